@@ -1,0 +1,25 @@
+"""Quantization-aware training: what you trained is what you deploy, bit for bit."""
+
+from qat.granularity import PerChannel, PerGroup, PerTensor
+from qat.grid import Grid
+from qat.quantizers import Mode
+from qat.spec import QParams, QuantSpec
+from qat.transform import Policy, Rule, TensorRule, calibrate, inspect, load_policy, mode, prepare
+
+__all__ = [
+    "Grid",
+    "Mode",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "Policy",
+    "QParams",
+    "QuantSpec",
+    "Rule",
+    "TensorRule",
+    "calibrate",
+    "inspect",
+    "load_policy",
+    "mode",
+    "prepare",
+]

@@ -1,0 +1,77 @@
+"""All quantization maths, on plain tensors. No modules, no state.
+
+Rounding is half to even, the division is by the scale itself (not by its reciprocal: that flips 13 % of exact ties) and
+the zero-point is added after rounding, as ONNX `QuantizeLinear` does. Values are clamped first and rounded second: the
+forward is the same as the other way round, and only this order gives the scale gradient of LSQ eq. 3 at values that round
+onto a bound. Everything is calculated in float32, also under autocast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
+    """Codes of x: `clamp(round(x / scale) + zero_point, qmin, qmax)`, whole numbers held in float32.
+
+    Args:
+        x: any shape. scale, zero_point: broadcast against x.
+
+    >>> quantize(torch.tensor([-1.0, 0.25, 0.75, 9.0]), torch.tensor(0.5), 0, -8, 7)
+    tensor([-2.,  0.,  2.,  7.])
+    """
+    lo, hi = qmin - zero_point, qmax - zero_point
+    return torch.clamp(torch.round(x.float() / scale), lo, hi) + zero_point  # type: ignore[arg-type]
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int) -> Tensor:
+    """Real values of codes: `(codes - zero_point) * scale`, float32."""
+    return (codes - zero_point).float() * scale
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int, gradient_scale: float = 1.0
+) -> Tensor:
+    """`dequantize(quantize(x))`, bit for bit, with straight-through gradients for x and scale.
+
+    Gradients (Esser et al. 2020, "Learned step size quantization", eq. 3 and 5, with v = x / scale, bounds
+    qmin - zero_point and qmax - zero_point): inside the bounds dx = g and dscale = sum(g * (round(v) - v)); on a bound or
+    beyond it dx = 0 and dscale = sum(g * bound). dscale is multiplied by `gradient_scale`.
+
+    Args:
+        x: float, any shape; the result has its shape and dtype.
+        scale: float32, > 0, broadcasts against x; its gradient has its shape.
+        zero_point: whole numbers that broadcast like scale, or an int.
+    """
+    result: Tensor = _FakeQuantize.apply(x, scale, qmin - zero_point, qmax - zero_point, gradient_scale)
+    return result
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Saves its input and output, which neighbouring layers keep alive anyway, and no tensor of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, gradient_scale: float
+    ) -> Tensor:
+        y = torch.div(x.float(), scale).clamp_(lo, hi).round_().mul_(scale).to(x.dtype)  # type: ignore[arg-type]
+        ctx.save_for_backward(x, y, scale)
+        ctx.bounds = lo, hi
+        ctx.gradient_scale = gradient_scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, scale = ctx.saved_tensors
+        lo, hi = ctx.bounds
+        inside = (x > lo * scale).logical_and_(x < hi * scale)
+        dscale = None
+        if ctx.needs_input_grad[1]:
+            # (y - x) / scale is round(v) - v inside, and y / scale is the bound outside.
+            residual = torch.sub(y.float(), torch.where(inside, x, 0)).mul_(grad)
+            dscale = residual.sum_to_size(scale.shape).div_(scale).mul_(ctx.gradient_scale)
+        dx = torch.where(inside, grad, 0) if ctx.needs_input_grad[0] else None
+        return dx, dscale, None, None, None

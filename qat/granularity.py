@@ -1,0 +1,103 @@
+"""Which elements share one scale and zero-point: the only place that knows axes.
+
+A granularity turns a tensor into something that its qparams, a vector of shape (n_qparams,), broadcast against:
+`view(x)` reshapes the tensor and `shaped(p, shape)` reshapes the vector. `rows(x)` is the same grouping for observers.
+
+| granularity | x          | n_qparams | view(x)        | shaped(p)    |
+|-------------|------------|-----------|----------------|--------------|
+| PerTensor() | [N, C, H]  | 1         | [N, C, H]      | []           |
+| PerChannel()| [O, I, K]  | O         | [O, I, K]      | [O, 1, 1]    |
+| PerGroup(g) | [O, I, K]  | O*I*K/g   | [O*I*K/g, g]   | [O*I*K/g, 1] |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole tensor."""
+
+    def n_qparams(self, shape: tuple[int, ...]) -> int:
+        """Always 1."""
+        return 1
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[...] -> [1, elements]."""
+        return x.reshape(1, -1)
+
+    def view(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def shaped(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[1] -> []."""
+        return p.reshape(())
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale for each index of `axis` (0: the output channels of a Conv or Linear weight)."""
+
+    axis: int = 0
+
+    def n_qparams(self, shape: tuple[int, ...]) -> int:
+        """The length of `axis`."""
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(f"per_channel axis={self.axis} does not exist in a tensor of shape {shape}.")
+        return shape[self.axis]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[..., C, ...] -> [C, elements]."""
+        return x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
+
+    def view(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def shaped(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[C] -> [1, .., C, .., 1]."""
+        axis = self.axis % len(shape)
+        return p.reshape(-1, *[1] * (len(shape) - axis - 1))
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale for each run of `size` consecutive weights of one output channel (inputs, then kernel positions)."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"group_size={self.size!r} is no group: write a positive whole number such as 32.")
+
+    def n_qparams(self, shape: tuple[int, ...]) -> int:
+        """Number of groups; a group never crosses an output channel."""
+        row = prod(shape[1:])
+        if len(shape) < 2 or row % self.size:
+            divisors = [d for d in range(1, row + 1) if row % d == 0]
+            nearest = min(divisors, key=lambda d: abs(d - self.size))
+            raise ValueError(
+                f"group_size={self.size} does not divide the {row} weights of each output channel of a weight of shape "
+                f"{tuple(shape)}: write a rule for this layer with group_size={nearest} or granularity=per_channel."
+            )
+        return shape[0] * row // self.size
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[O, ...] -> [groups, size]."""
+        return x.reshape(-1, self.size)
+
+    def view(self, x: Tensor) -> Tensor:
+        """[O, ...] -> [groups, size]."""
+        return x.reshape(-1, self.size)
+
+    def shaped(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[groups] -> [groups, 1]."""
+        return p.reshape(-1, 1)
+
+
+Granularity = PerTensor | PerChannel | PerGroup

@@ -1,0 +1,35 @@
+"""The full range of the data."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from qat.observers.base import Observer
+
+
+class MinMax(Observer):
+    """lo and hi are the smallest and largest value seen. Independent of the order of the data."""
+
+    lo: Tensor | None
+    hi: Tensor | None
+
+    def reset(self) -> None:
+        self.lo = self.hi = None
+
+    def update(self, x: Tensor) -> None:
+        lo, hi = torch.aminmax(x.float(), dim=1)
+        self._widen(lo, hi)
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        return self._seen(self.lo), self._seen(self.hi)
+
+    def merge(self, other: Self) -> None:
+        if other.lo is not None and other.hi is not None:
+            self._widen(other.lo, other.hi)
+
+    def _widen(self, lo: Tensor, hi: Tensor) -> None:
+        self.lo = lo if self.lo is None else torch.minimum(self.lo, lo)
+        self.hi = hi if self.hi is None else torch.maximum(self.hi, hi)

@@ -1,0 +1,30 @@
+"""The range without its rarest values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat.observers.histogram import Histogram
+from qat.spec import QuantSpec
+
+
+class Percentile(Histogram):
+    """Leaves (100 - percentile) / 2 percent of the values out on each side; on an unsigned grid all of it on top."""
+
+    def __init__(self, spec: QuantSpec, percentile: float = 99.99) -> None:
+        if not 50.0 < percentile <= 100.0:
+            raise ValueError(f"percentile={percentile!r} must lie in (50, 100]: write for example 99.99.")
+        self.percentile = percentile
+        super().__init__(spec)
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        counts, reach = self._seen(self.counts), self._seen(self.reach)
+        least, most = super().range()
+        outside = (1.0 - self.percentile / 100.0) / (2.0 if self.spec.grid.signed else 1.0)
+        below = counts.cumsum(dim=1) / counts.sum(dim=1, keepdim=True)
+        width = 2 * reach / self.BINS
+        first = torch.searchsorted(below, torch.full_like(below[:, :1], outside), right=True).squeeze(1)
+        last = torch.searchsorted(below, torch.full_like(below[:, :1], 1.0 - outside)).squeeze(1)
+        lo, hi = first * width - reach, (last + 1) * width - reach
+        return torch.maximum(lo, least), torch.minimum(hi, most)

@@ -1,0 +1,114 @@
+"""What every quantizer is: a spec, a range that was observed or learned, and a mode."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.functional import quantize
+from qat.observers import MinMax, Observer
+from qat.spec import QParams, QuantSpec
+
+
+class Mode(Enum):
+    """What quantizers do with the tensors that pass through them."""
+
+    OFF = "off"
+    """Nothing: the network computes in float."""
+    OBSERVE = "observe"
+    """Pass the tensor on unchanged and show it to the observer."""
+    QUANTIZE = "quantize"
+    """Round the tensor to its grid."""
+
+
+class Quantizer(nn.Module):
+    """Rounds one tensor to the grid of its spec. Subclasses say how scale and rounding learn.
+
+    Every parameter and buffer has its final shape from the start, so optimizers, checkpoints, EMA and DDP see all of it
+    before any data does. `initialized`, a buffer, travels with the checkpoint: a restored range is never observed again.
+
+    Args:
+        spec: grid, granularity and symmetry.
+        shape: shape of the tensor; needed per channel and per group, where it decides the number of scales.
+        observer: gives the first range. Default: MinMax(spec).
+    """
+
+    initialized: Tensor
+    zero_point: Tensor
+
+    def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.observer = observer if observer is not None else MinMax(spec)
+        self.mode = Mode.QUANTIZE
+        self.label = ""
+        self.n_qparams = spec.granularity.n_qparams(shape)
+        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("zero_point", torch.zeros(self.n_qparams, dtype=torch.int32))
+        self.ready = False
+
+    @abstractmethod
+    def qparams(self) -> QParams:
+        """The scale and zero-point in force, each (n_qparams,), detached."""
+
+    @abstractmethod
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """x rounded to the grid, with this quantizer's gradients. Same shape and dtype as x."""
+
+    @abstractmethod
+    def _store(self, qparams: QParams) -> None:
+        """Keep an observed scale, in place."""
+
+    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        """Start from the real range [lo, hi], each (n_qparams,). In place; marks the quantizer initialized."""
+        qparams = self.spec.qparams(lo, hi)
+        with torch.no_grad():
+            self.zero_point.copy_(qparams.zero_point)
+            self._store(qparams)
+            self.initialized.fill_(True)
+        self.ready = True
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Integer codes of x, float32, same shape."""
+        scale, zero_point = self.qparams()
+        grid, granularity = self.spec.grid, self.spec.granularity
+        view = granularity.view(x)
+        scale, zero_point = (granularity.shaped(p, tuple(x.shape)) for p in (scale, zero_point))
+        return quantize(view, scale, zero_point, grid.qmin, grid.qmax).reshape(x.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x in mode OFF and OBSERVE, fake-quantized x in mode QUANTIZE.
+
+        Raises:
+            RuntimeError: mode QUANTIZE before a range was set, observed or loaded.
+        """
+        if self.mode is Mode.QUANTIZE:
+            if not self.ready:
+                raise RuntimeError(
+                    f"quantizer {self.label!r} has no range yet: call qat.calibrate(model, batches) or load a checkpoint "
+                    "of the prepared model first."
+                )
+            return self.fake_quantize(x)
+        if self.mode is Mode.OBSERVE and not self.ready:
+            self.observer.update(self.spec.granularity.rows(x.detach()))
+        return x
+
+    def finish_observing(self) -> None:
+        """Set the range that the observer found, and forget the data."""
+        if not self.ready:
+            self.set_range(*self.observer.range())
+            self.observer.reset()
+
+    def extra_repr(self) -> str:
+        grid = self.spec.grid
+        sign = "int" if grid.signed else "uint"
+        return f"{sign}{grid.bits}, {self.n_qparams} scale{'s' if self.n_qparams > 1 else ''}, ready={self.ready}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if prefix + "initialized" in state_dict:
+            self.ready = bool(self.initialized)

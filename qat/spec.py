@@ -1,0 +1,66 @@
+"""The contract of one quantized tensor, and the only place where a range becomes (scale, zero_point)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qat.granularity import Granularity, PerTensor
+from qat.grid import Grid
+
+SMALLEST_SCALE = 2.0**-60
+"""No scale is below this: x / scale stays finite in float32 for every |x| < 2**67."""
+
+
+class QParams(NamedTuple):
+    """scale: float32 (n_qparams,), > 0, the real size of one step. zero_point: int32 (n_qparams,), the code of 0.0."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """Grid, granularity and symmetry of one tensor. PTQ, QAT and export share it, so they cannot drift apart.
+
+    >>> spec = QuantSpec(Grid(8, narrow=True))
+    >>> spec.qparams(torch.tensor([-1.0]), torch.tensor([127.0]))
+    QParams(scale=tensor([1.]), zero_point=tensor([0], dtype=torch.int32))
+    """
+
+    grid: Grid
+    granularity: Granularity = field(default_factory=PerTensor)
+    symmetric: bool = True
+
+    def qparams(self, lo: Tensor, hi: Tensor) -> QParams:
+        """Scale and zero-point that cover the real range [lo, hi], widened to contain 0.0.
+
+        Symmetric: scale = max(|lo|, |hi|) / qmax and zero_point 0 (an unsigned grid covers [0, hi]). Affine:
+        scale = (hi - lo) / (qmax - qmin), zero_point rounded half to even. An empty range (a dead channel) borrows the
+        largest scale of its tensor, so that it can come back to life.
+
+        Args:
+            lo, hi: float32 (n_qparams,).
+
+        Raises:
+            ValueError: a bound is NaN or infinite.
+        """
+        if not bool(torch.isfinite(lo).all() and torch.isfinite(hi).all()):
+            raise ValueError(
+                f"the range [{lo.tolist()}, {hi.tolist()}] is not finite: look for NaN in weights or data."
+            )
+        lo, hi = lo.float().clamp(max=0.0), hi.float().clamp(min=0.0)
+        qmin, qmax = self.grid.qmin, self.grid.qmax
+        if self.symmetric:
+            reach = torch.maximum(-lo, hi) if self.grid.signed else hi
+            scale = reach / qmax
+        else:
+            scale = (hi - lo) / (qmax - qmin)
+        largest = scale.max()
+        scale = torch.where(scale > 0, scale, torch.where(largest > 0, largest, torch.ones_like(largest)))
+        scale = scale.clamp(min=SMALLEST_SCALE)
+        zero_point = torch.zeros_like(scale) if self.symmetric else (qmin - torch.round(lo / scale)).clamp(qmin, qmax)
+        return QParams(scale, zero_point.to(torch.int32))

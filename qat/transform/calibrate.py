@@ -1,0 +1,74 @@
+"""Give quantizers their first range: values only, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.nn import as_quantized, is_quantized
+from qat.quantizers import Mode
+from qat.transform.mode import mode, quantizers
+
+
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object] | None = None
+) -> int:
+    """Run `batches` through the float network and set the range of every quantizer that has none yet. In place.
+
+    The network runs in evaluation mode without gradients (BatchNorm keeps its statistics), every quantizer sees float
+    tensors, and ranges that were calibrated, learned or loaded before stay. Training modes are restored.
+
+    Args:
+        model: a prepared module.
+        batches: model inputs: a tensor, a tuple of arguments or a dict of keyword arguments each.
+        forward: how a batch goes through the model, where that is not `model(*batch)`.
+
+    Returns:
+        The number of quantizers that were set; 0 consumes no batch.
+
+    Raises:
+        ValueError: the model has no quantizers, or a quantizer saw no data (no batches, or a layer that never runs).
+    """
+    found = quantizers(model)
+    if not found:
+        raise ValueError("the model has no quantizers: call qat.prepare(model, policy) first and calibrate its result.")
+    waiting = {name: q for name, q in found.items() if not q.ready}
+    if not waiting:
+        return 0
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), mode(model, Mode.OBSERVE):
+            for module in filter(is_quantized, model.modules()):
+                layer = as_quantized(module)
+                if layer.weight_quantizer is not None:
+                    layer.weight_quantizer(layer.weight)
+            with mode_of_weights_off(model):
+                for batch in batches:
+                    (forward or _call)(model, batch)
+            for name, quantizer in waiting.items():
+                try:
+                    quantizer.finish_observing()
+                except RuntimeError as error:
+                    raise ValueError(f"quantizer {name!r} cannot be calibrated: {error}") from None
+    finally:
+        for module, was in training.items():
+            module.training = was
+    return len(waiting)
+
+
+def mode_of_weights_off(model: nn.Module) -> Any:
+    """A `with` in which weight quantizers do nothing: a weight is observed once, not once a batch."""
+    weights = nn.ModuleList(
+        q for m in model.modules() if is_quantized(m) and (q := as_quantized(m).weight_quantizer) is not None
+    )
+    return mode(weights, Mode.OFF)
+
+
+def _call(model: nn.Module, batch: Any) -> object:
+    if isinstance(batch, dict):
+        return model(**batch)
+    return model(batch) if isinstance(batch, Tensor) else model(*batch)

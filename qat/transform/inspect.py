@@ -1,0 +1,76 @@
+"""What was quantized, to what, and what stays float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from qat.granularity import PerChannel, PerGroup
+from qat.nn import LAYERS, as_quantized, is_quantized
+from qat.quantizers import Quantizer
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table. kind: "layer" (weight, input) or "site" (input). "float" where nothing is quantized."""
+
+    name: str
+    kind: str
+    operation: str
+    weight: str
+    activation: str
+
+
+@dataclass
+class Inspection:
+    """lines: every layer and site. float_edges: tensors and operations left in float. notes: sentences for people."""
+
+    lines: list[Line]
+    float_edges: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = [("name", "operation", "weight", "activation")]
+        rows += [(line.name, line.operation, line.weight, line.activation) for line in self.lines]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        stays = ", ".join(self.float_edges) or "nothing"
+        return "\n".join([text, f"stays in float: {stays}", *self.notes])
+
+
+def inspect(model: nn.Module) -> Inspection:
+    """The table of a prepared model; of any other model, everything is float."""
+    known = getattr(model, "_qat", None)
+    lines = []
+    for name, module in model.named_modules():
+        if is_quantized(module):
+            layer = as_quantized(module)
+            operation = type(module).__name__
+            weight, activation = describe(layer.weight_quantizer), describe(layer.input_quantizer)
+            lines.append(Line(name, "layer", operation, weight, activation if layer.input_quantizer else ""))
+        elif type(module) in LAYERS:
+            lines.append(Line(name, "layer", type(module).__name__, "float", ""))
+        elif isinstance(module, Quantizer) and name.startswith("sites."):
+            lines.append(Line(name.removeprefix("sites."), "site", "tensor", "", describe(module)))
+    return Inspection(lines, *((known["inspection"].float_edges, known["inspection"].notes) if known else ()))
+
+
+def describe(quantizer: Quantizer | None) -> str:
+    """A few words: "int4 per channel, LSQ".
+
+    >>> describe(None)
+    'float'
+    """
+    if quantizer is None:
+        return "float"
+    spec = quantizer.spec
+    match spec.granularity:
+        case PerChannel():
+            where = "per channel"
+        case PerGroup(size):
+            where = f"per group of {size}"
+        case _:
+            where = "per tensor"
+    shape = "" if spec.symmetric else " affine"
+    return f"{'int' if spec.grid.signed else 'uint'}{spec.grid.bits} {where}{shape}, {type(quantizer).__name__}"

@@ -1,0 +1,32 @@
+"""One switch for all quantizers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from qat.quantizers import Mode, Quantizer
+
+
+def quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """All quantizers of a model by module name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, Quantizer)}
+
+
+@contextmanager
+def mode(model: nn.Module, to: Mode) -> Iterator[None]:
+    """Inside the `with`, every quantizer is in mode `to`; afterwards, also after an exception, each is as it was.
+
+    >>> with mode(nn.Linear(2, 2), Mode.OFF):
+    ...     pass
+    """
+    before = {quantizer: quantizer.mode for quantizer in quantizers(model).values()}
+    for quantizer in before:
+        quantizer.mode = to
+    try:
+        yield
+    finally:
+        for quantizer, was in before.items():
+            quantizer.mode = was

@@ -1,0 +1,264 @@
+"""Where quantization goes: named, ordered rules, from Python, a preset's name or YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qat.granularity import Granularity, PerChannel, PerGroup, PerTensor
+from qat.grid import Grid
+from qat.observers import Observer
+from qat.quantizers import Quantizer
+from qat.spec import QuantSpec
+
+Part = str | Mapping[str, Any]
+"""A class and its options: "LSQ", "my.module.MyQuantizer" or {"_target_": "Percentile", "percentile": 99.9}."""
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """How one tensor is quantized.
+
+    bits: width of the codes, 2..8. granularity: per_tensor, per_channel (output channels of a weight) or per_group (runs
+    of `group_size` weights of one output channel). symmetric: zero is code 0. narrow: drop the lowest code. signed: None
+    reads it from the graph (after ReLU: unsigned). quantizer, observer: a `Part`.
+    """
+
+    bits: int
+    granularity: str = "per_tensor"
+    group_size: int | None = None
+    symmetric: bool = True
+    narrow: bool = False
+    signed: bool | None = None
+    quantizer: Part = "LSQ"
+    observer: Part = "MSE"
+
+    def __post_init__(self) -> None:
+        Grid(self.bits)
+        if self.granularity not in ("per_tensor", "per_channel", "per_group"):
+            raise ValueError(
+                f"granularity={self.granularity!r} does not exist: write per_tensor, per_channel or per_group."
+            )
+        if (self.granularity == "per_group") != (self.group_size is not None):
+            raise ValueError(
+                f"granularity={self.granularity} with group_size={self.group_size}: per_group needs a group_size such as 32, "
+                "the others take none."
+            )
+        _resolve(self.quantizer, "qat.quantizers", Quantizer)
+        _resolve(self.observer, "qat.observers", Observer)
+
+    def spec(self, signed: bool = True) -> QuantSpec:
+        """The QuantSpec; `signed` is what the graph says, used where this rule leaves it open. Affine grids are unsigned."""
+        if not self.symmetric:
+            return QuantSpec(Grid(self.bits, signed=False, narrow=self.narrow), self._granularity(), symmetric=False)
+        signed = signed if self.signed is None else self.signed
+        return QuantSpec(Grid(self.bits, signed, self.narrow and signed), self._granularity())
+
+    def build(self, shape: tuple[int, ...] = (), signed: bool = True) -> Quantizer:
+        """A new quantizer for a tensor of this shape (() for an activation)."""
+        spec = self.spec(signed)
+        make_observer, observer_options = _resolve(self.observer, "qat.observers", Observer)
+        make_quantizer, quantizer_options = _resolve(self.quantizer, "qat.quantizers", Quantizer)
+        observer = make_observer(spec, **observer_options)
+        quantizer: Quantizer = make_quantizer(spec, shape, observer, **quantizer_options)
+        return quantizer
+
+    def _granularity(self) -> Granularity:
+        if self.group_size is not None:
+            return PerGroup(self.group_size)
+        return PerChannel() if self.granularity == "per_channel" else PerTensor()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which layers, and what their weight and their input become; None leaves the tensor in float.
+
+    match: a glob on layer names ("layer1.*"), a type ("type:Linear"), "first" or "last" (of the quantizable layers, in the
+    order in which they run).
+    """
+
+    match: str
+    weight: TensorRule | None
+    activation: TensorRule | None
+
+    def matches(self, name: str, kind: str, position: int, count: int) -> bool:
+        """Whether the layer `name` of type `kind`, number `position` of `count`, is meant."""
+        if self.match in ("first", "last"):
+            return position == (0 if self.match == "first" else count - 1)
+        if self.match.startswith("type:"):
+            return kind == self.match.removeprefix("type:")
+        return fnmatchcase(name, self.match)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Named, ordered rules: for each layer the last rule that matches decides, as a whole.
+
+    residual_bits: width of tensors that flow through adds, concatenations and pools. A tensor that feeds such an operation
+    and a layer of fewer bits is quantized to residual_bits and requantized in front of the layer. None: the bits of the
+    first rule's activation.
+
+    >>> policy = load_policy("w4a4")
+    >>> list(policy.rules), policy.rules["all"].weight.bits, policy.rules["last"].weight.bits, policy.residual_bits
+    (['all', 'first', 'last'], 4, 8, 8)
+    """
+
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    residual_bits: int | None = 8
+    name: str = "custom"
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise ValueError("a policy without rules quantizes nothing: name a preset such as w4a8, or write rules.")
+        if self.residual_bits is not None:
+            Grid(self.residual_bits)
+
+    def assign(self, layers: Sequence[tuple[str, str]]) -> dict[str, Rule]:
+        """The rule of each layer. layers: (name, type name) in the order in which they run. Layers without one stay float.
+
+        Raises:
+            ValueError: a rule matches no layer.
+        """
+        assigned: dict[str, Rule] = {}
+        for rule_name, rule in self.rules.items():
+            hits = [n for i, (n, kind) in enumerate(layers) if rule.matches(n, kind, i, len(layers))]
+            if not hits:
+                names = ", ".join(n for n, _ in layers) or "none at all"
+                raise ValueError(
+                    f"rule {rule_name!r} with match={rule.match!r} matches no layer; quantizable layers: {names}."
+                )
+            assigned.update(dict.fromkeys(hits, rule))
+        return assigned
+
+    def stream(self) -> TensorRule | None:
+        """How tensors between layers (adds, concatenations, pools) are quantized; None: in float."""
+        activation = next(iter(self.rules.values())).activation
+        if activation is None or self.residual_bits is None:
+            return activation
+        return replace(activation, bits=self.residual_bits)
+
+    def with_parts(self, quantizer: Part, observer: Part) -> Policy:
+        """The same policy with another quantizer and observer everywhere: how PTQ baselines are made."""
+
+        def swap(tensor: TensorRule | None) -> TensorRule | None:
+            return None if tensor is None else replace(tensor, quantizer=quantizer, observer=observer)
+
+        rules = {n: replace(r, weight=swap(r.weight), activation=swap(r.activation)) for n, r in self.rules.items()}
+        return replace(self, rules=rules)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for checkpoints and YAML; `load_policy` reads it back."""
+        return dataclasses.asdict(self)
+
+
+def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: Any) -> Policy:
+    """A policy from a preset's name ("w4a8": any w<bits>a<bits>), the path of a YAML file, or its content.
+
+    Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
+    no rules for the first and last layer), `weight` and `activation` (fields for every rule: quantizer, observer,
+    granularity, ...), `name`. Rules beside a preset come after it; a null rule removes the preset's rule of that name.
+
+    Raises:
+        ValueError: unknown preset, key or field, or an impossible value. FileNotFoundError: no such YAML file.
+    """
+    if isinstance(source, Policy):
+        return replace(source, **overrides)
+    if isinstance(source, Mapping):
+        content = dict(source)
+    elif re.fullmatch(r"w\d+a\d+", str(source)):
+        content = {"preset": str(source)}
+    elif Path(source).suffix in (".yaml", ".yml"):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"policy file {source} does not exist.")
+        content = yaml.safe_load(Path(source).read_text()) or {}
+    else:
+        raise ValueError(
+            f"policy {str(source)!r} is neither a preset (such as w8a8, w4a8, w4a4, w2a2) nor a .yaml file."
+        )
+    return _from_content(content | overrides)
+
+
+def _from_content(content: Mapping[str, Any]) -> Policy:
+    keys = ("preset", "rules", "residual_bits", "first_last_bits", "weight", "activation", "name")
+    _check_keys(content, keys, "a policy")
+    defaults = {
+        "weight": {"granularity": "per_channel", "narrow": True} | dict(content.get("weight") or {}),
+        "activation": dict(content.get("activation") or {}),
+    }
+    rules: dict[str, Any] = {}
+    preset = content.get("preset")
+    if preset is not None:
+        found = re.fullmatch(r"w(\d+)a(\d+)", str(preset))
+        if not found:
+            raise ValueError(f"preset={preset!r} does not exist: write w<bits>a<bits>, for example w4a8.")
+        weight_bits, activation_bits = int(found[1]), int(found[2])
+        rules["all"] = {"match": "*", "weight": {"bits": weight_bits}, "activation": {"bits": activation_bits}}
+        ends = content.get("first_last_bits", 8)
+        if ends is not None:
+            for end in ("first", "last"):
+                rules[end] = {"match": end, "weight": {"bits": ends}, "activation": {"bits": ends}}
+    for name, rule in (content.get("rules") or {}).items():
+        rules[name] = rule
+    return Policy(
+        rules={n: _rule(n, r, defaults) for n, r in rules.items() if r is not None},
+        residual_bits=content.get("residual_bits", 8),
+        name=str(content.get("name") or preset or "custom"),
+    )
+
+
+def _rule(name: str, content: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> Rule:
+    _check_keys(content, ("match", "weight", "activation"), f"rule {name!r}")
+    if "match" not in content:
+        raise ValueError(f"rule {name!r} does not say which layers: add match, for example match: 'layer1.*'.")
+    return Rule(str(content["match"]), *(_tensor_rule(name, k, content.get(k), defaults[k]) for k in defaults))
+
+
+def _tensor_rule(
+    rule: str, kind: str, fields: Mapping[str, Any] | None, defaults: Mapping[str, Any]
+) -> TensorRule | None:
+    if fields is None:
+        return None
+    names = [f.name for f in dataclasses.fields(TensorRule)]
+    _check_keys(fields, names, f"{kind} of rule {rule!r}")
+    merged = {**defaults, **fields}
+    _check_keys(merged, names, kind)
+    if "bits" not in merged:
+        raise ValueError(f"{kind} of rule {rule!r} has no bits: write for example bits: 8.")
+    try:
+        return TensorRule(**merged)
+    except ValueError as error:
+        raise ValueError(f"{kind} of rule {rule!r}: {error}") from None
+
+
+def _check_keys(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
+            raise ValueError(f"{key!r} is no key of {where}; {hint}")
+
+
+def _resolve(part: Part, package: str, base: type) -> tuple[Any, dict[str, Any]]:
+    """The class that a part names, and its options. Only subclasses of `base` are accepted."""
+    options = {} if isinstance(part, str) else dict(part)
+    name = part if isinstance(part, str) else str(options.pop("_target_", ""))
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module or package), attribute, None)
+    except ImportError:
+        found = None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        known = ", ".join(importlib.import_module(package).__all__)
+        raise ValueError(
+            f"{name!r} is no {base.__name__.lower()}: write one of {known}, or the import path of your own class."
+        )
+    return found, options

@@ -1,0 +1,143 @@
+"""Insert quantizers: structure only, no values."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from qat.nn import LAYERS, quantized
+from qat.quantizers import Mode, Quantizer
+from qat.transform.capture import CannotCapture, capture, install
+from qat.transform.inspect import inspect
+from qat.transform.mode import mode
+from qat.transform.plan import Plan, plan
+from qat.transform.policy import Policy, TensorRule, load_policy
+
+Example = Tensor | tuple[Any, ...]
+
+
+def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | None = None) -> nn.Module:
+    """A copy of `model` with quantizers where `policy` wants them. The model handed in is not changed.
+
+    The graph is captured with torch.fx; a model that cannot be traced gets quantized layers that own an input quantizer
+    instead, and `qat.inspect(prepared)` says so. Every float parameter keeps its name. BatchNorm stays a module. The new
+    quantizers have no range yet: call `qat.calibrate(prepared, batches)` next.
+
+    Args:
+        model: any module. policy: a Policy, a preset's name or a YAML path.
+        example_inputs: a tensor, or a tuple of arguments. With it, the copy is run once in float and must give exactly what
+            the model gives.
+
+    Raises:
+        ValueError: a rule matches no layer, nothing can be quantized, or the copy computes something else.
+    """
+    prepared = copy.deepcopy(model)
+    prepare_(prepared, load_policy(policy))
+    if example_inputs is not None:
+        _check_same(model, prepared, example_inputs)
+    return prepared
+
+
+def prepare_(model: nn.Module, policy: Policy) -> None:
+    """`prepare`, in place. A model that is already prepared is left as it is."""
+    if is_prepared(model):
+        return
+    try:
+        graph = capture(model)
+    except CannotCapture as reason:
+        _swap_layers(model, policy)
+        inspection = inspect(model)
+        inspection.notes.append(
+            f"{reason}; layers own their input quantizers, everything between layers stays in float."
+        )
+    else:
+        decided = plan(model, graph, policy)
+        _insert(model, graph, decided)
+        inspection = inspect(model)
+        inspection.float_edges = decided.float_edges
+    model._qat = {"policy": policy, "inspection": inspection}  # type: ignore[assignment]
+
+
+def is_prepared(model: nn.Module) -> bool:
+    """Whether the model has quantizers."""
+    return any(isinstance(m, Quantizer) for m in model.modules())
+
+
+def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
+    """Rewrite the graph of `model` and its layers, in place."""
+    for name, rule in decided.layers.items():
+        _quantize_layer(model.get_submodule(name), name, rule.weight, None)
+    sites = nn.ModuleDict()
+    model.add_module("sites", sites)
+    for site in decided.sites:
+        quantizer = site.rule.build(signed=site.signed)
+        quantizer.label = site.name
+        if (parameter := next(model.parameters(), None)) is not None:
+            quantizer.to(parameter.device)
+        sites[site.name] = quantizer
+    # A requantization reads its tensor after the 8-bit site, so it is placed first and rewired with the other users.
+    for site in sorted(decided.sites, key=lambda site: not site.consumers):
+        with graph.inserting_after(site.node):
+            call = graph.call_module(f"sites.{site.name}", (site.node,))
+        if site.consumers:
+            for consumer in site.consumers:
+                consumer.replace_input_with(site.node, call)
+        else:
+            for user in [u for u in site.node.users if u is not call]:
+                user.replace_input_with(site.node, call)
+    graph.lint()
+    install(model, graph)
+
+
+def _swap_layers(model: nn.Module, policy: Policy) -> None:
+    """Without a graph: every layer owns the quantizer of its input. In place."""
+    named = {name: type(m).__name__ for name, m in model.named_modules() if type(m) in LAYERS}
+    for name, rule in policy.assign(list(named.items())).items():
+        layer = model.get_submodule(name)
+        input_quantizer = rule.activation.build() if rule.activation else None
+        _quantize_layer(layer, name, rule.weight, input_quantizer)
+    if not is_prepared(model):
+        raise ValueError(
+            "the policy quantizes no layer: the model has no Conv1d, Conv2d or Linear, or no rule matches one."
+        )
+
+
+def _quantize_layer(layer: nn.Module, name: str, rule: TensorRule | None, input_quantizer: Quantizer | None) -> None:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    try:
+        weight_quantizer = rule.build(tuple(weight.shape)) if rule else None
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from None
+    for quantizer, suffix in ((weight_quantizer, "weight"), (input_quantizer, "input")):
+        if quantizer is not None:
+            quantizer.label = f"{name}.{suffix}"
+            quantizer.to(weight.device)
+    quantized(layer, weight_quantizer, input_quantizer)
+
+
+def _check_same(model: nn.Module, prepared: nn.Module, example: Example) -> None:
+    """The prepared copy, with quantizers off, must compute what the model computes."""
+    arguments = example if isinstance(example, tuple) else (example,)
+    outputs = []
+    for candidate in (model, prepared):
+        training = {m: m.training for m in candidate.modules()}
+        candidate.eval()
+        try:
+            with torch.no_grad(), mode(candidate, Mode.OFF):
+                outputs.append(tree_leaves(candidate(*arguments)))
+        finally:
+            for module, was in training.items():
+                module.training = was
+    same = len(outputs[0]) == len(outputs[1]) and all(
+        torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(*outputs, strict=True)
+    )
+    if not same:
+        raise ValueError(
+            f"the captured graph of {type(model).__name__} does not compute what its forward computes on the example inputs: "
+            "its forward depends on values; move such branches out of forward, or prepare its submodules one by one."
+        )
