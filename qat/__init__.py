@@ -1,7 +1,9 @@
 """Quantization-aware training: what you trained is what you deploy, bit for bit."""
 
+from qat.export import Verification, export_onnx, verify
 from qat.granularity import PerChannel, PerGroup, PerTensor
 from qat.grid import Grid
+from qat.integer import convert
 from qat.quantizers import Mode
 from qat.spec import QParams, QuantSpec
 from qat.transform import Policy, Rule, TensorRule, calibrate, inspect, load_policy, mode, prepare
@@ -17,9 +19,13 @@ __all__ = [
     "QuantSpec",
     "Rule",
     "TensorRule",
+    "Verification",
     "calibrate",
+    "convert",
+    "export_onnx",
     "inspect",
     "load_policy",
     "mode",
     "prepare",
+    "verify",
 ]

@@ -70,6 +70,8 @@ class _FakeQuantize(torch.autograd.Function):
         inside = (x > lo * scale).logical_and_(x < hi * scale)
         dscale = None
         if ctx.needs_input_grad[1]:
+            if y.element_size() < 4:  # half precision: y was rounded a second time
+                y = torch.div(x.float(), scale).clamp_(lo, hi).round_().mul_(scale)
             # (y - x) / scale is round(v) - v inside, and y / scale is the bound outside.
             residual = torch.sub(y.float(), torch.where(inside, x, 0)).mul_(grad)
             dscale = residual.sum_to_size(scale.shape).div_(scale).mul_(ctx.gradient_scale)

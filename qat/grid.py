@@ -27,9 +27,9 @@ class Grid:
     def __post_init__(self) -> None:
         lowest = 2 if self.signed else 1
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not lowest <= self.bits <= 8:
-            kind = "signed" if self.signed else "unsigned"
+            kind = "a signed" if self.signed else "an unsigned"
             raise ValueError(
-                f"bits={self.bits!r} is no width for a {kind} grid: write a whole number from {lowest} to 8, "
+                f"bits={self.bits!r} is no width for {kind} grid: write a whole number from {lowest} to 8, "
                 "or null to leave the tensor in float."
             )
 

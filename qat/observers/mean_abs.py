@@ -8,12 +8,22 @@ import torch
 from torch import Tensor
 
 from qat.observers.base import Observer
+from qat.spec import QuantSpec
 
 
 class MeanAbs(Observer):
-    """The range whose scale is 2 * mean(|x|) / sqrt(qmax) (Esser et al. 2020, section 2.1). Order-independent."""
+    """The range whose scale is 2 * mean(|x|) / sqrt(qmax) (Esser et al. 2020, section 2.1). Order-independent.
+
+    Raises:
+        ValueError: an affine spec, for which this is no range: every negative value would be clipped.
+    """
 
     total: Tensor | None
+
+    def __init__(self, spec: QuantSpec) -> None:
+        if not spec.symmetric:
+            raise ValueError("MeanAbs gives a scale and no zero-point: write symmetric: true, or another observer.")
+        super().__init__(spec)
 
     def reset(self) -> None:
         self.total = None

@@ -28,7 +28,7 @@ class MSE(Histogram):
     def range(self) -> tuple[Tensor, Tensor]:
         lo, hi = super().range()
         if self.spec.symmetric:
-            reach = torch.maximum(-lo, hi).clamp(min=0.0)
+            reach = (torch.maximum(-lo, hi) if self.spec.grid.signed else hi).clamp(min=0.0)
             best = self._best(lambda f: (-reach * f, reach * f))
             return -reach * best, reach * best
         lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)

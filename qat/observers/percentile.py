@@ -10,7 +10,7 @@ from qat.spec import QuantSpec
 
 
 class Percentile(Histogram):
-    """Leaves (100 - percentile) / 2 percent of the values out on each side; on an unsigned grid all of it on top."""
+    """Leaves (100 - percentile) / 2 percent of the values out on each side; all of it on top where the grid starts at 0."""
 
     def __init__(self, spec: QuantSpec, percentile: float = 99.99) -> None:
         if not 50.0 < percentile <= 100.0:
@@ -21,8 +21,9 @@ class Percentile(Histogram):
     def range(self) -> tuple[Tensor, Tensor]:
         counts, reach = self._seen(self.counts), self._seen(self.reach)
         least, most = super().range()
-        outside = (1.0 - self.percentile / 100.0) / (2.0 if self.spec.grid.signed else 1.0)
-        below = counts.cumsum(dim=1) / counts.sum(dim=1, keepdim=True)
+        from_zero = self.spec.symmetric and not self.spec.grid.signed
+        outside = (1.0 - self.percentile / 100.0) / (1.0 if from_zero else 2.0)
+        below = counts.double().cumsum(dim=1) / counts.sum(dim=1, keepdim=True)
         width = 2 * reach / self.BINS
         first = torch.searchsorted(below, torch.full_like(below[:, :1], outside), right=True).squeeze(1)
         last = torch.searchsorted(below, torch.full_like(below[:, :1], 1.0 - outside)).squeeze(1)

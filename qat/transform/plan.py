@@ -235,7 +235,9 @@ def _nonnegative(model: nn.Module, node: fx.Node, kinds: Mapping[fx.Node, Kind])
 
 
 def _site_name(node: fx.Node, kinds: Mapping[fx.Node, Kind]) -> str:
-    """Named after the layer that starts the fused operation: layer1_0_conv1; inputs after their argument."""
+    """Named after the layer that starts the fused operation: layer1_0_conv1; inputs after their argument: x_input."""
+    if kinds[node] is Kind.INPUT:
+        return f"{node.target}_input"
     head = _head(node, kinds)
     stack = head.meta.get("nn_module_stack") or {}
     owner = str(next(reversed(stack))).partition("@")[0] if stack and head.op != "call_module" else ""

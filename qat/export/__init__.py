@@ -1,0 +1,8 @@
+"""One file per target; each target can be written and run. The only floor that knows ONNX."""
+
+from qat.export.float_onnx import export_float_onnx
+from qat.export.onnx import export_onnx
+from qat.export.runtime import OnnxRuntimeNetwork, latency, operators
+from qat.export.verify import Verification, verify
+
+__all__ = ["OnnxRuntimeNetwork", "Verification", "export_float_onnx", "export_onnx", "latency", "operators", "verify"]

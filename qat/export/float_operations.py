@@ -1,0 +1,97 @@
+"""ONNX forms of the operations that stay in float."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qat.export.graph import GraphWriter
+
+_ELEMENTWISE: dict[Any, str] = {
+    **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), "Relu"),
+    **dict.fromkeys((nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"), "Sigmoid"),
+    **dict.fromkeys((nn.Tanh, torch.tanh, "tanh"), "Tanh"),
+    **dict.fromkeys((nn.Hardswish, F.hardswish), "HardSwish"),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), "Add"),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul"), "Mul"),
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), "Identity"),
+}
+
+
+def write_float(
+    graph: GraphWriter,
+    operation: Any,
+    inputs: list[str],
+    name: str,
+    node: fx.Node | None = None,
+    weight: str | None = None,
+) -> str:
+    """Write a module or function in float; returns the name of its result.
+
+    Args:
+        operation: a module, a function or a method's name. node: its fx node, for functions. weight: the name of a weight
+            to use instead of the module's own.
+
+    Raises:
+        ValueError: no ONNX form is known here.
+    """
+    key = type(operation) if isinstance(operation, nn.Module) else operation
+    if key in _ELEMENTWISE and (node is None or len(inputs) == len(node.args)):
+        return graph.node(_ELEMENTWISE[key], inputs, name)
+    match operation:
+        case nn.ReLU6():
+            bounds = [graph.constant(np.array(b, dtype=np.float32)) for b in (0.0, 6.0)]
+            return graph.node("Clip", [*inputs, *bounds], name)
+        case nn.SiLU():
+            return graph.node("Mul", [inputs[0], graph.node("Sigmoid", inputs, f"{name}_gate")], name)
+        case nn.Hardsigmoid():
+            return graph.node("HardSigmoid", inputs, name, alpha=1 / 6, beta=0.5)
+        case nn.GELU():
+            return graph.node("Gelu", inputs, name, approximate=operation.approximate)
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            tensors = (operation.weight, operation.bias, operation.running_mean, operation.running_var)
+            names = [graph.constant(t.detach().numpy()) for t in tensors if t is not None]
+            if len(names) == 4:
+                return graph.node("BatchNormalization", [*inputs, *names], name, epsilon=operation.eps)
+        case nn.Conv1d() | nn.Conv2d() if not isinstance(operation.padding, str) and operation.padding_mode == "zeros":
+            return graph.node(
+                "Conv",
+                [*inputs, weight or graph.constant(operation.weight.detach().numpy()), *_bias(graph, operation.bias)],
+                name,
+                strides=list(operation.stride),
+                pads=[*operation.padding, *operation.padding],
+                dilations=list(operation.dilation),
+                group=operation.groups,
+                kernel_shape=list(operation.kernel_size),
+            )
+        case nn.Linear():
+            matrix = weight or graph.constant(operation.weight.detach().numpy())
+            turned = graph.node("Transpose", [matrix], f"{name}_turned", perm=[1, 0])
+            if operation.bias is None:
+                return graph.node("MatMul", [*inputs, turned], name)
+            product = graph.node("MatMul", [*inputs, turned], f"{name}_product")
+            return graph.node("Add", [product, *_bias(graph, operation.bias)], name)
+        case nn.AdaptiveAvgPool2d() if operation.output_size in (1, (1, 1)):
+            return graph.node("GlobalAveragePool", inputs, name)
+        case nn.MaxPool2d() | nn.AvgPool2d() if not operation.ceil_mode:
+            kernel, stride, padding = (
+                [v, v] if isinstance(v, int) else list(v)
+                for v in (operation.kernel_size, operation.stride, operation.padding)
+            )
+            kind, extra = (
+                ("MaxPool", {}) if isinstance(operation, nn.MaxPool2d) else ("AveragePool", {"count_include_pad": 1})
+            )
+            return graph.node(kind, inputs, name, kernel_shape=kernel, strides=stride, pads=padding * 2, **extra)
+    raise ValueError(
+        f"{getattr(key, '__name__', key)} ({name}) stays in float and has no ONNX form here: quantize the model without it, "
+        "or run the result of qat.convert in torch."
+    )
+
+
+def _bias(graph: GraphWriter, bias: torch.Tensor | None) -> list[str]:
+    return [] if bias is None else [graph.constant(bias.detach().numpy())]

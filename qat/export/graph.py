@@ -1,0 +1,86 @@
+"""Writing an ONNX graph: names, constants, packed integers, the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from qat.report.writing import write_atomically
+
+OPSET, IR = 21, 10
+"""The oldest that have INT4."""
+OPSET_INT2, IR_INT2 = 25, 12
+"""The oldest that have INT2; used only by files with 2-bit weights."""
+
+
+class GraphWriter:
+    """Collects nodes and constants; equal small constants are stored once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.has_int2 = False
+        self._known: dict[Any, str] = {}
+
+    def node(self, operation: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Add one node with one output; returns the output's name."""
+        self.nodes.append(helper.make_node(operation, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, value: NDArray[Any]) -> str:
+        """The name of a constant with this value and dtype."""
+        array = np.asarray(value)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._known:
+            self._known[key] = f"c{len(self.constants)}"
+            self.constants.append(onnx.numpy_helper.from_array(array, self._known[key]))
+        return self._known[key]
+
+    def integer_weight(self, codes: NDArray[np.int8], name: str) -> str:
+        """int8 weight codes, stored in 2 or 4 bits each where they fit; the runtime widens them once, when it loads."""
+        bits = next(b for b in (2, 4, 8) if codes.min() >= -(2 ** (b - 1)) and codes.max() < 2 ** (b - 1))
+        if bits == 8:
+            self.constants.append(onnx.numpy_helper.from_array(codes, name))
+            return name
+        kind = TensorProto.INT4 if bits == 4 else TensorProto.INT2
+        self.has_int2 |= bits == 2
+        packed = f"{name}_int{bits}"
+        self.constants.append(helper.make_tensor(packed, kind, codes.shape, pack(codes, bits), raw=True))
+        return self.node("Cast", [packed], name, to=TensorProto.INT8)
+
+    def save(
+        self,
+        path: Path,
+        inputs: list[onnx.ValueInfoProto],
+        outputs: list[onnx.ValueInfoProto],
+        metadata: dict[str, str],
+    ) -> None:
+        """Check the graph and write the file, whole or not at all."""
+        graph = helper.make_graph(self.nodes, "qat", inputs, outputs, self.constants)
+        opset, ir = (OPSET_INT2, IR_INT2) if self.has_int2 else (OPSET, IR)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir, producer_name="qat"
+        )
+        helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model)
+        write_atomically(path, model.SerializeToString())
+
+
+def pack(codes: NDArray[np.int8], bits: int) -> bytes:
+    """Two's complement codes of 2 or 4 bits, first code in the lowest bits of a byte (the layout of ONNX INT4 and INT2).
+
+    >>> pack(np.array([1, -1, 7], dtype=np.int8), 4).hex()
+    'f107'
+    >>> pack(np.array([1, 0, -1, -2, 1], dtype=np.int8), 2).hex()
+    'b101'
+    """
+    per_byte = 8 // bits
+    flat = codes.reshape(-1).view(np.uint8) & (2**bits - 1)
+    flat = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
+    shifts = np.arange(per_byte, dtype=np.uint8) * bits
+    return np.bitwise_or.reduce(flat << shifts, axis=1).astype(np.uint8).tobytes()

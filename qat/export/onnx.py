@@ -1,0 +1,329 @@
+"""The integer model as a QDQ ONNX file that ONNX Runtime turns into QLinearConv, QLinearAdd and QGemm.
+
+Around arithmetic the graph is DequantizeLinear - operation - QuantizeLinear, which the runtime fuses into one integer
+kernel. What only moves codes (max pooling, slicing, padding, reshaping) works on the uint8 tensors themselves. ReLU, ReLU6
+and grids below 8 bits are bounds on the codes: saturation where the bound is 0 or 255, otherwise a uint8 Clip, which,
+unlike a float Clip, leaves every fusion intact.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, fx, nn
+
+from qat.export.float_operations import write_float
+from qat.export.graph import GraphWriter
+from qat.integer import Codes, IntegerModel
+from qat.integer import modules as integer
+
+
+def export_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | Path) -> None:
+    """Write the integer model that `qat.convert` made to `path`, whole or not at all.
+
+    The first axis of every input and output is free (the batch). Inputs and outputs are float32. A site keeps its name as
+    the name of its uint8 tensor. Weight codes are stored in 8, 4 or 2 bits, as few as they need.
+
+    Raises:
+        ValueError: the model is not an integer model with a graph, or an operation has no ONNX form here (named).
+    """
+    if not isinstance(model, IntegerModel):
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported: pass the result of qat.convert(prepared); a model that torch.fx "
+            "cannot trace has no graph to write."
+        )
+    examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    _Exporter(model, examples).write(Path(path))
+
+
+class _Shapes(fx.Interpreter):
+    """The shape and dtype of every tensor in the graph for the example inputs."""
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__(model)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = tuple(result.shape)
+        return result
+
+
+class _Exporter:
+    def __init__(self, model: IntegerModel, examples: tuple[Tensor, ...]) -> None:
+        self.model, self.examples = model, examples
+        self.graph = GraphWriter()
+        self.names: dict[fx.Node, str] = {}
+        self.real: dict[tuple[str, Codes], str] = {}
+        shapes = _Shapes(model)
+        with torch.no_grad():
+            shapes.run(*examples)
+        self.shapes = shapes.shapes
+
+    def write(self, path: Path) -> None:
+        inputs, outputs = [], []
+        for node in self.model.graph.nodes:
+            if node.op == "placeholder":
+                if node not in self.shapes:
+                    raise ValueError(f"input {node.target!r} is no tensor in the example inputs: pass a tensor for it.")
+                self.names[node] = str(node.target)
+                inputs.append(self._tensor_info(str(node.target), node))
+            elif node.op == "output":
+                results = node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],)
+                for i, result in enumerate(results):
+                    assert isinstance(result, fx.Node)
+                    name = "output" if len(results) == 1 else f"output_{i}"
+                    self.graph.node("Identity", [self.names[result]], name)
+                    outputs.append(self._tensor_info(name, result))
+            elif node.op == "get_attr":
+                self.names[node] = self.graph.constant(getattr(self.model, str(node.target)).numpy())
+            elif any(user for user in node.users) and node in self.shapes:
+                self.names[node] = self._emit(node)
+        self._output_is_last_node()
+        self.graph.save(path, inputs, outputs, {"generator": "qat"})
+
+    def _output_is_last_node(self) -> None:
+        """Drop an Identity behind a node whose result nothing else reads: it would only cost a copy."""
+        for identity in [n for n in self.graph.nodes if n.op_type == "Identity"]:
+            readers = [n for n in self.graph.nodes if identity.input[0] in n.input]
+            producer = [n for n in self.graph.nodes if identity.input[0] in n.output]
+            if len(readers) == 1 and producer:
+                self.graph.nodes.remove(identity)
+                producer[0].output[0] = identity.output[0]
+
+    def _tensor_info(self, name: str, node: fx.Node) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *self.shapes[node][1:]])
+
+    def _emit(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            module = self.model.get_submodule(str(node.target))
+            writer = _WRITERS.get(type(module))
+            if writer is not None:
+                return writer(self, node, module)
+            return write_float(self.graph, module, [self.names[n] for n in node.all_input_nodes], _name(node))
+        if node.target in (torch.flatten, torch.reshape, "flatten", "view", "reshape"):
+            return self.reshape(self._input(node), self.shapes[node], _name(node))
+        if node.target in ("contiguous", "detach"):
+            return self._input(node)
+        if node.target is operator.getitem:
+            return self._slice(node)
+        if node.target in ("permute", "transpose", torch.permute):
+            return self._transpose(node)
+        return write_float(self.graph, node.target, [self.names[n] for n in node.all_input_nodes], _name(node), node)
+
+    def _input(self, node: fx.Node) -> str:
+        return self.names[node.all_input_nodes[0]]
+
+    # Codes and reals -------------------------------------------------------------------------------------------------
+
+    def dequantized(self, codes: str, grid: Codes) -> str:
+        """The float view of a uint8 tensor; one DequantizeLinear for all who read it."""
+        if (codes, grid) not in self.real:
+            self.real[codes, grid] = self.graph.node("DequantizeLinear", [codes, *self._qparams(grid)], f"{codes}_dq")
+        return self.real[codes, grid]
+
+    def quantized(self, real: str, grid: Codes, name: str) -> str:
+        """QuantizeLinear, and a uint8 Clip where saturation at 0 and 255 is not the bound."""
+        if grid.lowest == 0 and grid.highest == 255:
+            return self.graph.node("QuantizeLinear", [real, *self._qparams(grid)], name)
+        wide = self.graph.node("QuantizeLinear", [real, *self._qparams(grid)], f"{name}_wide")
+        bounds = [self.graph.constant(np.array(b, dtype=np.uint8)) for b in (grid.lowest, grid.highest)]
+        return self.graph.node("Clip", [wide, *bounds], name)
+
+    def _qparams(self, grid: Codes) -> list[str]:
+        scale = self.graph.constant(np.array(grid.scale, dtype=np.float32))
+        return [scale, self.graph.constant(np.array(grid.zero_point, dtype=np.uint8))]
+
+    def reshape(self, tensor: str, shape: tuple[int, ...], name: str) -> str:
+        """Reshape to `shape` with a free first axis."""
+        target = self.graph.constant(np.array([-1, *shape[1:]], dtype=np.int64))
+        return self.graph.node("Reshape", [tensor, target], name)
+
+    # Integer modules -------------------------------------------------------------------------------------------------
+
+    def quantize(self, node: fx.Node, module: integer.Quantize) -> str:
+        return self.quantized(self._input(node), module.output, _name(node))
+
+    def dequantize(self, node: fx.Node, module: integer.Dequantize) -> str:
+        return self.dequantized(self._input(node), module.input)
+
+    def requantize(self, node: fx.Node, module: integer.Requantize) -> str:
+        # LeakyRelu with slope 1 changes nothing; with it the runtime makes the three nodes one table of 256 codes, and
+        # does not merge the two quantizations into one, which would change the result.
+        real = self.dequantized(self._input(node), module.input)
+        same = self.graph.node("LeakyRelu", [real], f"{_name(node)}_same", alpha=1.0)
+        return self.quantized(same, module.output, _name(node))
+
+    def layer(self, node: fx.Node, module: integer.IntegerLayer, attributes: dict[str, Any] | None) -> str:
+        """Conv, or Gemm where attributes is None."""
+        name, shape = _name(node), self.shapes[node.all_input_nodes[0]]
+        codes = self._input(node)
+        flat = attributes is not None or len(shape) == 2
+        if not flat:
+            codes = self.reshape(codes, (-1, shape[-1]), f"{name}_rows")
+        x = self.dequantized(codes, module.input)
+        scale = self.graph.constant(module.weight_scale.numpy())
+        weight = self.graph.integer_weight(module.weight.numpy(), f"{name}_weight")
+        # ONNX Runtime fuses Gemm only when the zero-points, although 0, are written out.
+        zeros = [np.zeros(len(module.bias), t) for t in (np.int8, np.int32)] if attributes is None else []
+        zero_points = [self.graph.constant(z) for z in zeros]
+        weight = self.graph.node("DequantizeLinear", [weight, scale, *zero_points[:1]], f"{name}_weight_dq", axis=0)
+        unit = torch.tensor(module.input.scale) * module.weight_scale
+        bias = [self.graph.constant(module.bias.numpy()), self.graph.constant(unit.numpy())]
+        bias_real = self.graph.node("DequantizeLinear", [*bias, *zero_points[1:]], f"{name}_bias_dq", axis=0)
+        end = name if flat else f"{name}_matrix"
+        result = f"{end}_real" if module.output is not None else end
+        if attributes is None:
+            result = self.graph.node("Gemm", [x, weight, bias_real], result, transB=1)
+        else:
+            result = self.graph.node("Conv", [x, weight, bias_real], result, **attributes)
+        if module.output is not None:
+            result = self.quantized(result, module.output, end)
+        return result if flat else self.reshape(result, self.shapes[node], name)
+
+    def conv(self, node: fx.Node, module: integer.IntegerConv) -> str:
+        before, after = module.padding
+        return self.layer(
+            node,
+            module,
+            {
+                "strides": list(module.stride),
+                "dilations": list(module.dilation),
+                "group": module.groups,
+                "pads": [*before, *after],
+                "kernel_shape": list(module.weight.shape[2:]),
+            },
+        )
+
+    def linear(self, node: fx.Node, module: integer.IntegerLinear) -> str:
+        return self.layer(node, module, None)
+
+    def add(self, node: fx.Node, module: integer.IntegerAdd) -> str:
+        a, b = (self.names[n] for n in node.args if isinstance(n, fx.Node))
+        reals = [self.dequantized(a, module.a), self.dequantized(b, module.b)]
+        return self.quantized(self.graph.node("Add", reals, f"{_name(node)}_real"), module.output, _name(node))
+
+    def cat(self, node: fx.Node, module: integer.IntegerCat) -> str:
+        reals = [self.dequantized(self.names[n], x) for n, x in zip(node.all_input_nodes, module.inputs, strict=True)]
+        joined = self.graph.node("Concat", reals, f"{_name(node)}_real", axis=module.dim)
+        return self.quantized(joined, module.output, _name(node))
+
+    def global_average(self, node: fx.Node, module: integer.IntegerGlobalAverage | integer.IntegerAveragePool) -> str:
+        real = self.dequantized(self._input(node), module.input)
+        mean = self.graph.node("GlobalAveragePool", [real], f"{_name(node)}_real")
+        if getattr(module, "keepdim", True):
+            return self.quantized(mean, module.output, _name(node))
+        return self.reshape(self.quantized(mean, module.output, f"{_name(node)}_map"), self.shapes[node], _name(node))
+
+    def average_pool(self, node: fx.Node, module: integer.IntegerAveragePool) -> str:
+        if module.is_global(torch.Size(self.shapes[node.all_input_nodes[0]])):
+            return self.global_average(node, module)
+        real = self.dequantized(self._input(node), module.input)
+        mean = self.graph.node(
+            "AveragePool",
+            [real],
+            f"{_name(node)}_real",
+            kernel_shape=list(module.kernel),
+            strides=list(module.stride),
+            pads=[*module.padding, *module.padding],
+            count_include_pad=int(module.count_include_pad),
+        )
+        return self.quantized(mean, module.output, _name(node))
+
+    def max_pool(self, node: fx.Node, module: integer.IntegerMaxPool) -> str:
+        return self.graph.node(
+            "MaxPool",
+            [self._input(node)],
+            _name(node),
+            kernel_shape=list(module.kernel),
+            strides=list(module.stride),
+            pads=[*module.padding, *module.padding],
+            dilations=list(module.dilation),
+            ceil_mode=int(module.ceil_mode),
+        )
+
+    def pad(self, node: fx.Node, module: integer.IntegerPad) -> str:
+        rank = len(self.shapes[node])
+        pairs = [(module.pad[i], module.pad[i + 1]) for i in range(0, len(module.pad), 2)]
+        pairs = [(0, 0)] * (rank - len(pairs)) + pairs[::-1]
+        pads = np.array([p[0] for p in pairs] + [p[1] for p in pairs], dtype=np.int64)
+        zero = np.array(module.output.zero_point, dtype=np.uint8)
+        return self.graph.node(
+            "Pad", [self._input(node), self.graph.constant(pads), self.graph.constant(zero)], _name(node)
+        )
+
+    def weight_only(self, node: fx.Node, module: integer.WeightOnlyLayer) -> str:
+        weight = self.graph.constant(module.dequantized().numpy())
+        return write_float(self.graph, module.layer, [self._input(node)], _name(node), weight=weight)
+
+    # Moving values ---------------------------------------------------------------------------------------------------
+
+    def _slice(self, node: fx.Node) -> str:
+        index = node.args[1]
+        assert isinstance(index, tuple)
+        if not all(isinstance(i, slice) or i is Ellipsis for i in index):
+            raise ValueError(
+                f"{node.format_node()} picks single elements: only slices such as x[:, :, ::2] have an ONNX form."
+            )
+        rank = len(self.shapes[node.all_input_nodes[0]])
+        gap = rank - (len(index) - (Ellipsis in index))
+        axes: list[tuple[int, slice]] = []
+        position = 0
+        for i in index:
+            if isinstance(i, slice):
+                axes.append((position, i))
+                position += 1
+            else:
+                position += gap
+        used = [(axis, s) for axis, s in axes if s != slice(None)]
+        far = np.iinfo(np.int64).max
+        columns = (
+            [s.start or 0 for _, s in used],
+            [far if s.stop is None else s.stop for _, s in used],
+            [axis for axis, _ in used],
+            [s.step or 1 for _, s in used],
+        )
+        constants = [self.graph.constant(np.array(column, dtype=np.int64)) for column in columns]
+        return self.graph.node("Slice", [self._input(node), *constants], _name(node))
+
+    def _transpose(self, node: fx.Node) -> str:
+        rank = len(self.shapes[node])
+        rest = node.args[1:]
+        if node.target == "transpose":
+            order = list(range(rank))
+            a, b = (int(i) % rank for i in rest)  # type: ignore[arg-type]
+            order[a], order[b] = order[b], order[a]
+        else:
+            listed = rest[0] if isinstance(rest[0], tuple | list) else rest
+            order = [int(i) % rank for i in listed]  # type: ignore[arg-type]
+        return self.graph.node("Transpose", [self._input(node)], _name(node), perm=order)
+
+
+def _name(node: fx.Node) -> str:
+    """The tensor that a node makes: sites and layers keep their own name."""
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+_WRITERS: dict[type[nn.Module], Callable[[_Exporter, fx.Node, Any], str]] = {
+    integer.Quantize: _Exporter.quantize,
+    integer.Dequantize: _Exporter.dequantize,
+    integer.Requantize: _Exporter.requantize,
+    integer.IntegerConv: _Exporter.conv,
+    integer.IntegerLinear: _Exporter.linear,
+    integer.IntegerAdd: _Exporter.add,
+    integer.IntegerCat: _Exporter.cat,
+    integer.IntegerGlobalAverage: _Exporter.global_average,
+    integer.IntegerAveragePool: _Exporter.average_pool,
+    integer.IntegerMaxPool: _Exporter.max_pool,
+    integer.IntegerPad: _Exporter.pad,
+    integer.WeightOnlyLayer: _Exporter.weight_only,
+}
+"""One line per integer module."""

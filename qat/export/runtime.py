@@ -1,0 +1,115 @@
+"""Running ONNX files in ONNX Runtime: as a network, with its sites, against the clock."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+
+def session(model: str | Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU with all optimisations on. threads: None lets the runtime choose."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxRuntimeNetwork(nn.Module):
+    """An ONNX file as a module: float32 tensors in, what the file computes out.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        super().__init__()
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path)."
+            )
+        self.path, self.threads = str(path), threads
+        self.session = session(path, threads)
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        results = tuple(torch.from_numpy(r) for r in self.session.run(None, _feeds(self.session, inputs)))
+        return results[0] if len(results) == 1 else results
+
+    def __deepcopy__(self, memo: object) -> OnnxRuntimeNetwork:
+        return OnnxRuntimeNetwork(self.path, self.threads)
+
+
+class SiteSession:
+    """The same file with the uint8 tensors of the named sites as further outputs. The file is not changed."""
+
+    def __init__(self, path: str | Path, sites: Sequence[str]) -> None:
+        model = onnx.load(str(path))
+        self.results = [output.name for output in model.graph.output]
+        made = {name for node in model.graph.node for name in node.output}
+        self.sites = [name for name in sites if name in made]
+        for name in self.sites:
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+        self.session = session(model.SerializeToString())
+
+    def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """(results, {site: codes})."""
+        names = [*self.results, *self.sites]
+        values = [torch.from_numpy(v) for v in self.session.run(names, _feeds(self.session, inputs))]
+        count = len(self.results)
+        return values[:count], dict(zip(self.sites, values[count:], strict=True))
+
+
+def operators(path: str | Path) -> dict[str, int]:
+    """How often each operator occurs after ONNX Runtime's own optimisations, most frequent first."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath).graph
+    return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+def latency(
+    paths: Mapping[str, str | Path],
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batch_sizes: Sequence[int] = (1, 32),
+    rounds: int = 50,
+    threads: int | None = None,
+) -> dict[str, dict[int, float]]:
+    """Median milliseconds a batch in ONNX Runtime for each file and batch size.
+
+    The files take turns within one process, so a busy machine slows all of them alike; compare the ratio.
+    """
+    examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    sessions = {name: session(path, threads) for name, path in paths.items()}
+    result: dict[str, dict[int, float]] = {name: {} for name in paths}
+    for size in batch_sizes:
+        batch = tuple(x[:1].expand(size, *x.shape[1:]).contiguous() for x in examples)
+        times: dict[str, list[float]] = {name: [] for name in paths}
+        for turn in range(rounds + 3):
+            for name, running in sessions.items():
+                feeds = _feeds(running, batch)
+                start = time.perf_counter()
+                running.run(None, feeds)
+                if turn >= 3:  # the first turns allocate
+                    times[name].append(1000 * (time.perf_counter() - start))
+        for name, measured in times.items():
+            result[name][size] = statistics.median(measured)
+    return result
+
+
+def _feeds(running: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    names = [i.name for i in running.get_inputs()]
+    return {n: x.detach().cpu().float().contiguous().numpy() for n, x in zip(names, inputs, strict=True)}

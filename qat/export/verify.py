@@ -1,0 +1,101 @@
+"""The gate before deployment: does the file compute what the integer model computes, code by code?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qat.export.runtime import SiteSession, operators
+from qat.integer import IntegerModel
+from qat.integer.modules import IntegerModule
+
+
+@dataclass
+class SiteAgreement:
+    """One tensor of the network. shape: of one sample. max_step_difference: in codes (outputs: relative to the largest)."""
+
+    name: str
+    shape: tuple[int, ...]
+    codes_compared: int = 0
+    code_mismatches: int = 0
+    max_step_difference: float = 0.0
+
+
+@dataclass
+class Verification:
+    """The result of `verify`.
+
+    codes_compared, code_mismatches: over all sites and the network's outputs, which are compared bit for bit.
+    top1_agreement: fraction of samples with the same largest output. max_step_difference: largest difference of two codes.
+    images: samples seen. operators: of the graph after ONNX Runtime's optimisations.
+    """
+
+    codes_compared: int = 0
+    code_mismatches: int = 0
+    top1_agreement: float = 0.0
+    max_step_difference: float = 0.0
+    images: int = 0
+    operators: dict[str, int] = field(default_factory=dict)
+    sites: list[SiteAgreement] = field(default_factory=list)
+
+    @property
+    def exact(self) -> bool:
+        """Whether not one code differs."""
+        return self.codes_compared > 0 and self.code_mismatches == 0
+
+
+def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Verification:
+    """Run the file in ONNX Runtime, all optimisations on, beside the integer model, and compare every site.
+
+    Args:
+        path: the file that `qat.export_onnx` wrote. integer: the result of `qat.convert`.
+        batches: model inputs: a tensor or a tuple of tensors each.
+
+    Raises:
+        ValueError: not an integer model, no batches, or a file whose sites are not those of the model.
+    """
+    if not isinstance(integer, IntegerModel):
+        raise ValueError(f"{type(integer).__name__} is no integer model: pass the result of qat.convert(prepared).")
+    names = [n for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.output is not None]
+    running = SiteSession(path, names)
+    if missing := sorted(set(names) - set(running.sites)):
+        raise ValueError(f"{path} has no tensor for the sites {', '.join(missing)}: it was written from another model.")
+    sites: dict[str, SiteAgreement] = {}
+    result = Verification(operators=operators(path))
+    agreeing = 0
+    integer.eval()
+    for batch in batches:
+        inputs = batch if isinstance(batch, tuple) else (batch,)
+        with torch.no_grad():
+            expected, expected_codes = integer.codes(*inputs)
+        outputs, codes = running(*inputs)
+        for name, expected_code in expected_codes.items():
+            _compare(sites, name, expected_code.cpu(), codes[name])
+        expected_outputs = [expected] if isinstance(expected, Tensor) else list(expected)
+        for i, (ours, theirs) in enumerate(zip(expected_outputs, outputs, strict=True)):
+            _compare(sites, "output" if i == 0 else f"output_{i}", ours.cpu(), theirs)
+        result.images += len(inputs[0])
+        agreeing += int((expected_outputs[0].cpu().argmax(dim=1) == outputs[0].argmax(dim=1)).sum())
+    if not result.images:
+        raise ValueError("nothing was verified: batches is empty.")
+    result.sites = list(sites.values())
+    result.codes_compared = sum(s.codes_compared for s in result.sites)
+    result.code_mismatches = sum(s.code_mismatches for s in result.sites)
+    result.max_step_difference = max(s.max_step_difference for s in result.sites)
+    result.top1_agreement = agreeing / result.images
+    return result
+
+
+def _compare(sites: dict[str, SiteAgreement], name: str, ours: Tensor, theirs: Tensor) -> None:
+    site = sites.setdefault(name, SiteAgreement(name, tuple(ours.shape[1:])))
+    site.codes_compared += ours.numel()
+    different = ours != theirs
+    if bool(different.any()):
+        site.code_mismatches += int(different.sum())
+        distance = (ours.double() - theirs.double()).abs().max().item()
+        largest = 1.0 if ours.dtype == torch.uint8 else ours.abs().max().item() or 1.0
+        site.max_step_difference = max(site.max_step_difference, distance / largest)

@@ -1,0 +1,73 @@
+"""BatchNorm's affine map, absorbed into the integers of the layer before it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qat.nn import QuantizedLayer
+
+BIAS_LIMIT = 2.0**30
+"""|bias| in units of the accumulator stays below this, so bias + products fit int32."""
+
+
+class IntegerWeights(NamedTuple):
+    """weight: whole numbers, the shape of the float weight. bias: whole numbers (out,). scale: float32 (out,)."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+
+
+def absorb(layer: QuantizedLayer, norm: nn.Module | None, x_scale: float) -> IntegerWeights:
+    """Weight codes, int32 bias and per-channel scale of layer + BatchNorm.
+
+    With y = gamma * (w * x + b - mean) / sigma + beta, the scale becomes scale * |gamma| / sigma, the bias
+    (b - mean) * gamma / sigma + beta, and a negative gamma flips the sign of the codes, which is exact on a narrow grid.
+    The scale of a dead channel (no weight, or gamma near 0) is raised until its bias fits into int32; its codes shrink in
+    proportion.
+
+    Raises:
+        ValueError: an affine weight grid, or a sign flip on a grid that is not narrow.
+    """
+    quantizer = layer.weight_quantizer
+    assert quantizer is not None
+    if not quantizer.spec.symmetric:
+        raise ValueError(f"weight {quantizer.label!r} is affine: integer layers need symmetric: true.")
+    with torch.no_grad():
+        codes = quantizer.quantize(layer.weight).double()
+        out = codes.shape[0]
+        scale = quantizer.qparams().scale.double().expand(out)
+        bias = torch.zeros(out, dtype=torch.float64, device=codes.device)
+        if layer.bias is not None:
+            bias = layer.bias.double()
+        if norm is not None:
+            gain, shift = affine_of(norm)
+            scale, bias = scale * gain.abs(), bias * gain + shift
+            flip = torch.where(gain < 0, -1.0, 1.0).reshape(-1, *[1] * (codes.dim() - 1))
+            codes = codes * flip
+        if int(codes.max()) > 127:
+            raise ValueError(
+                f"weight {quantizer.label!r} must be flipped for a negative BatchNorm gain: write narrow: true."
+            )
+        smallest = (bias.abs() / (x_scale * BIAS_LIMIT)).clamp(min=2.0**-60)
+        raised = torch.maximum(scale, smallest)
+        shrink = (scale / raised).reshape(-1, *[1] * (codes.dim() - 1))
+        codes = torch.where(shrink < 1, torch.round(codes * shrink), codes)
+        stored = raised.float()
+        unit = torch.tensor(x_scale, device=stored.device) * stored
+        return IntegerWeights(codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored)
+
+
+def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """(gain, shift) of a BatchNorm in evaluation mode, float64 (channels,). Raises ValueError without running statistics."""
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a BatchNorm with track_running_stats=False has no constants to absorb.")
+    gain = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        gain = gain * norm.weight.double()
+    shift = -norm.running_mean.double() * gain
+    return gain, shift if norm.bias is None else shift + norm.bias.double()

@@ -1,0 +1,137 @@
+"""What an integer runtime computes, operation by operation, on uint8 codes: the definition of the artefact.
+
+Every formula is a fixed sequence of float32 operations on exact integers, chosen so that ONNX Runtime's fused int8 kernels
+give the same code for every input (`docs/integer_arithmetic.md` has the measurements). Rounding is half to even.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qat.quantizers import Quantizer
+
+
+@dataclass(frozen=True)
+class Codes:
+    """How a stored activation is read: real value = (code - zero_point) * scale, with code in lowest..highest of 0..255.
+
+    A signed grid is stored with zero_point 2**(bits - 1). `scale` is a float32 number.
+    """
+
+    scale: float
+    zero_point: int
+    lowest: int = 0
+    highest: int = 255
+
+    @classmethod
+    def of(cls, quantizer: Quantizer) -> Codes:
+        """The stored form of an activation quantizer's grid. Raises ValueError unless it is per tensor."""
+        if quantizer.n_qparams != 1:
+            raise ValueError(
+                f"activation {quantizer.label!r} has {quantizer.n_qparams} scales: write granularity: per_tensor."
+            )
+        scale, zero_point = quantizer.qparams()
+        grid = quantizer.spec.grid
+        shift = 2 ** (grid.bits - 1) if grid.signed else 0
+        return cls(float(scale.item()), int(zero_point.item()) + shift, grid.qmin + shift, grid.qmax + shift)
+
+    def rectified(self, ceiling: float | None = None) -> Codes:
+        """The same codes after max(x, 0), and min(x, ceiling) where one is given: only the bounds change."""
+        highest = self.highest
+        if ceiling is not None:
+            steps = torch.round(torch.tensor(ceiling) / torch.tensor(self.scale))
+            highest = min(highest, self.zero_point + int(steps))
+        return Codes(self.scale, self.zero_point, max(self.lowest, self.zero_point), highest)
+
+    def clip(self, rounded: Tensor) -> Tensor:
+        """Whole numbers, held in float, to uint8 codes."""
+        return rounded.clamp(self.lowest, self.highest).to(torch.uint8)
+
+
+def _f32(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def quantize(x: Tensor, y: Codes) -> Tensor:
+    """float32 -> codes, ONNX QuantizeLinear: rint(x / scale) + zero_point."""
+    return y.clip(torch.round(x.float() / y.scale) + y.zero_point)
+
+
+def dequantize(codes: Tensor, x: Codes) -> Tensor:
+    """codes -> float32, ONNX DequantizeLinear."""
+    return (codes.float() - x.zero_point) * x.scale
+
+
+def requantize(codes: Tensor, x: Codes, y: Codes) -> Tensor:
+    """codes of one grid -> codes of another: quantize(dequantize(codes))."""
+    return quantize(dequantize(codes, x), y)
+
+
+def accumulator_to_codes(accumulator: Tensor, x_scale: float, weight_scale: Tensor, y: Codes) -> Tensor:
+    """int32 -> codes: rint(float32(accumulator) * ((x_scale * weight_scale) / y.scale)) + zero_point, in this order.
+
+    weight_scale broadcasts against the accumulator: one multiplier per output channel.
+    """
+    multiplier = (_f32(x_scale).to(weight_scale.device) * weight_scale) / _f32(y.scale).to(weight_scale.device)
+    return y.clip(torch.round(accumulator.float() * multiplier) + y.zero_point)
+
+
+def accumulator_to_float(accumulator: Tensor, x_scale: float, weight_scale: Tensor) -> Tensor:
+    """int32 -> float32: float32(accumulator) * (x_scale * weight_scale)."""
+    return accumulator.float() * (_f32(x_scale).to(weight_scale.device) * weight_scale)
+
+
+def add(a: Tensor, b: Tensor, a_codes: Codes, b_codes: Codes, y: Codes) -> Tensor:
+    """Codes of a + b, with fused multiply-adds: rint(fma(a, ra, fma(b, rb, c))), c gathering the zero-points.
+
+    ra = a.scale / y.scale, rb = b.scale / y.scale, c = y.zero_point - fma(ra, a.zero_point, rb * b.zero_point). A fused
+    multiply-add is calculated in float64, where the product is exact, and rounded to float32 once.
+    """
+    ratio_a, ratio_b = _f32(a_codes.scale) / _f32(y.scale), _f32(b_codes.scale) / _f32(y.scale)
+    shift = (ratio_a.double() * a_codes.zero_point + (ratio_b * b_codes.zero_point).double()).float()
+    fixed = (y.zero_point - shift.double()).float()
+    table = ratio_table(ratio_b, fixed).to(b.device)[b.long()]
+    return y.clip(torch.round((a.double() * ratio_a.item() + table.double()).float()))
+
+
+def ratio_table(ratio: Tensor, fixed: Tensor) -> Tensor:
+    """fma(code, ratio, fixed) for the codes 0..255: float32 (256,)."""
+    return (torch.arange(256, dtype=torch.float64) * ratio.double() + fixed.double()).float()
+
+
+def global_average(codes: Tensor, x: Codes, y: Codes) -> Tensor:
+    """Codes [N, C, H, W] -> codes [N, C, 1, 1]: rint(float32(sum) * (x.scale / (y.scale * H*W))) + zero_point."""
+    elements = codes.shape[-1] * codes.shape[-2]
+    total = codes.sum(dim=(-2, -1), keepdim=True, dtype=torch.int32) - x.zero_point * elements
+    multiplier = _f32(x.scale) / (_f32(y.scale) * elements)
+    return y.clip(torch.round(total.float() * multiplier.item()) + y.zero_point)
+
+
+def window_average(
+    codes: Tensor,
+    x: Codes,
+    y: Codes,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    pads: bool,
+) -> Tensor:
+    """Codes of an average over windows: rint(sum / count / y.scale + zero_point), the sum in float32, row by row.
+
+    pads: whether padded zeros count.
+    """
+    real = dequantize(codes, x)
+    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
+    height, width = (real.shape[-2] + 2 * ph - kh) // sh + 1, (real.shape[-1] + 2 * pw - kw) // sw + 1
+    padded = torch.nn.functional.pad(real, (pw, pw, ph, ph))
+    inside = torch.nn.functional.pad(torch.ones_like(real[:1, :1]), (pw, pw, ph, ph), value=float(pads))
+    total = torch.zeros((*real.shape[:-2], height, width), device=real.device)
+    count = torch.zeros((1, 1, height, width), device=real.device)
+    for i in range(kh):
+        for j in range(kw):
+            window = (..., slice(i, i + sh * (height - 1) + 1, sh), slice(j, j + sw * (width - 1) + 1, sw))
+            total, count = total + padded[window], count + inside[window]
+    return y.clip(torch.round(total / count / y.scale + y.zero_point))

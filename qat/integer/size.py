@@ -1,0 +1,25 @@
+"""How many bytes a model's numbers take when each is stored in the bits that it needs."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from qat.nn import as_quantized, is_quantized
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers; quantized weights count their bits, and four bytes a scale.
+
+    >>> stored_bytes(nn.Linear(4, 2))
+    40
+    """
+    bits = 0
+    counted: set[int] = set()
+    for module in model.modules():
+        if is_quantized(module) and (quantizer := as_quantized(module).weight_quantizer) is not None:
+            weight = as_quantized(module).weight
+            bits += weight.numel() * quantizer.spec.grid.bits + 32 * quantizer.n_qparams
+            counted |= {id(weight), *(id(t) for t in (*quantizer.parameters(), *quantizer.buffers()))}
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    bits += sum(t.numel() * t.element_size() * 8 for key, t in tensors.items() if key not in counted)
+    return -(-bits // 8)

@@ -1,0 +1,25 @@
+"""``python -m qat.report path/to/results.json``: write report.md and its pictures next to a results file, again."""
+
+import argparse
+from pathlib import Path
+
+from qat.report.console import print_report
+from qat.report.markdown import write_report
+from qat.report.records import SchemaError
+from qat.report.writing import read_results
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m qat.report", description=__doc__)
+    parser.add_argument("results", type=Path, help="a results.json")
+    path: Path = parser.parse_args(arguments).results
+    try:
+        results = read_results(path)
+    except (OSError, SchemaError) as error:
+        raise SystemExit(f"error: {error}") from None
+    print_report(results)
+    print(write_report(results, path.parent))
+
+
+if __name__ == "__main__":
+    main()

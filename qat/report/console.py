@@ -1,0 +1,71 @@
+"""The report in the terminal: what gets quantized before a run, who won after it. Plain text when it is not one."""
+
+from collections.abc import Collection, Sequence
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from qat.report import tables
+from qat.report.schema import Outcome, Results, SiteInfo
+
+LOG_WIDTH = 100
+STYLES: dict[Outcome, str] = {
+    "qat_won": "bold green",
+    "no_difference": "bold yellow",
+    "qat_lost": "bold white on red",
+    "undecided": "yellow",
+}
+
+
+def make_console(file: TextIO | None = None) -> Console:
+    """A console as wide as the terminal, or 100 columns of plain text when the output is a file or a pipe."""
+    console = Console(file=file, highlight=False, emoji=False, markup=False)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    return console
+
+
+def print_sites(sites: Sequence[SiteInfo], float_edges: Sequence[str], console: Console | None = None) -> None:
+    """What gets quantized, to what, and what stays in float."""
+    console = console or make_console()
+    console.print(_rich_table(tables.quantized_sites(sites), f"What is quantized: {len(sites)} sites"))
+    console.print()
+    if not float_edges:
+        console.print(Text("Nothing else stays in float.", "green"))
+        return
+    console.print(Text(f"Stays in float ({len(float_edges)}):", "yellow"))
+    for edge in float_edges:
+        console.print(Text(f"  {edge}"))
+
+
+def print_report(results: Results, console: Console | None = None) -> None:
+    """The comparison, the verification and the verdict, which comes last because the last line is the one read."""
+    console = console or make_console()
+    data = results.data
+    title = f"{results.recipe}: {data.label}, {data.test:,} test images"
+    judged = {results.verdict.qat, results.verdict.ptq}
+    console.print(_rich_table(tables.comparison(results.rows, data.test), title, bold=judged))
+    console.print()
+    if any(row.size_kind == "stored" for row in results.rows):
+        console.print(Text(tables.STORED_NOTE, "dim"))
+    for row in results.rows:
+        if row.note:
+            console.print(Text(f"{row.name}: {row.note}", "dim"))
+    if results.verification is not None:
+        style = "green" if results.verification.exact else "bold red"
+        console.print(Text(f"Verification: {tables.verification_sentence(results.verification)}", style))
+    console.print()
+    console.print(Text(results.verdict.text, STYLES[results.verdict.outcome]))
+
+
+def _rich_table(table: tables.Table, title: str, bold: Collection[str | None] = ()) -> RichTable:
+    rendered = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    for index, name in enumerate(table.header):
+        is_text = index < table.text_columns
+        rendered.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    for cells in table.cells:
+        rendered.add_row(*map(Text, cells), style="bold" if cells[0] in bold else None)
+    return rendered

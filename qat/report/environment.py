@@ -1,0 +1,105 @@
+"""Where a run happened: enough to repeat it, nothing that names a person or a machine."""
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Self
+
+from qat.report.records import Record
+
+PACKAGES = ("qat", "torch", "torchvision", "lightning", "onnx", "onnxruntime", "numpy", "hydra-core")
+
+
+@dataclass(frozen=True)
+class Environment(Record):
+    """Software, processor and source state of one run.
+
+    ``commit`` and ``dirty`` are None when the package does not run from its own git checkout. ``dirty`` counts
+    untracked files too: a forgotten ``git add`` is the commonest reason why a commit does not reproduce.
+    """
+
+    python: str
+    platform: str
+    cpu: str
+    threads: int
+    commit: str | None
+    dirty: bool | None
+    accelerator: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def collect(cls, threads: int | None = None, accelerator: str | None = None) -> Self:
+        """The environment of this process.
+
+        ``threads``: what the run computes with (``torch.get_num_threads()``); default: the cores this process may use.
+        ``accelerator``: the device's name, e.g. ``torch.cuda.get_device_name()``; None: the run used the processor.
+
+        >>> Environment.collect(threads=2).threads
+        2
+        """
+        commit, dirty = source_state(Path(__file__).parent)
+        return cls(
+            python=platform.python_version(),
+            platform=platform.platform(),
+            cpu=cpu_name(),
+            threads=threads if threads is not None else usable_cores(),
+            commit=commit,
+            dirty=dirty,
+            accelerator=accelerator,
+            versions=package_versions(),
+        )
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's model name from ``/proc/cpuinfo``, else what ``platform`` knows."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, named), "") or platform.processor() or platform.machine() or "unknown"
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity where the system tells it, else all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide the numbers; absent packages are left out."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def source_state(folder: Path) -> tuple[str | None, bool | None]:
+    """``(commit, dirty)`` of the git checkout that tracks this package in ``folder``, else ``(None, None)``.
+
+    Being inside *a* repository is not enough: an installed copy in somebody's project virtual environment would report
+    that project's commit. So the package's own ``__init__.py`` must be a tracked file.
+    """
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    commit = _git(folder, "rev-parse", "--verify", "HEAD")
+    status = _git(folder, "status", "--porcelain")
+    return (commit, bool(status)) if commit and status is not None else (None, None)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers in ``folder``; None when git is absent, slow or says no."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,142 @@
+"""``report.md``, from a :class:`Results` alone: a results file is all that is needed to make it again."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from qat.report import plots, tables
+from qat.report.schema import Outcome, Results
+from qat.report.writing import write_atomically
+
+SIGNS: dict[Outcome, str] = {"qat_won": "✅", "no_difference": "➖", "qat_lost": "❌", "undecided": "❔"}
+
+
+def write_report(results: Results, folder: str | Path) -> Path:
+    """Write ``report.md`` and its pictures into ``folder``; returns the path of ``report.md``."""
+    folder = Path(folder)
+    pictures = plots.draw_all(results)
+    for name, png in pictures.items():
+        write_atomically(folder / name, png)
+    return write_atomically(folder / "report.md", markdown(results, pictures))
+
+
+def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
+    """The report as Markdown; ``pictures`` are the file names, next to it, that exist."""
+    available = set(pictures)
+    sections = [
+        f"# {results.recipe}",
+        f"> {SIGNS[results.verdict.outcome]} **{results.verdict.text}**",
+        *_comparison(results, available),
+        *_verification(results),
+        *_quantized(results),
+        *_training(results, available),
+        *_data(results),
+        *_environment(results),
+        *_reproduce(results),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _comparison(results: Results, available: set[str]) -> list[str]:
+    sections = ["## Comparison", _table(tables.comparison(results.rows, results.data.test, full=True))]
+    notes = [f"- {_escape(row.name)}: {_escape(row.note)}" for row in results.rows if row.note]
+    if any(row.size_kind == "stored" for row in results.rows):
+        notes.append(f"- {tables.STORED_NOTE}")
+    notes.append(
+        f"- Accuracy on {results.data.test:,} test images, ± one binomial standard error. Latency in milliseconds per call."
+    )
+    sections.append("\n".join(notes))
+    return sections + _pictures(available, (plots.ACCURACY, "Accuracy"), (plots.SIZE, "Accuracy against size"))
+
+
+def _verification(results: Results) -> list[str]:
+    found = results.verification
+    if found is None:
+        return ["## Verification", "No artefact was verified in this run."]
+    sign = "✅" if found.exact else "❌"
+    sentence = f"{sign} {tables.verification_sentence(found)}, over {found.images:,} images."
+    sections = ["## Verification", sentence]
+    return [*sections, _table(tables.verified_sites(found), code=1)] if found.sites else sections
+
+
+def _quantized(results: Results) -> list[str]:
+    sections = ["## What is quantized"]
+    if results.sites:
+        sections.append(_table(tables.quantized_sites(results.sites), code=1))
+    if results.float_edges:
+        edges = "\n".join(f"- {_escape(edge)}" for edge in results.float_edges)
+        return [*sections, f"Stays in float:\n\n{edges}"]
+    return [*sections, "Nothing else stays in float."]
+
+
+def _training(results: Results, available: set[str]) -> list[str]:
+    training = results.training
+    if training is None:
+        return []
+    duration = "" if training.seconds is None else f" in {training.seconds:,.0f} s"
+    best = f"; best validation accuracy in epoch {training.best_epoch}" if training.best_epoch else ""
+    sentence = f"{training.epochs} epochs, {training.steps:,} steps{duration}{best}."
+    return ["## Training", sentence, *_pictures(available, (plots.TRAINING, "Validation accuracy per epoch"))]
+
+
+def _data(results: Results) -> list[str]:
+    data = results.data
+    shape = " × ".join(map(str, data.image_shape))
+    sentence = (
+        f"{_escape(data.label)} (`{data.name}`): {data.train:,} training, {data.val:,} validation and {data.test:,} test "
+        f"images of {shape}, {data.classes} classes."
+    )
+    return ["## Data", f"{sentence} {_escape(data.note)}".rstrip()]
+
+
+def _environment(results: Results) -> list[str]:
+    found = results.environment
+    source = (
+        "not a checkout" if found.commit is None else f"`{found.commit}`" + (" with changes" if found.dirty else "")
+    )
+    facts = {
+        "processor": f"{_escape(found.cpu)}, {found.threads} threads",
+        "accelerator": _escape(found.accelerator or "none"),
+        "platform": _escape(found.platform),
+        "commit": source,
+        "versions": ", ".join([f"python {found.python}", *(f"{name} {v}" for name, v in found.versions.items())]),
+    }
+    if results.timings:
+        facts["time"] = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in results.timings.items())
+    return ["## Environment", "\n".join(f"- {name}: {fact}" for name, fact in facts.items())]
+
+
+def _reproduce(results: Results) -> list[str]:
+    config = json.dumps(results.to_dict()["config"], indent=2, ensure_ascii=False)
+    details = f"<details><summary>The whole configuration</summary>\n\n```json\n{config}\n```\n\n</details>"
+    seed = "No seed was set." if results.seed is None else f"Seed {results.seed}."
+    return ["## Reproduce", f"```sh\n{results.command}\n```", seed, *([details] if results.config else [])]
+
+
+def _pictures(available: set[str], *wanted: tuple[str, str]) -> list[str]:
+    return [f"![{caption}]({name})" for name, caption in wanted if name in available]
+
+
+def _table(table: tables.Table, code: int = 0) -> str:
+    """A pipe table; the first ``code`` columns in code type."""
+    rule = ["---" if index < table.text_columns else "---:" for index in range(len(table.header))]
+    body = [[_code(c) if i < code else _escape(c) for i, c in enumerate(cells)] for cells in table.cells]
+    return "\n".join(_pipes(line) for line in [table.header, rule, *body])
+
+
+def _pipes(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def _escape(text: str) -> str:
+    r"""Text that Markdown shows as it is: no accidental column, emphasis, tag or line break.
+
+    >>> _escape("per_channel, *really*") == r"per_channel, \*really\*"
+    True
+    """
+    return " ".join(re.sub(r"[\\|*<`]|\b_|_\b", r"\\\g<0>", text).split())

@@ -1,0 +1,158 @@
+"""The report's pictures, as PNG bytes: drawn off screen, in colours that colour-blind readers tell apart.
+
+Every kind of row has one colour (Okabe & Ito 2008) and one marker, the same in all pictures.
+"""
+
+import io
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from qat.report.judge import binomial_error
+from qat.report.labels import Label, columns, write_column
+from qat.report.schema import Kind, Results, Row
+from qat.report.tables import size
+
+ACCURACY, TRAINING, SIZE = "accuracy.png", "training.png", "size.png"
+INK, FAINT = "#333333", "#d9d9d9"
+
+
+class Look(NamedTuple):
+    """How a kind of row is drawn."""
+
+    color: str
+    marker: str
+
+
+QAT_BLUE = "#0072B2"
+LOOKS: dict[Kind, Look] = {
+    "float": Look("#5a5a5a", "D"),
+    "ptq": Look("#D55E00", "s"),
+    "step0": Look("#56B4E9", "^"),
+    "qat_fake_quant": Look(QAT_BLUE, "v"),
+    "qat_integer": Look(QAT_BLUE, "P"),
+    "qat_onnxruntime": Look(QAT_BLUE, "o"),
+}
+SHIPPABLE: tuple[Kind, ...] = ("float", "ptq", "qat_integer", "qat_onnxruntime")
+
+
+def draw_all(results: Results) -> dict[str, bytes]:
+    """Every picture that ``results`` has data for: file name to PNG bytes."""
+    pictures = {}
+    if results.rows:
+        pictures[ACCURACY] = draw_accuracy(results)
+    if any(row.kind in SHIPPABLE for row in results.rows):
+        pictures[SIZE] = draw_size(results)
+    if results.training is not None and any(value is not None for value in results.training.val_top1):
+        pictures[TRAINING] = draw_training(results)
+    return pictures
+
+
+def draw_accuracy(results: Results) -> bytes:
+    """Test accuracy of every row with two standard errors to each side.
+
+    Dots rather than bars: the axis starts near the data so that half a point is visible, and a bar that does not start
+    at zero lies about its length.
+    """
+    rows, n = results.rows, results.data.test
+    figure, axes = _canvas(height=1.5 + 0.42 * len(rows))
+    references: tuple[Kind, ...] = ("float", "ptq")
+    for kind in references:
+        for best in sorted((row.top1 for row in rows if row.kind == kind), reverse=True)[:1]:
+            axes.axvline(100 * best, color=LOOKS[kind].color, linewidth=1, linestyle=(0, (4, 4)), alpha=0.5)
+    for position, row in enumerate(rows):
+        look = LOOKS[row.kind]
+        top1, error = 100 * row.top1, 200 * binomial_error(row.top1, n)
+        axes.errorbar(
+            top1, position, xerr=error, fmt=look.marker, color=look.color, markersize=8, capsize=4, linewidth=2
+        )
+        axes.annotate(
+            f"{top1:.2f} %", (1.0, position), xycoords=("axes fraction", "data"), xytext=(8, 0),
+            textcoords="offset points", va="center", color=INK, fontweight="bold",
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(f"top-1 accuracy on {n:,} test images, %   (whiskers: ± 2 standard errors)")
+    axes.grid(axis="x", color=FAINT)
+    return _png(figure, axes, f"{results.recipe}: accuracy")
+
+
+def draw_training(results: Results) -> bytes:
+    """Validation accuracy per epoch, the best epoch marked, with the float and PTQ rows for reference."""
+    training = results.training
+    if training is None:
+        raise ValueError("these results have no training to draw")
+    figure, axes = _canvas(height=4.4)
+    curve = [float("nan") if value is None else 100 * value for value in training.val_top1]
+    epochs = range(1, len(curve) + 1)
+    axes.plot(epochs, curve, color=QAT_BLUE, marker="o", markersize=4, linewidth=2)
+    if 1 <= training.best_epoch <= len(curve):
+        best = (training.best_epoch, curve[training.best_epoch - 1])
+        axes.plot(*best, marker="*", markersize=15, color=QAT_BLUE, markeredgecolor="white", linestyle="none")
+        axes.annotate(
+            f"best: {best[1]:.2f} %", best, xytext=(0, -20), textcoords="offset points", ha="center", color=QAT_BLUE
+        )
+    references = [row for row in results.rows if row.kind in ("float", "ptq")]
+    for row in references:
+        axes.axhline(100 * row.top1, color=LOOKS[row.kind].color, linewidth=1.2, linestyle=(0, (5, 3)))
+    axes.set_xlim(0.5, len(curve) + 0.5)
+    axes.margins(y=0.12)
+    write_column(axes, [_label(row, len(curve) + 0.5) for row in references], at=1.0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch   (solid: QAT on validation data; dashed: the other rows, on test data)")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.grid(axis="y", color=FAINT)
+    return _png(figure, axes, f"{results.recipe}: accuracy during training")
+
+
+def draw_size(results: Results) -> bytes:
+    """Accuracy against size, for the rows one could ship (fake-quant rows are float models of an artefact)."""
+    rows = [row for row in results.rows if row.kind in SHIPPABLE]
+    figure, axes = _canvas(height=4.4)
+    widest = max(row.size_bytes for row in rows)
+    for row in rows:
+        look = LOOKS[row.kind]
+        error = 200 * binomial_error(row.top1, results.data.test)
+        axes.errorbar(
+            row.size_bytes, 100 * row.top1, yerr=error, fmt=look.marker, color=look.color, markersize=9,
+            capsize=3, linewidth=1.2,
+        )  # fmt: skip
+    axes.set_xlim(0, right := 1.08 * widest)
+    axes.margins(y=0.15)
+    labels = [_label(row, row.size_bytes) for row in rows]
+    small, *large = columns(labels, tolerance=0.4 * widest)
+    if len(large) == 1 and small[-1].x < 0.45 * widest:  # the usual picture: all artefacts far smaller than float
+        write_column(axes, small, at=small[-1].x / right)
+        write_column(axes, large[0], at=large[0][0].x / right, to_the_left=True)
+    else:
+        write_column(axes, labels, at=1.0)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(round(value))))
+    axes.set_xlabel("size")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.grid(color=FAINT)
+    return _png(figure, axes, f"{results.recipe}: accuracy against size")
+
+
+def _label(row: Row, x: float) -> Label:
+    return Label(f"{row.name}  {100 * row.top1:.2f} %", x, 100 * row.top1, LOOKS[row.kind].color)
+
+
+def _canvas(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.5, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _png(figure: Figure, axes: Axes, title: str) -> bytes:
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(INK)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=12)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})  # no version: equal data, equal bytes
+    return buffer.getvalue()

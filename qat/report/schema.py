@@ -1,0 +1,201 @@
+"""The results of one run, documented field by field in ``docs/results_schema.md``.
+
+Units: accuracies, errors and agreements are fractions in [0, 1], sizes are bytes, latencies milliseconds per call,
+durations seconds. None means "not measured".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qat.report.environment import Environment
+from qat.report.records import Record, SchemaError
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["float", "ptq", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
+SizeKind = Literal["file", "stored"]
+Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided"]
+
+
+@dataclass(frozen=True)
+class Row(Record):
+    """One model of the comparison, measured on the whole test set.
+
+    >>> Row("PTQ MSE", "ptq", top1=91.2, size_bytes=280_000, size_kind="stored")
+    Traceback (most recent call last):
+    qat.report.records.SchemaError: Row 'PTQ MSE': top1=91.2 is not a fraction in [0, 1]; for 91.2 % write top1=0.912
+    """
+
+    name: str
+    kind: Kind
+    top1: float
+    top5: float | None = None
+    calibration_error: float | None = None
+    size_bytes: int = field(kw_only=True)
+    size_kind: SizeKind = field(kw_only=True)
+    latency_ms_batch1: float | None = None
+    latency_ms_batch32: float | None = None
+    seconds: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("top1", "top5", "calibration_error"):
+            _check_fraction(f"Row {self.name!r}", name, getattr(self, name))
+        if self.size_bytes < 1:
+            raise SchemaError(
+                f"Row {self.name!r}: size_bytes={self.size_bytes}; give the model's size, at least 1 byte"
+            )
+
+
+@dataclass(frozen=True)
+class Verdict(Record):
+    """QAT against the best PTQ row; made by :func:`qat.report.verdict`.
+
+    ``difference_points`` is QAT minus PTQ in percentage points, ``standard_error_points`` its standard error.
+    """
+
+    outcome: Outcome
+    text: str
+    qat: str | None = None
+    ptq: str | None = None
+    difference_points: float | None = None
+    standard_error_points: float | None = None
+
+
+@dataclass(frozen=True)
+class SiteResult(Record):
+    """How many integer codes of one site the artefact's runtime computed differently from the integer model."""
+
+    name: str
+    shape: tuple[int, ...]
+    codes_compared: int
+    code_mismatches: int
+    max_step_difference: int
+
+
+@dataclass(frozen=True)
+class VerificationResult(Record):
+    """The written artefact, loaded in its own runtime, against the integer model, code by code.
+
+    ``quantized_operators`` counts the artefact's operators by type, e.g. ``{"QLinearConv": 19, "Conv": 0}``.
+    """
+
+    codes_compared: int
+    code_mismatches: int
+    top1_agreement: float
+    max_step_difference: int
+    images: int
+    quantized_operators: dict[str, int] = field(default_factory=dict)
+    sites: list[SiteResult] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_fraction("VerificationResult", "top1_agreement", self.top1_agreement)
+
+    @property
+    def exact(self) -> bool:
+        """Something was compared and nothing differs."""
+        return self.codes_compared > 0 and self.code_mismatches == 0 and self.top1_agreement == 1.0
+
+
+@dataclass(frozen=True)
+class Data(Record):
+    """What was trained and tested on; ``test`` is the number of images behind every accuracy in ``rows``."""
+
+    name: str
+    label: str
+    train: int
+    val: int
+    test: int
+    image_shape: tuple[int, ...]
+    classes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SiteInfo(Record):
+    """What one site is quantized to; ``weight`` is None where the operator has none."""
+
+    site: str
+    op: str
+    weight: str | None
+    activation: str | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Training(Record):
+    """The QAT training; curves hold one value per epoch, None where it was not finite.
+
+    ``best_epoch`` counts from 1, like the curves' epochs; 0 when none was validated.
+    """
+
+    epochs: int
+    steps: int
+    seconds: float | None
+    best_epoch: int
+    val_top1: list[float | None] = field(default_factory=list)
+    val_loss: list[float | None] = field(default_factory=list)
+    train_loss: list[float | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for value in self.val_top1:
+            _check_fraction("Training", "val_top1", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(Record):
+    """Everything one run found; the console, Markdown and plots are functions of this alone."""
+
+    schema_version: int = SCHEMA_VERSION
+    recipe: str
+    command: str
+    seed: int | None
+    config: dict[str, Any]
+    data: Data
+    rows: list[Row]
+    verdict: Verdict
+    verification: VerificationResult | None = None
+    environment: Environment
+    sites: list[SiteInfo] = field(default_factory=list)
+    float_edges: list[str] = field(default_factory=list)
+    training: Training | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [row.name for row in self.rows]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise SchemaError(f"Results.rows has two rows named {twice!r}; give each its own name")
+
+
+def timing_free(results: Mapping[str, Any]) -> dict[str, Any]:
+    """``Results.to_dict()`` without what may differ between two faithful repetitions.
+
+    Gone are seconds, latencies and timings, and the parts of the environment that name the processor or the state of
+    the checkout. ``config`` stays as it is, whatever its keys are called.
+
+    >>> timing_free({"seed": 1, "timings": {"ptq": 2.5}, "rows": [{"top1": 0.9, "seconds": 3.0}]})
+    {'seed': 1, 'rows': [{'top1': 0.9}]}
+    """
+    kept = {key: value if key == "config" else _without_timing(value) for key, value in results.items()}
+    kept.pop("timings", None)
+    if "environment" in kept:
+        kept["environment"] = {key: kept["environment"][key] for key in ("python", "versions")}
+    return kept
+
+
+def _without_timing(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_timing(item) for key, item in value.items() if not _is_timing(key)}
+    return [_without_timing(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_timing(key: str) -> bool:
+    return key == "seconds" or key.startswith("latency_")
+
+
+def _check_fraction(owner: str, name: str, value: float | None) -> None:
+    if value is None or 0.0 <= value <= 1.0:
+        return
+    hint = f"; for {value} % write {name}={value / 100:.6g}" if 1.0 < value <= 100.0 else ""
+    raise SchemaError(f"{owner}: {name}={value} is not a fraction in [0, 1]{hint}")

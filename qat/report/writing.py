@@ -1,0 +1,66 @@
+"""Results files on disk: whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+from qat.report.records import SchemaError
+from qat.report.schema import SCHEMA_VERSION, Results
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> Path:
+    """Write ``content`` to ``path``; a reader sees the old file or the new one, never a part.
+
+    The bytes go to a temporary name in the same folder (a rename is atomic only within one file system), reach the disk,
+    and then take the final name. If anything fails, the old file is intact and the temporary one is gone. Missing
+    folders are made. Text is UTF-8.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_results(results: Results, path: str | Path) -> Path:
+    """Write ``results`` as readable JSON, atomically."""
+    text = json.dumps(results.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    return write_atomically(path, text + "\n")
+
+
+def read_results(path: str | Path) -> Results:
+    """The results in ``path``; raises :class:`SchemaError` that says what is wrong with the file and what to do."""
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise SchemaError(
+            f"{path} is not complete JSON ({error}): it was cut off or edited. "
+            "write_results never leaves a part of a file; copy it again or rerun its command."
+        ) from error
+    if not isinstance(data, dict) or "schema_version" not in data:
+        raise SchemaError(f"{path} has no schema_version: it is not a results file of qat")
+    if (version := data["schema_version"]) != SCHEMA_VERSION:
+        raise SchemaError(
+            f"{path} has schema_version={version!r}, this qat reads {SCHEMA_VERSION}: "
+            f"use the qat that wrote it ({_writer(data)}) or rerun its command with this one."
+        )
+    try:
+        return Results.from_dict(data)
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}. See docs/results_schema.md") from error
+
+
+def _writer(data: dict[str, object]) -> str:
+    match data:
+        case {"environment": {"versions": {"qat": str(version)}}}:
+            return f"qat {version}"
+    return "its version is in environment.versions"

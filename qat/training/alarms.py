@@ -1,0 +1,44 @@
+"""What goes wrong silently in quantization-aware training, said aloud."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qat.quantizers import Quantizer
+from qat.transform import quantizers
+
+
+class Watch:
+    """Whether a stretch of code runs the forward that was prepared: its activation quantizers tell.
+
+    A LightningModule that is prepared itself, but calls `self.backbone(x)` in training_step, would train without them.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        found = quantizers(network)
+        watched = [q for name, q in found.items() if not name.endswith("weight_quantizer")] or list(found.values())
+        self.ran = False
+        self._handles = [quantizer.register_forward_pre_hook(self._note) for quantizer in watched]
+
+    def _note(self, *_: object) -> None:
+        self.ran = True
+
+    def stop(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def trouble(quantizer: Quantizer) -> str:
+    """What is wrong with a learned scale, as the end of a sentence; "" if nothing is."""
+    scale, floor = getattr(quantizer, "scale", None), getattr(quantizer, "floor", None)
+    if not isinstance(scale, nn.Parameter):
+        return ""
+    if not bool(torch.isfinite(scale).all()):
+        return "is not finite any more: this training is lost; lower the learning rate, or look for NaN in the loss."
+    if isinstance(floor, torch.Tensor) and bool((scale <= floor).any()):
+        fallen = f"{int((scale <= floor).sum())} of {scale.numel()}"
+        return f"has fallen to its floor ({fallen}): lower quantizer_lr_ratio or the learning rate, or give it more bits."
+    return ""

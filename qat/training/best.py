@@ -1,0 +1,33 @@
+"""The network that a fit ends with: the best checkpoint's."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, NamedTuple
+
+import lightning as L
+from torch import nn
+
+if TYPE_CHECKING:
+    from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
+
+
+class Best(NamedTuple):
+    """The prepared network, on the CPU in evaluation mode; the epoch it is from, counted from 1; 0: the last weights."""
+
+    network: nn.Module
+    epoch: int
+
+
+def best_network(trainer: L.Trainer, pl_module: L.LightningModule, qat: QuantizationAwareTraining) -> Best:
+    """A copy of the prepared network with the weights of the best checkpoint, or as it is, if none was written."""
+    network = copy.deepcopy(qat.network_of(pl_module)).cpu().eval()
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if not path:
+        return Best(network, 0)
+    # Written by this very fit, so it may hold whatever objects the user's hyperparameters are.
+    checkpoint = trainer.strategy.load_checkpoint(path, weights_only=False)
+    prefix = f"{qat.network_name}." if qat.network_name else ""
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    network.load_state_dict(state)
+    return Best(network, int(checkpoint["epoch"]) + 1)

@@ -1,0 +1,122 @@
+"""From the best checkpoint to a verified ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from qat.export import OnnxRuntimeNetwork, Verification, export_float_onnx, export_onnx, latency, verify
+from qat.integer import convert
+from qat.training.batches import NO_TEST_DATA, as_evaluated, has_test_data, test_loaders
+from qat.training.best import best_network
+from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining, companion
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZES = (1, 32)
+
+
+@dataclass
+class Artefact:
+    """The written file, the integer model it was written from, and what was found out about both."""
+
+    path: Path
+    integer: nn.Module
+    verification: Verification
+    float_path: Path | None
+    latency_ms: dict[str, dict[int, float]]
+    """"float" and "quantized": batch size -> median milliseconds in ONNX Runtime."""
+    seconds: dict[str, float]
+
+    def network(self) -> nn.Module:
+        """The file as a module, run by ONNX Runtime."""
+        return OnnxRuntimeNetwork(self.path)
+
+
+class ExportONNX(L.Callback):
+    """At the end of a fit: converts the best checkpoint to integers, writes the ONNX file, and verifies it.
+
+    Verified is every code of every site, over the whole test set, in ONNX Runtime against the integer model. `artefact`
+    holds the result. Needs a `QuantizationAwareTraining` beside it, in any order.
+
+    Args:
+        path: the file to write; whole or not at all.
+        float_path: also write the float network there, for its size, and compare the latency of both.
+        dataloaders: test dataloaders, where neither datamodule nor module has them.
+
+    Raises:
+        ValueError: there are no test data (when the fit begins), or the network has no ONNX form.
+    """
+
+    def __init__(
+        self, path: str | Path = "model.onnx", float_path: str | Path | None = None, dataloaders: Any = None
+    ) -> None:
+        self.path = Path(path)
+        self.float_path = None if float_path is None else Path(float_path)
+        self.dataloaders = dataloaders
+        self.artefact: Artefact | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        companion(trainer, QuantizationAwareTraining, self)
+        if stage == "fit":
+            self.artefact = None
+            if not has_test_data(trainer, pl_module, self.dataloaders):
+                raise ValueError(NO_TEST_DATA)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.export(trainer, pl_module)
+
+    def export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Artefact:
+        """The artefact of this fit, made on the first call."""
+        if self.artefact is None:
+            self.artefact = self._export(trainer, pl_module)
+        return self.artefact
+
+    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Artefact:
+        qat = companion(trainer, QuantizationAwareTraining, self)
+        clock = [time.perf_counter()]
+        integer = convert(best_network(trainer, pl_module, qat).network)
+        example = next(self._test_inputs(trainer, pl_module, qat))
+        one = tuple(x[:1] for x in example)
+        export_onnx(integer, one, self.path)
+        clock.append(time.perf_counter())
+        verification = verify(self.path, integer, self._test_inputs(trainer, pl_module, qat))
+        clock.append(time.perf_counter())
+        float_path = self.float_path if qat.float_network is not None else None
+        files = {"quantized": self.path}
+        if float_path is not None and qat.float_network is not None:
+            export_float_onnx(qat.float_network, one, float_path)
+            files = {"float": float_path, **files}
+        measured = latency(files, one, batch_sizes=BATCH_SIZES)
+        clock.append(time.perf_counter())
+        stages = ("export", "verification", "latency")
+        seconds = {stage: end - start for stage, start, end in zip(stages, clock, clock[1:], strict=False)}
+        log.info(
+            "%s: %s of %s codes differ from the integer model over %s test images",
+            self.path.name,
+            f"{verification.code_mismatches:,}",
+            f"{verification.codes_compared:,}",
+            f"{verification.images:,}",
+        )
+        return Artefact(self.path, integer, verification, float_path, measured, seconds)
+
+    def _test_inputs(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, qat: QuantizationAwareTraining
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Positional network inputs of the whole test set, on the CPU."""
+        for loader in test_loaders(trainer, pl_module, self.dataloaders):
+            for batch in loader:
+                inputs = qat.inputs(as_evaluated(trainer, pl_module, batch))
+                if isinstance(inputs, dict):
+                    raise ValueError(
+                        "a network that is called with keywords cannot be exported: let QuantizationAwareTraining(inputs=...) "
+                        "return a tuple of tensors."
+                    )
+                yield tuple(x.cpu() for x in (inputs if isinstance(inputs, tuple) else (inputs,)))

@@ -1,0 +1,72 @@
+"""Learned scales in a parameter group of their own, whatever the user's `configure_optimizers` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from qat.transform import quantizers
+
+MARK = "quantizers"
+"""Key of a parameter group that holds quantizer parameters."""
+
+
+def quantizer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What quantizers learn, by name."""
+    return {
+        f"{name}.{of}": parameter
+        for name, quantizer in quantizers(model).items()
+        for of, parameter in quantizer.named_parameters(recurse=False)
+        if parameter.requires_grad
+    }
+
+
+@contextmanager
+def split_groups(model: nn.Module, lr_ratio: float) -> Iterator[None]:
+    """Inside the `with`, every optimizer that is built puts quantizer parameters into groups of their own.
+
+    Such a group has the options of the group it comes from, except weight_decay = 0 and lr times `lr_ratio`. Schedulers
+    that are built inside see the final groups. (A scheduler that is given an absolute rate, as OneCycleLR is, applies it to
+    every group.)
+    """
+    own = {id(parameter) for parameter in quantizer_parameters(model).values()}
+    original = Optimizer.add_param_group
+
+    def add_param_group(self: Optimizer, group: dict[str, Any]) -> None:
+        if MARK in group or isinstance(group.get("params"), set):
+            original(self, group)
+            return
+        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        scales = [p for p in params if id(_parameter(p)) in own]
+        others = [p for p in params if id(_parameter(p)) not in own]
+        if others or not scales:
+            original(self, {**group, "params": others})
+        if scales:
+            special: dict[str, Any] = {**group, "params": scales, MARK: True}
+            if "weight_decay" in {**self.defaults, **group}:
+                special["weight_decay"] = 0.0
+            if "lr" in {**self.defaults, **group}:
+                special["lr"] = group.get("lr", self.defaults.get("lr")) * lr_ratio
+            original(self, special)
+
+    Optimizer.add_param_group = add_param_group  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Optimizer.add_param_group = original  # type: ignore[method-assign]
+
+
+def without_optimizer(model: nn.Module, optimizers: list[Optimizer]) -> list[str]:
+    """Names of the quantizer parameters that no optimizer updates."""
+    updated = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    return [name for name, parameter in quantizer_parameters(model).items() if id(parameter) not in updated]
+
+
+def _parameter(entry: torch.Tensor | tuple[str, torch.Tensor]) -> torch.Tensor:
+    """Groups hold parameters, or (name, parameter) pairs."""
+    return entry[1] if isinstance(entry, tuple) else entry

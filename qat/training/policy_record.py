@@ -1,0 +1,53 @@
+"""A policy as plain data, in checkpoints, and what differs between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qat.transform import Policy
+
+
+def plain(policy: Any) -> Any:
+    """A policy as dicts, lists, texts and numbers alone, which any checkpoint reader accepts."""
+    if isinstance(policy, Policy):
+        return plain(policy.to_dict())
+    if isinstance(policy, Mapping):
+        return {str(key): plain(value) for key, value in policy.items()}
+    return [plain(value) for value in policy] if isinstance(policy, list | tuple) else policy
+
+
+def check_same(found: Any, mine: Policy, what: str) -> None:
+    """Nothing, if `found` (a Policy or its record) quantizes as `mine` does. Names do not matter.
+
+    Raises:
+        ValueError: it does not; the sentence starts with `what`.
+    """
+    recorded, wanted = plain(found), plain(mine)
+    difference = _difference(_nameless(recorded), _nameless(wanted))
+    if difference:
+        raise ValueError(
+            f"{what} with policy {recorded['name']!r}, this run asks for {wanted['name']!r} ({difference}): "
+            "use the same policy, or start from the float network."
+        )
+
+
+def _nameless(policy: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in policy.items() if key != "name"}
+
+
+def _difference(found: Any, mine: Any, where: str = "") -> str:
+    """The first one, depth first; "" if there is none.
+
+    >>> _difference({"rules": {"all": {"bits": 4}}}, {"rules": {"all": {"bits": 2}}})
+    'rules.all.bits is 4 there, 2 here'
+    """
+    if found == mine:
+        return ""
+    if isinstance(found, Mapping) and isinstance(mine, Mapping):
+        for key in dict.fromkeys([*found, *mine]):
+            inside = f"{where}.{key}" if where else str(key)
+            if difference := _difference(found.get(key), mine.get(key), inside):
+                return difference
+    shown = ["nothing" if side is None else "something" if isinstance(side, Mapping) else side for side in (found, mine)]
+    return f"{where} is {shown[0]} there, {shown[1]} here"

@@ -1,0 +1,302 @@
+"""What every observer promises, for every class that `qat.observers` exports."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from oracles.fake_quantize import forward, per_channel
+from torch import Tensor
+
+import qat.observers
+from qat import Grid, PerChannel, QuantSpec
+from qat.observers import MSE, MeanAbs, MinMax, MovingAverage, Observer, Percentile
+
+CLASSES = [getattr(qat.observers, name) for name in qat.observers.__all__ if name != "Observer"]
+SPECS = {
+    "signed": QuantSpec(Grid(4, narrow=True), PerChannel()),
+    "unsigned": QuantSpec(Grid(4, signed=False), PerChannel()),
+    "affine": QuantSpec(Grid(4, signed=False), PerChannel(), symmetric=False),
+}
+SYMMETRIC_ONLY = (MeanAbs,)
+every = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+pairs = pytest.mark.parametrize(
+    ("cls", "spec"),
+    [
+        pytest.param(cls, spec, id=f"{cls.__name__}-{name}")
+        for cls in CLASSES
+        for name, spec in SPECS.items()
+        if spec.symmetric or cls not in SYMMETRIC_ONLY
+    ],
+)
+
+
+def data(rows: int = 3, n: int = 600) -> Tensor:
+    """Rows of very different size, skewed to the right, with outliers."""
+    x = torch.randn(rows, n) + 0.3 * torch.randn(rows, n).square()
+    x[:, ::97] *= 4
+    return x * torch.logspace(-3, 2, rows)[:, None]
+
+
+def seen(observer: Observer, *batches: Tensor) -> tuple[Tensor, Tensor]:
+    for batch in batches:
+        observer.update(batch)
+    return observer.range()
+
+
+def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], rtol: float = 1e-6) -> None:
+    torch.testing.assert_close(a, b, rtol=rtol, atol=0.0)
+
+
+def mse(x: Tensor, spec: QuantSpec, lo: Tensor, hi: Tensor) -> np.ndarray:
+    """Mean squared error of each row, by the numpy oracle."""
+    scale, zero_point = (p.numpy() for p in spec.qparams(lo, hi))
+    y = forward(x.numpy(), scale, zero_point, spec.grid.qmin, spec.grid.qmax, per_channel(tuple(x.shape)))
+    return ((y.astype(np.float64) - x.numpy()) ** 2).mean(axis=1)
+
+
+@pairs
+def test_the_range_is_usable(cls: Callable[..., Observer], spec: QuantSpec) -> None:
+    lo, hi = seen(cls(spec), data())
+    assert lo.shape == hi.shape == (3,)
+    assert lo.dtype == hi.dtype == torch.float32
+    assert (lo <= hi).all()
+    x = data()
+    signal = x.square().mean(dim=1) if spec.grid.signed or not spec.symmetric else x.relu().square().mean(dim=1)
+    error = mse(x if spec.grid.signed or not spec.symmetric else x.relu(), spec, lo, hi)
+    assert (error < 0.25 * signal.numpy()).all()  # a sensible guess, whatever the grid
+
+
+@pairs
+def test_rows_share_nothing(cls: Callable[..., Observer], spec: QuantSpec) -> None:
+    x = data()
+    lo, hi = seen(cls(spec), x[:, :300], x[:, 300:])
+    for i, row in enumerate(x):
+        alone = seen(cls(spec), row[None, :300], row[None, 300:])
+        same((lo[i : i + 1], hi[i : i + 1]), alone)
+
+
+@pairs
+def test_the_order_and_the_batches_do_not_matter(cls: Callable[..., Observer], spec: QuantSpec) -> None:
+    if cls is MovingAverage:
+        pytest.skip("documented: depends on the order, see test_moving_average_formula_and_order")
+    x = data()
+    once = seen(cls(spec), x)
+    shuffled = x[:, torch.randperm(x.shape[1])]
+    same(seen(cls(spec), *shuffled.split(7, dim=1)), once)
+    same(seen(cls(spec), *reversed(x.split(50, dim=1))), once)
+
+
+@pairs
+def test_merging_two_halves_is_seeing_all(cls: Callable[..., Observer], spec: QuantSpec) -> None:
+    if cls is MovingAverage:
+        pytest.skip("averages its sides, see test_merge_of_moving_averages_weighs_by_batches")
+    x = data()
+    x[:, 300:] *= 10  # the halves differ
+    everything = seen(cls(spec), x)
+    for first, second in ((x[:, :300], x[:, 300:]), (x[:, 300:], x[:, :300])):
+        one, other = cls(spec), cls(spec)
+        seen(one, first), seen(other, second)
+        one.merge(other)
+        same(one.range(), everything)
+
+
+@every
+def test_merging_with_one_that_saw_nothing(cls: Callable[..., Observer]) -> None:
+    x, spec = data(), SPECS["signed"]
+    expected = seen(cls(spec), x)
+    one, empty = cls(spec), cls(spec)
+    one.update(x)
+    one.merge(empty)
+    same(one.range(), expected)
+    empty.merge(one)
+    same(empty.range(), expected)
+    neither = cls(spec)
+    neither.merge(cls(spec))
+    with pytest.raises(RuntimeError, match="has seen no data"):
+        neither.range()
+
+
+@every
+def test_merging_leaves_the_other_as_it_was(cls: Callable[..., Observer]) -> None:
+    x, spec = data(), SPECS["signed"]
+    one, other = cls(spec), cls(spec)
+    other.update(x)
+    expected = other.range()
+    one.merge(other)
+    one.update(100 * x)
+    same(other.range(), expected, rtol=0.0)
+
+
+@every
+def test_the_first_batch_still_counts_after_the_last(cls: Callable[..., Observer]) -> None:
+    x, spec = data(), SPECS["signed"]
+    last_only = seen(cls(spec), 0.01 * x)[1]
+    assert (seen(cls(spec), x, 0.01 * x)[1] > 5 * last_only).all()
+
+
+@every
+def test_reset_forgets(cls: Callable[..., Observer]) -> None:
+    x, spec = data(), SPECS["signed"]
+    observer = cls(spec)
+    observer.update(1000 * x)
+    observer.reset()
+    with pytest.raises(RuntimeError, match=rf"{cls.__name__} has seen no data: call update\(x\), or qat.calibrate"):
+        observer.range()
+    same(seen(observer, x), seen(cls(spec), x), rtol=0.0)
+
+
+@every
+def test_half_precision_data_gives_a_float32_range(cls: Callable[..., Observer]) -> None:
+    x = data().bfloat16()
+    same(seen(cls(SPECS["signed"]), x), seen(cls(SPECS["signed"]), x.float()), rtol=0.0)
+
+
+@every
+def test_data_is_not_changed(cls: Callable[..., Observer]) -> None:
+    x = data()
+    before = x.clone()
+    seen(cls(SPECS["signed"]), x)
+    assert torch.equal(x, before)
+
+
+@every
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_end_in_the_message_of_the_spec(cls: Callable[..., Observer], bad: float) -> None:
+    x = data()
+    x[1, 5] = bad
+    spec, observer = SPECS["signed"], cls(SPECS["signed"])
+    with pytest.raises(ValueError, match="not finite"):
+        spec.qparams(*seen(observer, data(), x, data()))
+
+
+@every
+def test_a_dead_row_has_an_empty_range(cls: Callable[..., Observer]) -> None:
+    x, spec = data(), SPECS["signed"]
+    x[1] = 0.0
+    lo, hi = seen(cls(spec), x)
+    assert lo[1] == hi[1] == 0.0
+    assert (spec.qparams(lo, hi).scale > 0).all()
+
+
+def test_min_max_is_the_range_of_numpy() -> None:
+    x = data()
+    lo, hi = seen(MinMax(SPECS["signed"]), *x.split(100, dim=1))
+    assert np.array_equal(lo, x.numpy().min(axis=1))
+    assert np.array_equal(hi, x.numpy().max(axis=1))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+def test_mean_abs_gives_the_initial_scale_of_lsq(bits: int, signed: bool) -> None:
+    spec = QuantSpec(Grid(bits, signed, narrow=signed), PerChannel())
+    x = data()
+    expected = 2 * np.abs(x.numpy().astype(np.float64)).mean(axis=1) / np.sqrt(spec.grid.qmax)
+    scale = spec.qparams(*seen(MeanAbs(spec), *x.split([100, 500], dim=1))).scale  # unequal batches
+    np.testing.assert_allclose(scale, expected, rtol=1e-6)
+
+
+def test_mean_abs_refuses_an_affine_spec() -> None:
+    """Its range is [0, hi] there: every negative value would be clipped."""
+    with pytest.raises(ValueError, match=r"MeanAbs gives a scale and no zero-point: write symmetric"):
+        MeanAbs(SPECS["affine"])
+
+
+def test_moving_average_formula_and_order() -> None:
+    a, b, c = (torch.tensor([[-1.0, 2.0]]), torch.tensor([[-3.0, 1.0]]), torch.tensor([[0.0, 8.0]]))
+    lo, hi = seen(MovingAverage(SPECS["signed"], momentum=0.75), a, b, c)
+    assert lo.item() == pytest.approx(0.75 * (0.75 * -1 + 0.25 * -3))
+    assert hi.item() == pytest.approx(0.75 * (0.75 * 2 + 0.25 * 1) + 0.25 * 8)
+    assert seen(MovingAverage(SPECS["signed"], momentum=0.75), c, b, a)[1] != hi
+
+
+def test_merge_of_moving_averages_weighs_by_batches() -> None:
+    one, other = MovingAverage(SPECS["signed"]), MovingAverage(SPECS["signed"])
+    seen(one, *[torch.tensor([[-1.0, 1.0]])] * 3), seen(other, torch.tensor([[-5.0, 9.0]]))
+    one.merge(other)
+    assert (one.range()[0].item(), one.range()[1].item()) == (pytest.approx(-2.0), pytest.approx(3.0))
+    assert one.batches == 4
+
+
+@pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9, 100.0])
+@pytest.mark.parametrize("kind", SPECS)
+def test_percentile_is_that_of_numpy_up_to_a_bin(percentile: float, kind: str) -> None:
+    spec, x = SPECS[kind], data(n=19_999)
+    lo, hi = seen(Percentile(spec, percentile), *x.split(3000, dim=1))
+    rest = 100 - percentile
+    ends = (100 - rest, 0) if kind == "unsigned" else (100 - rest / 2, rest / 2)
+    reach = 2 ** np.ceil(np.log2(x.abs().amax(dim=1).numpy()))
+    width = 2 * reach / Percentile.BINS
+    high, low = (np.percentile(x.numpy(), end, axis=1, method="inverted_cdf") for end in ends)
+    assert (np.abs(hi.numpy() - high) <= 1.01 * width).all()
+    if kind != "unsigned":
+        assert (np.abs(lo.numpy() - low) <= 1.01 * width).all()
+    if percentile == 100.0:
+        same((lo, hi), seen(MinMax(spec), x), rtol=0.0)
+
+
+def test_percentile_100_keeps_the_largest_of_very_many_values() -> None:
+    observer = Percentile(SPECS["signed"], 100.0)
+    observer.update(torch.tensor([[-1.0, 0.1, 1.9]]))
+    counts = observer.counts
+    assert counts is not None
+    counts[counts.cumsum(1) == 2] *= 2**26  # as if 0.1 had come 67 million times
+    assert observer.range()[1].item() == pytest.approx(1.9)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("kind", SPECS)
+def test_mse_is_never_worse_than_min_max(bits: int, kind: str) -> None:
+    form = SPECS[kind]
+    grid = Grid(bits, form.grid.signed, form.grid.narrow)
+    spec = QuantSpec(grid, PerChannel(), form.symmetric)
+    x = data(n=3000)
+    searched = mse(x, spec, *seen(MSE(spec), *x.split(500, dim=1)))
+    full = mse(x, spec, *seen(MinMax(spec), x))
+    reach = 2 ** np.ceil(np.log2(x.abs().amax(dim=1).numpy()))
+    width = 2 * reach / MSE.BINS
+    assert (np.sqrt(searched) <= np.sqrt(full) + width).all()
+    if bits < 8 and kind != "unsigned":
+        assert (searched < 0.9 * full).all()  # with outliers, it finds something better
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("kind", ["signed", "unsigned"])
+def test_mse_is_close_to_the_best_of_a_brute_force_search(bits: int, kind: str) -> None:
+    grid = Grid(bits, SPECS[kind].grid.signed, SPECS[kind].grid.narrow)
+    spec, x = QuantSpec(grid, PerChannel()), data(n=2000)
+    found = mse(x, spec, *seen(MSE(spec), *x.split(333, dim=1)))
+    reach = x.abs().amax(dim=1)
+    best = np.min([mse(x, spec, -reach * f, reach * f) for f in np.linspace(0.002, 1, 500)], axis=0)
+    assert (found <= 1.02 * best).all()
+
+
+def test_affine_mse_is_close_to_the_best_of_a_brute_force_search() -> None:
+    spec, x = SPECS["affine"], data(rows=2, n=1000)
+    found = mse(x, spec, *seen(MSE(spec), x))
+    lo, hi = x.amin(dim=1), x.amax(dim=1)
+    fractions = np.linspace(0.04, 1, 25)
+    best = np.min([mse(x, spec, lo * f, hi * g) for f in fractions for g in fractions], axis=0)
+    assert (found <= 1.1 * best).all()
+
+
+def test_mse_of_an_unsigned_grid_searches_what_it_can_hold() -> None:
+    spec, x = SPECS["unsigned"], torch.cat([torch.linspace(-1, 0, 50), torch.linspace(0, 0.055, 500)])[None]
+    positive = x.clamp(min=0)
+    searched = mse(positive, spec, *seen(MSE(spec), x))
+    assert (searched <= mse(positive, spec, *seen(MinMax(spec), x)) * 1.05).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda spec: MSE(spec, candidates=0), "candidates=0 must be at least 1: write for example 100"),
+        (lambda spec: Percentile(spec, 50.0), r"percentile=50.0 must lie in \(50, 100\]: write for example 99.99"),
+        (lambda spec: Percentile(spec, 100.1), r"percentile=100.1 must lie in"),
+        (lambda spec: MovingAverage(spec, 1.0), r"momentum=1.0 of MovingAverage must lie in \[0, 1\): write"),
+    ],
+    ids=["mse", "percentile", "percentile_high", "moving_average"],
+)
+def test_impossible_options_say_what_to_write(make: Callable[[QuantSpec], Observer], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(SPECS["signed"])

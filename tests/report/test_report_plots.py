@@ -1,0 +1,73 @@
+"""Pictures: valid, drawn for what there is, reproducible, readable without colour."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+
+from qat.report import Results, Row
+from qat.report.labels import spread
+from qat.report.plots import LOOKS, draw_all, draw_training
+
+
+def pixels(png: bytes) -> np.ndarray:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    return imread(io.BytesIO(png), format="png")
+
+
+def test_every_picture_is_a_png_with_something_on_it(results: Results) -> None:
+    pictures = draw_all(results)
+    assert set(pictures) == {"accuracy.png", "size.png", "training.png"}
+    for name, png in pictures.items():
+        image = pixels(png)
+        assert min(image.shape[:2]) > 400, name
+        assert 0.005 < (image[..., :3].min(axis=-1) < 0.9).mean() < 0.5, f"{name} is blank or full"
+
+
+def test_equal_results_give_equal_bytes(results: Results) -> None:
+    assert draw_all(results) == draw_all(results)
+
+
+def test_pictures_show_the_numbers(results: Results) -> None:
+    rows = [dataclasses.replace(row, top1=row.top1 - 0.05) if row.kind == "ptq" else row for row in results.rows]
+    before, after = draw_all(results), draw_all(dataclasses.replace(results, rows=rows))
+    assert all(before[name] != after[name] for name in before)
+
+
+def test_what_was_not_measured_is_not_drawn(results: Results) -> None:
+    assert results.training is not None
+    step0 = [row for row in results.rows if row.kind == "step0"]
+    bare = dataclasses.replace(results, training=None, rows=step0)
+    assert set(draw_all(bare)) == {"accuracy.png"}
+    nan_curve = dataclasses.replace(results.training, val_top1=[None, None])
+    assert "training.png" not in draw_all(dataclasses.replace(results, training=nan_curve))
+    with pytest.raises(ValueError, match="no training to draw"):
+        draw_training(bare)
+
+
+@pytest.mark.parametrize("top1", [0.0, 0.5, 1.0])
+def test_equal_rows_of_equal_size_can_be_drawn(results: Results, top1: float) -> None:
+    rows: list[Row] = [dataclasses.replace(row, top1=top1, size_bytes=1000) for row in results.rows]
+    for png in draw_all(dataclasses.replace(results, rows=rows)).values():
+        pixels(png)
+
+
+def test_kinds_differ_in_shape_and_not_only_in_colour() -> None:
+    assert len({look.marker for look in LOOKS.values()}) == len(LOOKS)
+
+
+@given(st.lists(st.floats(-100, 100), max_size=8), st.floats(0.1, 10))
+def test_spread_labels_keep_their_order_and_their_distance(positions: list[float], gap: float) -> None:
+    moved = spread(positions, gap)
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
+    distances = np.diff([moved[index] for index in order])
+    assert (distances >= gap - 1e-6).all()
+    assert sum(moved) == pytest.approx(sum(positions), abs=1e-6)
+
+
+def test_labels_with_room_stay_at_their_points() -> None:
+    assert spread([3.0, 1.0, 2.0], gap=0.5) == [3.0, 1.0, 2.0]
