@@ -8,6 +8,7 @@ onto a bound. Everything is calculated in float32, also under autocast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,13 +68,28 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale = ctx.saved_tensors
         lo, hi = ctx.bounds
-        inside = (x > lo * scale).logical_and_(x < hi * scale)
+        if x.element_size() < 4:  # half precision: y was rounded a second time, and bounds would be to compare with x
+            x = x.float()
+            y = torch.div(x, scale).clamp_(lo, hi).round_().mul_(scale)
+        inside = _zero_outside(x, lo * scale, hi * scale)
         dscale = None
         if ctx.needs_input_grad[1]:
-            if y.element_size() < 4:  # half precision: y was rounded a second time
-                y = torch.div(x.float(), scale).clamp_(lo, hi).round_().mul_(scale)
             # (y - x) / scale is round(v) - v inside, and y / scale is the bound outside.
-            residual = torch.sub(y.float(), torch.where(inside, x, 0)).mul_(grad)
-            dscale = residual.sum_to_size(scale.shape).div_(scale).mul_(ctx.gradient_scale)
-        dx = torch.where(inside, grad, 0) if ctx.needs_input_grad[0] else None
+            residual = torch.sub(y, inside(x.float()))
+            if scale.numel() == 1 and residual.stride() == grad.stride() and residual.is_contiguous():
+                total = torch.dot(residual.view(-1), grad.reshape(-1).float()).reshape(scale.shape)
+            else:
+                total = residual.mul_(grad).sum_to_size(scale.shape)
+            dscale = total.div_(scale).mul_(ctx.gradient_scale)
+        dx = inside(grad) if ctx.needs_input_grad[0] else None
         return dx, dscale, None, None, None
+
+
+def _zero_outside(x: Tensor, lo: Tensor, hi: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that keeps values where lo < x < hi and makes the others 0; same dtype and shape as its argument."""
+    if lo.numel() == 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # One native pass; the bounds must be Python numbers, which costs nothing on a CPU.
+        least, most = lo.item(), hi.item()
+        return lambda values: torch.ops.aten.hardtanh_backward(values, x.to(values.dtype), least, most)
+    mask = (x > lo).logical_and_(x < hi)
+    return lambda values: torch.where(mask, values, 0)
