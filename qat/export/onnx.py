@@ -308,8 +308,8 @@ class _Exporter:
 
 
 def _name(node: fx.Node) -> str:
-    """The tensor that a node makes: sites and layers keep their own name."""
-    return str(node.target) if node.op == "call_module" else node.name
+    """The tensor that a node makes: sites and layers keep their own name; nothing else can have it."""
+    return str(node.target) if node.op == "call_module" else f"{node.name}.{node.op}"
 
 
 _WRITERS: dict[type[nn.Module], Callable[[_Exporter, fx.Node, Any], str]] = {

@@ -209,10 +209,11 @@ class _Converter:
         return self._copy(node, lambda n: codes if n is source else self.shape_or_value(n)), grid
 
     def _computes_on_codes(self, node: fx.Node) -> bool:
-        layer = as_quantized(self.module(node))
-        quantizer = layer.weight_quantizer
-        on_grid = self.has_codes(node.all_input_nodes[0])
-        return on_grid and quantizer is not None and not isinstance(quantizer.spec.granularity, PerGroup)
+        layer = self.module(node)
+        if not is_quantized(layer) or not self.has_codes(node.all_input_nodes[0]):
+            return False
+        quantizer = as_quantized(layer).weight_quantizer
+        return quantizer is not None and not isinstance(quantizer.spec.granularity, PerGroup)
 
     def _layer(self, node: fx.Node, norm: fx.Node | None, output: Codes | None) -> nn.Module:
         """The integer form of a layer and the BatchNorm behind it."""

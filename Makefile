@@ -1,0 +1,12 @@
+# The same doors as ./dev, for people who type make. `make` alone lists them.
+.PHONY: help train test slow check
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+train: ## the main job: digits, 4-bit weights, 8-bit activations
+	./dev train
+test: ## the tests, under 12 minutes on 2 cores
+	./dev test
+slow: ## the long tests, on real data where it is present
+	./dev test -m slow
+check: ## formatter, linter, type checker
+	./dev check

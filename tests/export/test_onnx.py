@@ -1,0 +1,160 @@
+"""The file against the integer model, in ONNX Runtime with all optimisations on and in onnx.reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import qat
+from qat.export import OnnxRuntimeNetwork, export_float_onnx, latency, operators
+from qat.export.runtime import SiteSession
+from tests.networks import INTEGER, Gate, Inception, OptionA, build, images
+
+
+def exported(network, policy, tmp_path, seed=0):
+    model = build(network, seed)
+    prepared = qat.prepare(model, policy, images(2))
+    qat.calibrate(prepared, [images(64)])
+    integer = qat.convert(prepared)
+    path = tmp_path / "model.onnx"
+    qat.export_onnx(integer, images(2), path)
+    return integer, path
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w4a8", "w4a4", "w3a3", "w2a2"])
+@pytest.mark.parametrize("network", INTEGER)
+def test_not_one_code_differs(network, policy, tmp_path):
+    integer, path = exported(network, policy, tmp_path)
+    result = qat.verify(path, integer, [images(50, seed) for seed in (2, 3)])
+    assert [s for s in result.sites if s.code_mismatches] == []
+    assert result.exact
+    assert result.top1_agreement == 1.0
+    assert result.images == 100
+    assert result.codes_compared == sum(100 * int(np.prod(s.shape)) for s in result.sites)
+    assert all(len(set(codes.flatten().tolist())) > 1 for codes in integer.codes(images(50))[1].values())
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w2a2"])
+def test_every_layer_becomes_an_integer_kernel(policy, tmp_path):
+    _, path = exported(OptionA, policy, tmp_path)
+    found = operators(path)
+    assert found["QLinearConv"] == 3
+    assert found["QLinearAdd"] == 2
+    assert found["QGemm"] == 1
+    assert found["QLinearGlobalAveragePool"] == 1
+    assert not set(found) & {"Conv", "Gemm", "Add", "DequantizeLinear", "Cast", "Relu"}
+    assert ("Clip" in found) == (policy == "w2a2")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_any_torchvision_resnet_with_random_statistics(name, tmp_path):
+    model = build(lambda: torchvision.models.get_model(name, num_classes=10))
+    x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    prepared = qat.prepare(model, "w4a4", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, x, tmp_path / "model.onnx")
+    result = qat.verify(tmp_path / "model.onnx", integer, [x])
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert result.exact
+    assert result.operators["QLinearConv"] == convolutions
+    assert "Conv" not in result.operators
+
+
+def test_float_islands_are_exported_and_agree(tmp_path):
+    integer, path = exported(Gate, "w8a8", tmp_path)
+    result = qat.verify(path, integer, [images(50, 2)])
+    assert result.code_mismatches <= 0.001 * result.codes_compared  # float islands round differently
+    assert result.max_step_difference <= 1
+    assert {"Sigmoid", "QLinearConv"} <= set(result.operators)
+
+
+def test_the_standards_own_interpreter_agrees_within_one_step(tmp_path):
+    integer, path = exported(Inception, "w8a8", tmp_path)
+    session = onnx.reference.ReferenceEvaluator(str(path))
+    (output,) = session.run(None, {"x": images(4, 5).numpy()})
+    with torch.no_grad():
+        ours = integer(images(4, 5))
+    assert np.abs(output - ours.numpy()).max() < 0.05 * ours.std().item()
+
+
+@pytest.mark.parametrize(("policy", "kind"), [("w8a8", "INT8"), ("w4a8", "INT4"), ("w3a8", "INT4"), ("w2a8", "INT2")])
+def test_weights_take_the_bits_they_need(policy, kind, tmp_path):
+    _, path = exported(OptionA, policy, tmp_path)
+    model = onnx.load(path)
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    weight = next(name for name in types if name.startswith("conv3_weight"))
+    assert onnx.TensorProto.DataType.Name(types[weight]) == kind
+    assert model.opset_import[0].version == (25 if kind == "INT2" else 21)
+
+
+def test_packed_weights_unpack_to_the_codes(tmp_path):
+    for policy in ("w4a8", "w2a8"):
+        integer, path = exported(OptionA, policy, tmp_path)
+        tensor = next(t for t in onnx.load(path).graph.initializer if t.name.startswith("conv3_weight"))
+        unpacked = onnx.numpy_helper.to_array(tensor).astype(np.int8)
+        assert np.array_equal(unpacked, integer.conv3.weight.numpy())
+
+
+def test_verify_sees_a_single_changed_weight(tmp_path):
+    integer, path = exported(OptionA, "w8a8", tmp_path)
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name == "conv2_weight")
+    codes = onnx.numpy_helper.to_array(tensor).copy()
+    codes[0, 0, 1, 1] = codes[0, 0, 1, 1] - 9 if codes[0, 0, 1, 1] > 0 else codes[0, 0, 1, 1] + 9
+    tensor.CopyFrom(onnx.numpy_helper.from_array(codes, tensor.name))
+    onnx.save(model, path)
+    result = qat.verify(path, integer, [images(50, 2)])
+    assert result.code_mismatches > 0
+    assert not result.exact
+    assert next(s.name for s in result.sites if s.code_mismatches) == "conv2"
+
+
+def test_verify_refuses_another_models_file(tmp_path):
+    _, path = exported(OptionA, "w8a8", tmp_path)
+    other, _ = exported(Inception, "w8a8", tmp_path / "other")
+    with pytest.raises(ValueError, match="written from another model"):
+        qat.verify(path, other, [images(2)])
+    with pytest.raises(ValueError, match="batches is empty"):
+        qat.verify(tmp_path / "other" / "model.onnx", other, [])
+
+
+def test_any_batch_size_runs(tmp_path):
+    integer, path = exported(OptionA, "w4a4", tmp_path)
+    network = OnnxRuntimeNetwork(path)
+    for size in (1, 7):
+        with torch.no_grad():
+            assert torch.equal(network(images(size)), integer(images(size)))
+
+
+def test_only_integer_models_are_exported(tmp_path):
+    with pytest.raises(ValueError, match=r"pass the result of qat\.convert"):
+        qat.export_onnx(build(OptionA), images(1), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_float_file_and_its_clock(tmp_path):
+    model = build(OptionA)
+    export_float_onnx(model, images(1), tmp_path / "float.onnx")
+    with torch.no_grad():
+        assert torch.allclose(OnnxRuntimeNetwork(tmp_path / "float.onnx")(images(5)), model(images(5)), atol=1e-4)
+    measured = latency({"float": tmp_path / "float.onnx"}, images(1), batch_sizes=(1, 2), rounds=2)
+    assert set(measured["float"]) == {1, 2}
+    assert all(ms > 0 for ms in measured["float"].values())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.onnx does not exist"):
+        OnnxRuntimeNetwork(tmp_path / "missing.onnx")
+
+
+def test_reading_sites_leaves_the_file_alone(tmp_path):
+    _, path = exported(OptionA, "w8a8", tmp_path)
+    before = path.read_bytes()
+    SiteSession(path, ["conv1"])
+    assert path.read_bytes() == before

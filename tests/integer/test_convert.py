@@ -1,0 +1,135 @@
+"""qat.convert: what the integers mean."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import qat
+from qat.integer import IntegerModel, stored_bytes
+from qat.integer.absorb import absorb
+from qat.integer.modules import IntegerLayer, WeightOnlyLayer
+from qat.nn import as_quantized
+from tests.networks import INTEGER, Gate, OptionA, Rows, build, images
+
+
+def calibrated(network, policy="w8a8"):
+    prepared = qat.prepare(build(network), policy)
+    qat.calibrate(prepared, [images(64)])
+    return prepared.eval()
+
+
+@pytest.mark.parametrize("network", INTEGER)
+def test_the_integer_model_computes_what_was_trained_up_to_rounding(network):
+    prepared = calibrated(network)
+    integer = qat.convert(prepared)
+    with torch.no_grad():
+        trained, deployed = prepared(images(64, seed=2)), integer(images(64, seed=2))
+    assert (trained - deployed).abs().mean() < 0.02 * trained.std()
+    assert trained.std() > 0.05
+
+
+@pytest.mark.parametrize("network", INTEGER)
+def test_nothing_but_the_ends_is_float(network):
+    integer = qat.convert(calibrated(network))
+    assert isinstance(integer, IntegerModel)
+    kinds = {type(m).__name__ for m in integer.children()}
+    assert not kinds & {"Dequantize", "Conv2d", "Linear", "BatchNorm2d", "ReLU"}
+    assert sum(type(m).__name__ == "Quantize" for m in integer.children()) == 1
+
+
+def test_float_islands_stay_float():
+    prepared = calibrated(Gate)
+    integer = qat.convert(prepared)
+    with torch.no_grad():
+        trained, deployed = prepared(images(32)), integer(images(32))
+    assert {"SiLU", "BatchNorm2d", "Dequantize"} <= {type(m).__name__ for m in integer.children()}
+    assert (trained - deployed).abs().mean() < 0.02 * trained.std()
+
+
+def test_the_model_handed_in_does_not_change():
+    prepared = calibrated(OptionA).train()
+    before = copy.deepcopy(prepared.state_dict())
+    qat.convert(prepared)
+    assert prepared.training
+    assert all(torch.equal(before[name], value) for name, value in prepared.state_dict().items())
+
+
+def test_a_negative_gain_flips_codes_exactly():
+    layer = as_quantized(qat.prepare(nn.Sequential(nn.Linear(4, 3, bias=False)), "w8a8").get_submodule("0"))
+    layer.weight_quantizer.observer.update(layer.weight.detach())
+    layer.weight_quantizer.finish_observing()
+    norm = nn.BatchNorm1d(3, eps=0.0)
+    norm.weight.data = torch.tensor([-2.0, 1.0, -0.5])
+    plain, absorbed = absorb(layer, None, 1.0), absorb(layer, norm, 1.0)
+    assert torch.equal(absorbed.weight, plain.weight * torch.tensor([[-1.0], [1.0], [-1.0]]))
+    assert torch.allclose(absorbed.scale, plain.scale * torch.tensor([2.0, 1.0, 0.5]), rtol=1e-6)
+
+
+def test_a_flip_needs_a_narrow_grid():
+    policy = qat.load_policy("w8a8", weight={"narrow": False}, first_last_bits=None)
+    model = nn.Sequential(nn.Conv2d(1, 1, 2, bias=False), nn.BatchNorm2d(1))
+    model[0].weight.data = torch.tensor([[[[-128.0, 127.0], [3.0, 4.0]]]])
+    model[1].weight.data.fill_(-1.0)
+    prepared = qat.prepare(model, policy)
+    qat.calibrate(prepared, [torch.randn(4, 1, 5, 5)])
+    with torch.no_grad():
+        prepared.get_submodule("0").weight_quantizer.scale.fill_(1.0)
+    with pytest.raises(ValueError, match="narrow: true"):
+        qat.convert(prepared)
+
+
+@pytest.mark.parametrize("gain", [0.0, 1e-30, 1e-12])
+def test_the_bias_of_a_dead_channel_fits_int32(gain):
+    model = build(OptionA)
+    model.bn1.weight.data[2], model.bn1.bias.data[2] = gain, 3.0
+    model.conv3.weight.data[5] = 0.0
+    prepared = qat.prepare(model, "w8a8")
+    qat.calibrate(prepared, [images(32)])
+    integer = qat.convert(prepared)
+    with torch.no_grad():
+        _, codes = integer.codes(images(8))
+        grid = integer.conv1.output
+        real = (codes["conv1"][:, 2].float() - grid.zero_point) * grid.scale
+    assert integer.conv1.bias.abs().max() < 2**31 - 1
+    assert torch.allclose(real, torch.tensor(3.0), atol=grid.scale)
+
+
+def test_groups_keep_integer_weights_and_calculate_in_float():
+    weight = {"bits": 4, "granularity": "per_group", "group_size": 3}
+    rules = {"middle": {"match": "fc2", "weight": weight, "activation": {"bits": 8}}}
+    prepared = qat.prepare(build(Rows), qat.load_policy({"rules": rules}))
+    qat.calibrate(prepared, [images(64)])
+    integer = qat.convert(prepared)
+    layers = [m for m in integer.children() if isinstance(m, WeightOnlyLayer)]
+    assert len(layers) == 1
+    assert layers[0].weight.dtype == torch.int8
+    with torch.no_grad():
+        assert torch.allclose(prepared.eval()(images(8)), integer(images(8)), atol=1e-5)
+
+
+def test_unprepared_and_uncalibrated_models_are_refused():
+    with pytest.raises(ValueError, match=r"qat\.prepare"):
+        qat.convert(build(OptionA))
+    with pytest.raises(ValueError, match=r"no range yet: call qat\.calibrate"):
+        qat.convert(qat.prepare(build(OptionA), "w8a8"))
+
+
+def test_stored_bytes_count_the_bits_of_weights():
+    model = nn.Sequential(nn.Linear(64, 32, bias=False))
+    assert stored_bytes(model) == 64 * 32 * 4
+    four = qat.prepare(model, qat.load_policy("w4a8", first_last_bits=None))
+    assert stored_bytes(four) == 64 * 32 // 2 + 32 * 4 + sum(
+        t.numel() * t.element_size() for q in [four.sites] for t in (*q.parameters(), *q.buffers())
+    )
+
+
+def test_weights_use_the_bits_of_their_policy():
+    integer = qat.convert(calibrated(OptionA, "w2a2"))
+    layers = {n: m for n, m in integer.named_children() if isinstance(m, IntegerLayer)}
+    assert {n: m.weight_bits for n, m in layers.items()} == {"conv1": 8, "conv2": 2, "conv3": 2, "linear": 8}
+    assert int(layers["conv2"].weight.abs().max()) == 1
+    assert int(layers["conv1"].weight.abs().max()) > 64
