@@ -1,5 +1,8 @@
 """Quantization-aware training: what you trained is what you deploy, bit for bit."""
 
+import importlib
+from types import ModuleType
+
 from qat.export import Verification, export_onnx, verify
 from qat.granularity import PerChannel, PerGroup, PerTensor
 from qat.grid import Grid
@@ -29,3 +32,10 @@ __all__ = [
     "prepare",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`qat.callbacks` needs Lightning and is imported when it is first asked for."""
+    if name == "callbacks":
+        return importlib.import_module("qat.callbacks")
+    raise AttributeError(f"module 'qat' has no attribute {name!r}")

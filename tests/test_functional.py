@@ -39,7 +39,9 @@ class Case:
         self.zero_point = rng.integers(self.qmin, self.qmax + 1, n) if affine else np.zeros(n, dtype=int)
         lo, hi = self.qmin - self.zero_point[self.shared], self.qmax - self.zero_point[self.shared]
         choices = np.stack([rng.uniform(lo, hi), lo, hi, lo + 0.5, hi - 0.5, lo + 0.25, hi - 0.25])
-        choices = np.concatenate([choices, np.stack([lo - 0.25, hi + 0.25, lo - 0.5, hi + 0.5, lo * 3.0 - 9, hi * 3.0 + 9])])
+        choices = np.concatenate(
+            [choices, np.stack([lo - 0.25, hi + 0.25, lo - 0.5, hi + 0.5, lo * 3.0 - 9, hi * 3.0 + 9])]
+        )
         v = np.take_along_axis(choices, rng.integers(0, len(choices), (1, *SHAPE)), axis=0)[0]
         if not powers_of_two:
             v = np.where((v == lo) | (v == hi), v * 1.1, v)  # on a bound up to rounding only

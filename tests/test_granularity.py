@@ -28,7 +28,9 @@ def test_who_shares_a_scale(granularity: PerTensor, oracle, shape: tuple[int, ..
 
 
 def test_a_group_never_crosses_an_output_channel() -> None:
-    with pytest.raises(ValueError, match=r"group_size=8 does not divide the 12 weights of each output channel") as error:
+    with pytest.raises(
+        ValueError, match=r"group_size=8 does not divide the 12 weights of each output channel"
+    ) as error:
         PerGroup(8).n_qparams((4, 3, 2, 2))  # 48 weights: 8 divides the tensor but no channel
     assert "shape (4, 3, 2, 2)" in str(error.value)
     assert "group_size=6 or granularity=per_channel" in str(error.value)

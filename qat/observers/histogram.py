@@ -14,7 +14,8 @@ class Histogram(MinMax):
     """Counts in `BINS` equal bins over [-reach, reach], one histogram a row, besides the exact smallest and largest value.
 
     reach is a power of two that only ever doubles, and doubling joins neighbouring bins in pairs. So the counts depend on
-    the data alone, not on its order or on how it was split into batches and processes. NaN is refused.
+    the data alone, not on its order or on how it was split into batches and processes. NaN and infinity stay in the range,
+    for the spec to refuse.
     """
 
     BINS = 4096

@@ -28,4 +28,5 @@ class Percentile(Histogram):
         first = torch.searchsorted(below, torch.full_like(below[:, :1], outside), right=True).squeeze(1)
         last = torch.searchsorted(below, torch.full_like(below[:, :1], 1.0 - outside)).squeeze(1)
         lo, hi = first * width - reach, (last + 1) * width - reach
-        return torch.maximum(lo, least), torch.minimum(hi, most)
+        lo, hi = torch.maximum(lo, least), torch.minimum(hi, most)
+        return torch.where(least.isfinite(), lo, least), torch.where(most.isfinite(), hi, most)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,7 @@ class LSQ(Quantizer):
     def fake_quantize(self, x: Tensor) -> Tensor:
         grid, granularity = self.spec.grid, self.spec.granularity
         shape = tuple(x.shape)
-        sharing = x.numel() // self.n_qparams if self.is_weight else x[0].numel()
+        sharing = x.numel() // self.n_qparams if self.is_weight else prod(shape[1:])
         gradient_scale = (sharing * grid.qmax) ** -0.5
         zero_point = granularity.shaped(self.zero_point, shape) if not self.spec.symmetric else 0
         scale = granularity.shaped(_Floor.apply(self.scale, self.floor), shape)

@@ -30,7 +30,7 @@ def calibrate(
         The number of quantizers that were set; 0 consumes no batch.
 
     Raises:
-        ValueError: the model has no quantizers, or a quantizer saw no data (no batches, or a layer that never runs).
+        ValueError: the model has no quantizers, or a quantizer saw no data (no batches, or a layer that never runs), or NaN.
     """
     found = quantizers(model)
     if not found:
@@ -40,6 +40,8 @@ def calibrate(
         return 0
     training = {module: module.training for module in model.modules()}
     model.eval()
+    for quantizer in waiting.values():
+        quantizer.observer.reset()  # of a calibration that failed
     try:
         with torch.no_grad(), mode(model, Mode.OBSERVE):
             for module in filter(is_quantized, model.modules()):
@@ -52,7 +54,7 @@ def calibrate(
             for name, quantizer in waiting.items():
                 try:
                     quantizer.finish_observing()
-                except RuntimeError as error:
+                except (RuntimeError, ValueError) as error:
                     raise ValueError(f"quantizer {name!r} cannot be calibrated: {error}") from None
     finally:
         for module, was in training.items():

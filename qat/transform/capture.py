@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qat.nn import is_quantized
 from qat.quantizers import Quantizer
@@ -42,8 +44,31 @@ def capture(model: nn.Module) -> fx.Graph:
     finally:
         for module, was in training.items():
             module.training = was
+    _refuse_rereading(model, graph)
     _dropout_as_module(model, graph)
     return graph
+
+
+def works_in_place(model: nn.Module, node: fx.Node) -> bool:
+    """Whether `node` overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and callable(getattr(Tensor, name.removesuffix("_"), None))
+    return node.target is operator.iadd or bool(node.kwargs.get("inplace"))
+
+
+def make_out_of_place(model: nn.Module, node: fx.Node) -> None:
+    """The same operation with an output of its own."""
+    if node.op == "call_module":
+        model.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
+    elif node.op == "call_method":
+        node.target = str(node.target).removesuffix("_")
+    elif node.target is operator.iadd:
+        node.target = operator.add
+    else:
+        node.kwargs = {**node.kwargs, "inplace": False}
 
 
 def install(model: nn.Module, graph: fx.Graph) -> None:
@@ -73,12 +98,29 @@ class _required_arguments_only:
         self.model.__class__ = self.cls
 
 
+def _refuse_rereading(model: nn.Module, graph: fx.Graph) -> None:
+    """Sites stand between an operation and its readers, so none may see what a later operation wrote in place."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op != "output" and node.all_input_nodes and works_in_place(model, node):
+            changed = node.all_input_nodes[0]
+            if any(order[user] > order[node] for user in changed.users):
+                raise CannotCapture(f"{type(model).__name__} overwrites {changed.name!r} in place and reads it again")
+
+
+_DROPOUTS: dict[Any, Callable[[float], nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+}
+
+
 def _dropout_as_module(model: nn.Module, graph: fx.Graph) -> None:
     """F.dropout(x, p, self.training) has frozen its flag; nn.Dropout follows train() and eval()."""
-    for i, node in enumerate(n for n in graph.nodes if n.op == "call_function" and n.target is F.dropout):
-        p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+    found = [n for n in graph.nodes if n.op == "call_function" and n.target in _DROPOUTS]
+    for i, node in enumerate(n for n in found if n.kwargs.get("training") is False):
         name = f"dropout_of_graph_{i}"
-        model.add_module(name, nn.Dropout(p))
+        model.add_module(name, _DROPOUTS[node.target](node.kwargs["p"]).train(model.training))
         with graph.inserting_before(node):
             replacement = graph.call_module(name, (node.args[0],))
         node.replace_all_uses_with(replacement)

@@ -103,7 +103,7 @@ def kind_of(model: nn.Module, node: fx.Node) -> Kind:
         return Kind.FLOAT  # a constant or alpha= takes part
     if node.target == "mean" or node.target is torch.mean:
         return Kind.POOL if mean_axes(node) == (2, 3) else Kind.FLOAT
-    if node.target is F.pad and (node.args[2:3] or [node.kwargs.get("mode", "constant")])[0] != "constant":
+    if node.target is F.pad and not _pads_with_zeros(*node.args, **node.kwargs):
         return Kind.FLOAT
     if node.target is operator.getitem and not isinstance(node.args[1], tuple):
         return Kind.FLOAT  # an element of a tuple, a shape, ...
@@ -115,6 +115,10 @@ def _is_shape(node: fx.Node) -> bool:
         return True
     inputs = node.all_input_nodes
     return node.op == "call_function" and bool(inputs) and all(_is_shape(n) for n in inputs)
+
+
+def _pads_with_zeros(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> bool:
+    return mode == "constant" and not value
 
 
 def mean_axes(node: fx.Node) -> tuple[int, ...]:
@@ -136,7 +140,7 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
     layers = policy.assign(list(named.items()))
     stream = policy.stream()
     result = Plan(layers, [], [])
-    names: set[str] = set()
+    names = set(dir(nn.ModuleDict))  # a site called `values` would hide a method of the dict that holds it
     for node in graph.nodes:
         if kinds[node] in (Kind.OUTPUT, Kind.SAME, Kind.SHAPE, Kind.SITE) or _is_inside(node, kinds):
             continue
@@ -229,7 +233,7 @@ def _nonnegative(model: nn.Module, node: fx.Node, kinds: Mapping[fx.Node, Kind])
     if kind is Kind.RECTIFY:
         return True
     if kind in (Kind.SAME, Kind.POOL, Kind.ADD, Kind.CAT, Kind.SITE):
-        return all(_nonnegative(model, n, kinds) for n in node.all_input_nodes)
+        return all(_nonnegative(model, n, kinds) for n in node.all_input_nodes if kinds[n] is not Kind.SHAPE)
     target = type(model.get_submodule(str(node.target))) if node.op == "call_module" else node.target
     return target in _NONNEGATIVE
 

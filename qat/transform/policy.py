@@ -90,6 +90,13 @@ class Rule:
     weight: TensorRule | None
     activation: TensorRule | None
 
+    def __post_init__(self) -> None:
+        if self.activation is not None and self.activation.granularity != "per_tensor":
+            raise ValueError(
+                f"activation granularity={self.activation.granularity} of the rule for {self.match!r}: an activation has one "
+                "scale; write per_tensor."
+            )
+
     def matches(self, name: str, kind: str, position: int, count: int) -> bool:
         """Whether the layer `name` of type `kind`, number `position` of `count`, is meant."""
         if self.match in ("first", "last"):
@@ -120,7 +127,10 @@ class Policy:
         if not self.rules:
             raise ValueError("a policy without rules quantizes nothing: name a preset such as w4a8, or write rules.")
         if self.residual_bits is not None:
-            Grid(self.residual_bits)
+            try:
+                Grid(self.residual_bits)
+            except ValueError as error:
+                raise ValueError(f"residual_bits: {error}") from None
 
     def assign(self, layers: Sequence[tuple[str, str]]) -> dict[str, Rule]:
         """The rule of each layer. layers: (name, type name) in the order in which they run. Layers without one stay float.

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from qat.nn import LAYERS, quantized
 from qat.quantizers import Mode, Quantizer
-from qat.transform.capture import CannotCapture, capture, install
+from qat.transform.capture import CannotCapture, capture, install, make_out_of_place, works_in_place
 from qat.transform.inspect import inspect
 from qat.transform.mode import mode
 from qat.transform.plan import Plan, plan
@@ -69,6 +69,8 @@ def is_prepared(model: nn.Module) -> bool:
 
 def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
     """Rewrite the graph of `model` and its layers, in place."""
+    if hasattr(model, "sites"):
+        raise ValueError(f"{type(model).__name__} has an attribute 'sites', where its quantizers would go: rename it.")
     for name, rule in decided.layers.items():
         _quantize_layer(model.get_submodule(name), name, rule.weight, None)
     sites = nn.ModuleDict()
@@ -89,6 +91,9 @@ def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
         else:
             for user in [u for u in site.node.users if u is not call]:
                 user.replace_input_with(site.node, call)
+        for user in list(call.users):
+            if user.all_input_nodes[0] is call and works_in_place(model, user):
+                make_out_of_place(model, user)  # a site needs its output for its gradient
     graph.lint()
     install(model, graph)
 

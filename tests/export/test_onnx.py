@@ -8,12 +8,12 @@ import onnx.reference
 import pytest
 import torch
 import torchvision
+from networks import INTEGER, Gate, Inception, OptionA, build, images
 from torch import nn
 
 import qat
 from qat.export import OnnxRuntimeNetwork, export_float_onnx, latency, operators
 from qat.export.runtime import SiteSession
-from tests.networks import INTEGER, Gate, Inception, OptionA, build, images
 
 
 def exported(network, policy, tmp_path, seed=0):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from oracles import integer as oracle
 from torch import nn
 
 from qat.integer import arithmetic
 from qat.integer.arithmetic import Codes
 from qat.integer.modules import IntegerConv, IntegerLinear
-from tests.oracles import integer as oracle
 
 SCALES = [(0.02, 0.013, 0.031), (0.25, 0.5, 1.0), (2.0**-7, 2.0**-9, 2.0**-6), (0.1, 0.0999, 0.2)]
 """Arbitrary ones, and powers of two, where exact ties abound."""

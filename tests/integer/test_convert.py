@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from networks import INTEGER, Gate, OptionA, Rows, build, images
 from torch import nn
 
 import qat
@@ -13,7 +14,6 @@ from qat.integer import IntegerModel, stored_bytes
 from qat.integer.absorb import absorb
 from qat.integer.modules import IntegerLayer, WeightOnlyLayer
 from qat.nn import as_quantized
-from tests.networks import INTEGER, Gate, OptionA, Rows, build, images
 
 
 def calibrated(network, policy="w8a8"):

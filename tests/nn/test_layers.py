@@ -1,0 +1,97 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qat.nn
+from qat import Grid, Mode, PerChannel, QuantSpec
+from qat.nn import LAYERS, as_quantized, is_quantized, quantized
+from qat.quantizers import LSQ, Static
+
+MAKE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "Conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 9)),
+    "Conv1d_reflect": (lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="reflect", bias=False), (2, 4, 9)),
+    "Conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2), (2, 4, 9, 9)),
+    "Conv2d_depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4, padding="same"), (2, 4, 9, 9)),
+    "Linear": (lambda: nn.Linear(4, 6), (2, 4)),
+    "Linear_3d": (lambda: nn.Linear(4, 6, bias=False), (2, 5, 4)),
+}
+every = pytest.mark.parametrize("name", MAKE)
+
+
+def layer(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return MAKE[name][0](), torch.randn(MAKE[name][1])
+
+
+def on(layer: nn.Module, input_bits: int | None = None) -> nn.Module:
+    shape = tuple(layer.weight.shape)
+    weight = LSQ(QuantSpec(Grid(4, narrow=True), PerChannel()), shape)
+    weight.set_range(*torch.aminmax(layer.weight.detach().flatten(1), dim=1))
+    if input_bits is None:
+        return quantized(layer, weight)
+    source = Static(QuantSpec(Grid(input_bits)))
+    source.set_range(torch.tensor([-3.0]), torch.tensor([3.0]))
+    return quantized(layer, weight, source)
+
+
+@every
+def test_it_is_the_float_layer_on_the_rounded_weight(name: str) -> None:
+    float_layer, x = layer(name)
+    ours = on(layer(name)[0])
+    with torch.no_grad():
+        float_layer.weight.copy_(ours.weight_quantizer(float_layer.weight))
+    assert torch.equal(ours(x), float_layer(x))
+    assert not torch.equal(float_layer.weight, ours.weight)
+
+
+@every
+def test_with_an_input_quantizer_the_input_is_rounded_too(name: str) -> None:
+    _, x = layer(name)
+    ours, both = on(layer(name)[0]), on(layer(name)[0], input_bits=3)
+    assert torch.equal(both(x), ours(both.input_quantizer(x)))
+    assert not torch.equal(both(x), ours(x))
+
+
+@every
+def test_off_and_none_are_the_float_layer(name: str) -> None:
+    float_layer, x = layer(name)
+    ours = on(layer(name)[0], input_bits=3)
+    ours.weight_quantizer.mode = ours.input_quantizer.mode = Mode.OFF
+    assert torch.equal(ours(x), float_layer(x))
+    assert torch.equal(quantized(layer(name)[0], None)(x), float_layer(x))
+
+
+@every
+def test_object_parameters_hooks_and_names_stay(name: str) -> None:
+    float_layer, x = layer(name)
+    before = dict(float_layer.named_parameters())
+    calls: list[int] = []
+    float_layer.register_forward_hook(lambda *_: calls.append(1))
+    ours = on(float_layer)
+    assert ours is float_layer
+    assert is_quantized(ours)
+    assert as_quantized(ours).weight is before["weight"]
+    assert [n for n in ours.state_dict() if "quantizer" not in n] == list(before)
+    ours(x)
+    assert calls == [1]
+
+
+@every
+def test_gradients_reach_weight_bias_input_and_scale(name: str) -> None:
+    model, x = layer(name)
+    ours = on(model)
+    x.requires_grad_()
+    ours(x).square().sum().backward()
+    for tensor in [x, *ours.parameters()]:
+        assert tensor.grad is not None
+        assert tensor.grad.abs().sum() > 0
+
+
+def test_every_layer_type_has_its_class_and_both_are_exported() -> None:
+    for source, ours in LAYERS.items():
+        assert issubclass(ours, source)
+        assert getattr(qat.nn, ours.__name__) is ours
+        assert source.__name__ in MAKE
+        assert not is_quantized(source(2, 2, *([1] if source is not nn.Linear else [])))

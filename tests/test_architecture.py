@@ -1,0 +1,113 @@
+"""The floors of the house: imports only go down (docs/, design/architecture.md)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import qat
+
+ROOT = Path(qat.__file__).parent
+# Rooms on one floor do not know each other. Ground-floor rooms know nothing of the project but themselves.
+FLOORS: list[set[str]] = [
+    {"grid", "granularity", "data", "models", "report"},
+    {"spec"},
+    {"functional"},
+    {"observers"},
+    {"quantizers"},
+    {"nn"},
+    {"transform"},
+    {"integer", "ptq"},
+    {"export"},
+    {"training"},
+    {"cli"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+ROOMS_WITHOUT_QUANTIZATION = {"data", "models", "report"}
+ONLY = {  # package -> rooms that may know it
+    "lightning": {"training", "cli"},
+    "pytorch_lightning": set(),
+    "hydra": {"training", "cli"},
+    "omegaconf": {"training", "cli"},
+    "onnx": {"export"},
+    "onnxruntime": {"export"},
+}
+
+
+def imports(source: str) -> set[str]:
+    """Full names of everything that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the floor"
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "qat" else {module}
+    return found
+
+
+def rooms(names: set[str]) -> set[str]:
+    """Rooms of qat among imported names. `import qat` and names that qat/__init__ re-exports count as "qat"."""
+    parts = [name.split(".") for name in names if name.split(".")[0] == "qat"]
+    return {part[1] if len(part) > 1 and part[1] in FLOOR else "qat" for part in parts}
+
+
+def violations(room: str, source: str) -> list[str]:
+    """What a file in `room` imports and must not."""
+    names = imports(source)
+    found = []
+    for other in sorted(rooms(names) - {room}):
+        if other == "qat":
+            found.append(f"{room} imports the roof (qat itself)")
+        elif FLOOR[other] >= FLOOR[room]:
+            found.append(f"{room} imports {other}, which is not below it")
+    found += [
+        f"{room} imports {n}" for n in sorted(names) if n.split(".")[0] in ONLY and room not in ONLY[n.split(".")[0]]
+    ]
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_go_down(path: Path) -> None:
+    room = room_of(path)
+    assert room in FLOOR, f"{room} has no floor: give it one in this test and in the plan of the house"
+    found = violations(room, path.read_text(encoding="utf-8"))
+    if room in {"training", "cli"}:  # above everything: they may use the public face
+        found = [v for v in found if "roof" not in v]
+    assert found == []
+
+
+def test_the_roof_is_above_quantization_and_below_training() -> None:
+    assert not rooms(imports((ROOT / "__init__.py").read_text())) & {"training", "cli", "data", "models", "report"}
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "expected"),
+    [
+        ("observers", "from qat.quantizers import LSQ", "observers imports quantizers, which is not below it"),
+        ("grid", "def f():\n    import qat.spec", "grid imports spec, which is not below it"),
+        ("integer", "from qat.ptq.passes import x", "integer imports ptq, which is not below it"),
+        ("data", "from qat import transform", "data imports transform, which is not below it"),
+        ("transform", "from qat import prepare", "transform imports the roof (qat itself)"),
+        ("transform", "import lightning.pytorch as L", "transform imports lightning.pytorch"),
+        ("export", "from hydra.utils import instantiate", "export imports hydra.utils"),
+        ("integer", "import onnx", "integer imports onnx"),
+        ("spec", "from qat.functional import quantize", "spec imports functional, which is not below it"),
+    ],
+)
+def test_this_test_finds_what_is_wrong(room: str, source: str, expected: str) -> None:
+    assert violations(room, source) == [expected]
+
+
+def test_this_test_lets_pass_what_is_right() -> None:
+    assert (
+        violations("quantizers", "import torch\nfrom qat.observers import MinMax\nfrom qat.spec import QParams") == []
+    )

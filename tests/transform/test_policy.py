@@ -1,0 +1,226 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from qat import Grid, PerChannel, PerGroup, PerTensor, Policy, QuantSpec, Rule, TensorRule, load_policy
+from qat.observers import MSE, MeanAbs, Percentile
+from qat.quantizers import LSQ, Static
+
+LAYERS = [("conv1", "Conv2d"), ("layer1.0.conv1", "Conv2d"), ("layer1.0.fc", "Linear"), ("fc", "Linear")]
+PRESETS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4), "w3a3": (3, 3), "w2a2": (2, 2)}
+
+
+def bits(policy: Policy) -> list[tuple[int, int]]:
+    """(weight bits, activation bits) of every layer."""
+    assigned = policy.assign(LAYERS)
+    found = []
+    for name, _ in LAYERS:
+        weight, activation = assigned[name].weight, assigned[name].activation
+        assert weight is not None
+        assert activation is not None
+        found.append((weight.bits, activation.bits))
+    return found
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_leaves_the_ends_in_8_bits(name: str) -> None:
+    policy = load_policy(name)
+    assert bits(policy) == [(8, 8), PRESETS[name], PRESETS[name], (8, 8)]
+    assert policy.residual_bits == 8
+    assert policy.name == name
+
+
+def test_the_ends_and_the_residual_stream_are_switchable() -> None:
+    assert bits(load_policy("w2a2", first_last_bits=4)) == [(4, 4), (2, 2), (2, 2), (4, 4)]
+    assert bits(load_policy("w2a2", first_last_bits=None)) == [(2, 2)] * 4
+    assert load_policy("w2a2", residual_bits=4).stream() == TensorRule(4)
+    assert load_policy("w2a2", residual_bits=None).stream() == TensorRule(2)
+    assert load_policy("w2a2").stream() == TensorRule(8)
+
+
+def test_weights_are_per_channel_and_narrow_and_activations_are_not() -> None:
+    rule = load_policy("w4a8").rules["all"]
+    assert rule.weight is not None
+    assert rule.activation is not None
+    assert rule.weight.spec() == QuantSpec(Grid(4, narrow=True), PerChannel())
+    assert rule.activation.spec() == QuantSpec(Grid(8), PerTensor())
+    assert rule.activation.spec(signed=False) == QuantSpec(Grid(8, signed=False), PerTensor())
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (TensorRule(4, "per_group", 32), QuantSpec(Grid(4), PerGroup(32))),
+        (TensorRule(8, symmetric=False), QuantSpec(Grid(8, signed=False), symmetric=False)),
+        (TensorRule(8, signed=False), QuantSpec(Grid(8, signed=False))),
+        (TensorRule(8, signed=False, narrow=True), QuantSpec(Grid(8, signed=False))),
+    ],
+    ids=str,
+)
+def test_specs_of_tensor_rules(rule: TensorRule, expected: QuantSpec) -> None:
+    assert rule.spec(signed=True) == expected
+
+
+def test_a_rule_says_signed_and_the_graph_is_not_asked() -> None:
+    assert TensorRule(8, signed=True).spec(signed=False).grid.signed
+    assert not TensorRule(8, signed=False).spec(signed=True).grid.signed
+
+
+def test_a_later_rule_wins_as_a_whole() -> None:
+    policy = load_policy(
+        {
+            "preset": "w4a4",
+            "rules": {
+                "block": {
+                    "match": "layer1.*",
+                    "weight": {"bits": 3, "granularity": "per_tensor"},
+                    "activation": {"bits": 3},
+                },
+                "linear": {"match": "type:Linear", "weight": {"bits": 8}},
+            },
+        }
+    )
+    assigned = policy.assign(LAYERS)
+    assert assigned["layer1.0.conv1"].weight == TensorRule(3, "per_tensor", narrow=True)
+    # the last rule that matches replaces the earlier ones: nothing of "block" or "last" is left
+    for name in ("layer1.0.fc", "fc"):
+        assert assigned[name] == Rule("type:Linear", TensorRule(8, "per_channel", narrow=True), None)
+
+
+def test_the_order_of_rules_decides() -> None:
+    four, two = ({"match": "*", "weight": {"bits": b}} for b in (4, 2))
+    one = load_policy({"rules": {"a": four, "b": two}}).assign(LAYERS)
+    other = load_policy({"rules": {"b": two, "a": four}}).assign(LAYERS)
+    assert {r.weight.bits for r in one.values() if r.weight} == {2}
+    assert {r.weight.bits for r in other.values() if r.weight} == {4}
+
+
+def test_layers_without_a_rule_are_not_assigned() -> None:
+    policy = load_policy({"rules": {"block": {"match": "layer1.*", "weight": {"bits": 4}}}})
+    assert list(policy.assign(LAYERS)) == ["layer1.0.conv1", "layer1.0.fc"]
+
+
+def test_a_null_rule_removes_that_of_the_preset() -> None:
+    assert bits(load_policy({"preset": "w4a4", "rules": {"last": None}})) == [(8, 8), (4, 4), (4, 4), (4, 4)]
+
+
+def test_a_rule_that_matches_nothing_lists_the_layers() -> None:
+    policy = load_policy({"preset": "w4a4", "rules": {"blocks": {"match": "block*", "weight": {"bits": 2}}}})
+    with pytest.raises(ValueError, match=r"rule 'blocks' with match='block\*' matches no layer") as error:
+        policy.assign(LAYERS)
+    assert "quantizable layers: conv1, layer1.0.conv1, layer1.0.fc, fc." in str(error.value)
+    with pytest.raises(ValueError, match="quantizable layers: none at all"):
+        policy.assign([])
+
+
+def test_fields_for_every_rule() -> None:
+    policy = load_policy(
+        {
+            "preset": "w4a4",
+            "weight": {"granularity": "per_group", "group_size": 4, "observer": "MeanAbs"},
+            "activation": {"quantizer": "Static", "observer": {"_target_": "Percentile", "percentile": 99.0}},
+        }
+    )
+    weight, activation = policy.rules["first"].weight, policy.rules["all"].activation
+    assert weight is not None
+    assert activation is not None
+    assert weight == TensorRule(8, "per_group", 4, narrow=True, observer="MeanAbs")
+    built = activation.build()
+    assert isinstance(built, Static)
+    assert isinstance(built.observer, Percentile)
+    assert built.observer.percentile == 99.0
+    assert isinstance(weight.build((2, 8)).observer, MeanAbs)
+
+
+def test_parts_by_import_path() -> None:
+    built = TensorRule(4, quantizer={"_target_": "qat.quantizers.LSQ"}, observer="qat.observers.MSE").build()
+    assert isinstance(built, LSQ)
+    assert isinstance(built.observer, MSE)
+
+
+def test_other_parts_everywhere() -> None:
+    policy = load_policy({"preset": "w4a4", "rules": {"weights": {"match": "fc", "weight": {"bits": 4}}}})
+    swapped = policy.with_parts("Static", "MinMax")
+    tensors = [t for rule in swapped.rules.values() for t in (rule.weight, rule.activation) if t]
+    assert {(t.quantizer, t.observer) for t in tensors} == {("Static", "MinMax")}
+    assert swapped.rules["weights"].activation is None
+    assert bits(load_policy("w4a4").with_parts("Static", "MinMax")) == bits(load_policy("w4a4"))
+
+
+CONTENTS: list[dict[str, Any]] = [
+    {"preset": "w8a8"},
+    {"preset": "w2a2", "residual_bits": None, "first_last_bits": None, "name": "mine"},
+    {
+        "rules": {
+            "all": {"match": "*", "weight": {"bits": 4, "granularity": "per_group", "group_size": 8}},
+            "x": {"match": "type:Linear", "weight": None, "activation": {"bits": 8, "symmetric": False}},
+        },
+        "activation": {"observer": {"_target_": "Percentile", "percentile": 99.5}},
+    },
+]
+
+
+@pytest.mark.parametrize("content", CONTENTS, ids=["preset", "switched", "rules"])
+def test_round_trips(content: dict[str, Any], tmp_path: Path) -> None:
+    policy = load_policy(content)
+    assert load_policy(policy.to_dict()) == policy
+    for i, written in enumerate((content, policy.to_dict())):
+        path = tmp_path / f"policy{i}.yaml"
+        path.write_text(yaml.safe_dump(written, sort_keys=False))
+        assert load_policy(path) == policy
+        assert load_policy(str(path)) == policy
+    assert load_policy(policy) == policy
+    assert load_policy(policy, residual_bits=6).residual_bits == 6
+
+
+def rule(**changes: Any) -> dict[str, Any]:
+    return {"rules": {"all": {"match": "*", "weight": {"bits": 4}} | changes}}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("w4", "policy 'w4' is neither a preset .* nor a .yaml file"),
+        ({"preset": "4w4a"}, "preset='4w4a' does not exist: write w<bits>a<bits>, for example w4a8"),
+        ("w9a8", "weight of rule 'all': bits=9 is no width"),
+        ("w4a1", "activation of rule 'all': bits=1 is no width"),
+        ({"preset": "w4a4", "first_last_bits": 16}, "weight of rule 'first': bits=16 is no width"),
+        ({"preset": "w4a4", "residual_bits": 16}, "residual_bits: bits=16 is no width"),
+        (
+            {"preset": "w4a4", "first_last_bit": 8},
+            "'first_last_bit' is no key of a policy; did you mean 'first_last_bits'",
+        ),
+        ({"preset": "w4a4", "xyz": 8}, "'xyz' is no key of a policy; known keys: preset, rules, residual_bits"),
+        (rule(weigth={"bits": 4}), "'weigth' is no key of rule 'all'; did you mean 'weight'"),
+        (rule(weight={"bits": 4, "granularty": "x"}), "no key of weight of rule 'all'; did you mean 'granularity'"),
+        (rule(weight={"narrow": True}), "weight of rule 'all' has no bits: write for example bits: 8"),
+        (rule(weight={"bits": "4"}), "weight of rule 'all': bits='4' is no width"),
+        (rule(weight={"bits": 4, "granularity": "per_row"}), "granularity='per_row' does not exist: write per_tensor"),
+        (rule(weight={"bits": 4, "granularity": "per_group"}), "per_group needs a group_size such as 32"),
+        (
+            rule(weight={"bits": 4, "group_size": 8}),
+            "per_channel with group_size=8: per_group needs .* the others take none",
+        ),
+        (
+            rule(weight={"bits": 4, "quantizer": "LSQQ"}),
+            "'LSQQ' is no quantizer: write one of LSQ, Mode, Quantizer, Static",
+        ),
+        (rule(weight={"bits": 4, "observer": "LSQ"}), "'LSQ' is no observer: write one of MSE, MeanAbs"),
+        (rule(weight={"bits": 4, "observer": "no.such.Thing"}), "'no.such.Thing' is no observer"),
+        (rule(weight={"bits": 4, "observer": "os.system"}), "'os.system' is no observer"),
+        (rule(activation={"bits": 8, "granularity": "per_channel"}), "an activation has one scale; write per_tensor"),
+        ({"rules": {"all": {"weight": {"bits": 4}}}}, "rule 'all' does not say which layers: add match"),
+        ({}, "a policy without rules quantizes nothing: name a preset"),
+        ({"weight": {"bit": 4}, "preset": "w4a4"}, "'bit' is no key of weight"),
+    ],
+)
+def test_a_mistake_says_what_to_write(source: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_policy(source)
+
+
+def test_a_yaml_file_that_does_not_exist() -> None:
+    with pytest.raises(FileNotFoundError, match=r"policy file no/such.yaml does not exist"):
+        load_policy("no/such.yaml")
