@@ -40,5 +40,7 @@ def trouble(quantizer: Quantizer) -> str:
         return "is not finite any more: this training is lost; lower the learning rate, or look for NaN in the loss."
     if isinstance(floor, torch.Tensor) and bool((scale <= floor).any()):
         fallen = f"{int((scale <= floor).sum())} of {scale.numel()}"
-        return f"has fallen to its floor ({fallen}): lower quantizer_lr_ratio or the learning rate, or give it more bits."
+        return (
+            f"has fallen to its floor ({fallen}): lower the learning rate or quantizer_lr_ratio, or give it more bits."
+        )
     return ""

@@ -73,16 +73,14 @@ def calibration_inputs(
             yield inputs(as_evaluated(trainer, module, batch))
 
 
-def as_evaluated(
-    trainer: L.Trainer, module: L.LightningModule, batch: Any, device: torch.device | None = None
-) -> Any:
+def as_evaluated(trainer: L.Trainer, module: L.LightningModule, batch: Any, device: torch.device | None = None) -> Any:
     """The batch after the transfer hooks of module or datamodule, on `device` (default: the module's)."""
     with _stage(trainer, RunningStage.VALIDATING):
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)  # what Lightning's loops call, too
         return module._apply_batch_transfer_handler(batch, device=device, dataloader_idx=0)
 
 
-def test_loaders(trainer: L.Trainer, module: L.LightningModule, dataloaders: Any = None) -> list[Iterable[Any]]:
+def loaders_of_test(trainer: L.Trainer, module: L.LightningModule, dataloaders: Any = None) -> list[Iterable[Any]]:
     """The test dataloaders: those given, else the datamodule's or the module's.
 
     Raises:
@@ -102,7 +100,7 @@ def test_loaders(trainer: L.Trainer, module: L.LightningModule, dataloaders: Any
 
 
 def has_test_data(trainer: L.Trainer, module: L.LightningModule, dataloaders: Any = None) -> bool:
-    """Whether `test_loaders` will find some."""
+    """Whether `loaders_of_test` will find some."""
     source: Any = getattr(trainer, "datamodule", None) or module
     base = L.LightningModule if isinstance(source, L.LightningModule) else L.LightningDataModule
     return dataloaders is not None or type(source).test_dataloader is not base.test_dataloader

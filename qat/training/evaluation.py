@@ -19,7 +19,7 @@ from qat.training.network import with_network
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: what test_step logged. predictions: int64 (images,), where the network returns (N, classes). images: how many."""
+    """metrics: what test_step logged. predictions: int64 (images,), where the network returns (N, classes)."""
 
     metrics: dict[str, float]
     predictions: Tensor | None
@@ -82,8 +82,10 @@ def evaluate(
                 precision=trainer.precision if accelerator is None else "32-true",
                 default_root_dir=trainer.default_root_dir,
             )
-            data: dict[str, Any] = {"dataloaders": dataloaders} if dataloaders is not None else {"datamodule": datamodule}
-            logged = silent.test(twin, verbose=False, **data)
+            if dataloaders is not None:
+                logged = silent.test(twin, dataloaders, verbose=False)
+            else:
+                logged = silent.test(twin, datamodule=datamodule, verbose=False)
     finally:
         handle.remove()
         for m, was in before.items():

@@ -59,9 +59,7 @@ def with_network(module: L.LightningModule, name: str, network: nn.Module) -> L.
     name "" the forward is.
     """
     twin = copy.copy(module)  # Lightning leaves the trainer out
-    vars(twin)["_modules"] = {
-        n: child if n == name else copy.deepcopy(child) for n, child in module.named_children()
-    }
+    vars(twin)["_modules"] = {n: child if n == name else copy.deepcopy(child) for n, child in module.named_children()}
     if name:
         owner, _, attribute = name.rpartition(".")
         setattr(twin.get_submodule(owner), attribute, network)

@@ -51,10 +51,10 @@ def split_groups(model: nn.Module, lr_ratio: float) -> Iterator[None]:
             if "weight_decay" in {**self.defaults, **group}:
                 special["weight_decay"] = 0.0
             if "lr" in {**self.defaults, **group}:
-                special["lr"] = group.get("lr", self.defaults.get("lr")) * lr_ratio
+                special["lr"] = {**self.defaults, **group}["lr"] * lr_ratio
             original(self, special)
 
-    Optimizer.add_param_group = add_param_group  # type: ignore[method-assign]
+    Optimizer.add_param_group = add_param_group  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

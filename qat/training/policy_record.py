@@ -49,5 +49,5 @@ def _difference(found: Any, mine: Any, where: str = "") -> str:
             inside = f"{where}.{key}" if where else str(key)
             if difference := _difference(found.get(key), mine.get(key), inside):
                 return difference
-    shown = ["nothing" if side is None else "something" if isinstance(side, Mapping) else side for side in (found, mine)]
-    return f"{where} is {shown[0]} there, {shown[1]} here"
+    there, here = ("nothing" if x is None else "something" if isinstance(x, Mapping) else x for x in (found, mine))
+    return f"{where} is {there} there, {here} here"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from qat.export import OnnxRuntimeNetwork, Verification, export_float_onnx, export_onnx, latency, verify
 from qat.integer import convert
-from qat.training.batches import NO_TEST_DATA, as_evaluated, has_test_data, test_loaders
+from qat.training.batches import NO_TEST_DATA, as_evaluated, has_test_data, loaders_of_test
 from qat.training.best import best_network
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining, companion
 
@@ -52,7 +54,7 @@ class ExportONNX(L.Callback):
         dataloaders: test dataloaders, where neither datamodule nor module has them.
 
     Raises:
-        ValueError: there are no test data (when the fit begins), or the network has no ONNX form.
+        ValueError: there are no test data, or the network has no ONNX form (both when the fit begins).
     """
 
     def __init__(
@@ -69,6 +71,14 @@ class ExportONNX(L.Callback):
             self.artefact = None
             if not has_test_data(trainer, pl_module, self.dataloaders):
                 raise ValueError(NO_TEST_DATA)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the untrained network to a folder that is thrown away: what has no ONNX form is said now."""
+        qat = companion(trainer, QuantizationAwareTraining, self)
+        example = next(self._test_inputs(trainer, pl_module, qat))
+        with tempfile.TemporaryDirectory() as folder:
+            integer = convert(copy.deepcopy(qat.network_of(pl_module)).cpu())
+            export_onnx(integer, tuple(x[:1] for x in example), Path(folder) / self.path.name)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.export(trainer, pl_module)
@@ -111,7 +121,7 @@ class ExportONNX(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, qat: QuantizationAwareTraining
     ) -> Iterator[tuple[Tensor, ...]]:
         """Positional network inputs of the whole test set, on the CPU."""
-        for loader in test_loaders(trainer, pl_module, self.dataloaders):
+        for loader in loaders_of_test(trainer, pl_module, self.dataloaders):
             for batch in loader:
                 inputs = qat.inputs(as_evaluated(trainer, pl_module, batch))
                 if isinstance(inputs, dict):

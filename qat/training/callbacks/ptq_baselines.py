@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining, companion
 from qat.transform import prepare
-from qat.transform.policy import Part
+from qat.transform.policy import Part, TensorRule
 
 LABELS = {"MinMax": "min-max", "MovingAverage": "moving average", "Percentile": "percentile", "MeanAbs": "mean-abs"}
 """How tables call an observer, where that is not its class name."""
@@ -30,22 +29,24 @@ class PTQBaselines(L.Callback):
         observers: class names or {"_target_": ..., option: value}; or a mapping from the name in tables to one of these.
 
     Raises:
-        ValueError: an observer does not exist (when the fit begins), or no observers are given.
+        ValueError: an observer does not exist, or no observers are given.
     """
 
     def __init__(self, observers: Sequence[Part] | Mapping[str, Part] = ("MinMax", "MSE")) -> None:
         if not observers:
             raise ValueError("PTQBaselines has no observers: write for example observers=['MinMax', 'MSE'].")
-        named = observers if isinstance(observers, Mapping) else {f"PTQ {label(part)}": part for part in observers}
+        named: Mapping[str, Part] = (
+            observers if isinstance(observers, Mapping) else {f"PTQ {label(part)}": part for part in observers}
+        )
+        for part in named.values():
+            TensorRule(bits=8, quantizer="Static", observer=part)  # says now what is wrong with it
         self.observers: dict[str, Part] = dict(named)
         self.networks: dict[str, nn.Module] = {}
         """Calibrated networks by name, on the CPU."""
         self.seconds: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        qat = companion(trainer, QuantizationAwareTraining, self)
-        for part in self.observers.values():
-            qat.policy.with_parts("Static", part)  # says now what is wrong with it
+        companion(trainer, QuantizationAwareTraining, self)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         qat = companion(trainer, QuantizationAwareTraining, self)
@@ -56,7 +57,7 @@ class PTQBaselines(L.Callback):
             )
         for name, part in self.observers.items():
             start = time.perf_counter()
-            network = prepare(copy.deepcopy(qat.float_network), qat.policy.with_parts("Static", part))
+            network = prepare(qat.float_network, qat.policy.with_parts("Static", part))
             qat.calibrate(trainer, pl_module, network.to(pl_module.device))
             self.networks[name] = network.cpu()
             self.seconds[name] = time.perf_counter() - start

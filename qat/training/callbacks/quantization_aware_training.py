@@ -66,7 +66,9 @@ class QuantizationAwareTraining(L.Callback):
         if calibration_images < 1:
             raise ValueError(f"calibration_images={calibration_images} calibrates nothing: write for example 512.")
         if not quantizer_lr_ratio >= 0:
-            raise ValueError(f"quantizer_lr_ratio={quantizer_lr_ratio} is negative: write 1.0, or 0.0 to freeze scales.")
+            raise ValueError(
+                f"quantizer_lr_ratio={quantizer_lr_ratio} is negative: write 1.0, or 0.0 to freeze scales."
+            )
         self.policy = load_policy(policy)
         self.calibration_images = calibration_images
         self.batches = batches
@@ -115,9 +117,7 @@ class QuantizationAwareTraining(L.Callback):
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {"policy": plain(self.policy), "network": self.network_name}
 
     def _checking_checkpoint(self, hook: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:

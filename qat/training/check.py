@@ -1,0 +1,49 @@
+"""Values at the top of the configuration, checked before anything is opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+WHOLE = {
+    "seed": 0,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "calibration_images": 1,
+    "validations": 1,
+    "float.epochs": 0,
+}
+"""Key -> smallest value."""
+SHARES = ("label_smoothing", "float.label_smoothing", "distillation.weight")
+POSITIVE = ("distillation.temperature", "optim.lr", "float.optim.lr")
+OPTIONAL_WHOLE = {"num_workers": 0, "trainer.max_epochs": -1, "trainer.max_steps": -1}
+
+
+def check_values(config: DictConfig) -> None:
+    """Each value has the right type and range.
+
+    Raises:
+        ValueError: one has not; the message names the key.
+    """
+    for key, smallest in {**WHOLE, **OPTIONAL_WHOLE}.items():
+        value: Any = OmegaConf.select(config, key)
+        if value is None and key in OPTIONAL_WHOLE:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+            raise ValueError(f"{key}={value!r} is not possible: write a whole number, {smallest} or more.")
+    for key in SHARES:
+        value = OmegaConf.select(config, key)
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise ValueError(f"{key}={value!r} is not possible: write a number from 0 to 1.")
+    for key in POSITIVE:
+        value = OmegaConf.select(config, key)
+        if not _is_number(value) or not value > 0:
+            raise ValueError(f"{key}={value!r} is not possible: write a positive number.")
+    steps, epochs = config.trainer.get("max_steps", -1), config.trainer.get("max_epochs")
+    if (steps is None or steps < 1) and (epochs is None or epochs < 1) and not config.trainer.get("fast_dev_run"):
+        raise ValueError("the run has no length: set trainer.max_epochs or trainer.max_steps to 1 or more.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

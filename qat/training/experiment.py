@@ -1,0 +1,137 @@
+"""One run: from a composed configuration to results.json."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from qat.data import ImageData
+from qat.report import Data, Results, write_atomically
+from qat.training import build, float_network
+from qat.training.callbacks import Report
+from qat.training.check import check_values
+from qat.training.console import Progress, quiet
+from qat.training.datamodule import ImageDataModule
+from qat.transform import Policy, prepare
+
+log = logging.getLogger(__name__)
+
+
+def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
+    """Float network, PTQ baselines, QAT, export, verification, report. Everything is written into `folder`.
+
+    All that can be wrong with the configuration is found before the first training step.
+
+    Raises:
+        ValueError, FileNotFoundError: something is; the message says what to write instead.
+    """
+    quiet()
+    check_values(config)
+    timings: dict[str, float] = {}
+    policy = build.policy(config)
+    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    L.seed_everything(config.seed, workers=True, verbose=False)
+
+    with _timed(timings, "data"):
+        data: ImageData = build.part(config.data, "data")
+    batches = build.datamodule(config, data)
+    network = float_network.build(config.model, data)
+    _check(config, folder, network, data, policy)
+    log.info(
+        "%s on %s, %s training images; everything is written to %s", recipe, data.label, f"{len(data.train):,}", folder
+    )
+
+    with _timed(timings, "float"):
+        source = float_network.load_or_train(network, config, data, folder)
+    log.info("float network: %s", source)
+
+    L.seed_everything(config.seed, workers=True, verbose=False)  # the same whether or not it was trained just now
+    module = build.classifier(network, config, data, distillation=build.distillation(config, network))
+    report = Report(
+        folder=folder,
+        metric="test/top1",
+        top5="test/top5" if data.num_classes > 5 else None,
+        calibration_error="test/calibration_error",
+        name=recipe,
+        data=_data_record(data),
+        config=_plain(config),
+        command=command,
+        seed=config.seed,
+        timings=timings,
+    )
+    callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), report]
+    steps = build.validation_plan(config, len(batches.train_dataloader()))
+    logger = build.part(config.logger, "logger", save_dir=str(folder))
+    trainer = build.trainer(config, folder, callbacks, logger, **steps)
+    trainer.fit(module, datamodule=batches, ckpt_path=config.resume, weights_only=True)
+    if report.results is None:
+        raise RuntimeError("the fit ended before its report was written.")
+    return report.results
+
+
+def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> None:
+    """What only shows when the parts meet, on parts that are thrown away."""
+    float_network.check_source(config, data)
+    if config.resume is not None and not Path(config.resume).is_file():
+        raise FileNotFoundError(f"resume={config.resume} does not exist: give a checkpoint of this recipe, or null.")
+    prepare(network, policy, torch.zeros(2, *data.image_shape))
+    for part in (config, config.float):
+        build.classifier(network, part, data)
+    build.distillation(config, network)
+    batches = build.datamodule(config, data)
+    batches.calibration_batches(config.calibration_images)
+    build.trainer(config, folder, _callbacks(config, folder, policy, batches), False, enable_checkpointing=True)
+
+
+def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageDataModule) -> list[L.Callback]:
+    """Those of the configuration, each with what only the run knows."""
+    given: dict[str, dict[str, Any]] = {
+        "qat": {"policy": policy, "batches": batches.calibration_batches(config.calibration_images, seed=config.seed)},
+        "checkpoint": {"dirpath": str(folder / "checkpoints")},
+    }
+    if len(batches.data.val) == 0:
+        given["checkpoint"]["monitor"] = None
+    found = [
+        build.part(options, f"callbacks.{name}", **given.get(name, {}))
+        for name, options in config.callbacks.items()
+        if options is not None
+    ]
+    if config.export.get("_target_"):
+        files = {key: folder / config.export[key] for key in ("path", "float_path") if config.export.get(key)}
+        found.append(build.part(config.export, "export", **files))
+    return found
+
+
+def _data_record(data: ImageData) -> Data:
+    copied = data.label != data.name
+    return Data(
+        name=data.name,
+        label=data.label,
+        train=len(data.train),
+        val=len(data.val),
+        test=len(data.test),
+        image_shape=data.image_shape,
+        classes=data.num_classes,
+        note="A copy, not the original files: accuracies differ from published ones." if copied else "",
+    )
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    return content
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - start

@@ -1,0 +1,27 @@
+"""Weights & Biases, offline unless somebody is logged in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+
+def wandb_logger(save_dir: str | Path, **options: Any) -> WandbLogger:
+    """A WandbLogger that never asks a question: offline, into `save_dir`, where `wandb login` was not run.
+
+    The environment's WANDB_MODE decides, if it is set. An offline run is uploaded later with `wandb sync`.
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed.
+    """
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("logger=wandb needs wandb: pip install 'qat[loggers]', or use logger=csv.") from error
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode = os.environ.get("WANDB_MODE")
+    offline = mode == "offline" if mode else not wandb.login(prompt=False)
+    return WandbLogger(save_dir=str(save_dir), offline=offline, **options)
