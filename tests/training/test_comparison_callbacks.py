@@ -170,7 +170,7 @@ def test_no_test_data_is_said_before_the_fit(name: str, tmp_path: Path) -> None:
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             pytest.fail("training began")
 
-    with pytest.raises(ValueError, match="there is no test data to measure on: give trainer.fit a datamodule"):
+    with pytest.raises(ValueError, match=r"there is no test data to measure on: give trainer\.fit a datamodule"):
         trainer(tmp_path, MAKERS["qat"](tmp_path), MAKERS[name](tmp_path)).fit(Untouched(), DataLoader(images(64), 32))
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ def rates(steps: int, **options: float) -> list[list[float]]:
 def test_it_rises_to_the_learning_rate_and_falls_to_zero() -> None:
     first = [rate for rate, _ in rates(20, warmup=0.1)]
     assert first[:3] == [0.5, 1.0, 1.0]
-    assert all(a > b for a, b in zip(first[2:], first[3:], strict=False))
+    assert all(a > b for a, b in pairwise(first[2:]))
     assert 0 < first[-1] < 0.01
 
 
