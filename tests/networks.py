@@ -70,11 +70,12 @@ class Rows(nn.Module):
         super().__init__()
         self.fc1, self.bn1 = nn.Linear(16, 12), nn.BatchNorm1d(12)
         self.fc2, self.fc3 = nn.Linear(3, 6), nn.Linear(24, 4)
+        self.flatten = nn.Flatten()
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.fc1(x.flatten(1)[:, :16])))
         x = F.relu(self.fc2(x.view(-1, 4, 3)))
-        return self.fc3(x.flatten(1))
+        return self.fc3(self.flatten(x))
 
 
 class Gate(nn.Module):

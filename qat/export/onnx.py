@@ -8,7 +8,6 @@ unlike a float Clip, leaves every fusion intact.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from qat.export.float_operations import write_float
 from qat.export.graph import GraphWriter
+from qat.export.moves import MOVES
 from qat.integer import Codes, IntegerModel
 from qat.integer import modules as integer
 
@@ -108,15 +108,17 @@ class _Exporter:
             writer = _WRITERS.get(type(module))
             if writer is not None:
                 return writer(self, node, module)
+            if isinstance(module, nn.Flatten):
+                return self.reshape(self._input(node), self.shapes[node], _name(node))
             return write_float(self.graph, module, [self.names[n] for n in node.all_input_nodes], _name(node))
         if node.target in (torch.flatten, torch.reshape, "flatten", "view", "reshape"):
             return self.reshape(self._input(node), self.shapes[node], _name(node))
         if node.target in ("contiguous", "detach"):
             return self._input(node)
-        if node.target is operator.getitem:
-            return self._slice(node)
-        if node.target in ("permute", "transpose", torch.permute):
-            return self._transpose(node)
+        if node.target in MOVES:
+            return MOVES[node.target](
+                self.graph, node, self._input(node), self.shapes[node.all_input_nodes[0]], _name(node)
+            )
         return write_float(self.graph, node.target, [self.names[n] for n in node.all_input_nodes], _name(node), node)
 
     def _input(self, node: fx.Node) -> str:
@@ -263,48 +265,6 @@ class _Exporter:
     def weight_only(self, node: fx.Node, module: integer.WeightOnlyLayer) -> str:
         weight = self.graph.constant(module.dequantized().numpy())
         return write_float(self.graph, module.layer, [self._input(node)], _name(node), weight=weight)
-
-    # Moving values ---------------------------------------------------------------------------------------------------
-
-    def _slice(self, node: fx.Node) -> str:
-        index = node.args[1]
-        assert isinstance(index, tuple)
-        if not all(isinstance(i, slice) or i is Ellipsis for i in index):
-            raise ValueError(
-                f"{node.format_node()} picks single elements: only slices such as x[:, :, ::2] have an ONNX form."
-            )
-        rank = len(self.shapes[node.all_input_nodes[0]])
-        gap = rank - (len(index) - (Ellipsis in index))
-        axes: list[tuple[int, slice]] = []
-        position = 0
-        for i in index:
-            if isinstance(i, slice):
-                axes.append((position, i))
-                position += 1
-            else:
-                position += gap
-        used = [(axis, s) for axis, s in axes if s != slice(None)]
-        far = np.iinfo(np.int64).max
-        columns = (
-            [s.start or 0 for _, s in used],
-            [far if s.stop is None else s.stop for _, s in used],
-            [axis for axis, _ in used],
-            [s.step or 1 for _, s in used],
-        )
-        constants = [self.graph.constant(np.array(column, dtype=np.int64)) for column in columns]
-        return self.graph.node("Slice", [self._input(node), *constants], _name(node))
-
-    def _transpose(self, node: fx.Node) -> str:
-        rank = len(self.shapes[node])
-        rest = node.args[1:]
-        if node.target == "transpose":
-            order = list(range(rank))
-            a, b = (int(i) % rank for i in rest)  # type: ignore[arg-type]
-            order[a], order[b] = order[b], order[a]
-        else:
-            listed = rest[0] if isinstance(rest[0], tuple | list) else rest
-            order = [int(i) % rank for i in listed]  # type: ignore[arg-type]
-        return self.graph.node("Transpose", [self._input(node)], _name(node), perm=order)
 
 
 def _name(node: fx.Node) -> str:
