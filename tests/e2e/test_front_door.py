@@ -1,0 +1,150 @@
+"""`python train.py` as people start it: another process, another folder, real data, a tiny budget."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+import pytest
+import yaml
+
+from qat.report import read_results, timing_free
+
+ROOT = Path(__file__).parents[2]
+TINY = ["float.epochs=2", "trainer.max_epochs=2", "calibration_images=128"]
+
+
+class Run(NamedTuple):
+    folder: Path
+    said: str
+    complained: str
+
+    @property
+    def results(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "results.json").read_text())
+        return content
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return {**os.environ, "QAT_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+
+def train(where: Path, cache: Path, *overrides: str) -> Run:
+    where.mkdir(parents=True)
+    command = [sys.executable, str(ROOT / "train.py"), "hydra.run.dir=run", *overrides]
+    done = subprocess.run(command, cwd=where, env=environment(cache), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return Run(where / "run", done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def first(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tmp_path_factory.mktemp("first") / "here", cache, *TINY)
+
+
+def test_everything_lands_in_the_runs_folder(first: Run) -> None:
+    assert [path.name for path in first.folder.parent.iterdir()] == ["run"]
+    names = {str(path.relative_to(first.folder)) for path in first.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "model.onnx",
+        "float.onnx",
+        "results.json",
+        "report.md",
+        "accuracy.png",
+        "size.png",
+        "training.png",
+        "metrics/metrics.csv",
+        "train.log",
+    }
+
+
+def test_nothing_is_complained_of_and_the_verdict_comes_last(first: Run) -> None:
+    assert first.complained == ""
+    verdict = first.results["verdict"]["text"]
+    assert " ".join(first.said.split()).endswith(" ".join(verdict.split()))
+    assert "warning" not in first.said
+
+
+def test_the_results_are_consistent(first: Run) -> None:
+    results = read_results(first.folder / "results.json")
+    rows = {row.name: row for row in results.rows}
+    assert list(rows) == [
+        "float", "PTQ min-max", "PTQ MSE", "QAT step 0", "QAT fake-quant", "QAT integer", "QAT in ONNX Runtime",
+    ]  # fmt: skip
+    assert rows["float"].top1 > 0.8
+    assert rows["QAT step 0"].top1 == rows["PTQ MSE"].top1
+    assert rows["QAT step 0"].note == "predicts the same class as PTQ MSE for every test image"
+    assert rows["QAT integer"].top1 == rows["QAT in ONNX Runtime"].top1
+    assert all(row.top5 is not None and row.calibration_error is not None for row in rows.values())
+    assert rows["float"].size_bytes == (first.folder / "float.onnx").stat().st_size
+    assert rows["QAT in ONNX Runtime"].size_bytes == (first.folder / "model.onnx").stat().st_size
+    assert results.verification is not None
+    assert results.verification.exact
+    assert results.verification.images == results.data.test == 500
+    assert results.verification.quantized_operators["QLinearConv"] == 7
+    assert results.training is not None
+    assert (results.training.epochs, results.training.steps) == (2, 18)
+    assert (results.recipe, results.seed) == ("digits_w4a8", 0)
+    assert results.command == "python train.py hydra.run.dir=run " + " ".join(TINY)
+    assert results.config == yaml.safe_load((first.folder / "config.yaml").read_text())
+    assert {"data", "float", "calibration", "ptq", "qat", "export", "verification"} <= results.timings.keys()
+    onnx.checker.check_model(onnx.load(first.folder / "model.onnx"))
+
+
+def test_the_same_seed_gives_the_same_results_whether_or_not_the_float_network_was_kept(
+    first: Run, cache: Path, tmp_path: Path
+) -> None:
+    kept = train(tmp_path / "kept", cache, *TINY)
+    trained = train(tmp_path / "trained", tmp_path / "another_cache", *TINY)
+    assert "float network: trained before, kept in" in kept.said
+    assert "training the float network first" in trained.said
+    assert timing_free(kept.results) == timing_free(first.results) == timing_free(trained.results)
+    weights = [(run.folder / "model.onnx").read_bytes() for run in (first, kept, trained)]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_another_seed_gives_other_results(first: Run, cache: Path, tmp_path: Path) -> None:
+    other = train(tmp_path / "other", cache, *TINY, "seed=1", "export=none", "logger=tensorboard")
+    assert other.results["training"]["train_loss"] != first.results["training"]["train_loss"]
+    assert other.results["verification"] is None
+    assert other.results["rows"][-1]["name"] == "QAT integer"
+    assert not (other.folder / "model.onnx").exists()
+    assert list((other.folder / "tensorboard").glob("events*"))
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint(first: Run, cache: Path, tmp_path: Path) -> None:
+    last = first.folder / "checkpoints" / "last.ckpt"
+    longer = [*TINY[:1], "trainer.max_epochs=3", *TINY[2:], f"resume={last}", "optim.schedule=null"]
+    resumed = train(tmp_path / "resumed", cache, *longer)
+    assert resumed.results["training"]["steps"] == 27
+    assert resumed.results["rows"][:4][3]["note"].startswith("predicts the same class as PTQ MSE")
+
+
+def test_a_killed_run_leaves_no_results(cache: Path, first: Run, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "hydra.run.dir=run", *TINY[:1], "trainer.max_epochs=5000"]
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment(cache), stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists():
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not names & {"results.json", "report.md", "model.onnx", "float.onnx"}
+    assert "config.yaml" in names

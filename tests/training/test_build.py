@@ -1,0 +1,49 @@
+import pytest
+from configurations import composed
+
+from qat.training.build import part, validation_plan
+from qat.training.check import check_values
+
+
+@pytest.mark.parametrize(
+    ("overrides", "interval"),
+    [
+        (["trainer.max_steps=400", "trainer.max_epochs=null", "validations=4"], 100),
+        (["trainer.max_steps=20", "trainer.max_epochs=null", "validations=6"], 4),
+        (["trainer.max_steps=31", "trainer.max_epochs=null"], 31),
+        (["trainer.max_steps=3", "trainer.max_epochs=null", "validations=10"], 1),
+        (["trainer.max_steps=1000", "trainer.max_epochs=2", "validations=4"], 50),
+    ],
+)
+def test_steps_are_validated_evenly_and_after_the_last_one(overrides: list[str], interval: int) -> None:
+    assert validation_plan(composed(*overrides), batches=100) == {
+        "check_val_every_n_epoch": None,
+        "val_check_interval": interval,
+    }
+
+
+def test_epochs_are_validated_by_lightning() -> None:
+    assert validation_plan(composed("trainer.max_epochs=3"), batches=100) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=abc", "seed='abc' is not possible: write a whole number, 0 or more."),
+        ("batch_size=0", "batch_size=0 is not possible: write a whole number, 1 or more."),
+        ("float.epochs=1.5", "float.epochs=1.5 is not possible: write a whole number, 0 or more."),
+        ("trainer.max_steps=x", "trainer.max_steps='x' is not possible: write a whole number, -1 or more."),
+        ("label_smoothing=2", "label_smoothing=2 is not possible: write a number from 0 to 1."),
+        ("optim.lr=0", "optim.lr=0 is not possible: write a positive number."),
+        ("distillation.temperature=-1", "distillation.temperature=-1 is not possible: write a positive number."),
+        ("trainer.max_epochs=null", "the run has no length: set trainer.max_epochs or trainer.max_steps to 1 or more."),
+    ],
+)
+def test_impossible_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$".replace(".", r"\.")):
+        check_values(composed(override))
+
+
+def test_a_part_with_an_unknown_option_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^trainer cannot be built: .*unexpected keyword argument 'foo'\.$"):
+        part({"_target_": "lightning.Trainer", "foo": 1}, "trainer")
