@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 from pathlib import Path
 
 from qat.report import Results, Row, read_results
+from qat.report.judge import binomial_error
 from qat.report.tables import comparison
 
 ROOT = Path(__file__).parent.parent
@@ -18,10 +20,10 @@ ORDER = ("digits", "mnist", "cifar10")
 
 
 def load() -> list[Results]:
-    """The recorded runs, by data set and then from many bits to few."""
+    """The recorded runs, by data set, then from many bits to few, then by seed."""
     found = [read_results(path) for path in sorted((ROOT / "benchmarks/results").glob("*.json"))]
     order = {name: i for i, name in enumerate(ORDER)}
-    return sorted(found, key=lambda r: (order.get(r.data.name, len(order)), _bits(r.recipe)))
+    return sorted(found, key=lambda r: (order.get(r.data.name, len(order)), _bits(r.recipe), r.seed or 0))
 
 
 def _bits(recipe: str) -> tuple[int, ...]:
@@ -81,13 +83,44 @@ def details(runs: list[Results]) -> str:
     return "\n\n".join(parts)
 
 
+def headers(runs: list[Results], check: bool) -> None:
+    """The lines `expected:` and `takes:` of every recipe that was run."""
+    for recipe in sorted({run.recipe for run in runs}):
+        same = [run for run in runs if run.recipe == recipe]
+        first = same[0]
+        top1 = {
+            name: [100 * _row(run, name).top1 for run in same] for name in ("QAT in ONNX Runtime", "float", "PTQ MSE")
+        }
+        if len(same) > 1:
+            said = {name: f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" for name, v in top1.items()}
+            spread = f"mean ± standard deviation of {len(same)} seeds"
+        else:
+            errors = {name: 100 * binomial_error(v[0] / 100, first.data.test) for name, v in top1.items()}
+            said = {name: f"{v[0]:.2f} ± {errors[name]:.2f}" for name, v in top1.items()}
+            spread = "one seed, ± binomial standard error"
+        ours = said.pop("QAT in ONNX Runtime")
+        others = ", ".join(f"{name} {text}" for name, text in said.items())
+        minutes = statistics.mean(sum(run.timings.values()) for run in same) / 60
+        machine = f"{first.environment.threads} threads of {first.environment.cpu}"
+        expected = f"# expected: QAT in ONNX Runtime {ours} % ({others}; {spread}; {first.data.label})"
+        takes = f"# takes:    {minutes:.1f} minutes on {machine}"
+        path = ROOT / "recipes" / f"{recipe}.yaml"
+        text = re.sub(r"^# expected:.*$", expected, path.read_text(), flags=re.MULTILINE)
+        _write(path, re.sub(r"^# takes:.*$", takes, text, flags=re.MULTILINE), check)
+
+
 def fill(path: Path, marker: str, text: str, check: bool) -> None:
     """Replace what stands between the markers of a file."""
-    before = path.read_text()
     start, end = f"<!-- {marker} -->", f"<!-- end of {marker} -->"
-    after = re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{text}\n{end}", before, flags=re.DOTALL)
-    if check and after != before:
-        raise SystemExit(f"the table in {path.name} is out of date: run python benchmarks/tables.py.")
+    after = re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{text}\n{end}", path.read_text(), flags=re.DOTALL)
+    _write(path, after, check)
+
+
+def _write(path: Path, after: str, check: bool) -> None:
+    if after == path.read_text():
+        return
+    if check:
+        raise SystemExit(f"{path.relative_to(ROOT)} is out of date: run python benchmarks/tables.py.")
     path.write_text(after)
 
 
@@ -96,8 +129,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check: bool = parser.parse_args().check
     runs = load()
-    fill(ROOT / "README.md", "results", summary(runs), check)
-    fill(ROOT / "benchmarks/README.md", "results", f"{summary(runs)}\n\n{details(runs)}", check)
+    headers(runs, check)
+    first_seeds = [run for run in runs if run.seed == min(r.seed or 0 for r in runs if r.recipe == run.recipe)]
+    fill(ROOT / "README.md", "results", summary(first_seeds), check)
+    fill(ROOT / "benchmarks/README.md", "results", f"{summary(first_seeds)}\n\n{details(first_seeds)}", check)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ def one_sentence(configs: Path, config_name: str = "config") -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         _end(composition_sentence(error, configs, config_name))
+    except OSError as error:  # before the program begins, Hydra makes its folder and nothing else
+        _end(f"the run's folder cannot be made ({sentence(error)}): set hydra.run.dir to a new folder.")
     finally:
         del os.environ[FULL]
 

@@ -104,18 +104,28 @@ def test_the_results_are_consistent(first: Run) -> None:
     onnx.checker.check_model(onnx.load(first.folder / "model.onnx"))
 
 
-def test_the_same_seed_gives_the_same_results_whether_or_not_the_float_network_was_kept(
+def same(a: Run, b: Run) -> bool:
+    files = [(run.folder / "model.onnx").read_bytes() for run in (a, b)]
+    return timing_free(a.results) == timing_free(b.results) and files[0] == files[1]
+
+
+def test_the_same_seed_gives_the_same_results_from_the_kept_float_network(
     first: Run, cache: Path, tmp_path: Path
 ) -> None:
     kept = train(tmp_path / "kept", cache, *TINY)
-    trained = train(tmp_path / "trained", tmp_path / "another_cache", *TINY)
+    assert "training the float network first" in first.said
     assert "float network: trained before, kept in" in kept.said
-    assert "training the float network first" in trained.said
-    assert timing_free(kept.results) == timing_free(first.results) == timing_free(trained.results)
-    weights = [(run.folder / "model.onnx").read_bytes() for run in (first, kept, trained)]
-    assert weights[0] == weights[1] == weights[2]
+    assert same(kept, first)
 
 
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_results_when_the_float_network_is_trained_again(
+    first: Run, tmp_path: Path
+) -> None:
+    assert same(train(tmp_path / "again", tmp_path / "another_cache", *TINY), first)
+
+
+@pytest.mark.slow
 def test_another_seed_gives_other_results(first: Run, cache: Path, tmp_path: Path) -> None:
     other = train(tmp_path / "other", cache, *TINY, "seed=1", "export=none", "logger=tensorboard")
     assert other.results["training"]["train_loss"] != first.results["training"]["train_loss"]
@@ -125,6 +135,7 @@ def test_another_seed_gives_other_results(first: Run, cache: Path, tmp_path: Pat
     assert list((other.folder / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_from_its_checkpoint(first: Run, cache: Path, tmp_path: Path) -> None:
     last = first.folder / "checkpoints" / "last.ckpt"
     longer = [*TINY[:1], "trainer.max_epochs=3", *TINY[2:], f"resume={last}", "optim.schedule=null"]
