@@ -118,8 +118,8 @@ def test_the_sentence_of_an_operating_system_error_names_the_file() -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as ended, boundary.one_sentence(CONFIGS):
-        (tmp_path / "file").touch()
         (tmp_path / "file").mkdir()
     assert ended.value.code == 1
     assert "file: File exists): set hydra.run.dir to a new folder" in capsys.readouterr().err
