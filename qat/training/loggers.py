@@ -23,5 +23,14 @@ def wandb_logger(save_dir: str | Path, **options: Any) -> WandbLogger:
         raise ModuleNotFoundError("logger=wandb needs wandb: pip install 'qat[loggers]', or use logger=csv.") from error
     os.environ.setdefault("WANDB_SILENT", "true")
     mode = os.environ.get("WANDB_MODE")
-    offline = mode == "offline" if mode else not wandb.login(prompt=False)
+    offline = mode in ("offline", "dryrun") if mode else not _logged_in(wandb)
+    if offline:
+        options["mode"] = "offline"  # said to wandb itself: it has read its environment by now
     return WandbLogger(save_dir=str(save_dir), offline=offline, **options)
+
+
+def _logged_in(wandb: Any) -> bool:
+    try:
+        return bool(wandb.login(prompt=False))
+    except TypeError:  # older versions cannot be told not to ask
+        return wandb.api.api_key is not None
