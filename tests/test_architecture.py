@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
     {"integer", "ptq"},
     {"export"},
     {"training"},
+    {"callbacks"},  # the name under which people find what training has
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

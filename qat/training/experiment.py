@@ -16,7 +16,7 @@ from torch import nn
 
 from qat.data import ImageData
 from qat.report import Data, Results, write_atomically
-from qat.training import build, float_network
+from qat.training import build, float_network, loggers
 from qat.training.callbacks import Report
 from qat.training.check import check_values
 from qat.training.console import Progress, quiet
@@ -75,6 +75,7 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     trainer.fit(module, datamodule=batches, ckpt_path=config.resume, weights_only=True)
     if report.results is None:
         raise RuntimeError("the fit ended before its report was written.")
+    loggers.finish(logger, report.results)
     return report.results
 
 

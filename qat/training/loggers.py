@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+from qat.report import Results
+
 
 def wandb_logger(save_dir: str | Path, **options: Any) -> WandbLogger:
     """A WandbLogger that never asks a question: offline, into `save_dir`, where `wandb login` was not run.
@@ -27,6 +29,15 @@ def wandb_logger(save_dir: str | Path, **options: Any) -> WandbLogger:
     if offline:
         options["mode"] = "offline"  # said to wandb itself: it has read its environment by now
     return WandbLogger(save_dir=str(save_dir), offline=offline, **options)
+
+
+def finish(logger: Any, results: Results) -> None:
+    """End a W&B run with the table of the report as its summary; nothing to do for other loggers."""
+    if isinstance(logger, WandbLogger):
+        run = logger.experiment
+        run.summary.update({f"{row.name}/top1": row.top1 for row in results.rows})
+        run.summary.update({"verdict": results.verdict.text})
+        run.finish()
 
 
 def _logged_in(wandb: Any) -> bool:

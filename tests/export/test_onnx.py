@@ -51,7 +51,7 @@ def test_every_layer_becomes_an_integer_kernel(policy, tmp_path):
     assert ("Clip" in found) == (policy == "w2a2")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_any_torchvision_resnet_with_random_statistics(name, tmp_path):
     model = build(lambda: torchvision.models.get_model(name, num_classes=10))
     x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
