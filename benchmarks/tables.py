@@ -68,6 +68,9 @@ def summary(runs: list[Results]) -> str:
     commits = sorted({str(r.environment.commit)[:10] for r in runs})
     seeds = sorted({str(r.seed) for r in runs})
     lines += ["", f"Top-1 in %, seed {', '.join(seeds)}; {'; '.join(machines)}; commit {', '.join(commits)}."]
+    lines += [
+        "The machine did other work beside most runs: minutes are upper bounds, latency ratios were measured in turns."
+    ]
     return "\n".join(lines)
 
 

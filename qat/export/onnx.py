@@ -108,6 +108,8 @@ class _Exporter:
             writer = _WRITERS.get(type(module))
             if writer is not None:
                 return writer(self, node, module)
+            if isinstance(module, nn.AdaptiveAvgPool2d) and self.shapes[node] == self.shapes[node.all_input_nodes[0]]:
+                return self._input(node)
             if isinstance(module, nn.Flatten):
                 return self.reshape(self._input(node), self.shapes[node], _name(node))
             return write_float(self.graph, module, [self.names[n] for n in node.all_input_nodes], _name(node))

@@ -92,6 +92,8 @@ def kind_of(model: nn.Module, node: fx.Node) -> Kind:
             return Kind.SITE
         if type(module) in LAYERS or is_quantized(module):
             return Kind.COMPUTE
+        if isinstance(module, nn.AdaptiveAvgPool2d) and not _is_one(module.output_size):
+            return Kind.FLOAT
         return Kind.NORM if isinstance(module, _NORMS) else _MODULES.get(type(module), Kind.FLOAT)
     if _is_shape(node):
         return Kind.SHAPE
@@ -104,6 +106,8 @@ def kind_of(model: nn.Module, node: fx.Node) -> Kind:
     if node.target == "mean" or node.target is torch.mean:
         return Kind.POOL if mean_axes(node) == (2, 3) else Kind.FLOAT
     if node.target is F.pad and not _pads_with_zeros(*node.args, **node.kwargs):
+        return Kind.FLOAT
+    if node.target is F.adaptive_avg_pool2d and not _is_one((*node.args[1:], *node.kwargs.values())[0]):
         return Kind.FLOAT
     if node.target is operator.getitem and not isinstance(node.args[1], tuple):
         return Kind.FLOAT  # an element of a tuple, a shape, ...
@@ -119,6 +123,11 @@ def _is_shape(node: fx.Node) -> bool:
 
 def _pads_with_zeros(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> bool:
     return mode == "constant" and not value
+
+
+def _is_one(size: Any) -> bool:
+    """Whether an adaptive pool is a global one; others have no integer form."""
+    return size in (1, (1, 1), [1, 1])
 
 
 def mean_axes(node: fx.Node) -> tuple[int, ...]:

@@ -502,3 +502,10 @@ def test_the_table_of_inspect() -> None:
     assert found.float_edges == ["x_input", "bn (BatchNorm2d)", "silu (SiLU)", "mul (mul)"]
     assert "stays in float: x_input, bn (BatchNorm2d), silu (SiLU), mul (mul)" in str(found)
     assert [line.weight for line in qat.inspect(Bottleneck()).lines] == ["float"] * 5
+
+
+def test_an_adaptive_pool_is_an_integer_operation_only_where_it_is_global() -> None:
+    for size, stays in ((1, False), (2, True)):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.Linear(4 * size * size, 2))
+        edges = qat.inspect(qat.prepare(net, "w8a8")).float_edges
+        assert any("AdaptiveAvgPool2d" in edge for edge in edges) == stays
