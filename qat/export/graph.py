@@ -43,7 +43,7 @@ class GraphWriter:
 
     def integer_weight(self, codes: NDArray[np.int8], name: str) -> str:
         """int8 weight codes, stored in 2 or 4 bits each where they fit; the runtime widens them once, when it loads."""
-        bits = next(b for b in (2, 4, 8) if codes.min() >= -(2 ** (b - 1)) and codes.max() < 2 ** (b - 1))
+        bits = next(b for b in (2, 4, 8) if int(np.min(codes)) >= -(2 ** (b - 1)) and int(np.max(codes)) < 2 ** (b - 1))
         if bits == 8:
             self.constants.append(onnx.numpy_helper.from_array(codes, name))
             return name
@@ -83,4 +83,5 @@ def pack(codes: NDArray[np.int8], bits: int) -> bytes:
     flat = codes.reshape(-1).view(np.uint8) & (2**bits - 1)
     flat = np.pad(flat, (0, -len(flat) % per_byte)).reshape(-1, per_byte)
     shifts = np.arange(per_byte, dtype=np.uint8) * bits
-    return np.bitwise_or.reduce(flat << shifts, axis=1).astype(np.uint8).tobytes()
+    packed: NDArray[np.uint8] = np.sum(flat << shifts, axis=1, dtype=np.uint8)  # no two codes share a bit
+    return packed.tobytes()
