@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qat.export.runtime import SiteSession, operators
 from qat.integer import IntegerModel
 from qat.integer.modules import IntegerModule
+from qat.transform.calibrate import arguments
 
 
 @dataclass
@@ -48,12 +49,12 @@ class Verification:
         return self.codes_compared > 0 and self.code_mismatches == 0
 
 
-def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Verification:
+def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> Verification:
     """Run the file in ONNX Runtime, all optimisations on, beside the integer model, and compare every site.
 
     Args:
         path: the file that `qat.export_onnx` wrote. integer: the result of `qat.convert`.
-        batches: model inputs: a tensor or a tuple of tensors each.
+        batches: model inputs: a tensor each, or a sequence that begins with them (labels are left over).
 
     Raises:
         ValueError: not an integer model, no batches, or a file whose sites are not those of the model.
@@ -69,7 +70,7 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | tupl
     agreeing = 0
     integer.eval()
     for batch in batches:
-        inputs = batch if isinstance(batch, tuple) else (batch,)
+        inputs = arguments(integer, batch)
         with torch.no_grad():
             expected, expected_codes = integer.codes(*inputs)
         outputs, codes = running(*inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,7 +24,8 @@ def calibrate(
 
     Args:
         model: a prepared module.
-        batches: model inputs: a tensor, a tuple of arguments or a dict of keyword arguments each.
+        batches: model inputs: a tensor, a sequence of arguments (what forward does not take, such as labels, is left over)
+            or a dict of keyword arguments each.
         forward: how a batch goes through the model, where that is not `model(*batch)`.
 
     Returns:
@@ -70,7 +72,16 @@ def mode_of_weights_off(model: nn.Module) -> Any:
     return mode(weights, Mode.OFF)
 
 
+def arguments(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+    """Positional arguments of `model` from a batch: a tensor, or as many parts as forward takes; labels are left over."""
+    if isinstance(batch, Tensor):
+        return (batch,)
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return tuple(batch)
+    takes = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return tuple(batch)[:takes]
+
+
 def _call(model: nn.Module, batch: Any) -> object:
-    if isinstance(batch, dict):
-        return model(**batch)
-    return model(batch) if isinstance(batch, Tensor) else model(*batch)
+    return model(**batch) if isinstance(batch, dict) else model(*arguments(model, batch))

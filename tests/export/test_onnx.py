@@ -158,3 +158,11 @@ def test_reading_sites_leaves_the_file_alone(tmp_path):
     before = path.read_bytes()
     SiteSession(path, ["conv1"])
     assert path.read_bytes() == before
+
+
+def test_batches_may_carry_labels(tmp_path):
+    integer, path = exported(OptionA, "w8a8", tmp_path)
+    labelled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images(6), torch.arange(6)), batch_size=3)
+    assert qat.verify(path, integer, labelled).images == 6
+    prepared = qat.prepare(build(OptionA), "w8a8")
+    assert qat.calibrate(prepared, labelled) > 0
