@@ -16,12 +16,19 @@ import torch
 from torch import Tensor, nn
 
 
-def session(model: str | Path | bytes, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with all optimisations on. threads: None lets the runtime choose."""
+def session(
+    model: str | Path | bytes, threads: int | None = None, spinning: bool = True
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU with all optimisations on.
+
+    threads: None lets the runtime choose. spinning: whether its threads keep a core busy while they wait for work.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
@@ -90,10 +97,11 @@ def latency(
 ) -> dict[str, dict[int, float]]:
     """Median milliseconds a batch in ONNX Runtime for each file and batch size.
 
-    The files take turns within one process, so a busy machine slows all of them alike; compare the ratio.
+    The files take turns within one process, so a busy machine slows all of them alike; compare the ratio. Waiting threads do
+    not spin: those of one file would take the cores from the other.
     """
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    sessions = {name: session(path, threads) for name, path in paths.items()}
+    sessions = {name: session(path, threads, spinning=False) for name, path in paths.items()}
     result: dict[str, dict[int, float]] = {name: {} for name in paths}
     for size in batch_sizes:
         batch = tuple(x[:1].expand(size, *x.shape[1:]).contiguous() for x in examples)
