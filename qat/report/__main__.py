@@ -10,6 +10,7 @@ from qat.report.writing import read_results
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Read the file, print the report, write it beside the file. Ends with one sentence if it cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m qat.report", description=__doc__)
     parser.add_argument("results", type=Path, help="a results.json")
     path: Path = parser.parse_args(arguments).results
