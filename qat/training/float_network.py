@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import torchvision.models
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -68,7 +69,7 @@ def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folde
     """Give `network` its float weights, in place. Returns where they come from, for people.
 
     Trained weights are kept in the environment's QAT_CACHE_DIR (default ~/.cache/qat), in float/<hash>.safetensors: the hash
-    covers model, training settings, seed, versions, and the images themselves.
+    covers model, training settings, seed, threads, versions, and the images themselves.
     """
     if config.model.checkpoint is not None:
         load_checkpoint(network, config.model.checkpoint)
@@ -99,6 +100,7 @@ def fingerprint(config: DictConfig, data: ImageData) -> str:
         "model": OmegaConf.to_container(config.model, resolve=True),
         "float": OmegaConf.to_container(config.float, resolve=True),
         "seed": config.seed,
+        "threads": torch.get_num_threads(),  # sums are made in another order
         "batch": [config.batch_size, config.trainer.get("precision"), config.trainer.get("accelerator")],
         "transform": repr(data.batch_transform()),
         "normalisation": [data.mean, data.std],
