@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from qat.native import kernels
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
@@ -42,21 +44,78 @@ def fake_quantize(
     qmin - zero_point and qmax - zero_point): inside the bounds dx = g and dscale = sum(g * (round(v) - v)); on a bound or
     beyond it dx = 0 and dscale = sum(g * bound). dscale is multiplied by `gradient_scale`.
 
+    Differs from the paper: where `qat.native` does the work (float32 on a CPU with a C compiler, not under torch.compile) and
+    x is not a leaf, which lives anyway, round(v) - v is kept in one byte: each term of dscale is off by at most |g| / 504.
+
     Args:
         x: float, any shape; the result has its shape and dtype.
         scale: float32, > 0, broadcasts against x; its gradient has its shape.
         zero_point: whole numbers that broadcast like scale, or an int.
     """
-    result: Tensor = _FakeQuantize.apply(x, scale, qmin - zero_point, qmax - zero_point, gradient_scale)
+    lo, hi = qmin - zero_point, qmax - zero_point
+    function = _OnePass if _one_pass(x, scale, lo) else _Composite
+    result: Tensor = function.apply(x, scale, lo, hi, gradient_scale, torch.is_grad_enabled())
     return result
 
 
-class _FakeQuantize(torch.autograd.Function):
-    """Saves its input and output, which neighbouring layers keep alive anyway, and no tensor of its own."""
+def _one_pass(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
+    """Whether the native kernels know this case: one scale, or one for each row; Python numbers as bounds."""
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+        return False
+    if x.dtype is not torch.float32 or x.device.type != "cpu" or not x.numel():
+        return False
+    rows = scale.numel() == 1 or (scale.ndim == x.ndim and scale.numel() == len(x) == len(scale))
+    one_bound = not isinstance(lo, Tensor) or lo.numel() == 1
+    return rows and one_bound and kernels() is not None
+
+
+class _OnePass(torch.autograd.Function):
+    """One native pass each way. Keeps a leaf as it is, and of any other tensor one byte an element."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, gradient_scale: float
+        ctx: Any, x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, gradient_scale: float, keep: bool
+    ) -> Tensor:
+        native = kernels()
+        assert native is not None
+        bounds = float(lo), float(hi)
+        leaf = x.is_leaf
+        x, scale = _dense(x), scale.contiguous()
+        y, kept = native.forward(x, scale, *bounds, keep and not leaf)
+        if keep:
+            ctx.save_for_backward(x if kept is None else kept, scale)
+        ctx.bounds, ctx.gradient_scale = bounds, gradient_scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept, scale = ctx.saved_tensors
+        lo, hi = ctx.bounds
+        native = kernels()
+        assert native is not None
+        if grad.stride() != kept.stride():
+            grad = torch.empty_like(kept, dtype=grad.dtype).copy_(grad)
+        if kept.dtype is torch.int8:
+            dx, dscale = native.backward_kept(grad, kept, lo, hi, scale.numel())
+        else:
+            dx, dscale = native.backward(grad, kept, scale, lo, hi)
+        return dx, dscale.mul_(ctx.gradient_scale).reshape(scale.shape), None, None, None, None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x itself, if it fills its memory in the usual or the channels-last order; else a copy that does."""
+    return x if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+class _Composite(torch.autograd.Function):
+    """torch's own operations, on any device and under torch.compile.
+
+    Saves its input and output, which neighbouring layers keep alive anyway, and no tensor of its own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, gradient_scale: float, _keep: bool
     ) -> Tensor:
         y = torch.div(x.float(), scale).clamp_(lo, hi).round_().mul_(scale).to(x.dtype)  # type: ignore[arg-type]
         ctx.save_for_backward(x, y, scale)
@@ -76,19 +135,15 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             # (y - x) / scale is round(v) - v inside, and y / scale is the bound outside.
             residual = torch.sub(y, inside(x.float()))
-            if scale.numel() == 1 and residual.stride() == grad.stride() and residual.is_contiguous():
-                total = torch.dot(residual.view(-1), grad.reshape(-1).float()).reshape(scale.shape)
-            else:
-                total = residual.mul_(grad).sum_to_size(scale.shape)
-            dscale = total.div_(scale).mul_(ctx.gradient_scale)
+            dscale = residual.mul_(grad).sum_to_size(scale.shape).div_(scale).mul_(ctx.gradient_scale)
         dx = inside(grad) if ctx.needs_input_grad[0] else None
-        return dx, dscale, None, None, None
+        return dx, dscale, None, None, None, None
 
 
 def _zero_outside(x: Tensor, lo: Tensor, hi: Tensor) -> Callable[[Tensor], Tensor]:
     """A function that keeps values where lo < x < hi and makes the others 0; same dtype and shape as its argument."""
     if lo.numel() == 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        # One native pass; the bounds must be Python numbers, which costs nothing on a CPU.
+        # Without a C compiler: one pass of torch's. The bounds must be Python numbers, which costs nothing on a CPU.
         least, most = lo.item(), hi.item()
         return lambda values: torch.ops.aten.hardtanh_backward(values, x.to(values.dtype), least, most)
     mask = (x > lo).logical_and_(x < hi)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qat import PerChannel, PerGroup, PerTensor
 from qat.functional import dequantize, fake_quantize, quantize
+from qat.native import kernels
 
 GRIDS = [(-127, 127), (-128, 127), (0, 255), (-8, 7), (-7, 7), (0, 15), (-1, 1), (-2, 1), (0, 3)]
 LAYOUTS = {
@@ -24,6 +25,15 @@ SHAPE = (4, 3, 2, 2)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 grids = pytest.mark.parametrize("grid", GRIDS, ids=str)
 affine = pytest.mark.parametrize("affine", [False, True], ids=["symmetric", "affine"])
+
+
+@pytest.fixture(autouse=True, params=["native", "composite"])
+def _implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here holds for the compiled kernels and for torch's own operations."""
+    if request.param == "composite":
+        monkeypatch.setattr("qat.functional.kernels", lambda: None)
+    elif kernels() is None:
+        pytest.skip("there is no C compiler, or QAT_NATIVE=0")
 
 
 class Case:

@@ -32,7 +32,7 @@ from qat.nn import as_quantized, is_quantized
 from qat.quantizers import Quantizer
 from qat.transform.capture import CannotCapture, capture
 from qat.transform.mode import quantizers
-from qat.transform.plan import Kind, kind_of, mean_axes
+from qat.transform.plan import Kind, ceiling, kind_of, mean_axes
 
 
 class IntegerModel(fx.GraphModule):
@@ -142,7 +142,7 @@ class _Converter:
             codes = self.codes(source)
             return self.add(name, Requantize(self.grids[source], grid), (codes,)), grid
         if self.kinds[end] is Kind.RECTIFY:
-            grid = grid.rectified(self._ceiling(end))
+            grid = grid.rectified(ceiling(self.source, end))
             source = end.all_input_nodes[0]
             if self.has_codes(source):
                 codes = self.codes(source)
@@ -228,10 +228,6 @@ class _Converter:
         if isinstance(layer, nn.Conv1d | nn.Conv2d):
             return IntegerConv(*arguments, conv=layer)
         return IntegerLinear(*arguments)
-
-    def _ceiling(self, node: fx.Node) -> float | None:
-        six = node.target is F.relu6 or (node.op == "call_module" and isinstance(self.module(node), nn.ReLU6))
-        return 6.0 if six else None
 
     # Floats ----------------------------------------------------------------------------------------------------------
 

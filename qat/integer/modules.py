@@ -83,6 +83,13 @@ class IntegerLayer(IntegerModule):
         largest = int(weight.long().abs().flatten(1).sum(dim=1).max()) * reach
         self.fits_float32 = largest < 2**24
 
+    @property
+    def may_saturate(self) -> bool:
+        """Whether two neighbouring products can leave 16 bits, in which x86 processors without VNNI would add them."""
+        rows = self.weight.long().abs().flatten(1)
+        pairs = rows.topk(min(2, rows.shape[1]), dim=1).values.sum(dim=1)
+        return int(pairs.max()) * self.input.highest > 2**15 - 1
+
     def products(self, x: Tensor, weight: Tensor) -> Tensor:
         """The float operation, without bias. x and weight hold whole numbers."""
         raise TypeError(f"{type(self).__name__} must define products")

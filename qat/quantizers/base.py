@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.functional import quantize
@@ -46,6 +47,8 @@ class Quantizer(nn.Module):
         self.observer = observer if observer is not None else MinMax(spec)
         self.mode = Mode.QUANTIZE
         self.label = ""
+        self.rectifies = False
+        """Whether this stands for the ReLU before it, too: an unsigned symmetric grid cuts at zero, value and gradient."""
         self.n_qparams = spec.granularity.n_qparams(shape)
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("zero_point", torch.zeros(self.n_qparams, dtype=torch.int32))
@@ -81,7 +84,7 @@ class Quantizer(nn.Module):
         return quantize(view, scale, zero_point, grid.qmin, grid.qmax).reshape(x.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x in mode OFF and OBSERVE, fake-quantized x in mode QUANTIZE.
+        """x (after ReLU, if this `rectifies`) in mode OFF and OBSERVE, fake-quantized x in mode QUANTIZE.
 
         Raises:
             RuntimeError: mode QUANTIZE before a range was set, observed or loaded.
@@ -93,6 +96,7 @@ class Quantizer(nn.Module):
                     "of the prepared model first."
                 )
             return self.fake_quantize(x)
+        x = F.relu(x) if self.rectifies else x
         if self.mode is Mode.OBSERVE and not self.ready:
             self.observer.update(self.spec.granularity.rows(x.detach()))
         return x

@@ -137,6 +137,14 @@ def mean_axes(node: fx.Node) -> tuple[int, ...]:
     return tuple(sorted(a % 4 for a in axes if isinstance(a, int))) if isinstance(axes, list | tuple) else ()
 
 
+def ceiling(model: nn.Module, node: fx.Node) -> float | None:
+    """Where a RECTIFY node cuts from above: 6 for ReLU6, None for ReLU."""
+    six = node.target is F.relu6 or (
+        node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.ReLU6)
+    )
+    return 6.0 if six else None
+
+
 def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
     """Decide layers and sites.
 

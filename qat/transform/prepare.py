@@ -14,7 +14,7 @@ from qat.quantizers import Mode, Quantizer
 from qat.transform.capture import CannotCapture, capture, install, make_out_of_place, works_in_place
 from qat.transform.inspect import inspect
 from qat.transform.mode import mode
-from qat.transform.plan import Plan, plan
+from qat.transform.plan import Kind, Plan, Site, ceiling, kind_of, plan
 from qat.transform.policy import Policy, TensorRule, load_policy
 
 Example = Tensor | tuple[Any, ...]
@@ -78,6 +78,7 @@ def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
     for site in decided.sites:
         quantizer = site.rule.build(signed=site.signed)
         quantizer.label = site.name
+        quantizer.rectifies = _replaces_relu(model, site, quantizer)
         if (parameter := next(model.parameters(), None)) is not None:
             quantizer.to(parameter.device)
         sites[site.name] = quantizer
@@ -94,8 +95,17 @@ def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
         for user in list(call.users):
             if user.all_input_nodes[0] is call and works_in_place(model, user):
                 make_out_of_place(model, user)  # a site needs its output for its gradient
+        if sites[site.name].rectifies:
+            call.replace_input_with(site.node, site.node.all_input_nodes[0])
+            graph.erase_node(site.node)
     graph.lint()
     install(model, graph)
+
+
+def _replaces_relu(model: nn.Module, site: Site, quantizer: Quantizer) -> bool:
+    """Whether the quantizer makes the ReLU before it superfluous, which saves its passes over the tensor and its output."""
+    relu = kind_of(model, site.node) is Kind.RECTIFY and ceiling(model, site.node) is None
+    return relu and not site.consumers and quantizer.spec.symmetric and not quantizer.spec.grid.signed
 
 
 def _swap_layers(model: nn.Module, policy: Policy) -> None:

@@ -15,6 +15,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from qat.export import OnnxRuntimeNetwork, Verification, export_float_onnx, export_onnx, latency, verify
+from qat.export.runtime import EXACT
 from qat.integer import convert
 from qat.training.batches import NO_TEST_DATA, as_evaluated, has_test_data, loaders_of_test
 from qat.training.best import best_network
@@ -115,6 +116,15 @@ class ExportONNX(L.Callback):
             f"{verification.codes_compared:,}",
             f"{verification.images:,}",
         )
+        if careful := [name for name, layer in integer.named_modules() if getattr(layer, "may_saturate", False)]:
+            log.info(
+                "%s: on x86 processors without VNNI, run it with the session option %s = %s, as it was verified; %d layers "
+                "of 8-bit weights (%s, ...) would saturate there",
+                self.path.name,
+                *EXACT,
+                len(careful),
+                careful[0],
+            )
         return Artefact(self.path, integer, verification, float_path, measured, seconds)
 
     def _test_inputs(

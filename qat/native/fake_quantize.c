@@ -1,0 +1,87 @@
+/* Fake quantization in one pass each way, for float32 tensors in memory order.
+
+A tensor is rows of `columns` values, the last one maybe shorter; row r has the scale scales[r * step], so step 1 is one scale a
+row and step 0 one for all. The backward either reads x again, or what the forward kept of it in one byte an element: OUTSIDE
+(below: -OUTSIDE) on a bound or beyond it, and inside the bounds the rounding residual round(v) - v, v = x / scale, in steps of
+1 / STEPS.
+
+Rows are summed on their own, so that no sum depends on the number of threads. */
+
+#include <math.h>
+#include <stdint.h>
+
+#define STEPS 252.0f /* 0.5 * STEPS = 126, one less than OUTSIDE */
+#define OUTSIDE 127
+
+static int64_t end_of(int64_t row, int64_t columns, int64_t size) {
+    const int64_t end = (row + 1) * columns;
+    return end < size ? end : size;
+}
+
+/* y = round(clamp(x / scale, lo, hi)) * scale; NaN stays NaN. `kept` may be null. */
+void fake_quantize_forward(const float *restrict x, const float *restrict scales, int64_t step, float lo, float hi,
+                           float *restrict y, int8_t *restrict kept, int64_t size, int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const float scale = scales[row * step], least = lo * scale, most = hi * scale;
+        const int64_t end = end_of(row, columns, size);
+        for (int64_t i = row * columns; i < end; i++) {
+            const float v = x[i] / scale;
+            float inside = v < lo ? lo : v;
+            inside = inside > hi ? hi : inside;
+            const float rounded = rintf(inside);
+            if (kept) {
+                float residual = rintf((rounded - v) * STEPS);
+                residual = x[i] <= least ? -OUTSIDE : residual;
+                residual = x[i] >= most ? OUTSIDE : residual;
+                kept[i] = (int8_t)(int32_t)residual;
+            }
+            y[i] = rounded * scale;
+        }
+    }
+}
+
+/* dx = grad inside the bounds, else 0; dscale[row] = sum of grad * (the residual inside, the bound outside). */
+void fake_quantize_backward(const float *restrict grad, const float *restrict x, const float *restrict scales, int64_t step,
+                            float lo, float hi, float *restrict dx, float *restrict dscale, int64_t size, int64_t columns,
+                            int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const float scale = scales[row * step], least = lo * scale, most = hi * scale;
+        const int64_t end = end_of(row, columns, size);
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = row * columns; i < end; i++) {
+            const float v = x[i] / scale;
+            float factor = rintf(v) - v;
+            factor = x[i] >= most ? hi : factor;
+            factor = x[i] <= least ? lo : factor;
+            dx[i] = (x[i] >= most) | (x[i] <= least) ? 0.0f : grad[i];
+            sum += grad[i] * factor;
+        }
+        dscale[row] = sum;
+    }
+}
+
+/* The same from what was kept. */
+void fake_quantize_backward_kept(const float *restrict grad, const int8_t *restrict kept, float lo, float hi,
+                                 float *restrict dx, float *restrict dscale, int64_t size, int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t end = end_of(row, columns, size);
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = row * columns; i < end; i++) {
+            const int32_t code = kept[i];
+            float factor = (float)code * (1.0f / STEPS);
+            factor = code > OUTSIDE - 1 ? hi : factor;
+            factor = code < 1 - OUTSIDE ? lo : factor;
+            dx[i] = (code > OUTSIDE - 1) | (code < 1 - OUTSIDE) ? 0.0f : grad[i];
+            sum += grad[i] * factor;
+        }
+        dscale[row] = sum;
+    }
+}

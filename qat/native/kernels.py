@@ -1,0 +1,100 @@
+"""The two C functions of fake_quantize.c, on tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qat.native.build import CannotBuild, shared_library
+
+log = logging.getLogger(__name__)
+
+CHUNK = 4096
+"""Elements that are summed together where one scale is shared by all."""
+WORTH_THREADS = 1 << 15
+"""Elements below which one thread is faster than several."""
+RESIDUAL_STEPS = 252
+"""The rounding residual, in [-0.5, 0.5], is kept in steps of 1 / 252."""
+
+
+@functools.cache
+def kernels() -> Kernels | None:
+    """The compiled functions; None without a C compiler, or with QAT_NATIVE=0 in the environment."""
+    if os.environ.get("QAT_NATIVE") == "0":
+        return None
+    try:
+        library = ctypes.CDLL(str(shared_library(Path(__file__).with_name("fake_quantize.c"))))
+    except (CannotBuild, OSError) as error:
+        log.info("fake quantization runs on torch's own operations: %s", error)
+        return None
+    return Kernels(library)
+
+
+class Kernels:
+    """All tensors float32 on the CPU, dense, and in one common memory order.
+
+    A scale is one value, or one for each row of x: runs of equal length in memory order.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, size, real, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+        shape = [size, size, count]
+        self._forward = library.fake_quantize_forward
+        self._forward.argtypes = [pointer, pointer, size, real, real, pointer, pointer, *shape]
+        self._backward = library.fake_quantize_backward
+        self._backward.argtypes = [pointer, pointer, pointer, size, real, real, pointer, pointer, *shape]
+        self._backward_kept = library.fake_quantize_backward_kept
+        self._backward_kept.argtypes = [pointer, pointer, real, real, pointer, pointer, *shape]
+
+    def forward(self, x: Tensor, scale: Tensor, lo: float, hi: float, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """`round(clamp(x / scale, lo, hi)) * scale`, and with `keep` what `backward_kept` needs: int8."""
+        y = torch.empty_like(x)
+        kept = torch.empty_like(x, dtype=torch.int8) if keep else None
+        kept_at = None if kept is None else kept.data_ptr()
+        shape = _shape(x, scale.numel())
+        self._forward(x.data_ptr(), scale.data_ptr(), _step(scale), lo, hi, y.data_ptr(), kept_at, *shape)
+        return y, kept
+
+    def backward(self, grad: Tensor, x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
+        """dx, and dscale: one value for each scale."""
+        dx, rows = _results(grad, scale.numel())
+        shape = _shape(grad, scale.numel())
+        at = (grad.data_ptr(), x.data_ptr(), scale.data_ptr())
+        self._backward(*at, _step(scale), lo, hi, dx.data_ptr(), rows.data_ptr(), *shape)
+        return dx, _joined(rows, scale.numel())
+
+    def backward_kept(self, grad: Tensor, kept: Tensor, lo: float, hi: float, scales: int) -> tuple[Tensor, Tensor]:
+        """The same; each term of dscale is off by at most |grad| / (2 * RESIDUAL_STEPS)."""
+        dx, rows = _results(grad, scales)
+        shape = _shape(grad, scales)
+        self._backward_kept(grad.data_ptr(), kept.data_ptr(), lo, hi, dx.data_ptr(), rows.data_ptr(), *shape)
+        return dx, _joined(rows, scales)
+
+
+def _shape(x: Tensor, scales: int) -> tuple[int, int, int]:
+    """Elements, elements of a row, threads."""
+    threads = torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
+    return x.numel(), _columns(x, scales), threads
+
+
+def _columns(x: Tensor, scales: int) -> int:
+    return x.numel() // scales if scales > 1 else CHUNK
+
+
+def _step(scale: Tensor) -> int:
+    return int(scale.numel() > 1)
+
+
+def _results(grad: Tensor, scales: int) -> tuple[Tensor, Tensor]:
+    """Empty dx, and empty sums, one a row."""
+    return torch.empty_like(grad), torch.empty(-(-grad.numel() // _columns(grad, scales)))
+
+
+def _joined(rows: Tensor, scales: int) -> Tensor:
+    return rows if scales > 1 else rows.sum()

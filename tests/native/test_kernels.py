@@ -1,0 +1,186 @@
+"""The compiled kernels against numpy, and what happens without a compiler."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracles import fake_quantize as oracle
+from torch import Tensor, nn
+
+import qat
+from qat.functional import fake_quantize
+from qat.native import build, kernels
+from qat.native.kernels import CHUNK, RESIDUAL_STEPS, WORTH_THREADS
+
+native = pytest.mark.skipif(kernels() is None, reason="there is no C compiler, or QAT_NATIVE=0")
+
+SHAPES = [((5,), 1), ((CHUNK + 3,), 1), ((3, 7, 5, 5), 1), ((6, 5, 3, 3), 6), ((4, 33), 4), ((2, WORTH_THREADS), 1)]
+
+
+def tensors(shape: tuple[int, ...], scales: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x, with values on the bounds -7 and 7 and beyond; scale, a power of two, so that they are exactly there; gradient."""
+    x, grad = 3 * torch.randn(shape), torch.randn(shape)
+    scale = 0.5 ** torch.arange(scales).float()
+    x.view(-1)[:4] = torch.tensor([-7.0, 7.0, 99.0, -99.0])
+    return x, scale.reshape(-1, *[1] * (len(shape) - 1)) if scales > 1 else scale.reshape(()), grad
+
+
+def gradients(x: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, dx, dscale) of an activation: a tensor that is no leaf."""
+    x, scale = x.clone().requires_grad_(), scale.clone().requires_grad_()
+    y = fake_quantize(x * 1, scale, 0, -7, 7)
+    return y.detach(), *torch.autograd.grad(y, (x, scale), grad)
+
+
+def of_oracle(x: Tensor, scale: Tensor, grad: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    shared = oracle.per_channel(tuple(x.shape)) if scale.numel() > 1 else oracle.per_tensor(tuple(x.shape))
+    zero = np.zeros(scale.numel())
+    arguments = (x.numpy(), scale.numpy().reshape(-1), zero, -7, 7, shared)
+    return oracle.forward(*arguments), *oracle.backward(*arguments, grad.numpy())
+
+
+@native
+@pytest.mark.parametrize(("shape", "scales"), SHAPES)
+def test_forward_and_mask_are_exact_and_the_scale_gradient_is_within_its_bound(shape, scales) -> None:
+    x, scale, grad = tensors(shape, scales)
+    y, dx, dscale = gradients(x, scale, grad)
+    expected = of_oracle(x, scale, grad)
+    assert np.array_equal(y.numpy(), expected[0])
+    assert np.array_equal(dx.numpy(), expected[1])
+    terms = np.abs(grad.numpy()).reshape(scales, -1).sum(axis=1)
+    assert (np.abs(dscale.numpy().reshape(-1) - expected[2]) <= terms * (0.5 / RESIDUAL_STEPS + 1e-6)).all()
+
+
+@native
+def test_the_scale_gradient_is_that_of_the_paper_but_for_its_last_byte() -> None:
+    """Over many elements the errors of one byte each cancel: far closer than the bound."""
+    x, scale, grad = tensors((64, 1024), 1)
+    exact = of_oracle(x, scale, grad)[2].item()
+    found = gradients(x, scale, grad)[2].item()
+    deviation = float(np.linalg.norm(grad.numpy())) / (2 * RESIDUAL_STEPS * 3**0.5)  # of uniform, independent errors
+    assert found == pytest.approx(exact, abs=5 * deviation)
+    assert found != np.float32(exact)  # it is kept in one byte: if it is not, memory doubles
+
+
+@native
+def test_one_byte_an_element_is_kept_of_an_activation_and_a_weight_is_not_copied() -> None:
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    weight, scale = torch.randn(64, 64, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        fake_quantize(weight, scale, 0, -7, 7)
+        assert [t.data_ptr() for t in kept if t.numel() > 1] == [weight.data_ptr()]
+        kept.clear()
+        fake_quantize(weight + 1, scale, 0, -7, 7)
+    assert [t.dtype for t in kept if t.numel() > 1] == [torch.int8]
+
+
+@native
+@pytest.mark.parametrize("layout", ["channels_last", "transposed", "sliced"])
+def test_every_layout_gives_the_same(layout: str) -> None:
+    x, scale, grad = tensors((4, 8, 6, 6), 1)
+    expected = gradients(x, scale, grad)
+    strange = {
+        "channels_last": lambda t: t.to(memory_format=torch.channels_last),
+        "transposed": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+        "sliced": lambda t: torch.stack([t, t], dim=-1)[..., 0],
+    }[layout]
+    for a, b in [(strange(x), grad), (x, strange(grad)), (strange(x), strange(grad))]:
+        found = gradients(a, scale, b)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+        assert torch.allclose(found[2], expected[2], rtol=1e-5)
+
+
+@native
+def test_an_expanded_gradient() -> None:
+    x, scale = torch.randn(4, 5, requires_grad=True), torch.tensor(0.1)
+    (fake_quantize(x * 1, scale, 0, -100, 100)).sum().backward()
+    assert torch.equal(x.grad, torch.ones(4, 5))
+
+
+@native
+def test_no_number_depends_on_the_threads() -> None:
+    x, scale, grad = tensors((3, WORTH_THREADS), 1)
+    one = gradients(x, scale, grad)
+    torch.set_num_threads(2)
+    try:
+        two = gradients(x, scale, grad)
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(one[:2], two[:2], strict=True))
+
+
+@native
+def test_nan_stays_nan_and_infinity_is_clipped() -> None:
+    y = fake_quantize(torch.tensor([torch.nan, torch.inf, -torch.inf]), torch.tensor(0.5), 0, -8, 7)
+    assert torch.isnan(y[0])
+    assert y[1:].tolist() == [3.5, -4.0]
+
+
+@native
+def test_without_a_compiler_torch_does_it_and_the_forward_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, scale, grad = tensors((6, 5, 3, 3), 6)
+    y, dx, dscale = gradients(x, scale, grad)
+    monkeypatch.setattr("qat.functional.kernels", lambda: None)
+    composite = gradients(x, scale, grad)
+    assert torch.equal(y, composite[0])
+    assert torch.equal(dx, composite[1])
+    assert torch.allclose(dscale, composite[2], atol=grad.abs().sum().item() / 504)
+
+
+def test_a_relu_before_an_unsigned_site_costs_nothing_and_changes_nothing() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    prepared = qat.prepare(network, "w4a4", x := torch.randn(2, 1, 8, 8))
+    site = prepared.sites["0"]
+    assert site.rectifies
+    assert "relu" not in prepared.code.lower().replace("rectifies", "")
+    qat.calibrate(prepared, [x])
+    hidden = network[0](x)
+    with qat.mode(prepared, qat.Mode.OFF):
+        assert torch.equal(site(hidden), torch.relu(hidden))
+    hidden = hidden.detach().requires_grad_()
+    (fused := site(hidden)).sum().backward()
+    of_fused, hidden.grad = hidden.grad, None
+    (separate := site(torch.relu(hidden))).sum().backward()
+    assert torch.equal(fused, separate)
+    assert torch.equal(of_fused, hidden.grad)
+
+
+def test_what_cannot_be_built_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QAT_CACHE_DIR", str(tmp_path))
+    source = tmp_path / "broken.c"
+    source.write_text("this is not C")
+    with pytest.raises(build.CannotBuild, match=r"(failed: .*error|no C compiler|no libgomp)"):
+        build.shared_library(source)
+    assert not list((tmp_path / "native").glob("*")), "nothing half-written is left"
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    with pytest.raises(build.CannotBuild, match="there is no C compiler"):
+        build.shared_library(source)
+
+
+@native
+def test_a_library_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QAT_CACHE_DIR", str(tmp_path))
+    source = tmp_path / "one.c"
+    source.write_text("int one(void) { return 1; }")
+    library = build.shared_library(source)
+    written = library.stat().st_mtime_ns
+    assert build.shared_library(source) == library
+    assert library.stat().st_mtime_ns == written
+    source.write_text("int one(void) { return 2; }")
+    assert build.shared_library(source) != library
+
+
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QAT_NATIVE", "0")
+    kernels.cache_clear()
+    try:
+        assert kernels() is None
+    finally:
+        kernels.cache_clear()
