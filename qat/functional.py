@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat.native import kernels
+from qat.native import available, native
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
@@ -54,19 +54,20 @@ def fake_quantize(
     """
     lo, hi = qmin - zero_point, qmax - zero_point
     function = _OnePass if _one_pass(x, scale, lo) else _Composite
-    result: Tensor = function.apply(x, scale, lo, hi, gradient_scale, torch.is_grad_enabled())
+    result: Tensor = function.apply(x, scale, lo, hi, gradient_scale)
     return result
 
 
 def _one_pass(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
     """Whether the native kernels know this case: one scale, or one for each row; Python numbers as bounds."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
-        return False
     if x.dtype is not torch.float32 or x.device.type != "cpu" or not x.numel():
         return False
+    if torch.compiler.is_compiling():
+        one_bound = not isinstance(lo, Tensor)
+    else:
+        one_bound = (not isinstance(lo, Tensor) or lo.numel() == 1) and type(x) in (Tensor, nn.Parameter)
     rows = scale.numel() == 1 or (scale.ndim == x.ndim and scale.numel() == len(x) == len(scale))
-    one_bound = not isinstance(lo, Tensor) or lo.numel() == 1
-    return rows and one_bound and kernels() is not None
+    return rows and one_bound and available()
 
 
 class _OnePass(torch.autograd.Function):
@@ -74,37 +75,23 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, gradient_scale: float, keep: bool
+        ctx: Any, x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, gradient_scale: float
     ) -> Tensor:
-        native = kernels()
-        assert native is not None
-        bounds = float(lo), float(hi)
-        leaf = x.is_leaf
-        x, scale = _dense(x), scale.contiguous()
-        y, kept = native.forward(x, scale, *bounds, keep and not leaf)
-        if keep:
-            ctx.save_for_backward(x if kept is None else kept, scale)
-        ctx.bounds, ctx.gradient_scale = bounds, gradient_scale
+        ctx.bounds, ctx.gradient_scale, ctx.leaf = (float(lo), float(hi)), gradient_scale, x.is_leaf
+        if x.is_leaf:
+            ctx.save_for_backward(x, scale)
+            y = native().fake_quantize(x, scale, *ctx.bounds)
+        else:
+            y, kept = native().fake_quantize_and_keep(x, scale, *ctx.bounds)
+            ctx.save_for_backward(kept, scale)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept, scale = ctx.saved_tensors
-        lo, hi = ctx.bounds
-        native = kernels()
-        assert native is not None
-        if grad.stride() != kept.stride():
-            grad = torch.empty_like(kept, dtype=grad.dtype).copy_(grad)
-        if kept.dtype is torch.int8:
-            dx, dscale = native.backward_kept(grad, kept, lo, hi, scale.numel())
-        else:
-            dx, dscale = native.backward(grad, kept, scale, lo, hi)
-        return dx, dscale.mul_(ctx.gradient_scale).reshape(scale.shape), None, None, None, None
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x itself, if it fills its memory in the usual or the channels-last order; else a copy that does."""
-    return x if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+        backward = native().backward if ctx.leaf else native().backward_kept
+        dx, dscale = backward(grad, kept, scale, *ctx.bounds)
+        return dx, dscale * ctx.gradient_scale, None, None, None
 
 
 class _Composite(torch.autograd.Function):
@@ -115,7 +102,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, gradient_scale: float, _keep: bool
+        ctx: Any, x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, gradient_scale: float
     ) -> Tensor:
         y = torch.div(x.float(), scale).clamp_(lo, hi).round_().mul_(scale).to(x.dtype)  # type: ignore[arg-type]
         ctx.save_for_backward(x, y, scale)
@@ -137,7 +124,7 @@ class _Composite(torch.autograd.Function):
             residual = torch.sub(y, inside(x.float()))
             dscale = residual.mul_(grad).sum_to_size(scale.shape).div_(scale).mul_(ctx.gradient_scale)
         dx = inside(grad) if ctx.needs_input_grad[0] else None
-        return dx, dscale, None, None, None, None
+        return dx, dscale, None, None, None
 
 
 def _zero_outside(x: Tensor, lo: Tensor, hi: Tensor) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qat import PerChannel, PerGroup, PerTensor
 from qat.functional import dequantize, fake_quantize, quantize
-from qat.native import kernels
+from qat.native import available
 
 GRIDS = [(-127, 127), (-128, 127), (0, 255), (-8, 7), (-7, 7), (0, 15), (-1, 1), (-2, 1), (0, 3)]
 LAYOUTS = {
@@ -31,8 +31,8 @@ affine = pytest.mark.parametrize("affine", [False, True], ids=["symmetric", "aff
 def _implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything here holds for the compiled kernels and for torch's own operations."""
     if request.param == "composite":
-        monkeypatch.setattr("qat.functional.kernels", lambda: None)
-    elif kernels() is None:
+        monkeypatch.setattr("qat.functional.available", lambda: False)
+    elif not available():
         pytest.skip("there is no C compiler, or QAT_NATIVE=0")
 
 

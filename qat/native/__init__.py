@@ -1,5 +1,19 @@
 """Fake quantization in one pass over memory each way: C, compiled once on this machine. Without a compiler torch does it."""
 
-from qat.native.kernels import Kernels, kernels
+import torch
 
-__all__ = ["Kernels", "kernels"]
+from qat.native.kernels import Kernels, kernels
+from qat.native.operators import DIRECT, REGISTERED, Operators
+
+__all__ = ["Kernels", "Operators", "available", "kernels", "native"]
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether `native()` can be used here."""
+    return kernels() is not None
+
+
+def native() -> Operators:
+    """What autograd calls: operators that torch.compile knows where it is compiling, else plain functions, which cost less."""
+    return REGISTERED if torch.compiler.is_compiling() else DIRECT

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from qat.training.alarms import Watch, trouble
 from qat.training.batches import Inputs, NetworkInputs, calibration_inputs, first_of
+from qat.training.compilation import check_compiler, compile_in_place, run_as_written
 from qat.training.hooks import unwrap_hook, wrap_hook
 from qat.training.network import find_network, is_root
 from qat.training.parameter_groups import split_groups, without_optimizer
@@ -48,6 +49,7 @@ class QuantizationAwareTraining(L.Callback):
         quantizer_lr_ratio: learning rate of the learned scales over that of the group they come from.
         inputs: what the network is called with for a batch. None: the batch, or the first part of (images, labels).
         calibration_seed: decides which images calibrate.
+        compile: whether the network is trained with torch.compile, from the second step on. It takes minutes to compile.
 
     Raises:
         ValueError: the policy is impossible, or a number is out of range.
@@ -62,6 +64,7 @@ class QuantizationAwareTraining(L.Callback):
         quantizer_lr_ratio: float = 1.0,
         inputs: Inputs | None = None,
         calibration_seed: int = 0,
+        compile: bool = False,
     ) -> None:
         if calibration_images < 1:
             raise ValueError(f"calibration_images={calibration_images} calibrates nothing: write for example 512.")
@@ -76,6 +79,7 @@ class QuantizationAwareTraining(L.Callback):
         self.quantizer_lr_ratio = quantizer_lr_ratio
         self.inputs = inputs or first_of
         self.calibration_seed = calibration_seed
+        self.compile = compile
         self.network_name: str | None = None
         self.float_network: nn.Module | None = None
         """A copy of the network from before it was prepared, on the CPU; None where somebody else prepared it."""
@@ -86,6 +90,8 @@ class QuantizationAwareTraining(L.Callback):
     # Structure -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self.compile:
+            check_compiler(trainer.strategy.root_device.type)
         self.network_name = find_network(pl_module, self.network)
         network = self.network_of(pl_module)
         if is_prepared(network):
@@ -107,6 +113,8 @@ class QuantizationAwareTraining(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         unwrap_hook(pl_module, "on_load_checkpoint")
         unwrap_hook(pl_module, "configure_optimizers")
+        if self.compile:
+            run_as_written(self.network_of(pl_module))
 
     def _splitting_groups(self, network: nn.Module, hook: Callable[[], Any]) -> Callable[[], Any]:
         def configure_optimizers() -> Any:
@@ -189,6 +197,8 @@ class QuantizationAwareTraining(L.Callback):
                 "call it in training_step as self(batch), or name the network that is trained, "
                 "QuantizationAwareTraining(policy, network=...)."
             )
+        if self.compile:  # now that nobody watches: a hook would be compiled, too
+            compile_in_place(self.network_of(pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for name, quantizer in quantizers(self.network_of(pl_module)).items():

@@ -1,0 +1,86 @@
+"""The kernels for autograd, called directly, and as operators of torch, which torch.compile can call.
+
+Only where `kernels()` is not None. scale: one value, or one for each row of x. lo, hi: bounds of x / scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qat.native.kernels import Kernels, kernels
+
+
+class Operators(NamedTuple):
+    """fake_quantize(x, scale, lo, hi) -> y. fake_quantize_and_keep(x, scale, lo, hi) -> (y, kept), one byte an element.
+
+    backward(grad, x, scale, lo, hi) and backward_kept(grad, kept, scale, lo, hi) -> (dx, dscale).
+    """
+
+    fake_quantize: Callable[..., Tensor]
+    fake_quantize_and_keep: Callable[..., tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor]]
+    backward_kept: Callable[..., tuple[Tensor, Tensor]]
+
+
+def fake_quantize(x: Tensor, scale: Tensor, lo: float, hi: float) -> Tensor:
+    return _native().forward(_dense(x), scale.contiguous(), lo, hi, keep=False)[0]
+
+
+def fake_quantize_and_keep(x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
+    y, kept = _native().forward(_dense(x), scale.contiguous(), lo, hi, keep=True)
+    assert kept is not None
+    return y, kept
+
+
+def backward(grad: Tensor, x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
+    x = _dense(x)
+    dx, dscale = _native().backward(_as_laid_out(grad, x), x, scale.contiguous(), lo, hi)
+    return dx, dscale.reshape(scale.shape)
+
+
+def backward_kept(grad: Tensor, kept: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
+    dx, dscale = _native().backward_kept(_as_laid_out(grad, kept), kept, lo, hi, scale.numel())
+    return dx, dscale.reshape(scale.shape)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x itself, if it fills its memory in the usual or the channels-last order; else a copy that does."""
+    return x if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+def _as_laid_out(grad: Tensor, x: Tensor) -> Tensor:
+    """grad in the memory order of x."""
+    return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+
+
+def _native() -> Kernels:
+    found = kernels()
+    assert found is not None
+    return found
+
+
+def _registered(function: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
+    """shapes: the same function without values."""
+    operator = torch.library.custom_op(f"qat::{function.__name__}", function, mutates_args=())
+    operator.register_fake(shapes)
+    return operator
+
+
+DIRECT = Operators(fake_quantize, fake_quantize_and_keep, backward, backward_kept)
+
+REGISTERED = Operators(
+    _registered(fake_quantize, lambda x, scale, lo, hi: torch.empty_like(_dense(x))),
+    _registered(
+        fake_quantize_and_keep,
+        lambda x, scale, lo, hi: (torch.empty_like(_dense(x)), torch.empty_like(_dense(x), dtype=torch.int8)),
+    ),
+    _registered(backward, lambda grad, x, scale, lo, hi: (torch.empty_like(_dense(x)), torch.empty_like(scale))),
+    _registered(
+        backward_kept,
+        lambda grad, kept, scale, lo, hi: (torch.empty_like(kept, dtype=grad.dtype), torch.empty_like(scale)),
+    ),
+)

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+import torch
+from people import LIGHTNING, Classifier, Data, Net, trainer
+from torch import Tensor, nn
+
+import qat
+from qat.models import ResNetCifar
+from qat.training.callbacks import QuantizationAwareTraining
+from qat.training.compilation import check_compiler
+
+pytestmark = LIGHTNING
+
+
+def gradients(network: nn.Module, call: nn.Module, x: Tensor) -> list[Tensor]:
+    network.zero_grad()
+    call(x).square().sum().backward()
+    return [p.grad.clone() for p in network.parameters()]
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w4a4", "w2a2"])
+@pytest.mark.parametrize("quantizer", ["LSQ", "Static"])
+def test_one_graph_and_the_same_numbers(policy: str, quantizer: str) -> None:
+    """fullgraph: a graph break is an error. The compiler's own arithmetic is another test."""
+    torch._dynamo.reset()
+    network = qat.prepare(ResNetCifar(8, width=4), qat.load_policy(policy).with_parts(quantizer, "MinMax"))
+    x = torch.randn(4, 3, 8, 8)
+    qat.calibrate(network, [x])
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(network(x), compiled(x), atol=1e-5)
+    eager = gradients(network, network, x)
+    assert sum(g.abs().sum() for g in eager) > 0
+    # the eager kernels keep the scales' residuals in one byte
+    for mine, theirs in zip(gradients(network, compiled, x), eager, strict=True):
+        assert torch.allclose(mine, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
+
+
+@pytest.mark.slow
+def test_a_compiled_fit_is_an_eager_fit(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    losses = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model, fitting = Classifier(), trainer(tmp_path, callback := QuantizationAwareTraining("w8a8", compile=compile))
+        fitting.fit(model, Data())
+        losses.append(float(fitting.callback_metrics["train/loss"]))
+        assert callback.network_of(model)._compiled_call_impl is None, "after the fit it runs as written"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+def test_without_a_compiler_the_sentence_comes_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qat.training.compilation.shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match=r"compile=True needs a C\+\+ compiler, and there is none: install g\+\+"):
+        trainer(".", QuantizationAwareTraining("w8a8", compile=True)).fit(Classifier(), Data())
+    check_compiler("cuda")
+
+
+def test_names_in_the_state_dict_stay() -> None:
+    network = qat.prepare(Net(), "w8a8")
+    before = list(network.state_dict())
+    network.compile()
+    assert list(network.state_dict()) == before
