@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -94,7 +95,7 @@ class Quantizer(nn.Module):
                 )
             return self.fake_quantize(x)
         if self.mode is Mode.OBSERVE and not self.ready:
-            self.observer.update(self.spec.granularity.rows(x.detach()))
+            self.observer.update(self.spec.granularity.rows(x.detach().float()))
         return x
 
     def finish_observing(self) -> None:
@@ -107,6 +108,18 @@ class Quantizer(nn.Module):
         grid = self.spec.grid
         sign = "int" if grid.signed else "uint"
         return f"{sign}{grid.bits}, {self.n_qparams} scale{'s' if self.n_qparams > 1 else ''}, ready={self.ready}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
+        """`.to`, `.half()`, ... move a quantizer but never change its types: a scale in bfloat16 could not learn, because
+        its steps are smaller than its last bit.
+        """
+
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        super()._apply(moved, recurse)
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
