@@ -24,13 +24,10 @@ from qat.training.batches import Inputs, NetworkInputs, calibration_inputs, firs
 from qat.training.hooks import unwrap_hook, wrap_hook
 from qat.training.network import find_network, is_root
 from qat.training.parameter_groups import slow_down, split_groups, without_optimizer
-from qat.training.policy_record import check_same, plain
+from qat.training.policy_record import KEY, check_same, plain
 from qat.transform import Policy, calibrate, is_prepared, load_policy, mode, prepare_, quantizers
 
 C = TypeVar("C", bound=L.Callback)
-
-KEY = "qat"
-"""Where a checkpoint keeps the policy."""
 
 
 class QuantizationAwareTraining(L.Callback):
