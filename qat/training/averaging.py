@@ -47,7 +47,7 @@ def share_ranges(trainer: Any, module: L.LightningModule, network: nn.Module) ->
 
 
 def average_real_numbers_only(trainer: Any) -> None:
-    """Zero-points, flags and counters are copied into an average, never averaged: 0.999 * 128 + 0.001 * 128 becomes 127."""
+    """Zero-points, flags and counters are copied into an average, never averaged: 0.9 * 3 + 0.1 * 3 would become 2."""
     for callback in trainer.callbacks:
         for average in (value for value in vars(callback).values() if isinstance(value, AveragedModel)):
             if average.multi_avg_fn is not None:
