@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
-from people import CLASSES, LIGHTNING, Classifier, Data, Manual, Net, images, trainer
+from people import LIGHTNING, Classifier, Data, Manual, Net, images, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
