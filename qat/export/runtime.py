@@ -15,7 +15,6 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-
 EXACT = ("session.x64quantprecision", "1")
 """On x86 without VNNI the runtime adds products of uint8 and int8 in pairs, in 16 bits that saturate, unless told not to."""
 

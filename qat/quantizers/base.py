@@ -93,6 +93,10 @@ class Quantizer(nn.Module):
                     f"quantizer {self.label!r} has no range yet: call qat.calibrate(model, batches) or load a checkpoint "
                     "of the prepared model first."
                 )
+            if (
+                x.dtype is torch.float64
+            ):  # of Trainer(precision="64-true"): scales, codes and their gradients are float32
+                return self.fake_quantize(x.float()).to(x.dtype)
             return self.fake_quantize(x)
         if self.mode is Mode.OBSERVE and not self.ready:
             self.observer.update(self.spec.granularity.rows(x.detach().float()))

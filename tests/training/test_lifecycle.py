@@ -18,12 +18,16 @@ from torch.utils.data import DataLoader
 
 from qat.quantizers import LSQ, Mode
 from qat.training.callbacks import PTQBaselines, QuantizationAwareTraining
-from qat.transform import is_prepared, quantizers
+from qat.transform import is_prepared, load_policy, quantizers
 
 pytestmark = LIGHTNING
 
 RATIO = 0.01
 """Slow scales: these networks are untrained and tiny, and theirs would run away."""
+
+
+QUICK = load_policy("w4a4").with_parts("LSQ", "MinMax")
+"""Calibrated in no time."""
 
 
 class Never:
@@ -34,7 +38,7 @@ class Never:
         yield
 
 
-def qat(policy: Any = "w4a4", **options: Any) -> QuantizationAwareTraining:
+def qat(policy: Any = QUICK, **options: Any) -> QuantizationAwareTraining:
     return QuantizationAwareTraining(policy, **{"quantizer_lr_ratio": RATIO, "calibration_images": 64, **options})
 
 
