@@ -132,10 +132,15 @@ def test_a_bfloat16_scale_would_not_move() -> None:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_the_report_compares_in_float32_and_notes_the_precision_of_the_fit(precision: Any, tmp_path: Path) -> None:
     class Coarse(Classifier):
-        """What it logs tells in which precision it was tested."""
+        """What it logs tells in which precision it was tested; it computes something after the network, too."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.after = nn.LayerNorm(4)
 
         def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
             logits = self(batch[0])
+            self.after(logits)
             self.log("test/top1", {torch.float32: 0.75, torch.bfloat16: 0.5}[logits.dtype])
 
     report = Report(tmp_path)
