@@ -12,7 +12,7 @@ ROWS = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if li
 SCENARIOS = [row for row in ROWS if not row.startswith(("|---", "| scenario |"))]
 
 
-def tests_in(file: str) -> set[str]:
+def defined_in(file: str) -> set[str]:
     tree = ast.parse((HERE / file).read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -22,7 +22,7 @@ def test_every_scenario_names_a_test_that_exists(row: str) -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", row.split("|")[-2])
     assert named, "the last column names no test"
     for file, test in named:
-        assert test in tests_in(file), f"{file} has no {test}"
+        assert test in defined_in(file), f"{file} has no {test}"
 
 
 def test_the_document_has_scenarios() -> None:
