@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
@@ -95,10 +96,14 @@ class Quantizer(nn.Module):
                     f"quantizer {self.label!r} has no range yet: call qat.calibrate(model, batches) or load a checkpoint "
                     "of the prepared model first."
                 )
+            if (
+                x.dtype is torch.float64
+            ):  # of Trainer(precision="64-true"): scales, codes and their gradients are float32
+                return self.fake_quantize(x.float()).to(x.dtype)
             return self.fake_quantize(x)
         x = F.relu(x) if self.rectifies else x
         if self.mode is Mode.OBSERVE and not self.ready:
-            self.observer.update(self.spec.granularity.rows(x.detach()))
+            self.observer.update(self.spec.granularity.rows(x.detach().float()))
         return x
 
     def finish_observing(self) -> None:
@@ -111,6 +116,18 @@ class Quantizer(nn.Module):
         grid = self.spec.grid
         sign = "int" if grid.signed else "uint"
         return f"{sign}{grid.bits}, {self.n_qparams} scale{'s' if self.n_qparams > 1 else ''}, ready={self.ready}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
+        """`.to`, `.half()`, ... move a quantizer but never change its types: a scale in bfloat16 could not learn, because
+        its steps are smaller than its last bit.
+        """
+
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        super()._apply(moved, recurse)
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

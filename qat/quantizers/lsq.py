@@ -32,8 +32,8 @@ class LSQ(Quantizer):
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
         self.is_weight = len(shape) > 0
-        self.scale = nn.Parameter(torch.ones(self.n_qparams))
-        self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR))
+        self.scale = nn.Parameter(torch.ones(self.n_qparams, dtype=torch.float32))
+        self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR, dtype=torch.float32))
 
     def qparams(self) -> QParams:
         return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)

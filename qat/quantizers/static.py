@@ -18,7 +18,7 @@ class Static(Quantizer):
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
-        self.register_buffer("scale", torch.ones(self.n_qparams))
+        self.register_buffer("scale", torch.ones(self.n_qparams, dtype=torch.float32))
 
     def qparams(self) -> QParams:
         return QParams(self.scale, self.zero_point)

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 class Best(NamedTuple):
-    """The prepared network, on the CPU in evaluation mode; the epoch it is from, counted from 1; 0: the last weights."""
+    """The prepared network, on the CPU, in float32, in evaluation mode.
+
+    epoch: where it is from, counted from 1; 0: the last weights.
+    """
 
     network: nn.Module
     epoch: int
@@ -21,7 +24,7 @@ class Best(NamedTuple):
 
 def best_network(trainer: L.Trainer, pl_module: L.LightningModule, qat: QuantizationAwareTraining) -> Best:
     """A copy of the prepared network with the weights of the best checkpoint, or as it is, if none was written."""
-    network = copy.deepcopy(qat.network_of(pl_module)).cpu().eval()
+    network = copy.deepcopy(qat.network_of(pl_module)).cpu().float().eval()
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if not path:
         return Best(network, 0)

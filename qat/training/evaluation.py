@@ -45,6 +45,7 @@ def evaluate(
     network: nn.Module,
     dataloaders: Any = None,
     accelerator: str | None = None,
+    precision: Any = "32-true",
 ) -> Evaluation:
     """The test metrics of `module` with `network` in the place of the submodule `network_name`.
 
@@ -53,6 +54,7 @@ def evaluate(
     Args:
         dataloaders: test dataloaders, where neither datamodule nor module has them.
         accelerator: "cpu" for networks that run there only; None: that of `trainer`.
+        precision: as Lightning's Trainer takes it. One that ends in "true" changes the weights of `network`.
 
     Raises:
         ValueError: there are no test data.
@@ -61,6 +63,8 @@ def evaluate(
     if not has_test_data(trainer, module, dataloaders):
         raise ValueError(NO_TEST_DATA)
     twin = with_network(module, network_name, network)
+    if precision != trainer.precision and str(trainer.precision).endswith("true"):
+        twin.float()  # the fit has changed the types of what stands around the network
     predictions: list[Tensor] = []
 
     def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -79,7 +83,7 @@ def evaluate(
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 inference_mode=False,
-                precision=trainer.precision if accelerator is None else "32-true",
+                precision=precision,
                 default_root_dir=trainer.default_root_dir,
             )
             if dataloaders is not None:

@@ -55,7 +55,13 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     log.info("float network: %s", source)
 
     L.seed_everything(config.seed, workers=True, verbose=False)  # the same whether or not it was trained just now
-    module = build.classifier(network, config, data, distillation=build.distillation(config, network))
+    module = build.classifier(
+        network,
+        config,
+        data,
+        distillation=build.distillation(config, network),
+        built_from=float_network.built_from(config.model, data),
+    )
     report = Report(
         folder=folder,
         metric="test/top1",

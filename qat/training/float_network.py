@@ -32,10 +32,20 @@ def build(model: DictConfig, data: ImageData) -> nn.Module:
         ValueError: it does not fit the data. FileNotFoundError: weights cannot be had.
     """
     options = {key: value for key, value in model.items() if key != "checkpoint"}
-    shape = {"num_classes": data.num_classes, "in_channels": data.image_shape[0]}
-    network: nn.Module = part(options, "model", **shape)
+    network: nn.Module = part(options, "model", **_shape(data))
     check_model(network, data.image_shape, data.num_classes)
     return network
+
+
+def built_from(model: DictConfig, data: ImageData) -> dict[str, Any]:
+    """What builds the same network again, without its weights: for checkpoints."""
+    options: Any = OmegaConf.to_container(model, resolve=True)
+    unweighted = {key: None if key == "weights" else value for key, value in options.items() if key != "checkpoint"}
+    return {**unweighted, **_shape(data)}
+
+
+def _shape(data: ImageData) -> dict[str, int]:
+    return {"num_classes": data.num_classes, "in_channels": data.image_shape[0]}
 
 
 def check_source(config: DictConfig, data: ImageData) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from qat.training.distillation import Distillation
+from qat.training.policy_record import BUILT_FROM
 
 Batch = tuple[Tensor, Tensor]
 """Network inputs float32 (N, C, H, W), labels int64 (N,)."""
@@ -32,6 +33,7 @@ class ImageClassifier(L.LightningModule):
             whole fit; it moves once a step. None: a constant learning rate.
         label_smoothing: in [0, 1); of the training loss alone.
         distillation: adds what a teacher says to the training loss.
+        built_from: `_target_` and options of the network, plain data, for checkpoints: `qat.load_checkpoint` needs no more.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ImageClassifier(L.LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler] | None = None,
         label_smoothing: float = 0.0,
         distillation: Distillation | None = None,
+        built_from: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -50,6 +53,7 @@ class ImageClassifier(L.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.label_smoothing = label_smoothing
         self.distillation = distillation
+        self.built_from = built_from
         metrics: dict[str, Any] = {
             "top1": MulticlassAccuracy(num_classes, average="micro"),
             "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1"),
@@ -79,6 +83,10 @@ class ImageClassifier(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("test", self.test_metrics, batch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.built_from is not None:
+            checkpoint[BUILT_FROM] = dict(self.built_from)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

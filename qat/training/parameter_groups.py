@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from qat.transform import quantizers
 
@@ -32,13 +32,13 @@ def split_groups(model: nn.Module, lr_ratio: float) -> Iterator[None]:
 
     Such a group has the options of the group it comes from, except weight_decay = 0 and lr times `lr_ratio`. Schedulers
     that are built inside see the final groups. (A scheduler that is given an absolute rate, as OneCycleLR is, applies it to
-    every group.)
+    every group.) LBFGS allows one group only and keeps all parameters in it.
     """
     own = {id(parameter) for parameter in quantizer_parameters(model).values()}
     original = Optimizer.add_param_group
 
     def add_param_group(self: Optimizer, group: dict[str, Any]) -> None:
-        if MARK in group or isinstance(group.get("params"), set):
+        if MARK in group or isinstance(group.get("params"), set) or isinstance(self, LBFGS):  # LBFGS has one group
             original(self, group)
             return
         params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
@@ -59,6 +59,14 @@ def split_groups(model: nn.Module, lr_ratio: float) -> Iterator[None]:
         yield
     finally:
         Optimizer.add_param_group = original  # type: ignore[method-assign]
+
+
+def slow_down(optimizers: list[Optimizer], lr_ratio: float, found: float | None) -> None:
+    """Groups of quantizer parameters that a learning rate finder has given the rate `found`, as all others, get their own."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if MARK in group and group["lr"] == found:
+                group["lr"] *= lr_ratio
 
 
 def without_optimizer(model: nn.Module, optimizers: list[Optimizer]) -> list[str]:

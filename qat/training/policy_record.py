@@ -7,6 +7,12 @@ from typing import Any
 
 from qat.transform import Policy
 
+KEY = "qat"
+"""Where a checkpoint keeps the policy, and the name of the network inside of the LightningModule."""
+
+BUILT_FROM = "built_from"
+"""Where a checkpoint keeps what its network is built from: a `_target_` and its options."""
+
 
 def plain(policy: Any) -> Any:
     """A policy as dicts, lists, texts and numbers alone, which any checkpoint reader accepts."""

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import onnx
 import pytest
+import torch
 import yaml
 
+import qat
 from qat.report import read_results, timing_free
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(tmp_path_factory.mktemp("first") / "here", cache, *TINY)
+
+
+def test_the_runs_checkpoint_alone_gives_the_network_that_was_exported(first: Run) -> None:
+    network = qat.load_checkpoint(first.folder / "checkpoints" / "best.ckpt")
+    batches = [torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))]
+    assert qat.verify(first.folder / "model.onnx", qat.convert(network), batches).exact
 
 
 def test_everything_lands_in_the_runs_folder(first: Run) -> None:

@@ -377,3 +377,27 @@ def test_qparams_are_float32_and_int32_and_detached(cls) -> None:
     assert isinstance(qparams, QParams)
     assert (qparams.scale.dtype, qparams.zero_point.dtype) == (torch.float32, torch.int32)
     assert not qparams.scale.requires_grad
+
+
+@every
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16, nn.Module.double], ids=lambda f: f.__name__)
+def test_state_moves_but_keeps_its_types(cls: Callable[..., Quantizer], convert: Callable[..., Quantizer]) -> None:
+    quantizer = make(cls, spec_of(form="affine", bits=8), of=data())
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    after = convert(quantizer).state_dict()
+    assert {name: value.dtype for name, value in after.items()} == {n: v.dtype for n, v in before.items()}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(value.device.type == "meta" for value in convert(quantizer).to("meta").state_dict().values())
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_other_types_are_quantized_in_float32(cls: Callable[..., Quantizer], dtype: torch.dtype) -> None:
+    x = data().to(dtype)
+    quantizer = make(cls, spec_of(bits=8), of=x)
+    assert torch.equal(quantizer.qparams().scale, make(cls, spec_of(bits=8), of=x.float()).qparams().scale)
+    y = quantizer(x)
+    assert y.dtype == dtype
+    scale = quantizer.qparams().scale.numpy()
+    expected = np.clip(np.round(x.float().numpy() / scale), -127, 127) * scale
+    assert torch.equal(y, torch.from_numpy(expected).to(dtype))

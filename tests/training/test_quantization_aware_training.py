@@ -155,17 +155,6 @@ def test_calibration_leaves_training_modes_alone(tmp_path: Path) -> None:
     assert all(model.modes[name] for name in ("net", "net.bn1", "net.bn2"))
 
 
-def test_a_second_fit_goes_on_with_what_was_learned(tmp_path: Path) -> None:
-    model = Classifier()
-    trainer(tmp_path, qat()).fit(model, datamodule=Data())
-    learned, names = scales(model), set(model.state_dict())
-    start = AtStart()
-    again = qat(batches=_Never())
-    trainer(tmp_path, again, start).fit(model, datamodule=Data())
-    assert equal(start.scales, learned)
-    assert set(model.state_dict()) == names
-
-
 class _Never:
     def __iter__(self) -> Iterator[Tensor]:
         return never()

@@ -78,7 +78,7 @@ class ExportONNX(L.Callback):
         qat = companion(trainer, QuantizationAwareTraining, self)
         example = next(self._test_inputs(trainer, pl_module, qat))
         with tempfile.TemporaryDirectory() as folder:
-            integer = convert(copy.deepcopy(qat.network_of(pl_module)).cpu())
+            integer = convert(copy.deepcopy(qat.network_of(pl_module)).cpu().float())
             export_onnx(integer, tuple(x[:1] for x in example), Path(folder) / self.path.name)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -5,28 +5,30 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from qat.quantizers import Mode
 from qat.training.alarms import Watch, trouble
+from qat.training.averaging import average_real_numbers_only, copy_again, share_ranges, slow_scales_in_swa
 from qat.training.batches import Inputs, NetworkInputs, calibration_inputs, first_of
 from qat.training.compilation import check_compiler, compile_in_place, run_as_written
 from qat.training.hooks import unwrap_hook, wrap_hook
 from qat.training.network import find_network, is_root
-from qat.training.parameter_groups import split_groups, without_optimizer
-from qat.training.policy_record import check_same, plain
-from qat.transform import Policy, calibrate, is_prepared, load_policy, prepare_, quantizers
+from qat.training.parameter_groups import slow_down, split_groups, without_optimizer
+from qat.training.policy_record import KEY, check_same, plain
+from qat.transform import Policy, calibrate, is_prepared, load_policy, mode, prepare_, quantizers
 
 C = TypeVar("C", bound=L.Callback)
-
-KEY = "qat"
-"""Where a checkpoint keeps the policy."""
 
 
 class QuantizationAwareTraining(L.Callback):
@@ -35,7 +37,8 @@ class QuantizationAwareTraining(L.Callback):
     Structure first: `setup`, of every stage, inserts quantizers in place, before a checkpoint is restored and before
     optimizers are built, so that both see every parameter. Values at the start of a fit: ranges are calibrated with training
     images, before the sanity check, and only where a checkpoint did not bring them. Learning: learned scales get a parameter
-    group of their own in whatever optimizers the module builds. Nothing is ever observed in validation or test.
+    group of their own in whatever optimizers the module builds. Nothing is ever observed in validation or test; before the
+    first fit they measure the float network, and say so.
 
         trainer = L.Trainer(callbacks=[qat.callbacks.QuantizationAwareTraining("w4a8")])
         trainer.fit(model, datamodule=data)
@@ -86,12 +89,30 @@ class QuantizationAwareTraining(L.Callback):
         self.calibration_seconds = 0.0
         self._alarmed: set[str] = set()
         self._watch: Watch | None = None
+        self._in_float = ExitStack()
 
     # Structure -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.compile:
             check_compiler(trainer.strategy.root_device.type)
+        if is_overridden("configure_model", pl_module):  # its layers do not exist before
+            wrap_hook(pl_module, "configure_model", lambda hook: self._preparing_afterwards(pl_module, hook))
+        else:
+            self._prepare(pl_module)
+        wrap_hook(pl_module, "on_load_checkpoint", self._checking_checkpoint)
+        if stage == "fit":
+            wrap_hook(pl_module, "configure_optimizers", lambda hook: self._splitting_groups(pl_module, hook))
+        self._go_first(trainer, pl_module, stage)
+
+    def _go_first(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
+        """Ranges must be there before any other callback runs the network or copies it, in whatever order they were given."""
+        place = trainer.callbacks.index(self)
+        earlier, later = trainer.callbacks[:place], trainer.callbacks[place + 1 :]
+        copy_again(trainer, pl_module, stage, earlier)
+        trainer.callbacks = [self, *earlier, *later]
+
+    def _prepare(self, pl_module: L.LightningModule) -> None:
         self.network_name = find_network(pl_module, self.network)
         network = self.network_of(pl_module)
         if is_prepared(network):
@@ -100,9 +121,13 @@ class QuantizationAwareTraining(L.Callback):
         else:
             self.float_network = copy.deepcopy(network).cpu()
             prepare_(network, self.policy)
-        wrap_hook(pl_module, "on_load_checkpoint", self._checking_checkpoint)
-        if stage == "fit":
-            wrap_hook(pl_module, "configure_optimizers", lambda hook: self._splitting_groups(network, hook))
+
+    def _preparing_afterwards(self, pl_module: L.LightningModule, hook: Callable[[], None]) -> Callable[[], None]:
+        def configure_model() -> None:
+            hook()
+            self._prepare(pl_module)
+
+        return configure_model
 
     def network_of(self, pl_module: L.LightningModule) -> nn.Module:
         """The prepared network inside of `pl_module`."""
@@ -111,14 +136,15 @@ class QuantizationAwareTraining(L.Callback):
         return pl_module.get_submodule(self.network_name)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        unwrap_hook(pl_module, "on_load_checkpoint")
-        unwrap_hook(pl_module, "configure_optimizers")
-        if self.compile:
+        for name in ("configure_model", "on_load_checkpoint", "configure_optimizers"):
+            unwrap_hook(pl_module, name)
+        self._in_float.close()
+        if self.compile and self.network_name is not None:
             run_as_written(self.network_of(pl_module))
 
-    def _splitting_groups(self, network: nn.Module, hook: Callable[[], Any]) -> Callable[[], Any]:
+    def _splitting_groups(self, pl_module: L.LightningModule, hook: Callable[[], Any]) -> Callable[[], Any]:
         def configure_optimizers() -> Any:
-            with split_groups(network, self.quantizer_lr_ratio):
+            with split_groups(self.network_of(pl_module), self.quantizer_lr_ratio):
                 return hook()
 
         return configure_optimizers
@@ -156,15 +182,25 @@ class QuantizationAwareTraining(L.Callback):
         start = time.perf_counter()
         self.calibrate(trainer, pl_module, network)
         self.calibration_seconds = time.perf_counter() - start
+        share_ranges(trainer, pl_module, network)
+        average_real_numbers_only(trainer)
+        slow_scales_in_swa(trainer, self.quantizer_lr_ratio)
         self._alarmed.clear()
         self._watch = Watch(network)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LearningRateFinder) and callback.optimal_lr is not None:
+                slow_down(trainer.optimizers, self.quantizer_lr_ratio, found=callback.optimal_lr.suggestion())
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> int:
         """Give every quantizer of `network` that has no range its first one. Returns how many there were."""
         training = {module: module.training for module in pl_module.modules()}
         pl_module.eval()
         try:
-            return calibrate(network, self.calibration_batches(trainer, pl_module))
+            dtype = next(network.parameters()).dtype  # of Trainer(precision="bf16-true"), say
+            batches = (_to(batch, dtype=dtype) for batch in self.calibration_batches(trainer, pl_module))
+            return calibrate(network, batches)
         finally:
             for module, was in training.items():
                 module.training = was
@@ -178,6 +214,27 @@ class QuantizationAwareTraining(L.Callback):
         else:
             for batch in self.batches:
                 yield _to(batch, pl_module.device)
+
+    # Measured before the first fit -----------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Without ranges there is nothing to round with, and evaluation data must not give them."""
+        network = self.network_of(pl_module)
+        if all(quantizer.ready for quantizer in quantizers(network).values()):
+            return
+        rank_zero_warn(
+            "the quantizers have no ranges before the first fit, or a checkpoint of one: the float network is measured."
+        )
+        self._in_float.enter_context(mode(network, Mode.OFF))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._in_float.close()
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._in_float.close()
 
     # Alarms ----------------------------------------------------------------------------------------------------------
 
@@ -207,8 +264,9 @@ class QuantizationAwareTraining(L.Callback):
                 rank_zero_warn(f"epoch {trainer.current_epoch}: the learned scale of {quantizer.label!r} {what}")
 
 
-def _to(batch: NetworkInputs, device: torch.device) -> Any:
-    return tree_map_only(Tensor, lambda x: x.to(device), batch)
+def _to(batch: NetworkInputs, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The batch on `device`, its real numbers as `dtype`; None: as they are."""
+    return tree_map_only(Tensor, lambda x: x.to(device, dtype if x.is_floating_point() else None), batch)
 
 
 def companion(trainer: Any, kind: type[C], asking: L.Callback) -> C:

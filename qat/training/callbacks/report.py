@@ -32,7 +32,9 @@ class Report(L.Callback):
 
     Rows: the float network, what `PTQBaselines` made, QAT before its first step, QAT's best checkpoint, its integer model,
     and what `ExportONNX` wrote, run by ONNX Runtime; those of the last two callbacks where they are there. Each is put into
-    the user's own LightningModule and measured by its test_step. Needs a `QuantizationAwareTraining` beside it, in any order.
+    the user's own LightningModule and measured by its test_step, in float32, which is what the artefact computes with. If the
+    fit ran in another precision, the row of QAT's best checkpoint notes what it reaches there. Needs a
+    `QuantizationAwareTraining` beside it, in any order.
 
     Args:
         folder: where to write. None: the logger's folder, else the Trainer's default_root_dir.
@@ -85,7 +87,7 @@ class Report(L.Callback):
         qat = companion(trainer, QuantizationAwareTraining, self)
         network = qat.network_of(pl_module)
         if trainer.global_step == 0:
-            self.step0 = copy.deepcopy(network).cpu()
+            self.step0 = copy.deepcopy(network).cpu().float()
         elif qat.float_network is not None:  # a resumed fit: as it was then
             again = prepare(qat.float_network, qat.policy).to(pl_module.device)
             qat.calibrate(trainer, pl_module, again)
@@ -113,7 +115,9 @@ class Report(L.Callback):
             (candidate, self._measure(trainer, pl_module, qat, candidate))
             for candidate in candidates(qat, ptq, self.step0, best.network, artefact, self.curves.seconds)
         ]
-        note = self._step0_against_ptq(qat, ptq, {c.name: found for c, found in measured})
+        found = {c.name: evaluation for c, evaluation in measured}
+        note = self._step0_against_ptq(qat, ptq, found)
+        note |= self._in_precision_of_fit(trainer, pl_module, qat, best.network, found["QAT fake-quant"])
         data = self.data or records.data(trainer, pl_module, qat, self.dataloaders)
         table = rows(measured, self.metrics, note)
         sites, float_edges = records.sites(best.network)
@@ -147,6 +151,27 @@ class Report(L.Callback):
         accelerator = "cpu" if candidate.cpu_only else None
         name = qat.network_name or ""
         return evaluate(trainer, pl_module, name, candidate.network, self.dataloaders, accelerator)
+
+    def _in_precision_of_fit(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        qat: QuantizationAwareTraining,
+        best: nn.Module,
+        in_float32: Evaluation,
+    ) -> dict[str, str]:
+        """What the best checkpoint reaches with the arithmetic that it was trained with, and the difference."""
+        if trainer.precision == "32-true":
+            return {}
+        twin = copy.deepcopy(best)
+        reduced = evaluate(
+            trainer, pl_module, qat.network_name or "", twin, self.dataloaders, precision=trainer.precision
+        )
+        metric = str(self.metrics["top1"])
+        there, here = 100 * reduced.metric(metric), 100 * in_float32.metric(metric)
+        return {
+            "QAT fake-quant": f"{there:.2f} in {trainer.precision}, as it was trained: {there - here:+.2f} against float32"
+        }
 
     def _step0_against_ptq(
         self, qat: QuantizationAwareTraining, ptq: PTQBaselines | None, found: Mapping[str, Evaluation]
