@@ -120,6 +120,8 @@ def test_a_fit_calibrates_alike_although_the_processes_began_with_other_weights(
     assert equal(both[0]["fit"]["start"], both[1]["fit"]["start"])
     assert equal(both[0]["fit"]["float"], both[1]["fit"]["float"])
     assert equal(both[0]["fit"]["start"], alone["start"])
+    assert [found["fit"]["observed"] for found in both] == [48, 32]  # batches of 16
+    assert alone["observed"] == 80
 
 
 # Training --------------------------------------------------------------------------------------------------------------

@@ -50,9 +50,15 @@ class Frozen(Classifier):
     def __init__(self, lr: float = 0.01) -> None:
         super().__init__(lr)
         self.seen: list[Tensor] = []
+        self.observed = 0
+        self.net.register_forward_pre_hook(self._count)
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.mul_(1 + int(os.environ.get("RANK", 0)))
+
+    def _count(self, net: nn.Module, inputs: tuple[Tensor]) -> None:
+        if any(quantizer.mode is qat.Mode.OBSERVE for quantizer in quantizers(net).values()):
+            self.observed += len(inputs[0])
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         for module in self.modules():
@@ -98,6 +104,7 @@ def fit(folder: Path, policy: str = "w4a4", batch: int = BATCH, data: Any = None
         "start": start.state,
         "end": state(model),
         "float": state(callback.float_network),  # type: ignore[arg-type]
+        "observed": model.observed,
         "seen": torch.stack(model.seen),
         "steps": fitting.global_step,
     }
@@ -138,9 +145,15 @@ def order(folder: Path) -> Found:
 def report(folder: Path) -> Found:
     """Everything that a run makes, with the four callbacks and a checkpoint."""
     made, export = Report(), ExportONNX(folder / "model.onnx", float_path=folder / "float.onnx")
-    ptq = PTQBaselines()
+    ptq = PTQBaselines(["MSE"])
     checkpoint = ModelCheckpoint(folder / "checkpoints", monitor="val/top1", mode="max")
-    callbacks = [QuantizationAwareTraining("w8a8", calibration_images=64), ptq, export, made, checkpoint]
+    callbacks = [
+        QuantizationAwareTraining("w4a4", calibration_images=64, quantizer_lr_ratio=0.01),
+        ptq,
+        export,
+        made,
+        checkpoint,
+    ]
     trainer(folder, *callbacks, epochs=2, enable_checkpointing=True, **strategy()).fit(Classifier(), datamodule=Data())
     return {
         "results": None if made.results is None else made.results.to_dict(),
