@@ -80,6 +80,8 @@ def install(model: nn.Module, graph: fx.Graph) -> None:
     compiled = fx.GraphModule(model, graph)
     members = {"forward": type(compiled).forward, "__module__": type(model).__module__, "code": compiled.code}
     model.__class__ = type(type(model).__name__, (type(model),), members)
+    if getattr(vars(model).get("forward"), "__self__", None) is model:  # Lightning's DDP leaves a bound one behind
+        del vars(model)["forward"]
 
 
 class _required_arguments_only:
