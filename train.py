@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from qat.training.boundary import one_sentence, teaching
+from qat.training.followers import following
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
@@ -28,5 +29,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence(Path(__file__).parent / "configs"):
+    with one_sentence(Path(__file__).parent / "configs"), following():
         main()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.export.graph import GraphWriter
 
@@ -53,7 +54,7 @@ def write_float(
             return graph.node("HardSigmoid", inputs, name, alpha=1 / 6, beta=0.5)
         case nn.GELU():
             return graph.node("Gelu", inputs, name, approximate=operation.approximate)
-        case nn.BatchNorm1d() | nn.BatchNorm2d():
+        case _BatchNorm():
             tensors = (operation.weight, operation.bias, operation.running_mean, operation.running_var)
             names = [graph.constant(t.detach().numpy()) for t in tensors if t is not None]
             if len(names) == 4:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.nn import QuantizedLayer
 
@@ -63,7 +64,7 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x_scale: float) -> Int
 
 def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """(gain, shift) of a BatchNorm in evaluation mode, float64 (channels,). Raises ValueError without running statistics."""
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    assert isinstance(norm, _BatchNorm)
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a BatchNorm with track_running_stats=False has no constants to absorb.")
     gain = (norm.running_var.double() + norm.eps).rsqrt()

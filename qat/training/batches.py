@@ -20,6 +20,9 @@ NetworkInputs = Tensor | tuple[Any, ...] | dict[str, Any]
 Inputs = Callable[[Any], NetworkInputs]
 """From a batch of the dataloader to what the network is called with: a tensor, a tuple or a dict of arguments."""
 
+CALIBRATION_BATCH = 32
+"""At most so many images at once, however many a training step has: so there is a share for each of several processes."""
+
 
 def first_of(batch: Any) -> NetworkInputs:
     """The default: the batch itself, or the first part of (images, labels).
@@ -126,7 +129,7 @@ def _some_batches(loader: DataLoader[Any], n_images: int, seed: int) -> Iterator
     order = torch.randperm(len(dataset), generator=Generator().manual_seed(seed))[:n_images].tolist()
     yield from DataLoader(
         dataset,
-        batch_size=loader.batch_size or 32,
+        batch_size=min(loader.batch_size or CALIBRATION_BATCH, CALIBRATION_BATCH),
         sampler=order,
         collate_fn=loader.collate_fn,
         generator=Generator().manual_seed(seed),

@@ -10,7 +10,7 @@ from typing import Literal, cast
 import lightning as L
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
 
 from qat.data import ImageData, ImageDataset, Sample, TensorImages, collate
 
@@ -22,7 +22,7 @@ class ImageDataModule(L.LightningDataModule):
 
     Args:
         data: the data set, or a function that opens it: called once, where it is first needed.
-        batch_size: images of a training batch; a smaller last batch is dropped.
+        batch_size: images of a training batch, in each process; a smaller last batch is dropped.
         eval_batch_size: images of a validation or test batch.
         num_workers: processes that load; None is 0 for images in memory, else one per core (at most 8).
         seed: decides the order of training images, for each epoch anew; a resumed run continues with the same orders.
@@ -73,8 +73,9 @@ class ImageDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         train = self.data.train
-        sampler = EpochShuffle(len(train), self.seed)
-        return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(train) > self.batch_size)
+        world_size, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        sampler = EpochShuffle(len(train), self.seed, world_size, rank)
+        return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Nothing, an empty list, when no image validates."""
@@ -154,24 +155,23 @@ class ImageDataModule(L.LightningDataModule):
         )
 
 
-class EpochShuffle(Sampler[int]):
+class EpochShuffle(DistributedSampler[int]):
     """`n` indices in an order that depends on the seed and the epoch alone, so that a resumed run shuffles as the first one.
 
-    Lightning calls `set_epoch`; without it every pass is the next epoch.
+    Of several processes each takes every `world_size`-th index, so that together they see in one step what one process
+    sees with a batch as large as theirs together; up to world_size - 1 images are left out of an epoch. Lightning calls
+    `set_epoch`, and does not split what is a DistributedSampler already; without it every pass is the next epoch.
     """
 
-    def __init__(self, n: int, seed: int) -> None:
+    def __init__(self, n: int, seed: int, world_size: int = 1, rank: int = 0) -> None:
+        super().__init__(range(n), world_size, rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.n = n
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n
+        return self.n // self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
         generator = Generator().manual_seed((self.seed << 20) + self.epoch)
         self.epoch += 1
-        return iter(torch.randperm(self.n, generator=generator).tolist())
+        order = torch.randperm(self.n, generator=generator).tolist()
+        return iter(order[self.rank : len(self) * self.num_replicas : self.num_replicas])

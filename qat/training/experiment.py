@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -21,6 +22,7 @@ from qat.training.callbacks import Report
 from qat.training.check import check_values
 from qat.training.console import Progress, quiet
 from qat.training.datamodule import ImageDataModule
+from qat.training.processes import check_launched, processes_of
 from qat.transform import Policy, prepare
 
 log = logging.getLogger(__name__)
@@ -38,14 +40,14 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     check_values(config)
     timings: dict[str, float] = {}
     policy = build.policy(config)
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    rank_zero_only(write_atomically)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
     L.seed_everything(config.seed, workers=True, verbose=False)
 
     with _timed(timings, "data"):
         data: ImageData = build.part(config.data, "data")
     batches = build.datamodule(config, data)
     network = float_network.build(config.model, data)
-    _check(config, folder, network, data, policy)
+    processes = _check(config, folder, network, data, policy)
     log.info(
         "%s on %s, %s training images; everything is written to %s", recipe, data.label, f"{len(data.train):,}", folder
     )
@@ -75,18 +77,19 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
         timings=timings,
     )
     callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), report]
-    steps = build.validation_plan(config, len(batches.train_dataloader()))
+    steps = build.validation_plan(config, len(batches.train_dataloader()) // processes)
     logger = build.part(config.logger, "logger", save_dir=str(folder))
     trainer = build.trainer(config, folder, callbacks, logger, **steps)
     trainer.fit(module, datamodule=batches, ckpt_path=config.resume, weights_only=True)
     if report.results is None:
         raise RuntimeError("the fit ended before its report was written.")
-    loggers.finish(logger, report.results)
+    if trainer.is_global_zero:
+        loggers.finish(logger, report.results)
     return report.results
 
 
-def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> None:
-    """What only shows when the parts meet, on parts that are thrown away."""
+def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> int:
+    """What only shows when the parts meet, on parts that are thrown away. Returns the number of processes that will train."""
     float_network.check_source(config, data)
     if config.resume is not None and not Path(config.resume).is_file():
         raise FileNotFoundError(f"resume={config.resume} does not exist: give a checkpoint of this recipe, or null.")
@@ -96,7 +99,10 @@ def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData
     build.distillation(config, network)
     batches = build.datamodule(config, data)
     batches.calibration_batches(config.calibration_images)
-    build.trainer(config, folder, _callbacks(config, folder, policy, batches), False, enable_checkpointing=True)
+    callbacks = _callbacks(config, folder, policy, batches)
+    trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
+    check_launched(trainer)
+    return processes_of(trainer)
 
 
 def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageDataModule) -> list[L.Callback]:

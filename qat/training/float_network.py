@@ -143,6 +143,9 @@ def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path
         folder,
         callbacks=[Progress("float")],
         logger=False,
+        devices=1,  # however many train afterwards: one float network for all
+        num_nodes=1,
+        strategy="auto",
         max_epochs=config.float.epochs,
         max_steps=-1,
         check_val_every_n_epoch=1,

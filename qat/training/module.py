@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from qat.training.distillation import Distillation
 from qat.training.policy_record import BUILT_FROM
+from qat.training.processes import take_from_rank_zero
 
 Batch = tuple[Tensor, Tensor]
 """Network inputs float32 (N, C, H, W), labels int64 (N,)."""
@@ -69,13 +70,19 @@ class ImageClassifier(L.LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
+    def setup(self, stage: str) -> None:
+        if self.distillation is not None:
+            take_from_rank_zero(self.trainer, self.distillation.teacher)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if self.distillation is not None:
             loss = self.distillation(images, logits, loss)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images))
+        self.log(
+            "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True
+        )
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -104,5 +111,5 @@ class ImageClassifier(L.LightningModule):
         images, labels = batch
         logits = self(images)
         metrics.update(logits, labels)
-        self.log(f"{split}/loss", F.cross_entropy(logits, labels), batch_size=len(images))
+        self.log(f"{split}/loss", F.cross_entropy(logits, labels), batch_size=len(images), sync_dist=True)
         self.log_dict(metrics)

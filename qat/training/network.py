@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import MethodType
 
 import lightning as L
 from torch import nn
@@ -60,6 +61,9 @@ def with_network(module: L.LightningModule, name: str, network: nn.Module) -> L.
     """
     twin = copy.copy(module)  # Lightning leaves the trainer out
     vars(twin)["_modules"] = {n: child if n == name else copy.deepcopy(child) for n, child in module.named_children()}
+    for attribute, value in vars(module).items():
+        if isinstance(value, MethodType) and value.__self__ is module:  # such as the forward that DDP leaves behind
+            vars(twin)[attribute] = MethodType(value.__func__, twin)
     if name:
         owner, _, attribute = name.rpartition(".")
         setattr(twin.get_submodule(owner), attribute, network)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qat.nn import as_quantized, is_quantized
-from qat.quantizers import Mode
+from qat.quantizers import Mode, Quantizer
 from qat.transform.mode import mode, quantizers
+from qat.transform.processes import check_same_names, merge_observed
 
 
 def calibrate(
@@ -21,6 +22,10 @@ def calibrate(
 
     The network runs in evaluation mode without gradients (BatchNorm keeps its statistics), every quantizer sees float
     tensors, and ranges that were calibrated, learned or loaded before stay. Training modes are restored.
+
+    With a process group (DDP) every process must call it, with the same weights and its own share of the batches, which may
+    be none. What all of them observed is merged, so that all set the same ranges, to the bit: those of one process with all
+    the batches (sums, of MeanAbs, up to the order of summation; MovingAverage depends on the order of the batches).
 
     Args:
         model: a prepared module.
@@ -33,11 +38,13 @@ def calibrate(
 
     Raises:
         ValueError: the model has no quantizers, or a quantizer saw no data (no batches, or a layer that never runs), or NaN.
+        RuntimeError: the processes do not have the same quantizers to calibrate.
     """
     found = quantizers(model)
     if not found:
         raise ValueError("the model has no quantizers: call qat.prepare(model, policy) first and calibrate its result.")
     waiting = {name: q for name, q in found.items() if not q.ready}
+    check_same_names(waiting)
     if not waiting:
         return 0
     training = {module: module.training for module in model.modules()}
@@ -53,6 +60,8 @@ def calibrate(
             with mode_of_weights_off(model):
                 for batch in batches:
                     (forward or _call)(model, batch)
+            weights = set(_weight_quantizers(model))  # observed alike everywhere
+            merge_observed(q for q in waiting.values() if q not in weights)
             for name, quantizer in waiting.items():
                 try:
                     quantizer.finish_observing()
@@ -66,10 +75,7 @@ def calibrate(
 
 def mode_of_weights_off(model: nn.Module) -> Any:
     """A `with` in which weight quantizers do nothing: a weight is observed once, not once a batch."""
-    weights = nn.ModuleList(
-        q for m in model.modules() if is_quantized(m) and (q := as_quantized(m).weight_quantizer) is not None
-    )
-    return mode(weights, Mode.OFF)
+    return mode(nn.ModuleList(_weight_quantizers(model)), Mode.OFF)
 
 
 def arguments(model: nn.Module, batch: Any) -> tuple[Any, ...]:
@@ -81,6 +87,12 @@ def arguments(model: nn.Module, batch: Any) -> tuple[Any, ...]:
         return tuple(batch)
     takes = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
     return tuple(batch)[:takes]
+
+
+def _weight_quantizers(model: nn.Module) -> Iterator[Quantizer]:
+    for module in filter(is_quantized, model.modules()):
+        if (quantizer := as_quantized(module).weight_quantizer) is not None:
+            yield quantizer
 
 
 def _call(model: nn.Module, batch: Any) -> object:

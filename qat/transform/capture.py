@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.nn import is_quantized
 from qat.quantizers import Quantizer
@@ -22,7 +23,10 @@ class _Tracer(fx.Tracer):
     """Sees layers and quantizers as leaves, whatever module they come from."""
 
     def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
-        return isinstance(m, Quantizer) or is_quantized(m) or super().is_leaf_module(m, qualified_name)
+        own = isinstance(m, Quantizer | _BatchNorm) or is_quantized(
+            m
+        )  # SyncBatchNorm comes back as a class of Lightning
+        return own or super().is_leaf_module(m, qualified_name)
 
 
 def capture(model: nn.Module) -> fx.Graph:
@@ -76,6 +80,8 @@ def install(model: nn.Module, graph: fx.Graph) -> None:
     compiled = fx.GraphModule(model, graph)
     members = {"forward": type(compiled).forward, "__module__": type(model).__module__, "code": compiled.code}
     model.__class__ = type(type(model).__name__, (type(model),), members)
+    if getattr(vars(model).get("forward"), "__self__", None) is model:  # Lightning's DDP leaves a bound one behind
+        del vars(model)["forward"]
 
 
 class _required_arguments_only:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.nn import LAYERS, is_quantized
 from qat.quantizers import Quantizer
@@ -40,7 +41,6 @@ class Kind(Enum):
     FLOAT = "float"
 
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _MODULES: dict[type[nn.Module], Kind] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6), Kind.RECTIFY),
     **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d), Kind.POOL),
@@ -94,7 +94,7 @@ def kind_of(model: nn.Module, node: fx.Node) -> Kind:
             return Kind.COMPUTE
         if isinstance(module, nn.AdaptiveAvgPool2d) and not _is_one(module.output_size):
             return Kind.FLOAT
-        return Kind.NORM if isinstance(module, _NORMS) else _MODULES.get(type(module), Kind.FLOAT)
+        return Kind.NORM if isinstance(module, _BatchNorm) else _MODULES.get(type(module), Kind.FLOAT)
     if _is_shape(node):
         return Kind.SHAPE
     table: Mapping[Any, Kind] = _METHODS if node.op == "call_method" else _FUNCTIONS

@@ -108,3 +108,21 @@ def test_a_network_deep_inside_can_be_replaced() -> None:
     twin = with_network(module, "outer.inner", other)
     assert twin.get_submodule("outer.inner") is other
     assert isinstance(module.get_submodule("outer.inner"), Net)
+
+
+@pytest.mark.parametrize("kind", [Classifier, Itself])
+def test_a_forward_that_ddp_bound_to_the_module_does_not_survive(kind: type[Classifier]) -> None:
+    """Lightning's DDP strategy leaves `module.forward = <bound method of module>` behind."""
+    module, other, x = kind().eval(), Net().eval(), torch.randn(2, 1, 8, 8)
+    module.forward = module.forward  # type: ignore[method-assign]
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    twin = with_network(module, "net" if kind is Classifier else "", other)
+    assert torch.equal(twin(x), other(x))
+    assert not torch.equal(module(x), other(x))
+    network = module.net if kind is Classifier else module
+    network.forward = network.forward  # type: ignore[method-assign]
+    prepare_(network, load_policy("w4a4"))
+    with pytest.raises(RuntimeError, match="has no range yet"):  # so the prepared forward runs
+        module(x)

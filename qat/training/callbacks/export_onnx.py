@@ -20,6 +20,7 @@ from qat.integer import convert
 from qat.training.batches import NO_TEST_DATA, as_evaluated, has_test_data, loaders_of_test
 from qat.training.best import best_network
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining, companion
+from qat.training.processes import once
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class ExportONNX(L.Callback):
     """At the end of a fit: converts the best checkpoint to integers, writes the ONNX file, and verifies it.
 
     Verified is every code of every site, over the whole test set, in ONNX Runtime against the integer model. `artefact`
-    holds the result. Needs a `QuantizationAwareTraining` beside it, in any order.
+    holds the result; of several processes only the first does this, and only it has an `artefact`. Needs a
+    `QuantizationAwareTraining` beside it, in any order.
 
     Args:
         path: the file to write; whole or not at all.
@@ -75,6 +77,9 @@ class ExportONNX(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes the untrained network to a folder that is thrown away: what has no ONNX form is said now."""
+        once(trainer, lambda: self._rehearse(trainer, pl_module))
+
+    def _rehearse(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         qat = companion(trainer, QuantizationAwareTraining, self)
         example = next(self._test_inputs(trainer, pl_module, qat))
         with tempfile.TemporaryDirectory() as folder:
@@ -82,10 +87,13 @@ class ExportONNX(L.Callback):
             export_onnx(integer, tuple(x[:1] for x in example), Path(folder) / self.path.name)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.export(trainer, pl_module)
+        def work() -> None:
+            self.export(trainer, pl_module)
+
+        once(trainer, work)
 
     def export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Artefact:
-        """The artefact of this fit, made on the first call."""
+        """The artefact of this fit, made on the first call. In process 0 alone."""
         if self.artefact is None:
             self.artefact = self._export(trainer, pl_module)
         return self.artefact

@@ -26,7 +26,9 @@ from qat.training.hooks import unwrap_hook, wrap_hook
 from qat.training.network import find_network, is_root
 from qat.training.parameter_groups import slow_down, split_groups, without_optimizer
 from qat.training.policy_record import KEY, check_same, plain
+from qat.training.processes import check_model_comes_back, check_strategy, take_from_rank_zero
 from qat.transform import Policy, calibrate, is_prepared, load_policy, mode, prepare_, quantizers
+from qat.transform.processes import check_equal, share
 
 C = TypeVar("C", bound=L.Callback)
 
@@ -40,13 +42,16 @@ class QuantizationAwareTraining(L.Callback):
     group of their own in whatever optimizers the module builds. Nothing is ever observed in validation or test; before the
     first fit they measure the float network, and say so.
 
+    Several processes (strategy="ddp"): each observes its share of the calibration images, all set the same ranges, those of
+    one process, and after calibration and each epoch it is checked that all still have the same quantizers, to the bit.
+
         trainer = L.Trainer(callbacks=[qat.callbacks.QuantizationAwareTraining("w4a8")])
         trainer.fit(model, datamodule=data)
 
     Args:
         policy: a Policy, a preset's name, the path of a YAML file or its content.
         calibration_images: about how many images of the train dataloader give the first ranges.
-        batches: network inputs to calibrate with instead; may be used more than once.
+        batches: network inputs to calibrate with instead; may be used more than once. The same ones in every process.
         network: name of the submodule to quantize, "" for the module itself. None: the only submodule with layers, or the
             module itself, if it has a forward of its own.
         quantizer_lr_ratio: learning rate of the learned scales over that of the group they come from.
@@ -55,7 +60,9 @@ class QuantizationAwareTraining(L.Callback):
         compile: whether the network is trained with torch.compile, from the second step on. It takes minutes to compile.
 
     Raises:
-        ValueError: the policy is impossible, or a number is out of range.
+        ValueError: the policy is impossible, or a number is out of range; when the fit begins: a strategy that does not keep
+            the network whole in each process.
+        RuntimeError: in the fit: quantizers differ between processes; the message names the first and the ranks.
     """
 
     def __init__(
@@ -94,12 +101,15 @@ class QuantizationAwareTraining(L.Callback):
     # Structure -------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        check_strategy(trainer.strategy)
         if self.compile:
             check_compiler(trainer.strategy.root_device.type)
         if is_overridden("configure_model", pl_module):  # its layers do not exist before
-            wrap_hook(pl_module, "configure_model", lambda hook: self._preparing_afterwards(pl_module, hook))
+            wrap_hook(
+                pl_module, "configure_model", lambda hook: self._preparing_afterwards(trainer, pl_module, stage, hook)
+            )
         else:
-            self._prepare(pl_module)
+            self._prepare(trainer, pl_module, stage)
         wrap_hook(pl_module, "on_load_checkpoint", self._checking_checkpoint)
         if stage == "fit":
             wrap_hook(pl_module, "configure_optimizers", lambda hook: self._splitting_groups(pl_module, hook))
@@ -112,20 +122,25 @@ class QuantizationAwareTraining(L.Callback):
         copy_again(trainer, pl_module, stage, earlier)
         trainer.callbacks = [self, *earlier, *later]
 
-    def _prepare(self, pl_module: L.LightningModule) -> None:
+    def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.network_name = find_network(pl_module, self.network)
         network = self.network_of(pl_module)
         if is_prepared(network):
             if is_root(network):
                 check_same(vars(network)["_qat"]["policy"], self.policy, "the network is prepared")
         else:
+            if stage == "fit":
+                check_model_comes_back(trainer.strategy)
             self.float_network = copy.deepcopy(network).cpu()
+            take_from_rank_zero(trainer, self.float_network)
             prepare_(network, self.policy)
 
-    def _preparing_afterwards(self, pl_module: L.LightningModule, hook: Callable[[], None]) -> Callable[[], None]:
+    def _preparing_afterwards(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str, hook: Callable[[], None]
+    ) -> Callable[[], None]:
         def configure_model() -> None:
             hook()
-            self._prepare(pl_module)
+            self._prepare(trainer, pl_module, stage)
 
         return configure_model
 
@@ -182,6 +197,7 @@ class QuantizationAwareTraining(L.Callback):
         start = time.perf_counter()
         self.calibrate(trainer, pl_module, network)
         self.calibration_seconds = time.perf_counter() - start
+        check_equal(network, "after calibration")
         share_ranges(trainer, pl_module, network)
         average_real_numbers_only(trainer)
         slow_scales_in_swa(trainer, self.quantizer_lr_ratio)
@@ -194,19 +210,22 @@ class QuantizationAwareTraining(L.Callback):
                 slow_down(trainer.optimizers, self.quantizer_lr_ratio, found=callback.optimal_lr.suggestion())
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> int:
-        """Give every quantizer of `network` that has no range its first one. Returns how many there were."""
+        """Give every quantizer of `network` that has no range its first one. Returns how many there were.
+
+        All processes must call it: each runs through its share of the batches.
+        """
         training = {module: module.training for module in pl_module.modules()}
         pl_module.eval()
         try:
             dtype = next(network.parameters()).dtype  # of Trainer(precision="bf16-true"), say
-            batches = (_to(batch, dtype=dtype) for batch in self.calibration_batches(trainer, pl_module))
-            return calibrate(network, batches)
+            batches = share(self.calibration_batches(trainer, pl_module))
+            return calibrate(network, (_to(batch, dtype=dtype) for batch in batches))
         finally:
             for module, was in training.items():
                 module.training = was
 
     def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[NetworkInputs]:
-        """The network inputs that calibrate, the same ones on every call, on the module's device."""
+        """The network inputs that calibrate, the same ones on every call and in every process, on the module's device."""
         if self.batches is None:
             yield from calibration_inputs(
                 trainer, pl_module, self.calibration_images, self.inputs, self.calibration_seed
@@ -258,6 +277,7 @@ class QuantizationAwareTraining(L.Callback):
             compile_in_place(self.network_of(pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        check_equal(self.network_of(pl_module), f"at the end of epoch {trainer.current_epoch}")
         for name, quantizer in quantizers(self.network_of(pl_module)).items():
             if name not in self._alarmed and (what := trouble(quantizer)):
                 self._alarmed.add(name)

@@ -24,6 +24,7 @@ from qat.training.callbacks.quantization_aware_training import QuantizationAware
 from qat.training.candidates import Candidate, candidates, rows
 from qat.training.curves import Curves
 from qat.training.evaluation import Evaluation, evaluate
+from qat.training.processes import once
 from qat.transform import prepare
 
 
@@ -35,6 +36,7 @@ class Report(L.Callback):
     the user's own LightningModule and measured by its test_step, in float32, which is what the artefact computes with. If the
     fit ran in another precision, the row of QAT's best checkpoint notes what it reaches there. Needs a
     `QuantizationAwareTraining` beside it, in any order.
+    Of several processes the first measures and writes; `results` is there in all of them.
 
     Args:
         folder: where to write. None: the logger's folder, else the Trainer's default_root_dir.
@@ -106,6 +108,20 @@ class Report(L.Callback):
         self.curves.stop()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = Path(
+            self.folder or trainer.log_dir or trainer.default_root_dir
+        )  # log_dir is asked for in all processes
+
+        def work() -> Results:
+            results = self._measured(trainer, pl_module)
+            write_report(results, folder)
+            write_results(results, folder / "results.json")
+            print_report(results)
+            return results
+
+        self.results = once(trainer, work)
+
+    def _measured(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Results:
         qat = companion(trainer, QuantizationAwareTraining, self)
         ptq, export = (_beside(trainer, kind) for kind in (PTQBaselines, ExportONNX))
         artefact = export.export(trainer, pl_module) if export is not None else None
@@ -124,7 +140,7 @@ class Report(L.Callback):
         timings = {**self.timings, "calibration": qat.calibration_seconds}
         timings |= {"ptq": sum(ptq.seconds.values())} if ptq is not None else {}
         timings |= {"qat": self.curves.seconds, **(artefact.seconds if artefact is not None else {})}
-        self.results = Results(
+        return Results(
             recipe=self.name or type(pl_module).__name__,
             command=self.command,
             seed=self.seed,
@@ -139,11 +155,6 @@ class Report(L.Callback):
             training=self.curves.record(trainer, best.epoch),
             timings={**timings, "evaluation": time.perf_counter() - start},
         )
-        if trainer.is_global_zero:
-            folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
-            write_report(self.results, folder)
-            write_results(self.results, folder / "results.json")
-            print_report(self.results)
 
     def _measure(
         self, trainer: L.Trainer, pl_module: L.LightningModule, qat: QuantizationAwareTraining, candidate: Candidate

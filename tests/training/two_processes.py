@@ -1,0 +1,200 @@
+"""What every process of a distributed test does; torchrun starts two. `one_process` reuses the scenarios alone.
+
+    torchrun --nproc-per-node 2 tests/training/two_processes.py FOLDER
+
+Process r leaves its findings in FOLDER/r.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
+from people import Classifier, Data, images, trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+import qat
+from qat.data import ImageData, TensorImages
+from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
+from qat.training.datamodule import ImageDataModule
+from qat.transform import calibrate, quantizers
+from qat.transform.processes import rank, share
+
+OBSERVERS = ("MinMax", "MSE", "Percentile", "MeanAbs", "MovingAverage")
+BATCH = 32
+"""Images of one step, in all processes together."""
+
+Found = dict[str, Any]
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def quantizer_state(module: nn.Module) -> dict[str, Tensor]:
+    return {f"{n}.{k}": v for n, q in quantizers(module).items() for k, v in state(q).items()}
+
+
+class Frozen(Classifier):
+    """BatchNorm keeps its statistics; every process begins with other weights, as an unseeded script would."""
+
+    def __init__(self, lr: float = 0.01) -> None:
+        super().__init__(lr)
+        self.seen: list[Tensor] = []
+        self.observed = 0
+        self.net.register_forward_pre_hook(self._count)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.mul_(1 + int(os.environ.get("RANK", 0)))
+
+    def _count(self, net: nn.Module, inputs: tuple[Tensor]) -> None:
+        if any(quantizer.mode is qat.Mode.OBSERVE for quantizer in quantizers(net).values()):
+            self.observed += len(inputs[0])
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        self.seen.append(batch[0].clone())
+
+
+class AtStart(L.Callback):
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.state = quantizer_state(pl_module)
+
+
+class Meddling(L.Callback):
+    """One process changes one scale by one bit."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_rank == 1:
+            with torch.no_grad():
+                scale = quantizers(pl_module)["net.conv2.weight_quantizer"].scale
+                scale[1] = torch.nextafter(scale[1], torch.tensor(torch.inf))  # type: ignore[operator, index]
+
+
+def strategy() -> dict[str, Any]:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return {"devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
+
+
+def loader(data: Any, batch: int) -> DataLoader[Any]:
+    """Image i of a step is on rank i % processes, so the step has the images of `data` in their order."""
+    processes = strategy()["devices"]
+    split = DistributedSampler(data, processes, int(os.environ.get("RANK", 0)), shuffle=False)
+    return DataLoader(data, batch // processes, sampler=split)
+
+
+def fit(folder: Path, policy: str = "w4a4", batch: int = BATCH, data: Any = None) -> Found:
+    """Eight steps. batch: images in all processes together."""
+    model, start = Frozen(), AtStart()
+    callback = QuantizationAwareTraining(policy, calibration_images=80, quantizer_lr_ratio=0.1)
+    fitting = trainer(folder, callback, start, epochs=2, **strategy())
+    fitting.fit(model, loader(data or images(128), batch))
+    return {
+        "start": start.state,
+        "end": state(model),
+        "float": state(callback.float_network),  # type: ignore[arg-type]
+        "observed": model.observed,
+        "seen": torch.stack(model.seen),
+        "steps": fitting.global_step,
+    }
+
+
+def ranges(n_batches: int, observers: Sequence[str] = OBSERVERS) -> Found:
+    """What each observer finds in batches of which this process has its share."""
+    found = {}
+    for observer in observers:
+        policy = qat.load_policy("w4a4").with_parts("LSQ", observer)
+        prepared = qat.prepare(Classifier().net.eval(), policy)
+        batches = images(96).tensors[0].mul(torch.linspace(1, 3, 96)[:, None, None, None]).split(20)[:n_batches]
+        calibrate(prepared, share(batches))
+        found[observer] = quantizer_state(prepared)
+    return found
+
+
+def order(folder: Path) -> Found:
+    """Labels of every batch of the project's own data, two epochs; they are the numbers of the images."""
+    numbers = TensorImages(torch.zeros(103, 1, 8, 8, dtype=torch.uint8), torch.arange(103))
+    few = TensorImages(numbers.images[:8], numbers.labels[:8])
+    classes = tuple(map(str, range(103)))
+    data = ImageData("numbers", "numbers", classes, (0.5,), (0.5,), (1, 8, 8), numbers, few, few)
+    seen: list[Tensor] = []
+
+    class Counting(Classifier):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            seen.append(batch[1].clone())
+            return self(batch[0]).sum()
+
+        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None: ...
+
+    size = BATCH // strategy()["devices"]
+    trainer(folder, epochs=2, **strategy()).fit(Counting(), datamodule=ImageDataModule(data, size))
+    return {"labels": torch.stack(seen)}
+
+
+def report(folder: Path) -> Found:
+    """Everything that a run makes, with the four callbacks and a checkpoint."""
+    made, export = Report(), ExportONNX(folder / "model.onnx", float_path=folder / "float.onnx")
+    ptq = PTQBaselines(["MSE"])
+    checkpoint = ModelCheckpoint(folder / "checkpoints", monitor="val/top1", mode="max")
+    callbacks = [
+        QuantizationAwareTraining("w4a4", calibration_images=64, quantizer_lr_ratio=0.01),
+        ptq,
+        export,
+        made,
+        checkpoint,
+    ]
+    trainer(folder, *callbacks, epochs=2, enable_checkpointing=True, **strategy()).fit(Classifier(), datamodule=Data())
+    return {
+        "results": None if made.results is None else made.results.to_dict(),
+        "ptq": {name: quantizer_state(network) for name, network in ptq.networks.items()},
+        "has_artefact": export.artefact is not None,
+        "distributed": dist.is_available() and dist.is_initialized(),
+    }
+
+
+def failures(folder: Path) -> dict[str, str]:
+    """What is said where the processes differ."""
+    said = {}
+    try:
+        callbacks = [QuantizationAwareTraining("w4a4", calibration_images=32), Meddling()]
+        trainer(folder, *callbacks, **strategy()).fit(Classifier(), DataLoader(images(32), BATCH // 2))
+    except RuntimeError as error:
+        said["meddling"] = str(error)
+    prepared = qat.prepare(Classifier().net, "w4a4")
+    batches = images(8).tensors[0].split(4)
+    if rank() == 1:
+        prepared.sites["conv1"].set_range(torch.zeros(1), torch.ones(1))
+    try:
+        calibrate(prepared, share(batches))
+    except RuntimeError as error:
+        said["names"] = str(error)
+    report = Report(metric="test/none")
+    callbacks = [QuantizationAwareTraining("w4a4", calibration_images=32), report]
+    try:
+        trainer(folder, *callbacks, **strategy()).fit(Classifier(), datamodule=Data())
+    except (RuntimeError, ValueError) as error:
+        said["once"] = f"{type(error).__name__}: {error}"
+    return said
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="lightning|torch")
+    found: Found = {"fit": fit(folder), "ranges": {n: ranges(n) for n in (1, 3, 5)}, "order": order(folder)}
+    found |= {"report": report(folder / "report"), "failures": failures(folder)}
+    torch.save(found, folder / f"{rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
