@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -20,6 +21,8 @@ from qat.training.hooks import unwrap_hook, wrap_hook
 from qat.training.network import find_network, is_root
 from qat.training.parameter_groups import split_groups, without_optimizer
 from qat.training.policy_record import check_same, plain
+from qat.training.resume import KEY as RESUME_KEY
+from qat.training.resume import Resume
 from qat.transform import Policy, calibrate, is_prepared, load_policy, prepare_, quantizers
 
 C = TypeVar("C", bound=L.Callback)
@@ -82,6 +85,7 @@ class QuantizationAwareTraining(L.Callback):
         self.calibration_seconds = 0.0
         self._alarmed: set[str] = set()
         self._watch: Watch | None = None
+        self._resume = Resume()
 
     # Structure -------------------------------------------------------------------------------------------------------
 
@@ -97,6 +101,7 @@ class QuantizationAwareTraining(L.Callback):
         wrap_hook(pl_module, "on_load_checkpoint", self._checking_checkpoint)
         if stage == "fit":
             wrap_hook(pl_module, "configure_optimizers", lambda hook: self._splitting_groups(network, hook))
+            self._resume.watch(trainer, pl_module)
 
     def network_of(self, pl_module: L.LightningModule) -> nn.Module:
         """The prepared network inside of `pl_module`."""
@@ -107,6 +112,7 @@ class QuantizationAwareTraining(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         unwrap_hook(pl_module, "on_load_checkpoint")
         unwrap_hook(pl_module, "configure_optimizers")
+        self._resume.stop_watching(trainer, pl_module)
 
     def _splitting_groups(self, network: nn.Module, hook: Callable[[], Any]) -> Callable[[], Any]:
         def configure_optimizers() -> Any:
@@ -119,6 +125,12 @@ class QuantizationAwareTraining(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {"policy": plain(self.policy), "network": self.network_name}
+        if trainer.state.fn == TrainerFn.FITTING:
+            checkpoint[RESUME_KEY] = self._resume.record(trainer, pl_module)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._resume.load(trainer, checkpoint)
 
     def _checking_checkpoint(self, hook: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
         """Before the weights are restored: afterwards all that is left to say is which of a hundred names do not fit."""
@@ -150,6 +162,7 @@ class QuantizationAwareTraining(L.Callback):
         self.calibration_seconds = time.perf_counter() - start
         self._alarmed.clear()
         self._watch = Watch(network)
+        self._resume.lift_limits(trainer)
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> int:
         """Give every quantizer of `network` that has no range its first one. Returns how many there were."""
@@ -191,6 +204,7 @@ class QuantizationAwareTraining(L.Callback):
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._resume.end_epoch()
         for name, quantizer in quantizers(self.network_of(pl_module)).items():
             if name not in self._alarmed and (what := trouble(quantizer)):
                 self._alarmed.add(name)

@@ -1,0 +1,155 @@
+"""A fit that goes on from a checkpoint as if it had never stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from qat.training import epoch_metrics
+from qat.training.hooks import unwrap_hook, wrap_hook
+from qat.training.interruption import Interruption
+from qat.training.random_state import RandomState
+from qat.training.replayed_loader import Pass, ReplayedLoader
+
+KEY = "qat_resume"
+"""Where a checkpoint keeps what Lightning's own part lacks, for each process."""
+
+
+class Resume:
+    """Makes every checkpoint of a fit one from which it goes on bit for bit: order of the data, random numbers, means that are
+    being logged, gradients that wait, and whatever was to happen right after the checkpoint was written.
+
+    A callback calls it: `watch` in setup, `record` in on_save_checkpoint, `load` in on_load_checkpoint, `stop_watching` in
+    teardown. Everything else it does in hooks of the LightningModule and in the dataloaders.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] | None = None
+        self._limits: tuple[int | None, int] = (None, -1)
+        self._interrupted: Pass | None = None
+
+    def watch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """From before the train dataloaders are asked for."""
+        self._found = self._interrupted = None
+        careful = any(_writes_on_exception(callback) for callback in trainer.callbacks)
+
+        def replayed(hook: Callable[[], Any]) -> Callable[[], Any]:
+            def dataloader() -> Any:
+                found = hook()
+                if not isinstance(found, CombinedLoader):
+                    found = CombinedLoader(found, "max_size_cycle")  # as Lightning does
+                return ReplayedLoader(found, self._take_interrupted, careful)
+
+            return dataloader
+
+        wrap_hook(trainer.fit_loop._data_source, "dataloader", replayed)
+        wrap_hook(module, "on_train_start", lambda hook: self._going_on(trainer, module, hook))
+
+    def stop_watching(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """What `watch` wrapped is as before."""
+        unwrap_hook(trainer.fit_loop._data_source, "dataloader")
+        unwrap_hook(module, "on_train_start")
+
+    def record(self, trainer: L.Trainer, module: L.LightningModule) -> list[dict[str, Any]]:
+        """Tensors and plain values, one entry for each process; to be kept in the checkpoint under KEY."""
+        own = self._record(trainer, module)
+        if not (dist.is_available() and dist.is_initialized()):
+            return [own]
+        everybodys: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everybodys, own)
+        return everybodys
+
+    def load(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Before Lightning restores its loops; their part of the checkpoint is changed in place."""
+        found = checkpoint.get(KEY)
+        if found is None:
+            return
+        if len(found) != trainer.world_size:
+            rank_zero_warn(
+                f"the checkpoint was written by {len(found)} processes and is resumed by {trainer.world_size}: the data come in "
+                "another order than they would have."
+            )
+            return
+        self._found = found[trainer.global_rank]
+        Interruption(**self._found["where"]).rewrite(checkpoint["loops"]["fit_loop"])
+        self._found["loaders"] = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+
+    def lift_limits(self, trainer: L.Trainer) -> None:
+        """In on_fit_start: Lightning enters its loops although no step is left, so that hooks run and the end is not lost."""
+        if self._found is None:
+            return
+        loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        self._limits = (loop.max_epochs, steps.max_steps)
+        loop.max_epochs, steps.max_steps = ((x + 1 if x is not None and x >= 0 else x) for x in self._limits)
+
+    def _going_on(self, trainer: L.Trainer, module: L.LightningModule, hook: Callable[[], None]) -> Callable[[], None]:
+        def on_train_start() -> None:
+            hook()
+            if self._found is not None:
+                found, self._found = self._found, None
+                self._go_on(trainer, module, found)
+
+        return on_train_start
+
+    def _go_on(self, trainer: L.Trainer, module: L.LightningModule, found: dict[str, Any]) -> None:
+        trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = self._limits
+        where = Interruption(**found["where"])
+        self._interrupted = _pass(found, trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+        epoch_metrics.put_back(trainer, module, found["metrics"])
+        parameters = dict(module.named_parameters())
+        for name, gradient in found["gradients"].items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+        loader = trainer.fit_loop._combined_loader
+        generators = loader.generators if isinstance(loader, ReplayedLoader) else []
+        RandomState.from_plain(found["random"]).put_back(generators)
+        where.go_on(trainer)
+
+    def end_epoch(self) -> None:
+        """In on_train_epoch_end: whether or not a batch was left in it, the epoch that was interrupted is over."""
+        self._interrupted = None
+
+    def _take_interrupted(self) -> Pass | None:
+        found, self._interrupted = self._interrupted, None
+        return found
+
+    def _record(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        loader = trainer.fit_loop._combined_loader
+        assert isinstance(loader, ReplayedLoader), "watch() comes before the train dataloaders are asked for"
+        where = Interruption.now(trainer, loader.asked)
+        random = loader.before_draw if where.in_step and loader.notes_draws else None
+        return {
+            "where": asdict(where),
+            "random": (random or RandomState.now(loader.generators)).plain(),
+            "began": loader.began.plain() if where.in_epoch and loader.began else None,
+            "first_draw": loader.first_draw.plain() if where.in_epoch and loader.first_draw else None,
+            "metrics": epoch_metrics.collect(trainer, module, where.in_epoch),
+            "gradients": _gradients(module) if where.accumulating or not module.automatic_optimization else {},
+        }
+
+
+def _pass(found: dict[str, Any], batches: int) -> Pass:
+    if found["began"] is None:
+        return Pass()
+    first = found["first_draw"]
+    return Pass(
+        began=RandomState.from_plain(found["began"]),
+        first_draw=None if first is None else RandomState.from_plain(first),
+        batches=batches,
+        loaders=found["loaders"],
+    )
+
+
+def _gradients(module: L.LightningModule) -> dict[str, Tensor]:
+    return {name: p.grad.detach().cpu().clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def _writes_on_exception(callback: L.Callback) -> bool:
+    return isinstance(callback, OnExceptionCheckpoint) or bool(getattr(callback, "save_on_exception", False))
