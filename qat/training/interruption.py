@@ -26,7 +26,7 @@ class Interruption:
         in_step: a batch was drawn that is not trained; only where an exception wrote the checkpoint.
         batch_ends: written by on_train_batch_end, so that what follows a batch has not happened.
         validation_due: and a validation is part of it.
-        last_batch: that batch was the last of its epoch.
+        last_batch: the last batch that was drawn was the last of its epoch.
         last_step: it was the last of the fit.
         epoch_ends: written by on_train_epoch_end.
         accumulating: gradients wait for further batches.
@@ -55,7 +55,7 @@ class Interruption:
             in_step=in_step,
             batch_ends=batch_ends,
             validation_due=bool(batch_ends and fetcher is not None and steps._should_check_val_fx(fetcher)),
-            last_batch=bool(in_epoch and steps._num_ready_batches_reached()),
+            last_batch=bool(steps._num_ready_batches_reached()),
             last_step=_is_max_limit_reached(steps.global_step, steps.max_steps),
             epoch_ends=not in_epoch and epochs.processed > epochs.completed,
             accumulating=bool(in_epoch and steps._should_accumulate()),
@@ -91,23 +91,31 @@ class Interruption:
             steps.update_lr_schedulers("step", update_plateau_schedulers=True)
             steps._batches_that_stepped += 1
         if self.epoch_ends:
-            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
-            self._step_plateau_schedulers(trainer)
+            end_restart(trainer)
+            if self.last_batch:
+                _step_plateau_schedulers(trainer)
 
     def _end_fit(self, trainer: L.Trainer) -> None:
         """No step is left, so that Lightning would not enter its loops: the end of this batch and of its epoch."""
         loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
-        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+        end_restart(trainer)
         assert loop._data_fetcher is not None
         steps._skip_next_val = not self.validation_due
         steps.on_advance_end(loop._data_fetcher)
         loop.on_advance_end()
 
-    def _step_plateau_schedulers(self, trainer: L.Trainer) -> None:
-        loop = trainer.fit_loop
-        now, loop.epoch_progress.current.completed = loop.epoch_progress.current.completed, trainer.current_epoch - 1
-        loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
-        loop.epoch_progress.current.completed = now
+
+def end_restart(trainer: L.Trainer) -> None:
+    """Lightning's loops begin what comes next anew; they count as restarting until one of their rounds is over."""
+    _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]
+
+
+def _step_plateau_schedulers(trainer: L.Trainer) -> None:
+    """What follows on_train_epoch_end, with the epoch's number of then."""
+    progress = trainer.fit_loop.epoch_progress.current
+    progress.completed -= 1
+    trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    progress.completed += 1
 
 
 def _add(progress: dict[str, Any], completed: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qat.training import epoch_metrics
 from qat.training.hooks import unwrap_hook, wrap_hook
-from qat.training.interruption import Interruption
+from qat.training.interruption import Interruption, end_restart
 from qat.training.random_state import RandomState
 from qat.training.replayed_loader import Pass, ReplayedLoader
 
@@ -102,7 +102,7 @@ class Resume:
     def _go_on(self, trainer: L.Trainer, module: L.LightningModule, found: dict[str, Any]) -> None:
         trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = self._limits
         where = Interruption(**found["where"])
-        self._interrupted = _pass(found, trainer.fit_loop.epoch_loop.batch_progress.current.completed)
+        self._interrupted = _pass(found)
         epoch_metrics.put_back(trainer, module, found["metrics"])
         parameters = dict(module.named_parameters())
         for name, gradient in found["gradients"].items():
@@ -112,9 +112,10 @@ class Resume:
         RandomState.from_plain(found["random"]).put_back(generators)
         where.go_on(trainer)
 
-    def end_epoch(self) -> None:
-        """In on_train_epoch_end: whether or not a batch was left in it, the epoch that was interrupted is over."""
+    def end_epoch(self, trainer: L.Trainer) -> None:
+        """In on_train_epoch_end: the epoch that was interrupted is over, whether or not a batch of it was left."""
         self._interrupted = None
+        end_restart(trainer)
 
     def _take_interrupted(self) -> Pass | None:
         found, self._interrupted = self._interrupted, None
@@ -130,19 +131,20 @@ class Resume:
             "random": (random or RandomState.now(loader.generators)).plain(),
             "began": loader.began.plain() if where.in_epoch and loader.began else None,
             "first_draw": loader.first_draw.plain() if where.in_epoch and loader.first_draw else None,
+            "batches": trainer.fit_loop.epoch_loop.batch_progress.current.processed,
             "metrics": epoch_metrics.collect(trainer, module, where.in_epoch),
             "gradients": _gradients(module) if where.accumulating or not module.automatic_optimization else {},
         }
 
 
-def _pass(found: dict[str, Any], batches: int) -> Pass:
+def _pass(found: dict[str, Any]) -> Pass:
     if found["began"] is None:
         return Pass()
     first = found["first_draw"]
     return Pass(
         began=RandomState.from_plain(found["began"]),
         first_draw=None if first is None else RandomState.from_plain(first),
-        batches=batches,
+        batches=found["batches"],
         loaders=found["loaders"],
     )
 

@@ -110,7 +110,8 @@ class Diary(L.Callback):
         self.pages.append(("batch", batch_idx, batch[0].double().sum().item()))
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.note(trainer, "validation")
+        if not trainer.sanity_checking:
+            self.note(trainer, "validation")
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.note(trainer, "epoch")
@@ -127,7 +128,7 @@ class Fit:
         self.diary = Diary()
         self.qat = QuantizationAwareTraining("w4a8", batches=[images(16).tensors[0]], quantizer_lr_ratio=0.01)
         callbacks = [self.qat, self.diary, *options.pop("callbacks", [])]
-        self.trainer = trainer(folder, *callbacks, **{"num_sanity_val_steps": 1, "epochs": 3, **options})
+        self.trainer = trainer(folder, *callbacks, **{"enable_checkpointing": None, "num_sanity_val_steps": 1, "epochs": 3, **options})
 
     def run(self, ckpt_path: Path | None = None) -> Fit:
         self.trainer.fit(self.module, ckpt_path=ckpt_path, weights_only=True)

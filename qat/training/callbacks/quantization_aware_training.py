@@ -204,7 +204,7 @@ class QuantizationAwareTraining(L.Callback):
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._resume.end_epoch()
+        self._resume.end_epoch(trainer)
         for name, quantizer in quantizers(self.network_of(pl_module)).items():
             if name not in self._alarmed and (what := trouble(quantizer)):
                 self._alarmed.add(name)
