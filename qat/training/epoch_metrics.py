@@ -78,7 +78,7 @@ def _result(trainer: L.Trainer, logged: dict[str, Any], modules: dict[str, Any])
     for part, value in logged["parts"].items():
         setattr(result, part, value.clone())
     if not logged["parts"]:
-        result.value = modules[meta.metric_attribute]
+        result.value = modules[logged["options"]["metric_attribute"]]
     result._update_count = logged["updates"]
     result.has_reset = logged["has_reset"]
     return result

@@ -45,7 +45,8 @@ class Interruption:
     def now(cls, trainer: L.Trainer, asked: int) -> Interruption:
         """asked: batches that were asked of the dataloader in this epoch."""
         loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
-        epochs, batches = loop.epoch_progress.current, steps.batch_progress.current
+        epochs: Any = loop.epoch_progress.current
+        batches: Any = steps.batch_progress.current
         in_epoch = epochs.started > epochs.processed
         in_step = in_epoch and asked > batches.processed
         batch_ends = in_epoch and not in_step and batches.processed > batches.completed
@@ -80,8 +81,9 @@ class Interruption:
         """After on_train_start: what is left of the batch or of the epoch, as far as Lightning will not do it."""
         loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
         if self.validation_due:  # the one that `rewrite` pretended to have begun
-            steps.val_loop.batch_progress.total.ready -= 1
-            steps.val_loop.batch_progress.total.started -= 1
+            pretended: Any = steps.val_loop.batch_progress.total
+            pretended.ready -= 1
+            pretended.started -= 1
         if self.in_epoch:
             loop._restarting = False  # else ReduceLROnPlateau rests at the end of this epoch
         if self.in_epoch and _is_max_limit_reached(steps.global_step, steps.max_steps):

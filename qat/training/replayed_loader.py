@@ -61,7 +61,7 @@ class ReplayedLoader(CombinedLoader):
     def __init__(
         self, loaders: CombinedLoader, interrupted: Callable[[], Pass | None], notes_draws: bool = False
     ) -> None:
-        super().__init__(loaders.iterables, loaders._mode)  # type: ignore[arg-type]
+        super().__init__(loaders.iterables, loaders._mode)
         self.interrupted = interrupted
         self.notes_draws = notes_draws
         self.began: RandomState | None = None

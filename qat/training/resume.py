@@ -39,7 +39,8 @@ class Resume:
     def watch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """From before the train dataloaders are asked for."""
         self._found = self._interrupted = None
-        careful = any(_writes_on_exception(callback) for callback in trainer.callbacks)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        careful = any(_writes_on_exception(callback) for callback in callbacks)
 
         def replayed(hook: Callable[[], Any]) -> Callable[[], Any]:
             def dataloader() -> Any:
@@ -50,6 +51,7 @@ class Resume:
 
             return dataloader
 
+        # through the data source, and not the user's hook: loaders that were given to `fit` have none
         wrap_hook(trainer.fit_loop._data_source, "dataloader", replayed)
         wrap_hook(module, "on_train_start", lambda hook: self._going_on(trainer, module, hook))
 
@@ -74,8 +76,8 @@ class Resume:
             return
         if len(found) != trainer.world_size:
             rank_zero_warn(
-                f"the checkpoint was written by {len(found)} processes and is resumed by {trainer.world_size}: the data come in "
-                "another order than they would have."
+                f"the checkpoint was written by {len(found)} processes and is resumed by {trainer.world_size}: the data come "
+                "in another order than they would have."
             )
             return
         self._found = found[trainer.global_rank]
@@ -88,7 +90,10 @@ class Resume:
             return
         loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._limits = (loop.max_epochs, steps.max_steps)
-        loop.max_epochs, steps.max_steps = ((x + 1 if x is not None and x >= 0 else x) for x in self._limits)
+        if loop.max_epochs is not None and loop.max_epochs >= 0:
+            loop.max_epochs += 1
+        if steps.max_steps >= 0:
+            steps.max_steps += 1
 
     def _going_on(self, trainer: L.Trainer, module: L.LightningModule, hook: Callable[[], None]) -> Callable[[], None]:
         def on_train_start() -> None:
@@ -102,6 +107,7 @@ class Resume:
     def _go_on(self, trainer: L.Trainer, module: L.LightningModule, found: dict[str, Any]) -> None:
         trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = self._limits
         where = Interruption(**found["where"])
+        trainer.fit_loop._last_train_dl_reload_epoch = found["reloaded"]
         self._interrupted = _pass(found)
         epoch_metrics.put_back(trainer, module, found["metrics"])
         parameters = dict(module.named_parameters())
@@ -125,13 +131,15 @@ class Resume:
         loader = trainer.fit_loop._combined_loader
         assert isinstance(loader, ReplayedLoader), "watch() comes before the train dataloaders are asked for"
         where = Interruption.now(trainer, loader.asked)
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         random = loader.before_draw if where.in_step and loader.notes_draws else None
         return {
             "where": asdict(where),
             "random": (random or RandomState.now(loader.generators)).plain(),
             "began": loader.began.plain() if where.in_epoch and loader.began else None,
             "first_draw": loader.first_draw.plain() if where.in_epoch and loader.first_draw else None,
-            "batches": trainer.fit_loop.epoch_loop.batch_progress.current.processed,
+            "reloaded": float(trainer.fit_loop._last_train_dl_reload_epoch),
+            "batches": batches.processed,
             "metrics": epoch_metrics.collect(trainer, module, where.in_epoch),
             "gradients": _gradients(module) if where.accumulating or not module.automatic_optimization else {},
         }
