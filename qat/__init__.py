@@ -1,7 +1,7 @@
 """Quantization-aware training: what you trained is what you deploy, bit for bit."""
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from qat.export import Verification, export_onnx, verify
 from qat.granularity import PerChannel, PerGroup, PerTensor
@@ -34,8 +34,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """`qat.callbacks` needs Lightning and is imported when it is first asked for."""
+def __getattr__(name: str) -> Any:
+    """What training has is imported when it is first asked for: it needs Lightning."""
     if name == "callbacks":
         return importlib.import_module("qat.callbacks")
+    if name == "latest_checkpoint":
+        return importlib.import_module("qat.training.checkpoints").latest_checkpoint
     raise AttributeError(f"module 'qat' has no attribute {name!r}")

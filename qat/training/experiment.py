@@ -19,6 +19,7 @@ from qat.report import Data, Results, write_atomically
 from qat.training import build, float_network, loggers
 from qat.training.callbacks import Report
 from qat.training.check import check_values
+from qat.training.checkpoints import checkpoint_to_resume
 from qat.training.console import Progress, quiet
 from qat.training.datamodule import ImageDataModule
 from qat.transform import Policy, prepare
@@ -72,7 +73,8 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     steps = build.validation_plan(config, len(batches.train_dataloader()))
     logger = build.part(config.logger, "logger", save_dir=str(folder))
     trainer = build.trainer(config, folder, callbacks, logger, **steps)
-    trainer.fit(module, datamodule=batches, ckpt_path=config.resume, weights_only=True)
+    resume = None if config.resume is None else checkpoint_to_resume(config.resume)
+    trainer.fit(module, datamodule=batches, ckpt_path=resume, weights_only=True)
     if report.results is None:
         raise RuntimeError("the fit ended before its report was written.")
     loggers.finish(logger, report.results)
@@ -82,8 +84,8 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
 def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> None:
     """What only shows when the parts meet, on parts that are thrown away."""
     float_network.check_source(config, data)
-    if config.resume is not None and not Path(config.resume).is_file():
-        raise FileNotFoundError(f"resume={config.resume} does not exist: give a checkpoint of this recipe, or null.")
+    if config.resume is not None:
+        checkpoint_to_resume(config.resume)
     prepare(network, policy, torch.zeros(2, *data.image_shape))
     for part in (config, config.float):
         build.classifier(network, part, data)

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.training_epoch_loop import RestartStage
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
 
 BATCHES = "epoch_loop.batch_progress"
@@ -23,17 +24,19 @@ class Interruption:
 
     Args:
         in_epoch: a train epoch is under way.
-        in_step: a batch was drawn that is not trained; only where an exception wrote the checkpoint.
+        in_step: a batch was asked for that is not trained; only where an exception wrote the checkpoint.
+        in_validation: a validation is not over; only where an exception wrote the checkpoint.
         batch_ends: written by on_train_batch_end, so that what follows a batch has not happened.
-        validation_due: and a validation is part of it.
+        validation_due: a validation has to follow; one that was not over begins anew.
         last_batch: the last batch that was drawn was the last of its epoch.
         last_step: it was the last of the fit.
-        epoch_ends: written by on_train_epoch_end.
+        epoch_ends: written by on_train_epoch_end, so that what follows an epoch has not happened.
         accumulating: gradients wait for further batches.
     """
 
     in_epoch: bool = False
     in_step: bool = False
+    in_validation: bool = False
     batch_ends: bool = False
     validation_due: bool = False
     last_batch: bool = False
@@ -50,12 +53,16 @@ class Interruption:
         in_epoch = epochs.started > epochs.processed
         in_step = in_epoch and asked > batches.processed
         batch_ends = in_epoch and not in_step and batches.processed > batches.completed
+        validation = steps.val_loop.batch_progress.current.completed
+        in_validation = in_epoch and trainer.validating and validation < sum(steps.val_loop.max_batches)
         fetcher = loop._data_fetcher
+        follows = batch_ends and fetcher is not None and steps._should_check_val_fx(fetcher)
         return cls(
             in_epoch=in_epoch,
             in_step=in_step,
+            in_validation=in_validation,
             batch_ends=batch_ends,
-            validation_due=bool(batch_ends and fetcher is not None and steps._should_check_val_fx(fetcher)),
+            validation_due=bool(in_validation or follows),
             last_batch=bool(steps._num_ready_batches_reached()),
             last_step=_is_max_limit_reached(steps.global_step, steps.max_steps),
             epoch_ends=not in_epoch and epochs.processed > epochs.completed,
@@ -64,12 +71,12 @@ class Interruption:
 
     def rewrite(self, loops: dict[str, Any]) -> None:
         """Change the loops' state of a checkpoint, in place, into one from which Lightning goes on without skipping."""
-        if self.epoch_ends:
-            _add(loops["epoch_progress"], completed=1)
-        if self.in_step and not self.accumulating:
-            loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds one
+        if not self.in_epoch:
+            for epochs in (loops["epoch_progress"]["total"], loops["epoch_progress"]["current"]):
+                epochs["ready"] = epochs["completed"] = epochs["processed"]
         if self.batch_ends and (self.validation_due or self.last_batch or self.last_step):
-            _add(loops[BATCHES], completed=1)
+            for batches in (loops[BATCHES]["total"], loops[BATCHES]["current"]):
+                batches["completed"] += 1
         if self.validation_due:  # Lightning goes back and finishes a validation that has begun
             validation = loops[VALIDATION]
             done = validation["total"]["completed"]
@@ -92,10 +99,12 @@ class Interruption:
             steps.val_loop._has_run = True  # else another batch is drawn
             steps.update_lr_schedulers("step", update_plateau_schedulers=True)
             steps._batches_that_stepped += 1
-        if self.epoch_ends:
+        if self.in_step:
+            _forget_step(trainer)
+        if not self.in_epoch:
             end_restart(trainer)
-            if self.last_batch:
-                _step_plateau_schedulers(trainer)
+        if self.epoch_ends and self.last_batch:
+            _step_plateau_schedulers(trainer)
 
     def _end_fit(self, trainer: L.Trainer) -> None:
         """No step is left, so that Lightning would not enter its loops: the end of this batch and of its epoch."""
@@ -120,6 +129,12 @@ def _step_plateau_schedulers(trainer: L.Trainer) -> None:
     progress.completed += 1
 
 
-def _add(progress: dict[str, Any], completed: int) -> None:
-    for part in ("total", "current"):
-        progress[part]["completed"] += completed
+def _forget_step(trainer: L.Trainer) -> None:
+    """The batch that was asked for has not been counted."""
+    steps = trainer.fit_loop.epoch_loop
+    steps._restart_stage = RestartStage.NONE
+    batches: Any
+    for batches in (steps.batch_progress.total, steps.batch_progress.current):
+        batches.ready = batches.started = batches.processed = batches.completed
+    if not steps._should_accumulate():
+        steps._batches_that_stepped -= 1  # Lightning adds one

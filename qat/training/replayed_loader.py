@@ -36,12 +36,14 @@ class Pass:
         began: the random state right before it began; None: it had not begun.
         first_draw: the random state right before its first batch; in a first epoch, hooks lie between the two.
         batches: how many of it were trained.
+        then: the random state to go on in; None: that which is found.
         loaders: states of the dataloaders that keep one themselves (torchdata's StatefulDataLoader).
     """
 
     began: RandomState | None = None
     first_draw: RandomState | None = None
     batches: int = 0
+    then: RandomState | None = None
     loaders: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -49,8 +51,8 @@ class ReplayedLoader(CombinedLoader):
     """Lightning's CombinedLoader, which remembers how its pass began, and goes back into one that was interrupted.
 
     Going back means: the random state of then, the same pass from its start, and the batches that were trained drawn again
-    and thrown away; afterwards the random state is as it was before. Worker processes are seeded when a pass begins, so they
-    draw what they drew. What loads in this process need not load again, as its random state is known: only indices are drawn.
+    and thrown away; afterwards the random state is that of the interruption. Worker processes are seeded when a pass begins,
+    so they draw what they drew. What this process loads itself need not be loaded again: only indices are drawn.
 
     Args:
         loaders: the CombinedLoader that Lightning would have used.
@@ -115,7 +117,7 @@ class ReplayedLoader(CombinedLoader):
         if not interrupted.loaders:
             self._skip(interrupted.batches)
         self.asked = interrupted.batches
-        now.put_back(self.generators)
+        (interrupted.then or now).put_back(self.generators)
 
     def _skip(self, batches: int) -> None:
         if len(self.flattened) == 1 and _draws_indices_alone(self.flattened[0]):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch.distributed as dist
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Generator, Tensor
 
 from qat.training import epoch_metrics
+from qat.training.checkpoints import DAMAGES, checkpoint_to_resume, defect
 from qat.training.hooks import unwrap_hook, wrap_hook
 from qat.training.interruption import Interruption, end_restart
+from qat.training.moved_checkpoints import bring_best
 from qat.training.random_state import RandomState
 from qat.training.replayed_loader import Pass, ReplayedLoader
+from qat.training.whole_files import WholeFiles
 
 KEY = "qat_resume"
 """Where a checkpoint keeps what Lightning's own part lacks, for each process."""
@@ -35,10 +40,11 @@ class Resume:
         self._found: dict[str, Any] | None = None
         self._limits: tuple[int | None, int] = (None, -1)
         self._interrupted: Pass | None = None
+        self._before_validation: RandomState | None = None
 
     def watch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """From before the train dataloaders are asked for."""
-        self._found = self._interrupted = None
+        self._found = self._interrupted = self._before_validation = None
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         careful = any(_writes_on_exception(callback) for callback in callbacks)
 
@@ -51,14 +57,21 @@ class Resume:
 
             return dataloader
 
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
+        wrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint", _readable)
         # through the data source, and not the user's hook: loaders that were given to `fit` have none
         wrap_hook(trainer.fit_loop._data_source, "dataloader", replayed)
+        if careful:
+            wrap_hook(module, "on_validation_model_zero_grad", lambda hook: self._noting_validation(trainer, hook))
         wrap_hook(module, "on_train_start", lambda hook: self._going_on(trainer, module, hook))
 
     def stop_watching(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """What `watch` wrapped is as before."""
+        unwrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint")
         unwrap_hook(trainer.fit_loop._data_source, "dataloader")
         unwrap_hook(module, "on_train_start")
+        unwrap_hook(module, "on_validation_model_zero_grad")
 
     def record(self, trainer: L.Trainer, module: L.LightningModule) -> list[dict[str, Any]]:
         """Tensors and plain values, one entry for each process; to be kept in the checkpoint under KEY."""
@@ -71,6 +84,7 @@ class Resume:
 
     def load(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
         """Before Lightning restores its loops; their part of the checkpoint is changed in place."""
+        bring_best(trainer, checkpoint)
         found = checkpoint.get(KEY)
         if found is None:
             return
@@ -86,6 +100,7 @@ class Resume:
 
     def lift_limits(self, trainer: L.Trainer) -> None:
         """In on_fit_start: Lightning enters its loops although no step is left, so that hooks run and the end is not lost."""
+        unwrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint")  # another one is meant from now on
         if self._found is None:
             return
         loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
@@ -94,6 +109,13 @@ class Resume:
             loop.max_epochs += 1
         if steps.max_steps >= 0:
             steps.max_steps += 1
+
+    def _noting_validation(self, trainer: L.Trainer, hook: Callable[[], None]) -> Callable[[], None]:
+        def on_validation_model_zero_grad() -> None:
+            hook()
+            self._before_validation = RandomState.now(_generators(trainer))
+
+        return on_validation_model_zero_grad
 
     def _going_on(self, trainer: L.Trainer, module: L.LightningModule, hook: Callable[[], None]) -> Callable[[], None]:
         def on_train_start() -> None:
@@ -113,9 +135,7 @@ class Resume:
         parameters = dict(module.named_parameters())
         for name, gradient in found["gradients"].items():
             parameters[name].grad = gradient.to(parameters[name].device)
-        loader = trainer.fit_loop._combined_loader
-        generators = loader.generators if isinstance(loader, ReplayedLoader) else []
-        RandomState.from_plain(found["random"]).put_back(generators)
+        RandomState.from_plain(found["random"]).put_back(_generators(trainer))
         where.go_on(trainer)
 
     def end_epoch(self, trainer: L.Trainer) -> None:
@@ -132,17 +152,33 @@ class Resume:
         assert isinstance(loader, ReplayedLoader), "watch() comes before the train dataloaders are asked for"
         where = Interruption.now(trainer, loader.asked)
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        random = loader.before_draw if where.in_step and loader.notes_draws else None
+        random = loader.before_draw if where.in_step else self._before_validation if where.in_validation else None
+        begun = where.in_epoch or (trainer.current_epoch == 0 and loader.asked == 0)
         return {
             "where": asdict(where),
             "random": (random or RandomState.now(loader.generators)).plain(),
-            "began": loader.began.plain() if where.in_epoch and loader.began else None,
-            "first_draw": loader.first_draw.plain() if where.in_epoch and loader.first_draw else None,
+            "began": loader.began.plain() if begun and loader.began else None,
+            "first_draw": loader.first_draw.plain() if begun and loader.first_draw else None,
             "reloaded": float(trainer.fit_loop._last_train_dl_reload_epoch),
             "batches": batches.processed,
             "metrics": epoch_metrics.collect(trainer, module, where.in_epoch),
             "gradients": _gradients(module) if where.accumulating or not module.automatic_optimization else {},
         }
+
+
+def _readable(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """In place of a damaged checkpoint, the one before it."""
+
+    def load_checkpoint(path: str | Path, *args: Any, **options: Any) -> Any:
+        damaged = Path(path).is_file() and defect(Path(path)) in DAMAGES
+        return hook(checkpoint_to_resume(path) if damaged else path, *args, **options)
+
+    return load_checkpoint
+
+
+def _generators(trainer: L.Trainer) -> list[Generator]:
+    loader = trainer.fit_loop._combined_loader
+    return loader.generators if isinstance(loader, ReplayedLoader) else []
 
 
 def _pass(found: dict[str, Any]) -> Pass:
@@ -153,6 +189,7 @@ def _pass(found: dict[str, Any]) -> Pass:
         began=RandomState.from_plain(found["began"]),
         first_draw=None if first is None else RandomState.from_plain(first),
         batches=found["batches"],
+        then=RandomState.from_plain(found["random"]) if found["where"]["in_step"] else None,
         loaders=found["loaders"],
     )
 
