@@ -6,8 +6,7 @@ import pickletools
 import warnings
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
-
+from typing import Any, NamedTuple
 
 DAMAGES = ("is empty", "is damaged")
 """What a checkpoint can be when it was not written to its end, or changed afterwards."""
@@ -107,4 +106,5 @@ def _step(path: Path) -> int:
         raise ValueError("is no checkpoint of Lightning")
     if "optimizer_states" not in values:
         raise ValueError("holds weights alone")
-    return int(values[values.index("global_step") + 1])
+    step: Any = values[values.index("global_step") + 1]
+    return int(step)

@@ -11,7 +11,6 @@ import lightning as L
 
 from qat.report import Training
 
-
 CURVES = ("val_top1", "val_loss", "train_loss")
 
 

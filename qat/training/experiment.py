@@ -37,6 +37,7 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     """
     quiet()
     check_values(config)
+    resume = _resume(config)
     timings: dict[str, float] = {}
     policy = build.policy(config)
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -73,7 +74,6 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     steps = build.validation_plan(config, len(batches.train_dataloader()))
     logger = build.part(config.logger, "logger", save_dir=str(folder))
     trainer = build.trainer(config, folder, callbacks, logger, **steps)
-    resume = None if config.resume is None else checkpoint_to_resume(config.resume)
     trainer.fit(module, datamodule=batches, ckpt_path=resume, weights_only=True)
     if report.results is None:
         raise RuntimeError("the fit ended before its report was written.")
@@ -84,8 +84,6 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
 def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> None:
     """What only shows when the parts meet, on parts that are thrown away."""
     float_network.check_source(config, data)
-    if config.resume is not None:
-        checkpoint_to_resume(config.resume)
     prepare(network, policy, torch.zeros(2, *data.image_shape))
     for part in (config, config.float):
         build.classifier(network, part, data)
@@ -95,11 +93,23 @@ def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData
     build.trainer(config, folder, _callbacks(config, folder, policy, batches), False, enable_checkpointing=True)
 
 
+def _resume(config: DictConfig) -> Path | None:
+    """The checkpoint that a run goes on from."""
+    if config.resume is None:
+        return None
+    if not Path(config.resume).expanduser().exists():
+        raise FileNotFoundError(
+            f"resume={config.resume} does not exist: give the folder of an interrupted run, one of its checkpoints, or null."
+        )
+    return checkpoint_to_resume(config.resume)
+
+
 def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageDataModule) -> list[L.Callback]:
     """Those of the configuration, each with what only the run knows."""
     given: dict[str, dict[str, Any]] = {
         "qat": {"policy": policy, "batches": batches.calibration_batches(config.calibration_images, seed=config.seed)},
         "checkpoint": {"dirpath": str(folder / "checkpoints")},
+        "recent": {"dirpath": str(folder / "checkpoints")},
     }
     if len(batches.data.val) == 0:
         given["checkpoint"]["monitor"] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -95,6 +96,7 @@ class Resume:
             )
             return
         self._found = found[trainer.global_rank]
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         Interruption(**self._found["where"]).rewrite(checkpoint["loops"]["fit_loop"])
         self._found["loaders"] = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
