@@ -75,8 +75,14 @@ class Resume:
         unwrap_hook(module, "on_validation_model_zero_grad")
 
     def record(self, trainer: L.Trainer, module: L.LightningModule) -> list[dict[str, Any]]:
-        """Tensors and plain values, one entry for each process; to be kept in the checkpoint under KEY."""
-        own = self._record(trainer, module)
+        """Tensors and plain values, one entry for each process; to be kept in the checkpoint under KEY.
+
+        Nothing, before the train dataloaders were asked for.
+        """
+        loader = trainer.fit_loop._combined_loader
+        if not isinstance(loader, ReplayedLoader):
+            return []
+        own = self._record(trainer, module, loader)
         if not (dist.is_available() and dist.is_initialized()):
             return [own]
         everybodys: list[Any] = [None] * dist.get_world_size()
@@ -87,7 +93,7 @@ class Resume:
         """Before Lightning restores its loops; their part of the checkpoint is changed in place."""
         bring_best(trainer, checkpoint)
         found = checkpoint.get(KEY)
-        if found is None:
+        if not found:
             return
         if len(found) != trainer.world_size:
             rank_zero_warn(
@@ -149,9 +155,7 @@ class Resume:
         found, self._interrupted = self._interrupted, None
         return found
 
-    def _record(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
-        loader = trainer.fit_loop._combined_loader
-        assert isinstance(loader, ReplayedLoader), "watch() comes before the train dataloaders are asked for"
+    def _record(self, trainer: L.Trainer, module: L.LightningModule, loader: ReplayedLoader) -> dict[str, Any]:
         where = Interruption.now(trainer, loader.asked)
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         random = loader.before_draw if where.in_step else self._before_validation if where.in_validation else None

@@ -233,6 +233,17 @@ def test_after_the_fit_everything_is_the_users_again(tmp_path: Path) -> None:
     assert isinstance(fit.qat, QuantizationAwareTraining)
 
 
+def test_a_checkpoint_may_be_written_before_there_are_data_and_after_the_fit(tmp_path: Path) -> None:
+    class Early(L.Callback):
+        def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / "early.ckpt")
+
+    fit = Fit(tmp_path, shuffled, epochs=1, callbacks=[Early()]).run()
+    fit.trainer.save_checkpoint(tmp_path / "late.ckpt")
+    for name in ("early", "late"):
+        assert Fit(tmp_path, shuffled, epochs=2).run(tmp_path / f"{name}.ckpt").trainer.global_step == 10
+
+
 class _nothing:
     def __enter__(self) -> None: ...
     def __exit__(self, *_: Any) -> None: ...
