@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_without_the_record_it_ends_differently(name: str, tmp_path: Path) -> No
     checkpoint = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
     del checkpoint[KEY]
     torch.save(checkpoint, tmp_path / "without.ckpt")
-    with pytest.warns(match="not resumable") if name == "02_batch_3" else _nothing():
+    with pytest.warns(match="not resumable") if name == "02_batch_3" else nullcontext():
         resumed = Fit(tmp_path, shuffled).run(tmp_path / "without.ckpt")
     assert "['weights']['net.conv1.weight']" in differences(end, resumed.end())
 
@@ -242,8 +243,3 @@ def test_a_checkpoint_may_be_written_before_there_are_data_and_after_the_fit(tmp
     fit.trainer.save_checkpoint(tmp_path / "late.ckpt")
     for name in ("early", "late"):
         assert Fit(tmp_path, shuffled, epochs=2).run(tmp_path / f"{name}.ckpt").trainer.global_step == 10
-
-
-class _nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: Any) -> None: ...
