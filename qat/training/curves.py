@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import lightning as L
 
 from qat.report import Training
+
+CURVES = ("val_top1", "val_loss", "train_loss")
 
 
 @dataclass
@@ -22,6 +26,7 @@ class Curves:
     train_loss: list[float | None] = field(default_factory=list)
     started: float | None = None
     seconds: float = 0.0
+    """Before `start`, those of the fits that this one goes on from."""
 
     def start(self) -> None:
         """The first step begins; what other callbacks do before it is not training."""
@@ -40,8 +45,20 @@ class Curves:
 
     def stop(self) -> None:
         """The fit is over."""
-        if self.started is not None:
-            self.seconds = time.perf_counter() - self.started
+        self.seconds = self._elapsed()
+        self.started = None
+
+    def state(self) -> dict[str, Any]:
+        """Numbers alone, for a checkpoint."""
+        return {**{name: list(getattr(self, name)) for name in CURVES}, "seconds": self._elapsed()}
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """What `state` gave, in the fit that goes on."""
+        for name in (*CURVES, "seconds"):
+            setattr(self, name, state[name])
+
+    def _elapsed(self) -> float:
+        return self.seconds + (0.0 if self.started is None else time.perf_counter() - self.started)
 
     def record(self, trainer: L.Trainer, best_epoch: int) -> Training:
         """For the report; best_epoch counts from 1, 0 where none was validated."""

@@ -20,6 +20,7 @@ from qat.report import Data, Results, write_atomically
 from qat.training import build, float_network, loggers
 from qat.training.callbacks import Report
 from qat.training.check import check_values
+from qat.training.checkpoints import checkpoint_to_resume
 from qat.training.console import Progress, quiet
 from qat.training.datamodule import ImageDataModule
 from qat.training.processes import check_launched, processes_of
@@ -38,6 +39,7 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     """
     quiet()
     check_values(config)
+    resume = _resume(config)
     timings: dict[str, float] = {}
     policy = build.policy(config)
     rank_zero_only(write_atomically)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -80,7 +82,7 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     steps = build.validation_plan(config, len(batches.train_dataloader()) // processes)
     logger = build.part(config.logger, "logger", save_dir=str(folder))
     trainer = build.trainer(config, folder, callbacks, logger, **steps)
-    trainer.fit(module, datamodule=batches, ckpt_path=config.resume, weights_only=True)
+    trainer.fit(module, datamodule=batches, ckpt_path=resume, weights_only=True)
     if report.results is None:
         raise RuntimeError("the fit ended before its report was written.")
     if trainer.is_global_zero:
@@ -91,8 +93,6 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
 def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> int:
     """What only shows when the parts meet, on parts that are thrown away. Returns the number of processes that will train."""
     float_network.check_source(config, data)
-    if config.resume is not None and not Path(config.resume).is_file():
-        raise FileNotFoundError(f"resume={config.resume} does not exist: give a checkpoint of this recipe, or null.")
     prepare(network, policy, torch.zeros(2, *data.image_shape))
     for part in (config, config.float):
         build.classifier(network, part, data)
@@ -105,11 +105,23 @@ def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData
     return processes_of(trainer)
 
 
+def _resume(config: DictConfig) -> Path | None:
+    """The checkpoint that a run goes on from."""
+    if config.resume is None:
+        return None
+    if not Path(config.resume).expanduser().exists():
+        raise FileNotFoundError(
+            f"resume={config.resume} does not exist: give the folder of an interrupted run, one of its checkpoints, or null."
+        )
+    return checkpoint_to_resume(config.resume)
+
+
 def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageDataModule) -> list[L.Callback]:
     """Those of the configuration, each with what only the run knows."""
     given: dict[str, dict[str, Any]] = {
         "qat": {"policy": policy, "batches": batches.calibration_batches(config.calibration_images, seed=config.seed)},
         "checkpoint": {"dirpath": str(folder / "checkpoints")},
+        "recent": {"dirpath": str(folder / "checkpoints")},
     }
     if len(batches.data.val) == 0:
         given["checkpoint"]["monitor"] = None

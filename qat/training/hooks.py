@@ -1,4 +1,4 @@
-"""A hook of one LightningModule instance, replaced for a while."""
+"""A hook of one object, of a LightningModule for example, replaced for a while."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import lightning as L
-
 _BEFORE = "_hook_before_qat"
 
 
-def wrap_hook(module: L.LightningModule, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def wrap_hook(module: object, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Make `around(hook)` the hook `name` of this instance. A wrapper that an interrupted run left behind goes first."""
     unwrap_hook(module, name)
     hook = getattr(module, name)
@@ -20,7 +18,7 @@ def wrap_hook(module: L.LightningModule, name: str, around: Callable[[Callable[.
     vars(module)[name] = wrapper
 
 
-def unwrap_hook(module: L.LightningModule, name: str) -> None:
+def unwrap_hook(module: object, name: str) -> None:
     """The hook as it was before `wrap_hook`; nothing if it was not wrapped."""
     wrapper = vars(module).get(name)
     if wrapper is None or not hasattr(wrapper, _BEFORE):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from torch.utils._pytree import tree_leaves
 
 import qat
 from qat.report import read_results, timing_free
@@ -152,18 +154,55 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(first: Run, cache: Path,
     assert resumed.results["rows"][:4][3]["note"].startswith("predicts the same class as PTQ MSE")
 
 
-def test_a_killed_run_leaves_no_results(cache: Path, first: Run, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "train.py"), "hydra.run.dir=run", *TINY[:1], "trainer.max_epochs=5000"]
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment(cache), stdout=subprocess.DEVNULL)
+def kill_at(step: int, where: Path, cache: Path, *overrides: str) -> Path:
+    """SIGKILL to a run once the checkpoint of a step is there. Returns the run's folder."""
+    where.mkdir()
+    command = [sys.executable, str(ROOT / "train.py"), "hydra.run.dir=run", *overrides]
+    running = subprocess.Popen(command, cwd=where, env=environment(cache), stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
-        while not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists():
+        while not (where / "run" / "checkpoints" / f"step_{step}.ckpt").exists():
             assert running.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.2)
+            time.sleep(0.001)
     finally:
         running.send_signal(signal.SIGKILL)
         running.wait()
-    names = {path.name for path in (tmp_path / "run").iterdir()}
+    return where / "run"
+
+
+def test_a_killed_run_leaves_no_results_and_ends_as_if_it_had_not_been_killed(
+    first: Run, cache: Path, tmp_path: Path
+) -> None:
+    step = random.SystemRandom().randint(1, 17)
+    often = [*TINY, "callbacks.recent.train_time_interval.seconds=0"]
+    killed = kill_at(step, tmp_path / "killed", cache, *often)
+    names = {path.name for path in killed.iterdir()}
     assert not names & {"results.json", "report.md", "model.onnx", "float.onnx"}
     assert "config.yaml" in names
+    resumed = train(tmp_path / "resumed", cache, *often, f"resume={killed}")
+    assert without_command(resumed) == without_command(first), f"killed at step {step}"
+    assert (resumed.folder / "model.onnx").read_bytes() == (first.folder / "model.onnx").read_bytes()
+    best, same = (torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True) for run in (resumed, first))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        ours, theirs = tree_leaves(best[part]), tree_leaves(same[part])
+        pairs = zip(ours, theirs, strict=True)
+        assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs), part
+
+
+def without_command(run: Run) -> dict[str, Any]:
+    """Results without what says how the run was started."""
+    return {key: value for key, value in timing_free(run.results).items() if key not in ("command", "config")}
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_after_its_last_step_writes_its_results(first: Run, cache: Path, tmp_path: Path) -> None:
+    """Also where the newest checkpoint was not written to its end."""
+    killed = kill_at(18, tmp_path / "killed", cache, *TINY, "callbacks.recent.train_time_interval.seconds=0")
+    resumed = train(tmp_path / "resumed", cache, *TINY, f"resume={killed}")
+    assert without_command(resumed) == without_command(first)
+    last = killed / "checkpoints" / "step_18.ckpt"
+    last.write_bytes(last.read_bytes()[:10_000])
+    again = train(tmp_path / "again", cache, *TINY, f"resume={last}")
+    assert "step_18.ckpt is damaged" in again.said
+    assert without_command(again) == without_command(first)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from qat.training.network import find_network, is_root
 from qat.training.parameter_groups import slow_down, split_groups, without_optimizer
 from qat.training.policy_record import KEY, check_same, plain
 from qat.training.processes import check_model_comes_back, check_strategy, take_from_rank_zero
+from qat.training.resume import KEY as RESUME_KEY
+from qat.training.resume import Resume
 from qat.transform import Policy, calibrate, is_prepared, load_policy, mode, prepare_, quantizers
 from qat.transform.processes import check_equal, share
 
@@ -97,6 +100,7 @@ class QuantizationAwareTraining(L.Callback):
         self._alarmed: set[str] = set()
         self._watch: Watch | None = None
         self._in_float = ExitStack()
+        self._resume = Resume()
 
     # Structure -------------------------------------------------------------------------------------------------------
 
@@ -113,6 +117,7 @@ class QuantizationAwareTraining(L.Callback):
         wrap_hook(pl_module, "on_load_checkpoint", self._checking_checkpoint)
         if stage == "fit":
             wrap_hook(pl_module, "configure_optimizers", lambda hook: self._splitting_groups(pl_module, hook))
+            self._resume.watch(trainer, pl_module)
         self._go_first(trainer, pl_module, stage)
 
     def _go_first(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
@@ -154,6 +159,7 @@ class QuantizationAwareTraining(L.Callback):
         for name in ("configure_model", "on_load_checkpoint", "configure_optimizers"):
             unwrap_hook(pl_module, name)
         self._in_float.close()
+        self._resume.stop_watching(trainer, pl_module)
         if self.compile and self.network_name is not None:
             run_as_written(self.network_of(pl_module))
 
@@ -168,6 +174,12 @@ class QuantizationAwareTraining(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {"policy": plain(self.policy), "network": self.network_name}
+        if trainer.state.fn == TrainerFn.FITTING:
+            checkpoint[RESUME_KEY] = self._resume.record(trainer, pl_module)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._resume.load(trainer, checkpoint)
 
     def _checking_checkpoint(self, hook: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
         """Before the weights are restored: afterwards all that is left to say is which of a hundred names do not fit."""
@@ -203,6 +215,7 @@ class QuantizationAwareTraining(L.Callback):
         slow_scales_in_swa(trainer, self.quantizer_lr_ratio)
         self._alarmed.clear()
         self._watch = Watch(network)
+        self._resume.lift_limits(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -277,6 +290,7 @@ class QuantizationAwareTraining(L.Callback):
             compile_in_place(self.network_of(pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._resume.end_epoch(trainer)
         check_equal(self.network_of(pl_module), f"at the end of epoch {trainer.current_epoch}")
         for name, quantizer in quantizers(self.network_of(pl_module)).items():
             if name not in self._alarmed and (what := trouble(quantizer)):

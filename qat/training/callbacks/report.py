@@ -77,13 +77,21 @@ class Report(L.Callback):
         self.curves = Curves(*self.names)
         self.step0: nn.Module | None = None
         self.results: Results | None = None
+        self._resumed: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         companion(trainer, QuantizationAwareTraining, self)
         if stage == "fit":
             self.results = self.step0 = None
+            self._resumed = {}
             if not has_test_data(trainer, pl_module, self.dataloaders):
                 raise ValueError(NO_TEST_DATA)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.curves.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         qat = companion(trainer, QuantizationAwareTraining, self)
@@ -97,6 +105,8 @@ class Report(L.Callback):
         if trainer.is_global_zero:
             print_sites(*records.sites(network))
         self.curves = Curves(*self.names)
+        if self._resumed:
+            self.curves.go_on_from(self._resumed)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.curves.start()
