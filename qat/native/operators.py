@@ -64,8 +64,9 @@ def _native() -> Kernels:
 
 
 def _registered(function: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
-    """shapes: the same function without values."""
-    operator = torch.library.custom_op(f"qat::{function.__name__}", function, mutates_args=())
+    """shapes: the same function without values. Any memory order will do: the compiler need not copy into the usual one."""
+    name, tags = f"qat::{function.__name__}", [torch.Tag.flexible_layout]
+    operator = torch.library.custom_op(name, function, mutates_args=(), tags=tags)
     operator.register_fake(shapes)
     return operator
 

@@ -19,7 +19,7 @@ def defined_in(file: str) -> set[str]:
 
 @pytest.mark.parametrize("row", SCENARIOS, ids=lambda row: row.split("|")[1].strip())
 def test_every_scenario_names_a_test_that_exists(row: str) -> None:
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", row.split("|")[-2])
+    named = re.findall(r"`([\w/.]+\.py)::(\w+)`", row.split("|")[-2])
     assert named, "the last column names no test"
     for file, test in named:
         assert test in defined_in(file), f"{file} has no {test}"
