@@ -16,8 +16,9 @@ class KL(Histogram):
     """Searches the range whose quantized distribution Q diverges least from the clipped one, P: min KL(P || Q).
 
     P is the histogram with everything outside of the range moved into its outermost bins; Q spreads what lies inside, code by
-    code, evenly over the bins that P occupies. Made for activations: a histogram of a few hundred weights has gaps that no
-    divergence can see through.
+    code, evenly over the bins that P occupies. Zeros do not count, as in NVIDIA's own calibrator: behind a ReLU they are half
+    of all values, every range holds them exactly, and an evenly spread code 0 would drive the range towards nothing. Made for
+    activations: a histogram of a few hundred weights has gaps that no divergence can see through.
 
     Differs from the paper: signed grids keep their sign (the paper takes |x|), affine grids move one end at a time, and
     candidates are fractions of the full range, so that one search serves every number of bits.
@@ -44,7 +45,7 @@ class KL(Histogram):
 
     def _best(self, candidate: Callable[[float], tuple[Tensor, Tensor]]) -> Tensor:
         """The fraction in (0, 1], one a row, whose candidate(fraction) -> (lo, hi) diverges least."""
-        counts, centers = self._seen(self.counts).double(), self.centers()
+        counts, centers = self._without_zeros(), self.centers()
         if self.spec.symmetric and not self.spec.grid.signed:
             counts = torch.where(centers > 0, counts, 0.0)  # what such a grid cannot hold says nothing about its range
         best = torch.ones(len(counts), device=counts.device)
@@ -56,6 +57,13 @@ class KL(Histogram):
             smallest = torch.where(better, found, smallest)
             best = torch.where(better, fraction, best)
         return best
+
+    def _without_zeros(self) -> Tensor:
+        """The counts, float64, with the bin of 0.0 as full as its neighbour."""
+        counts = self._seen(self.counts).double()
+        zero = self.BINS // 2
+        counts[:, zero] = counts[:, zero + 1]
+        return counts
 
     def _divergence(self, counts: Tensor, centers: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         """KL(P || Q) of the range [lo, hi] in nats, one a row; infinite where Q is 0 and P is not."""
