@@ -21,7 +21,7 @@ class AdaRound(Pass):
     """
 
     def __init__(
-        self, iterations: int = 1000, batch_size: int = 32, lr: float = 1e-2, regularization: float = 0.01
+        self, iterations: int = 500, batch_size: int = 32, lr: float = 1e-2, regularization: float = 0.01
     ) -> None:
         self.reconstruction = Reconstruction(iterations, batch_size, lr, regularization=regularization)
 

@@ -25,7 +25,7 @@ class BRECQ(Pass):
 
     def __init__(
         self,
-        iterations: int = 1000,
+        iterations: int = 500,
         batch_size: int = 32,
         lr: float = 1e-2,
         scale_lr: float = 1e-3,

@@ -30,7 +30,7 @@ class Reconstruction:
     `beta_start` to `beta_end` on a cosine after the first `warmup` of the iterations, which have none.
     """
 
-    iterations: int = 1000
+    iterations: int = 500
     batch_size: int = 32
     lr: float = 1e-2
     scale_lr: float = 0.0

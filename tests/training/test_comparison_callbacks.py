@@ -12,6 +12,7 @@ from people import LIGHTNING, Classifier, Data, Itself, images, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from qat.ptq import AdaRound, Calibrate
 from qat.report import read_results
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from qat.training.callbacks.ptq_baselines import label
@@ -192,10 +193,10 @@ def test_a_network_that_was_prepared_by_hand_has_no_baselines(tmp_path: Path) ->
 def test_observers_have_names_for_people() -> None:
     assert label("MinMax") == "min-max"
     assert label({"_target_": "qat.observers.MSE"}) == "MSE"
-    assert list(PTQBaselines({"mine": "MSE"}).observers) == ["mine"]
+    assert list(PTQBaselines({"mine": [Calibrate("MSE")]}).ladder) == ["mine"]
     with pytest.raises(ValueError, match="'Foo' is no observer: write one of"):
         PTQBaselines(["Foo"])
-    with pytest.raises(ValueError, match="PTQBaselines has no observers"):
+    with pytest.raises(ValueError, match="PTQBaselines has nothing to compare with"):
         PTQBaselines([])
 
 
