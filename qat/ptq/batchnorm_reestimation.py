@@ -11,10 +11,11 @@ from qat.ptq.workpiece import Workpiece
 
 
 class BatchNormReestimation(Pass):
-    """Moves the statistics of every BatchNorm as far as quantization moved those of its input, on all calibration data.
+    """Moves the statistics of every BatchNorm so that its output has the mean and variance of the float network's.
 
-    mean' = mean + E[x^] - E[x], variance' = variance Var[x^] / Var[x], with x the input in the float network and x^ in the
-    quantized one, behind the re-estimated BatchNorms before it. A BatchNorm that runs twice takes its first input.
+    variance' = variance Var[x^] / Var[x] and mean' = E[x^] - (E[x] - mean) sqrt(variance' / variance), over all calibration
+    data, with x the input in the float network and x^ in the quantized one, behind the re-estimated BatchNorms before it. A
+    BatchNorm that runs twice takes its first input.
 
     Differs from the papers: they replace the statistics by those of x^. That also takes over by how much some calibration
     images, without augmentation, differ from all training images, which on a few hundred images costs more than it brings.
@@ -35,10 +36,9 @@ class BatchNormReestimation(Pass):
 def _move(norm: nn.BatchNorm1d | nn.BatchNorm2d, after: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> None:
     if norm.running_mean is None or norm.running_var is None:
         return
-    norm.running_mean += (after[0] - before[0]).to(norm.running_mean)
-    variance = norm.running_var.double() + norm.eps
-    norm.running_var.copy_(variance * (after[1] + norm.eps) / (before[1] + norm.eps) - norm.eps)
-    norm.running_var.clamp_(min=0.0)
+    wider = (after[1] + norm.eps) / (before[1] + norm.eps)
+    norm.running_mean.copy_(after[0] - (before[0] - norm.running_mean.double()) * wider.sqrt())
+    norm.running_var.copy_(((norm.running_var.double() + norm.eps) * wider - norm.eps).clamp(min=0.0))
 
 
 def _statistics(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
