@@ -48,6 +48,9 @@ class KL(Histogram):
         counts, centers = self._without_zeros(), self.centers()
         if self.spec.symmetric and not self.spec.grid.signed:
             counts = torch.where(centers > 0, counts, 0.0)  # what such a grid cannot hold says nothing about its range
+        used = counts.sum(dim=0).nonzero()
+        if len(used):
+            counts, centers = (x[:, int(used[0]) : int(used[-1]) + 1] for x in (counts, centers))
         best = torch.ones(len(counts), device=counts.device)
         smallest = torch.full_like(best, torch.inf, dtype=torch.float64)
         for step in range(self.candidates, 0, -1):
