@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from networks import OptionA, build, images
+from torch import nn
 
 import qat
 
@@ -23,6 +25,13 @@ def test_the_library_example_runs(tmp_path, monkeypatch):
     exec(code, scope)
     assert scope["check"].exact
     assert (tmp_path / "model.onnx").is_file()
+
+
+def test_the_example_of_passes_runs():
+    code = next(block for block in BLOCKS if "apply_passes(" in block)
+    scope = {"model": nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), "batches": [torch.randn(32, 4)]}
+    exec(code, scope)
+    assert qat.convert(scope["quantized"])(torch.randn(5, 4)).shape == (5, 2)
 
 
 def test_the_policies_load():

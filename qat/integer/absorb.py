@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from qat.nn import QuantizedLayer
+from qat.nn import QuantizedLayer, affine_of
 
 BIAS_LIMIT = 2.0**30
 """|bias| in units of the accumulator stays below this, so bias + products fit int32."""
@@ -60,15 +59,3 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x_scale: float) -> Int
         stored = raised.float()
         unit = torch.tensor(x_scale, device=stored.device) * stored
         return IntegerWeights(codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored)
-
-
-def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """(gain, shift) of a BatchNorm in evaluation mode, float64 (channels,). Raises ValueError without running statistics."""
-    assert isinstance(norm, _BatchNorm)
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a BatchNorm with track_running_stats=False has no constants to absorb.")
-    gain = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        gain = gain * norm.weight.double()
-    shift = -norm.running_mean.double() * gain
-    return gain, shift if norm.bias is None else shift + norm.bias.double()

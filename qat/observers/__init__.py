@@ -1,10 +1,11 @@
 """First guesses of a range from data. One class a file; adding one costs a file here and a YAML in `configs/observer/`."""
 
 from qat.observers.base import Observer
+from qat.observers.kl import KL
 from qat.observers.mean_abs import MeanAbs
 from qat.observers.min_max import MinMax
 from qat.observers.moving_average import MovingAverage
 from qat.observers.mse import MSE
 from qat.observers.percentile import Percentile
 
-__all__ = ["MSE", "MeanAbs", "MinMax", "MovingAverage", "Observer", "Percentile"]
+__all__ = ["KL", "MSE", "MeanAbs", "MinMax", "MovingAverage", "Observer", "Percentile"]

@@ -69,7 +69,10 @@ class Quantizer(nn.Module):
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:
         """Start from the real range [lo, hi], each (n_qparams,). In place; marks the quantizer initialized."""
-        qparams = self.spec.qparams(lo, hi)
+        self.set_qparams(self.spec.qparams(lo, hi))
+
+    def set_qparams(self, qparams: QParams) -> None:
+        """Start from this scale and zero-point, each (n_qparams,). In place; marks the quantizer initialized."""
         with torch.no_grad():
             self.zero_point.copy_(qparams.zero_point)
             self._store(qparams)

@@ -130,6 +130,8 @@ def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageD
         for name, options in config.callbacks.items()
         if options is not None
     ]
+    if config.ptq.get("_target_"):
+        found.append(build.part(config.ptq, "ptq"))
     if config.export.get("_target_"):
         files = {key: folder / config.export[key] for key in ("path", "float_path") if config.export.get(key)}
         found.append(build.part(config.export, "export", **files))

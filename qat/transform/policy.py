@@ -156,13 +156,17 @@ class Policy:
             return activation
         return replace(activation, bits=self.residual_bits)
 
-    def with_parts(self, quantizer: Part, observer: Part) -> Policy:
+    def with_parts(self, quantizer: Part, observer: Part, weight_observer: Part | None = None) -> Policy:
         """The same policy with another quantizer and observer everywhere: how PTQ baselines are made."""
 
-        def swap(tensor: TensorRule | None) -> TensorRule | None:
+        def swap(tensor: TensorRule | None, observer: Part) -> TensorRule | None:
             return None if tensor is None else replace(tensor, quantizer=quantizer, observer=observer)
 
-        rules = {n: replace(r, weight=swap(r.weight), activation=swap(r.activation)) for n, r in self.rules.items()}
+        of_weights = observer if weight_observer is None else weight_observer
+        rules = {
+            n: replace(r, weight=swap(r.weight, of_weights), activation=swap(r.activation, observer))
+            for n, r in self.rules.items()
+        }
         return replace(self, rules=rules)
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import qat
 from qat.report import read_results, timing_free
 
 ROOT = Path(__file__).parents[2]
-TINY = ["float.epochs=2", "trainer.max_epochs=2", "calibration_images=128"]
+TINY = ["float.epochs=2", "trainer.max_epochs=2", "calibration_images=128", "ptq=quick"]
 
 
 class Run(NamedTuple):

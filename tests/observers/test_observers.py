@@ -10,7 +10,7 @@ from torch import Tensor
 
 import qat.observers
 from qat import Grid, PerChannel, QuantSpec
-from qat.observers import MSE, MeanAbs, MinMax, MovingAverage, Observer, Percentile
+from qat.observers import KL, MSE, MeanAbs, MinMax, MovingAverage, Observer, Percentile
 
 CLASSES = [getattr(qat.observers, name) for name in qat.observers.__all__ if name != "Observer"]
 SPECS = {
@@ -287,15 +287,61 @@ def test_mse_of_an_unsigned_grid_searches_what_it_can_hold() -> None:
     assert (searched <= mse(positive, spec, *seen(MinMax(spec), x)) * 1.05).all()
 
 
+def divergence(counts: np.ndarray, centers: np.ndarray, spec: QuantSpec, reach: float) -> float:
+    """KL(P || Q) of one candidate, bin by bin: P clipped, Q spread evenly over the bins of its code that P occupies."""
+    scale = reach / spec.grid.qmax
+    lowest = -spec.grid.qmax - 0.5 if spec.grid.signed else -0.5
+    steps = centers / scale
+    inside = np.flatnonzero((steps > lowest) & (steps < spec.grid.qmax + 0.5))
+    p = np.zeros(len(counts))
+    p[inside] = counts[inside]
+    p[inside[0]] += counts[: inside[0]].sum()
+    p[inside[-1]] += counts[inside[-1] + 1 :].sum()
+    codes, q = np.rint(steps), np.zeros(len(counts))
+    for code in np.unique(codes[inside]):
+        bins = [i for i in inside if codes[i] == code]
+        full = [i for i in bins if p[i] > 0]
+        q[full] = sum(counts[i] for i in bins) / max(len(full), 1)
+    p, q = p / p.sum(), q / q.sum()
+    if ((p > 0) & (q == 0)).any():
+        return float("inf")
+    return float(sum(p[i] * np.log(p[i] / q[i]) for i in np.flatnonzero(p)))
+
+
+@pytest.mark.parametrize("kind", ["signed", "unsigned"])
+def test_kl_finds_the_smallest_divergence_of_its_candidates(kind: str) -> None:
+    spec, x = SPECS[kind], data(rows=1, n=50_000)
+    x = x.relu() if kind == "unsigned" else x
+    observer = KL(spec, candidates=20)
+    found = seen(observer, *x.split(20_000, dim=1))[1].item()
+    reach = float(2 ** np.ceil(np.log2(x.abs().max().item())))
+    counts, edges = np.histogram(x.numpy(), bins=KL.BINS, range=(-reach, reach))
+    middle = KL.BINS // 2
+    counts[middle] = counts[middle + 1]  # zeros do not count
+    if kind == "unsigned":
+        counts[:middle] = 0
+    largest = x.abs().max().item() if kind == "signed" else x.max().item()
+    tried = {k: divergence(counts, (edges[:-1] + edges[1:]) / 2, spec, largest * k / 20) for k in range(1, 21)}
+    assert found == pytest.approx(largest * min(tried, key=tried.__getitem__) / 20, rel=1e-5)
+    assert 0.1 * largest < found < 0.9 * largest  # neither end of the search
+
+
+def test_kl_does_not_mind_how_many_zeros_there_are() -> None:
+    x = data(rows=1, n=5000).relu()
+    more = torch.cat([x, torch.zeros(1, 50_000)], dim=1)
+    assert torch.equal(seen(KL(SPECS["unsigned"]), x)[1], seen(KL(SPECS["unsigned"]), more)[1])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda spec: KL(spec, candidates=0), "candidates=0 must be at least 1: write for example 100"),
         (lambda spec: MSE(spec, candidates=0), "candidates=0 must be at least 1: write for example 100"),
         (lambda spec: Percentile(spec, 50.0), r"percentile=50.0 must lie in \(50, 100\]: write for example 99.99"),
         (lambda spec: Percentile(spec, 100.1), r"percentile=100.1 must lie in"),
         (lambda spec: MovingAverage(spec, 1.0), r"momentum=1.0 of MovingAverage must lie in \[0, 1\): write"),
     ],
-    ids=["mse", "percentile", "percentile_high", "moving_average"],
+    ids=["kl", "mse", "percentile", "percentile_high", "moving_average"],
 )
 def test_impossible_options_say_what_to_write(make: Callable[[QuantSpec], Observer], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -52,7 +52,14 @@ MISTAKES = {
         ["calibration_images=5000"],
         "n_images=5000 is not possible: the train split has 1167",
     ),
-    "observer": (["callbacks.ptq.observers=[Foo]"], "'Foo' is no observer: write one of"),
+    "observer": (
+        ["+ptq.ladder.mine=[{_target_: qat.ptq.Calibrate, observer: Foo}]"],
+        "'Foo' is no observer: write one of",
+    ),
+    "order of passes": (
+        ["+ptq.ladder.mine=[{_target_: qat.ptq.AdaRound}]"],
+        "ladder 'mine': a list of passes has Calibrate once, this one 0 times.",
+    ),
     "ratio": (["callbacks.qat.quantizer_lr_ratio=-1"], "quantizer_lr_ratio=-1 is negative"),
     "trainer option": (["+trainer.foo=1"], "trainer cannot be built: Trainer.__init__() got an unexpected keyword"),
     "resume": (["resume=/nowhere.ckpt"], "resume=/nowhere.ckpt does not exist"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import people
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -12,6 +13,7 @@ from people import LIGHTNING, Classifier, Data, Itself, images, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from qat.ptq import AdaRound, Calibrate, CrossLayerEqualization
 from qat.report import read_results
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from qat.training.callbacks.ptq_baselines import label
@@ -192,11 +194,42 @@ def test_a_network_that_was_prepared_by_hand_has_no_baselines(tmp_path: Path) ->
 def test_observers_have_names_for_people() -> None:
     assert label("MinMax") == "min-max"
     assert label({"_target_": "qat.observers.MSE"}) == "MSE"
-    assert list(PTQBaselines({"mine": "MSE"}).observers) == ["mine"]
+    assert list(PTQBaselines({"mine": [Calibrate("MSE")]}).ladder) == ["mine"]
     with pytest.raises(ValueError, match="'Foo' is no observer: write one of"):
         PTQBaselines(["Foo"])
-    with pytest.raises(ValueError, match="PTQBaselines has no observers"):
+    with pytest.raises(ValueError, match="PTQBaselines has nothing to compare with"):
         PTQBaselines([])
+
+
+def test_training_does_not_depend_on_the_ladder(tmp_path: Path) -> None:
+    ladder = {
+        "PTQ AdaRound": [CrossLayerEqualization(), Calibrate("MinMax"), AdaRound(3)],
+        "PTQ": [Calibrate("MinMax")],
+    }
+    found = []
+    for rungs in (ladder, {"PTQ": ladder["PTQ"]}):
+        torch.manual_seed(5)
+        model, ptq = Classifier(), PTQBaselines(rungs)
+        trainer(tmp_path, MAKERS["qat"](tmp_path), ptq).fit(model, datamodule=Data())
+        assert list(ptq.networks) == list(ptq.seconds) == list(rungs)
+        found.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_a_list_of_passes_that_needs_a_graph_is_left_out_where_there_is_none(tmp_path: Path) -> None:
+    class Net(people.Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if x.sum() != 0 else -x)
+
+    class Branching(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+    ptq = PTQBaselines({"PTQ MSE": [Calibrate()], "PTQ AdaRound": [Calibrate(), AdaRound(1)]})
+    with pytest.warns(UserWarning, match=r"PTQ AdaRound is left out: Net cannot be traced"):
+        trainer(tmp_path, MAKERS["qat"](tmp_path), ptq).fit(Branching(), datamodule=Data())
+    assert list(ptq.networks) == ["PTQ MSE"]
 
 
 def test_results_are_plain_json(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def rule(**changes: Any) -> dict[str, Any]:
             rule(weight={"bits": 4, "quantizer": "LSQQ"}),
             "'LSQQ' is no quantizer: write one of LSQ, Mode, Quantizer, Static",
         ),
-        (rule(weight={"bits": 4, "observer": "LSQ"}), "'LSQ' is no observer: write one of MSE, MeanAbs"),
+        (rule(weight={"bits": 4, "observer": "LSQ"}), "'LSQ' is no observer: write one of KL, MSE, MeanAbs"),
         (rule(weight={"bits": 4, "observer": "no.such.Thing"}), "'no.such.Thing' is no observer"),
         (rule(weight={"bits": 4, "observer": "os.system"}), "'os.system' is no observer"),
         (rule(activation={"bits": 8, "granularity": "per_channel"}), "an activation has one scale; write per_tensor"),

@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from qat.ptq import Calibrate, NoGraph, Pass, apply_passes, check_order
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining, companion
-from qat.transform import prepare
-from qat.transform.policy import Part, TensorRule
+from qat.training.progress_bar import progress_bar
+from qat.transform.policy import Part
+
+log = logging.getLogger(__name__)
 
 LABELS = {"MinMax": "min-max", "MovingAverage": "moving average", "Percentile": "percentile", "MeanAbs": "mean-abs"}
 """How tables call an observer, where that is not its class name."""
 
 
 class PTQBaselines(L.Callback):
-    """Calibrates one `Static` network for each observer, before the first training step.
+    """Applies each list of PTQ passes to the float network, before the first training step.
 
     Needs a `QuantizationAwareTraining` beside it, in any order: the float network, the policy and the calibration images are
-    that callback's. `networks` holds the results; `Report` measures them.
+    that callback's. `networks` holds the results; `Report` measures them. What training does afterwards does not depend on
+    the passes: they have random numbers of their own. A list that needs the graph of a network that cannot be traced is left
+    out, with a warning.
 
         trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w4a8"), PTQBaselines(), Report()])
+        PTQBaselines({"PTQ AdaRound": [qat.ptq.Calibrate("MSE"), qat.ptq.AdaRound()]})
 
     Args:
-        observers: class names or {"_target_": ..., option: value}; or a mapping from the name in tables to one of these.
+        ladder: passes by the name that tables give them; or observers, each of which makes a list of one `Calibrate`: class
+            names or {"_target_": ..., option: value}.
+        seed: of the passes' random numbers.
 
     Raises:
-        ValueError: an observer does not exist, or no observers are given.
+        ValueError: there are no passes, they are in an impossible order, or an observer does not exist.
     """
 
-    def __init__(self, observers: Sequence[Part] | Mapping[str, Part] = ("MinMax", "MSE")) -> None:
-        if not observers:
-            raise ValueError("PTQBaselines has no observers: write for example observers=['MinMax', 'MSE'].")
-        named: Mapping[str, Part] = (
-            observers if isinstance(observers, Mapping) else {f"PTQ {label(part)}": part for part in observers}
+    def __init__(
+        self, ladder: Mapping[str, Sequence[Pass]] | Sequence[Part] = ("MinMax", "MSE"), seed: int = 0
+    ) -> None:
+        if not ladder:
+            raise ValueError("PTQBaselines has nothing to compare with: write for example ladder=['MinMax', 'MSE'].")
+        named: Mapping[str, Sequence[Pass]] = (
+            ladder if isinstance(ladder, Mapping) else {f"PTQ {label(part)}": [Calibrate(part)] for part in ladder}
         )
-        for part in named.values():
-            TensorRule(bits=8, quantizer="Static", observer=part)  # says now what is wrong with it
-        self.observers: dict[str, Part] = dict(named)
+        for name, passes in named.items():
+            try:
+                check_order(passes)
+            except ValueError as error:
+                raise ValueError(f"ladder {name!r}: {error}") from None
+        self.ladder: dict[str, Sequence[Pass]] = dict(named)
+        self.seed = seed
         self.networks: dict[str, nn.Module] = {}
-        """Calibrated networks by name, on the CPU."""
+        """Quantized networks by name, on the CPU."""
         self.seconds: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -55,12 +72,19 @@ class PTQBaselines(L.Callback):
                 "PTQBaselines needs the float network, but it was prepared before the Trainer saw it: give "
                 "QuantizationAwareTraining the LightningModule with its float network."
             )
-        for name, part in self.observers.items():
+        network = copy.deepcopy(qat.float_network).to(pl_module.device)
+        batches = list(qat.calibration_batches(trainer, pl_module))
+        for name, passes in self.ladder.items():
             start = time.perf_counter()
-            network = prepare(qat.float_network, qat.policy.with_parts("Static", part))
-            qat.calibrate(trainer, pl_module, network.to(pl_module.device))
-            self.networks[name] = network.cpu()
+            try:
+                with progress_bar(name) as listener:
+                    quantized = apply_passes(passes, network, qat.policy, batches, self.seed, listener)
+            except NoGraph as reason:
+                rank_zero_warn(f"{name} is left out: {reason}")
+                continue
+            self.networks[name] = quantized.cpu()
             self.seconds[name] = time.perf_counter() - start
+            log.info("%s: %.1f minutes", name, self.seconds[name] / 60)
 
 
 def label(part: Any) -> str:

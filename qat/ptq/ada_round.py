@@ -1,0 +1,29 @@
+"""AdaRound (Nagel et al. 2020, "Up or down? Adaptive rounding for post-training quantization", arXiv:2004.10568)."""
+
+from __future__ import annotations
+
+from qat.ptq.base import Pass
+from qat.ptq.reconstruction import Reconstruction
+from qat.ptq.segment import layer_segments
+from qat.ptq.workpiece import Workpiece
+
+
+class AdaRound(Pass):
+    """Learns for every weight whether it is rounded up or down, layer by layer.
+
+    Minimises |f(W x) - f(W~ x^)|^2 plus regularizer (eq. 25): f is the BatchNorm and activation function behind the layer, x
+    the float network's input, x^ that of the quantized layers before it. Afterwards the layer's weight lies on its grid.
+
+    Differs from the paper: fewer iterations (10,000 there) at the same learning rate, and BatchNorm is not folded.
+
+    Args:
+        iterations: Adam steps for each layer. batch_size: images in each. lr: of V. regularization: lambda of eq. 21.
+    """
+
+    def __init__(
+        self, iterations: int = 500, batch_size: int = 32, lr: float = 1e-2, regularization: float = 0.01
+    ) -> None:
+        self.reconstruction = Reconstruction(iterations, batch_size, lr, regularization=regularization)
+
+    def apply(self, piece: Workpiece) -> None:
+        self.reconstruction.along(piece, layer_segments, "AdaRound")

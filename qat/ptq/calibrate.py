@@ -1,0 +1,41 @@
+"""The pass that inserts quantizers and gives them ranges."""
+
+from __future__ import annotations
+
+import copy
+
+from qat.ptq.base import Pass, Stage
+from qat.ptq.workpiece import Workpiece
+from qat.quantizers import Mode
+from qat.transform import calibrate, prepare, quantizers
+from qat.transform.policy import Part, TensorRule
+
+
+class Calibrate(Pass):
+    """Prepares the float network with the policy, with `Static` quantizers, and observes all batches in float.
+
+    Args:
+        observer: of activations, and of weights unless they have their own: a class name of `qat.observers`, or
+            {"_target_": ..., option: value}.
+        weight_observer: of weights; where the activations' is made for large samples (KL), weights want another.
+
+    Raises:
+        ValueError: no such observer.
+    """
+
+    stage = Stage.CALIBRATE
+
+    def __init__(self, observer: Part = "MSE", weight_observer: Part | None = None) -> None:
+        self.observer, self.weight_observer = observer, observer if weight_observer is None else weight_observer
+        for part in (self.observer, self.weight_observer):
+            TensorRule(bits=8, quantizer="Static", observer=part)  # says now what is wrong with it
+
+    def apply(self, piece: Workpiece) -> None:
+        policy = piece.policy.with_parts("Static", self.observer, self.weight_observer)
+        network = prepare(piece.network, policy).eval()
+        piece.listener("calibrate", 0, 1)
+        calibrate(network, piece.batches)
+        piece.listener("calibrate", 1, 1)
+        piece.network, piece.reference = network, copy.deepcopy(network)
+        for quantizer in quantizers(piece.reference).values():
+            quantizer.mode = Mode.OFF

@@ -1,0 +1,133 @@
+"""Cross-layer equalization (Nagel et al. 2019, "Data-free quantization", arXiv:1906.04721, section 4.1)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from qat.nn import LAYERS, affine_of
+from qat.ptq.base import Pass, Stage
+from qat.ptq.workpiece import Workpiece
+from qat.transform.plan import Kind, kind_of
+
+PASSING: tuple[object, ...] = (
+    nn.ReLU, F.relu, torch.relu, "relu", "relu_", nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d, F.max_pool2d, F.avg_pool2d,
+)  # fmt: skip
+"""f(s x) = s f(x) for every s > 0, channel by channel. ReLU6 is not among them: it cuts at 6, whatever the scale."""
+
+
+class Pair(NamedTuple):
+    """Two layers between which channels can be rescaled: first -> (norm) -> operations of PASSING -> second."""
+
+    first: nn.Module
+    norm: nn.Module | None
+    second: nn.Module
+
+    def ranges(self) -> tuple[Tensor, Tensor]:
+        """(r1, r2), each float64 (channels,): the largest |weight| of each channel as an output and as an input (eq. 9)."""
+        weight = _weight(self.first).double()
+        r1 = weight.abs().flatten(1).amax(dim=1)
+        if self.norm is not None:
+            r1 = r1 * affine_of(self.norm)[0].abs()
+        return r1, _by_input(self.second).double().abs().amax(dim=(1, 3)).flatten()
+
+    def rescale(self, s: Tensor) -> None:
+        """Divide each channel by s behind the first layer and multiply by it in the second: the function stays the same."""
+        scaled = [self.norm.weight, self.norm.bias] if self.norm is not None else [self.first.weight, self.first.bias]
+        for parameter in scaled:
+            if isinstance(parameter, Tensor):
+                parameter.div_(s.to(parameter).reshape(-1, *[1] * (parameter.ndim - 1)))
+        view = _by_input(self.second)
+        view.mul_(s.to(view).reshape(view.shape[0], 1, view.shape[2], 1))
+
+
+class CrossLayerEqualization(Pass):
+    """Rescales channels between pairs of layers until each is as wide behind the first as in front of the second.
+
+    s = sqrt(r1 r2) / r2 (eq. 11) makes both ranges sqrt(r1 r2); pairs take turns until nothing moves. Pairs are read off the
+    graph: a layer, its BatchNorm, ReLU and pooling, and one layer that alone reads the result. The float function stays the
+    same.
+
+    Differs from the paper: BatchNorm stays a module, r1 is that of weight times gain, and the factor goes into gamma and beta;
+    biases are not absorbed; ReLU6 is not replaced by ReLU, so there is no pair across it (MobileNetV2 has none).
+    """
+
+    stage = Stage.FLOAT
+
+    def __init__(self, rounds: int = 20) -> None:
+        if rounds < 1:
+            raise ValueError(f"rounds={rounds!r} is not possible: write a whole number, 1 or more.")
+        self.rounds = rounds
+
+    @torch.no_grad()
+    def apply(self, piece: Workpiece) -> None:
+        pairs = find_pairs(piece.network, piece.graph())
+        for i in range(self.rounds):
+            piece.listener("cross-layer equalization", i, self.rounds)
+            moved = 0.0
+            for pair in pairs:
+                r1, r2 = pair.ranges()
+                s = torch.where((r1 > 0) & (r2 > 0), torch.sqrt(r1 / r2), 1.0)
+                pair.rescale(s)
+                moved = max(moved, float(s.log().abs().max()))
+            if moved < 1e-4:
+                break
+        piece.listener("cross-layer equalization", self.rounds, self.rounds)
+
+
+def find_pairs(network: nn.Module, graph: fx.Graph) -> list[Pair]:
+    """All pairs, in graph order. Modules that run more than once take no part."""
+    uses = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+    found = []
+    for node in graph.nodes:
+        if (first := _once(network, node, uses)) is None or type(first) not in LAYERS:
+            continue
+        norm, end = None, _next(node)
+        if end is not None and kind_of(network, end) is Kind.NORM:
+            norm, end = _once(network, end, uses), _next(end)
+            if norm is None or getattr(norm, "weight", None) is None:
+                continue  # nowhere to put the factor
+        while end is not None and _passes(network, end):
+            end = _next(end)
+        second = None if end is None else _once(network, end, uses)
+        if second is not None and type(second) in LAYERS and _channels_meet(first, second):
+            found.append(Pair(first, norm, second))
+    return found
+
+
+def _next(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _once(network: nn.Module, node: fx.Node, uses: Counter[str]) -> nn.Module | None:
+    called = node.op == "call_module" and uses[str(node.target)] == 1
+    return network.get_submodule(str(node.target)) if called else None
+
+
+def _passes(network: nn.Module, node: fx.Node) -> bool:
+    what = type(network.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+    return what in PASSING
+
+
+def _channels_meet(first: nn.Module, second: nn.Module) -> bool:
+    """Whether the outputs of one are, one by one, the inputs of the other."""
+    both_linear = isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    same_kind = both_linear or not (isinstance(first, nn.Linear) or isinstance(second, nn.Linear))
+    return same_kind and len(_weight(first)) == _by_input(second).shape[0] * _by_input(second).shape[2]
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight
+
+
+def _by_input(layer: nn.Module) -> Tensor:
+    """A view of the weight: [O, I / groups, ...] -> [groups, O / groups, I / groups, kernel]; input channels on axes 0, 2."""
+    weight = _weight(layer).detach()
+    groups = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
+    return weight.view(groups, len(weight) // groups, weight.shape[1], -1)

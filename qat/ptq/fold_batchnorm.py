@@ -1,0 +1,46 @@
+"""BatchNorm into the weights before it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qat.nn import LAYERS, affine_of
+from qat.ptq.base import Pass, Stage
+from qat.ptq.workpiece import Workpiece
+from qat.transform.plan import Kind, kind_of
+
+
+class FoldBatchNorm(Pass):
+    """Multiplies each layer's weight by the gain of the BatchNorm behind it, and puts nn.Identity in the BatchNorm's place.
+
+    Only `prepare`d networks keep BatchNorm live; deployed elsewhere, a network may have to be folded before its ranges are
+    observed. With one scale a channel, folding changes no rounding. A layer or BatchNorm that runs twice is left as it is.
+    """
+
+    stage = Stage.FLOAT
+
+    def apply(self, piece: Workpiece) -> None:
+        graph = piece.graph()
+        targets = [str(n.target) for n in graph.nodes if n.op == "call_module"]
+        for node in graph.nodes:
+            if kind_of(piece.network, node) is not Kind.NORM:
+                continue
+            source = node.all_input_nodes[0]
+            names = str(source.target), str(node.target)
+            layer, norm = (piece.network.get_submodule(name) if name in targets else None for name in names)
+            if type(layer) in LAYERS and len(source.users) == 1 and all(targets.count(name) == 1 for name in names):
+                assert layer is not None
+                assert norm is not None
+                _fold(layer, norm)
+                piece.network.set_submodule(names[1], nn.Identity())
+
+
+@torch.no_grad()
+def _fold(layer: nn.Module, norm: nn.Module) -> None:
+    gain, shift = affine_of(norm)
+    assert isinstance(layer.weight, nn.Parameter)
+    if isinstance(layer.bias, nn.Parameter):
+        shift = shift + layer.bias.double() * gain
+    layer.weight.mul_(gain.to(layer.weight.dtype).reshape(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias = nn.Parameter(shift.to(layer.weight.dtype))

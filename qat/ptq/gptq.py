@@ -1,0 +1,114 @@
+"""GPTQ (Frantar et al. 2022, "Accurate post-training quantization for generative pre-trained transformers", 2210.17323)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qat.functional import dequantize, quantize
+from qat.nn import as_quantized
+from qat.ptq.base import Pass
+from qat.ptq.segment import layer_segments
+from qat.ptq.walk import Walk
+from qat.ptq.workpiece import Workpiece
+from qat.quantizers import Quantizer
+
+
+class GPTQ(Pass):
+    """Rounds the weights of each layer one input at a time, and lets those not yet rounded make up for the error.
+
+    The Hessian of |W x^ - W^ x^|^2 is 2 X X^T over the layer's inputs x^ in the quantized network; errors are passed on along
+    the rows of the Cholesky factor of its inverse (eq. 2 and 3, algorithm 1). Scales stay as they were calibrated. Afterwards
+    the layer's weight lies on its grid.
+
+    Differs from the paper: inputs of convolutions are their patches; each group of a grouped convolution has its own
+    Hessian; errors are passed on at once, without lazy batches, which computes the same.
+
+    Args:
+        damping: added to the Hessian's diagonal, as a fraction of its mean.
+    """
+
+    def __init__(self, damping: float = 0.01) -> None:
+        if not damping > 0:
+            raise ValueError(f"damping={damping!r} is not possible: write a positive number, for example 0.01.")
+        self.damping = damping
+
+    @torch.no_grad()
+    def apply(self, piece: Workpiece) -> None:
+        walk = Walk(piece)
+        firsts = [segment.nodes[0] for segment in layer_segments(piece.network, walk.graph)]
+        done = 0
+        for node in walk:
+            if node in firsts:
+                layer = piece.network.get_submodule(str(node.target))
+                self._round(layer, walk.quantized[node.all_input_nodes[0]])
+                done += 1
+                piece.listener("GPTQ", done, len(firsts))
+
+    def _round(self, layer: nn.Module, batches: list[Tensor]) -> None:
+        weight, quantizer = as_quantized(layer).weight, as_quantized(layer).weight_quantizer
+        assert quantizer is not None
+        groups = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
+        hessians = _hessians(layer, batches, groups)
+        scale, zero_point = (_each(p, quantizer, weight).chunk(groups) for p in quantizer.qparams())
+        grid = quantizer.spec.grid
+        rows = [
+            round_columns(w, h, (s, z, grid.qmin, grid.qmax), self.damping)
+            for w, h, s, z in zip(weight.flatten(1).chunk(groups), hessians, scale, zero_point, strict=True)
+        ]
+        weight.copy_(torch.cat(rows).reshape(weight.shape))
+
+
+def round_columns(
+    weight: Tensor, hessian: Tensor, grid: tuple[Tensor, Tensor, int, int], damping: float = 0.01
+) -> Tensor:
+    """The weight on its grid, rounded column by column from the left (algorithm 1).
+
+    Args:
+        weight: (out, in). hessian: (in, in), float64. grid: scale and zero_point, both (out, in), qmin, qmax.
+    """
+    scale, zero_point, qmin, qmax = grid
+    hessian, weight = hessian.clone(), weight.double().clone()
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1.0  # no input ever: such a weight decides nothing
+    diagonal += damping * diagonal.mean()
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    result = torch.empty_like(scale)
+    for i in range(weight.shape[1]):
+        s, z = scale[:, i], zero_point[:, i]
+        result[:, i] = dequantize(quantize(weight[:, i], s, z, qmin, qmax), s, z)
+        error = (weight[:, i] - result[:, i].double()) / upper[i, i]
+        weight[:, i:] -= error[:, None] * upper[i, i:]
+    return result
+
+
+def _each(p: Tensor, quantizer: Quantizer, weight: Tensor) -> Tensor:
+    """qparams for every single weight: (n_qparams,) -> (out, in)."""
+    granularity, shape = quantizer.spec.granularity, tuple(weight.shape)
+    return granularity.shaped(p, shape).expand(granularity.view(weight).shape).reshape(shape).flatten(1)
+
+
+def _hessians(layer: nn.Module, batches: list[Tensor], groups: int) -> Tensor:
+    """2 X X^T of each group: (groups, in, in), float64."""
+    total = torch.zeros((), dtype=torch.float64)
+    for batch in batches:
+        for x in batch.split(64):  # patches are nine times their image, or more
+            patches = _patches(layer, x).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, rows, in)
+            total = total.to(x.device) + 2.0 * (patches.transpose(1, 2) @ patches).double()
+    return total
+
+
+def _patches(layer: nn.Module, x: Tensor) -> Tensor:
+    """What each output is a product with: (rows, in of all groups)."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1])
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    padded = F.pad(
+        x, layer._reversed_padding_repeated_twice, "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    )
+    flat = isinstance(layer, nn.Conv1d)  # as images of one row
+    options = [(1, p[0]) if flat else tuple(p) for p in (layer.kernel_size, layer.dilation, layer.stride)]
+    columns = F.unfold(padded.unsqueeze(2) if flat else padded, options[0], options[1], 0, options[2])
+    return columns.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,147 @@
+"""Learns the rounding (and the step sizes) of one segment, against what the float network computes there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.optim import Adam
+
+from qat.nn import as_quantized
+from qat.ptq.rounding import LearnedRounding, harden, indecision, rectified_sigmoid, soften
+from qat.ptq.segment import Segment, weighted
+from qat.ptq.walk import Walk
+from qat.ptq.workpiece import Workpiece
+from qat.quantizers import LSQ, Quantizer
+from qat.transform import quantizers
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How a segment is reconstructed.
+
+    iterations, batch_size: Adam steps on random images of the calibration data. lr: of V, constant. scale_lr: of the step
+    sizes of activations, relative to each, falling to 0 on a cosine; 0 leaves them as they are. drop: probability with which
+    an activation value is left in float (QDrop). regularization: weight of the regularizer, whose beta falls from
+    `beta_start` to `beta_end` on a cosine after the first `warmup` of the iterations, which have none.
+    """
+
+    iterations: int = 500
+    batch_size: int = 32
+    lr: float = 1e-2
+    scale_lr: float = 0.0
+    drop: float = 0.0
+    regularization: float = 0.01
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    warmup: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not possible: write a whole number, 1 or more.")
+        for name in ("lr", "scale_lr", "regularization"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not possible: write a number, 0 or more.")
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop={self.drop!r} is no probability below 1: write for example 0.5.")
+
+    def along(self, piece: Workpiece, find: Callable[[nn.Module, fx.Graph], list[Segment]], name: str) -> None:
+        """Reconstruct all segments that `find` finds in the graph, in their order, each behind the result of those before."""
+        walk = Walk(piece)
+        segments = {segment.nodes[0]: segment for segment in find(piece.network, walk.graph)}
+        done = 0
+        piece.listener(name, done, len(segments))
+        for node in walk:
+            if node in segments:
+                self._reconstruct(piece, walk, segments[node])
+                done += 1
+                piece.listener(name, done, len(segments))
+
+    def beta(self, step: int) -> float:
+        """The regularizer's exponent at `step`: the larger it is, the more weights may stay undecided."""
+        progress = (step / self.iterations - self.warmup) / (1 - self.warmup)
+        return self.beta_end + 0.5 * (self.beta_start - self.beta_end) * (1 + math.cos(math.pi * max(0.0, progress)))
+
+    def _reconstruct(self, piece: Workpiece, walk: Walk, segment: Segment) -> None:
+        """One segment, at whose first operation the walk has arrived; its layers and sites keep the result."""
+        assert piece.reference is not None
+        data = _Data(
+            walk.quantized.tensor(segment.start),
+            walk.float.tensor(segment.start),
+            _outputs(segment.extract(piece.reference), walk.float[segment.start]),
+        )
+        module = segment.extract(piece.network)
+        layers = [as_quantized(layer) for layer in weighted(piece.network, segment.nodes)]
+        roundings = [soften(layer) for layer in layers]
+        scales = learn_scales(module, self.drop) if self.scale_lr or self.drop else {}
+        self._learn(module, roundings, list(scales.values()), data)
+        for layer, rounding in zip(layers, roundings, strict=True):
+            harden(layer, rounding)
+        for site, learned in scales.items():
+            site.set_qparams(learned.qparams())
+
+    @torch.enable_grad()
+    def _learn(self, module: nn.Module, roundings: list[LearnedRounding], scales: list[LSQ], data: _Data) -> None:
+        first_lr = [self.scale_lr * float(site.scale.detach()) for site in scales]
+        parameters = [*(r.v for r in roundings), *(site.scale for site in scales)]
+        rates = [*(self.lr for _ in roundings), *first_lr]
+        optimizer = Adam([{"params": [p], "lr": lr} for p, lr in zip(parameters, rates, strict=True)])
+        for step in range(self.iterations):
+            for group, lr in zip(optimizer.param_groups[len(roundings) :], first_lr, strict=True):
+                group["lr"] = 0.5 * lr * (1 + math.cos(math.pi * step / self.iterations))
+            x, target = data.sample(self.batch_size, self.drop)
+            loss = (module(x) - target).square().sum(dim=1).mean()
+            if step >= self.warmup * self.iterations:
+                undecided = sum(indecision(rectified_sigmoid(r.v), self.beta(step)) for r in roundings)
+                loss = loss + self.regularization * undecided
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+
+
+class _Data(NamedTuple):
+    """Of one segment, for all images: what comes in quantized and in float, and what comes out in float."""
+
+    inputs: Tensor
+    float_inputs: Tensor
+    target: Tensor
+
+    def sample(self, n: int, drop: float) -> tuple[Tensor, Tensor]:
+        """n random images: input (each value in float with probability `drop`) and target."""
+        chosen = torch.randint(len(self.inputs), (n,)).to(self.inputs.device)
+        x = self.inputs[chosen]
+        if drop:
+            x = torch.where(torch.rand_like(x) < drop, self.float_inputs[chosen], x)
+        return x, self.target[chosen]
+
+
+class Dropping(nn.Module):
+    """Leaves each value in float with probability `drop` (Wei et al. 2022, eq. 10)."""
+
+    def __init__(self, quantizer: nn.Module, drop: float) -> None:
+        super().__init__()
+        self.quantizer, self.drop = quantizer, drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(torch.rand_like(x) < self.drop, x, self.quantizer(x))
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, batches: list[Tensor]) -> Tensor:
+    return torch.cat([module(batch) for batch in batches])
+
+
+def learn_scales(module: nn.Module, drop: float) -> dict[Quantizer, LSQ]:
+    """In an extracted module, and there alone, an LSQ (dropping values, if wanted) for each site. Site -> its LSQ."""
+    found = {n: q for n, q in quantizers(module).items() if not n.endswith(".weight_quantizer")}
+    learned: dict[Quantizer, LSQ] = {}
+    for name, site in found.items():
+        learned[site] = lsq = LSQ(site.spec).to(site.zero_point.device)
+        lsq.set_qparams(site.qparams())
+        module.set_submodule(name, Dropping(lsq, drop) if drop else lsq)
+    return learned

@@ -1,0 +1,74 @@
+"""Up or down, learned for every weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qat.functional import dequantize
+from qat.nn import QuantizedLayer
+from qat.quantizers import Quantizer
+
+ZETA, GAMMA = 1.1, -0.1
+"""How far the rectified sigmoid is stretched beyond 1 and 0 (Nagel et al. 2020, eq. 23)."""
+
+
+def rectified_sigmoid(v: Tensor) -> Tensor:
+    """h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1) (eq. 23).
+
+    >>> rectified_sigmoid(torch.tensor([-9.0, 0.0, 9.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    return torch.clamp(torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
+
+
+def indecision(h: Tensor, beta: float) -> Tensor:
+    """The regularizer sum(1 - |2h - 1|^beta) (eq. 24): the number of weights that are neither up nor down."""
+    return (1.0 - (2.0 * h - 1.0).abs().pow(beta)).sum()
+
+
+class LearnedRounding(nn.Module):
+    """In the place of a layer's weight quantizer while its rounding is learned: codes are floor(w / scale) + h(V).
+
+    V starts where h(V) is the weight's distance from the code below, so that the layer first computes with its float weight
+    (clipped to the grid). The scale stays what it is.
+    """
+
+    def __init__(self, quantizer: Quantizer, weight: Tensor) -> None:
+        super().__init__()
+        spec, shape = quantizer.spec, tuple(weight.shape)
+        self.quantizer = [quantizer]  # in a list: it is no part of this module
+        self.granularity, self.shape = spec.granularity, shape
+        self.scale, zero_point = (self.granularity.shaped(p, shape) for p in quantizer.qparams())
+        self.lo, self.hi = spec.grid.qmin - zero_point, spec.grid.qmax - zero_point
+        steps = self.granularity.view(weight.detach()) / self.scale
+        self.below = torch.floor(steps)
+        above = (steps - self.below).clamp(1e-4, 1 - 1e-4)
+        self.v = nn.Parameter(-torch.log((ZETA - GAMMA) / (above - GAMMA) - 1.0))
+
+    def forward(self, _weight: Tensor) -> Tensor:
+        """The weight with soft rounding, float32."""
+        return self._weight(rectified_sigmoid(self.v))
+
+    def hard(self) -> Tensor:
+        """The weight with every decision made, on the grid."""
+        return self._weight((self.v.detach() >= 0).float())
+
+    def _weight(self, up: Tensor) -> Tensor:
+        codes = torch.clamp(self.below + up, self.lo, self.hi)
+        return dequantize(codes, self.scale, 0).reshape(self.shape)
+
+
+def soften(layer: QuantizedLayer) -> LearnedRounding:
+    """Put a LearnedRounding in the place of the layer's weight quantizer, and return it."""
+    assert layer.weight_quantizer is not None
+    rounding = LearnedRounding(layer.weight_quantizer, layer.weight)
+    layer.weight_quantizer = rounding  # type: ignore[assignment]
+    return rounding
+
+
+def harden(layer: QuantizedLayer, rounding: LearnedRounding) -> None:
+    """Give the layer its quantizer back and, as its weight, real numbers that it rounds to exactly these codes."""
+    with torch.no_grad():
+        layer.weight.copy_(rounding.hard())
+    layer.weight_quantizer = rounding.quantizer[0]

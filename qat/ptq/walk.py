@@ -1,0 +1,84 @@
+"""All calibration data through a network, operation by operation, quantized and in float side by side."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.ptq.workpiece import Workpiece
+from qat.transform.calibrate import arguments
+
+
+class Walk:
+    """Yields every operation of the graph just before it is computed, for all batches at once.
+
+    What a pass changes in a layer when the layer is yielded is what the rest of the walk sees: each layer is treated with the
+    errors of those before it (asymmetric reconstruction), at the price of two forward passes in all. Tensors are kept from
+    their producer to their last user, for all the calibration data.
+
+        for node in (walk := Walk(piece)):
+            walk.quantized[node.args[0]]  # its input, a list with one value a batch
+    """
+
+    def __init__(self, piece: Workpiece) -> None:
+        assert piece.reference is not None, "Calibrate comes first"
+        self.graph = piece.graph()
+        self.quantized = Track(piece.network, self.graph, piece.batches)
+        self.float = Track(piece.reference, self.graph, piece.batches)
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        for node in self.graph.nodes:
+            if node.op not in ("placeholder", "output"):
+                yield node
+                self.quantized.advance(node)
+                self.float.advance(node)
+
+
+class Track:
+    """The tensors of one network that are still needed: `track[node]` is a list with one value a batch."""
+
+    def __init__(self, network: nn.Module, graph: fx.Graph, batches: list[Any] | Any) -> None:
+        self.interpreter = fx.Interpreter(network, graph=graph)
+        self.n_batches = len(batches)
+        self.last_user = {source: node for node in graph.nodes for source in node.all_input_nodes}
+        bound = [_bind(network, batch) for batch in batches]
+        self.values: dict[fx.Node, list[Any]] = {
+            node: [_argument(node, b) for b in bound] for node in graph.nodes if node.op == "placeholder"
+        }
+
+    def __getitem__(self, node: fx.Node) -> list[Any]:
+        return self.values[node]
+
+    def tensor(self, node: fx.Node) -> Tensor:
+        """The value for all the data, batches joined: (images, ...)."""
+        return torch.cat(self.values[node])
+
+    @torch.no_grad()
+    def advance(self, node: fx.Node) -> None:
+        """Compute `node`, and forget what nobody needs any more."""
+        sources = node.all_input_nodes
+        results = []
+        for i in range(self.n_batches):
+            self.interpreter.env = {source: self.values[source][i] for source in sources}
+            results.append(self.interpreter.run_node(node))
+        self.values[node] = results
+        for source in sources:
+            if self.last_user[source] is node:
+                del self.values[source]
+        if node not in self.last_user:
+            del self.values[node]
+
+
+def _bind(network: nn.Module, batch: Any) -> dict[str, Any]:
+    """Argument name -> value, as a call of the network would have it."""
+    if isinstance(batch, dict):
+        return batch
+    return dict(inspect.signature(network.forward).bind(*arguments(network, batch)).arguments)
+
+
+def _argument(node: fx.Node, bound: dict[str, Any]) -> Any:
+    return bound[str(node.target)] if str(node.target) in bound else node.args[0]

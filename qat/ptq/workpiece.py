@@ -1,0 +1,53 @@
+"""What passes work on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from qat.transform.capture import CannotCapture, capture
+from qat.transform.policy import Policy
+
+Listener = Callable[[str, int, int], None]
+"""Hears how far a pass is: (what is being done, steps done, steps in total)."""
+
+
+class NoGraph(ValueError):
+    """A pass needs the graph of a network that has none."""
+
+
+def nobody(_what: str, _done: int, _total: int) -> None:
+    """The listener that does nothing."""
+
+
+@dataclass
+class Workpiece:
+    """A network on its way from float to quantized; passes change it in place.
+
+    network: float until `Calibrate`, prepared from then on; always in evaluation mode.
+    reference: from `Calibrate` on, a copy of the network as it was then, with all quantizers off: what the float network
+    computes, on the same graph.
+    batches: calibration inputs, each what the network is called with; used as often as passes like.
+    """
+
+    network: nn.Module
+    policy: Policy
+    batches: Sequence[Any]
+    listener: Listener = nobody
+    reference: nn.Module | None = None
+
+    def graph(self) -> fx.Graph:
+        """The graph of the network, as it is now.
+
+        Raises:
+            NoGraph: it cannot be traced.
+        """
+        try:
+            return capture(self.network)
+        except CannotCapture as reason:
+            raise NoGraph(
+                f"{reason}, and this pass works along the graph: leave it out, or quantize the traceable submodules one by one."
+            ) from reason

@@ -1,0 +1,31 @@
+"""How far something is that takes minutes, for whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.errors import LiveError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from qat.training.console import has_terminal
+
+Listener = Callable[[str, int, int], None]
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Listener]:
+    """Inside the `with`, `listener(what, done, total)` moves a bar. Without a terminal, or beside a bar that takes it all,
+    nothing is shown."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, transient=True, disable=not has_terminal())
+    try:
+        bar.start()
+    except LiveError:
+        yield lambda _what, _done, _total: None
+        return
+    task = bar.add_task(title)
+    try:
+        yield lambda what, done, total: bar.update(task, description=f"{title}: {what}", completed=done, total=total)
+    finally:
+        bar.stop()

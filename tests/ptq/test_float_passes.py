@@ -1,0 +1,119 @@
+"""Equalization and folding: the float function stays the same, the ranges do not."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import OptionA, build, images
+from torch import Tensor, nn
+
+from qat.ptq import CrossLayerEqualization, FoldBatchNorm, Workpiece
+from qat.ptq.cross_layer_equalization import find_pairs
+from qat.transform import load_policy
+
+
+class Triple(nn.Module):
+    """conv-bn-relu, depthwise-relu-pool, conv without bias: two pairs that share a layer."""
+
+    def __init__(self, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.b, self.c = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 1, groups=2, bias=False)
+        self.activation, self.pool = activation(), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self.bn(self.a(x)))
+        return self.c(self.pool(F.relu(self.b(x))))
+
+
+def skewed(network: nn.Module) -> nn.Module:
+    """Channels of very different size."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                factors = torch.logspace(-1.5, 1.5, len(module.weight))
+                module.weight.mul_(factors[torch.randperm(len(factors))].reshape(-1, 1, 1, 1))
+    return network
+
+
+def worked(network: nn.Module, *passes: CrossLayerEqualization | FoldBatchNorm) -> nn.Module:
+    piece = Workpiece(copy.deepcopy(network), load_policy("w4a4"), [])
+    for step in passes:
+        step.apply(piece)
+    return piece.network
+
+
+def test_equalization_keeps_the_function_and_makes_ranges_equal() -> None:
+    network = skewed(build(Triple))
+    before = {"a": network.a.weight.clone(), "c": network.c.weight.clone()}
+    found = worked(network, CrossLayerEqualization(rounds=50))
+    x = images(8)
+    torch.testing.assert_close(found(x), network(x), rtol=1e-4, atol=1e-3 * network(x).abs().max().item())
+    gain = (found.bn.weight / torch.sqrt(found.bn.running_var + found.bn.eps)).reshape(-1, 1, 1, 1)
+    first = (found.a.weight * gain).abs().amax(dim=(1, 2, 3))
+    depthwise = found.b.weight.abs().amax(dim=(1, 2, 3))  # as an output and as an input: one channel in, one out
+    torch.testing.assert_close(first, depthwise, rtol=1e-3, atol=0.0)
+    last = torch.cat([part.abs().amax(dim=(0, 2, 3)) for part in found.c.weight.chunk(2)])
+    torch.testing.assert_close(depthwise, last, rtol=1e-3, atol=0.0)
+    assert torch.equal(found.a.weight, before["a"])  # gamma and beta carry the factor
+    assert not torch.allclose(found.c.weight, before["c"])
+
+
+def test_one_pair_is_the_formula_of_the_paper() -> None:
+    network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    found = worked(network, CrossLayerEqualization(rounds=1))
+    r1, r2 = network[0].weight.abs().amax(dim=1), network[2].weight.abs().amax(dim=0)
+    both = torch.sqrt(r1 * r2)
+    torch.testing.assert_close(found[0].weight.abs().amax(dim=1), both)
+    torch.testing.assert_close(found[2].weight.abs().amax(dim=0), both)
+    torch.testing.assert_close(found[0].bias, network[0].bias * both / r1)
+
+
+def test_dead_channels_stay_as_they_are() -> None:
+    network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    with torch.no_grad():
+        network[0].weight[1] = 0.0
+        network[2].weight[:, 2] = 0.0
+    found = worked(network, CrossLayerEqualization())
+    assert all(torch.isfinite(p).all() for p in found.parameters())
+    assert torch.equal(found[2].weight[:, 1], network[2].weight[:, 1])
+    assert torch.equal(found[0].weight[2], network[0].weight[2])
+
+
+@pytest.mark.parametrize(
+    ("network", "pairs"),
+    [
+        (Triple, [("a", "b"), ("b", "c")]),
+        (lambda: Triple(nn.ReLU6), [("b", "c")]),
+        (lambda: Triple(nn.SiLU), [("b", "c")]),
+        (OptionA, []),  # every tensor is added to another one
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 2)), []),
+    ],
+)
+def test_pairs(network, pairs) -> None:
+    made = build(network)
+    names = {module: name for name, module in made.named_modules()}
+    graph = Workpiece(made, load_policy("w4a4"), []).graph()
+    assert [(names[p.first], names[p.second]) for p in find_pairs(made, graph)] == pairs
+
+
+@pytest.mark.parametrize("network", [Triple, OptionA])
+def test_folding_keeps_the_function_and_leaves_no_batchnorm(network) -> None:
+    made = build(network)
+    found = worked(made, FoldBatchNorm())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in made.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in found.modules())
+    torch.testing.assert_close(found(images(8)), made(images(8)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_batchnorm_that_follows_no_layer_alone_is_left() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.bn = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(self.a(x)) + self.bn(self.b(x))
+
+    assert isinstance(worked(build(Shared), FoldBatchNorm()).bn, nn.BatchNorm2d)

@@ -1,0 +1,116 @@
+import networks
+import pytest
+import torch
+from networks import build, images
+from torch import nn
+
+import qat
+from qat.models import resnet_cifar
+from qat.ptq import Calibrate, Workpiece
+from qat.ptq.segment import Segment, block_segments, layer_segments
+from qat.ptq.walk import Walk
+from qat.transform import load_policy, quantizers
+
+
+def calibrated(network: type[nn.Module], policy: str = "w4a4") -> Workpiece:
+    piece = Workpiece(build(network), load_policy(policy), list(images(12).split(5)))
+    Calibrate("MinMax").apply(piece)
+    return piece
+
+
+def layers(piece: Workpiece, segment: Segment) -> list[str]:
+    return [
+        str(n.target) for n in segment.nodes if n.op == "call_module" and hasattr(module(piece, n), "weight_quantizer")
+    ]
+
+
+def module(piece: Workpiece, node: torch.fx.Node) -> nn.Module:
+    return piece.network.get_submodule(str(node.target))
+
+
+def test_blocks_of_a_resnet_are_its_residual_blocks() -> None:
+    piece = calibrated(lambda: resnet_cifar.ResNetCifar(8))
+    found = [layers(piece, s) for s in block_segments(piece.network, piece.graph())]
+    blocks = [[f"layer{i}.0.conv1", f"layer{i}.0.conv2"] for i in (1, 2, 3)]
+    assert found == [["conv1"], *blocks, ["linear"]]
+
+
+def test_a_chain_is_cut_behind_every_layer() -> None:
+    piece = calibrated(networks.Rows)
+    assert [layers(piece, s) for s in block_segments(piece.network, piece.graph())] == [["fc1"], ["fc2"], ["fc3"]]
+
+
+def test_layers_come_with_their_batchnorm_and_activation() -> None:
+    piece = calibrated(networks.OptionA)
+    found = [[n.name for n in s.nodes] for s in layer_segments(piece.network, piece.graph())]
+    assert found == [["conv1", "bn1", "relu"], ["conv2", "bn2"], ["conv3", "bn3"], ["linear"]]
+
+
+@pytest.mark.parametrize("network", networks.INTEGER)
+def test_every_layer_is_in_one_segment(network: type[nn.Module]) -> None:
+    piece = calibrated(network)
+    every = sorted(n for n, m in piece.network.named_modules() if hasattr(m, "weight_quantizer"))
+    for find in (layer_segments, block_segments):
+        assert sorted({n for s in find(piece.network, piece.graph()) for n in layers(piece, s)}) == every
+
+
+@pytest.mark.parametrize("network", [networks.OptionA, networks.Rows, networks.Inception])
+def test_segments_compute_what_the_walk_computes(network: type[nn.Module]) -> None:
+    """Quantized and in float; the walk, in turn, ends with what the network returns."""
+    piece = calibrated(network)
+    walk = Walk(piece)
+    for find in (layer_segments, block_segments):
+        segments = {s.nodes[-1]: s for s in find(piece.network, walk.graph)}
+        assert segments
+        kept: dict[torch.fx.Node, list[torch.Tensor]] = {}
+        for node in (walk := Walk(piece)):
+            kept.update({s: walk.quantized[s] for s in node.all_input_nodes if s in walk.quantized.values})
+        by_name = {n.name: values for n, values in kept.items()}
+        for end, segment in segments.items():
+            inputs = by_name[segment.start.name]
+            outputs = [segment.extract(piece.network)(x.clone()) for x in inputs]
+            if end.name in by_name:
+                assert all(torch.equal(a, b) for a, b in zip(outputs, by_name[end.name], strict=True))
+
+
+def test_the_walk_ends_with_the_networks_result() -> None:
+    piece = calibrated(networks.OptionA)
+    original = build(networks.OptionA)
+    walk = Walk(piece)
+    for node in walk:
+        last, inputs = node, [walk.quantized[node.all_input_nodes[0]], walk.float[node.all_input_nodes[0]]]
+    for network, values, expected in zip(
+        (piece.network, piece.reference), inputs, (piece.network, original), strict=True
+    ):
+        layer = network.get_submodule(str(last.target))
+        for x, batch in zip(values, piece.batches, strict=True):
+            assert torch.equal(layer(x), expected(batch))
+    assert set(walk.quantized.values) == {last}  # nothing is kept longer than needed
+
+
+def test_the_walk_takes_batches_as_calibrate_does() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(2, 4)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.a(x) + self.b(y)
+
+    x, y, labels = torch.randn(5, 3), torch.randn(5, 2), torch.zeros(5)
+    for batch in ((x, y, labels), {"y": y, "x": x}):
+        piece = Workpiece(Two().eval(), load_policy("w8a8", first_last_bits=None), [batch])
+        Calibrate("MinMax").apply(piece)
+        walk = Walk(piece)
+        nodes = {n.target: walk.float[n.all_input_nodes[0]][0] for n in walk}
+        assert torch.equal(nodes["a"], x)
+        assert torch.equal(nodes["b"], y)
+
+
+def test_the_extracted_module_shares_layers_and_sites() -> None:
+    piece = calibrated(networks.OptionA)
+    segment = block_segments(piece.network, piece.graph())[1]
+    extracted = segment.extract(piece.network)
+    assert extracted.conv2 is piece.network.conv2
+    assert set(quantizers(extracted).values()) <= set(quantizers(piece.network).values())
+    assert qat.inspect(piece.network).lines
