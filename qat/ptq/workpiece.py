@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
+from qat.quantizers import Quantizer
 from qat.transform.capture import CannotCapture, capture
 from qat.transform.policy import Policy
 
@@ -40,14 +42,21 @@ class Workpiece:
     reference: nn.Module | None = None
 
     def graph(self) -> fx.Graph:
-        """The graph of the network, as it is now.
+        """The graph of the network, as it is now; a ReLU that a site stands for is an operation of its own again.
 
         Raises:
             NoGraph: it cannot be traced.
         """
         try:
-            return capture(self.network)
+            graph = capture(self.network)
         except CannotCapture as reason:
             raise NoGraph(
                 f"{reason}, and this pass works along the graph: leave it out, or quantize the traceable submodules one by one."
             ) from reason
+        for node in list(graph.nodes):
+            site = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(site, Quantizer) and site.rectifies:
+                tensor = node.all_input_nodes[0]
+                with graph.inserting_before(node):
+                    node.replace_input_with(tensor, graph.call_function(torch.relu, (tensor,)))
+        return graph

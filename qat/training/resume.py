@@ -38,6 +38,7 @@ class Resume:
     """
 
     def __init__(self) -> None:
+        self._begins = False
         self._found: dict[str, Any] | None = None
         self._limits: tuple[int | None, int] = (None, -1)
         self._interrupted: Pass | None = None
@@ -45,6 +46,7 @@ class Resume:
 
     def watch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """From before the train dataloaders are asked for."""
+        self._begins = True
         self._found = self._interrupted = self._before_validation = None
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         careful = any(_writes_on_exception(callback) for callback in callbacks)
@@ -90,7 +92,12 @@ class Resume:
         return everybodys
 
     def load(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-        """Before Lightning restores its loops; their part of the checkpoint is changed in place."""
+        """Before Lightning restores its loops; their part of the checkpoint is changed in place.
+
+        Only what a fit begins with counts: a tuner restores the state of its start later on.
+        """
+        if not self._begins:
+            return
         bring_best(trainer, checkpoint)
         found = checkpoint.get(KEY)
         if not found:
@@ -108,6 +115,7 @@ class Resume:
 
     def lift_limits(self, trainer: L.Trainer) -> None:
         """In on_fit_start: Lightning enters its loops although no step is left, so that hooks run and the end is not lost."""
+        self._begins = False
         unwrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint")  # another one is meant from now on
         if self._found is None:
             return
