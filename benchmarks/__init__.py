@@ -1,0 +1,1 @@
+"""Programs that measure, each with one command: `python -m benchmarks.<name>` from the root of the repository."""
