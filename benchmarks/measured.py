@@ -108,6 +108,27 @@ def candidates(record: Record | None, floor: str) -> str:
     return _with_machine(table(("", "ms", f"of {floor}"), rows, text=1), record)
 
 
+def profile(record: Record | None, top: int = 8) -> str:
+    """The longest operations of a quantized step, with what the float step spends on them."""
+    if record is None:
+        return NOT_MEASURED
+    floats = {row["operation"]: row["milliseconds"] for row in record["steps"]["float"]}
+    (quantized,) = (steps for name, steps in record["steps"].items() if name != "float")
+    rows = [
+        [
+            f"`{_cell(row['operation'])}`",
+            f"{row['calls']:.0f}",
+            f"{row['milliseconds']:.1f}",
+            f"{100 * row['share']:.1f}",
+            f"{floats[row['operation']]:.1f}" if row["operation"] in floats else "",
+        ]
+        for row in quantized[:top]
+    ]
+    return _with_machine(
+        table(("operation", "calls", "ms", "% of the step", "ms in the float step"), rows, text=1), record
+    )
+
+
 def latency(record: Record | None) -> str:
     """Each recorded file over its float file in ONNX Runtime."""
     if record is None:
@@ -138,7 +159,8 @@ def _with_machine(text: str, record: Record | None) -> str:
         return text
     where = record["environment"]
     machine = where["accelerator"] or f"{where['cpu']}, {where['threads']} threads"
-    return f"{text}\n\n`{record['command']}`; {machine}; torch {where['versions']['torch']}; commit {str(where['commit'])[:10]}."
+    source = f"torch {where['versions']['torch']}; commit {str(where['commit'])[:10]}"
+    return f"{text}\n\n`{record['command']}`; {machine}; {source}."
 
 
 def _cell(text: str) -> str:

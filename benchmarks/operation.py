@@ -110,8 +110,16 @@ def main() -> None:
     out = options.out or RESULTS / f"operation/{device}.json"
     activation, weight = ((4, 4, 8, 8), (8, 4, 3, 3)) if options.small else (ACTIVATION, WEIGHT)
     kinds = {
-        "per tensor": (per_tensor(device), torch.rand(activation, device=device) * 6, torch.randn(activation, device=device)),
-        "per channel": (per_channel(device, weight[0]), torch.randn(weight, device=device), torch.randn(weight, device=device)),
+        "per tensor": (
+            per_tensor(device),
+            torch.rand(activation, device=device) * 6,
+            torch.randn(activation, device=device),
+        ),
+        "per channel": (
+            per_channel(device, weight[0]),
+            torch.randn(weight, device=device),
+            torch.randn(weight, device=device),
+        ),
     }
     found: list[dict[str, Any]] = []
     for mode in options.modes:

@@ -25,9 +25,7 @@ from qat.training.datamodule import ImageDataModule
 
 def noise(images: int) -> ImageData:
     """A data set like CIFAR-10, with its augmentation."""
-    everything = TensorImages(
-        torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,))
-    )
+    everything = TensorImages(torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (images,)))
     return ImageData(
         name="noise",
         label="noise",
@@ -73,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = check_device(options.device)
     training = steps(SUBJECTS["ResNet-20"], ["w8a8"], "float32", device, options.batch)
-    work = {**training, "batch": batches(noise(options.images), options.batch, device)}
+    work: dict[str, Callable[[], object]] = {**training, "batch": batches(noise(options.images), options.batch, device)}
     rows = ratios(interleaved(work, options.rounds, device), "float")
     write(options.out or RESULTS / f"pipeline/{device}.json", {"batch": options.batch, "candidates": rows}, device)
     for name, row in rows.items():

@@ -60,7 +60,9 @@ def main() -> None:
     for name, rows in found.items():
         print(name)
         for row in rows:
-            print(f"  {row['operation']:45} {row['calls']:6.0f} {row['milliseconds']:9.2f} ms {100 * row['share']:5.1f} %")
+            print(
+                f"  {row['operation']:45} {row['calls']:6.0f} {row['milliseconds']:9.2f} ms {100 * row['share']:5.1f} %"
+            )
 
 
 if __name__ == "__main__":

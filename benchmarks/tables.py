@@ -121,6 +121,7 @@ def measurements(results: Path) -> dict[str, str]:
         found[f"step time, {device}"] = measured.step_time(measured.load(results / f"step_time/{device}.json"))
         found[f"operation, {device}"] = measured.operation(measured.load(results / f"operation/{device}.json"))
         pipeline = measured.load(results / f"pipeline/{device}.json")
+        found[f"profile, {device}"] = measured.profile(measured.load(results / f"profile/{device}.json"))
         found[f"pipeline, {device}"] = measured.candidates(pipeline, "a float step")
     found["peers"] = measured.peers(measured.load(results / "peers/cpu.json"))
     artefact = measured.load(results / "artefact_time/cpu.json")

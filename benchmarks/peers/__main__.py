@@ -70,9 +70,7 @@ def _run(command: list[str], timeout: float | None = None) -> None:
     """Run from the root of the repository; standard output is passed on."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        subprocess.run(
-            command, cwd=ROOT, env=variables, timeout=timeout, check=True, text=True, stderr=subprocess.PIPE
-        )
+        subprocess.run(command, cwd=ROOT, env=variables, timeout=timeout, check=True, text=True, stderr=subprocess.PIPE)
     except subprocess.TimeoutExpired:
         raise PeerFailed(f"stopped after {timeout:.0f} seconds") from None
     except subprocess.CalledProcessError as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 PACKAGES: tuple[str, ...] = ()
-SETTINGS = "prepare_qat_fx, get_default_qat_qconfig_mapping('x86'): fused conv-BN-ReLU; observers run on, scales not learned"
+SETTINGS = (
+    "prepare_qat_fx, get_default_qat_qconfig_mapping('x86'): fused conv-BN-ReLU; observers run on, scales not learned"
+)
 
 
 def prepare(network: nn.Module, x: Tensor) -> nn.Module:
