@@ -59,7 +59,7 @@ def test_step_time(run):
 def test_the_vision_transformer_trains_quantized():
     network = VisionTransformer(size=16, patch=8, width=64, depth=1, num_classes=10)
     x, y = torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
-    prepared = qat.prepare(network, "w8a8", x)
+    prepared = qat.prepare(network, qat.load_policy("w8a8").with_parts("LSQ", "MinMax"), x)
     quantized = {name for name, module in prepared.named_modules() if getattr(module, "weight_quantizer", None)}
     layers = {"blocks.0.qkv", "blocks.0.out", "blocks.0.up", "blocks.0.down", "patches", "head"}
     assert quantized == layers
