@@ -50,20 +50,32 @@ def environment(name: str, folder: Path) -> Path:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What the worker found, or the error that kept it from finding anything."""
+    """What the worker found, with the error that kept it from finding the rest."""
     try:
         python = environment(name, options.folder)
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "found.json"
-            sizes = {"batch": options.batch, "rounds": options.rounds, "threads": options.threads, "out": out}
-            arguments = [f"--{key}={value}" for key, value in sizes.items()]
-            worker = [str(python), "-m", "benchmarks.peers.worker", name, *arguments, "--modes", *options.modes]
-            _run(worker, options.timeout)
-            found: dict[str, Any] = json.loads(out.read_text())
-            return found
     except PeerFailed as error:
         print(f"{name}: {error}", flush=True)
         return {"settings": peer(name).SETTINGS, "error": str(error)}
+    with tempfile.TemporaryDirectory() as folder:
+        return work(python, name, Path(folder) / "found.json", options)
+
+
+def work(python: Path, name: str, out: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Run the worker. One that crashes or is stopped loses the mode it was in, not those before."""
+    sizes = {"batch": options.batch, "rounds": options.rounds, "threads": options.threads, "out": out}
+    arguments = [f"--{key}={value}" for key, value in sizes.items()]
+    try:
+        _run(
+            [str(python), "-m", "benchmarks.peers.worker", name, *arguments, "--modes", *options.modes], options.timeout
+        )
+    except PeerFailed as error:
+        print(f"{name}: {error}", flush=True)
+        if not out.is_file():
+            return {"settings": peer(name).SETTINGS, "error": str(error)}
+        missing = {mode: {"error": str(error)} for mode in options.modes}
+        return missing | json.loads(out.read_text())
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
 
 
 def _run(command: list[str], timeout: float | None = None) -> None:

@@ -34,8 +34,8 @@ def resnet20() -> nn.Module:
     return module.ResNetCifar(20)
 
 
-def measure(name: str, batch: int, rounds: int, modes: list[str]) -> dict[str, Any]:
-    """{"settings", "versions", and for each mode its steps, or the peer's own error}."""
+def measure(name: str, batch: int, rounds: int, modes: list[str], out: Path) -> None:
+    """Write {"settings", "versions", and for each mode its steps, or the peer's own error}; anew after each mode."""
     library = peer(name)
     packages = [*library.PACKAGES, "torch"]
     found: dict[str, Any] = {
@@ -59,7 +59,7 @@ def measure(name: str, batch: int, rounds: int, modes: list[str]) -> dict[str, A
         except Exception as error:
             found[mode] = {"error": one_line(error)}
             print(f"{name}, {mode}: {found[mode]['error']}", flush=True)
-    return found
+        out.write_text(json.dumps(found))
 
 
 def main() -> None:
@@ -72,8 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = measure(options.name, options.batch, options.rounds, options.modes)
-    options.out.write_text(json.dumps(found))
+    measure(options.name, options.batch, options.rounds, options.modes, options.out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import math
@@ -145,6 +146,23 @@ def test_a_peer_that_cannot_be_installed_is_recorded(run, monkeypatch, tmp_path)
     assert {name: one["error"] for name, one in found["peers"].items()} == {
         "brevitas": "no matching distribution",
         "nncf": "no matching distribution",
+    }
+
+
+def test_a_worker_that_is_stopped_keeps_what_it_found(monkeypatch, tmp_path):
+    import benchmarks.peers.__main__ as driver
+
+    out = tmp_path / "found.json"
+
+    def stopped_in_the_second_mode(command: list[str], timeout: float | None = None) -> None:
+        out.write_text(json.dumps({"eager": {"steps": {}}}))
+        raise driver.PeerFailed("stopped after 9 seconds")
+
+    monkeypatch.setattr(driver, "_run", stopped_in_the_second_mode)
+    options = argparse.Namespace(batch=1, rounds=1, threads=1, modes=["eager", "compiled"], timeout=9.0)
+    assert driver.work(Path("python"), "nncf", out, options) == {
+        "eager": {"steps": {}},
+        "compiled": {"error": "stopped after 9 seconds"},
     }
 
 
