@@ -1,5 +1,5 @@
 # The same doors as ./dev, for people who type make. `make` alone lists them.
-.PHONY: help train test slow check
+.PHONY: help train test slow check bench
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 train: ## the main job: digits, 4-bit weights, 8-bit activations
@@ -10,3 +10,11 @@ slow: ## the long tests, on real data where it is present
 	./dev test -m slow
 check: ## formatter, linter, type checker
 	./dev check
+bench: ## every benchmark: step, memory, operation, data, export, peers; up to 3 hours on 2 quiet cores
+	./dev python -m benchmarks.operation
+	./dev python -m benchmarks.pipeline
+	./dev python -m benchmarks.artefact_time
+	./dev python -m benchmarks.profile_step
+	./dev python -m benchmarks.step_time
+	./dev python -m benchmarks.peers
+	./dev python -m benchmarks.tables

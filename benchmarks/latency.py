@@ -1,26 +1,25 @@
-"""Latency of runs' int8 files over their float files in ONNX Runtime, call by call in turns.
+"""Latency of runs' int8 files over their float files in ONNX Runtime, call by call in turns; seconds a file.
 
-python benchmarks/latency.py outputs/cifar10_*     # folders that hold model.onnx and float.onnx
+python -m benchmarks.latency outputs/cifar10_*     # folders that hold model.onnx and float.onnx
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import onnx
 import torch
 
+from benchmarks.record import RESULTS, write
 from qat.export import latency
-from qat.report import Environment, write_atomically
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/latency/cpu.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "latency/cpu.json")
     options = parser.parse_args()
     found = {}
     for folder in options.folders:
@@ -30,12 +29,7 @@ def main() -> None:
         ratio = {size: measured["int8"][size] / measured["float"][size] for size in measured["int8"]}
         found[folder.name] = {"milliseconds": measured, "ratio": ratio}
         print(f"{folder.name:16}", "   ".join(f"batch {size}: {value:.2f} x" for size, value in ratio.items()))
-    record = {
-        "command": f"python benchmarks/latency.py {' '.join(map(str, options.folders))}",
-        "environment": Environment.collect(threads=torch.get_num_threads()).to_dict(),
-        "latency": found,
-    }
-    write_atomically(options.out, json.dumps(record, indent=2) + "\n")
+    write(options.out, {"latency": found})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Write the tables of README.md and benchmarks/README.md from benchmarks/results/*.json; nothing in them is typed.
 
-python benchmarks/tables.py            # after copying a run's results.json to benchmarks/results/<recipe>.json
-python benchmarks/tables.py --check    # fails if a table is out of date
+python -m benchmarks.tables            # after copying a run's results.json to benchmarks/results/<recipe>.json
+python -m benchmarks.tables --check    # fails if a table is out of date
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 import statistics
 from pathlib import Path
 
+from benchmarks import measured
+from benchmarks.record import RESULTS
 from qat.report import Results, Row, read_results
 from qat.report.judge import binomial_error
 from qat.report.tables import comparison
@@ -21,7 +23,7 @@ ORDER = ("digits", "mnist", "cifar10")
 
 def load() -> list[Results]:
     """The recorded runs, by data set, then from many bits to few, then by seed."""
-    found = [read_results(path) for path in sorted((ROOT / "benchmarks/results").glob("*.json"))]
+    found = [read_results(path) for path in sorted(RESULTS.glob("*.json"))]
     order = {name: i for i, name in enumerate(ORDER)}
     return sorted(found, key=lambda r: (order.get(r.data.name, len(order)), _bits(r.recipe), r.seed or 0))
 
@@ -112,9 +114,27 @@ def headers(runs: list[Results], check: bool) -> None:
         _write(path, re.sub(r"^# takes:.*$", takes, text, flags=re.MULTILINE), check)
 
 
+def measurements(results: Path) -> dict[str, str]:
+    """The tables of the programs beside this one, each under the name of its markers in README.md."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        found[f"step time, {device}"] = measured.step_time(measured.load(results / f"step_time/{device}.json"))
+        found[f"operation, {device}"] = measured.operation(measured.load(results / f"operation/{device}.json"))
+        pipeline = measured.load(results / f"pipeline/{device}.json")
+        found[f"profile, {device}"] = measured.profile(measured.load(results / f"profile/{device}.json"))
+        found[f"pipeline, {device}"] = measured.candidates(pipeline, "a float step")
+    found["peers"] = measured.peers(measured.load(results / "peers/cpu.json"))
+    artefact = measured.load(results / "artefact_time/cpu.json")
+    found["artefact"] = measured.candidates(artefact, "the float export")
+    found["latency"] = measured.latency(measured.load(results / "latency/cpu.json"))
+    return found
+
+
 def fill(path: Path, marker: str, text: str, check: bool) -> None:
     """Replace what stands between the markers of a file."""
     start, end = f"<!-- {marker} -->", f"<!-- end of {marker} -->"
+    if start not in path.read_text() or end not in path.read_text():
+        raise SystemExit(f"{path.name} has no place for {marker!r}: write {start} and {end}, each on its line.")
     after = re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{text}\n{end}", path.read_text(), flags=re.DOTALL)
     _write(path, after, check)
 
@@ -123,7 +143,7 @@ def _write(path: Path, after: str, check: bool) -> None:
     if after == path.read_text():
         return
     if check:
-        raise SystemExit(f"{path.relative_to(ROOT)} is out of date: run python benchmarks/tables.py.")
+        raise SystemExit(f"{path.relative_to(ROOT)} is out of date: run python -m benchmarks.tables.")
     path.write_text(after)
 
 
@@ -136,6 +156,8 @@ def main() -> None:
     first_seeds = [run for run in runs if run.seed == min(r.seed or 0 for r in runs if r.recipe == run.recipe)]
     fill(ROOT / "README.md", "results", summary(first_seeds), check)
     fill(ROOT / "benchmarks/README.md", "results", f"{summary(first_seeds)}\n\n{details(first_seeds)}", check)
+    for marker, text in measurements(RESULTS).items():
+        fill(ROOT / "benchmarks/README.md", marker, text, check)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""Tables from results written by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import measured, tables
+from benchmarks.measured import NOT_MEASURED
+
+MACHINE = {"accelerator": None, "cpu": "A CPU", "threads": 2, "versions": {"torch": "9.9"}, "commit": "0123456789abc"}
+ABOUT = {"command": "python -m benchmarks.x", "environment": MACHINE}
+
+
+def row(ratio: float, **more: float) -> dict[str, float]:
+    return {
+        "seconds": 0.5,
+        "ratio": ratio,
+        "ratio_lower_quartile": ratio - 0.1,
+        "ratio_upper_quartile": ratio + 0.1,
+        **more,
+    }
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")][2:]
+
+
+def test_without_files_everything_is_not_measured(tmp_path):
+    for marker, text in tables.measurements(tmp_path).items():
+        assert NOT_MEASURED in text, marker
+        assert "commit" not in text
+
+
+def test_step_time():
+    step = {"float": row(1.0, memory_ratio=1.0), "w8a8": row(1.25, memory_ratio=1.125, graph_breaks=0)}
+    same = {"network": "ResNet-20", "batch": 128, "mode": "compiled"}
+    cases = [
+        {**same, "precision": "float32", "steps": step},
+        {**same, "precision": "bfloat16", "error": "RuntimeError: a | b"},
+    ]
+    text = measured.step_time({**ABOUT, "cases": cases})
+    assert "| ResNet-20, batch 128 | float32 | compiled | w8a8 | 1.25 [1.15, 1.35] | 1.12 | 0 |" in lines(text)
+    assert "| ResNet-20, batch 128 | bfloat16 | compiled |  | fails: RuntimeError: a \\| b |  |  |" in lines(text)
+    assert sum(NOT_MEASURED in line for line in lines(text)) == 12 - 2
+    assert text.endswith("`python -m benchmarks.x`; A CPU, 2 threads; torch 9.9; commit 0123456789.")
+
+
+def test_operation():
+    case = {
+        "kind": "per tensor",
+        "shape": [2, 3],
+        "mode": "eager",
+        "operations": {"a + b": row(1.0)},
+        "errors": {"q": "no"},
+    }
+    text = measured.operation({**ABOUT, "cases": [case]})
+    assert lines(text) == [
+        "| per tensor | 2 × 3 | eager | a + b | 500.00 | 1.00 [0.90, 1.10] |",
+        "| per tensor | 2 × 3 | eager | q |  | fails: no |",
+    ]
+
+
+def test_peers():
+    found = {
+        "brevitas": {
+            "versions": {"brevitas": "1.2", "torch": "9.9"},
+            "settings": "defaults",
+            "parameters": 7,
+            "eager": {"steps": {"float": row(1.0), "brevitas": row(2.0, memory_ratio=1.5)}},
+            "compiled": {"error": "Unsupported: x"},
+        },
+        "nncf": {"settings": "defaults", "error": "no wheel"},
+    }
+    found_lines = lines(measured.peers({**ABOUT, "peers": found}))
+    assert "| brevitas 1.2 | 2.00 [1.90, 2.10] | 1.50 | fails: Unsupported: x |  |  | 7 | defaults |" in found_lines
+    assert "| nncf | fails: no wheel |  |  |  |  |  | defaults |" in found_lines
+    assert sum(NOT_MEASURED in line for line in found_lines) == len(measured.NAMES) - 2
+
+
+def test_candidates_latency_and_profile():
+    assert lines(measured.candidates({**ABOUT, "candidates": {"batch": row(0.3)}}, "a step")) == [
+        "| batch | 500.0 | 0.300 [0.200, 0.400] |"
+    ]
+    run = {"ratio": {"1": 0.5, "32": 0.25}}
+    assert lines(measured.latency({**ABOUT, "latency": {"digits": run}})) == ["| `digits` | 0.50 | 0.25 |"]
+    spent = {"operation": "conv", "calls": 19.0, "milliseconds": 8.0, "share": 0.5}
+    steps = {"float": [{**spent, "milliseconds": 7.0}], "w8a8": [spent, {**spent, "operation": "clamp"}]}
+    assert lines(measured.profile({**ABOUT, "steps": steps})) == [
+        "| `conv` | 19 | 8.0 | 50.0 | 7.0 |",
+        "| `clamp` | 19 | 8.0 | 50.0 |  |",
+    ]
+
+
+def test_the_readme_has_a_place_for_every_table(tmp_path):
+    readme = (tables.ROOT / "benchmarks/README.md").read_text()
+    for marker in tables.measurements(tmp_path):
+        assert readme.count(f"<!-- {marker} -->") == readme.count(f"<!-- end of {marker} -->") == 1
+
+
+def test_check_finds_a_table_that_is_out_of_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- peers -->\nold\n<!-- end of peers -->\n")
+    with pytest.raises(SystemExit, match=r"page.md is out of date: run python -m benchmarks.tables"):
+        tables.fill(page, "peers", "new", check=True)
+    tables.fill(page, "peers", "new", check=False)
+    assert page.read_text() == "<!-- peers -->\nnew\n<!-- end of peers -->\n"
+    with pytest.raises(SystemExit, match="no place for 'step time'"):
+        tables.fill(page, "step time", "new", check=False)
+
+
+def test_a_results_file_is_read(tmp_path):
+    path = tmp_path / "x.json"
+    assert measured.load(path) is None
+    path.write_text(json.dumps({"peers": {}}))
+    assert measured.load(path) == {"peers": {}}

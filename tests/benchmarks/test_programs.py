@@ -1,0 +1,195 @@
+"""Every program runs on something tiny and writes what it promises. Nothing here looks at a time."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+import qat
+from benchmarks import peers, record
+from benchmarks.peers.peer import peer
+from benchmarks.subject import SUBJECTS, Subject
+from benchmarks.training_step import TrainingStep
+from benchmarks.vision_transformer import VisionTransformer
+from qat.models import ResNetCifar
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a program with arguments on a network smaller than it says; returns what it wrote."""
+
+    small = Subject("ResNet-20", lambda: ResNetCifar(8, width=4), 4, 32, 10)
+    monkeypatch.setitem(SUBJECTS, "ResNet-20", small)
+
+    def running(program: str, *arguments: object) -> dict[str, Any]:
+        out = tmp_path / "found.json"
+        module = importlib.import_module(f"benchmarks.{program}")
+        monkeypatch.setattr(sys, "argv", [f"benchmarks/{program}.py", *map(str, arguments), "--out", str(out)])
+        module.main()
+        return json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in the results"))
+
+    return running
+
+
+def is_row(row: dict[str, float]) -> bool:
+    positive = all(math.isfinite(row[key]) and row[key] > 0 for key in ("seconds", "ratio"))
+    return positive and row["ratio_lower_quartile"] <= row["ratio"] <= row["ratio_upper_quartile"]
+
+
+def test_step_time(run):
+    arguments = ["--networks", "ResNet-20", "--modes", "eager", "--policies", "w8a8"]
+    found = run("step_time", *arguments, "--rounds", 1, "--batch", 2, "--threads", 1)
+    assert found["command"].startswith("python -m benchmarks.step_time --networks ResNet-20 --modes eager")
+    assert found["environment"]["threads"] == 1
+    assert [case["precision"] for case in found["cases"]] == ["float32", "bfloat16"]
+    for case in found["cases"]:
+        assert set(case["steps"]) == {"float", "w8a8"}, case
+        assert all(is_row(row) for row in case["steps"].values())
+        assert case["steps"]["w8a8"]["memory_ratio"] > 1
+
+
+def test_the_vision_transformer_trains_quantized():
+    network = VisionTransformer(size=16, patch=8, width=64, depth=1, num_classes=10)
+    x, y = torch.randn(2, 3, 16, 16), torch.tensor([0, 1])
+    prepared = qat.prepare(network, qat.load_policy("w8a8").with_parts("LSQ", "MinMax"), x)
+    quantized = {name for name, module in prepared.named_modules() if getattr(module, "weight_quantizer", None)}
+    layers = {"blocks.0.qkv", "blocks.0.out", "blocks.0.up", "blocks.0.down", "patches", "head"}
+    assert quantized == layers
+    qat.calibrate(prepared, [x])
+    TrainingStep(prepared.train(), x, y)()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in prepared.parameters())
+
+
+def test_what_fails_is_recorded_and_the_next_case_runs(run):
+    found = run("step_time", "--networks", "ResNet-20", "--modes", "eager", "--policies", "w99a8", "--rounds", 1,
+                "--batch", 2, "--threads", 1)  # fmt: skip
+    assert len(found["cases"]) == 2
+    assert all("bits=99 is no width" in case["error"] for case in found["cases"])
+
+
+def test_operation(run):
+    found = run("operation", "--small", "--modes", "eager", "--rounds", 1, "--threads", 1)
+    assert [case["kind"] for case in found["cases"]] == ["per tensor", "per channel"]
+    for case in found["cases"]:
+        assert case["errors"] == {}
+        assert len(case["operations"]) == 5
+        assert all(is_row(row) for row in case["operations"].values())
+
+
+@pytest.mark.slow
+def test_compiled_networks_have_no_graph_breaks(run):
+    found = run("step_time", "--networks", "ResNet-20", "--modes", "compiled", "--precisions", "float32", "--policies",
+                "w8a8", "--rounds", 1, "--batch", 2, "--threads", 1)  # fmt: skip
+    step = found["cases"][0]["steps"]["w8a8"]
+    assert (step["graphs"], step["graph_breaks"]) == (1, 0)
+
+
+def test_pipeline(run):
+    found = run("pipeline", "--images", 32, "--batch", 4, "--rounds", 1, "--threads", 1)
+    assert set(found["candidates"]) == {"float", "w8a8", "batch"}
+    assert all(is_row(row) for row in found["candidates"].values())
+
+
+@pytest.mark.slow
+def test_artefact_time(run, monkeypatch):
+    monkeypatch.setattr("benchmarks.measure.WARMUP", 0)
+    found = run("artefact_time", "--images", 4, "--batch", 2, "--rounds", 1, "--threads", 1)
+    assert set(found["candidates"]) == {"float export", "convert", "export", "verify"}
+    assert all(is_row(row) for row in found["candidates"].values())
+
+
+def test_profile(run):
+    found = run("profile_step", "--rounds", 1, "--batch", 2, "--top", 5, "--threads", 1)
+    for rows in found["steps"].values():
+        assert len(rows) == 5
+        assert 0 < sum(row["share"] for row in rows) <= 1
+    assert any("convolution" in row["operation"] for row in found["steps"]["float"])
+
+
+def test_latency(run, tmp_path):
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "small", ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    folder = tmp_path / "some_recipe"
+    folder.mkdir()
+    for name in ("float.onnx", "model.onnx"):
+        onnx.save(model, folder / name)
+    found = run("latency", folder, "--rounds", 3)
+    assert set(found["latency"]["some_recipe"]["ratio"]) == {"1", "32"}
+
+
+@pytest.mark.slow
+def test_peers_run_in_their_own_process(run):
+    found = run("peers.__main__", "--names", "qat", "--modes", "eager", "--rounds", 1, "--batch", 2, "--threads", 1)
+    assert is_row(found["peers"]["qat"]["eager"]["steps"]["qat"])
+    assert found["peers"]["qat"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_a_peer_that_cannot_be_installed_is_recorded(run, monkeypatch, tmp_path):
+    import benchmarks.peers.__main__ as driver
+
+    def refuse(command: list[str], timeout: float | None = None) -> None:
+        raise driver.PeerFailed("no matching distribution")
+
+    monkeypatch.setattr(driver, "_run", refuse)
+    found = run("peers.__main__", "--names", "brevitas", "nncf", "--rounds", 1, "--batch", 2, "--folder", tmp_path)
+    assert {name: one["error"] for name, one in found["peers"].items()} == {
+        "brevitas": "no matching distribution",
+        "nncf": "no matching distribution",
+    }
+
+
+def test_a_worker_that_is_stopped_keeps_what_it_found(monkeypatch, tmp_path):
+    import benchmarks.peers.__main__ as driver
+
+    out = tmp_path / "found.json"
+
+    def stopped_in_the_second_mode(command: list[str], timeout: float | None = None) -> None:
+        out.write_text(json.dumps({"eager": {"steps": {}}}))
+        raise driver.PeerFailed("stopped after 9 seconds")
+
+    monkeypatch.setattr(driver, "_run", stopped_in_the_second_mode)
+    options = argparse.Namespace(batch=1, rounds=1, threads=1, modes=["eager", "compiled"], timeout=9.0)
+    assert driver.work(Path("python"), "nncf", out, options) == {
+        "eager": {"steps": {}},
+        "compiled": {"error": "stopped after 9 seconds"},
+    }
+
+
+def test_a_command_that_fails_says_why_in_one_line():
+    import benchmarks.peers.__main__ as driver
+
+    with pytest.raises(driver.PeerFailed, match=r"^ValueError: broken$"):
+        driver._run([sys.executable, "-c", "raise ValueError('broken')"])
+    with pytest.raises(driver.PeerFailed, match="stopped after 0 seconds"):
+        driver._run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.1)
+
+
+@pytest.mark.parametrize("name", peers.NAMES)
+def test_every_peer_has_what_the_driver_needs(name):
+    library = peer(name)  # imports nothing of the library: none of them is installed here
+    assert isinstance(library.PACKAGES, tuple)
+    assert library.SETTINGS
+    assert callable(library.prepare)
+
+
+def test_every_file_of_a_peer_is_listed():
+    folder = Path(peers.__file__).parent
+    machinery = {"__init__", "__main__", "peer", "worker"}
+    assert {path.stem for path in folder.glob("*.py")} - machinery == set(peers.NAMES)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(SystemExit, match="write --device cpu"):
+        record.check_device("cuda")
