@@ -10,13 +10,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from qat.training.boundary import one_sentence, teaching
-from qat.training.followers import following
+from qat.training.recipe.boundary import one_sentence, teaching
+from qat.training.recipe.followers import following
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(config: DictConfig) -> None:
-    from qat.training.experiment import run  # late: --help need not wait for Lightning
+    from qat.training.recipe.experiment import run  # late: --help need not wait for Lightning
 
     running = HydraConfig.get()
     with teaching(debug=config.debug):

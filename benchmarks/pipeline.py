@@ -20,7 +20,7 @@ from benchmarks.step_time import steps
 from benchmarks.subject import SUBJECTS
 from qat.data import ImageData, Sample, TensorImages
 from qat.data.cifar10 import CLASSES, MEAN, STD
-from qat.training.datamodule import ImageDataModule
+from qat.training.recipe.datamodule import ImageDataModule
 
 
 def noise(images: int) -> ImageData:

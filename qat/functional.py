@@ -44,7 +44,7 @@ def fake_quantize(
     qmin - zero_point and qmax - zero_point): inside the bounds dx = g and dscale = sum(g * (round(v) - v)); on a bound or
     beyond it dx = 0 and dscale = sum(g * bound). dscale is multiplied by `gradient_scale`.
 
-    Differs from the paper: where `qat.native` does the work (float32 on a CPU with a C compiler, not under torch.compile) and
+    Differs from the paper: where `qat.native` does the work (on a CPU with a C compiler) and
     x is not a leaf, which lives anyway, round(v) - v is kept in one byte: each term of dscale is off by at most |g| / 504.
 
     Args:
@@ -60,7 +60,7 @@ def fake_quantize(
 
 def _one_pass(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
     """Whether the native kernels know this case: one scale, or one for each row; Python numbers as bounds."""
-    if x.dtype is not torch.float32 or x.device.type != "cpu" or not x.numel():
+    if x.dtype is torch.float64 or x.device.type != "cpu" or not x.numel():
         return False
     if torch.compiler.is_compiling():
         one_bound = not isinstance(lo, Tensor)
@@ -80,18 +80,20 @@ class _OnePass(torch.autograd.Function):
         ctx.bounds, ctx.gradient_scale, ctx.leaf = (float(lo), float(hi)), gradient_scale, x.is_leaf
         if x.is_leaf:
             ctx.save_for_backward(x, scale)
-            y = native().fake_quantize(x, scale, *ctx.bounds)
+            y = native().fake_quantize(x.float(), scale, *ctx.bounds)
         else:
-            y, kept = native().fake_quantize_and_keep(x, scale, *ctx.bounds)
+            y, kept = native().fake_quantize_and_keep(x.float(), scale, *ctx.bounds)
             ctx.save_for_backward(kept, scale)
-        return y
+        return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         kept, scale = ctx.saved_tensors
-        backward = native().backward if ctx.leaf else native().backward_kept
-        dx, dscale = backward(grad, kept, scale, *ctx.bounds)
-        return dx, dscale * ctx.gradient_scale, None, None, None
+        if ctx.leaf:
+            dx, dscale = native().backward(grad.float(), kept.float(), scale, *ctx.bounds)
+        else:
+            dx, dscale = native().backward_kept(grad.float(), kept, scale, *ctx.bounds)
+        return dx.to(grad.dtype), dscale * ctx.gradient_scale, None, None, None
 
 
 class _Composite(torch.autograd.Function):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from qat.training.console import has_terminal
+from qat.training.recipe.console import has_terminal
 
 Listener = Callable[[str, int, int], None]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import qat
 from qat.models import ResNetCifar
 from qat.training.callbacks import QuantizationAwareTraining
-from qat.training.module import ImageClassifier
+from qat.training.recipe.module import ImageClassifier
 from qat.transform import is_prepared, quantizers
 
 pytestmark = LIGHTNING

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 import qat
 from qat.data import ImageData, TensorImages
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
-from qat.training.datamodule import ImageDataModule
+from qat.training.recipe.datamodule import ImageDataModule
 from qat.transform import calibrate, quantizers
 from qat.transform.processes import rank, share
 

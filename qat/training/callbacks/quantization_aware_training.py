@@ -28,8 +28,8 @@ from qat.training.network import find_network, is_root
 from qat.training.parameter_groups import slow_down, split_groups, without_optimizer
 from qat.training.policy_record import KEY, check_same, plain
 from qat.training.processes import check_model_comes_back, check_strategy, take_from_rank_zero
-from qat.training.resume import KEY as RESUME_KEY
-from qat.training.resume import Resume
+from qat.training.resume.resume import KEY as RESUME_KEY
+from qat.training.resume.resume import Resume
 from qat.transform import Policy, calibrate, is_prepared, load_policy, mode, prepare_, quantizers
 from qat.transform.processes import check_equal, share
 

@@ -14,8 +14,8 @@ from people import LIGHTNING
 
 import qat
 from qat.data import ImageData, TensorImages, digits
-from qat.training import build, float_network
-from qat.training.check import check_values
+from qat.training.recipe import build, float_network
+from qat.training.recipe.check import check_values
 
 pytestmark = LIGHTNING
 

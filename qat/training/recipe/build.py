@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from qat.data import ImageData
-from qat.training.console import has_terminal
-from qat.training.datamodule import ImageDataModule
-from qat.training.distillation import Distillation
-from qat.training.module import ImageClassifier
+from qat.training.recipe.console import has_terminal
+from qat.training.recipe.datamodule import ImageDataModule
+from qat.training.recipe.distillation import Distillation
+from qat.training.recipe.module import ImageClassifier
 from qat.transform import Policy, load_policy
 
 

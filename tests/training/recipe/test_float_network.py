@@ -10,7 +10,7 @@ from torch import nn
 
 from qat.data import TensorImages, digits
 from qat.models import save_checkpoint
-from qat.training import float_network
+from qat.training.recipe import float_network
 
 pytestmark = LIGHTNING
 

@@ -16,14 +16,14 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Generator, Tensor
 
-from qat.training import epoch_metrics
-from qat.training.checkpoints import DAMAGES, checkpoint_to_resume, defect
 from qat.training.hooks import unwrap_hook, wrap_hook
-from qat.training.interruption import Interruption, end_restart
-from qat.training.moved_checkpoints import bring_best
-from qat.training.random_state import RandomState
-from qat.training.replayed_loader import Pass, ReplayedLoader
-from qat.training.whole_files import WholeFiles
+from qat.training.resume import epoch_metrics
+from qat.training.resume.checkpoints import DAMAGES, checkpoint_to_resume, defect
+from qat.training.resume.interruption import Interruption, end_restart
+from qat.training.resume.moved_checkpoints import bring_best
+from qat.training.resume.random_state import RandomState
+from qat.training.resume.replayed_loader import Pass, ReplayedLoader
+from qat.training.resume.whole_files import WholeFiles
 
 KEY = "qat_resume"
 """Where a checkpoint keeps what Lightning's own part lacks, for each process."""

@@ -18,8 +18,8 @@ from torch import Generator
 from torch.utils.data import DataLoader, RandomSampler
 
 from qat.training.callbacks import QuantizationAwareTraining
-from qat.training.random_state import RandomState
-from qat.training.resume import KEY
+from qat.training.resume.random_state import RandomState
+from qat.training.resume.resume import KEY
 
 pytestmark = [*LIGHTNING, pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")]
 

@@ -9,7 +9,7 @@ from configurations import CONFIGS, ROOT
 from hydra.core.global_hydra import GlobalHydra
 from people import LIGHTNING
 
-from qat.training import boundary
+from qat.training.recipe import boundary
 
 pytestmark = [
     *LIGHTNING,
@@ -69,7 +69,7 @@ MISTAKES = {
 def front_door(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """`python train.py ...`, in this process. The exit status."""
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    monkeypatch.setattr("qat.training.float_network._train", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr("qat.training.recipe.float_network._train", lambda *_: pytest.fail("training began"))
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

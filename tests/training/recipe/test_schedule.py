@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qat.training.schedule import cosine
+from qat.training.recipe.schedule import cosine
 
 
 def rates(steps: int, **options: float) -> list[list[float]]:

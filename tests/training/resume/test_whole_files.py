@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qat.training.whole_files import WholeFiles
+from qat.training.resume.whole_files import WholeFiles
 
 
 def test_a_write_that_fails_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from qat.training.distillation import Distillation
+from qat.training.recipe.distillation import Distillation
 
 
 def test_the_loss_is_the_formula_of_the_docstring() -> None:

@@ -14,9 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from qat.training.distillation import Distillation
 from qat.training.policy_record import BUILT_FROM
 from qat.training.processes import take_from_rank_zero
+from qat.training.recipe.distillation import Distillation
 
 Batch = tuple[Tensor, Tensor]
 """Network inputs float32 (N, C, H, W), labels int64 (N,)."""

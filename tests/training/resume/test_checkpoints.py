@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import qat
-from qat.training.checkpoints import checkpoint_to_resume, defect
+from qat.training.resume.checkpoints import checkpoint_to_resume, defect
 
 
 class Hyperparameters:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from qat.training.loggers import wandb_logger
+from qat.training.recipe.loggers import wandb_logger
 
 wandb = pytest.importorskip("wandb")
 

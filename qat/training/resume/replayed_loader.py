@@ -18,8 +18,8 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from qat.training.datamodule import EpochShuffle
-from qat.training.random_state import RandomState
+from qat.training.recipe.datamodule import EpochShuffle
+from qat.training.resume.random_state import RandomState
 
 DRAWN_AT_ONCE = (
     *(SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler),

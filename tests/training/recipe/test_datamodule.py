@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qat.data import ImageData, TensorImages, cifar10, digits
 from qat.models import ResNetCifar, load_checkpoint
-from qat.training.datamodule import EpochShuffle, ImageDataModule
+from qat.training.recipe.datamodule import EpochShuffle, ImageDataModule
 
 # Lightning's own, with recent versions of torch
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\):FutureWarning")
@@ -185,7 +185,7 @@ def test_wrong_questions_are_refused() -> None:
 def test_the_shared_resnet20_is_as_accurate_as_it_is_said_to_be(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    shared = Path(os.environ.get("QAT_SHARED", Path(__file__).parents[2] / "../shared")).resolve()
+    shared = Path(os.environ.get("QAT_SHARED", Path(__file__).parents[3] / "../shared")).resolve()
     if not (shared / "data").is_dir():
         pytest.skip(f"needs the CIFAR-10 copy and weights in {shared} (set QAT_SHARED)")
     monkeypatch.setenv("QAT_CACHE_DIR", str(tmp_path))

@@ -1,8 +1,8 @@
 import pytest
 from configurations import composed
 
-from qat.training.build import part, validation_plan
-from qat.training.check import check_values
+from qat.training.recipe.build import part, validation_plan
+from qat.training.recipe.check import check_values
 
 
 @pytest.mark.parametrize(

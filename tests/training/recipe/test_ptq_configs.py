@@ -11,8 +11,8 @@ from networks import OptionA, build, images
 import qat
 import qat.ptq
 from qat.ptq import BRECQ, AdaRound, Pass, apply_passes
-from qat.training.build import part
 from qat.training.callbacks import PTQBaselines
+from qat.training.recipe.build import part
 
 OPTIONS = sorted(path.stem for path in (CONFIGS / "ptq").glob("*.yaml"))
 

@@ -17,13 +17,13 @@ from torch import nn
 
 from qat.data import ImageData
 from qat.report import Data, Results, write_atomically
-from qat.training import build, float_network, loggers
 from qat.training.callbacks import Report
-from qat.training.check import check_values
-from qat.training.checkpoints import checkpoint_to_resume
-from qat.training.console import Progress, quiet
-from qat.training.datamodule import ImageDataModule
 from qat.training.processes import check_launched, processes_of
+from qat.training.recipe import build, float_network, loggers
+from qat.training.recipe.check import check_values
+from qat.training.recipe.console import Progress, quiet
+from qat.training.recipe.datamodule import ImageDataModule
+from qat.training.resume.checkpoints import checkpoint_to_resume
 from qat.transform import Policy, prepare
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import torch
 from people import CLASSES, LIGHTNING, Data, Net, trainer
 from torch import Tensor, nn
 
-from qat.training.distillation import Distillation
-from qat.training.module import ImageClassifier
-from qat.training.schedule import cosine
+from qat.training.recipe.distillation import Distillation
+from qat.training.recipe.module import ImageClassifier
+from qat.training.recipe.schedule import cosine
 
 pytestmark = LIGHTNING
 

@@ -19,8 +19,8 @@ from torch import nn
 from qat.data import FolderImages, ImageData, ImageDataset, TensorImages
 from qat.data.decode import cache_folder
 from qat.models import check_model, load_checkpoint, save_checkpoint
-from qat.training.build import classifier, datamodule, part, trainer
-from qat.training.console import Progress
+from qat.training.recipe.build import classifier, datamodule, part, trainer
+from qat.training.recipe.console import Progress
 
 log = logging.getLogger(__name__)
 
