@@ -1,7 +1,7 @@
 """Time and peak memory of a training step, quantized over float: every network, eager and compiled, float32 and bfloat16.
 
-Float and quantized networks take turns in one process. Two threads of a CPU need about 25 minutes for everything, most of
-it for compiling; without `--modes compiled` about 10.
+Float and quantized networks take turns in one process. A case stops after two minutes or five turns, whichever is later; on two
+threads of a CPU plan up to 90 minutes for everything, most of it for bfloat16 (slow without its instructions) and compiling.
 
 python -m benchmarks.step_time --threads 2
 python -m benchmarks.step_time --device cuda
