@@ -90,6 +90,22 @@ def peers(record: Record | None) -> str:
     return _with_machine(table(header, rows, text=1), record)
 
 
+def speed(record: Record | None) -> str:
+    """For README.md: what a step costs in every library that was measured, the cheapest first."""
+    if record is None:
+        return NOT_MEASURED
+    rows: list[tuple[float, list[str]]] = []
+    for name, one in record["peers"].items():
+        if "steps" not in one.get("eager", {}):
+            continue
+        eager, compiled = one["eager"]["steps"][name], _mode(one, name, "compiled")
+        label = "**qat**, every scale learned" if name == "qat" else f"{name} {next(iter(one['versions'].values()))}"
+        said = "fails" if compiled[0].startswith("fails") else compiled[0]
+        rows.append((eager["ratio"], [label, spread(eager), f"{eager['memory_ratio']:.2f}", said]))
+    header = ("", "eager step, of float", "peak memory, of float", "compiled step, of compiled float")
+    return _with_machine(table(header, [cells for _, cells in sorted(rows)], text=1), record)
+
+
 def _mode(one: Record, name: str, mode: str) -> list[str]:
     case = one.get(mode)
     if case is None:

@@ -39,13 +39,15 @@ def _row(results: Results, *names: str) -> Row:
 def summary(runs: list[Results]) -> str:
     """One line a recipe: accuracies, the verdict, codes that differ, size and latency against float."""
     lines = [
-        "| recipe | data | float | PTQ min-max | PTQ MSE | QAT in ONNX Runtime | codes that differ | file, of float "
+        "| recipe | data | float | PTQ min-max | PTQ MSE | best PTQ | QAT in ONNX Runtime | codes that differ | file, of float "
         "| latency, of float (batch 1, 32) | minutes |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for run in runs:
         reference, deployed = _row(run, "float"), _row(run, "QAT in ONNX Runtime")
-        accuracies = [_row(run, name).top1 for name in ("float", "PTQ min-max", "PTQ MSE", "QAT in ONNX Runtime")]
+        best = max((row for row in run.rows if row.kind == "ptq"), key=lambda row: row.top1)
+        accuracies = [f"{100 * _row(run, name).top1:.2f}" for name in ("float", "PTQ min-max", "PTQ MSE")]
+        accuracies += [f"{100 * best.top1:.2f} ({best.name.removeprefix('PTQ ')})", f"{100 * deployed.top1:.2f}"]
         check = run.verification
         assert check is not None
         ratios = [
@@ -59,7 +61,7 @@ def summary(runs: list[Results]) -> str:
         cells = [
             f"`{run.recipe}`",
             run.data.label,
-            *(f"{100 * a:.2f}" for a in accuracies),
+            *accuracies,
             f"{check.code_mismatches} of {check.codes_compared:,}",
             f"{deployed.size_bytes / reference.size_bytes:.2f}",
             ", ".join(ratios),
@@ -156,6 +158,7 @@ def main() -> None:
     first_seeds = [run for run in runs if run.seed == min(r.seed or 0 for r in runs if r.recipe == run.recipe)]
     fill(ROOT / "README.md", "results", summary(first_seeds), check)
     fill(ROOT / "benchmarks/README.md", "results", f"{summary(first_seeds)}\n\n{details(first_seeds)}", check)
+    fill(ROOT / "README.md", "speed", measured.speed(measured.load(RESULTS / "peers/cpu.json")), check)
     for marker, text in measurements(RESULTS).items():
         fill(ROOT / "benchmarks/README.md", marker, text, check)
 
