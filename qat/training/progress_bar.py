@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from qat.training.recipe.console import has_terminal
-
 Listener = Callable[[str, int, int], None]
+
+
+def has_terminal() -> bool:
+    """Whether somebody watches: a progress bar in a file is noise."""
+    return sys.stdout.isatty()
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from two_processes import BATCH, OBSERVERS, fit, ranges
 import qat
 from qat.report import Results
 from qat.training.callbacks import QuantizationAwareTraining
+from qat.training.epoch_shuffle import EpochShuffle
 from qat.training.processes import check_launched, check_strategy
-from qat.training.recipe.datamodule import EpochShuffle
 
 pytestmark = LIGHTNING
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from qat.data import ImageData
-from qat.training.recipe.console import has_terminal
+from qat.training.progress_bar import has_terminal
 from qat.training.recipe.datamodule import ImageDataModule
 from qat.training.recipe.distillation import Distillation
 from qat.training.recipe.module import ImageClassifier

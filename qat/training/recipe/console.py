@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from typing import Any
 
@@ -40,11 +39,6 @@ def quiet() -> None:
         log.warning("warning: %s", str(message).strip())
 
     warnings.showwarning = show  # type: ignore[assignment]
-
-
-def has_terminal() -> bool:
-    """Whether somebody watches: a progress bar in a file is noise."""
-    return sys.stdout.isatty()
 
 
 class Progress(L.Callback):

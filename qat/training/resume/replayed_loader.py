@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from qat.training.recipe.datamodule import EpochShuffle
+from qat.training.epoch_shuffle import EpochShuffle
 from qat.training.resume.random_state import RandomState
 
 DRAWN_AT_ONCE = (

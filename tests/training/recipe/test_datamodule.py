@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from qat.data import ImageData, TensorImages, cifar10, digits
 from qat.models import ResNetCifar, load_checkpoint
-from qat.training.recipe.datamodule import EpochShuffle, ImageDataModule
+from qat.training.epoch_shuffle import EpochShuffle
+from qat.training.recipe.datamodule import ImageDataModule
 
 # Lightning's own, with recent versions of torch
 pytestmark = pytest.mark.filterwarnings(r"ignore:.*isinstance\(treespec, LeafSpec\):FutureWarning")
