@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat.native import available, native
+from qat.native import available, mark, native
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
@@ -55,6 +55,8 @@ def fake_quantize(
     lo, hi = qmin - zero_point, qmax - zero_point
     function = _OnePass if _one_pass(x, scale, lo) else _Composite
     result: Tensor = function.apply(x, scale, lo, hi, gradient_scale)
+    if function is _OnePass and not x.is_leaf and not torch.compiler.is_compiling() and x.dtype is torch.float32:
+        mark(result, scale, float(lo), float(hi))
     return result
 
 

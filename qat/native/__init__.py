@@ -2,10 +2,11 @@
 
 import torch
 
+from qat.native.compact import keeping_codes, mark
 from qat.native.kernels import Kernels, kernels
 from qat.native.operators import DIRECT, REGISTERED, Operators
 
-__all__ = ["Kernels", "Operators", "available", "kernels", "native"]
+__all__ = ["Kernels", "Operators", "available", "keeping_codes", "kernels", "mark", "native"]
 
 
 @torch.compiler.assume_constant_result

@@ -85,3 +85,14 @@ void fake_quantize_backward_kept(const float *restrict grad, const int8_t *restr
         dscale[row] = sum;
     }
 }
+
+/* Values of a grid as bytes, round(x / scale) - lo, and back again: bit for bit what fake_quantize_forward wrote. */
+void to_codes(const float *restrict x, float scale, float lo, uint8_t *restrict codes, int64_t size, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) codes[i] = (uint8_t)(int32_t)(rintf(x[i] / scale) - lo);
+}
+
+void from_codes(const uint8_t *restrict codes, float scale, float lo, float *restrict x, int64_t size, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) x[i] = ((float)(int32_t)codes[i] + lo) * scale;
+}

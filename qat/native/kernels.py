@@ -51,6 +51,8 @@ class Kernels:
         self._backward.argtypes = [pointer, pointer, pointer, size, real, real, pointer, pointer, *shape]
         self._backward_kept = library.fake_quantize_backward_kept
         self._backward_kept.argtypes = [pointer, pointer, real, real, pointer, pointer, *shape]
+        self._to_codes, self._from_codes = library.to_codes, library.from_codes
+        self._to_codes.argtypes = self._from_codes.argtypes = [pointer, real, real, pointer, size, count]
 
     def forward(self, x: Tensor, scale: Tensor, lo: float, hi: float, keep: bool) -> tuple[Tensor, Tensor | None]:
         """`round(clamp(x / scale, lo, hi)) * scale`, and with `keep` what `backward_kept` needs: int8."""
@@ -76,11 +78,26 @@ class Kernels:
         self._backward_kept(grad.data_ptr(), kept.data_ptr(), lo, hi, dx.data_ptr(), rows.data_ptr(), *shape)
         return dx, _joined(rows, scales)
 
+    def to_codes(self, x: Tensor, scale: float, lo: float) -> Tensor:
+        """uint8 `round(x / scale) - lo` of values that `forward` made."""
+        codes = torch.empty_like(x, dtype=torch.uint8)
+        self._to_codes(x.data_ptr(), scale, lo, codes.data_ptr(), x.numel(), _threads(x))
+        return codes
+
+    def from_codes(self, codes: Tensor, scale: float, lo: float) -> Tensor:
+        """The same values again, bit for bit."""
+        x = torch.empty_like(codes, dtype=torch.float32)
+        self._from_codes(codes.data_ptr(), scale, lo, x.data_ptr(), codes.numel(), _threads(codes))
+        return x
+
+
+def _threads(x: Tensor) -> int:
+    return torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
+
 
 def _shape(x: Tensor, scales: int) -> tuple[int, int, int]:
     """Elements, elements of a row, threads."""
-    threads = torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
-    return x.numel(), _columns(x, scales), threads
+    return x.numel(), _columns(x, scales), _threads(x)
 
 
 def _columns(x: Tensor, scales: int) -> int:

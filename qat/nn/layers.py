@@ -12,6 +12,7 @@ from typing import Protocol, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qat.native import keeping_codes
 from qat.quantizers import Quantizer
 
 
@@ -32,9 +33,9 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, C, L] or [C, L]."""
-        return self._conv_forward(
-            _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight), self.bias
-        )
+        x, weight = _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight)
+        with keeping_codes(x):
+            return self._conv_forward(x, weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
@@ -45,9 +46,9 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, C, H, W] or [C, H, W]."""
-        return self._conv_forward(
-            _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight), self.bias
-        )
+        x, weight = _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight)
+        with keeping_codes(x):
+            return self._conv_forward(x, weight, self.bias)
 
 
 class Linear(nn.Linear):
@@ -58,7 +59,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]."""
-        return F.linear(_maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight), self.bias)
+        x, weight = _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight)
+        with keeping_codes(x):
+            return F.linear(x, weight, self.bias)
 
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.Linear: Linear}

@@ -46,7 +46,8 @@ class LSQ(Quantizer):
         zero_point = granularity.shaped(self.zero_point, shape) if not self.spec.symmetric else 0
         scale = granularity.shaped(_Floor.apply(self.scale, self.floor), shape)
         view = granularity.view(x)
-        return fake_quantize(view, scale, zero_point, grid.qmin, grid.qmax, gradient_scale).reshape(shape)
+        y = fake_quantize(view, scale, zero_point, grid.qmin, grid.qmax, gradient_scale)
+        return y if y.shape == x.shape else y.reshape(shape)
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

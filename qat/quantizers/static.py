@@ -28,7 +28,8 @@ class Static(Quantizer):
         shape = tuple(x.shape)
         zero_point = granularity.shaped(self.zero_point, shape) if not self.spec.symmetric else 0
         scale = granularity.shaped(self.scale, shape)
-        return fake_quantize(granularity.view(x), scale, zero_point, grid.qmin, grid.qmax).reshape(shape)
+        y = fake_quantize(granularity.view(x), scale, zero_point, grid.qmin, grid.qmax)
+        return y if y.shape == x.shape else y.reshape(shape)
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

@@ -1,5 +1,6 @@
 """The compiled kernels against numpy, and what happens without a compiler."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 import qat
 from qat.functional import fake_quantize
-from qat.native import build, kernels
+from qat.native import build, keeping_codes, kernels
+from qat.native.compact import GRID
 from qat.native.kernels import CHUNK, RESIDUAL_STEPS, WORTH_THREADS
 
 native = pytest.mark.skipif(kernels() is None, reason="there is no C compiler, or QAT_NATIVE=0")
@@ -184,3 +186,36 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
         assert kernels() is None
     finally:
         kernels.cache_clear()
+
+
+@native
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 3, 3, bias=False), nn.Linear(8, 3)], ids=["conv", "linear"])
+@pytest.mark.parametrize("bounds", [(0, 255), (-128, 127), (0, 15)], ids=str)
+def test_a_layer_keeps_its_quantized_input_in_bytes_and_the_gradient_stays_bit_for_bit(layer, bounds) -> None:
+    def gradient(keep: bool) -> Tensor:
+        layer.zero_grad()
+        noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        x = fake_quantize(noise * 1, scale, 0, *bounds)
+        assert hasattr(x, GRID)
+        with keeping_codes(x) if keep else nullcontext():
+            y = layer(x)
+        y.square().sum().backward()
+        return layer.weight.grad.clone()
+
+    scale, packed = torch.tensor(0.013), []
+    found = kernels()
+    to_codes = found.to_codes
+    found.to_codes = lambda *a: packed.append(result := to_codes(*a)) or result
+    try:
+        assert torch.equal(gradient(keep=True), gradient(keep=False))
+    finally:
+        del found.to_codes
+    assert [(codes.dtype, codes.numel()) for codes in packed] == [(torch.uint8, 2 * 4 * 8 * 8)]
+
+
+@native
+def test_what_a_byte_does_not_hold_is_kept_as_it_is() -> None:
+    wide = fake_quantize(torch.randn(4, requires_grad=True) * 1, torch.tensor(0.1), 0, -200, 200)
+    rows = fake_quantize(torch.randn(4, 3, requires_grad=True) * 1, torch.ones(4, 1), 0, -7, 7)
+    assert not hasattr(wide, GRID)
+    assert not hasattr(rows, GRID)
