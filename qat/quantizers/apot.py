@@ -18,14 +18,15 @@ TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
     5: ((2, 8, 32), (1, 4, 16)),
     6: ((2, 16, 64), (1, 8, 32), (4,)),
 }
-"""For each number of bits, the powers of two of which a level adds none or one out of each group (eq. 5, k = 2)."""
+"""For each number of bits, the powers of two of which a level adds none or one out of each group
+(the paper's k = 2; groups as in the authors' code)."""
 
 
 class APoT(Codebook):
     """Levels ± a sum of powers of two, one or none out of each group of `TERMS`, times the scale: dense near 0, without the
     coarse outer steps of plain powers of two. 4 bits: 0, ±1, ±2, ±3, ±4, ±6, ±8, ±10. The scale learns as in LSQ.
 
-    Differs from the paper: of weights only; they are not normalised to mean 0 and variance 1 before rounding (section 2.4);
+    Differs from the paper: of weights only; they are not normalised to mean 0 and variance 1 before rounding;
     their gradient is 0 beyond the outermost level, where the authors' code lets it pass; the gradient of the scale counts
     clipped weights and is multiplied by LSQ's factor.
 

@@ -16,7 +16,7 @@ from qat.spec import QuantSpec
 class Binary(FromWeight):
     """Weights -scale and scale, scale = mean|w| (eq. 6): one bit a weight. sign(0) is 1.
 
-    Gradient: that of scale * sign(w) with the sign's taken as 1 for |w| < 1 and 0 elsewhere (section 3.1):
+    Gradient: that of scale * sign(w) with the sign's taken as 1 for |w| < 1 and 0 elsewhere:
     dw_i = g_i * scale * [|w_i| < 1] + sign(w_i) * mean_j(g_j * sign(w_j)).
 
     Differs from the paper: its formula has only the term j = i of the mean, where the derivative (and the authors' code) has

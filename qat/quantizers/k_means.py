@@ -16,7 +16,7 @@ from qat.spec import QParams, QuantSpec
 
 class KMeans(Codebook):
     """2^bits levels, found by k-means among the weights and then learned: the gradient of a level is the sum over the weights
-    that it stands for (section 3.3). All channels or groups share the levels and have their own scale.
+    that it stands for. All channels or groups share the levels and have their own scale.
 
     The parameter `codebook` holds levels in -1..1, in units of 127 codes.
 

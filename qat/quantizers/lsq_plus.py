@@ -14,10 +14,10 @@ from qat.spec import QParams, QuantSpec
 
 
 class LSQPlus(Quantizer):
-    """Learned scale and, on an affine grid, learned offset lo (the paper's beta), the real value of the lowest code (eq. 2
-    and 3). For activations such as SiLU's, whose negative part is short. With a symmetric spec it is LSQ.
+    """Learned scale and, on an affine grid, learned offset lo (the paper's beta), the real value of the lowest code
+    (section 3.1). For activations such as SiLU's, whose negative part is short. With a symmetric spec it is LSQ.
 
-    Gradient (eq. 4 and 5), with v = (x - lo) / scale: inside dx = g, dscale = g * (round(v) - v), dlo = 0; at the lower bound or
+    Gradient, with v = (x - lo) / scale: inside dx = g, dscale = g * (round(v) - v), dlo = 0; at the lower bound or
     below dscale = 0, dlo = g; at the upper or above dscale = g * (qmax - qmin), dlo = g. Both are multiplied by LSQ's
     g = 1 / sqrt(N * qmax).
 

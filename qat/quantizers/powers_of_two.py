@@ -1,4 +1,4 @@
-"""Weights that are signed powers of two (Zhou et al. 2017, "Incremental network quantization", https://arxiv.org/abs/1702.03044)."""
+"""Weights that are signed powers of two (INQ, Zhou et al. 2017, https://arxiv.org/abs/1702.03044)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from qat.spec import QuantSpec
 
 
 class PowersOfTwo(Codebook):
-    """Levels 0 and ±2^0 ... ±2^(n - 1) times the scale, n = 2^(bits - 1) - 1: a product is a shift. The scale learns as in LSQ.
+    """Levels 0 and ±2^0 ... ±2^(n - 1) times the scale, n = 2^(bits - 1) - 1: a product is a shift. The scale learns as in
+    LSQ.
 
     Differs from the paper: the scale is learned and need not be a power of two; all weights train together, and go to the
     nearest level (the paper freezes them in portions).

@@ -14,11 +14,11 @@ from qat.spec import QParams, QuantSpec
 
 
 class QIL(Quantizer):
-    """A learned interval of magnitudes, center ± distance: weights below it become 0 (pruning), weights above it ±hi (clipping),
-    and what lies inside is stretched over 0..hi and rounded (eq. 3 with gamma = 1, and eq. 2).
+    """A learned interval of magnitudes, center ± distance: weights below it become 0 (pruning), weights above it ±hi
+    (clipping), and what lies inside is stretched over 0..hi and rounded (section 3.2).
 
-    Gradient: straight-through rounding of hi * sign(w) * (0.5 + 0.5 * (|w| - center) / distance): inside dw = g * hi / (2 distance),
-    dcenter = -g * sign(w) * hi / (2 distance), ddistance = -g * sign(w) * hi * (|w| - center) / (2 distance^2); outside all 0.
+    Gradient: straight-through rounding of hi * sign(w) * (0.5 + 0.5 * (|w| - center) / distance): inside
+    dw = g * hi / (2 distance), dcenter = -sign(w) * dw, ddistance = dcenter * (|w| - center) / distance; outside all 0.
 
     Differs from the paper: for weights only (an activation's integers come from plain rounding); gamma is 1; the output reaches
     hi, the observed range, where the paper has 1, so that a trained network keeps its magnitudes; the first interval is

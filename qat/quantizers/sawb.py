@@ -1,7 +1,4 @@
-"""Statistics-aware weight binning, of PACT-SAWB (Choi et al. 2019, "Accurate and efficient 2-bit quantized neural networks").
-
-https://proceedings.mlsys.org/paper_files/paper/2019/hash/c443e9d9fc984cda1c5cc447fe2c724d-Abstract.html
-"""
+"""Statistics-aware weight binning, of PACT-SAWB (Choi et al. 2018, https://arxiv.org/abs/1807.06964)."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ COEFFICIENTS = {2: (2.5525, -1.6403), 3: (6.9529, -6.3052), 4: (11.785, -11.747)
 
 class SAWB(FromWeight):
     """Weights on the range that has the least squared error for a weight of these moments: reach = c1 * sqrt(E[w^2]) +
-    c2 * E|w| (section 3), scale = reach / qmax. PACT is its partner for activations.
+    c2 * E|w|, scale = reach / qmax. PACT is its partner for activations.
 
     Gradient: straight-through inside the range, 0 on its ends and beyond; none to the statistics.
 

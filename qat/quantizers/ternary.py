@@ -14,9 +14,9 @@ from qat.spec import QuantSpec
 
 
 class Ternary(FromWeight):
-    """Weights -scale, 0, scale: 0 where |w| <= threshold = 0.7 * mean|w| (eq. 6), scale = mean of |w| over the others (eq. 5).
+    """Weights -scale, 0, scale: 0 where |w| <= threshold = 0.7 * mean|w|, scale = mean of |w| over the others (section 2).
 
-    Gradient: dw = g everywhere: the float weight is updated with the gradient of the ternary one (section 2.3).
+    Gradient: dw = g everywhere: the float weight is updated with the gradient of the ternary one.
 
     Differs from the paper: threshold and scale are those of the weights that share a scale (the paper's: of a layer). The
     codes are those of a narrow 2-bit grid, so that convert and export need nothing new.

@@ -1,6 +1,6 @@
 """The coefficients of SAWB, by the method of its paper: a line through the best ranges of known distributions.
 
-Choi et al. 2019, "Accurate and efficient 2-bit quantized neural networks", section 3: the range that minimizes the squared
+Choi et al. 2018, https://arxiv.org/abs/1807.06964: the range that minimizes the squared
 error is found for each distribution, and reach / E|w| = c1 * sqrt(E w^2) / E|w| + c2 is fitted by least squares.
 """
 
