@@ -22,14 +22,13 @@ def differences(path: Path) -> Iterator[tuple[str, str]]:
             name = path.stem if isinstance(node, ast.Module) else node.name
             for paragraph in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
                 if paragraph.startswith("Differs from the paper:"):
-                    text = " ".join(paragraph.removeprefix("Differs from the paper:").split())
-                    yield name, text[0].upper() + text[1:]
+                    yield name, " ".join(paragraph.removeprefix("Differs from the paper:").split())
 
 
 def document() -> str:
     """The whole file."""
     sections = [
-        f"## {name}\n\n`{path.relative_to(ROOT).as_posix()}`. {text}\n"
+        f"## {name}\n\n`{path.relative_to(ROOT).as_posix()}`: {text}\n"
         for path in sorted((ROOT / "qat").rglob("*.py"))
         for name, text in differences(path)
     ]

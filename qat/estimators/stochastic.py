@@ -8,6 +8,10 @@ from torch import Tensor
 from qat.estimators.base import Estimator
 
 
+WHOLE = 1e-4
+"""What is this near a whole number is one, up to float32's rounding: a clipped value never leaves the grid."""
+
+
 class Stochastic(Estimator):
     """In training, up with the probability of the fraction: floor(v + u), u uniform in [0, 1). Gradient: r'(v) = 1.
 
@@ -27,8 +31,8 @@ class _Round(torch.autograd.Function):
     def forward(ctx: object, v: Tensor, training: bool) -> Tensor:
         if not training:
             return torch.round(v)
-        # v + u may round up to the next whole number in float32: whole v stay whole, so that bounds stay bounds.
-        return torch.minimum(torch.floor(v + torch.rand_like(v)), torch.ceil(v))
+        nearest, drawn = torch.round(v), torch.floor(v + torch.rand_like(v))
+        return torch.where((v - nearest).abs() < WHOLE, nearest, drawn)
 
     @staticmethod
     def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:

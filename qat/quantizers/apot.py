@@ -34,11 +34,11 @@ class APoT(Codebook):
         ValueError: an activation, a grid that is not symmetric and signed, or bits outside 2..6.
     """
 
+    possible_bits = (4, *(bits for bits in TERMS if bits != 4))
     sums: Tensor
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
-        self.require_bits(4, *(bits for bits in TERMS if bits != 4))
         groups = [(0, *powers) for powers in TERMS[self.bits]]
         magnitudes = {sum(chosen) for chosen in product(*groups)}
         sums = sorted(magnitudes | {-m for m in magnitudes})

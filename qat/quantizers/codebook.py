@@ -27,14 +27,18 @@ class Codebook(Quantizer):
     outermost levels; dscale = g * (level - x / scale) inside and g * level outside, times 1 / sqrt(N * outermost level).
 
     Raises:
-        ValueError: an activation (its integers come from uniform rounding), a grid that is not symmetric and signed.
+        ValueError: an activation (its integers come from uniform rounding), a grid that is not symmetric and
+            signed, or bits that are not possible.
     """
 
+    possible_bits: tuple[int, ...] = (4, 2, 3, 5, 6, 7, 8)
+    """Widths that the class has levels for, the one to recommend first."""
     floor: Tensor
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
         self.require_weight()
+        self.require_bits(*self.possible_bits)
         self.bits = spec.grid.bits
         self.spec = replace(spec, grid=Grid(8, narrow=True))
         self.scale = nn.Parameter(torch.ones(self.n_qparams, dtype=torch.float32))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans as Clustering
 from torch import Tensor, nn
 
 from qat.functional import held, with_gradient_of
@@ -51,6 +50,8 @@ class KMeans(Codebook):
         """k-means from evenly spaced levels (the paper's linear initialization, its best). A weight with fewer different values
         than levels keeps even levels.
         """
+        from sklearn.cluster import KMeans as Clustering  # takes a second to import
+
         granularity, shape = self.spec.granularity, tuple(weight.shape)
         v = granularity.view(weight) / granularity.shaped(self.qparams().scale, shape)
         values = v.div(127.0).clamp(-1.0, 1.0).reshape(-1, 1).double().cpu().numpy()

@@ -27,11 +27,11 @@ class NF4(Codebook):
         ValueError: an activation, a grid that is not symmetric and signed, or bits other than 4.
     """
 
+    possible_bits = (4,)
     normal_float: Tensor
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
-        self.require_bits(4)
         self.register_buffer("normal_float", torch.round(127 * torch.tensor(NORMAL_FLOAT)), persistent=False)
 
     def levels(self) -> Tensor:

@@ -49,7 +49,7 @@ def test_pact(layout: str, form: str) -> None:
     lo = hi * qmin / qmax
     clipped = np.clip(x, lo, hi)  # eq. 1
     np.testing.assert_allclose(y, np.rint(clipped * qmax / hi) * hi / qmax, **close)  # eq. 2
-    np.testing.assert_array_equal(dx, np.where((x > lo) & (x < hi), g, 0))
+    np.testing.assert_allclose(dx, np.where((x > lo) & (x < hi), g, 0), **close)
     dhi = np.where(x >= hi, g, np.where(x <= lo, g * qmin / qmax, 0))  # eq. 3
     np.testing.assert_allclose(quantizer.hi.grad.numpy(), summed(dhi, shared), **close)
     assert (x >= hi).any()
@@ -123,7 +123,7 @@ def test_lsq_plus() -> None:
     assert np.array_equal(np.unique(np.clip(np.rint(v), 0, 15)), np.arange(16))
     np.testing.assert_allclose(y, np.clip(np.rint(v), 0, 15) * scale + lo, **close)
     inside = (v > 0) & (v < 15)
-    np.testing.assert_array_equal(dx, np.where(inside, g, 0))
+    np.testing.assert_allclose(dx, np.where(inside, g, 0), **close)
     dscale = np.where(inside, np.rint(v) - v, np.where(v <= 0, 0, 15))
     factor = 1 / np.sqrt(40 * 15)
     assert quantizer.scale.grad.item() == pytest.approx((g * dscale).sum() * factor, rel=1e-3)
@@ -280,7 +280,7 @@ def test_a_codebook(name: str, layout: str) -> None:
     chosen = levels[np.abs((x / s)[..., None] - levels).argmin(axis=-1)]
     np.testing.assert_allclose(y, chosen * s, **close)
     inside = (x / s > levels[0]) & (x / s < levels[-1])
-    np.testing.assert_array_equal(dx, np.where(inside, g, 0))
+    np.testing.assert_allclose(dx, np.where(inside, g, 0), **close)
     dscale = summed(g * np.where(inside, chosen - x / s, chosen), shared)
     factor = 1 / np.sqrt((shared == 0).sum() * np.abs(levels).max())
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
