@@ -121,7 +121,7 @@ class _ScaleGradient(torch.autograd.Function):
 class _Held(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, lowest: Tensor | float, highest: float) -> Tensor:
-        return torch.clamp(x, max=highest).clamp(min=lowest)  # type: ignore[arg-type]
+        return torch.clamp(x, max=highest).clamp(min=lowest)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

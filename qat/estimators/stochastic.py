@@ -7,7 +7,6 @@ from torch import Tensor
 
 from qat.estimators.base import Estimator
 
-
 WHOLE = 1e-4
 """What is this near a whole number is one, up to float32's rounding: a clipped value never leaves the grid."""
 

@@ -33,9 +33,7 @@ def dsq(v: Array, grad: Array, alpha: float) -> Array:
     return (dsq_soft(v + h, alpha) - dsq_soft(v - h, alpha)) / (2 * h)
 
 
-def backward(
-    v: Array, rounded: Array, slope: Array, qmin: int, qmax: int, grad: Array
-) -> tuple[Array, float]:
+def backward(v: Array, rounded: Array, slope: Array, qmin: int, qmax: int, grad: Array) -> tuple[Array, float]:
     """(dx, dscale) of scale * r(clip(x / scale)), one scale, from the slope r'(v)."""
     inside = (qmin < v) & (v < qmax)
     dx = np.where(inside, grad * slope, 0.0)

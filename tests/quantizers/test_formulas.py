@@ -144,7 +144,7 @@ def test_lsq_plus_learns_an_offset_that_min_max_missed() -> None:
         optimizer.step()
     assert (quantizer(x) - x).square().mean().item() < 0.5 * first
     scale, zero_point = quantizer.qparams()
-    assert -1.5 < -(zero_point * scale).item() <= 0
+    assert -2.5 < -(zero_point * scale).item() <= 0
 
 
 # SAWB
@@ -289,7 +289,7 @@ def test_a_codebook(name: str, layout: str) -> None:
 
 def test_the_gradient_of_a_learned_level_is_the_sum_over_its_weights() -> None:
     quantizer = Case("k_means", "per_tensor", 2).calibrated(data())
-    x, y, g, _ = run(quantizer, data())
+    x, _, g, _ = run(quantizer, data())
     scale = quantizer.scale.item()
     levels = quantizer.levels().detach().double().numpy()
     chosen = np.abs((x / scale)[..., None] - levels).argmin(axis=-1)

