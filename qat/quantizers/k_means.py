@@ -21,7 +21,8 @@ class KMeans(Codebook):
 
     Differs from the paper: levels are rounded to whole codes in -127..127, straight-through, so that they are int8 codes;
     the assignment of weights to levels is renewed in each step; the float weights train, too; nothing is pruned or coded
-    by frequency. Without weights to look at (a loaded checkpoint, a range set by hand) levels start evenly.
+    by frequency. Where a range is set by hand, without weights to look at, levels start
+    evenly.
     """
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:

@@ -281,7 +281,8 @@ def _resolve(part: Part, package: str, base: type) -> tuple[Any, dict[str, Any]]
     except ImportError:
         found = None
     if not (isinstance(found, type) and issubclass(found, base)):
-        known = ", ".join(importlib.import_module(package).__all__)
+        names = importlib.import_module(package).__all__
+        known = ", ".join(n for n in names if n not in ("Mode", base.__name__))
         raise ValueError(
             f"{name!r} is no {base.__name__.lower()}: write one of {known}, or the import path of your own class."
         )
