@@ -60,6 +60,76 @@ def fake_quantize(
     return result
 
 
+def fake_quantize_by(
+    rounding: Callable[[Tensor], Tensor],
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | int,
+    qmin: int,
+    qmax: int,
+    gradient_scale: float = 1.0,
+) -> Tensor:
+    """`fake_quantize`, with the gradient of `rounding`, an estimator, in the place of the straight-through one.
+
+    With v = x / scale and r'(v) the estimator's gradient: inside the bounds dx = g * r'(v) and
+    dscale = sum(g * (round(v) - v * r'(v))); on a bound or beyond it dx = 0 and dscale = sum(g * bound).
+
+    Args:
+        rounding: whole numbers from v, with a gradient. The others: as in `fake_quantize`.
+    """
+    scale = scale_gradient(scale, gradient_scale)
+    clipped = clip(x.float(), (qmin - zero_point) * scale, (qmax - zero_point) * scale)
+    return snap(clipped, scale, rounding).to(x.dtype)
+
+
+def clip(x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """min(max(x, lo), hi). The gradient goes to x strictly inside, and on a bound or beyond it to the bound."""
+    return torch.where(x >= hi, hi, torch.where(x <= lo, lo, x))
+
+
+def snap(x: Tensor, scale: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """Multiples of the scale: rounding(x / scale) * scale. x: already clipped to what the codes reach."""
+    return rounding(x / scale) * scale
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """x itself; its gradient is multiplied by `factor`."""
+    result: Tensor = _ScaleGradient.apply(x, factor)
+    return result
+
+
+def held(x: Tensor, lowest: Tensor | float, highest: float = float("inf")) -> Tensor:
+    """min(max(x, lowest), highest) whose gradient is 1 everywhere, so that a learned x beyond its limits can come back."""
+    result: Tensor = _Held.apply(x, lowest, highest)
+    return result
+
+
+def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
+    """The numbers of `value`, bit for bit, with the gradient of `source`, which has the same shape and is finite."""
+    return value.detach() + (source - source.detach())
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+class _Held(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lowest: Tensor | float, highest: float) -> Tensor:
+        return torch.clamp(x, max=highest).clamp(min=lowest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
+
+
 def _one_pass(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
     """Whether the native kernels know this case: one scale, or one for each row; Python numbers as bounds."""
     if x.dtype is torch.float64 or x.device.type != "cpu" or not x.numel():

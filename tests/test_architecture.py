@@ -13,7 +13,7 @@ FLOORS: list[set[str]] = [
     {"grid", "granularity", "native", "data", "models", "report"},
     {"spec"},
     {"functional"},
-    {"observers"},
+    {"observers", "estimators"},
     {"quantizers"},
     {"nn"},
     {"transform"},

@@ -279,8 +279,8 @@ def weight_only(layer: nn.Module) -> nn.Module:
     assert quantizer is not None
     weight = as_quantized(layer).weight.detach()
     granularity, shape = quantizer.spec.granularity, tuple(weight.shape)
+    codes = quantizer.quantize(weight)  # first: some quantizers take their scale from the weight that they see
     scale, zero_point = (granularity.shaped(p, shape) for p in quantizer.qparams())
-    codes = quantizer.quantize(weight)
     layer.register_module("weight_quantizer", None)
     return WeightOnlyLayer(layer, codes, scale, zero_point, granularity.view(weight).shape, quantizer.spec.grid.bits)
 

@@ -1,7 +1,36 @@
 """How scale and rounding learn: one paper a file. Adding one costs a file here and a YAML in `configs/quantizer/`."""
 
+from qat.quantizers.apot import APoT
 from qat.quantizers.base import Mode, Quantizer
+from qat.quantizers.binary import Binary
+from qat.quantizers.dorefa import DoReFa
+from qat.quantizers.k_means import KMeans
 from qat.quantizers.lsq import LSQ
+from qat.quantizers.lsq_plus import LSQPlus
+from qat.quantizers.nf4 import NF4
+from qat.quantizers.pact import PACT
+from qat.quantizers.powers_of_two import PowersOfTwo
+from qat.quantizers.qil import QIL
+from qat.quantizers.sawb import SAWB
 from qat.quantizers.static import Static
+from qat.quantizers.ternary import Ternary
+from qat.quantizers.tqt import TQT
 
-__all__ = ["LSQ", "Mode", "Quantizer", "Static"]
+__all__ = [
+    "LSQ",
+    "NF4",
+    "PACT",
+    "QIL",
+    "SAWB",
+    "TQT",
+    "APoT",
+    "Binary",
+    "DoReFa",
+    "KMeans",
+    "LSQPlus",
+    "Mode",
+    "PowersOfTwo",
+    "Quantizer",
+    "Static",
+    "Ternary",
+]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from enum import Enum
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qat.functional import quantize
+from qat.estimators import Estimator, StraightThrough
+from qat.functional import fake_quantize, fake_quantize_by, quantize
 from qat.observers import MinMax, Observer
 from qat.spec import QParams, QuantSpec
 
@@ -37,15 +39,24 @@ class Quantizer(nn.Module):
         spec: grid, granularity and symmetry.
         shape: shape of the tensor; needed per channel and per group, where it decides the number of scales.
         observer: gives the first range. Default: MinMax(spec).
+        estimator: how the gradient of rounding is faked. Default: StraightThrough().
     """
 
     initialized: Tensor
     zero_point: Tensor
 
-    def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        spec: QuantSpec,
+        shape: tuple[int, ...] = (),
+        observer: Observer | None = None,
+        estimator: Estimator | None = None,
+    ) -> None:
         super().__init__()
         self.spec = spec
+        self.is_weight = len(shape) > 0
         self.observer = observer if observer is not None else MinMax(spec)
+        self.estimator = estimator if estimator is not None else StraightThrough()
         self.mode = Mode.QUANTIZE
         self.label = ""
         self.rectifies = False
@@ -109,11 +120,57 @@ class Quantizer(nn.Module):
             self.observer.update(self.spec.granularity.rows(x.detach().float()))
         return x
 
+    def on_grid(self, x: Tensor, scale: Tensor, gradient_scale: float = 1.0) -> Tensor:
+        """x rounded to the codes times `scale` (n_qparams,), with the estimator's gradients for both."""
+        grid, granularity = self.spec.grid, self.spec.granularity
+        shape = tuple(x.shape)
+        zero_point = granularity.shaped(self.zero_point, shape) if not self.spec.symmetric else 0
+        given = granularity.view(x), granularity.shaped(scale, shape), zero_point, grid.qmin, grid.qmax, gradient_scale
+        straight = isinstance(self.estimator, StraightThrough)
+        y = fake_quantize(*given) if straight else fake_quantize_by(self.estimator, *given)
+        return y if y.shape == x.shape else y.reshape(shape)
+
+    def lsq_gradient_scale(self, x: Tensor) -> float:
+        """g = 1 / sqrt(N * qmax) of Esser et al. 2020, section 2.2.
+
+        N is the number of elements that share a scale: of a weight, those of one channel or group; of an activation, those
+        of one sample, so that the gradient does not depend on the batch size.
+        """
+        sharing = x.numel() // self.n_qparams if self.is_weight else prod(x.shape[1:])
+        return float((sharing * self.spec.grid.qmax) ** -0.5)
+
     def finish_observing(self) -> None:
         """Set the range that the observer found, and forget the data."""
         if not self.ready:
             self.set_range(*self.observer.range())
             self.observer.reset()
+
+    def require_symmetric(self) -> None:
+        """Raises ValueError for an affine spec."""
+        if not self.spec.symmetric:
+            raise ValueError(
+                f"{type(self).__name__} has no zero-point: write symmetric: true, or quantizer: LSQPlus, which has one."
+            )
+
+    def require_weight(self) -> None:
+        """Raises ValueError for an activation, and for a grid that is not symmetric and signed."""
+        if not self.is_weight:
+            raise ValueError(
+                f"{type(self).__name__} is for weights: give activations another quantizer, for example "
+                "policy.activation.quantizer=LSQ."
+            )
+        self.require_symmetric()
+        if not self.spec.grid.signed:
+            raise ValueError(f"{type(self).__name__} is for weights, which have both signs: write signed: true.")
+
+    def require_bits(self, *possible: int) -> None:
+        """Raises ValueError for a width that is none of `possible`."""
+        if self.spec.grid.bits not in possible:
+            raise ValueError(
+                f"{type(self).__name__} has {' or '.join(map(str, possible))} bits, not {self.spec.grid.bits}: write "
+                f"bits: {possible[0]}, or a rule with another quantizer for this layer (first_last_bits: null leaves the "
+                "first and the last layer to the other rules)."
+            )
 
     def extra_repr(self) -> str:
         grid = self.spec.grid

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 from torch import Tensor, nn
 
-from qat.functional import fake_quantize
+from qat.estimators import Estimator
+from qat.functional import held
 from qat.observers import Observer
 from qat.quantizers.base import Quantizer
 from qat.spec import QParams, QuantSpec
@@ -29,9 +28,14 @@ class LSQ(Quantizer):
 
     floor: Tensor
 
-    def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
-        super().__init__(spec, shape, observer)
-        self.is_weight = len(shape) > 0
+    def __init__(
+        self,
+        spec: QuantSpec,
+        shape: tuple[int, ...] = (),
+        observer: Observer | None = None,
+        estimator: Estimator | None = None,
+    ) -> None:
+        super().__init__(spec, shape, observer, estimator)
         self.scale = nn.Parameter(torch.ones(self.n_qparams, dtype=torch.float32))
         self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR, dtype=torch.float32))
 
@@ -39,28 +43,8 @@ class LSQ(Quantizer):
         return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        grid, granularity = self.spec.grid, self.spec.granularity
-        shape = tuple(x.shape)
-        sharing = x.numel() // self.n_qparams if self.is_weight else prod(shape[1:])
-        gradient_scale = (sharing * grid.qmax) ** -0.5
-        zero_point = granularity.shaped(self.zero_point, shape) if not self.spec.symmetric else 0
-        scale = granularity.shaped(_Floor.apply(self.scale, self.floor), shape)
-        view = granularity.view(x)
-        y = fake_quantize(view, scale, zero_point, grid.qmin, grid.qmax, gradient_scale)
-        return y if y.shape == x.shape else y.reshape(shape)
+        return self.on_grid(x, held(self.scale, self.floor), self.lsq_gradient_scale(x))
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)
         self.floor.copy_(qparams.scale * FLOOR)
-
-
-class _Floor(torch.autograd.Function):
-    """max(scale, floor) whose gradient is 1 everywhere."""
-
-    @staticmethod
-    def forward(ctx: object, scale: Tensor, floor: Tensor) -> Tensor:
-        return torch.maximum(scale, floor)
-
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None

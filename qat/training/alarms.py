@@ -32,13 +32,11 @@ class Watch:
 
 
 def trouble(quantizer: Quantizer) -> str:
-    """What is wrong with a learned scale, as the end of a sentence; "" if nothing is."""
-    scale, floor = getattr(quantizer, "scale", None), getattr(quantizer, "floor", None)
-    if not isinstance(scale, nn.Parameter):
-        return ""
-    if not bool(torch.isfinite(scale).all()):
+    """What is wrong with a learned scale or range, as the end of a sentence; "" if nothing is."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in quantizer.parameters()):
         return "is not finite any more: this training is lost; lower the learning rate, or look for NaN in the loss."
-    if isinstance(floor, torch.Tensor) and bool((scale <= floor).any()):
+    scale, floor = getattr(quantizer, "scale", None), getattr(quantizer, "floor", None)
+    if isinstance(scale, nn.Parameter) and isinstance(floor, torch.Tensor) and bool((scale <= floor).any()):
         fallen = f"{int((scale <= floor).sum())} of {scale.numel()}"
         return (
             f"has fallen to its floor ({fallen}): lower the learning rate or quantizer_lr_ratio, or give it more bits."

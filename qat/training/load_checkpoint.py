@@ -162,7 +162,14 @@ def _parts(policy: Mapping[str, Any]) -> Iterator[str]:
     for rule in policy["rules"].values():
         for tensor in filter(None, (rule["weight"], rule["activation"])):
             for part in (tensor["quantizer"], tensor["observer"]):
-                yield part if isinstance(part, str) else str(part.get("_target_", ""))
+                yield from _targets(part)
+
+
+def _targets(part: str | Mapping[str, Any]) -> Iterator[str]:
+    """The class that a part names, and those that its options name (a quantizer's estimator)."""
+    yield part if isinstance(part, str) else str(part.get("_target_", ""))
+    if not isinstance(part, str) and "estimator" in part:
+        yield from _targets(part["estimator"])
 
 
 def _is_lightning_module(kind: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from qat.estimators import Estimator
 from qat.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from qat.grid import Grid
 from qat.observers import Observer
@@ -30,7 +31,7 @@ class TensorRule:
 
     bits: width of the codes, 2..8. granularity: per_tensor, per_channel (output channels of a weight) or per_group (runs
     of `group_size` weights of one output channel). symmetric: zero is code 0. narrow: drop the lowest code. signed: None
-    reads it from the graph (after ReLU: unsigned). quantizer, observer: a `Part`.
+    reads it from the graph (after ReLU: unsigned). quantizer, observer: a `Part`; a quantizer's option `estimator` is one, too.
     """
 
     bits: int
@@ -53,7 +54,7 @@ class TensorRule:
                 f"granularity={self.granularity} with group_size={self.group_size}: per_group needs a group_size such as 32, "
                 "the others take none."
             )
-        _resolve(self.quantizer, "qat.quantizers", Quantizer)
+        _quantizer(self.quantizer)
         _resolve(self.observer, "qat.observers", Observer)
 
     def spec(self, signed: bool = True) -> QuantSpec:
@@ -67,7 +68,7 @@ class TensorRule:
         """A new quantizer for a tensor of this shape (() for an activation)."""
         spec = self.spec(signed)
         make_observer, observer_options = _resolve(self.observer, "qat.observers", Observer)
-        make_quantizer, quantizer_options = _resolve(self.quantizer, "qat.quantizers", Quantizer)
+        make_quantizer, quantizer_options = _quantizer(self.quantizer)
         observer = make_observer(spec, **observer_options)
         quantizer: Quantizer = make_quantizer(spec, shape, observer, **quantizer_options)
         return quantizer
@@ -261,6 +262,15 @@ def _check_keys(content: Mapping[str, Any], known: Sequence[str], where: str) ->
             raise ValueError(f"{key!r} is no key of {where}; {hint}")
 
 
+def _quantizer(part: Part) -> tuple[Any, dict[str, Any]]:
+    """The quantizer's class and its options, among them a new estimator, where one is named."""
+    make, options = _resolve(part, "qat.quantizers", Quantizer)
+    if "estimator" in options:
+        make_estimator, estimator_options = _resolve(options["estimator"], "qat.estimators", Estimator)
+        options["estimator"] = make_estimator(**estimator_options)
+    return make, options
+
+
 def _resolve(part: Part, package: str, base: type) -> tuple[Any, dict[str, Any]]:
     """The class that a part names, and its options. Only subclasses of `base` are accepted."""
     options = {} if isinstance(part, str) else dict(part)
@@ -271,7 +281,8 @@ def _resolve(part: Part, package: str, base: type) -> tuple[Any, dict[str, Any]]
     except ImportError:
         found = None
     if not (isinstance(found, type) and issubclass(found, base)):
-        known = ", ".join(importlib.import_module(package).__all__)
+        names = importlib.import_module(package).__all__
+        known = ", ".join(n for n in names if n not in ("Mode", base.__name__))
         raise ValueError(
             f"{name!r} is no {base.__name__.lower()}: write one of {known}, or the import path of your own class."
         )

@@ -1,109 +1,76 @@
-"""What every quantizer promises, for every class that `qat.quantizers` exports."""
+"""What every quantizer promises, for every file in `configs/quantizer/`."""
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from oracles import fake_quantize as oracle
+from catalogue import (
+    ACTIVATIONS,
+    CASES,
+    ONE_OF_EACH,
+    PARTS,
+    REFUSED,
+    SHAPE,
+    WEIGHTS,
+    Case,
+    calibrate,
+    data,
+    on_grid,
+)
 from torch import Tensor, nn
 
+import qat.estimators
 import qat.quantizers
-from qat import Grid, Mode, PerChannel, PerGroup, PerTensor, QParams, QuantSpec
+from qat import Mode, QParams
 from qat.functional import dequantize
 from qat.observers import MSE, MeanAbs, MinMax
-from qat.quantizers import LSQ, Quantizer, Static
+from qat.quantizers import Quantizer
+from qat.quantizers.codebook import Codebook
+from qat.quantizers.from_weight import FromWeight
 
-CLASSES = [getattr(qat.quantizers, name) for name in qat.quantizers.__all__ if name not in ("Mode", "Quantizer")]
-GRANULARITIES = {
-    "per_tensor": (PerTensor(), oracle.per_tensor),
-    "per_channel": (PerChannel(), oracle.per_channel),
-    "per_group": (PerGroup(6), lambda shape: oracle.per_group(shape, 6)),
-}
-FORMS = {"signed": (True, True), "unsigned": (False, True), "affine": (False, False)}
-SHAPE = (4, 3, 2, 2)
-
-every = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-granularities = pytest.mark.parametrize("granularity", GRANULARITIES)
-forms = pytest.mark.parametrize("form", FORMS)
-bits_ = pytest.mark.parametrize("bits", [2, 4, 8])
+everywhere = pytest.mark.parametrize("case", CASES, ids=str)
+each = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
+weights = pytest.mark.parametrize("case", WEIGHTS, ids=str)
 
 
-def spec_of(granularity: str = "per_tensor", bits: int = 4, form: str = "signed") -> QuantSpec:
-    signed, symmetric = FORMS[form]
-    return QuantSpec(Grid(bits, signed, narrow=signed), GRANULARITIES[granularity][0], symmetric)
+def test_every_class_has_a_file() -> None:
+    named = {part["_target_"].rpartition(".")[2] for part in PARTS.values()}
+    assert named == set(qat.quantizers.__all__) - {"Mode", "Quantizer"}
+    estimators = {p["estimator"]["_target_"].rpartition(".")[2] for p in PARTS.values() if "estimator" in p}
+    assert estimators == set(qat.estimators.__all__) - {"Estimator", "StraightThrough"}
 
 
-def make(cls: Callable[..., Quantizer], spec: QuantSpec, of: Tensor | None = None, observer=None) -> Quantizer:
-    """A quantizer for tensors like `of`, and calibrated on it if given; activations (per tensor) have no shape."""
-    shape = () if isinstance(spec.granularity, PerTensor) else SHAPE
-    quantizer = cls(spec, shape, observer)
-    if of is not None:
-        quantizer.mode = Mode.OBSERVE
-        quantizer(of)
-        quantizer.finish_observing()
-        quantizer.mode = Mode.QUANTIZE
-    return quantizer
+def test_every_file_can_be_used_somewhere_and_refusals_teach() -> None:
+    assert {case.name for case in CASES} == set(PARTS)
+    assert {case.name for case in ACTIVATIONS} >= {"lsq", "static", "ewgs", "pact", "tqt", "dorefa", "lsq_plus"}
+    assert all("write " in message or "give activations another" in message for message in REFUSED.values())
+    assert "Ternary has 2 bits, not 8: write bits: 2" in REFUSED[Case("ternary", "per_channel", 8)]
 
 
-def data() -> Tensor:
-    return torch.randn(SHAPE) * torch.tensor([0.1, 1.0, 3.0, 20.0])[:, None, None, None]
-
-
-def on_grid(quantizer: Quantizer, y: Tensor, granularity: str) -> bool:
-    """Whether y is some allowed code times its scale, in float32, by the numpy oracle's numbering."""
-    shared = GRANULARITIES[granularity][1](tuple(y.shape))
-    scale, zero_point = (p.numpy() for p in quantizer.qparams())
-    grid = quantizer.spec.grid
-    codes = np.arange(grid.qmin, grid.qmax + 1)
-    allowed = (codes - zero_point[shared][..., None]).astype(np.float32) * scale[shared][..., None]
-    return bool((allowed == y.detach().numpy()[..., None]).any(axis=-1).all())
-
-
-@every
-@granularities
-@bits_
-@forms
-def test_the_output_is_on_the_grid_and_is_what_its_codes_say(cls, granularity, bits, form) -> None:
+@everywhere
+def test_the_output_is_on_the_grid_and_is_what_its_codes_say(case: Case) -> None:
     x = data()
-    quantizer = make(cls, spec_of(granularity, bits, form), x)
+    quantizer = case.calibrated(x)
+    view, shaped = quantizer.spec.granularity.view, quantizer.spec.granularity.shaped
     for values in (x, 5 * x, torch.zeros(SHAPE)):
-        y, codes = quantizer(values), quantizer.quantize(values)
-        assert on_grid(quantizer, y, granularity)
+        assert on_grid(quantizer.train(), quantizer(values), case.layout)
+        y, codes = quantizer.eval()(values), quantizer.quantize(values)
+        assert on_grid(quantizer, y, case.layout)
         assert (y.shape, y.dtype) == (values.shape, torch.float32)
         assert torch.equal(codes, codes.detach().round())
-        view = quantizer.spec.granularity.view
-        scale, zero_point = (quantizer.spec.granularity.shaped(p, SHAPE) for p in quantizer.qparams())
+        scale, zero_point = (shaped(p, SHAPE) for p in quantizer.qparams())
         assert torch.equal(view(y), dequantize(view(codes), scale, zero_point))
+        assert len(codes.unique()) <= 2**case.bits
     assert not torch.equal(quantizer(x), x)
 
 
-@every
-@granularities
-@forms
-def test_forward_and_input_gradient_are_those_of_the_oracle(cls, granularity, form) -> None:
+@everywhere
+def test_sgd_with_a_huge_step_leaves_scales_positive_and_the_output_on_the_grid(case: Case) -> None:
     x = data()
-    quantizer = make(cls, spec_of(granularity, 4, form), 0.4 * x)  # some values are clipped
-    scale, zero_point = (p.numpy().copy() for p in quantizer.qparams())
-    grid, shared = quantizer.spec.grid, GRANULARITIES[granularity][1](SHAPE)
-    arguments = (x.numpy(), scale, zero_point, grid.qmin, grid.qmax, shared)
-    leaf, grad = x.clone().requires_grad_(), torch.randn(SHAPE)
-    y = quantizer(leaf)
-    y.backward(grad)
-    assert np.array_equal(y.detach().numpy(), oracle.forward(*arguments))
-    dx, _ = oracle.backward(*arguments, grad.numpy())
-    assert 0 < (dx == 0).mean() < 0.9  # clipped and interior values are there
-    np.testing.assert_array_equal(leaf.grad.numpy(), dx.astype(np.float32))
-
-
-@every
-@granularities
-@bits_
-@forms
-def test_sgd_with_a_huge_step_leaves_scales_positive_and_the_output_on_the_grid(cls, granularity, bits, form) -> None:
-    x = data()
-    quantizer = make(cls, spec_of(granularity, bits, form), x)
+    quantizer = case.calibrated(x)
     weight = nn.Parameter(x.clone())
     optimizer = torch.optim.SGD([weight, *quantizer.parameters()], lr=10.0)
     for step in range(6):
@@ -118,33 +85,42 @@ def test_sgd_with_a_huge_step_leaves_scales_positive_and_the_output_on_the_grid(
         scale = quantizer.qparams().scale
         assert (scale > 0).all()
         assert torch.isfinite(scale).all()
-        assert on_grid(quantizer, quantizer(weight), granularity)
+        assert on_grid(quantizer, quantizer(weight), case.layout)
 
 
-@every
-@forms
-def test_gradients_are_finite_everywhere(cls, form) -> None:
-    quantizer = make(cls, spec_of("per_tensor", 4, form), data())
+@pytest.mark.parametrize("case", [c for c in CASES if c.layout in ("activation", "per_tensor")], ids=str)
+def test_gradients_are_finite_everywhere(case: Case) -> None:
+    quantizer = case.calibrated(data())
     scale, zero_point = quantizer.qparams()
     lo, hi = quantizer.spec.grid.qmin - zero_point, quantizer.spec.grid.qmax - zero_point
     v = torch.cat([lo - 1e30, lo, lo + 0.25, lo + 0.5, torch.zeros(1), hi - 0.5, hi - 0.25, hi, hi + 0.25, hi + 1e30])
     x = (v * scale)[:, None].requires_grad_()
-    quantizer(x).sum().backward()
+    y = quantizer(x)
+    y.sum().backward()
+    assert torch.isfinite(y).all()
     assert torch.isfinite(x.grad).all()
-    assert {0.0, 1.0} == set(x.grad.flatten().tolist())
     assert all(torch.isfinite(p.grad).all() for p in quantizer.parameters())
 
 
-@every
-@granularities
-@forms
-def test_a_state_dict_carries_everything(cls, granularity, form) -> None:
+@pytest.mark.parametrize("case", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_unsigned_symmetric_grid_can_stand_for_a_relu(case: Case, training: bool) -> None:
+    quantizer = case.calibrated(torch.rand(SHAPE)).train(training)
+    x = torch.cat([-torch.rand(20), torch.zeros(1), -torch.tensor([1e-30, 1e30])])[:, None].requires_grad_()
+    y = quantizer(x)
+    y.sum().backward()
+    assert not y.any()
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.bits == (2 if c.name in ("ternary", "binary") else 4)], ids=str)
+def test_a_state_dict_carries_everything(case: Case) -> None:
     x = data()
-    source = make(cls, spec_of(granularity, 4, form), x)
+    source = case.calibrated(x).eval()
     for p in source.parameters():
         p.data.mul_(1.25)
     state = copy.deepcopy(source.state_dict())
-    restored = make(cls, spec_of(granularity, 4, form))
+    restored = case.build().eval()
     assert not restored.ready
     restored.load_state_dict(state, strict=True)
     assert restored.ready
@@ -155,45 +131,42 @@ def test_a_state_dict_carries_everything(cls, granularity, form) -> None:
     }
 
 
-@every
-def test_a_state_dict_without_a_range_makes_not_ready_again(cls) -> None:
-    fresh, used = make(cls, spec_of()), make(cls, spec_of(), data())
+@each
+def test_a_state_dict_without_a_range_makes_not_ready_again(case: Case) -> None:
+    fresh, used = case.build(), case.calibrated(data())
     used.load_state_dict(fresh.state_dict())
     assert not used.ready
     with pytest.raises(RuntimeError, match="has no range yet"):
         used(data())
 
 
-@every
-@granularities
-def test_everything_has_its_final_shape_before_any_data(cls, granularity) -> None:
-    spec = spec_of(granularity)
-    fresh = make(cls, spec)
+@each
+def test_everything_has_its_final_shape_before_any_data(case: Case) -> None:
+    fresh = case.build()
     before = {name: (id(t), t.shape, t.dtype) for name, t in [*fresh.named_parameters(), *fresh.named_buffers()]}
-    fresh.mode = Mode.OBSERVE
+    calibrate(fresh, data())
     fresh(data())
-    fresh.finish_observing()
+    fresh.quantize(data())
     assert {n: (id(t), t.shape, t.dtype) for n, t in [*fresh.named_parameters(), *fresh.named_buffers()]} == before
 
 
-@every
-def test_a_deep_copy_is_equal_and_apart(cls) -> None:
+@each
+def test_a_deep_copy_is_equal_and_apart(case: Case) -> None:
     x = data()
-    source = make(cls, spec_of(), x)
+    source = case.calibrated(x).eval()
     clone = copy.deepcopy(source)
-    expected = source(x)
-    assert torch.equal(clone(x), expected)
-    clone.set_range(torch.tensor([-1e3]), torch.tensor([1e3]))
-    assert torch.equal(source(x), expected)
-    assert not torch.equal(clone(x), expected)
+    assert torch.equal(clone(x), source(x))
+    state = copy.deepcopy(source.state_dict())
+    wide = torch.full((clone.n_qparams,), 1e3)
+    clone.set_range(-wide, wide)
+    assert all(torch.equal(value, state[name]) for name, value in source.state_dict().items())
+    assert not torch.equal(clone.qparams().scale, source.qparams().scale)
 
 
-@every
-def test_bfloat16_autocast_keeps_the_maths_in_float32(cls) -> None:
-    quantizer = make(cls, spec_of("per_tensor", 8), torch.randn(SHAPE))
-    x = torch.randn(64, *SHAPE)
-    reach = 127 * quantizer.qparams().scale.item()
-    x[0], x[1] = reach, torch.linspace(-1.02, 1.02, 48).reshape(SHAPE) * reach  # on the bounds, also once rounded
+@each
+def test_bfloat16_autocast_keeps_the_maths_in_float32(case: Case) -> None:
+    x = data()
+    quantizer = case.calibrated(x).eval()
 
     def gradients(values: Tensor) -> list[Tensor]:
         quantizer.zero_grad()
@@ -215,9 +188,9 @@ def test_bfloat16_autocast_keeps_the_maths_in_float32(cls) -> None:
     assert quantizer.qparams().scale.dtype is torch.float32
 
 
-@every
-def test_without_a_range_the_message_says_what_to_do(cls) -> None:
-    quantizer = make(cls, spec_of())
+@each
+def test_without_a_range_the_message_says_what_to_do(case: Case) -> None:
+    quantizer = case.build()
     quantizer.label = "layer1.conv.weight"
     with pytest.raises(
         RuntimeError, match=r"'layer1.conv.weight' has no range yet: call qat.calibrate\(model, batches\) or load"
@@ -225,10 +198,10 @@ def test_without_a_range_the_message_says_what_to_do(cls) -> None:
         quantizer(data())
 
 
-@every
-def test_modes(cls) -> None:
+@each
+def test_modes(case: Case) -> None:
     x = data()
-    quantizer = make(cls, spec_of())
+    quantizer = case.build()
     quantizer.mode = Mode.OFF
     assert quantizer(x) is x
     with pytest.raises(RuntimeError, match="has seen no data"):
@@ -236,153 +209,89 @@ def test_modes(cls) -> None:
     quantizer.mode = Mode.OBSERVE
     assert quantizer(x) is x
     quantizer.finish_observing()
-    first = quantizer.qparams().scale.clone()
+    first = copy.deepcopy(quantizer.state_dict())
     quantizer(100 * x)  # ready: a second observation changes nothing
     quantizer.finish_observing()
-    assert torch.equal(quantizer.qparams().scale, first)
+    assert all(torch.equal(value, first[name]) for name, value in quantizer.state_dict().items())
     quantizer.mode = Mode.QUANTIZE
     quantizer(100 * x)
     with pytest.raises(RuntimeError, match="has seen no data"):
         quantizer.observer.range()
 
 
-@every
+@weights
 @pytest.mark.parametrize("observer", [MinMax, MSE, MeanAbs], ids=lambda cls: cls.__name__)
-def test_the_first_range_is_the_observers(cls, observer) -> None:
-    x, spec = data(), spec_of("per_channel")
-    apart = observer(spec)
-    apart.update(spec.granularity.rows(x))
-    assert torch.equal(make(cls, spec, x, observer(spec)).qparams().scale, spec.qparams(*apart.range()).scale)
+def test_the_first_range_is_the_observers(case: Case, observer: Callable) -> None:
+    x, rule = data(), replace(case.rule, observer=observer.__name__)
+    quantizer, apart = rule.build(SHAPE), observer(rule.spec())
+    apart.update(quantizer.spec.granularity.rows(x))
+    expected = quantizer.spec.qparams(*apart.range()).scale * quantizer.spec.grid.qmax
+    calibrate(quantizer, x)
+    highest = quantizer.levels().detach().abs().max() if isinstance(quantizer, Codebook) else quantizer.spec.grid.qmax
+    reach = quantizer.qparams().scale * highest
+    if case.name == "tqt":  # the next power of two
+        assert ((reach / expected >= 1) & (reach / expected < 2)).all()
+    elif case.name == "k_means":  # its outermost level is a mean
+        assert ((reach / expected > 0.3) & (reach / expected < 1.001)).all()
+    else:
+        torch.testing.assert_close(reach, expected, rtol=1e-6, atol=0)
 
 
-@every
-def test_a_range_that_is_not_finite_is_refused_and_nothing_changes(cls) -> None:
-    quantizer = make(cls, spec_of(), data())
+@each
+def test_a_range_that_is_not_finite_is_refused_and_nothing_changes(case: Case) -> None:
+    quantizer = case.calibrated(data())
     before = copy.deepcopy(quantizer.state_dict())
     with pytest.raises(ValueError, match="not finite"):
         quantizer.set_range(torch.tensor([float("nan")]), torch.tensor([1.0]))
     assert all(torch.equal(v, before[k]) for k, v in quantizer.state_dict().items())
 
 
-@every
-def test_an_empty_batch_passes(cls) -> None:
-    quantizer = make(cls, spec_of(), data())
+@pytest.mark.parametrize("case", ACTIVATIONS, ids=str)
+def test_an_empty_batch_passes(case: Case) -> None:
+    quantizer = case.calibrated(data())
     assert quantizer(torch.zeros(0, 3, 2, 2)).shape == (0, 3, 2, 2)
 
 
-@every
-def test_weights_learn_through_it(cls) -> None:
+@weights
+def test_weights_and_parameters_learn_through_it(case: Case) -> None:
     x, truth = torch.randn(256, 12), torch.randn(4, 12)
     weight = nn.Parameter(0.1 * torch.randn(4, 12))
-    quantizer = cls(QuantSpec(Grid(4, narrow=True), PerChannel()), (4, 12))
+    quantizer = case.rule.build((4, 12))
     quantizer.set_range(*torch.aminmax(truth, dim=1))
-    optimizer = torch.optim.Adam([weight, *quantizer.parameters()], lr=0.05)
+    truth = quantizer.eval()(truth).detach()  # what can be reached
+    farthest = (torch.arange(4), truth.abs().argmax(dim=1))
+    weight.data[farthest] = 1.1 * truth[farthest]  # one weight of each channel is clipped: from them PACT learns
+    first = [p.detach().clone() for p in quantizer.train().parameters()]
+    optimizer = torch.optim.Adam([weight, *quantizer.parameters()], lr=0.03)
     losses = []
-    for _ in range(250):
+    for _ in range(300):
         loss = (x @ (quantizer(weight) - truth).T).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0]
-    codes = quantizer.quantize(weight).unique()
-    assert len(codes) > 4
+    follows = isinstance(
+        quantizer, FromWeight
+    )  # its grid moves with the weights, so their target is nearly one of its grids
+    assert np.mean(losses[-20:]) < (0.4 if follows else 0.1) * losses[0]
+    assert len(quantizer.quantize(weight).unique()) > (4 if case.bits > 2 else 1)
+    assert all(not torch.equal(p, before) for p, before in zip(quantizer.parameters(), first, strict=True))
 
 
-# LSQ
-
-
-def test_lsq_learns_a_better_scale_than_its_first() -> None:
-    x = torch.randn(64, 100)
-    x[0, 0] = 12.0  # min-max starts far too wide
-    quantizer = make(LSQ, spec_of("per_tensor", 3), x)
-    first = (quantizer(x) - x).square().mean().item()
-    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.5)
-    for _ in range(200):
-        optimizer.zero_grad()
-        (quantizer(x) - x).square().sum(dim=1).mean().backward()
-        optimizer.step()
-    learned = (quantizer(x) - x).square().mean().item()
-    best = min(
-        float(((oracle.forward(x.numpy(), np.array([s], np.float32), np.zeros(1, int), -3, 3,
-                               oracle.per_tensor((64, 100))) - x.numpy()) ** 2).mean())
-        for s in np.linspace(0.2, 4, 200)
-    )  # fmt: skip
-    assert learned < 0.3 * first
-    assert learned < 1.2 * best
-
-
-def test_static_never_learns_its_range() -> None:
-    assert list(make(Static, spec_of()).parameters()) == []
-
-
-@granularities
-@bits_
-def test_the_scale_gradient_of_lsq_is_eq_3_times_g(granularity: str, bits: int) -> None:
-    x, grad = data(), torch.randn(SHAPE)
-    quantizer = make(LSQ, spec_of(granularity, bits), 0.4 * x)
-    quantizer(x).backward(grad)
-    shared = GRANULARITIES[granularity][1](SHAPE)
-    # weights: the elements that share a scale; activations (per tensor): those of one sample
-    sharing = {"per_tensor": 12, "per_channel": 12, "per_group": 6}[granularity]
-    g = 1 / np.sqrt(sharing * (2 ** (bits - 1) - 1))
-    scale, zero_point = (p.numpy() for p in quantizer.qparams())
-    grid = quantizer.spec.grid
-    _, expected = oracle.backward(x.numpy(), scale, zero_point, grid.qmin, grid.qmax, shared, grad.numpy(), g)
-    np.testing.assert_allclose(quantizer.scale.grad.numpy(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_weight_with_one_scale_counts_all_its_elements() -> None:
-    x, grad = data(), torch.randn(SHAPE)
-    quantizer = LSQ(spec_of(), SHAPE)  # a shape: a weight
-    quantizer.set_range(torch.tensor([-2.0]), torch.tensor([2.0]))
-    quantizer(x).backward(grad)
-    scale, zero_point = (p.numpy() for p in quantizer.qparams())
-    shared = oracle.per_tensor(SHAPE)
-    _, expected = oracle.backward(x.numpy(), scale, zero_point, -7, 7, shared, grad.numpy(), 1 / np.sqrt(48 * 7))
-    np.testing.assert_allclose(quantizer.scale.grad.numpy(), expected, rtol=1e-4)
-
-
-@pytest.mark.parametrize("copies", [2, 16])
-def test_the_scale_gradient_of_an_activation_does_not_depend_on_the_batch_size(copies: int) -> None:
-    x = torch.randn(4, 3, 5, 5)
-    gradients = []
-    for batch in (x, x.repeat(copies, 1, 1, 1)):
-        quantizer = make(LSQ, spec_of(), x)
-        (quantizer(batch) ** 3 + quantizer(batch)).mean().backward()
-        gradients.append(quantizer.scale.grad.item())
-    assert gradients[0] != 0
-    assert gradients[1] == pytest.approx(gradients[0], rel=1e-4)
-
-
-def test_a_scale_below_its_floor_recovers() -> None:
-    x = torch.randn(8, 50)
-    quantizer = make(LSQ, spec_of(), x)
-    first = quantizer.qparams().scale.clone()
-    with torch.no_grad():
-        quantizer.scale.fill_(-3.0)
-    assert quantizer.qparams().scale.item() == pytest.approx(first.item() / 1024)
-    assert on_grid(quantizer, quantizer(x), "per_tensor")
-    optimizer = torch.optim.SGD(quantizer.parameters(), lr=1.0)
-    for _ in range(300):
-        optimizer.zero_grad()
-        (quantizer(x) - x).square().sum(dim=1).mean().backward()
-        optimizer.step()
-    assert 0.3 * first < quantizer.qparams().scale < 2 * first
-
-
-@every
-def test_qparams_are_float32_and_int32_and_detached(cls) -> None:
-    qparams = make(cls, spec_of(), data()).qparams()
+@each
+def test_qparams_are_float32_and_int32_and_detached(case: Case) -> None:
+    quantizer = case.calibrated(data())
+    quantizer(data().requires_grad_())
+    qparams = quantizer.qparams()
     assert isinstance(qparams, QParams)
     assert (qparams.scale.dtype, qparams.zero_point.dtype) == (torch.float32, torch.int32)
     assert not qparams.scale.requires_grad
 
 
-@every
+@each
 @pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16, nn.Module.double], ids=lambda f: f.__name__)
-def test_state_moves_but_keeps_its_types(cls: Callable[..., Quantizer], convert: Callable[..., Quantizer]) -> None:
-    quantizer = make(cls, spec_of(form="affine", bits=8), of=data())
+def test_state_moves_but_keeps_its_types(case: Case, convert: Callable[..., Quantizer]) -> None:
+    quantizer = case.calibrated(data())
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     after = convert(quantizer).state_dict()
     assert {name: value.dtype for name, value in after.items()} == {n: v.dtype for n, v in before.items()}
@@ -390,14 +299,13 @@ def test_state_moves_but_keeps_its_types(cls: Callable[..., Quantizer], convert:
     assert all(value.device.type == "meta" for value in convert(quantizer).to("meta").state_dict().values())
 
 
-@every
+@each
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_other_types_are_quantized_in_float32(cls: Callable[..., Quantizer], dtype: torch.dtype) -> None:
+def test_other_types_are_quantized_in_float32(case: Case, dtype: torch.dtype) -> None:
     x = data().to(dtype)
-    quantizer = make(cls, spec_of(bits=8), of=x)
-    assert torch.equal(quantizer.qparams().scale, make(cls, spec_of(bits=8), of=x.float()).qparams().scale)
+    quantizer, reference = case.calibrated(x).eval(), case.calibrated(x.float()).eval()
+    assert torch.equal(quantizer.qparams().scale, reference.qparams().scale)
     y = quantizer(x)
     assert y.dtype == dtype
-    scale = quantizer.qparams().scale.numpy()
-    expected = np.clip(np.round(x.float().numpy() / scale), -127, 127) * scale
-    assert torch.equal(y, torch.from_numpy(expected).to(dtype))
+    assert torch.equal(y, reference(x.float()).to(dtype))
+    assert torch.equal(quantizer.quantize(x), reference.quantize(x.float()))

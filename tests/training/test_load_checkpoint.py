@@ -195,9 +195,18 @@ def test_a_foreign_file_calls_nothing(target: str, recipe: Trained) -> None:
     assert "antigravity" not in sys.modules
 
 
-def test_a_foreign_file_imports_nothing(recipe: Trained) -> None:
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"_target_": "antigravity.Quantizer"},
+        {"_target_": "qat.quantizers.LSQ", "estimator": {"_target_": "antigravity.Quantizer"}},
+        {"_target_": "qat.quantizers.LSQ", "estimator": "antigravity.Quantizer"},
+    ],
+    ids=["quantizer", "estimator", "estimators_name"],
+)
+def test_a_foreign_file_imports_nothing(part: dict[str, Any], recipe: Trained) -> None:
     record = torch.load(recipe.path, weights_only=True)["qat"]
-    record["policy"]["rules"]["all"]["weight"]["quantizer"] = {"_target_": "antigravity.Quantizer"}
+    record["policy"]["rules"]["all"]["weight"]["quantizer"] = part
     path = changed(recipe.path, "foreign.ckpt", qat=record)
     with pytest.raises(ValueError, match=r"was trained with antigravity\.Quantizer: import antigravity first"):
         qat.load_checkpoint(path)

@@ -92,7 +92,8 @@ def test_every_quantizer_and_observer_can_be_chosen(group: str) -> None:
     for name in options(group):
         policy = build.policy(composed(f"{group}={name}"))
         part = getattr(policy.rules["all"].weight, group)
-        assert hydra.utils.get_class(part["_target_"]).__name__.lower() == name.replace("_", "")
+        chosen = part.get("estimator", part)
+        assert hydra.utils.get_class(chosen["_target_"]).__name__.lower() == name.replace("_", "")
 
 
 @pytest.mark.parametrize("name", options("optim"))

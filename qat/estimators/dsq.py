@@ -1,0 +1,55 @@
+"""Differentiable soft quantization (Gong et al. 2019, https://arxiv.org/abs/1908.05033)."""
+
+from __future__ import annotations
+
+from math import log, tanh
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qat.estimators.base import Estimator
+
+
+class DSQ(Estimator):
+    """The gradient of a staircase of tanh pieces (section 3.1): large at the thresholds, small where v is nearly whole.
+
+    With m the middle between the whole numbers around v: r'(v) = s k / 2 * (1 - tanh(k (v - m))^2), where
+    k = log(2 / alpha - 1) and s = 1 / tanh(k / 2) = 1 / (1 - alpha). Its mean over a step is 1. alpha near 0 is nearly the
+    staircase, alpha near 1 straight-through.
+
+    Differs from the paper: alpha is a fixed option, where the paper learns it for each layer; lower and upper bound are
+    those of the quantizer that owns this.
+
+    Raises:
+        ValueError: alpha not between 0 and 1.
+    """
+
+    def __init__(self, alpha: float = 0.2) -> None:
+        super().__init__()
+        if not 0.0 < alpha < 1.0:
+            raise ValueError(f"DSQ with alpha={alpha}: write a number between 0 (staircase) and 1 (line), such as 0.2.")
+        self.alpha = alpha
+
+    def forward(self, v: Tensor) -> Tensor:
+        rounded: Tensor = _Round.apply(v, log(2.0 / self.alpha - 1.0))
+        return rounded
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, k: float) -> Tensor:
+        ctx.save_for_backward(v)
+        ctx.k = k
+        return torch.round(v)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (v,) = ctx.saved_tensors
+        k = ctx.k
+        from_middle = v - torch.floor(v) - 0.5
+        slope = k / (2.0 * tanh(k / 2.0)) * (1.0 - torch.tanh(k * from_middle).square())
+        return grad * slope, None

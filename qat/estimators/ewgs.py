@@ -1,0 +1,49 @@
+"""Element-wise gradient scaling (Lee et al. 2021, https://arxiv.org/abs/2104.00903)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qat.estimators.base import Estimator
+
+
+class EWGS(Estimator):
+    """g * (1 + delta * sign(g) * (v - round(v))) (section 3.2): larger where the step g wants lies behind the nearer threshold.
+
+    Differs from the paper: v is in steps, where the paper's x_n is in [0, 1] or [-1, 1], so delta = 1e-3 (of the authors'
+    code) weighs a distance of half a step alike at all bit widths; delta is fixed, where section 3.3 finds it from the
+    Hessian's trace; the range is learned by the quantizer that owns this, not by a lower and an upper bound.
+
+    Raises:
+        ValueError: delta outside 0..2, where gradients would change their sign.
+    """
+
+    def __init__(self, delta: float = 1e-3) -> None:
+        super().__init__()
+        if not 0.0 <= delta <= 2.0:
+            raise ValueError(f"EWGS with delta={delta}: write a number from 0 (straight-through) to 2, such as 1e-3.")
+        self.delta = delta
+
+    def forward(self, v: Tensor) -> Tensor:
+        rounded: Tensor = _Round.apply(v, self.delta)
+        return rounded
+
+    def extra_repr(self) -> str:
+        return f"delta={self.delta}"
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, delta: float) -> Tensor:
+        rounded = torch.round(v)
+        ctx.save_for_backward(v - rounded)
+        ctx.delta = delta
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (discrepancy,) = ctx.saved_tensors
+        return grad + ctx.delta * grad.abs() * discrepancy, None

@@ -1,0 +1,48 @@
+"""Additive powers of two (Li et al. 2020, https://arxiv.org/abs/1909.13144)."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from qat.observers import Observer
+from qat.quantizers.codebook import Codebook
+from qat.spec import QuantSpec
+
+TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
+    2: ((1,),),
+    3: ((1, 2, 4),),
+    4: ((1, 4, 8), (2,)),
+    5: ((2, 8, 32), (1, 4, 16)),
+    6: ((2, 16, 64), (1, 8, 32), (4,)),
+}
+"""For each number of bits, the powers of two of which a level adds none or one out of each group
+(the paper's k = 2; groups as in the authors' code)."""
+
+
+class APoT(Codebook):
+    """Levels ± a sum of powers of two, one or none out of each group of `TERMS`, times the scale: dense near 0, without the
+    coarse outer steps of plain powers of two. 4 bits: 0, ±1, ±2, ±3, ±4, ±6, ±8, ±10. The scale learns as in LSQ.
+
+    Differs from the paper: of weights only; they are not normalised to mean 0 and variance 1 before rounding;
+    their gradient is 0 beyond the outermost level, where the authors' code lets it pass; the gradient of the scale counts
+    clipped weights and is multiplied by LSQ's factor.
+
+    Raises:
+        ValueError: an activation, a grid that is not symmetric and signed, or bits outside 2..6.
+    """
+
+    possible_bits = (4, *(bits for bits in TERMS if bits != 4))
+    sums: Tensor
+
+    def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
+        super().__init__(spec, shape, observer)
+        groups = [(0, *powers) for powers in TERMS[self.bits]]
+        magnitudes = {sum(chosen) for chosen in product(*groups)}
+        sums = sorted(magnitudes | {-m for m in magnitudes})
+        self.register_buffer("sums", torch.tensor(sums, dtype=torch.float32), persistent=False)
+
+    def levels(self) -> Tensor:
+        return self.sums

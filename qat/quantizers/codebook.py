@@ -1,0 +1,90 @@
+"""Non-uniform levels that are codes of an 8-bit grid."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from qat.functional import clip, held, scale_gradient, snap, with_gradient_of
+from qat.grid import Grid
+from qat.observers import Observer
+from qat.quantizers.base import Quantizer
+from qat.quantizers.lsq import FLOOR
+from qat.spec import QParams, QuantSpec
+
+
+class Codebook(Quantizer):
+    """At most 2^bits levels, each a whole number in -127..127 times the scale. Subclasses say which.
+
+    The bits of the policy count the levels. The quantizer's own spec is the narrow 8-bit grid that the levels are taken
+    from, so that convert and export need nothing new: weights are int8 codes of which few occur, and files store eight
+    bits a weight.
+
+    The scale learns as in LSQ: x goes to the nearest level (the lower one from exactly between), straight-through inside the
+    outermost levels; dscale = g * (level - x / scale) inside and g * level outside, times 1 / sqrt(N * outermost level).
+
+    Raises:
+        ValueError: an activation (its integers come from uniform rounding), a grid that is not symmetric and
+            signed, or bits that are not possible.
+    """
+
+    possible_bits: tuple[int, ...] = (4, 2, 3, 5, 6, 7, 8)
+    """Widths that the class has levels for, the one to recommend first."""
+    floor: Tensor
+
+    def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
+        super().__init__(spec, shape, observer)
+        self.require_weight()
+        self.require_bits(*self.possible_bits)
+        self.bits = spec.grid.bits
+        self.spec = replace(spec, grid=Grid(8, narrow=True))
+        self.scale = nn.Parameter(torch.ones(self.n_qparams, dtype=torch.float32))
+        self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR, dtype=torch.float32))
+
+    @abstractmethod
+    def levels(self) -> Tensor:
+        """The codes in use, ascending whole numbers held in float32 (n_levels,); may have a gradient."""
+
+    def qparams(self) -> QParams:
+        return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
+
+    def set_range(self, lo: Tensor, hi: Tensor) -> None:
+        """Start with the outermost levels on the range: the scale is max(|lo|, |hi|) / the outermost level."""
+        scale, zero_point = self.spec.qparams(lo, hi)
+        self.set_qparams(QParams(scale * (self.spec.grid.qmax / self._outermost()), zero_point))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        granularity, shape = self.spec.granularity, tuple(x.shape)
+        v = granularity.view(x.float()) / granularity.shaped(self.qparams().scale, shape)
+        levels = self.levels().detach()
+        return levels[_nearest(v, levels)].reshape(shape)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        granularity, shape = self.spec.granularity, tuple(x.shape)
+        levels, sharing = self.levels(), x.numel() // self.n_qparams
+        learned = scale_gradient(held(self.scale, self.floor), (sharing * self._outermost()) ** -0.5)
+        scale = granularity.shaped(learned, shape)
+        ends = levels.detach()[[0, -1]]
+        clipped = clip(granularity.view(x.float()), ends[0] * scale, ends[1] * scale)
+        return snap(clipped, scale, lambda v: _round_to(levels, v)).to(x.dtype).reshape(shape)
+
+    def _outermost(self) -> float:
+        return max(1.0, float(self.levels().detach().abs().max()))
+
+    def _store(self, qparams: QParams) -> None:
+        self.scale.copy_(qparams.scale)
+        self.floor.copy_(qparams.scale * FLOOR)
+
+
+def _nearest(v: Tensor, levels: Tensor) -> Tensor:
+    """Index of the level nearest to each v; the lower one from exactly between."""
+    return torch.bucketize(v, (levels[1:] + levels[:-1]) / 2)
+
+
+def _round_to(levels: Tensor, v: Tensor) -> Tensor:
+    """The level nearest to v, straight-through for v; a learned level gets the gradient of the values that it stands for."""
+    chosen = levels[_nearest(v.detach(), levels.detach())]
+    return with_gradient_of(chosen, chosen + v) if levels.requires_grad else with_gradient_of(chosen, v)

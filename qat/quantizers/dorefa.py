@@ -1,0 +1,66 @@
+"""DoReFa-Net (Zhou et al. 2016, https://arxiv.org/abs/1606.06160)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat.estimators import Estimator
+from qat.functional import snap
+from qat.observers import Observer
+from qat.quantizers.base import Quantizer
+from qat.spec import SMALLEST_SCALE, QParams, QuantSpec
+
+
+class DoReFa(Quantizer):
+    """Weights: hi * Q(tanh(w) / max|tanh(w)|), with Q rounding to multiples of 1 / qmax (eq. 9). Nothing is clipped, nothing
+    is learned but the weight. Activations: clipped to [0, hi] and rounded (eq. 11).
+
+    Gradient: straight-through (eq. 6), times the derivative of what goes into Q, its maximum included.
+
+    Differs from the paper: hi is the observed range, where the paper has 1, so that a trained network keeps its magnitudes
+    (observe weights with MinMax: the largest weight becomes hi); codes are symmetric around 0, where the paper's 2^k levels
+    have none at 0; the maximum is that of the weights that share a scale; gradients are not quantized.
+
+    Raises:
+        ValueError: an affine spec, or a weight with an unsigned grid.
+    """
+
+    scale: Tensor
+
+    def __init__(
+        self,
+        spec: QuantSpec,
+        shape: tuple[int, ...] = (),
+        observer: Observer | None = None,
+        estimator: Estimator | None = None,
+    ) -> None:
+        super().__init__(spec, shape, observer, estimator)
+        if self.is_weight:
+            self.require_weight()
+        self.require_symmetric()
+        self.register_buffer("scale", torch.ones(self.n_qparams, dtype=torch.float32))
+
+    def qparams(self) -> QParams:
+        return QParams(self.scale, self.zero_point)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        if not self.is_weight:
+            return self.on_grid(x, self.scale)
+        granularity, shape = self.spec.granularity, tuple(x.shape)
+        scale = granularity.shaped(self.scale, shape)
+        return snap(granularity.view(self._compressed(x)), scale, self.estimator).to(x.dtype).reshape(shape)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        return super().quantize(self._compressed(x) if self.is_weight else x)
+
+    def _compressed(self, weight: Tensor) -> Tensor:
+        """hi * tanh(w) / max|tanh(w)|, the shape of the weight."""
+        granularity, shape = self.spec.granularity, tuple(weight.shape)
+        bent = torch.tanh(weight.float())
+        largest = granularity.rows(bent).abs().amax(dim=1).clamp(min=SMALLEST_SCALE)
+        relative = granularity.view(bent) / granularity.shaped(largest, shape)
+        return (relative * granularity.shaped(self.scale * self.spec.grid.qmax, shape)).reshape(shape)
+
+    def _store(self, qparams: QParams) -> None:
+        self.scale.copy_(qparams.scale)

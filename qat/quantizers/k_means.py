@@ -1,0 +1,64 @@
+"""A learned codebook (Han et al. 2016, "Deep compression", https://arxiv.org/abs/1510.00149)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qat.functional import held, with_gradient_of
+from qat.observers import Observer
+from qat.quantizers.base import Mode
+from qat.quantizers.codebook import Codebook
+from qat.spec import QParams, QuantSpec
+
+
+class KMeans(Codebook):
+    """2^bits levels, found by k-means among the weights and then learned: the gradient of a level is the sum over the weights
+    that it stands for. All channels or groups share the levels and have their own scale.
+
+    The parameter `codebook` holds levels in -1..1, in units of 127 codes.
+
+    Differs from the paper: levels are rounded to whole codes in -127..127, straight-through, so that they are int8 codes;
+    the assignment of weights to levels is renewed in each step; the float weights train, too; nothing is pruned or coded
+    by frequency. Where a range is set by hand, without weights to look at, levels start
+    evenly.
+    """
+
+    def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
+        super().__init__(spec, shape, observer)
+        self.codebook = nn.Parameter(torch.linspace(-1.0, 1.0, 2**self.bits))
+        self._shown: Tensor | None = None
+
+    def levels(self) -> Tensor:
+        """127 * codebook, rounded and sorted: a level that overtakes another changes places with it."""
+        real = 127.0 * held(self.codebook, -1.0, 1.0)
+        return with_gradient_of(torch.round(real), real).sort().values
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mode is Mode.OBSERVE and not self.ready:
+            self._shown = x.detach().float()
+        return super().forward(x)
+
+    def set_qparams(self, qparams: QParams) -> None:
+        """Start from this scale; where a weight was observed, its levels are clustered in units of it."""
+        super().set_qparams(qparams)
+        if self._shown is not None:
+            self._cluster(self._shown)
+            self._shown = None
+
+    def _cluster(self, weight: Tensor) -> None:
+        """k-means from evenly spaced levels (the paper's linear initialization, its best). A weight with fewer different values
+        than levels keeps even levels.
+        """
+        from sklearn.cluster import KMeans as Clustering  # takes a second to import
+
+        granularity, shape = self.spec.granularity, tuple(weight.shape)
+        v = granularity.view(weight) / granularity.shaped(self.qparams().scale, shape)
+        values = v.div(127.0).clamp(-1.0, 1.0).reshape(-1, 1).double().cpu().numpy()
+        if len(np.unique(values)) < 2**self.bits:
+            return
+        start = np.linspace(values.min(), values.max(), 2**self.bits)[:, None]
+        found = Clustering(2**self.bits, init=start, n_init=1).fit(values).cluster_centers_
+        with torch.no_grad():
+            self.codebook.copy_(torch.from_numpy(np.sort(found[:, 0])))

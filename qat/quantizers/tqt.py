@@ -1,0 +1,73 @@
+"""Trained quantization thresholds (Jain et al. 2020, https://arxiv.org/abs/1903.08066)."""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.estimators import Estimator
+from qat.functional import held
+from qat.observers import Observer
+from qat.quantizers.base import Quantizer
+from qat.spec import QParams, QuantSpec
+
+LARGEST_EXPONENT = 60.0
+"""Scales stay in 2**-60..2**60, where x / scale and codes * scale are finite in float32."""
+
+
+class TQT(Quantizer):
+    """The scale is a power of two, 2^ceil(log2_scale) (eq. 4), so that requantization on hardware is a shift.
+
+    Gradient (eq. 7 and 8): dx as LSQ's; dlog2_scale = scale * ln 2 * (the gradient of the scale as in LSQ), the ceiling being
+    straight-through.
+
+    Differs from the paper: the parameter is log2 of the scale, log2 t - (bits - 1), or - bits without sign, of the paper's
+    threshold t, which has the same gradient; it is multiplied by LSQ's g = 1 / sqrt(N * qmax) (the paper needs Adam, or
+    gradients divided by their size); it starts from the observer; weights may have one scale a channel or group; exponents
+    stay in -60..60.
+
+    Raises:
+        ValueError: an affine spec.
+    """
+
+    def __init__(
+        self,
+        spec: QuantSpec,
+        shape: tuple[int, ...] = (),
+        observer: Observer | None = None,
+        estimator: Estimator | None = None,
+    ) -> None:
+        super().__init__(spec, shape, observer, estimator)
+        self.require_symmetric()
+        self.log2_scale = nn.Parameter(torch.zeros(self.n_qparams, dtype=torch.float32))
+
+    def qparams(self) -> QParams:
+        return QParams(self._scale().detach(), self.zero_point)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        return self.on_grid(x, self._scale(), self.lsq_gradient_scale(x))
+
+    def _scale(self) -> Tensor:
+        scale: Tensor = _PowerOfTwo.apply(held(self.log2_scale, -LARGEST_EXPONENT, LARGEST_EXPONENT))
+        return scale
+
+    def _store(self, qparams: QParams) -> None:
+        self.log2_scale.copy_(torch.log2(qparams.scale))
+
+
+class _PowerOfTwo(torch.autograd.Function):
+    """2^ceil(x), exactly; its gradient is that of 2^x there."""
+
+    @staticmethod
+    def forward(ctx: Any, exponent: Tensor) -> Tensor:
+        power = torch.ldexp(torch.ones_like(exponent), torch.ceil(exponent).int())
+        ctx.save_for_backward(power)
+        return power
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (power,) = ctx.saved_tensors
+        return grad * power * log(2.0)

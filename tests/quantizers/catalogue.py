@@ -1,0 +1,100 @@
+"""Every quantizer of `configs/quantizer/`, in every combination that it accepts: a new YAML needs no edit elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from oracles import fake_quantize as oracle
+from torch import Tensor
+
+from qat import Mode, TensorRule
+from qat.quantizers import Quantizer
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "quantizer"
+PARTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}
+SHAPE = (4, 3, 2, 2)
+LAYOUTS = {
+    "activation": ({"granularity": "per_tensor"}, (), oracle.per_tensor),
+    "per_tensor": ({"granularity": "per_tensor"}, SHAPE, oracle.per_tensor),
+    "per_channel": ({"granularity": "per_channel"}, SHAPE, oracle.per_channel),
+    "per_group": ({"granularity": "per_group", "group_size": 6}, SHAPE, lambda shape: oracle.per_group(shape, 6)),
+}
+FORMS = {
+    "signed": {"signed": True, "narrow": True},
+    "full": {"signed": True, "narrow": False},
+    "unsigned": {"signed": False},
+    "affine": {"symmetric": False},
+}
+BITS = (4, 2, 8)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One quantizer as a policy would build it."""
+
+    name: str
+    layout: str = "activation"
+    bits: int = 4
+    form: str = "signed"
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.layout}-{self.bits}-{self.form}"
+
+    @property
+    def rule(self) -> TensorRule:
+        options = {**LAYOUTS[self.layout][0], **FORMS[self.form]}
+        return TensorRule(self.bits, quantizer=PARTS[self.name], observer="MinMax", **options)
+
+    def build(self) -> Quantizer:
+        return self.rule.build(LAYOUTS[self.layout][1])
+
+    def calibrated(self, on: Tensor) -> Quantizer:
+        return calibrate(self.build(), on)
+
+
+def calibrate(quantizer: Quantizer, on: Tensor) -> Quantizer:
+    quantizer.mode = Mode.OBSERVE
+    quantizer(on)
+    quantizer.finish_observing()
+    quantizer.mode = Mode.QUANTIZE
+    return quantizer
+
+
+def _refusal(case: Case) -> str:
+    try:
+        case.build()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _worth_a_test(case: Case) -> bool:
+    """Everything for activations and weights per channel; per tensor and per group differ from those in the view alone."""
+    return case.layout in ("activation", "per_channel") or (case.bits != 8 and case.form in ("signed", "affine"))
+
+
+_ALL = [case for values in product(PARTS, LAYOUTS, BITS, FORMS) if _worth_a_test(case := Case(*values))]
+REFUSED = {case: message for case in _ALL if (message := _refusal(case))}
+CASES = [case for case in _ALL if case not in REFUSED]
+ONE_OF_EACH = [next((c for c in CASES if c.name == name), Case(name)) for name in PARTS]
+WEIGHTS = [next((c for c in CASES if c.name == name and c.layout == "per_channel"), Case(name)) for name in PARTS]
+ACTIVATIONS = [c for c in CASES if c.layout == "activation" and c.form == "unsigned" and c.bits == 4]
+
+
+def data() -> Tensor:
+    return torch.randn(SHAPE) * torch.tensor([0.1, 1.0, 3.0, 20.0])[:, None, None, None]
+
+
+def on_grid(quantizer: Quantizer, y: Tensor, layout: str) -> bool:
+    """Whether y is some allowed code times its scale, in float32, by the numpy oracle's numbering."""
+    shared = LAYOUTS[layout][2](tuple(y.shape))
+    scale, zero_point = (p.numpy() for p in quantizer.qparams())
+    grid = quantizer.spec.grid
+    codes = np.arange(grid.qmin, grid.qmax + 1)
+    allowed = (codes - zero_point[shared][..., None]).astype(np.float32) * scale[shared][..., None]
+    return bool((allowed == y.detach().numpy()[..., None]).any(axis=-1).all())

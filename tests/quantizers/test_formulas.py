@@ -1,0 +1,333 @@
+"""Each quantizer against its paper's equations, in numpy float64. LSQ and Static: test_lsq.py; estimators: tests/estimators."""
+
+import numpy as np
+import pytest
+import torch
+from catalogue import LAYOUTS, SHAPE, Case, calibrate, data
+from oracles import sawb
+from oracles.fake_quantize import Array
+from torch import Tensor
+
+from qat import Grid, PerChannel, QuantSpec
+from qat.quantizers import QIL, TQT, APoT, Binary, KMeans, LSQPlus, PowersOfTwo, Quantizer, Ternary
+from qat.quantizers.apot import TERMS
+from qat.quantizers.nf4 import NORMAL_FLOAT
+from qat.quantizers.sawb import COEFFICIENTS
+
+layouts = pytest.mark.parametrize("layout", ["per_tensor", "per_channel", "per_group"])
+close = {"rtol": 2e-4, "atol": 1e-5}
+
+
+def run(quantizer: Quantizer, x: Tensor) -> tuple[Array, Array, Array, Array]:
+    """(x, y, gradient of y, gradient of x), float64."""
+    leaf, grad = x.clone().requires_grad_(), torch.randn(x.shape)
+    y = quantizer(leaf)
+    y.backward(grad)
+    return tuple(t.detach().double().numpy() for t in (x, y, grad, leaf.grad))
+
+
+def summed(values: Array, shared: Array) -> Array:
+    """One sum for each number in `shared`."""
+    return np.bincount(shared.ravel(), values.ravel())
+
+
+def number(parameter: Tensor, shared: Array) -> Array:
+    """A vector, spread over the elements that share each of its entries."""
+    return parameter.detach().double().numpy()[shared]
+
+
+# PACT
+
+
+@pytest.mark.parametrize("layout", ["activation", "per_tensor", "per_channel", "per_group"])
+@pytest.mark.parametrize("form", ["unsigned", "signed", "full"])
+def test_pact(layout: str, form: str) -> None:
+    quantizer, shared = Case("pact", layout, 4, form).calibrated(0.4 * data()), LAYOUTS[layout][2](SHAPE)
+    qmin, qmax = quantizer.spec.grid.qmin, quantizer.spec.grid.qmax
+    x, y, g, dx = run(quantizer, data())
+    hi = number(quantizer.hi, shared)
+    lo = hi * qmin / qmax
+    clipped = np.clip(x, lo, hi)  # eq. 1
+    np.testing.assert_allclose(y, np.rint(clipped * qmax / hi) * hi / qmax, **close)  # eq. 2
+    np.testing.assert_allclose(dx, np.where((x > lo) & (x < hi), g, 0), **close)
+    dhi = np.where(x >= hi, g, np.where(x <= lo, g * qmin / qmax, 0))  # eq. 3
+    np.testing.assert_allclose(quantizer.hi.grad.numpy(), summed(dhi, shared), **close)
+    assert (x >= hi).any()
+    assert (dx != 0).any()
+
+
+# DoReFa
+
+
+@layouts
+def test_dorefa(layout: str) -> None:
+    weight = 0.5 * torch.randn(SHAPE)
+    quantizer, shared = Case("dorefa", layout).calibrated(weight), LAYOUTS[layout][2](SHAPE)
+    x, y, g, dx = run(quantizer, weight)
+    hi, bent = number(quantizer.scale, shared) * 7, np.tanh(x)
+    largest = np.array([np.abs(bent[shared == n]).max() for n in range(shared.max() + 1)])[shared]
+    np.testing.assert_allclose(y, hi * np.rint(7 * bent / largest) / 7, **close)  # eq. 9
+    through = -summed(g * hi * bent, shared)[shared] / largest**2 * np.sign(bent) * (np.abs(bent) == largest)
+    np.testing.assert_allclose(dx, (g * hi / largest + through) * (1 - bent**2), **close)
+
+
+def test_dorefa_leaves_a_dead_channel_finite() -> None:
+    weight = torch.zeros(SHAPE, requires_grad=True)
+    y = Case("dorefa", "per_channel").calibrated(torch.zeros(SHAPE))(weight)
+    y.sum().backward()
+    assert not y.any()
+    assert torch.isfinite(weight.grad).all()
+
+
+# TQT
+
+
+@pytest.mark.parametrize("layout", ["activation", "per_tensor", "per_channel", "per_group"])
+@pytest.mark.parametrize("form", ["unsigned", "full"])
+def test_tqt(layout: str, form: str) -> None:
+    quantizer, shared = Case("tqt", layout, 4, form).calibrated(0.3 * data()), LAYOUTS[layout][2](SHAPE)
+    n, p = quantizer.spec.grid.qmin, quantizer.spec.grid.qmax
+    x, y, g, dx = run(quantizer, data())
+    s = 2 ** np.ceil(number(quantizer.log2_scale, shared))  # eq. 4
+    np.testing.assert_array_equal(y, s * np.clip(np.rint(x / s), n, p))
+    inside = (n < x / s) & (x / s < p)
+    np.testing.assert_array_equal(dx, np.where(inside, g, 0))  # eq. 8
+    dlog = s * np.log(2) * np.where(inside, np.rint(x / s) - x / s, np.where(x < 0, n, p))  # eq. 7
+    sharing = 12 if layout == "activation" else (shared == 0).sum()
+    expected = summed(g * dlog, shared) / np.sqrt(sharing * p)
+    np.testing.assert_allclose(quantizer.log2_scale.grad.numpy(), expected, **close)
+    assert inside.any()
+    assert not inside.all()
+
+
+def test_tqt_scales_are_powers_of_two_in_limits() -> None:
+    quantizer = TQT(QuantSpec(Grid(8, narrow=True), PerChannel()), (6, 2))
+    with torch.no_grad():
+        quantizer.log2_scale.copy_(torch.tensor([-1e9, -3.2, -3.0, 0.01, 12.0, 1e9]))
+    assert quantizer.qparams().scale.tolist() == [2.0**-60, 0.125, 0.125, 2.0, 4096.0, 2.0**60]
+
+
+# LSQ+
+
+
+def test_lsq_plus() -> None:
+    x = torch.randn(6, 40) * 2 + 1
+    quantizer = Case("lsq_plus", form="affine").calibrated(torch.tensor([[-0.3, 2.0]]))
+    with torch.no_grad():
+        quantizer.lo.sub_(0.021)  # not a whole number of steps
+    scale, zero_point = (p.double().item() for p in quantizer.qparams())
+    assert zero_point == -np.rint(quantizer.lo.item() / scale)
+    values, y, g, dx = run(quantizer, x)
+    lo = -zero_point * scale
+    v = (values - lo) / scale
+    assert np.array_equal(np.unique(np.clip(np.rint(v), 0, 15)), np.arange(16))
+    np.testing.assert_allclose(y, np.clip(np.rint(v), 0, 15) * scale + lo, **close)
+    inside = (v > 0) & (v < 15)
+    np.testing.assert_allclose(dx, np.where(inside, g, 0), **close)
+    dscale = np.where(inside, np.rint(v) - v, np.where(v <= 0, 0, 15))
+    factor = 1 / np.sqrt(40 * 15)
+    assert quantizer.scale.grad.item() == pytest.approx((g * dscale).sum() * factor, rel=1e-3)
+    assert quantizer.lo.grad.item() == pytest.approx(g[~inside].sum() * factor, rel=1e-3)
+    assert (v < 0).any()
+    assert (v > 15).any()
+
+
+def test_lsq_plus_learns_an_offset_that_min_max_missed() -> None:
+    x = torch.nn.functional.silu(torch.randn(64, 50) * 2)
+    quantizer = LSQPlus(QuantSpec(Grid(3, signed=False), symmetric=False))
+    quantizer.set_range(torch.tensor([-3.0]), torch.tensor([3.0]))
+    first = (quantizer(x) - x).square().mean().item()
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (quantizer(x) - x).square().mean().backward()
+        optimizer.step()
+    assert (quantizer(x) - x).square().mean().item() < 0.5 * first
+    scale, zero_point = quantizer.qparams()
+    assert -2.5 < -(zero_point * scale).item() <= 0
+
+
+# SAWB
+
+
+@pytest.mark.parametrize("bits", sorted(COEFFICIENTS))
+def test_the_coefficients_of_sawb_are_the_line_through_the_best_ranges(bits: int) -> None:
+    np.testing.assert_allclose(COEFFICIENTS[bits], sawb.coefficients(bits), rtol=1e-3)
+
+
+@layouts
+def test_sawb(layout: str) -> None:
+    quantizer, shared = Case("sawb", layout).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+    x, y, g, dx = run(quantizer, data())
+    n = np.bincount(shared.ravel())
+    mean, rms = summed(np.abs(x), shared) / n, np.sqrt(summed(x**2, shared) / n)
+    c1, c2 = COEFFICIENTS[4]
+    s = (np.maximum(c1 * rms + c2 * mean, mean) / 7)[shared]
+    np.testing.assert_allclose(y, np.clip(np.rint(x / s), -7, 7) * s, **close)
+    np.testing.assert_array_equal(dx, np.where(np.abs(x / s) < 7, g, 0))
+
+
+def test_sawb_is_nearly_the_best_range_for_normal_weights() -> None:
+    x = torch.randn(1, 20_000)
+    quantizer = Case("sawb", "per_tensor", 2).rule.build((1, 20_000))
+    quantizer.set_range(torch.tensor([-9.0]), torch.tensor([9.0]))
+    error = (quantizer(x) - x).square().mean().item()
+    best = min(((np.clip(np.rint(x.numpy() / s), -1, 1) * s - x.numpy()) ** 2).mean() for s in np.linspace(0.5, 3, 100))
+    assert error < 1.02 * best
+
+
+# Ternary and binary
+
+
+@layouts
+def test_ternary(layout: str) -> None:
+    quantizer, shared = Case("ternary", layout, 2).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+    x, y, g, dx = run(quantizer, data())
+    threshold = 0.7 * (summed(np.abs(x), shared) / np.bincount(shared.ravel()))[shared]
+    kept = np.abs(x) > threshold
+    scale = (summed(np.abs(x) * kept, shared) / summed(kept * 1.0, shared))[shared]
+    np.testing.assert_allclose(y, np.sign(x) * kept * scale, **close)
+    np.testing.assert_array_equal(dx, g)
+    assert 0 < kept.mean() < 1
+
+
+@layouts
+def test_binary(layout: str) -> None:
+    quantizer, shared = Case("binary", layout, 2).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+    x, y, g, dx = run(quantizer, data())
+    n = np.bincount(shared.ravel())
+    scale = (summed(np.abs(x), shared) / n)[shared]  # eq. 6
+    np.testing.assert_allclose(y, scale * np.sign(x), **close)
+    mean = (summed(g * np.sign(x), shared) / n)[shared]
+    np.testing.assert_allclose(dx, g * scale * (np.abs(x) < 1) + np.sign(x) * mean, **close)
+
+
+@pytest.mark.parametrize("cls", [Ternary, Binary])
+def test_codes_and_scale_follow_the_weight_without_a_forward(cls: type[Quantizer]) -> None:
+    quantizer = cls(QuantSpec(Grid(2, narrow=True)), (2, 3))
+    quantizer.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
+    codes = quantizer.quantize(torch.tensor([[4.0, -4.0, 4.0], [-4.0, 0.0, 4.0]]))
+    assert codes.tolist() == [[1, -1, 1], [-1, 0 if cls is Ternary else 1, 1]]
+    assert quantizer.qparams().scale.item() == pytest.approx(4.0 if cls is Ternary else 20 / 6)
+
+
+# QIL
+
+
+@layouts
+def test_qil(layout: str) -> None:
+    quantizer, shared = Case("qil", layout).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+    with torch.no_grad():
+        quantizer.center.mul_(0.9)
+        quantizer.distance.mul_(0.7)  # something is pruned and something is clipped
+    x, y, g, dx = run(quantizer, data())
+    c, d, hi = number(quantizer.center, shared), number(quantizer.distance, shared), number(quantizer.scale, shared) * 7
+    size, sign = np.abs(x), np.sign(x)
+    inside = (size > c - d) & (size < c + d)
+    stretched = np.where(size <= c - d, 0, np.where(size >= c + d, 1, 0.5 / d * size - 0.5 * c / d + 0.5))
+    np.testing.assert_allclose(y, hi * sign * np.rint(7 * stretched) / 7, **close)
+    np.testing.assert_allclose(dx, np.where(inside, g * hi * 0.5 / d, 0), **close)
+    dcenter = summed(np.where(inside, -g * sign * hi * 0.5 / d, 0), shared)
+    ddistance = summed(np.where(inside, -g * sign * hi * 0.5 * (size - c) / d**2, 0), shared)
+    np.testing.assert_allclose(quantizer.center.grad.numpy(), dcenter, **close)
+    np.testing.assert_allclose(quantizer.distance.grad.numpy(), ddistance, **close)
+    assert (size < c - d).any()
+    assert (size > c + d).any()
+
+
+def test_qil_starts_as_plain_rounding() -> None:
+    quantizer = QIL(QuantSpec(Grid(4, narrow=True)), SHAPE)
+    quantizer.set_range(torch.tensor([-7.0]), torch.tensor([7.0]))
+    x = torch.randn(SHAPE) * 3
+    torch.testing.assert_close(quantizer(x), x.clamp(-7, 7).round())
+
+
+# Codebooks
+
+
+def test_levels_are_those_of_the_papers() -> None:
+    def levels(name: str, bits: int) -> list[float]:
+        return Case(name, "per_channel", bits).build().levels().tolist()
+
+    assert levels("powers_of_two", 3) == [-4, -2, -1, 0, 1, 2, 4]
+    assert levels("powers_of_two", 4) == sorted([0, *(s * 2**k for s in (-1, 1) for k in range(7))])
+    # one summand out of each group, as fractions, in the authors' code (Li et al. 2020)
+    four = {16 * (a + b) for a in (0, 1 / 2, 1 / 4, 1 / 16) for b in (0, 1 / 8)}
+    five = {64 * (a + b) for a in (0, 2**-1, 2**-3, 2**-5) for b in (0, 2**-2, 2**-4, 2**-6)}
+    assert levels("apot", 4) == sorted(four | {-m for m in four})
+    assert levels("apot", 5) == sorted(five | {-m for m in five})
+    assert all(2 ** (bits - 1) == 1 + sum(level > 0 for level in levels("apot", bits)) for bits in TERMS)
+    np.testing.assert_allclose(np.array(levels("nf4", 4)) / 127, NORMAL_FLOAT, atol=0.5 / 127)
+
+
+def test_normal_float_levels_are_means_of_quantiles_of_a_normal_distribution() -> None:
+    icdf = torch.distributions.Normal(0.0, 1.0).icdf
+    offset = 0.9677083  # 1 / 2 * (1 - 1 / 32 + 1 - 1 / 30), of the authors' code
+    upper = icdf(torch.linspace(offset, 0.5, 9, dtype=torch.float64))[:-1]
+    lower = -icdf(torch.linspace(offset, 0.5, 8, dtype=torch.float64))[:-1]
+    levels = torch.cat([lower, torch.zeros(1), upper]).sort().values
+    np.testing.assert_allclose(NORMAL_FLOAT, levels / levels.max(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["powers_of_two", "apot", "nf4", "k_means"])
+@layouts
+def test_a_codebook(name: str, layout: str) -> None:
+    quantizer, shared = Case(name, layout).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+    with torch.no_grad():
+        quantizer.scale.mul_(0.6)  # something is clipped
+    x, y, g, dx = run(quantizer, data())
+    levels, s = np.unique(quantizer.levels().detach().double().numpy()), number(quantizer.scale, shared)
+    chosen = levels[np.abs((x / s)[..., None] - levels).argmin(axis=-1)]
+    np.testing.assert_allclose(y, chosen * s, **close)
+    inside = (x / s > levels[0]) & (x / s < levels[-1])
+    np.testing.assert_allclose(dx, np.where(inside, g, 0), **close)
+    dscale = summed(g * np.where(inside, chosen - x / s, chosen), shared)
+    factor = 1 / np.sqrt((shared == 0).sum() * np.abs(levels).max())
+    np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
+    assert 0 < inside.mean() < 1
+
+
+def test_the_gradient_of_a_learned_level_is_the_sum_over_its_weights() -> None:
+    quantizer = Case("k_means", "per_tensor", 2).calibrated(data())
+    x, _, g, _ = run(quantizer, data())
+    scale = quantizer.scale.item()
+    levels = quantizer.levels().detach().double().numpy()
+    chosen = np.abs((x / scale)[..., None] - levels).argmin(axis=-1)
+    expected = summed(g, chosen) * scale * 127  # a unit of the parameter is 127 codes
+    order = quantizer.codebook.detach().argsort()
+    np.testing.assert_allclose(quantizer.codebook.grad[order].numpy(), expected, **close)
+
+
+def test_k_means_finds_the_clusters_of_the_weights() -> None:
+    centers = torch.tensor([-1.0, -0.2, 0.3, 0.8])
+    weight = (centers[torch.randint(4, (8, 50))] + 0.01 * torch.randn(8, 50)).clamp(-1, 1)
+    rule = Case("k_means", "per_tensor", 2).rule
+    quantizer = rule.build((8, 50))
+    assert isinstance(quantizer, KMeans)
+    calibrate(quantizer, weight)
+    np.testing.assert_allclose(quantizer(weight).detach().unique().numpy(), centers.numpy(), atol=0.02)
+
+
+@pytest.mark.parametrize("cls", [PowersOfTwo, APoT])
+def test_other_widths_are_refused(cls: type[Quantizer]) -> None:
+    with pytest.raises(ValueError, match=rf"{cls.__name__} has 4 or .* bits, not 8: write bits: 4, or a rule"):
+        cls(QuantSpec(Grid(8, narrow=True)), SHAPE)
+
+
+# Learned ranges
+
+
+@pytest.mark.parametrize(
+    "name", ["lsq", "ewgs", "dsq", "stochastic", "pact", "tqt", "lsq_plus", "powers_of_two", "apot", "nf4", "k_means"]
+)
+def test_a_range_that_is_too_narrow_widens(name: str) -> None:
+    x = torch.randn(8, 200)
+    quantizer = Case(name, "per_tensor").rule.build((8, 200))
+    quantizer.set_range(torch.tensor([-0.5]), torch.tensor([0.5]))
+    first = (quantizer.eval()(x) - x).square().mean().item()
+    optimizer = torch.optim.Adam(quantizer.train().parameters(), lr=0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (quantizer(x) - x).square().mean().backward()
+        optimizer.step()
+    assert (quantizer.eval()(x) - x).square().mean().item() < 0.2 * first
