@@ -58,6 +58,11 @@ def test_without_a_compiler_the_sentence_comes_before_the_training(monkeypatch: 
     check_compiler("cuda")
 
 
+def test_compile_is_a_switch() -> None:
+    with pytest.raises(ValueError, match="compile='maybe' is not possible: write true or false"):
+        QuantizationAwareTraining("w8a8", compile="maybe")
+
+
 def test_names_in_the_state_dict_stay() -> None:
     network = qat.prepare(Net(), "w8a8")
     before = list(network.state_dict())

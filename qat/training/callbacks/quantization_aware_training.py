@@ -85,6 +85,8 @@ class QuantizationAwareTraining(L.Callback):
             raise ValueError(
                 f"quantizer_lr_ratio={quantizer_lr_ratio} is negative: write 1.0, or 0.0 to freeze scales."
             )
+        if not isinstance(compile, bool):
+            raise ValueError(f"compile={compile!r} is not possible: write true or false.")
         self.policy = load_policy(policy)
         self.calibration_images = calibration_images
         self.batches = batches
