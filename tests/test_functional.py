@@ -11,7 +11,17 @@ from oracles import fake_quantize as oracle
 from torch import Tensor
 
 from qat import PerChannel, PerGroup, PerTensor
-from qat.functional import dequantize, fake_quantize, quantize
+from qat.estimators import StraightThrough
+from qat.functional import (
+    clip,
+    dequantize,
+    fake_quantize,
+    fake_quantize_by,
+    held,
+    quantize,
+    scale_gradient,
+    with_gradient_of,
+)
 from qat.native import available
 
 GRIDS = [(-127, 127), (-128, 127), (0, 255), (-8, 7), (-7, 7), (0, 15), (-1, 1), (-2, 1), (0, 3)]
@@ -297,3 +307,42 @@ def test_gradients_only_where_they_are_wanted() -> None:
 def test_quantizing_twice_is_quantizing_once(v: list[float], scale: float, grid: tuple[int, int]) -> None:
     once = fake_quantize(torch.tensor(v), torch.tensor(scale), 0, *grid)
     assert torch.equal(fake_quantize(once, torch.tensor(scale), 0, *grid), once)
+
+
+def test_clip_gives_a_value_on_a_bound_to_the_bound() -> None:
+    x = torch.tensor([-3.0, -1.0, 0.5, 2.0, 9.0], requires_grad=True)
+    lo, hi = torch.tensor(-1.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    y = clip(x, lo, hi)
+    y.backward(torch.tensor([1.0, 10.0, 100.0, 1000.0, 10_000.0]))
+    assert y.tolist() == [-1.0, -1.0, 0.5, 2.0, 2.0]
+    assert x.grad.tolist() == [0.0, 0.0, 100.0, 0.0, 0.0]
+    assert (lo.grad.item(), hi.grad.item()) == (11.0, 11_000.0)
+
+
+def test_held_values_come_back() -> None:
+    x = torch.tensor([-5.0, 0.5, 5.0], requires_grad=True)
+    y = held(x, torch.tensor([-1.0, -1.0, -1.0]), 2.0)
+    y.sum().backward()
+    assert y.tolist() == [-1.0, 0.5, 2.0]
+    assert x.grad.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_values_of_one_and_gradient_of_another() -> None:
+    value, source = torch.randn(1000) * 1e3, (torch.randn(1000) * 1e-3).requires_grad_()
+    y = with_gradient_of(value, source)
+    (scale_gradient(y, 0.25) * 2).sum().backward()
+    assert torch.equal(y, value)
+    assert source.grad.unique().tolist() == [0.5]
+
+
+@layouts
+@affine
+def test_another_estimator_changes_no_output(layout, affine) -> None:
+    case = Case(layout, (-8, 7), affine, powers_of_two=False)
+    y, dx, dscale = case.run(
+        lambda *arguments, **options: fake_quantize_by(StraightThrough(), *arguments, **options), 0.5
+    )
+    expected, expected_dx, expected_dscale = case.run(fake_quantize, 0.5)
+    assert torch.equal(y, expected)
+    torch.testing.assert_close(dx, expected_dx)
+    torch.testing.assert_close(dscale, expected_dscale, rtol=1e-4, atol=1e-4)

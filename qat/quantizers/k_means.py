@@ -21,8 +21,7 @@ class KMeans(Codebook):
 
     Differs from the paper: levels are rounded to whole codes in -127..127, straight-through, so that they are int8 codes;
     the assignment of weights to levels is renewed in each step; the float weights train, too; nothing is pruned or coded
-    by frequency. Where a range is set by hand, without weights to look at, levels start
-    evenly.
+    by frequency. Where a range is set by hand, without weights to look at, levels start evenly.
     """
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:

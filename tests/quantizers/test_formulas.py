@@ -167,6 +167,14 @@ def test_sawb(layout: str) -> None:
     np.testing.assert_array_equal(dx, np.where(np.abs(x / s) < 7, g, 0))
 
 
+@pytest.mark.parametrize("bits", sorted(COEFFICIENTS))
+def test_sawb_reaches_weights_that_are_all_of_one_size(bits: int) -> None:
+    weight = torch.tensor([[0.5, -0.5, 0.5]])
+    quantizer = Case("sawb", "per_tensor", bits).rule.build((1, 3))
+    quantizer.quantize(weight)
+    assert quantizer.qparams().scale.item() * quantizer.spec.grid.qmax >= 0.5
+
+
 def test_sawb_is_nearly_the_best_range_for_normal_weights() -> None:
     x = torch.randn(1, 20_000)
     quantizer = Case("sawb", "per_tensor", 2).rule.build((1, 20_000))
