@@ -44,8 +44,8 @@ def fake_quantize(
     qmin - zero_point and qmax - zero_point): inside the bounds dx = g and dscale = sum(g * (round(v) - v)); on a bound or
     beyond it dx = 0 and dscale = sum(g * bound). dscale is multiplied by `gradient_scale`.
 
-    Differs from the paper: where `qat.native` does the work (on a CPU with a C compiler) and
-    x is not a leaf, which lives anyway, round(v) - v is kept in one byte: each term of dscale is off by at most |g| / 504.
+    Differs from the paper: where `qat.native` does the work (on a CPU with a C compiler) and x is not a leaf, which lives
+    anyway, round(v) - v is kept in one byte: each term of dscale is off by at most |g| / 504.
 
     Args:
         x: float, any shape; the result has its shape and dtype.
@@ -123,7 +123,8 @@ class _ScaleGradient(torch.autograd.Function):
 class _Held(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, lowest: Tensor | float, highest: float) -> Tensor:
-        return torch.clamp(x, max=highest).clamp(min=lowest)
+        raised = x.clamp(min=lowest)
+        return raised if highest == float("inf") else raised.clamp(max=highest)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
+from qat.cache import cache_folder
 from qat.data.tensor_images import TensorImages
 
 CACHE_FORMAT = 1  # raise it when the same files decode to other tensors
@@ -95,11 +96,6 @@ def decode(files: ImageFiles, channels: int, image_size: int | None) -> TensorIm
             stacklevel=2,
         )
     return decoded
-
-
-def cache_folder() -> Path:
-    """Where decoded images are kept: the environment's QAT_CACHE_DIR, else ~/.cache/qat. Safe to delete at any time."""
-    return Path(os.environ.get("QAT_CACHE_DIR") or "~/.cache/qat").expanduser()
 
 
 def _fingerprint(files: ImageFiles, channels: int, image_size: int | None) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from qat.cache import cache_folder
+
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp"]
 """None of them changes a result: no reassociation, no reciprocals, no fused multiply-add."""
 
@@ -43,7 +45,7 @@ def shared_library(source: Path) -> Path:
 
 
 def _folder() -> Path:
-    folder = Path(os.environ.get("QAT_CACHE_DIR") or "~/.cache/qat").expanduser() / "native"
+    folder = cache_folder() / "native"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):

@@ -36,6 +36,13 @@ def kernels() -> Kernels | None:
     return Kernels(library)
 
 
+def compiled() -> Kernels:
+    """`kernels()`, where it is known that there are some."""
+    found = kernels()
+    assert found is not None
+    return found
+
+
 class Kernels:
     """All tensors float32 on the CPU, dense, and in one common memory order.
 

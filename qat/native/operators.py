@@ -11,14 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qat.native.kernels import Kernels, kernels
+from qat.native.kernels import compiled
 
 
 class Operators(NamedTuple):
-    """fake_quantize(x, scale, lo, hi) -> y. fake_quantize_and_keep(x, scale, lo, hi) -> (y, kept), one byte an element.
-
-    backward(grad, x, scale, lo, hi) and backward_kept(grad, kept, scale, lo, hi) -> (dx, dscale).
-    """
+    """The four functions below, or what stands for them."""
 
     fake_quantize: Callable[..., Tensor]
     fake_quantize_and_keep: Callable[..., tuple[Tensor, Tensor]]
@@ -27,23 +24,27 @@ class Operators(NamedTuple):
 
 
 def fake_quantize(x: Tensor, scale: Tensor, lo: float, hi: float) -> Tensor:
-    return _native().forward(_dense(x), scale.contiguous(), lo, hi, keep=False)[0]
+    """y; nothing is kept, the backward reads x again."""
+    return compiled().forward(_dense(x), scale.contiguous(), lo, hi, keep=False)[0]
 
 
 def fake_quantize_and_keep(x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
-    y, kept = _native().forward(_dense(x), scale.contiguous(), lo, hi, keep=True)
+    """(y, kept): int8, one byte an element."""
+    y, kept = compiled().forward(_dense(x), scale.contiguous(), lo, hi, keep=True)
     assert kept is not None
     return y, kept
 
 
 def backward(grad: Tensor, x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
+    """(dx, dscale), dscale of the shape of scale."""
     x = _dense(x)
-    dx, dscale = _native().backward(_as_laid_out(grad, x), x, scale.contiguous(), lo, hi)
+    dx, dscale = compiled().backward(_as_laid_out(grad, x), x, scale.contiguous(), lo, hi)
     return dx, dscale.reshape(scale.shape)
 
 
 def backward_kept(grad: Tensor, kept: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
-    dx, dscale = _native().backward_kept(_as_laid_out(grad, kept), kept, lo, hi, scale.numel())
+    """The same from what was kept. Of scale only the shape matters."""
+    dx, dscale = compiled().backward_kept(_as_laid_out(grad, kept), kept, lo, hi, scale.numel())
     return dx, dscale.reshape(scale.shape)
 
 
@@ -55,12 +56,6 @@ def _dense(x: Tensor) -> Tensor:
 def _as_laid_out(grad: Tensor, x: Tensor) -> Tensor:
     """grad in the memory order of x."""
     return grad if grad.stride() == x.stride() else torch.empty_like(x, dtype=grad.dtype).copy_(grad)
-
-
-def _native() -> Kernels:
-    found = kernels()
-    assert found is not None
-    return found
 
 
 def _registered(function: Callable[..., Any], shapes: Callable[..., Any]) -> Any:

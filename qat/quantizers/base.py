@@ -65,6 +65,10 @@ class Quantizer(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("zero_point", torch.zeros(self.n_qparams, dtype=torch.int32))
         self.ready = False
+        self._build()
+
+    def _build(self) -> None:
+        """Make what this quantizer has besides, at its final shape. Raises ValueError for a spec that it cannot have."""
 
     @abstractmethod
     def qparams(self) -> QParams:

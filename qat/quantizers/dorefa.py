@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat.estimators import Estimator
 from qat.functional import snap
-from qat.observers import Observer
 from qat.quantizers.base import Quantizer
-from qat.spec import SMALLEST_SCALE, QParams, QuantSpec
+from qat.spec import SMALLEST_SCALE, QParams
 
 
 class DoReFa(Quantizer):
@@ -28,14 +26,7 @@ class DoReFa(Quantizer):
 
     scale: Tensor
 
-    def __init__(
-        self,
-        spec: QuantSpec,
-        shape: tuple[int, ...] = (),
-        observer: Observer | None = None,
-        estimator: Estimator | None = None,
-    ) -> None:
-        super().__init__(spec, shape, observer, estimator)
+    def _build(self) -> None:
         if self.is_weight:
             self.require_weight()
         self.require_symmetric()

@@ -7,10 +7,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from qat.estimators import Estimator
-from qat.observers import Observer
 from qat.quantizers.base import Quantizer
-from qat.spec import SMALLEST_SCALE, QParams, QuantSpec
+from qat.spec import SMALLEST_SCALE, QParams
 
 
 class FromWeight(Quantizer):
@@ -24,14 +22,7 @@ class FromWeight(Quantizer):
 
     scale: Tensor
 
-    def __init__(
-        self,
-        spec: QuantSpec,
-        shape: tuple[int, ...] = (),
-        observer: Observer | None = None,
-        estimator: Estimator | None = None,
-    ) -> None:
-        super().__init__(spec, shape, observer, estimator)
+    def _build(self) -> None:
         self.require_weight()
         self.register_buffer("scale", torch.ones(self.n_qparams, dtype=torch.float32))
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.estimators import Estimator
 from qat.functional import held
-from qat.observers import Observer
 from qat.quantizers.base import Quantizer
-from qat.spec import QParams, QuantSpec
+from qat.spec import QParams
 
 FLOOR = 2.0**-10
 """A learned scale never falls below its first value times this."""
@@ -28,14 +26,7 @@ class LSQ(Quantizer):
 
     floor: Tensor
 
-    def __init__(
-        self,
-        spec: QuantSpec,
-        shape: tuple[int, ...] = (),
-        observer: Observer | None = None,
-        estimator: Estimator | None = None,
-    ) -> None:
-        super().__init__(spec, shape, observer, estimator)
+    def _build(self) -> None:
         self.scale = nn.Parameter(torch.ones(self.n_qparams, dtype=torch.float32))
         self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR, dtype=torch.float32))
 

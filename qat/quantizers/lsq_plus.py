@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.estimators import Estimator
 from qat.functional import clip, held, scale_gradient, snap, with_gradient_of
-from qat.observers import Observer
 from qat.quantizers.base import Quantizer
 from qat.quantizers.lsq import FLOOR
-from qat.spec import QParams, QuantSpec
+from qat.spec import QParams
 
 
 class LSQPlus(Quantizer):
@@ -28,16 +26,9 @@ class LSQPlus(Quantizer):
 
     floor: Tensor
 
-    def __init__(
-        self,
-        spec: QuantSpec,
-        shape: tuple[int, ...] = (),
-        observer: Observer | None = None,
-        estimator: Estimator | None = None,
-    ) -> None:
-        super().__init__(spec, shape, observer, estimator)
+    def _build(self) -> None:
         self.scale = nn.Parameter(torch.ones(self.n_qparams, dtype=torch.float32))
-        if not spec.symmetric:
+        if not self.spec.symmetric:
             self.lo = nn.Parameter(torch.zeros(self.n_qparams, dtype=torch.float32))
         self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR, dtype=torch.float32))
 

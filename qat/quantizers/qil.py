@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.estimators import Estimator
 from qat.functional import clip, held, snap
-from qat.observers import Observer
 from qat.quantizers.base import Quantizer
 from qat.quantizers.lsq import FLOOR
-from qat.spec import QParams, QuantSpec
+from qat.spec import QParams
 
 
 class QIL(Quantizer):
@@ -31,14 +29,7 @@ class QIL(Quantizer):
     scale: Tensor
     floor: Tensor
 
-    def __init__(
-        self,
-        spec: QuantSpec,
-        shape: tuple[int, ...] = (),
-        observer: Observer | None = None,
-        estimator: Estimator | None = None,
-    ) -> None:
-        super().__init__(spec, shape, observer, estimator)
+    def _build(self) -> None:
         self.require_weight()
         ones = torch.ones(self.n_qparams, dtype=torch.float32)
         self.center, self.distance = nn.Parameter(0.5 * ones), nn.Parameter(0.5 * ones)

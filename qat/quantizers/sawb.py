@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qat.estimators import Estimator
-from qat.observers import Observer
 from qat.quantizers.from_weight import FromWeight
-from qat.spec import QuantSpec
 
 COEFFICIENTS = {2: (2.5525, -1.6403), 3: (6.9529, -6.3052), 4: (11.785, -11.747), 5: (16.589, -17.265)}
 """bits -> (c1, c2), fitted for narrow grids; `tests/oracles/sawb.py` does it again."""
@@ -27,14 +24,8 @@ class SAWB(FromWeight):
         ValueError: an activation, a grid that is not symmetric and signed, or bits outside 2..5.
     """
 
-    def __init__(
-        self,
-        spec: QuantSpec,
-        shape: tuple[int, ...] = (),
-        observer: Observer | None = None,
-        estimator: Estimator | None = None,
-    ) -> None:
-        super().__init__(spec, shape, observer, estimator)
+    def _build(self) -> None:
+        super()._build()
         self.require_bits(4, 2, 3, 5)
 
     def scale_of(self, rows: Tensor) -> Tensor:

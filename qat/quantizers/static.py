@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat.estimators import Estimator
-from qat.observers import Observer
 from qat.quantizers.base import Quantizer
-from qat.spec import QParams, QuantSpec
+from qat.spec import QParams
 
 
 class Static(Quantizer):
@@ -16,14 +14,7 @@ class Static(Quantizer):
 
     scale: Tensor
 
-    def __init__(
-        self,
-        spec: QuantSpec,
-        shape: tuple[int, ...] = (),
-        observer: Observer | None = None,
-        estimator: Estimator | None = None,
-    ) -> None:
-        super().__init__(spec, shape, observer, estimator)
+    def _build(self) -> None:
         self.register_buffer("scale", torch.ones(self.n_qparams, dtype=torch.float32))
 
     def qparams(self) -> QParams:

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat.estimators import Estimator
 from qat.functional import held
-from qat.observers import Observer
 from qat.quantizers.base import Quantizer
-from qat.spec import QParams, QuantSpec
+from qat.spec import QParams
 
 LARGEST_EXPONENT = 60.0
 """Scales stay in 2**-60..2**60, where x / scale and codes * scale are finite in float32."""
@@ -33,14 +31,7 @@ class TQT(Quantizer):
         ValueError: an affine spec.
     """
 
-    def __init__(
-        self,
-        spec: QuantSpec,
-        shape: tuple[int, ...] = (),
-        observer: Observer | None = None,
-        estimator: Estimator | None = None,
-    ) -> None:
-        super().__init__(spec, shape, observer, estimator)
+    def _build(self) -> None:
         self.require_symmetric()
         self.log2_scale = nn.Parameter(torch.zeros(self.n_qparams, dtype=torch.float32))
 

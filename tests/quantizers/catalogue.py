@@ -98,3 +98,26 @@ def on_grid(quantizer: Quantizer, y: Tensor, layout: str) -> bool:
     codes = np.arange(grid.qmin, grid.qmax + 1)
     allowed = (codes - zero_point[shared][..., None]).astype(np.float32) * scale[shared][..., None]
     return bool((allowed == y.detach().numpy()[..., None]).any(axis=-1).all())
+
+
+def assert_float32_maths(quantizer: Quantizer, x: Tensor) -> None:
+    """Under bfloat16 autocast values and gradients are those of float32; of a bfloat16 x, those of its float32 values."""
+
+    def gradients(values: Tensor) -> list[Tensor]:
+        quantizer.zero_grad()
+        leaf = values.clone().requires_grad_()
+        y = quantizer(leaf)
+        y.backward(torch.ones_like(y))
+        return [y.detach(), leaf.grad, *(p.grad.clone() for p in quantizer.parameters())]
+
+    plain = gradients(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = gradients(x)
+        half = gradients(x.bfloat16())
+    assert all(a.dtype is b.dtype and torch.equal(a, b) for a, b in zip(under, plain, strict=True))
+    exact = gradients(x.bfloat16().float())
+    assert half[0].dtype is torch.bfloat16
+    assert torch.equal(half[0], exact[0].bfloat16())
+    assert torch.equal(half[1], exact[1].bfloat16())
+    torch.testing.assert_close(half[2:], exact[2:])
+    assert quantizer.qparams().scale.dtype is torch.float32

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from catalogue import LAYOUTS, SHAPE, Case, data, on_grid
+from catalogue import LAYOUTS, SHAPE, Case, assert_float32_maths, data, on_grid
 from oracles import fake_quantize as oracle
-from torch import Tensor
 
 from qat import Grid, QuantSpec
 from qat.quantizers import LSQ, Static
@@ -53,25 +52,7 @@ def test_bfloat16_on_the_bounds_keeps_the_maths_in_float32(name) -> None:
     x = torch.randn(64, *SHAPE)
     reach = 127 * quantizer.qparams().scale.item()
     x[0], x[1] = reach, torch.linspace(-1.02, 1.02, 48).reshape(SHAPE) * reach  # on the bounds, also once rounded
-
-    def gradients(values: Tensor) -> list[Tensor]:
-        quantizer.zero_grad()
-        leaf = values.clone().requires_grad_()
-        y = quantizer(leaf)
-        y.backward(torch.ones_like(y))
-        return [y.detach(), leaf.grad, *(p.grad.clone() for p in quantizer.parameters())]
-
-    plain = gradients(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        under = gradients(x)
-        half = gradients(x.bfloat16())
-    assert all(a.dtype is b.dtype and torch.equal(a, b) for a, b in zip(under, plain, strict=True))
-    exact = gradients(x.bfloat16().float())
-    assert half[0].dtype is torch.bfloat16
-    assert torch.equal(half[0], exact[0].bfloat16())
-    assert torch.equal(half[1], exact[1].bfloat16())
-    torch.testing.assert_close(half[2:], exact[2:])
-    assert quantizer.qparams().scale.dtype is torch.float32
+    assert_float32_maths(quantizer, x)
 
 
 def test_lsq_learns_a_better_scale_than_its_first() -> None:

@@ -16,11 +16,12 @@ from catalogue import (
     SHAPE,
     WEIGHTS,
     Case,
+    assert_float32_maths,
     calibrate,
     data,
     on_grid,
 )
-from torch import Tensor, nn
+from torch import nn
 
 import qat.estimators
 import qat.quantizers
@@ -167,25 +168,7 @@ def test_a_deep_copy_is_equal_and_apart(case: Case) -> None:
 def test_bfloat16_autocast_keeps_the_maths_in_float32(case: Case) -> None:
     x = data()
     quantizer = case.calibrated(x).eval()
-
-    def gradients(values: Tensor) -> list[Tensor]:
-        quantizer.zero_grad()
-        leaf = values.clone().requires_grad_()
-        y = quantizer(leaf)
-        y.backward(torch.ones_like(y))
-        return [y.detach(), leaf.grad, *(p.grad.clone() for p in quantizer.parameters())]
-
-    plain = gradients(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        under = gradients(x)
-        half = gradients(x.bfloat16())
-    assert all(a.dtype is b.dtype and torch.equal(a, b) for a, b in zip(under, plain, strict=True))
-    exact = gradients(x.bfloat16().float())
-    assert half[0].dtype is torch.bfloat16
-    assert torch.equal(half[0], exact[0].bfloat16())
-    assert torch.equal(half[1], exact[1].bfloat16())
-    torch.testing.assert_close(half[2:], exact[2:])
-    assert quantizer.qparams().scale.dtype is torch.float32
+    assert_float32_maths(quantizer, x)
 
 
 @each

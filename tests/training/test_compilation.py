@@ -53,7 +53,9 @@ def test_a_compiled_fit_is_an_eager_fit(tmp_path: Path) -> None:
         losses.append(float(fitting.callback_metrics["train/loss"]))
         assert callback.network_of(model)._compiled_call_impl is None, "after the fit it runs as written"
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert torch._dynamo.utils.counters["graph_break"] == {}
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] > 0, "something was compiled"
+    assert counters["graph_break"] == {}
 
 
 def test_without_a_compiler_the_sentence_comes_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from qat.export.runtime import EXACT
 from qat.integer import convert
 from qat.training.batches import NO_TEST_DATA, as_evaluated, has_test_data, loaders_of_test
 from qat.training.best import best_network
-from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining, companion
+from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
+from qat.training.companion import companion
 from qat.training.processes import once
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from qat.ptq import Calibrate, NoGraph, Pass, apply_passes, check_order
-from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining, companion
+from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
+from qat.training.companion import companion
 from qat.training.progress_bar import progress_bar
 from qat.transform.policy import Part
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -32,8 +32,6 @@ from qat.training.resume.resume import KEY as RESUME_KEY
 from qat.training.resume.resume import Resume
 from qat.transform import Policy, calibrate, is_prepared, load_policy, mode, prepare_, quantizers
 from qat.transform.processes import check_equal, share
-
-C = TypeVar("C", bound=L.Callback)
 
 
 class QuantizationAwareTraining(L.Callback):
@@ -303,18 +301,3 @@ class QuantizationAwareTraining(L.Callback):
 def _to(batch: NetworkInputs, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
     """The batch on `device`, its real numbers as `dtype`; None: as they are."""
     return tree_map_only(Tensor, lambda x: x.to(device, dtype if x.is_floating_point() else None), batch)
-
-
-def companion(trainer: Any, kind: type[C], asking: L.Callback) -> C:
-    """The callback of class `kind` in the same Trainer.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
-    if found is None:
-        raise ValueError(
-            f"{type(asking).__name__} needs {kind.__name__} beside it: L.Trainer(callbacks=[{kind.__name__}(...), "
-            f"{type(asking).__name__}(...)])."
-        )
-    return found

@@ -20,8 +20,9 @@ from qat.training.batches import NO_TEST_DATA, has_test_data
 from qat.training.best import best_network
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.ptq_baselines import PTQBaselines, label
-from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining, companion
+from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.candidates import Candidate, candidates, rows
+from qat.training.companion import companion
 from qat.training.curves import Curves
 from qat.training.evaluation import Evaluation, evaluate
 from qat.training.processes import once

@@ -16,8 +16,8 @@ import torchvision.models
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from qat.cache import cache_folder
 from qat.data import FolderImages, ImageData, ImageDataset, TensorImages
-from qat.data.decode import cache_folder
 from qat.models import check_model, load_checkpoint, save_checkpoint
 from qat.training.recipe.build import classifier, datamodule, part, trainer
 from qat.training.recipe.console import Progress
