@@ -13,6 +13,8 @@ from torch import Tensor, nn
 def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Run two black images (C, H, W) through the model, in eval mode and without gradients, and look at the result.
 
+    As in training they lie in memory channels last: what calls `view` on them must call `flatten` or `reshape`.
+
     Raises:
         ValueError: the model does not take such images, or does not return logits (N, num_classes).
     """
@@ -20,7 +22,7 @@ def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes
     first = next((tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()), None)
     device = None if first is None else first.device
     dtype = None if first is None else first.dtype
-    images = torch.zeros(2, *image_shape, device=device, dtype=dtype)
+    images = torch.zeros(2, *image_shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     try:
         with _evaluating(model), torch.no_grad():
             logits = model(images)

@@ -1,0 +1,169 @@
+"""Every quantizer on one network with one budget, and the post-training passes beside them: top-1 on the test images.
+
+ResNet-20 on CIFAR-10 from the same float weights: 400 steps of 128 images, learning rate 0.01, a cosine, no validation,
+the last step counts; the first and the last layer have 8 bits. What is measured is the fake-quantized network in float32.
+
+Each result is written as soon as it is there, and what is recorded is not run again, so that it can be stopped at any time;
+delete results/menu/<row>.json to measure a row anew. A cell takes two minutes on two quiet threads of a CPU.
+
+python -m benchmarks.menu --checkpoint resnet20.safetensors --data data/cifar10
+python -m benchmarks.menu --checkpoint ... --data ... --rows lsq ewgs --policies w2a2 --seeds 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import nn
+
+from benchmarks.record import RESULTS, write
+from qat.callbacks import QuantizationAwareTraining
+from qat.data import ImageData
+from qat.ptq import apply_passes
+from qat.report.environment import source_state
+from qat.training.evaluation import silence
+from qat.training.recipe import build, float_network
+
+ROOT = Path(__file__).parent.parent
+FOLDER = RESULTS / "menu"
+POLICIES = ("w4a4", "w3a3", "w2a2")
+SEEDS = (0, 1, 2)
+STEPS = 400
+
+DISTILLED = ["distillation.weight=1.0"]
+
+
+def _weights(quantizer: str) -> list[str]:
+    """A quantizer for weights alone beside LSQ, which has the first and the last layer for itself."""
+    ends = ",".join(
+        f"{end}:{{match:{end},weight:{{bits:8,quantizer:LSQ}},activation:{{bits:8}}}}" for end in ("first", "last")
+    )
+    return [f"policy.weight.quantizer={quantizer}", f"policy.rules={{{ends}}}"]
+
+
+ROWS: dict[str, list[str]] = {
+    "lsq": [],
+    "lsq, distilled": DISTILLED,
+    "lsq_plus": ["quantizer=lsq_plus"],
+    "ewgs": ["quantizer=ewgs"],
+    "ewgs, distilled": ["quantizer=ewgs", *DISTILLED],
+    "dsq": ["quantizer=dsq"],
+    "stochastic": ["quantizer=stochastic"],
+    "pact": ["quantizer=pact"],
+    "sawb + pact": ["quantizer=pact", *_weights("SAWB")],
+    "dorefa": ["quantizer=dorefa", "observer=min_max"],
+    "tqt": ["quantizer=tqt"],
+    "static": ["quantizer=static"],
+    "qil": _weights("QIL"),
+    "apot": _weights("APoT"),
+    "powers_of_two": _weights("PowersOfTwo"),
+    "k_means": _weights("KMeans"),
+    "nf4": _weights("NF4"),
+    "ternary": _weights("Ternary"),
+    "binary": _weights("Binary"),
+}
+"""What is named, and what it changes in the configuration. Where a name has no " + ", activations are quantized by the same
+quantizer, or by LSQ if it is for weights alone."""
+ONLY = {"nf4": ("w4a4",), "ternary": ("w2a2",), "binary": ("w2a2",)}
+"""Policies that a quantizer of a fixed width has."""
+LADDER = ("PTQ min-max", "PTQ MSE", "PTQ CLE + bias correction", "PTQ AdaRound", "PTQ BRECQ", "PTQ QDrop")
+"""Lists of configs/ptq/full.yaml."""
+
+
+def composed(row: str, policy: str, seed: int, checkpoint: Path, data: Path) -> DictConfig:
+    """The configuration of a cell, as train.py would compose it."""
+    budget = [f"trainer.max_steps={STEPS}", "optim.lr=0.01", "distillation.weight=0.0", "ptq=full"]
+    files = [f"model.checkpoint={checkpoint}", f"data.root={data}", f"seed={seed}"]
+    common = ["recipe=cifar10_w2a2", "policy=w2a2", f"policy.preset={policy}", *budget, *files]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("config", overrides=[*common, *ROWS.get(row, [])])
+
+
+def trained(config: DictConfig, data: ImageData, network: nn.Module) -> dict[str, Any]:
+    """Quantization-aware training of a copy of the float network."""
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    batches = build.datamodule(config, data)
+    teacher = build.distillation(config, network)
+    module = build.classifier(copy.deepcopy(network), config, data, distillation=teacher)
+    calibration = batches.calibration_batches(config.calibration_images, seed=config.seed)
+    qat = QuantizationAwareTraining(build.policy(config), batches=calibration)
+    with tempfile.TemporaryDirectory() as folder, silence():
+        options = {"enable_checkpointing": False, "limit_val_batches": 0}
+        trainer = build.trainer(config, Path(folder), [qat], False, **options)
+        start = time.perf_counter()
+        trainer.fit(module, datamodule=batches)
+        seconds = time.perf_counter() - start
+        return _tested(trainer, module, batches, seconds)
+
+
+def post_trained(row: str, config: DictConfig, data: ImageData, network: nn.Module) -> dict[str, Any]:
+    """The same network, policy and calibration images without training."""
+    batches = build.datamodule(config, data)
+    calibration = batches.calibration_batches(config.calibration_images, seed=config.seed)
+    passes = build.part(config.ptq, "ptq").ladder[row]
+    start = time.perf_counter()
+    quantized = apply_passes(passes, network, build.policy(config), calibration, seed=config.seed)
+    seconds = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder, silence():
+        trainer = build.trainer(config, Path(folder), [], False, enable_checkpointing=False)
+        return _tested(trainer, build.classifier(quantized, config, data), batches, seconds)
+
+
+def _tested(trainer: L.Trainer, module: L.LightningModule, batches: Any, seconds: float) -> dict[str, Any]:
+    (metrics,) = trainer.test(module, batches, verbose=False)
+    return {"top1": metrics["test/top1"], "loss": metrics["test/loss"], "minutes": round(seconds / 60, 2)}
+
+
+def missing(rows: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
+    """Cells that are not recorded yet, the first seed of everything first."""
+    for seed in seeds:
+        for row in rows:
+            for policy in policies:
+                if policy in ONLY.get(row, POLICIES) and f"{policy}, seed {seed}" not in _cells(row):
+                    yield row, policy, seed
+
+
+def _path(row: str) -> Path:
+    return FOLDER / f"{row.replace(' + ', '_').replace(', ', '_').replace(' ', '_').lower()}.json"
+
+
+def _cells(row: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_path(row).read_text())["cells"] if _path(row).is_file() else {}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="float weights of ResNet-20, .safetensors")
+    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10")
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *LADDER], default=[*ROWS, *LADDER])
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    given = parser.parse_args()
+
+    first = composed(given.rows[0], given.policies[0], 0, given.checkpoint.resolve(), given.data.resolve())
+    data: ImageData = build.part(first.data, "data")
+    network = float_network.build(first.model, data)
+    float_network.check_source(first, data)
+    float_network.load_or_train(network, first, data, Path())
+    for row, policy, seed in missing(given.rows, given.policies, given.seeds):
+        config = composed(row, policy, seed, given.checkpoint.resolve(), given.data.resolve())
+        found = post_trained(row, config, data, network) if row in LADDER else trained(config, data, network)
+        print(f"{row}, {policy}, seed {seed}: {100 * found['top1']:.2f} %, {found['minutes']} minutes", flush=True)
+        found["commit"] = source_state(ROOT)[0]
+        cells = {**_cells(row), f"{policy}, seed {seed}": found}
+        write(_path(row), {"row": row, "data": data.label, "test": len(data.test), "steps": STEPS, "cells": cells})
+
+
+if __name__ == "__main__":
+    main()
