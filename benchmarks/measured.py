@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,31 @@ def latency(record: Record | None) -> str:
     sizes = list(next(iter(record["latency"].values()))["ratio"])
     rows = [[f"`{name}`", *(f"{run['ratio'][s]:.2f}" for s in sizes)] for name, run in record["latency"].items()]
     return _with_machine(table(("recipe", *(f"int8 of float, batch {s}" for s in sizes)), rows, text=1), record)
+
+
+def menu(records: Sequence[Record], policies: Sequence[str]) -> str:
+    """Top-1 of every row of `benchmarks.menu`: mean ± standard deviation over its seeds."""
+    if not records:
+        return NOT_MEASURED
+    rows = []
+    for record in records:
+        cells = [_over_seeds(record, policy) for policy in policies]
+        rows.append([record["row"] if record["row"].startswith("PTQ") else f"`{record['row']}`", *cells])
+    data = sorted({f"{r['data']}, {r['test']:,} test images, float {100 * r['float']:.2f}" for r in records})
+    commits = sorted({cell["commit"][:10] for r in records for cell in r["cells"].values()})
+    machines = sorted({r["environment"]["cpu"] for r in records})
+    source = f"Top-1 in %; {'; '.join(data)}; `python -m benchmarks.menu`; {'; '.join(machines)}; commit {', '.join(commits)}."
+    return f"{table(('', *map(str.upper, policies)), rows, text=1)}\n\n{source}"
+
+
+def _over_seeds(record: Record, policy: str) -> str:
+    found = [100 * cell["top1"] for name, cell in record["cells"].items() if name.startswith(f"{policy}, ")]
+    if not found:
+        return ""
+    if len(found) == 1:
+        return f"{found[0]:.2f} (1 seed)"
+    said = f"{statistics.mean(found):.2f} ± {statistics.stdev(found):.2f}"
+    return said if len(found) == 3 else f"{said} ({len(found)} seeds)"
 
 
 def spread(row: Record, digits: int = 2) -> str:

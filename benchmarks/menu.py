@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ SEEDS = (0, 1, 2)
 STEPS = 400
 
 DISTILLED = ["distillation.weight=1.0"]
+FASTER = ["optim.lr=0.02"]
 
 
 def _weights(quantizer: str) -> list[str]:
@@ -54,9 +56,9 @@ def _weights(quantizer: str) -> list[str]:
 ROWS: dict[str, list[str]] = {
     "lsq": [],
     "lsq, distilled": DISTILLED,
+    "lsq, distilled, learning rate 0.02": [*DISTILLED, *FASTER],
     "lsq_plus": ["quantizer=lsq_plus"],
     "ewgs": ["quantizer=ewgs"],
-    "ewgs, distilled": ["quantizer=ewgs", *DISTILLED],
     "dsq": ["quantizer=dsq"],
     "stochastic": ["quantizer=stochastic"],
     "pact": ["quantizer=pact"],
@@ -103,7 +105,7 @@ def trained(config: DictConfig, data: ImageData, network: nn.Module) -> dict[str
         start = time.perf_counter()
         trainer.fit(module, datamodule=batches)
         seconds = time.perf_counter() - start
-        return _tested(trainer, module, batches, seconds)
+    return {**tested(module.network, config, data), "minutes": round(seconds / 60, 2)}
 
 
 def post_trained(row: str, config: DictConfig, data: ImageData, network: nn.Module) -> dict[str, Any]:
@@ -114,31 +116,46 @@ def post_trained(row: str, config: DictConfig, data: ImageData, network: nn.Modu
     start = time.perf_counter()
     quantized = apply_passes(passes, network, build.policy(config), calibration, seed=config.seed)
     seconds = time.perf_counter() - start
+    return {**tested(quantized, config, data), "minutes": round(seconds / 60, 2)}
+
+
+def tested(network: nn.Module, config: DictConfig, data: ImageData) -> dict[str, float]:
+    """Top-1, a fraction, and cross entropy on the test images."""
+    module = build.classifier(network, config, data)
     with tempfile.TemporaryDirectory() as folder, silence():
         trainer = build.trainer(config, Path(folder), [], False, enable_checkpointing=False)
-        return _tested(trainer, build.classifier(quantized, config, data), batches, seconds)
+        (metrics,) = trainer.test(module, build.datamodule(config, data), verbose=False)
+    return {"top1": metrics["test/top1"], "loss": metrics["test/loss"]}
 
 
-def _tested(trainer: L.Trainer, module: L.LightningModule, batches: Any, seconds: float) -> dict[str, Any]:
-    (metrics,) = trainer.test(module, batches, verbose=False)
-    return {"top1": metrics["test/top1"], "loss": metrics["test/loss"], "minutes": round(seconds / 60, 2)}
-
-
-def missing(rows: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
+def missing(
+    folder: Path, rows: Sequence[str], policies: Sequence[str], seeds: Sequence[int]
+) -> Iterator[tuple[str, str, int]]:
     """Cells that are not recorded yet, the first seed of everything first."""
     for seed in seeds:
         for row in rows:
             for policy in policies:
-                if policy in ONLY.get(row, POLICIES) and f"{policy}, seed {seed}" not in _cells(row):
+                if policy in ONLY.get(row, POLICIES) and _name(policy, seed) not in _cells(folder, row):
                     yield row, policy, seed
 
 
-def _path(row: str) -> Path:
-    return FOLDER / f"{row.replace(' + ', '_').replace(', ', '_').replace(' ', '_').lower()}.json"
+def record(folder: Path, row: str, policy: str, seed: int, found: dict[str, Any], about: dict[str, Any]) -> None:
+    """Add a cell to the row's file."""
+    cells = {**_cells(folder, row), _name(policy, seed): {**found, "commit": source_state(ROOT)[0]}}
+    write(_path(folder, row), {"row": row, "steps": STEPS, **about, "cells": cells})
 
 
-def _cells(row: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(_path(row).read_text())["cells"] if _path(row).is_file() else {}
+def _name(policy: str, seed: int) -> str:
+    return f"{policy}, seed {seed}"
+
+
+def _path(folder: Path, row: str) -> Path:
+    return folder / f"{re.sub('[^a-z0-9]+', '_', row.lower())}.json"
+
+
+def _cells(folder: Path, row: str) -> dict[str, Any]:
+    path = _path(folder, row)
+    found: dict[str, Any] = json.loads(path.read_text())["cells"] if path.is_file() else {}
     return found
 
 
@@ -156,13 +173,12 @@ def main() -> None:
     network = float_network.build(first.model, data)
     float_network.check_source(first, data)
     float_network.load_or_train(network, first, data, Path())
-    for row, policy, seed in missing(given.rows, given.policies, given.seeds):
+    about = {"data": data.label, "test": len(data.test), "float": tested(network, first, data)["top1"]}
+    for row, policy, seed in missing(FOLDER, given.rows, given.policies, given.seeds):
         config = composed(row, policy, seed, given.checkpoint.resolve(), given.data.resolve())
         found = post_trained(row, config, data, network) if row in LADDER else trained(config, data, network)
         print(f"{row}, {policy}, seed {seed}: {100 * found['top1']:.2f} %, {found['minutes']} minutes", flush=True)
-        found["commit"] = source_state(ROOT)[0]
-        cells = {**_cells(row), f"{policy}, seed {seed}": found}
-        write(_path(row), {"row": row, "data": data.label, "test": len(data.test), "steps": STEPS, "cells": cells})
+        record(FOLDER, row, policy, seed, found, about)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks import measured
+from benchmarks.menu import LADDER, POLICIES, ROWS
 from benchmarks.record import RESULTS
 from qat.report import Results, Row, read_results
 from qat.report.judge import binomial_error
@@ -132,6 +133,13 @@ def measurements(results: Path) -> dict[str, str]:
     return found
 
 
+def menu(results: Path) -> str:
+    """What each quantizer reaches, and the post-training passes."""
+    found = [r for path in sorted((results / "menu").glob("*.json")) if (r := measured.load(path)) is not None]
+    order = {name: i for i, name in enumerate([*LADDER, *ROWS])}
+    return measured.menu(sorted(found, key=lambda record: order[record["row"]]), POLICIES)
+
+
 def fill(path: Path, marker: str, text: str, check: bool) -> None:
     """Replace what stands between the markers of a file."""
     start, end = f"<!-- {marker} -->", f"<!-- end of {marker} -->"
@@ -159,6 +167,7 @@ def main() -> None:
     fill(ROOT / "README.md", "results", summary(first_seeds), check)
     fill(ROOT / "benchmarks/README.md", "results", f"{summary(first_seeds)}\n\n{details(first_seeds)}", check)
     fill(ROOT / "README.md", "speed", measured.speed(measured.load(RESULTS / "peers/cpu.json")), check)
+    fill(ROOT / "docs/quantizers.md", "menu", menu(RESULTS), check)
     for marker, text in measurements(RESULTS).items():
         fill(ROOT / "benchmarks/README.md", marker, text, check)
 

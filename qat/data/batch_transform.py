@@ -17,7 +17,7 @@ class BatchTransform(nn.Module):
 
     In train mode every image is first shifted (a random H x W window of the padded image) and flipped left-right with
     probability 1/2. Randomness comes from the global generator of the images' device, or from the one given. The result lies
-    in memory channels last, which convolutions pass on to what follows them: a ResNet-20's step on a CPU takes 0.8 of the time.
+    in memory channels last: the faster order for convolutions, which pass it on to what follows them.
 
     Args:
         mean, std: one number per channel, for images in 0..1.

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from benchmarks import measured, tables
+from benchmarks import measured, menu, tables
 from benchmarks.measured import NOT_MEASURED
+
+NOT_IN_THE_MENU: set[str] = set()
 
 MACHINE = {"accelerator": None, "cpu": "A CPU", "threads": 2, "versions": {"torch": "9.9"}, "commit": "0123456789abc"}
 ABOUT = {"command": "python -m benchmarks.x", "environment": MACHINE}
@@ -116,3 +118,19 @@ def test_a_results_file_is_read(tmp_path):
     assert measured.load(path) is None
     path.write_text(json.dumps({"peers": {}}))
     assert measured.load(path) == {"peers": {}}
+
+
+def test_menu():
+    cells = {f"w4a4, seed {seed}": {"top1": top1, "commit": "abc"} for seed, top1 in enumerate((0.80, 0.81, 0.82))}
+    cells["w2a2, seed 0"] = {"top1": 0.5, "commit": "abc"}
+    about = {**ABOUT, "data": "cifar10", "test": 10000, "float": 0.8792}
+    found = measured.menu([{**about, "row": "lsq", "cells": cells}], ("w4a4", "w3a3", "w2a2"))
+    assert lines(found) == ["| `lsq` | 81.00 ± 1.00 |  | 50.00 (1 seed) |"]
+    assert "float 87.92" in found
+    assert "commit abc" in found
+
+
+def test_the_menu_has_every_quantizer():
+    known = {path.stem for path in (tables.ROOT / "configs" / "quantizer").glob("*.yaml")}
+    measured_ones = {name.split(",")[0].split(" + ")[0] for name in menu.ROWS}
+    assert known - NOT_IN_THE_MENU <= measured_ones

@@ -1,0 +1,67 @@
+"""The menu's cells, on a tiny network and noise."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from omegaconf import open_dict
+
+import qat
+from benchmarks import menu
+from benchmarks.pipeline import noise
+from qat.models import ResNetCifar
+
+
+@pytest.fixture
+def cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(menu, "STEPS", 2)
+
+    def configuration(row, policy="w4a4", seed=0):
+        config = menu.composed(row, policy, seed, tmp_path / "none.safetensors", tmp_path)
+        with open_dict(config):
+            config.batch_size, config.calibration_images = 8, 8
+        return config
+
+    return configuration
+
+
+@pytest.mark.filterwarnings("ignore:.*has fallen to its floor")  # noise teaches nothing
+@pytest.mark.parametrize("row", ["lsq, distilled", "sawb + pact"])
+def test_a_cell_is_trained_from_the_float_network(row, cell):
+    network, data = ResNetCifar(8, width=4), noise(16)
+    before = copy.deepcopy(network.state_dict())
+    found = menu.trained(cell(row, menu.ONLY.get(row, ("w4a4",))[0]), data, network)
+    assert 0 <= found["top1"] <= 1
+    assert found["loss"] > 0
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("row", menu.ROWS)
+def test_every_row_can_be_prepared(row, cell):
+    for policy in menu.ONLY.get(row, menu.POLICIES):
+        prepared = qat.prepare(ResNetCifar(8, width=4), menu.build.policy(cell(row, policy)), torch.zeros(2, 3, 32, 32))
+        assert qat.transform.is_prepared(prepared)
+
+
+def test_a_pass_beside_it(cell):
+    assert 0 <= menu.post_trained("PTQ min-max", cell("PTQ min-max"), noise(16), ResNetCifar(8, width=4))["top1"] <= 1
+
+
+def test_the_first_and_the_last_layer_have_eight_bits(cell):
+    for row in ("lsq", "apot"):
+        rules = menu.build.policy(cell(row, "w2a2")).assign([("a", "Conv2d"), ("b", "Conv2d"), ("c", "Linear")])
+        assert [rule.weight.bits for rule in rules.values()] == [8, 2, 8]
+        assert [rule.activation.bits for rule in rules.values()] == [8, 2, 8]
+
+
+def test_what_is_recorded_is_not_measured_again(tmp_path):
+    everything = list(menu.missing(tmp_path, ("lsq", "nf4"), ("w4a4", "w2a2"), (0, 1)))
+    assert everything[0] == ("lsq", "w4a4", 0)
+    assert len(everything) == 4 + 2
+    about = {"data": "noise", "test": 16, "float": 0.5}
+    menu.record(tmp_path, "lsq", "w4a4", 0, {"top1": 0.25}, about)
+    menu.record(tmp_path, "lsq", "w2a2", 0, {"top1": 0.125}, about)
+    rest = list(menu.missing(tmp_path, ("lsq", "nf4"), ("w4a4", "w2a2"), (0, 1)))
+    assert rest == [cell for cell in everything if cell not in (("lsq", "w4a4", 0), ("lsq", "w2a2", 0))]
