@@ -9,7 +9,7 @@ onto a bound. Everything is calculated in float32, also under autocast.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,18 @@ def fake_quantize(
     return result
 
 
+class Rounding(Protocol):
+    """How whole numbers are found, and the gradient that is taken for it. v, float32: values in units of the scale."""
+
+    def round(self, v: Tensor) -> Tensor:
+        """Whole numbers, same shape."""
+
+    def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
+        """grad * r'(v), same shape; may be `grad` itself."""
+
+
 def fake_quantize_by(
-    rounding: Callable[[Tensor], Tensor],
+    rounding: Rounding,
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | int,
@@ -75,11 +85,25 @@ def fake_quantize_by(
     dscale = sum(g * (round(v) - v * r'(v))); on a bound or beyond it dx = 0 and dscale = sum(g * bound).
 
     Args:
-        rounding: whole numbers from v, with a gradient. The others: as in `fake_quantize`.
+        rounding: an estimator. The others: as in `fake_quantize`.
     """
     scale = scale_gradient(scale, gradient_scale)
-    clipped = clip(x.float(), (qmin - zero_point) * scale, (qmax - zero_point) * scale)
-    return snap(clipped, scale, rounding).to(x.dtype)
+    lo, hi = ((bound - zero_point) * scale.detach() for bound in (qmin, qmax))
+    return clip_and_snap(x, lo, hi, scale, rounding)
+
+
+def clip_and_snap(x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
+    """x clipped to [lo, hi] and rounded to multiples of the scale, in the dtype of x.
+
+    Gradients, with v = x / scale: inside dx = g * r'(v) and dscale = sum(g * (round(v) - v * r'(v))); on a bound or beyond it
+    g goes to the bound. Where the bounds take no gradient they move with the scale: there dscale = sum(g * bound / scale).
+
+    Args:
+        lo, hi: whole multiples of the scale, lo <= 0 <= hi. lo, hi, scale: float32, broadcast against x; gradients have
+            their shapes.
+    """
+    result: Tensor = _ClipAndSnap.apply(x, lo, hi, scale, rounding)
+    return result
 
 
 def clip(x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -107,6 +131,33 @@ def held(x: Tensor, lowest: Tensor | float, highest: float = float("inf")) -> Te
 def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
     """The numbers of `value`, bit for bit, with the gradient of `source`, which has the same shape and is finite."""
     return value.detach() + (source - source.detach())
+
+
+class _ClipAndSnap(torch.autograd.Function):
+    """Saves its input and output, which neighbouring layers keep alive anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
+        y = rounding.round(torch.clamp(x.float(), lo, hi).div_(scale)).mul_(scale)
+        ctx.rounding = rounding
+        ctx.save_for_backward(x, y, lo, hi, scale)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, lo, hi, scale = ctx.saved_tensors
+        x, g = x.float(), grad.float()
+        inside = _zero_outside(x, lo, hi)
+        dx = inside(ctx.rounding.gradient(g, torch.div(x, scale)))
+        dlo = dhi = dscale = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            g, whole = inside(g), g
+            outside = torch.sub(whole, g)
+            dhi = torch.ops.aten.threshold_backward(outside, x, 0.0).sum_to_size(hi.shape)
+            dlo = outside.sum_to_size(lo.shape) - dhi
+        if ctx.needs_input_grad[3]:
+            dscale = torch.mul(g, y).addcmul_(dx, x, value=-1.0).sum_to_size(scale.shape).div_(scale)
+        return dx.to(grad.dtype), dlo, dhi, dscale, None
 
 
 class _ScaleGradient(torch.autograd.Function):

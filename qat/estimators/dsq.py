@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import log, tanh
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,25 +30,10 @@ class DSQ(Estimator):
             raise ValueError(f"DSQ with alpha={alpha}: write a number between 0 (staircase) and 1 (line), such as 0.2.")
         self.alpha = alpha
 
-    def forward(self, v: Tensor) -> Tensor:
-        rounded: Tensor = _Round.apply(v, log(2.0 / self.alpha - 1.0))
-        return rounded
+    def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
+        k = log(2.0 / self.alpha - 1.0)
+        bend = torch.floor(v).sub_(v).add_(0.5).mul_(k).tanh_().square_()
+        return torch.sub(1.0, bend).mul_(grad).mul_(k / (2.0 * tanh(k / 2.0)))
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
-
-
-class _Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, k: float) -> Tensor:
-        ctx.save_for_backward(v)
-        ctx.k = k
-        return torch.round(v)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (v,) = ctx.saved_tensors
-        k = ctx.k
-        from_middle = v - torch.floor(v) - 0.5
-        slope = k / (2.0 * tanh(k / 2.0)) * (1.0 - torch.tanh(k * from_middle).square())
-        return grad * slope, None

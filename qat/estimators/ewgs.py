@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -27,23 +25,9 @@ class EWGS(Estimator):
             raise ValueError(f"EWGS with delta={delta}: write a number from 0 (straight-through) to 2, such as 1e-3.")
         self.delta = delta
 
-    def forward(self, v: Tensor) -> Tensor:
-        rounded: Tensor = _Round.apply(v, self.delta)
-        return rounded
+    def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
+        discrepancy = torch.round(v).neg_().add_(v)
+        return discrepancy.mul_(grad.abs()).mul_(self.delta).add_(grad)
 
     def extra_repr(self) -> str:
         return f"delta={self.delta}"
-
-
-class _Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, delta: float) -> Tensor:
-        rounded = torch.round(v)
-        ctx.save_for_backward(v - rounded)
-        ctx.delta = delta
-        return rounded
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (discrepancy,) = ctx.saved_tensors
-        return grad + ctx.delta * grad.abs() * discrepancy, None

@@ -20,19 +20,12 @@ class Stochastic(Estimator):
     nearest, so that what is deployed is one network. The random numbers are torch's own, which a resumed fit restores.
     """
 
-    def forward(self, v: Tensor) -> Tensor:
-        rounded: Tensor = _Round.apply(v, self.training)
-        return rounded
-
-
-class _Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, v: Tensor, training: bool) -> Tensor:
-        if not training:
-            return torch.round(v)
-        nearest, drawn = torch.round(v), torch.floor(v + torch.rand_like(v))
+    def round(self, v: Tensor) -> Tensor:
+        nearest = torch.round(v)
+        if not self.training:
+            return nearest
+        drawn = torch.floor(v + torch.rand_like(v))
         return torch.where((v - nearest).abs() < WHOLE, nearest, drawn)
 
-    @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
+        return grad

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import clip, held, scale_gradient, snap, with_gradient_of
+from qat.functional import clip_and_snap, held, scale_gradient, with_gradient_of
 from qat.quantizers.base import Quantizer
 from qat.quantizers.lsq import FLOOR
 from qat.spec import QParams
@@ -50,8 +50,7 @@ class LSQPlus(Quantizer):
         step, zero_point = (granularity.shaped(p, shape) for p in self.qparams())
         lowest = with_gradient_of((grid.qmin - zero_point) * step, lo)
         highest = with_gradient_of((grid.qmax - zero_point) * step, lo + (grid.qmax - grid.qmin) * scale)
-        clipped = clip(granularity.view(x).float(), lowest, highest)
-        return snap(clipped, scale, self.estimator).to(x.dtype).reshape(shape)
+        return clip_and_snap(granularity.view(x), lowest, highest, scale, self.estimator).reshape(shape)
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

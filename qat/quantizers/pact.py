@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import clip, held, snap
+from qat.functional import clip_and_snap, held
 from qat.quantizers.base import Quantizer
 from qat.quantizers.lsq import FLOOR
 from qat.spec import QParams
@@ -39,8 +39,8 @@ class PACT(Quantizer):
         grid, granularity, shape = self.spec.grid, self.spec.granularity, tuple(x.shape)
         hi = granularity.shaped(held(self.hi, self.floor), shape)
         scale = granularity.shaped(self.qparams().scale, shape)
-        clipped = clip(granularity.view(x).float(), hi * (grid.qmin / grid.qmax), hi)
-        return snap(clipped, scale, self.estimator).to(x.dtype).reshape(shape)
+        lo = hi * (grid.qmin / grid.qmax)
+        return clip_and_snap(granularity.view(x), lo, hi, scale, self.estimator).reshape(shape)
 
     def _store(self, qparams: QParams) -> None:
         self.hi.copy_(qparams.scale * self.spec.grid.qmax)
