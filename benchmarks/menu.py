@@ -42,7 +42,6 @@ SEEDS = (0, 1, 2)
 STEPS = 400
 
 DISTILLED = ["distillation.weight=1.0"]
-FASTER = ["optim.lr=0.02"]
 
 
 def _weights(quantizer: str) -> list[str]:
@@ -56,7 +55,8 @@ def _weights(quantizer: str) -> list[str]:
 ROWS: dict[str, list[str]] = {
     "lsq": [],
     "lsq, distilled": DISTILLED,
-    "lsq, distilled, learning rate 0.02": [*DISTILLED, *FASTER],
+    "lsq, distilled, ratio 5": [*DISTILLED, "callbacks.qat.quantizer_lr_ratio=5"],
+    "lsq, distilled, full": [*DISTILLED, "policy.weight.narrow=false"],
     "lsq_plus": ["quantizer=lsq_plus", "policy.activation.symmetric=false"],
     "ewgs": ["quantizer=ewgs"],
     "dsq": ["quantizer=dsq"],
@@ -100,7 +100,8 @@ def trained(config: DictConfig, data: ImageData, network: nn.Module) -> dict[str
     teacher = build.distillation(config, network)
     module = build.classifier(copy.deepcopy(network), config, data, distillation=teacher)
     calibration = batches.calibration_batches(config.calibration_images, seed=config.seed)
-    qat = QuantizationAwareTraining(build.policy(config), batches=calibration)
+    ratio = config.callbacks.qat.quantizer_lr_ratio
+    qat = QuantizationAwareTraining(build.policy(config), batches=calibration, quantizer_lr_ratio=ratio)
     with tempfile.TemporaryDirectory() as folder, silence():
         options = {"enable_checkpointing": False, "limit_val_batches": 0}
         trainer = build.trainer(config, Path(folder), [qat], False, **options)

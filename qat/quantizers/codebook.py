@@ -24,7 +24,9 @@ class Codebook(Quantizer):
     bits a weight.
 
     The scale learns as in LSQ: x goes to the nearest level (the lower one from exactly between), straight-through inside the
-    outermost levels; dscale = g * (level - x / scale) inside and g * level outside, times 1 / sqrt(N * outermost level).
+    outermost levels; dscale = g * (level - x / scale) inside and g * level outside, times LSQ's 1 / sqrt(N * qmax), where qmax
+    is that of a uniform grid of as many bits, and times (qmax / outermost level)^2, so that the outermost level moves as fast
+    as it would there, in whatever units the levels are written.
 
     Raises:
         ValueError: an activation (its integers come from uniform rounding), a grid that is not symmetric and
@@ -64,9 +66,9 @@ class Codebook(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
-        levels, sharing = self.levels(), x.numel() // self.n_qparams
-        learned = scale_gradient(held(self.scale, self.floor), (sharing * self._outermost()) ** -0.5)
-        scale = granularity.shaped(learned, shape)
+        levels, uniform = self.levels(), Grid(self.bits).qmax
+        factor = (x.numel() // self.n_qparams * uniform) ** -0.5 * (uniform / self._outermost()) ** 2
+        scale = granularity.shaped(scale_gradient(held(self.scale, self.floor), factor), shape)
         ends = levels.detach()[[0, -1]]
         clipped = clip(granularity.view(x.float()), ends[0] * scale, ends[1] * scale)
         return snap(clipped, scale, lambda v: _round_to(levels, v)).to(x.dtype).reshape(shape)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qat.functional import held, with_gradient_of
+from qat.functional import held, scale_gradient, with_gradient_of
+from qat.grid import Grid
 from qat.observers import Observer
 from qat.quantizers.base import Mode
 from qat.quantizers.codebook import Codebook
@@ -15,23 +18,25 @@ from qat.spec import QParams, QuantSpec
 
 class KMeans(Codebook):
     """2^bits levels, found by k-means among the weights and then learned: the gradient of a level is the sum over the weights
-    that it stands for. All channels or groups share the levels and have their own scale.
+    that it stands for, times 1 / sqrt(N * qmax), with N the weights of the layer and qmax that of a uniform grid of as many
+    bits. All channels or groups share the levels and have their own scale.
 
     The parameter `codebook` holds levels in -1..1, in units of 127 codes.
 
-    Differs from the paper: levels are rounded to whole codes in -127..127, straight-through, so that they are int8 codes;
-    the assignment of weights to levels is renewed in each step; the float weights train, too; nothing is pruned or coded
-    by frequency. Where a range is set by hand, without weights to look at, levels start evenly.
+    Differs from the paper: it sums without the factor; levels are rounded to whole codes in -127..127, straight-through, so
+    that they are int8 codes; the assignment of weights to levels is renewed in each step; the float weights train, too;
+    nothing is pruned or coded by frequency. Where a range is set by hand, without weights to look at, levels start evenly.
     """
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
         self.codebook = nn.Parameter(torch.linspace(-1.0, 1.0, 2**self.bits))
+        self._gradient_scale = (prod(shape) * Grid(self.bits).qmax) ** -0.5
         self._shown: Tensor | None = None
 
     def levels(self) -> Tensor:
         """127 * codebook, rounded and sorted: a level that overtakes another changes places with it."""
-        real = 127.0 * held(self.codebook, -1.0, 1.0)
+        real = 127.0 * scale_gradient(held(self.codebook, -1.0, 1.0), self._gradient_scale)
         return with_gradient_of(torch.round(real), real).sort().values
 
     def forward(self, x: Tensor) -> Tensor:

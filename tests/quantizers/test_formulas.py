@@ -290,7 +290,8 @@ def test_a_codebook(name: str, layout: str) -> None:
     inside = (x / s > levels[0]) & (x / s < levels[-1])
     np.testing.assert_allclose(dx, np.where(inside, g, 0), **close)
     dscale = summed(g * np.where(inside, chosen - x / s, chosen), shared)
-    factor = 1 / np.sqrt((shared == 0).sum() * np.abs(levels).max())
+    uniform = 2 ** (quantizer.bits - 1) - 1
+    factor = (uniform / np.abs(levels).max()) ** 2 / np.sqrt((shared == 0).sum() * uniform)
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
     assert 0 < inside.mean() < 1
 
@@ -301,7 +302,7 @@ def test_the_gradient_of_a_learned_level_is_the_sum_over_its_weights() -> None:
     scale = quantizer.scale.item()
     levels = quantizer.levels().detach().double().numpy()
     chosen = np.abs((x / scale)[..., None] - levels).argmin(axis=-1)
-    expected = summed(g, chosen) * scale * 127  # a unit of the parameter is 127 codes
+    expected = summed(g, chosen) * scale * 127 / np.sqrt(x.size)  # a unit of the parameter is 127 codes
     order = quantizer.codebook.detach().argsort()
     np.testing.assert_allclose(quantizer.codebook.grad[order].numpy(), expected, **close)
 
