@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from qat.functional import quantize
 from qat.observers.histogram import Histogram
+from qat.observers.search import search
 from qat.spec import QuantSpec
 
 
@@ -34,32 +33,15 @@ class KL(Histogram):
         lo, hi = super().range()
         if not bool(torch.isfinite(lo).all() and torch.isfinite(hi).all()):
             return lo, hi  # for the spec to refuse
-        if self.spec.symmetric:
-            reach = (torch.maximum(-lo, hi) if self.spec.grid.signed else hi).clamp(min=0.0)
-            best = self._best(lambda f: (-reach * f, reach * f))
-            return -reach * best, reach * best
-        lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
-        high = self._best(lambda f: (lo, hi * f))
-        low = self._best(lambda f: (lo * f, hi * high))
-        return lo * low, hi * high
-
-    def _best(self, candidate: Callable[[float], tuple[Tensor, Tensor]]) -> Tensor:
-        """The fraction in (0, 1], one a row, whose candidate(fraction) -> (lo, hi) diverges least."""
         counts, centers = self._without_zeros(), self.centers()
         if self.spec.symmetric and not self.spec.grid.signed:
             counts = torch.where(centers > 0, counts, 0.0)  # what such a grid cannot hold says nothing about its range
         used = counts.sum(dim=0).nonzero()
         if len(used):
             counts, centers = (x[:, int(used[0]) : int(used[-1]) + 1] for x in (counts, centers))
-        best = torch.ones(len(counts), device=counts.device)
-        smallest = torch.full_like(best, torch.inf, dtype=torch.float64)
-        for step in range(self.candidates, 0, -1):
-            fraction = step / self.candidates
-            found = self._divergence(counts, centers, *candidate(fraction))
-            better = found < smallest
-            smallest = torch.where(better, found, smallest)
-            best = torch.where(better, fraction, best)
-        return best
+        return search(
+            self.spec, lo, hi, lambda lo, hi: self._divergence(counts, centers, lo, hi), self.candidates, rounds=1
+        )
 
     def _without_zeros(self) -> Tensor:
         """The counts, float64, with the bin of 0.0 as full as its neighbour."""

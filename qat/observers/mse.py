@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from qat.functional import dequantize, quantize
 from qat.observers.histogram import Histogram
+from qat.observers.search import search
 from qat.spec import QuantSpec
 
 
@@ -26,32 +24,30 @@ class MSE(Histogram):
         super().__init__(spec)
 
     def range(self) -> tuple[Tensor, Tensor]:
-        lo, hi = super().range()
-        if self.spec.symmetric:
-            reach = (torch.maximum(-lo, hi) if self.spec.grid.signed else hi).clamp(min=0.0)
-            best = self._best(lambda f: (-reach * f, reach * f))
-            return -reach * best, reach * best
-        lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
-        low = high = torch.ones_like(lo)
-        for _ in range(2):
-            high = self._best(lambda f, low=low: (lo * low, hi * f))  # type: ignore[misc]
-            low = self._best(lambda f, high=high: (lo * f, hi * high))  # type: ignore[misc]
-        return lo * low, hi * high
+        counts, centers = self._seen(self.counts).double(), self.centers().double()
+        below = _cumulative(counts), _cumulative(counts * centers)
+        return search(self.spec, *super().range(), lambda lo, hi: self._error(below, lo, hi), self.candidates)
 
-    def _best(self, candidate: Callable[[float], tuple[Tensor, Tensor]]) -> Tensor:
-        """The fraction in (0, 1], one a row, whose candidate(fraction) -> (lo, hi) has the smallest error."""
-        counts, centers = self._seen(self.counts), self.centers()
-        used = counts.sum(dim=0) > 0
-        counts, centers = counts[:, used].double(), centers[:, used]
-        best = torch.ones(len(counts), device=counts.device)
-        smallest = torch.full_like(best, torch.inf, dtype=torch.float64)
-        grid = self.spec.grid
-        for step in range(self.candidates, 0, -1):
-            fraction = step / self.candidates
-            scale, zero_point = (p[:, None] for p in self.spec.qparams(*candidate(fraction)))
-            codes = quantize(centers, scale, zero_point, grid.qmin, grid.qmax)
-            error = ((dequantize(codes, scale, zero_point) - centers).double().square() * counts).sum(dim=1)
-            better = error < smallest
-            smallest = torch.where(better, error, smallest)
-            best = torch.where(better, fraction, best)
-        return best
+    def _error(self, below: tuple[Tensor, Tensor], lo: Tensor, hi: Tensor) -> Tensor:
+        """sum(count * (value - center)^2) of the bins' centers, less sum(count * center^2), which no range changes.
+
+        A code stands for consecutive bins: their count and their sum are differences of the cumulative ones, so that a range
+        costs one look-up a code, however many bins there are.
+
+        Args:
+            below: how many elements lie in the first 0, 1, ..., BINS bins, and their sum: (n_qparams, BINS + 1).
+        """
+        grid, reach = self.spec.grid, self._seen(self.reach)[:, None]
+        scale, zero_point = (p.double()[:, None] for p in self.spec.qparams(lo, hi))
+        steps = torch.arange(grid.qmin, grid.qmax + 1, device=scale.device) - zero_point
+        between = (steps[:, 1:] - 0.5) * scale
+        first = ((between / reach + 1.0) * (self.BINS / 2) - 0.5).ceil().clamp(0, self.BINS).long()
+        first = torch.nn.functional.pad(torch.nn.functional.pad(first, (1, 0)), (0, 1), value=self.BINS)
+        count, total = (b.gather(1, first).diff(dim=1) for b in below)
+        value = steps * scale
+        return (value * (value * count - 2.0 * total)).sum(dim=1)
+
+
+def _cumulative(x: Tensor) -> Tensor:
+    """Sums of the first 0, 1, ..., n columns: (rows, n) -> (rows, n + 1)."""
+    return torch.nn.functional.pad(x.cumsum(dim=1), (1, 0))

@@ -9,6 +9,7 @@ from qat.ptq.calibrate import Calibrate
 from qat.ptq.cross_layer_equalization import CrossLayerEqualization
 from qat.ptq.fold_batchnorm import FoldBatchNorm
 from qat.ptq.gptq import GPTQ
+from qat.ptq.hessian_mse import HessianMSE
 from qat.ptq.workpiece import Listener, NoGraph, Workpiece
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Calibrate",
     "CrossLayerEqualization",
     "FoldBatchNorm",
+    "HessianMSE",
     "Listener",
     "NoGraph",
     "Pass",

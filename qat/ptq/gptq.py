@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.functional import dequantize, quantize
 from qat.nn import as_quantized
 from qat.ptq.base import Pass
+from qat.ptq.patches import patches
 from qat.ptq.segment import layer_segments
 from qat.ptq.walk import Walk
 from qat.ptq.workpiece import Workpiece
@@ -95,20 +95,6 @@ def _hessians(layer: nn.Module, batches: list[Tensor], groups: int) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for batch in batches:
         for x in batch.split(64):  # patches are nine times their image, or more
-            patches = _patches(layer, x).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, rows, in)
-            total = total.to(x.device) + 2.0 * (patches.transpose(1, 2) @ patches).double()
+            inputs = patches(layer, x).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, rows, in)
+            total = total.to(x.device) + 2.0 * (inputs.transpose(1, 2) @ inputs).double()
     return total
-
-
-def _patches(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each output is a product with: (rows, in of all groups)."""
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    padded = F.pad(
-        x, layer._reversed_padding_repeated_twice, "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    )
-    flat = isinstance(layer, nn.Conv1d)  # as images of one row
-    options = [(1, p[0]) if flat else tuple(p) for p in (layer.kernel_size, layer.dilation, layer.stride)]
-    columns = F.unfold(padded.unsqueeze(2) if flat else padded, options[0], options[1], 0, options[2])
-    return columns.transpose(1, 2).flatten(0, 1)

@@ -7,6 +7,7 @@ from qat.quantizers.dorefa import DoReFa
 from qat.quantizers.k_means import KMeans
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
+from qat.quantizers.n2uq import N2UQ
 from qat.quantizers.nf4 import NF4
 from qat.quantizers.pact import PACT
 from qat.quantizers.powers_of_two import PowersOfTwo
@@ -18,6 +19,7 @@ from qat.quantizers.tqt import TQT
 
 __all__ = [
     "LSQ",
+    "N2UQ",
     "NF4",
     "PACT",
     "QIL",

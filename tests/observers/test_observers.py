@@ -50,9 +50,14 @@ def same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], rtol: float = 1e-6)
 
 def mse(x: Tensor, spec: QuantSpec, lo: Tensor, hi: Tensor) -> np.ndarray:
     """Mean squared error of each row, by the numpy oracle."""
+    return squared_error(x, spec, lo, hi).mean(axis=1)
+
+
+def squared_error(x: Tensor, spec: QuantSpec, lo: Tensor, hi: Tensor) -> np.ndarray:
+    """Squared error of each value, by the numpy oracle."""
     scale, zero_point = (p.numpy() for p in spec.qparams(lo, hi))
     y = forward(x.numpy(), scale, zero_point, spec.grid.qmin, spec.grid.qmax, per_channel(tuple(x.shape)))
-    return ((y.astype(np.float64) - x.numpy()) ** 2).mean(axis=1)
+    return (y.astype(np.float64) - x.numpy()) ** 2
 
 
 @pairs
@@ -278,6 +283,28 @@ def test_affine_mse_is_close_to_the_best_of_a_brute_force_search() -> None:
     fractions = np.linspace(0.04, 1, 25)
     best = np.min([mse(x, spec, lo * f, hi * g) for f in fractions for g in fractions], axis=0)
     assert (found <= 1.1 * best).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("kind", SPECS)
+def test_the_cumulative_sums_of_mse_are_the_error_of_every_bin(bits: int, kind: str) -> None:
+    form = SPECS[kind]
+    spec = QuantSpec(Grid(bits, form.grid.signed, form.grid.narrow), PerChannel(), form.symmetric)
+    observer = MSE(spec, candidates=12)
+    x = data()
+    found = seen(observer, x)
+    counts, centers = observer.counts, observer.centers()
+    assert counts is not None
+
+    def error(lo: Tensor, hi: Tensor) -> np.ndarray:
+        return (squared_error(centers, spec, lo, hi) * counts.numpy()).sum(axis=1)
+
+    lo, hi, fractions = x.amin(dim=1), x.amax(dim=1), torch.arange(1, 13) / 12
+    reach = torch.maximum(-lo, hi) if spec.grid.signed else hi
+    tried = [error(-reach * f, reach * f) if spec.symmetric else error(lo * f, found[1]) for f in fractions]
+    best = fractions[np.argmin(tried, axis=0)]
+    same(found, (-reach * best, reach * best) if spec.symmetric else (lo * best, found[1]))
+    assert bits == 8 or (best < 1).any()
 
 
 def test_mse_of_an_unsigned_grid_searches_what_it_can_hold() -> None:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from qat.ptq import GPTQ
-from qat.ptq.gptq import _patches, round_columns
+from qat.ptq.gptq import round_columns
+from qat.ptq.patches import patches
 
 
 def naive(weight: np.ndarray, hessian: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:
@@ -58,9 +59,9 @@ def test_an_input_that_is_always_zero_decides_nothing() -> None:
 def test_outputs_are_products_with_the_patches(layer: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     groups = getattr(layer, "groups", 1)
-    patches = _patches(layer, x).unflatten(1, (groups, -1)).transpose(0, 1)
+    inputs = patches(layer, x).unflatten(1, (groups, -1)).transpose(0, 1)
     weight = layer.weight.flatten(1).unflatten(0, (groups, -1))  # (groups, out, in)
-    products = (patches @ weight.transpose(1, 2)).transpose(0, 1).flatten(1)  # (rows, out)
+    products = (inputs @ weight.transpose(1, 2)).transpose(0, 1).flatten(1)  # (rows, out)
     expected = layer(x)
     rows = (
         expected.flatten(0, -2) if isinstance(layer, nn.Linear) else expected.flatten(2).transpose(1, 2).flatten(0, 1)

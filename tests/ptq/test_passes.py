@@ -21,6 +21,7 @@ from qat.ptq import (
     Calibrate,
     CrossLayerEqualization,
     FoldBatchNorm,
+    HessianMSE,
     NoGraph,
     Pass,
     apply_passes,
@@ -34,6 +35,7 @@ LISTS: dict[str, list[Pass]] = {
     "BRECQ": [Calibrate("MinMax"), BRECQ(STEPS, 16)],
     "QDrop": [Calibrate("MinMax"), BRECQ(STEPS, 16, drop=0.5)],
     "GPTQ": [Calibrate("MinMax"), GPTQ()],
+    "Hessian MSE": [Calibrate("MinMax"), HessianMSE()],
     "bias correction": [Calibrate("MinMax"), BiasCorrection()],
     "BatchNorm": [Calibrate("MinMax"), BatchNormReestimation()],
     "all": [CrossLayerEqualization(), FoldBatchNorm(), Calibrate("MinMax"), BiasCorrection(), AdaRound(STEPS, 16)],
@@ -82,7 +84,7 @@ def test_not_one_code_differs_in_onnx_runtime(passes: list[Pass], tmp_path) -> N
     assert qat.verify(tmp_path / "model.onnx", integer, [images(50, 2)]).exact
 
 
-@pytest.mark.parametrize("name", ["AdaRound", "BRECQ", "QDrop", "GPTQ", "bias correction", "BatchNorm"])
+@pytest.mark.parametrize("name", ["AdaRound", "BRECQ", "QDrop", "GPTQ", "Hessian MSE", "bias correction", "BatchNorm"])
 def test_a_pass_brings_every_layer_nearer_to_the_float_network(name: str) -> None:
     made = build(OptionA)
     found, plain = (apply_passes(p, made, "w2a8", BATCHES) for p in (LISTS[name], [Calibrate("MinMax")]))

@@ -36,3 +36,12 @@ def test_the_differences_from_papers_are_those_of_the_docstrings() -> None:
     text = writer.TARGET.read_text(encoding="utf-8")
     assert text == writer.document(), "run python docs/write_differences.py"
     assert {"LSQ", "EWGS", "APoT", "fake_quantize"} <= set(re.findall(r"^## (\w+)$", text, re.MULTILINE))
+
+
+def test_every_observer_has_its_line_in_the_table() -> None:
+    files = {path.stem for path in (DOCS.parent / "configs" / "observer").glob("*.yaml")}
+    text = (DOCS / "observers.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == files
+    dependent = re.findall(r"^\| `(\w+)` \|[^|]*\| yes \|", text, re.MULTILINE)
+    assert dependent == ["moving_average"]
+    assert "Depends on the order" in (qat.observers.MovingAverage.__doc__ or "")

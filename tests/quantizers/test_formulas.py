@@ -250,6 +250,56 @@ def test_qil_starts_as_plain_rounding() -> None:
     torch.testing.assert_close(quantizer(x), x.clamp(-7, 7).round())
 
 
+# N2UQ
+
+
+@layouts
+def test_n2uq(layout: str) -> None:
+    """The generalized straight-through estimator as in the authors' code: a loop over thresholds, for magnitudes."""
+    quantizer, shared = Case("n2uq", layout, 3).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+    a = np.array([0.5, 1.6, 0.7])
+    with torch.no_grad():
+        quantizer.interval.copy_(torch.tensor(a))
+    x, y, g, dx = run(quantizer, data())
+    s = (4 * summed(np.abs(x), shared) / np.bincount(shared.ravel()) / 7)[shared]
+    size, g_size = np.abs(x / s), g * s * np.sign(x)  # the gradient that comes to a magnitude
+    codes, dsize, da, begin = np.zeros(SHAPE), np.zeros(SHAPE), np.zeros(3), 0.0
+    for i in range(3):
+        codes = np.where(size > begin + a[i] / 2, i + 1, codes)
+        here = (size >= begin) & (size < begin + a[i])
+        dsize += here * g_size / a[i]
+        da[:i] -= (here * g_size / a[i]).sum()
+        da[i] -= (here * g_size * (size - begin) / a[i] ** 2).sum()
+        begin += a[i]
+    np.testing.assert_allclose(y, np.sign(x) * codes * s, **close)
+    np.testing.assert_allclose(dx, dsize * np.sign(x) / s, **close)
+    np.testing.assert_allclose(quantizer.interval.grad.numpy(), da / np.sqrt(x.size * 3), **close)
+    assert set(codes.ravel()) == {0, 1, 2, 3}
+    assert (size > begin).any()
+
+
+def test_n2uq_starts_as_plain_rounding_with_all_codes_in_use() -> None:
+    weight = torch.rand(1, 7000) * 2 - 1
+    quantizer = Case("n2uq", "per_tensor", 3).rule.build((1, 7000))
+    codes = quantizer.quantize(weight)
+    np.testing.assert_array_equal(codes, (weight / quantizer.qparams().scale).round().clamp(-3, 3))
+    assert np.bincount(codes.flatten().long() + 3).min() > 900  # seven codes: 1000 each
+
+
+def test_n2uq_lengths_below_the_floor_count_as_the_floor_and_learn() -> None:
+    quantizer, x = Case("n2uq", "per_tensor", 2).calibrated(data()), 1e-4 * data()
+    x[0, 0, 0, 0] = 20.0  # the others lie within the first segment, or little beyond
+    with torch.no_grad():
+        quantizer.interval.fill_(-1.0)
+    _, y, _, dx = run(quantizer, x)
+    assert quantizer.interval.grad.abs() > 0
+    with torch.no_grad():
+        quantizer.interval.fill_(2.0**-10)
+    np.testing.assert_array_equal(quantizer(x).detach(), y)
+    assert {0.0, quantizer.qparams().scale.item()} == set(np.unique(np.abs(y)))
+    assert (dx != 0).any()
+
+
 # Codebooks
 
 

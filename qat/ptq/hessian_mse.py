@@ -1,0 +1,72 @@
+"""Scales of weights that know which inputs matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qat.functional import dequantize, quantize
+from qat.nn import as_quantized
+from qat.observers.search import search
+from qat.ptq.base import Pass
+from qat.ptq.patches import patches
+from qat.ptq.segment import layer_segments
+from qat.ptq.walk import Walk
+from qat.ptq.workpiece import Workpiece
+
+
+class HessianMSE(Pass):
+    """Gives each weight the range with the smallest sum_j H_jj (w_j - q(w_j))^2, from first to last layer.
+
+    H = E[x x^T] over the layer's inputs in the quantized network, the matrix of GPTQ's objective (Frantar et al. 2022,
+    https://arxiv.org/abs/2210.17323, section 3), of which the diagonal is used: what the output loses where inputs are
+    uncorrelated. A weight whose input is always 0 decides nothing; where all are, the range is the weight's full one.
+    The search is that of the observer MSE, on the weights themselves. Weights and ranges of activations stay.
+
+    Args:
+        candidates: fractions of the full range that are tried.
+    """
+
+    def __init__(self, candidates: int = 100) -> None:
+        if candidates < 1:
+            raise ValueError(f"candidates={candidates!r} must be at least 1: write for example 100.")
+        self.candidates = candidates
+
+    @torch.no_grad()
+    def apply(self, piece: Workpiece) -> None:
+        walk = Walk(piece)
+        firsts = [segment.nodes[0] for segment in layer_segments(piece.network, walk.graph)]
+        done = 0
+        for node in walk:
+            if node in firsts:
+                layer = piece.network.get_submodule(str(node.target))
+                self._set_range(layer, walk.quantized[node.all_input_nodes[0]])
+                done += 1
+                piece.listener("Hessian MSE", done, len(firsts))
+
+    def _set_range(self, layer: nn.Module, batches: list[Tensor]) -> None:
+        weight, quantizer = as_quantized(layer).weight, as_quantized(layer).weight_quantizer
+        assert quantizer is not None
+        spec, grid = quantizer.spec, quantizer.spec.grid
+        w, h = (spec.granularity.rows(t) for t in (weight, importance(layer, batches)))
+
+        def loss(lo: Tensor, hi: Tensor) -> Tensor:
+            scale, zero_point = (p[:, None] for p in spec.qparams(lo, hi))
+            rounded = dequantize(quantize(w, scale, zero_point, grid.qmin, grid.qmax), scale, zero_point)
+            return ((rounded - w).double().square() * h).sum(dim=1)
+
+        quantizer.set_range(*search(spec, *torch.aminmax(w, dim=1), loss, self.candidates))
+
+
+def importance(layer: nn.Module, batches: list[Tensor]) -> Tensor:
+    """E[x^2] of what each weight is multiplied with: float64, the shape of the weight."""
+    weight = as_quantized(layer).weight
+    groups = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
+    total, rows = torch.zeros((), dtype=torch.float64), 0
+    for batch in batches:
+        for x in batch.split(64):  # patches are nine times their image, or more
+            inputs = patches(layer, x)
+            total = total.to(x.device) + inputs.double().square().sum(dim=0)
+            rows += len(inputs)
+    each = (total / rows).unflatten(0, (groups, -1))  # (groups, in)
+    return each.repeat_interleave(len(weight) // groups, dim=0).reshape(weight.shape)
