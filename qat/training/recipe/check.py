@@ -43,6 +43,12 @@ def check_values(config: DictConfig) -> None:
     steps, epochs = config.trainer.get("max_steps", -1), config.trainer.get("max_epochs")
     if (steps is None or steps < 1) and (epochs is None or epochs < 1) and not config.trainer.get("fast_dev_run"):
         raise ValueError("the run has no length: set trainer.max_epochs or trainer.max_steps to 1 or more.")
+    scales: Any = OmegaConf.select(config, "callbacks.qat.quantizer_optimizer")
+    if isinstance(scales, DictConfig) and not scales.get("_partial_"):
+        raise ValueError(
+            "callbacks.qat.quantizer_optimizer has no parameters yet: add _partial_: true, as in {_target_: torch.optim.Adam, "
+            "_partial_: true, lr: 1e-3}."
+        )
 
 
 def _is_number(value: Any) -> bool:
