@@ -317,8 +317,8 @@ def _check_rates(trainer: Any) -> None:
     for callback in trainer.callbacks:
         if isinstance(callback, LearningRateFinder | StochasticWeightAveraging):
             raise ValueError(
-                f"{type(callback).__name__} sets one learning rate for all parameters: use quantizer_lr_ratio beside it, and no "
-                "quantizer_optimizer."
+                f"{type(callback).__name__} sets one learning rate for all parameters: use quantizer_lr_ratio beside it, "
+                "and no quantizer_optimizer."
             )
 
 
