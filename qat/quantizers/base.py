@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
 from math import prod
 from typing import Any
@@ -44,6 +45,8 @@ class Quantizer(nn.Module):
 
     initialized: Tensor
     zero_point: Tensor
+    any_bits = True
+    """Whether `set_bits` may change the grid. False where bits are more than a width: levels, or fitted coefficients."""
 
     def __init__(
         self,
@@ -54,6 +57,8 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.policy_grid = spec.grid
+        """What the policy says; `set_bits` may put a wider one in force for a while."""
         self.is_weight = len(shape) > 0
         self.observer = observer if observer is not None else MinMax(spec)
         self.estimator = estimator if estimator is not None else StraightThrough()
@@ -142,6 +147,25 @@ class Quantizer(nn.Module):
         """
         sharing = x.numel() // self.n_qparams if self.is_weight else prod(x.shape[1:])
         return float((sharing * self.spec.grid.qmax) ** -0.5)
+
+    def set_bits(self, bits: int) -> bool:
+        """Round to max(bits, those of the policy) from now on. Returns whether that is another grid: then the range has to be
+        observed anew. Final shapes stay.
+
+        Raises:
+            ValueError: no such width.
+        """
+        grid = replace(self.policy_grid, bits=max(bits, self.policy_grid.bits))
+        if not self.any_bits or grid == self.spec.grid:
+            return False
+        self.spec = self.observer.spec = replace(self.spec, grid=grid)
+        self.forget_range()
+        return True
+
+    def forget_range(self) -> None:
+        """Wait for a range, as before the first calibration. In place."""
+        self.initialized.fill_(False)
+        self.ready = False
 
     def finish_observing(self) -> None:
         """Set the range that the observer found, and forget the data."""

@@ -33,6 +33,7 @@ class Codebook(Quantizer):
             signed, or bits that are not possible.
     """
 
+    any_bits = False
     possible_bits: tuple[int, ...] = (4, 2, 3, 5, 6, 7, 8)
     """Widths that the class has levels for, the one to recommend first."""
     floor: Tensor

@@ -20,6 +20,7 @@ class FromWeight(Quantizer):
         ValueError: an activation, or a grid that is not symmetric and signed.
     """
 
+    any_bits = False
     scale: Tensor
 
     def _build(self) -> None:

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from qat.training.scale_optimizer import MARK, MakeOptimizer, updating_scales_with
 from qat.transform import quantizers
-
-MARK = "quantizers"
-"""Key of a parameter group that holds quantizer parameters."""
 
 
 def quantizer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -27,18 +25,22 @@ def quantizer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def split_groups(model: nn.Module, lr_ratio: float) -> Iterator[None]:
+def split_groups(model: nn.Module, lr_ratio: float, make: MakeOptimizer | None = None) -> Iterator[None]:
     """Inside the `with`, every optimizer that is built puts quantizer parameters into groups of their own.
 
-    Such a group has the options of the group it comes from, except weight_decay = 0 and lr times `lr_ratio`. Schedulers
-    that are built inside see the final groups. (A scheduler that is given an absolute rate, as OneCycleLR is, applies it to
+    Such a group has the options of the group it comes from, except weight_decay = 0 and lr times `lr_ratio`. With `make`, it
+    has the options of the optimizer that this makes, except weight_decay = 0, and is updated by that one. Schedulers that
+    are built inside see the final groups. (A scheduler that is given an absolute rate, as OneCycleLR is, applies it to
     every group.) LBFGS allows one group only and keeps all parameters in it.
     """
-    own = {id(parameter) for parameter in quantizer_parameters(model).values()}
+    learned = list(quantizer_parameters(model).values())
+    own = {id(parameter) for parameter in learned}
+    apart = make(learned) if make is not None and learned else None
     original = Optimizer.add_param_group
 
     def add_param_group(self: Optimizer, group: dict[str, Any]) -> None:
-        if MARK in group or isinstance(group.get("params"), set) or isinstance(self, LBFGS):  # LBFGS has one group
+        whole = isinstance(self, LBFGS) and apart is None  # it has one group
+        if MARK in group or isinstance(group.get("params"), set) or whole:
             original(self, group)
             return
         params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
@@ -47,10 +49,13 @@ def split_groups(model: nn.Module, lr_ratio: float) -> Iterator[None]:
         if others or not scales:
             original(self, {**group, "params": others})
         if scales:
-            special: dict[str, Any] = {**group, "params": scales, MARK: True}
-            if "weight_decay" in {**self.defaults, **group}:
+            special: dict[str, Any] = {**(apart.param_groups[0] if apart else group), "params": scales, MARK: True}
+            special["name"] = _name(self, group)
+            if "weight_decay" in {**self.defaults, **special}:
                 special["weight_decay"] = 0.0
-            if "lr" in {**self.defaults, **group}:
+            if apart is not None:
+                updating_scales_with(self, apart)
+            elif "lr" in {**self.defaults, **group}:
                 special["lr"] = {**self.defaults, **group}["lr"] * lr_ratio
             original(self, special)
 
@@ -73,6 +78,14 @@ def without_optimizer(model: nn.Module, optimizers: list[Optimizer]) -> list[str
     """Names of the quantizer parameters that no optimizer updates."""
     updated = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     return [name for name, parameter in quantizer_parameters(model).items() if id(parameter) not in updated]
+
+
+def _name(optimizer: Optimizer, group: dict[str, Any]) -> str:
+    """For LearningRateMonitor, which wants names of groups to be unique."""
+    if "name" in group:
+        return f"{group['name']} scales"
+    marked = sum(MARK in other for other in optimizer.param_groups)
+    return f"scales{marked + 1}" if marked else "scales"
 
 
 def _parameter(entry: torch.Tensor | tuple[str, torch.Tensor]) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -30,6 +30,7 @@ from qat.training.policy_record import KEY, check_same, plain
 from qat.training.processes import check_model_comes_back, check_strategy, take_from_rank_zero
 from qat.training.resume.resume import KEY as RESUME_KEY
 from qat.training.resume.resume import Resume
+from qat.training.scale_optimizer import MakeOptimizer, check_makes_optimizer
 from qat.transform import Policy, calibrate, is_prepared, load_policy, mode, prepare_, quantizers
 from qat.transform.processes import check_equal, share
 
@@ -59,6 +60,8 @@ class QuantizationAwareTraining(L.Callback):
         inputs: what the network is called with for a batch. None: the batch, or the first part of (images, labels).
         calibration_seed: decides which images calibrate.
         compile: whether the network is trained with torch.compile, from the second step on. It takes minutes to compile.
+        quantizer_optimizer: makes the optimizer that updates the learned scales, at its own learning rate, in the place of the
+            module's: `functools.partial(torch.optim.Adam, lr=1e-3)`. From outside the two are one optimizer.
 
     Raises:
         ValueError: the policy is impossible, or a number is out of range; when the fit begins: a strategy that does not keep
@@ -76,6 +79,7 @@ class QuantizationAwareTraining(L.Callback):
         inputs: Inputs | None = None,
         calibration_seed: int = 0,
         compile: bool = False,
+        quantizer_optimizer: MakeOptimizer | None = None,
     ) -> None:
         if calibration_images < 1:
             raise ValueError(f"calibration_images={calibration_images} calibrates nothing: write for example 512.")
@@ -85,11 +89,19 @@ class QuantizationAwareTraining(L.Callback):
             )
         if not isinstance(compile, bool):
             raise ValueError(f"compile={compile!r} is not possible: write true or false.")
+        if quantizer_optimizer is not None:
+            check_makes_optimizer(quantizer_optimizer)
+            if quantizer_lr_ratio != 1.0:
+                raise ValueError(
+                    f"quantizer_lr_ratio={quantizer_lr_ratio} beside a quantizer_optimizer, which has a learning rate of its "
+                    "own: write one of the two."
+                )
         self.policy = load_policy(policy)
         self.calibration_images = calibration_images
         self.batches = batches
         self.network = network
         self.quantizer_lr_ratio = quantizer_lr_ratio
+        self.quantizer_optimizer = quantizer_optimizer
         self.inputs = inputs or first_of
         self.calibration_seed = calibration_seed
         self.compile = compile
@@ -108,6 +120,8 @@ class QuantizationAwareTraining(L.Callback):
         check_strategy(trainer.strategy)
         if self.compile:
             check_compiler(trainer.strategy.root_device.type)
+        if self.quantizer_optimizer is not None:
+            _check_rates(trainer)
         if is_overridden("configure_model", pl_module):  # its layers do not exist before
             wrap_hook(
                 pl_module, "configure_model", lambda hook: self._preparing_afterwards(trainer, pl_module, stage, hook)
@@ -165,7 +179,7 @@ class QuantizationAwareTraining(L.Callback):
 
     def _splitting_groups(self, pl_module: L.LightningModule, hook: Callable[[], Any]) -> Callable[[], Any]:
         def configure_optimizers() -> Any:
-            with split_groups(self.network_of(pl_module), self.quantizer_lr_ratio):
+            with split_groups(self.network_of(pl_module), self.quantizer_lr_ratio, self.quantizer_optimizer):
                 return hook()
 
         return configure_optimizers
@@ -296,6 +310,16 @@ class QuantizationAwareTraining(L.Callback):
             if name not in self._alarmed and (what := trouble(quantizer)):
                 self._alarmed.add(name)
                 rank_zero_warn(f"epoch {trainer.current_epoch}: the learned scale of {quantizer.label!r} {what}")
+
+
+def _check_rates(trainer: Any) -> None:
+    """Scales can keep a learning rate of their own."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, LearningRateFinder | StochasticWeightAveraging):
+            raise ValueError(
+                f"{type(callback).__name__} sets one learning rate for all parameters: use quantizer_lr_ratio beside it, "
+                "and no quantizer_optimizer."
+            )
 
 
 def _to(batch: NetworkInputs, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:

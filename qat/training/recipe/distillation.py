@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +29,6 @@ class Distillation:
             raise ValueError(f"distillation.weight={weight} is not in (0, 1]: write 0.5, or 0 for no distillation.")
         if not temperature > 0:
             raise ValueError(f"distillation.temperature={temperature} is not positive: write 1.0.")
-        if temperature > 1:
-            warnings.warn(
-                f"distillation.temperature={temperature}: above 1 small networks lose accuracy; 1.0 is the safe choice.",
-                stacklevel=2,
-            )
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
         self.weight = weight
         self.temperature = temperature

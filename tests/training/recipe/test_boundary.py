@@ -61,6 +61,11 @@ MISTAKES = {
         "ladder 'mine': a list of passes has Calibrate once, this one 0 times.",
     ),
     "ratio": (["callbacks.qat.quantizer_lr_ratio=-1"], "quantizer_lr_ratio=-1 is negative"),
+    "optimizer of scales": (
+        ["callbacks.qat.quantizer_optimizer={_target_: torch.optim.Adam, lr: 1e-3}"],
+        "callbacks.qat.quantizer_optimizer has no parameters yet: add _partial_: true, as in",
+    ),
+    "share": (["freeze.batch_norm=2"], "batch_norm=2 is no share of the fit: write a number from 0 to 1"),
     "trainer option": (["+trainer.foo=1"], "trainer cannot be built: Trainer.__init__() got an unexpected keyword"),
     "resume": (["resume=/nowhere.ckpt"], "resume=/nowhere.ckpt does not exist"),
 }

@@ -1,6 +1,8 @@
 import pytest
+import torch
 from configurations import composed
 
+from qat.training.recipe import build
 from qat.training.recipe.build import part, validation_plan
 from qat.training.recipe.check import check_values
 
@@ -42,6 +44,22 @@ def test_epochs_are_validated_by_lightning() -> None:
 def test_impossible_values_are_named(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$".replace(".", r"\.")):
         check_values(composed(override))
+
+
+def test_a_high_temperature_is_warned_of_once_with_the_reason() -> None:
+    def check_and_build() -> None:
+        config = composed("distillation.weight=0.5", "distillation.temperature=4.0")
+        check_values(config)
+        build.distillation(config, torch.nn.Linear(1, 1))
+
+    with pytest.warns(match=r"^distillation.temperature=4.0: above 1 .* fell from 91 % to 80.0 % at 5") as said:
+        check_and_build()
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("overrides", [["distillation.weight=0.5"], ["distillation.temperature=4.0"]])
+def test_a_safe_or_unused_temperature_is_not(overrides: list[str]) -> None:
+    check_values(composed(*overrides))
 
 
 def test_a_part_with_an_unknown_option_is_named() -> None:

@@ -43,11 +43,6 @@ def test_the_teacher_is_a_frozen_copy_in_evaluation_mode() -> None:
     assert all(p.requires_grad for p in teacher.parameters())
 
 
-def test_a_high_temperature_is_warned_of() -> None:
-    with pytest.warns(UserWarning, match=r"distillation.temperature=5.0: above 1 small networks lose accuracy"):
-        Distillation(nn.Linear(1, 1), 0.5, 5.0)
-
-
 @pytest.mark.parametrize(("weight", "temperature"), [(0.0, 1.0), (1.1, 1.0), (0.5, 0.0)])
 def test_impossible_options_are_refused(weight: float, temperature: float) -> None:
     with pytest.raises(ValueError, match=r"distillation\.(weight|temperature)="):

@@ -1,0 +1,46 @@
+"""Schedules over a fit go on, wherever it was interrupted, as if it had not been: the same bits."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interrupted import Everywhere, Fit, differences, own_generator
+from people import LIGHTNING, images
+
+from qat.training.callbacks import Freeze, QuantizationAwareTraining
+
+pytestmark = [*LIGHTNING, pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")]
+
+BY_STEPS = {"epochs": -1, "max_steps": 12, "val_check_interval": 4}
+
+
+@pytest.mark.parametrize("length", [{}, BY_STEPS], ids=["epochs", "steps"])
+def test_what_is_frozen_stays_frozen(length: dict[str, Any], tmp_path: Path) -> None:
+    def fit(*callbacks: Any, seed: int = 0) -> Fit:
+        freeze = Freeze(batch_norm=0.3, scales=0.6)
+        return Fit(tmp_path, own_generator, seed=seed, callbacks=[freeze, *callbacks], **length)
+
+    end = fit(Everywhere(tmp_path)).run().end()
+    for path in sorted(tmp_path.glob("*.ckpt"))[1::4]:
+        assert differences(end, fit(seed=99).run(path).end()) == [], path.name
+
+
+class Apart(Fit):
+    """With Adam for the scales, beside SGD and a schedule that watches what is logged."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__(folder, own_generator, **options)
+        qat = QuantizationAwareTraining(
+            "w4a8", batches=[images(16).tensors[0]], quantizer_optimizer=partial(torch.optim.Adam, lr=1e-4)
+        )
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[callbacks.index(self.qat)] = qat
+
+
+def test_an_optimizer_for_scales_goes_on_with_its_state(tmp_path: Path) -> None:
+    end = Apart(tmp_path, callbacks=[Everywhere(tmp_path)]).run().end()
+    assert {"exp_avg", "momentum_buffer"} <= {key for s in end["optimizers"][0]["state"].values() for key in s}
+    for path in sorted(tmp_path.glob("*.ckpt"))[1::4]:
+        assert differences(end, Apart(tmp_path, seed=99).run(path).end()) == [], path.name
