@@ -8,6 +8,7 @@ from qat.quantizers.k_means import KMeans
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
 from qat.quantizers.nf4 import NF4
+from qat.quantizers.oscillations import Oscillations
 from qat.quantizers.pact import PACT
 from qat.quantizers.powers_of_two import PowersOfTwo
 from qat.quantizers.qil import QIL
@@ -29,6 +30,7 @@ __all__ = [
     "KMeans",
     "LSQPlus",
     "Mode",
+    "Oscillations",
     "PowersOfTwo",
     "Quantizer",
     "Static",

@@ -1,8 +1,9 @@
 """Lightning callbacks for anybody's LightningModule: `qat.callbacks`."""
 
 from qat.training.callbacks.export_onnx import ExportONNX
+from qat.training.callbacks.oscillation_control import OscillationControl
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.callbacks.report import Report
 
-__all__ = ["ExportONNX", "PTQBaselines", "QuantizationAwareTraining", "Report"]
+__all__ = ["ExportONNX", "OscillationControl", "PTQBaselines", "QuantizationAwareTraining", "Report"]

@@ -130,6 +130,8 @@ def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageD
         for name, options in config.callbacks.items()
         if options is not None
     ]
+    if config.oscillation.get("_target_"):
+        found.append(build.part(config.oscillation, "oscillation"))
     if config.ptq.get("_target_"):
         found.append(build.part(config.ptq, "ptq"))
     if config.export.get("_target_"):
