@@ -140,7 +140,7 @@ def draw_size(results: Results) -> bytes:
 
 def draw_oscillations(found: OscillationResult, recipe: str) -> bytes:
     """Share of oscillating and of frozen weights, a pair of bars a layer, in the order of the network."""
-    figure, axes = _canvas(height=1.5 + 0.3 * len(found.layers))
+    figure, axes = _canvas(height=2.2 + 0.3 * len(found.layers))
     for shift, name, color in ((-0.19, "oscillating", LOOKS["ptq"].color), (0.19, "frozen", QAT_BLUE)):
         shares = [100 * getattr(layer, name) / layer.weights for layer in found.layers]
         places = [place + shift for place in range(len(shares))]
