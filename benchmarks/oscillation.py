@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
 class SmallMobileNet(nn.Sequential):
     """(N, channels, H, W) -> (N, classes): five bottlenecks, an eighth of the height and width at the end."""
 
-    def __init__(self, channels: int, classes: int, width: int = 16) -> None:
+    def __init__(self, channels: int, classes: int, width: int = 8) -> None:
         super().__init__(
             *_convolution(channels, width, 3, stride=2),
             nn.ReLU(),
@@ -158,15 +158,15 @@ def quantized(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 or its copy; default: scikit-learn's digits")
-    parser.add_argument("--images", type=int, default=10_000, help="training images, at most")
-    parser.add_argument("--test-images", type=int, default=5_000, help="at most")
+    parser.add_argument("--images", type=int, default=8_000, help="training images, at most")
+    parser.add_argument("--test-images", type=int, default=2_000, help="at most")
     parser.add_argument("--policies", nargs="+", default=["w3a8"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--float-epochs", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--float-epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS / "oscillation/cpu.json")
     options = parser.parse_args()
@@ -179,7 +179,7 @@ def main() -> None:
     L.seed_everything(0, verbose=False)
     network = SmallMobileNet(data.image_shape[0], data.num_classes, options.width)
     batches = ImageDataModule(data, options.batch)
-    fit(classifier(network, data.num_classes, 10 * options.lr), batches, options.float_epochs)
+    fit(classifier(network, data.num_classes, 5 * options.lr), batches, options.float_epochs)
     float_state = network.state_dict()
     about = {
         "data": data.label,
