@@ -61,6 +61,14 @@ MISTAKES = {
         "ladder 'mine': a list of passes has Calibrate once, this one 0 times.",
     ),
     "ratio": (["callbacks.qat.quantizer_lr_ratio=-1"], "quantizer_lr_ratio=-1 is negative"),
+    "oscillation": (
+        ["oscillation=freeze", "oscillation.freezing=2"],
+        "freezing=2 is not possible: write a number, from 0 to 1, as 0.02, or",
+    ),
+    "nothing that oscillates": (
+        ["oscillation=track", "policy=w8a8"],
+        "OscillationControl(max_bits=4) finds no weight of so few bits; the fewest are 8: write max_bits=8",
+    ),
     "trainer option": (["+trainer.foo=1"], "trainer cannot be built: Trainer.__init__() got an unexpected keyword"),
     "resume": (["resume=/nowhere.ckpt"], "resume=/nowhere.ckpt does not exist"),
 }
