@@ -9,6 +9,7 @@ from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
 from qat.quantizers.n2uq import N2UQ
 from qat.quantizers.nf4 import NF4
+from qat.quantizers.oscillations import Oscillations
 from qat.quantizers.pact import PACT
 from qat.quantizers.powers_of_two import PowersOfTwo
 from qat.quantizers.qil import QIL
@@ -31,6 +32,7 @@ __all__ = [
     "KMeans",
     "LSQPlus",
     "Mode",
+    "Oscillations",
     "PowersOfTwo",
     "Quantizer",
     "Static",

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.estimators import Estimator, StraightThrough
-from qat.functional import fake_quantize, fake_quantize_by, quantize
+from qat.functional import dequantize, fake_quantize, fake_quantize_by, quantize
 from qat.observers import MinMax, Observer
+from qat.quantizers.oscillations import Oscillations
 from qat.spec import QParams, QuantSpec
 
 
@@ -47,6 +48,10 @@ class Quantizer(nn.Module):
     zero_point: Tensor
     any_bits = True
     """Whether `set_bits` may change the grid. False where bits are more than a width: levels, or fitted coefficients."""
+    idempotent = True
+    """Whether the real values of codes have the same codes again."""
+    oscillations: Oscillations | None
+    """Of a weight whose oscillations somebody counts. Who does not count loads a checkpoint of who does, without them."""
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class Quantizer(nn.Module):
         self.n_qparams = spec.granularity.n_qparams(shape)
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("zero_point", torch.zeros(self.n_qparams, dtype=torch.int32))
+        self.register_module("oscillations", None)
         self.ready = False
         self._build()
 
@@ -106,6 +112,12 @@ class Quantizer(nn.Module):
         view = granularity.view(x)
         scale, zero_point = (granularity.shaped(p, tuple(x.shape)) for p in (scale, zero_point))
         return quantize(view, scale, zero_point, grid.qmin, grid.qmax).reshape(x.shape)
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """Real values of codes, float32, same shape."""
+        granularity, shape = self.spec.granularity, tuple(codes.shape)
+        scale, zero_point = (granularity.shaped(p, shape) for p in self.qparams())
+        return dequantize(granularity.view(codes), scale, zero_point).reshape(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (after ReLU, if this `rectifies`) in mode OFF and OBSERVE, fake-quantized x in mode QUANTIZE.

@@ -24,6 +24,7 @@ class DoReFa(Quantizer):
         ValueError: an affine spec, or a weight with an unsigned grid.
     """
 
+    idempotent = False
     scale: Tensor
 
     def _build(self) -> None:

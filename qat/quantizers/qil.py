@@ -26,6 +26,7 @@ class QIL(Quantizer):
         ValueError: an activation, or a grid that is not symmetric and signed.
     """
 
+    idempotent = False
     scale: Tensor
     floor: Tensor
 

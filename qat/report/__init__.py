@@ -11,6 +11,8 @@ from qat.report.records import SchemaError
 from qat.report.schema import (
     SCHEMA_VERSION,
     Data,
+    LayerOscillations,
+    OscillationResult,
     Results,
     Row,
     SiteInfo,
@@ -26,6 +28,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "Data",
     "Environment",
+    "LayerOscillations",
+    "OscillationResult",
     "Results",
     "Row",
     "SchemaError",

@@ -42,10 +42,13 @@ def print_sites(sites: Sequence[SiteInfo], float_edges: Sequence[str], console: 
 
 
 def print_report(results: Results, console: Console | None = None) -> None:
-    """The comparison, the verification and the verdict, which comes last because the last line is the one read."""
+    """Oscillations, comparison, verification and the verdict, which comes last because the last line is the one read."""
     console = console or make_console()
     data = results.data
     title = f"{results.recipe}: {data.label}, {data.test:,} test images"
+    if results.oscillations is not None:
+        table = _rich_table(tables.oscillations(results.oscillations), "Oscillations at the end of the training")
+        console.print(table, Text(tables.oscillation_sentence(results.oscillations)), "", sep="\n")
     judged = {results.verdict.qat, results.verdict.ptq}
     console.print(_rich_table(tables.comparison(results.rows, data.test), title, bold=judged))
     console.print()

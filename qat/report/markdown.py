@@ -31,6 +31,7 @@ def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
         *_verification(results),
         *_quantized(results),
         *_training(results, available),
+        *_oscillations(results, available),
         *_data(results),
         *_environment(results),
         *_reproduce(results),
@@ -78,6 +79,15 @@ def _training(results: Results, available: set[str]) -> list[str]:
     best = f"; best validation accuracy in epoch {training.best_epoch}" if training.best_epoch else ""
     sentence = f"{training.epochs} epochs, {training.steps:,} steps{duration}{best}."
     return ["## Training", sentence, *_pictures(available, (plots.TRAINING, "Validation accuracy per epoch"))]
+
+
+def _oscillations(results: Results, available: set[str]) -> list[str]:
+    found = results.oscillations
+    if found is None:
+        return []
+    sections = ["## Oscillations", f"At the end of the training {tables.oscillation_sentence(found)}."]
+    pictures = _pictures(available, (plots.OSCILLATIONS, "Oscillating and frozen weights of each layer"))
+    return [*sections, *pictures, _table(tables.oscillations(found), code=1)]
 
 
 def _data(results: Results) -> list[str]:

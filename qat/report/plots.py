@@ -13,10 +13,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from qat.report.judge import binomial_error
 from qat.report.labels import Label, columns, write_column
-from qat.report.schema import Kind, Results, Row
+from qat.report.schema import Kind, OscillationResult, Results, Row
 from qat.report.tables import size
 
-ACCURACY, TRAINING, SIZE = "accuracy.png", "training.png", "size.png"
+ACCURACY, TRAINING, SIZE, OSCILLATIONS = "accuracy.png", "training.png", "size.png", "oscillations.png"
 INK, FAINT = "#333333", "#d9d9d9"
 
 
@@ -48,6 +48,8 @@ def draw_all(results: Results) -> dict[str, bytes]:
         pictures[SIZE] = draw_size(results)
     if results.training is not None and any(value is not None for value in results.training.val_top1):
         pictures[TRAINING] = draw_training(results)
+    if results.oscillations is not None:
+        pictures[OSCILLATIONS] = draw_oscillations(results.oscillations, results.recipe)
     return pictures
 
 
@@ -134,6 +136,27 @@ def draw_size(results: Results) -> bytes:
     axes.set_ylabel("top-1 accuracy, %")
     axes.grid(color=FAINT)
     return _png(figure, axes, f"{results.recipe}: accuracy against size")
+
+
+def draw_oscillations(found: OscillationResult, recipe: str) -> bytes:
+    """Share of oscillating and of frozen weights, a pair of bars a layer, in the order of the network."""
+    figure, axes = _canvas(height=2.2 + 0.3 * len(found.layers))
+    for shift, name, color in ((-0.19, "oscillating", LOOKS["ptq"].color), (0.19, "frozen", QAT_BLUE)):
+        shares = [100 * getattr(layer, name) / layer.weights for layer in found.layers]
+        places = [place + shift for place in range(len(shares))]
+        axes.barh(places, shares, height=0.36, color=color)
+        for place, share in zip(places, shares, strict=True):
+            axes.annotate(
+                f"{share:.1f} % {name}", (share, place), xytext=(4, 0), textcoords="offset points", va="center",
+                color=color, fontsize=7,
+            )  # fmt: skip
+    axes.set_yticks(range(len(found.layers)), [layer.layer for layer in found.layers])
+    axes.set_ylim(len(found.layers) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.18)
+    axes.set_xlabel(f"share of the layer's weights, %   (oscillating: frequency above {found.threshold:g})")
+    axes.grid(axis="x", color=FAINT)
+    return _png(figure, axes, f"{recipe}: oscillations at the end of the training")
 
 
 def _label(row: Row, x: float) -> Label:

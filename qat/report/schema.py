@@ -143,6 +143,40 @@ class Training(Record):
             _check_fraction("Training", "val_top1", value)
 
 
+@dataclass(frozen=True)
+class LayerOscillations(Record):
+    """Weights of one layer at the end of the training: all, those that oscillate, those that were frozen before."""
+
+    layer: str
+    weights: int
+    oscillating: int
+    frozen: int
+
+
+@dataclass(frozen=True)
+class OscillationResult(Record):
+    """Weights whose integer still jumped back and forth when the training ended, more often than ``threshold``."""
+
+    threshold: float
+    momentum: float
+    layers: list[LayerOscillations]
+
+    @property
+    def weights(self) -> int:
+        """How many were counted."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def oscillating(self) -> float:
+        """Fraction of all weights."""
+        return sum(layer.oscillating for layer in self.layers) / self.weights
+
+    @property
+    def frozen(self) -> float:
+        """Fraction of all weights."""
+        return sum(layer.frozen for layer in self.layers) / self.weights
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results(Record):
     """Everything one run found; the console, Markdown and plots are functions of this alone."""
@@ -160,6 +194,7 @@ class Results(Record):
     sites: list[SiteInfo] = field(default_factory=list)
     float_edges: list[str] = field(default_factory=list)
     training: Training | None = None
+    oscillations: OscillationResult | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from qat.report.judge import binomial_error
-from qat.report.schema import Row, SiteInfo, VerificationResult
+from qat.report.schema import OscillationResult, Row, SiteInfo, VerificationResult
 
 ABSENT = "–"
 STORED_MARK = "†"
@@ -88,6 +88,34 @@ def verification_sentence(verification: VerificationResult) -> str:
         codes += f" by at most {_count(verification.max_step_difference, 'step')}"
     agreement = f"top-1 agreement {agreement_percent(verification.top1_agreement)}"
     return ", ".join([codes, agreement, *_operator_phrases(verification.quantized_operators)])
+
+
+def oscillations(found: OscillationResult) -> Table:
+    """The shares of every layer, the largest share of oscillating weights first."""
+    layers = sorted(found.layers, key=lambda layer: -layer.oscillating / layer.weights)
+    cells = [
+        (
+            layer.layer,
+            f"{layer.weights:,}",
+            f"{100 * layer.oscillating / layer.weights:.2f}",
+            f"{100 * layer.frozen / layer.weights:.2f}",
+        )
+        for layer in layers
+    ]
+    return Table(("layer", "weights", "oscillating %", "frozen %"), cells, 1)
+
+
+def oscillation_sentence(found: OscillationResult) -> str:
+    """All layers in a line.
+
+    >>> from qat.report import LayerOscillations
+    >>> print(oscillation_sentence(OscillationResult(0.005, 0.01, [LayerOscillations("stem", 2_000, 30, 5)])))
+    1.50 % of 2,000 weights oscillate (frequency above 0.005), 0.25 % are frozen
+    """
+    return (
+        f"{100 * found.oscillating:.2f} % of {found.weights:,} weights oscillate (frequency above {found.threshold:g}), "
+        f"{100 * found.frozen:.2f} % are frozen"
+    )
 
 
 def agreement_percent(fraction: float) -> str:

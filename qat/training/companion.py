@@ -1,10 +1,11 @@
-"""How a callback finds the one that it works with."""
+"""How a callback finds the one that it works with, and how QuantizationAwareTraining finds those that add to its network."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
 import lightning as L
+from torch import nn
 
 C = TypeVar("C", bound=L.Callback)
 
@@ -22,3 +23,10 @@ def companion(trainer: Any, kind: type[C], asking: L.Callback) -> C:
             f"{type(asking).__name__}(...)])."
         )
     return found
+
+
+class Extension(L.Callback):
+    """A callback that adds to the structure of the prepared network. Its turn comes right after QuantizationAwareTraining's."""
+
+    def on_prepared(self, network: nn.Module) -> None:
+        """Called by QuantizationAwareTraining in setup, of every stage, before anybody copies, restores or optimizes."""

@@ -5,6 +5,8 @@ import pytest
 from qat.report import (
     Data,
     Environment,
+    LayerOscillations,
+    OscillationResult,
     Results,
     Row,
     SiteInfo,
@@ -86,6 +88,11 @@ def results(rows: list[Row]) -> Results:
             val_top1=[0.893, 0.904, 0.911, 0.9135, 0.9182, 0.9180],
             val_loss=[0.41, 0.36, 0.33, 0.31, None, 0.29],
             train_loss=[0.5, 0.4, 0.35, 0.3, 0.28, 0.27],
+        ),
+        oscillations=OscillationResult(
+            threshold=0.005,
+            momentum=0.01,
+            layers=[LayerOscillations("layer1.0.conv1", 2_304, 23, 0), LayerOscillations("layer1.0.conv2", 144, 36, 9)],
         ),
         timings={"float": 0.4, "ptq": 5.75, "qat": 310.5, "export": 2.1},
     )

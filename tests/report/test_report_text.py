@@ -63,7 +63,7 @@ def test_verdict_is_coloured_in_a_terminal(results: Results, lost: bool, style: 
 
 
 def test_markdown(results: Results) -> None:
-    assert_golden("report.md", markdown(results, ["accuracy.png", "size.png", "training.png"]))
+    assert_golden("report.md", markdown(results, ["accuracy.png", "size.png", "training.png", "oscillations.png"]))
 
 
 def test_a_lost_comparison_is_in_the_first_lines_of_the_report(results: Results) -> None:
@@ -73,11 +73,12 @@ def test_a_lost_comparison_is_in_the_first_lines_of_the_report(results: Results)
 
 def test_a_run_without_export_or_training_has_a_report_too(results: Results) -> None:
     bare = dataclasses.replace(
-        results, verification=None, training=None, sites=[], float_edges=[], timings={}, config={}
+        results, verification=None, training=None, oscillations=None, sites=[], float_edges=[], timings={}, config={}
     )
     text = markdown(bare)
     assert "No artefact was verified in this run." in text
     assert "## Training" not in text
+    assert "scillat" not in text
     assert "Verification" not in logged(bare)
 
 

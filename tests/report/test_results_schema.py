@@ -11,6 +11,8 @@ import pytest
 from qat.report import (
     Data,
     Environment,
+    LayerOscillations,
+    OscillationResult,
     Results,
     Row,
     SchemaError,
@@ -23,6 +25,7 @@ from qat.report import (
 )
 
 RECORDS = [Results, Data, Row, Verdict, VerificationResult, SiteResult, SiteInfo, Training, Environment]
+RECORDS += [OscillationResult, LayerOscillations]
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results_schema.md"
 
 

@@ -22,6 +22,7 @@ from qat.quantizers import Mode
 from qat.training.alarms import Watch, trouble
 from qat.training.averaging import average_real_numbers_only, copy_again, share_ranges, slow_scales_in_swa
 from qat.training.batches import Inputs, NetworkInputs, calibration_inputs, first_of
+from qat.training.companion import Extension
 from qat.training.compilation import check_compiler, compile_in_place, run_as_written
 from qat.training.hooks import unwrap_hook, wrap_hook
 from qat.training.network import find_network, is_root
@@ -139,7 +140,7 @@ class QuantizationAwareTraining(L.Callback):
         place = trainer.callbacks.index(self)
         earlier, later = trainer.callbacks[:place], trainer.callbacks[place + 1 :]
         copy_again(trainer, pl_module, stage, earlier)
-        trainer.callbacks = [self, *earlier, *later]
+        trainer.callbacks = [self, *sorted([*earlier, *later], key=lambda other: not isinstance(other, Extension))]
 
     def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.network_name = find_network(pl_module, self.network)
@@ -153,6 +154,9 @@ class QuantizationAwareTraining(L.Callback):
             self.float_network = copy.deepcopy(network).cpu()
             take_from_rank_zero(trainer, self.float_network)
             prepare_(network, self.policy)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Extension):
+                callback.on_prepared(network)
 
     def _preparing_afterwards(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str, hook: Callable[[], None]

@@ -19,6 +19,7 @@ from qat.training import records
 from qat.training.batches import NO_TEST_DATA, has_test_data
 from qat.training.best import best_network
 from qat.training.callbacks.export_onnx import ExportONNX
+from qat.training.callbacks.oscillation_control import OscillationControl
 from qat.training.callbacks.ptq_baselines import PTQBaselines, label
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.candidates import Candidate, candidates, rows
@@ -33,7 +34,8 @@ class Report(L.Callback):
     """Measures every network of a fit on the test set, once and at the end, and writes results.json and report.md.
 
     Rows: the float network, what `PTQBaselines` made, QAT before its first step, QAT's best checkpoint, its integer model,
-    and what `ExportONNX` wrote, run by ONNX Runtime; those of the last two callbacks where they are there. Each is put into
+    and what `ExportONNX` wrote, run by ONNX Runtime; those of the last two callbacks where they are there, as is what
+    `OscillationControl` counted. Each is put into
     the user's own LightningModule and measured by its test_step, in float32, which is what the artefact computes with. If the
     fit ran in another precision, the row of QAT's best checkpoint notes what it reaches there. Needs a
     `QuantizationAwareTraining` beside it, in any order.
@@ -134,7 +136,7 @@ class Report(L.Callback):
 
     def _measured(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Results:
         qat = companion(trainer, QuantizationAwareTraining, self)
-        ptq, export = (_beside(trainer, kind) for kind in (PTQBaselines, ExportONNX))
+        ptq, export, oscillations = (_beside(trainer, kind) for kind in (PTQBaselines, ExportONNX, OscillationControl))
         artefact = export.export(trainer, pl_module) if export is not None else None
         start = time.perf_counter()
         best = best_network(trainer, pl_module, qat)
@@ -164,6 +166,7 @@ class Report(L.Callback):
             sites=sites,
             float_edges=float_edges,
             training=self.curves.record(trainer, best.epoch),
+            oscillations=oscillations.report if oscillations is not None else None,
             timings={**timings, "evaluation": time.perf_counter() - start},
         )
 

@@ -18,6 +18,7 @@ from torch import nn
 from qat.data import ImageData
 from qat.report import Data, Results, write_atomically
 from qat.training.callbacks import Report
+from qat.training.companion import Extension
 from qat.training.processes import check_launched, processes_of
 from qat.training.recipe import build, float_network, loggers
 from qat.training.recipe.check import check_values
@@ -93,13 +94,16 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
 def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> int:
     """What only shows when the parts meet, on parts that are thrown away. Returns the number of processes that will train."""
     float_network.check_source(config, data)
-    prepare(network, policy, torch.zeros(2, *data.image_shape))
+    prepared = prepare(network, policy, torch.zeros(2, *data.image_shape))
     for part in (config, config.float):
         build.classifier(network, part, data)
     build.distillation(config, network)
     batches = build.datamodule(config, data)
     batches.calibration_batches(config.calibration_images)
     callbacks = _callbacks(config, folder, policy, batches)
+    for callback in callbacks:
+        if isinstance(callback, Extension):
+            callback.on_prepared(prepared)
     trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
     check_launched(trainer)
     return processes_of(trainer)
@@ -130,6 +134,8 @@ def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageD
         for name, options in config.callbacks.items()
         if options is not None
     ]
+    if config.oscillation.get("_target_"):
+        found.append(build.part(config.oscillation, "oscillation"))
     if config.ptq.get("_target_"):
         found.append(build.part(config.ptq, "ptq"))
     if config.export.get("_target_"):

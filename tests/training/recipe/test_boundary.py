@@ -66,6 +66,14 @@ MISTAKES = {
         "callbacks.qat.quantizer_optimizer has no parameters yet: add _partial_: true, as in",
     ),
     "share": (["freeze.batch_norm=2"], "batch_norm=2 is no share of the fit: write a number from 0 to 1"),
+    "oscillation": (
+        ["oscillation=freeze", "oscillation.freezing=2"],
+        "freezing=2 is not possible: write a number, from 0 to 1, as 0.02, or",
+    ),
+    "nothing that oscillates": (
+        ["oscillation=track", "policy=w8a8"],
+        "OscillationControl(max_bits=4) finds no weight of so few bits; the fewest are 8: write max_bits=8",
+    ),
     "trainer option": (["+trainer.foo=1"], "trainer cannot be built: Trainer.__init__() got an unexpected keyword"),
     "resume": (["resume=/nowhere.ckpt"], "resume=/nowhere.ckpt does not exist"),
 }

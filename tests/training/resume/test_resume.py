@@ -17,7 +17,7 @@ from people import LIGHTNING
 from torch import Generator
 from torch.utils.data import DataLoader, RandomSampler
 
-from qat.training.callbacks import QuantizationAwareTraining
+from qat.training.callbacks import OscillationControl, QuantizationAwareTraining
 from qat.training.resume.random_state import RandomState
 from qat.training.resume.resume import KEY
 
@@ -118,6 +118,18 @@ def test_from_wherever_it_goes_on_it_ends_the_same(
         assert differences(end, resumed.end()) == [], path.name
         seen = len(resumed.diary.pages)
         assert seen == 0 or resumed.diary.pages == whole.diary.pages[-seen:], path.name
+
+
+def test_oscillations_that_are_dampened_and_frozen_go_on(tmp_path: Path) -> None:
+    def control() -> OscillationControl:
+        return OscillationControl(dampening=(0.0, 0.5), freezing=(0.3, 0.02), momentum=0.2, max_bits=8)
+
+    whole = Fit(tmp_path, shuffled, callbacks=[control(), Everywhere(tmp_path)]).run()
+    state = {name: value for name, value in whole.end()["weights"].items() if ".oscillations." in name}
+    assert any(value.any() for name, value in state.items() if name.endswith(".frozen"))
+    for path in sorted(tmp_path.glob("*.ckpt"))[::5]:
+        resumed = Fit(tmp_path, shuffled, seed=99, callbacks=[control()]).run(path)
+        assert differences(whole.end(), resumed.end()) == [], path.name
 
 
 def test_twice_interrupted_in_one_epoch(tmp_path: Path) -> None:
