@@ -55,8 +55,6 @@ def _weights(quantizer: str) -> list[str]:
 ROWS: dict[str, list[str]] = {
     "lsq": [],
     "lsq, distilled": DISTILLED,
-    "lsq, distilled, ratio 5": [*DISTILLED, "callbacks.qat.quantizer_lr_ratio=5"],
-    "lsq, distilled, full": [*DISTILLED, "policy.weight.narrow=false"],
     "lsq_plus": ["quantizer=lsq_plus", "policy.activation.symmetric=false"],
     "ewgs": ["quantizer=ewgs"],
     "dsq": ["quantizer=dsq"],

@@ -2,7 +2,17 @@
 
 from qat.export.float_onnx import export_float_onnx
 from qat.export.onnx import export_onnx
+from qat.export.quantize_static import QuantizeStatic
 from qat.export.runtime import OnnxRuntimeNetwork, latency, operators
 from qat.export.verify import Verification, verify
 
-__all__ = ["OnnxRuntimeNetwork", "Verification", "export_float_onnx", "export_onnx", "latency", "operators", "verify"]
+__all__ = [
+    "OnnxRuntimeNetwork",
+    "QuantizeStatic",
+    "Verification",
+    "export_float_onnx",
+    "export_onnx",
+    "latency",
+    "operators",
+    "verify",
+]

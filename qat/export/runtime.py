@@ -53,8 +53,13 @@ class OnnxRuntimeNetwork(nn.Module):
         self.path, self.threads = str(path), threads
         self.session = session(path, threads)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the file on disk."""
+        return Path(self.path).stat().st_size
+
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        results = tuple(torch.from_numpy(r) for r in self.session.run(None, _feeds(self.session, inputs)))
+        results = tuple(torch.from_numpy(r) for r in self.session.run(None, feeds(self.session, inputs)))
         return results[0] if len(results) == 1 else results
 
     def __deepcopy__(self, memo: object) -> OnnxRuntimeNetwork:
@@ -76,7 +81,7 @@ class SiteSession:
     def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """(results, {site: codes})."""
         names = [*self.results, *self.sites]
-        values = [torch.from_numpy(v) for v in self.session.run(names, _feeds(self.session, inputs))]
+        values = [torch.from_numpy(v) for v in self.session.run(names, feeds(self.session, inputs))]
         count = len(self.results)
         return values[:count], dict(zip(self.sites, values[count:], strict=True))
 
@@ -112,9 +117,9 @@ def latency(
         times: dict[str, list[float]] = {name: [] for name in paths}
         for turn in range(rounds + 3):
             for name, running in sessions.items():
-                feeds = _feeds(running, batch)
+                given = feeds(running, batch)
                 start = time.perf_counter()
-                running.run(None, feeds)
+                running.run(None, given)
                 if turn >= 3:  # the first turns allocate
                     times[name].append(1000 * (time.perf_counter() - start))
         for name, measured in times.items():
@@ -122,6 +127,7 @@ def latency(
     return result
 
 
-def _feeds(running: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
+def feeds(running: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """What `running` is given: input name -> float32 array."""
     names = [i.name for i in running.get_inputs()]
     return {n: x.detach().cpu().float().contiguous().numpy() for n, x in zip(names, inputs, strict=True)}

@@ -31,12 +31,13 @@ QAT_BLUE = "#0072B2"
 LOOKS: dict[Kind, Look] = {
     "float": Look("#5a5a5a", "D"),
     "ptq": Look("#D55E00", "s"),
+    "outside": Look("#CC79A7", "X"),
     "step0": Look("#56B4E9", "^"),
     "qat_fake_quant": Look(QAT_BLUE, "v"),
     "qat_integer": Look(QAT_BLUE, "P"),
     "qat_onnxruntime": Look(QAT_BLUE, "o"),
 }
-SHIPPABLE: tuple[Kind, ...] = ("float", "ptq", "qat_integer", "qat_onnxruntime")
+SHIPPABLE: tuple[Kind, ...] = ("float", "ptq", "outside", "qat_integer", "qat_onnxruntime")
 
 
 def draw_all(results: Results) -> dict[str, bytes]:

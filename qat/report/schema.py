@@ -13,7 +13,7 @@ from qat.report.records import Record, SchemaError
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["float", "ptq", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
+Kind = Literal["float", "ptq", "outside", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
 SizeKind = Literal["file", "stored"]
 Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided"]
 

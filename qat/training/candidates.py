@@ -50,6 +50,10 @@ def candidates(
             Candidate(name, "ptq", network, stored_bytes(network), seconds=ptq.seconds[name])
             for name, network in ptq.networks.items()
         ]
+        found += [
+            Candidate(name, "outside", made, made.size_bytes, "file", True, ptq.seconds[name], latency.get(name, {}))
+            for name, made in ptq.outside_networks.items()
+        ]
     if step0 is not None:
         found.append(Candidate("QAT step 0", "step0", step0, stored_bytes(step0), seconds=qat.calibration_seconds))
     stored = stored_bytes(best)

@@ -13,6 +13,7 @@ from people import LIGHTNING, Classifier, Data, Itself, images, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from qat.export import OnnxRuntimeNetwork, QuantizeStatic
 from qat.ptq import AdaRound, Calibrate, CrossLayerEqualization
 from qat.report import read_results
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
@@ -131,6 +132,23 @@ def test_dataloaders_can_be_passed_where_there_is_no_datamodule(tmp_path: Path) 
     assert report.results.data.test == 20
     assert [row.name for row in report.results.rows] == [NAMES[0], *NAMES[2:6]]
     assert report.results.verification is None
+
+
+def test_an_outside_baseline_is_a_row_that_counts_in_no_verdict(tmp_path: Path) -> None:
+    name = "ONNX Runtime quantize_static (W8A8)"
+    ptq = PTQBaselines(["MinMax"], outside={name: QuantizeStatic()})
+    callbacks = [MAKERS["qat"](tmp_path), ptq, MAKERS["export"](tmp_path), MAKERS["report"](tmp_path)]
+    trainer(tmp_path, *callbacks).fit(Classifier(), datamodule=Data())
+    results = read_results(tmp_path / "results.json")
+    rows = {row.name: row for row in results.rows}
+    assert list(rows)[:3] == ["float", "PTQ min-max", name]
+    file = tmp_path / "quantize_static.onnx"
+    assert (rows[name].kind, rows[name].size_kind, rows[name].size_bytes) == ("outside", "file", file.stat().st_size)
+    x, y = Data().test.tensors
+    assert rows[name].top1 == pytest.approx((OnnxRuntimeNetwork(file)(x).argmax(1) == y).float().mean().item())
+    assert all(v is not None for v in (rows[name].latency_ms_batch1, rows[name].latency_ms_batch32, rows[name].seconds))
+    assert results.verdict.ptq == "PTQ min-max"
+    assert name in (tmp_path / "report.md").read_text()
 
 
 def test_a_resumed_fit_has_its_step_0_again(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from qat.export.runtime import EXACT
 from qat.integer import convert
 from qat.training.batches import NO_TEST_DATA, as_evaluated, has_test_data, loaders_of_test
 from qat.training.best import best_network
+from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.companion import companion
+from qat.training.companion import beside, companion
 from qat.training.processes import once
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Artefact:
     verification: Verification
     float_path: Path | None
     latency_ms: dict[str, dict[int, float]]
-    """"float" and "quantized": batch size -> median milliseconds in ONNX Runtime."""
+    """"float", "quantized" and outside baselines by name: batch size -> median milliseconds in ONNX Runtime."""
     seconds: dict[str, float]
 
     def network(self) -> nn.Module:
@@ -110,10 +111,12 @@ class ExportONNX(L.Callback):
         verification = verify(self.path, integer, self._test_inputs(trainer, pl_module, qat))
         clock.append(time.perf_counter())
         float_path = self.float_path if qat.float_network is not None else None
-        files = {"quantized": self.path}
+        files: dict[str, str | Path] = {"quantized": self.path}
         if float_path is not None and qat.float_network is not None:
             export_float_onnx(qat.float_network, one, float_path)
             files = {"float": float_path, **files}
+        if (ptq := beside(trainer, PTQBaselines)) is not None:
+            files |= {name: network.path for name, network in ptq.outside_networks.items()}
         measured = latency(files, one, batch_sizes=BATCH_SIZES)
         clock.append(time.perf_counter())
         stages = ("export", "verification", "latency")

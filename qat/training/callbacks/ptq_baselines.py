@@ -6,15 +6,18 @@ import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from qat.export import OnnxRuntimeNetwork, QuantizeStatic
 from qat.ptq import Calibrate, NoGraph, Pass, apply_passes, check_order
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.companion import companion
+from qat.training.processes import once
 from qat.training.progress_bar import progress_bar
 from qat.transform.policy import Part
 
@@ -39,13 +42,18 @@ class PTQBaselines(L.Callback):
         ladder: passes by the name that tables give them; or observers, each of which makes a list of one `Calibrate`: class
             names or {"_target_": ..., option: value}.
         seed: of the passes' random numbers.
+        outside: what other libraries make of the same float network and calibration images, by the name that tables give it.
+            Their policy is their own, so they count in no verdict; their files are written to the Trainer's default_root_dir.
 
     Raises:
         ValueError: there are no passes, they are in an impossible order, or an observer does not exist.
     """
 
     def __init__(
-        self, ladder: Mapping[str, Sequence[Pass]] | Sequence[Part] = ("MinMax", "MSE"), seed: int = 0
+        self,
+        ladder: Mapping[str, Sequence[Pass]] | Sequence[Part] = ("MinMax", "MSE"),
+        seed: int = 0,
+        outside: Mapping[str, QuantizeStatic] | None = None,
     ) -> None:
         if not ladder:
             raise ValueError("PTQBaselines has nothing to compare with: write for example ladder=['MinMax', 'MSE'].")
@@ -58,9 +66,11 @@ class PTQBaselines(L.Callback):
             except ValueError as error:
                 raise ValueError(f"ladder {name!r}: {error}") from None
         self.ladder: dict[str, Sequence[Pass]] = dict(named)
-        self.seed = seed
+        self.seed, self.outside = seed, dict(outside or {})
         self.networks: dict[str, nn.Module] = {}
         """Quantized networks by name, on the CPU."""
+        self.outside_networks: dict[str, OnnxRuntimeNetwork] = {}
+        """In process 0 alone, where they are measured."""
         self.seconds: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -86,6 +96,12 @@ class PTQBaselines(L.Callback):
             self.networks[name] = quantized.cpu()
             self.seconds[name] = time.perf_counter() - start
             log.info("%s: %.1f minutes", name, self.seconds[name] / 60)
+        for name, quantize in self.outside.items():
+            start = time.perf_counter()
+            path = once(trainer, partial(quantize, network, batches, trainer.default_root_dir))
+            if trainer.is_global_zero:
+                self.outside_networks[name] = OnnxRuntimeNetwork(path)
+            self.seconds[name] = time.perf_counter() - start
 
 
 def label(part: Any) -> str:

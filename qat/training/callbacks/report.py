@@ -23,7 +23,7 @@ from qat.training.callbacks.oscillation_control import OscillationControl
 from qat.training.callbacks.ptq_baselines import PTQBaselines, label
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.candidates import Candidate, candidates, rows
-from qat.training.companion import companion
+from qat.training.companion import beside, companion
 from qat.training.curves import Curves
 from qat.training.evaluation import Evaluation, evaluate
 from qat.training.processes import once
@@ -136,7 +136,8 @@ class Report(L.Callback):
 
     def _measured(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Results:
         qat = companion(trainer, QuantizationAwareTraining, self)
-        ptq, export, oscillations = (_beside(trainer, kind) for kind in (PTQBaselines, ExportONNX, OscillationControl))
+        ptq, export = beside(trainer, PTQBaselines), beside(trainer, ExportONNX)
+        oscillations = beside(trainer, OscillationControl)
         artefact = export.export(trainer, pl_module) if export is not None else None
         start = time.perf_counter()
         best = best_network(trainer, pl_module, qat)
@@ -218,7 +219,3 @@ class Report(L.Callback):
         )
         rank_zero_warn(f"QAT before its first step {warning}")
         return {"QAT step 0": f"WARNING: {warning}"}
-
-
-def _beside(trainer: Any, kind: type[Any]) -> Any:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)

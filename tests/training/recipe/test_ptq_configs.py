@@ -10,6 +10,7 @@ from networks import OptionA, build, images
 
 import qat
 import qat.ptq
+from qat.export import QuantizeStatic
 from qat.ptq import BRECQ, AdaRound, Pass, apply_passes
 from qat.training.callbacks import PTQBaselines
 from qat.training.recipe.build import part
@@ -40,6 +41,8 @@ def test_full_uses_every_pass_and_every_recipe_compares_with_default() -> None:
                       and issubclass(p, Pass) and p is not Pass}  # fmt: skip
     assert any(isinstance(step, BRECQ) and step.reconstruction.drop for step in ladder("full")["PTQ QDrop"])
     assert "PTQ AdaRound" in composed().ptq.ladder
+    outside = part(composed("ptq=full").ptq, "ptq").outside
+    assert outside == {"ONNX Runtime quantize_static (W8A8)": QuantizeStatic()}
 
 
 @pytest.mark.parametrize("name", ladder("full"))
