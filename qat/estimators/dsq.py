@@ -11,7 +11,7 @@ from qat.estimators.base import Estimator
 
 
 class DSQ(Estimator):
-    """The gradient of a staircase of tanh pieces (section 3.1): large at the thresholds, small where v is nearly whole.
+    """The gradient of a staircase of tanh pieces: large at the thresholds, small where v is nearly whole.
 
     With m the middle between the whole numbers around v: r'(v) = s k / 2 * (1 - tanh(k (v - m))^2), where
     k = log(2 / alpha - 1) and s = 1 / tanh(k / 2) = 1 / (1 - alpha). Its mean over a step is 1. alpha near 0 is nearly the

@@ -9,10 +9,10 @@ from qat.estimators.base import Estimator
 
 
 class EWGS(Estimator):
-    """g * (1 + delta * sign(g) * (v - round(v))) (section 3.2): larger where the step g wants lies behind the nearer threshold.
+    """g * (1 + delta * sign(g) * (v - round(v))): larger where the step g wants lies behind the nearer threshold.
 
     Differs from the paper: v is in steps, where the paper's x_n is in [0, 1] or [-1, 1], so delta = 1e-3 (of the authors'
-    code) weighs a distance of half a step alike at all bit widths; delta is fixed, where section 3.3 finds it from the
+    code) weighs a distance of half a step alike at all bit widths; delta is fixed, where the paper finds it from the
     Hessian's trace; the range is learned by the quantizer that owns this, not by a lower and an upper bound.
 
     Raises:

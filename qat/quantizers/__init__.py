@@ -5,6 +5,7 @@ from qat.quantizers.base import Mode, Quantizer
 from qat.quantizers.binary import Binary
 from qat.quantizers.dorefa import DoReFa
 from qat.quantizers.k_means import KMeans
+from qat.quantizers.lcq import LCQ
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
 from qat.quantizers.n2uq import N2UQ
@@ -19,6 +20,7 @@ from qat.quantizers.ternary import Ternary
 from qat.quantizers.tqt import TQT
 
 __all__ = [
+    "LCQ",
     "LSQ",
     "N2UQ",
     "NF4",

@@ -63,7 +63,7 @@ class Codebook(Quantizer):
         granularity, shape = self.spec.granularity, tuple(x.shape)
         v = granularity.view(x.float()) / granularity.shaped(self.qparams().scale, shape)
         levels = self.levels().detach()
-        return levels[_nearest(v, levels)].reshape(shape)
+        return levels[self._index(v, levels)].reshape(shape)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
@@ -72,7 +72,16 @@ class Codebook(Quantizer):
         scale = granularity.shaped(scale_gradient(held(self.scale, self.floor), factor), shape)
         ends = levels.detach()[[0, -1]]
         clipped = clip(granularity.view(x.float()), ends[0] * scale, ends[1] * scale)
-        return snap(clipped, scale, lambda v: _round_to(levels, v)).to(x.dtype).reshape(shape)
+        return snap(clipped, scale, lambda v: self._round(v, levels)).to(x.dtype).reshape(shape)
+
+    def _index(self, v: Tensor, levels: Tensor) -> Tensor:
+        """Which level each v = x / scale becomes: the nearest; the lower one from exactly between."""
+        return torch.bucketize(v, (levels[1:] + levels[:-1]) / 2)
+
+    def _round(self, v: Tensor, levels: Tensor) -> Tensor:
+        """The level of each v, straight-through for v; a learned level gets the gradient of the values that it stands for."""
+        chosen = levels[self._index(v.detach(), levels.detach())]
+        return with_gradient_of(chosen, chosen + v) if levels.requires_grad else with_gradient_of(chosen, v)
 
     def _outermost(self) -> float:
         return max(1.0, float(self.levels().detach().abs().max()))
@@ -80,14 +89,3 @@ class Codebook(Quantizer):
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)
         self.floor.copy_(qparams.scale * FLOOR)
-
-
-def _nearest(v: Tensor, levels: Tensor) -> Tensor:
-    """Index of the level nearest to each v; the lower one from exactly between."""
-    return torch.bucketize(v, (levels[1:] + levels[:-1]) / 2)
-
-
-def _round_to(levels: Tensor, v: Tensor) -> Tensor:
-    """The level nearest to v, straight-through for v; a learned level gets the gradient of the values that it stands for."""
-    chosen = levels[_nearest(v.detach(), levels.detach())]
-    return with_gradient_of(chosen, chosen + v) if levels.requires_grad else with_gradient_of(chosen, v)

@@ -13,7 +13,7 @@ from qat.spec import QParams
 
 class QIL(Quantizer):
     """A learned interval of magnitudes, center ± distance: weights below it become 0 (pruning), weights above it ±hi
-    (clipping), and what lies inside is stretched over 0..hi and rounded (section 3.2).
+    (clipping), and what lies inside is stretched over 0..hi and rounded.
 
     Gradient: straight-through rounding of hi * sign(w) * (0.5 + 0.5 * (|w| - center) / distance): inside
     dw = g * hi / (2 distance), dcenter = -sign(w) * dw, ddistance = dcenter * (|w| - center) / distance; outside all 0.

@@ -367,6 +367,66 @@ def test_k_means_finds_the_clusters_of_the_weights() -> None:
     np.testing.assert_allclose(quantizer(weight).detach().unique().numpy(), centers.numpy(), atol=0.02)
 
 
+@layouts
+def test_lcq(layout: str) -> None:
+    """Forward and gradients of weight and scale by the paper's formulas; that of theta by differences of its straight line."""
+    quantizer, shared = Case("lcq", layout, 3).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+    theta = 2.0 * np.random.default_rng(0).normal(size=16).clip(-1, 1)
+    with torch.no_grad():
+        quantizer.theta.copy_(torch.tensor(theta))
+        quantizer.scale.mul_(0.6)  # something is clipped
+    x, y, g, dx = run(quantizer, data())
+    knots, s = np.linspace(0, 1, 17), number(quantizer.scale, shared)
+
+    def heights(theta: Array) -> Array:
+        return np.concatenate([[0], np.cumsum(np.exp(theta))]) / np.exp(theta).sum()
+
+    def f(u: Array, theta: Array) -> Array:
+        return np.interp(u, knots, heights(theta))
+
+    def expand(q: Array, theta: Array) -> Array:
+        rise = np.diff(heights(theta))[[0, -1]] * 16  # the outer pieces go on straight
+        around = np.concatenate([[-rise[0]], heights(theta), [1 + rise[1]]])
+        return np.interp(q, around, np.concatenate([[-1], knots, [2]]))
+
+    u = np.abs(x / s).clip(0, 127) / 127
+    q = np.rint(3 * f(u, theta)) / 3
+    level = np.sign(x) * np.rint(127 * expand(q, theta))
+    np.testing.assert_allclose(y, level * s, **close)
+    inside, slopes = np.abs(x / s) < 127, np.diff(heights(theta)) * 16
+    at_level = np.clip(np.searchsorted(heights(theta), q + 1e-9) - 1, 0, 15)
+    slope = slopes[np.clip((u * 16).astype(int), 0, 15)] / slopes[at_level]
+    np.testing.assert_allclose(dx, np.where(inside, g * slope, 0), **close)
+    dscale = summed(g * np.where(inside, level - x / s * slope, level), shared)
+    factor = 1 / np.sqrt((shared == 0).sum() * 127)
+    np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
+
+    def line(theta_: Array) -> float:
+        return float((g * np.sign(x) * s * 127 * expand(q + f(u, theta_) - f(u, theta), theta_)).sum())
+
+    e = 1e-6 * np.eye(16)
+    expected = [(line(theta + step) - line(theta - step)) / 2e-6 for step in e]
+    np.testing.assert_allclose(quantizer.theta.grad.numpy(), expected, rtol=2e-3, atol=1e-3)
+    assert 0 < inside.mean() < 1
+    assert len(np.unique(level)) >= 5
+
+
+def test_lcq_starts_as_plain_rounding_and_learns_where_the_weights_are() -> None:
+    weight = 0.1 * torch.randn(20, 200)
+    weight[0, 0] = 1.0
+    quantizer = Case("lcq", "per_tensor", 3).rule.build((20, 200))
+    quantizer.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
+    assert quantizer.levels().tolist() == [-127, -85, -42, 0, 42, 85, 127]
+    first = (quantizer(weight) - weight).square().mean().item()
+    optimizer = torch.optim.Adam([quantizer.theta], lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (quantizer(weight) - weight).square().mean().backward()
+        optimizer.step()
+    assert (quantizer(weight) - weight).square().mean().item() < 0.3 * first
+    assert quantizer.levels()[4] < 25
+
+
 @pytest.mark.parametrize("cls", [PowersOfTwo, APoT])
 def test_other_widths_are_refused(cls: type[Quantizer]) -> None:
     with pytest.raises(ValueError, match=rf"{cls.__name__} has 4 or .* bits, not 8: write bits: 4, or a rule"):
@@ -377,7 +437,8 @@ def test_other_widths_are_refused(cls: type[Quantizer]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["lsq", "ewgs", "dsq", "stochastic", "pact", "tqt", "lsq_plus", "powers_of_two", "apot", "nf4", "k_means"]
+    "name",
+    ["lsq", "ewgs", "dsq", "stochastic", "pact", "tqt", "lsq_plus", "powers_of_two", "apot", "nf4", "k_means", "lcq"],
 )
 def test_a_range_that_is_too_narrow_widens(name: str) -> None:
     x = torch.randn(8, 200)
