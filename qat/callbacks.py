@@ -1,5 +1,5 @@
 """`qat.callbacks.*`: Lightning callbacks for any LightningModule."""
 
-from qat.training.callbacks import ExportONNX, Freeze, PTQBaselines, QuantizationAwareTraining, Report
+from qat.training.callbacks import ExportONNX, Freeze, ProgressiveBits, PTQBaselines, QuantizationAwareTraining, Report
 
-__all__ = ["ExportONNX", "Freeze", "PTQBaselines", "QuantizationAwareTraining", "Report"]
+__all__ = ["ExportONNX", "Freeze", "PTQBaselines", "ProgressiveBits", "QuantizationAwareTraining", "Report"]

@@ -25,7 +25,7 @@ class TwoOptimizers(Optimizer):
 
     scales_optimizer: Optimizer
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of each, after the closure."""
         loss = None
         if closure is not None:
