@@ -4,9 +4,18 @@ from qat.training.callbacks import (
     ExportONNX,
     Freeze,
     OscillationControl,
+    ProgressiveBits,
     PTQBaselines,
     QuantizationAwareTraining,
     Report,
 )
 
-__all__ = ["ExportONNX", "Freeze", "OscillationControl", "PTQBaselines", "QuantizationAwareTraining", "Report"]
+__all__ = [
+    "ExportONNX",
+    "Freeze",
+    "OscillationControl",
+    "PTQBaselines",
+    "ProgressiveBits",
+    "QuantizationAwareTraining",
+    "Report",
+]

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from qat.training.network import is_root
 from qat.training.parameter_groups import MARK
-from qat.transform import quantizers
+from qat.transform import quantizers, set_bits
 
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
@@ -44,6 +44,14 @@ def share_ranges(trainer: Any, module: L.LightningModule, network: nn.Module) ->
         for name, quantizer in theirs.items():
             if not quantizer.ready:
                 quantizer.load_state_dict(copy.deepcopy(source[name].state_dict()))
+
+
+def set_bits_of_averages(trainer: Any, module: L.LightningModule, network: nn.Module, bits: int | None) -> None:
+    """`set_bits` for the copies of `network` that follow it: averages, and those in the LightningModule itself."""
+    kept = {id(value) for c in trainer.callbacks if not isinstance(c, AVERAGING) for value in vars(c).values()}
+    for twin in _copies(trainer, module, network):
+        if id(twin) not in kept:  # by Report: the network of an earlier moment
+            set_bits(twin, bits)
 
 
 def average_real_numbers_only(trainer: Any) -> None:

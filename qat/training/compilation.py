@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -27,3 +29,14 @@ def compile_in_place(network: nn.Module) -> None:
 def run_as_written(network: nn.Module) -> None:
     """What `compile_in_place` did is undone."""
     network._compiled_call_impl = None
+
+
+@contextmanager
+def as_written(network: nn.Module) -> Iterator[None]:
+    """Inside the `with`, calls of `network` run its Python; afterwards compiled code again, if they did before."""
+    compiled = network._compiled_call_impl
+    run_as_written(network)
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = compiled

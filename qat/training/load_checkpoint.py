@@ -16,7 +16,7 @@ from torch import nn
 
 import qat.models
 from qat.training.policy_record import BUILT_FROM, KEY
-from qat.transform import Policy, load_policy, prepare_
+from qat.transform import Policy, load_policy, prepare_, set_bits
 
 
 def load_checkpoint(
@@ -59,6 +59,12 @@ def load_checkpoint(
             "class that was trained."
         )
     prepare_(built.get_submodule(name), _policy(path, checkpoint))
+    if (bits := checkpoint[KEY].get("bits")) is not None:
+        warnings.warn(
+            f"checkpoint {path} was written at {bits} bits, on the way to fewer, and so is the network: load a later one.",
+            stacklevel=2,
+        )
+        set_bits(built.get_submodule(name), bits)
     try:
         built.load_state_dict(state)
     except RuntimeError as error:

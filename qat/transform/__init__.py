@@ -1,5 +1,6 @@
 """Where quantization goes: policy, capture, prepare, calibrate, mode, inspect."""
 
+from qat.transform.bits import FLOAT, bits_in_force, set_bits
 from qat.transform.calibrate import calibrate
 from qat.transform.inspect import Inspection, inspect
 from qat.transform.mode import mode, quantizers
@@ -7,10 +8,12 @@ from qat.transform.policy import Policy, Rule, TensorRule, load_policy
 from qat.transform.prepare import is_prepared, prepare, prepare_
 
 __all__ = [
+    "FLOAT",
     "Inspection",
     "Policy",
     "Rule",
     "TensorRule",
+    "bits_in_force",
     "calibrate",
     "inspect",
     "is_prepared",
@@ -19,4 +22,5 @@ __all__ = [
     "prepare",
     "prepare_",
     "quantizers",
+    "set_bits",
 ]

@@ -3,8 +3,17 @@
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.freeze import Freeze
 from qat.training.callbacks.oscillation_control import OscillationControl
+from qat.training.callbacks.progressive_bits import ProgressiveBits
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.callbacks.report import Report
 
-__all__ = ["ExportONNX", "Freeze", "OscillationControl", "PTQBaselines", "QuantizationAwareTraining", "Report"]
+__all__ = [
+    "ExportONNX",
+    "Freeze",
+    "OscillationControl",
+    "PTQBaselines",
+    "ProgressiveBits",
+    "QuantizationAwareTraining",
+    "Report",
+]

@@ -32,7 +32,17 @@ from qat.training.processes import check_model_comes_back, check_strategy, take_
 from qat.training.resume.resume import KEY as RESUME_KEY
 from qat.training.resume.resume import Resume
 from qat.training.scale_optimizer import MakeOptimizer, check_makes_optimizer
-from qat.transform import Policy, calibrate, is_prepared, load_policy, mode, prepare_, quantizers
+from qat.transform import (
+    Policy,
+    bits_in_force,
+    calibrate,
+    is_prepared,
+    load_policy,
+    mode,
+    prepare_,
+    quantizers,
+    set_bits,
+)
 from qat.transform.processes import check_equal, share
 
 
@@ -109,6 +119,8 @@ class QuantizationAwareTraining(L.Callback):
         self.network_name: str | None = None
         self.float_network: nn.Module | None = None
         """A copy of the network from before it was prepared, on the CPU; None where somebody else prepared it."""
+        self.staged = False
+        """Whether a `ProgressiveBits` beside this one sets the bits in force."""
         self.calibration_seconds = 0.0
         self._alarmed: set[str] = set()
         self._watch: Watch | None = None
@@ -129,7 +141,7 @@ class QuantizationAwareTraining(L.Callback):
             )
         else:
             self._prepare(trainer, pl_module, stage)
-        wrap_hook(pl_module, "on_load_checkpoint", self._checking_checkpoint)
+        wrap_hook(pl_module, "on_load_checkpoint", lambda hook: self._checking_checkpoint(trainer, pl_module, hook))
         if stage == "fit":
             wrap_hook(pl_module, "configure_optimizers", lambda hook: self._splitting_groups(pl_module, hook))
             self._resume.watch(trainer, pl_module)
@@ -191,7 +203,8 @@ class QuantizationAwareTraining(L.Callback):
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = {"policy": plain(self.policy), "network": self.network_name}
+        bits = bits_in_force(self.network_of(pl_module)) if self.staged else None
+        checkpoint[KEY] = {"policy": plain(self.policy), "network": self.network_name, "bits": bits}
         if trainer.state.fn == TrainerFn.FITTING:
             checkpoint[RESUME_KEY] = self._resume.record(trainer, pl_module)
 
@@ -199,7 +212,9 @@ class QuantizationAwareTraining(L.Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self._resume.load(trainer, checkpoint)
 
-    def _checking_checkpoint(self, hook: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def _checking_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, hook: Callable[[dict[str, Any]], None]
+    ) -> Callable[[dict[str, Any]], None]:
         """Before the weights are restored: afterwards all that is left to say is which of a hundred names do not fit."""
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
@@ -210,6 +225,14 @@ class QuantizationAwareTraining(L.Callback):
                     "model.load_state_dict(torch.load(path)['state_dict']), and do not pass it as ckpt_path."
                 )
             check_same(found["policy"], self.policy, "the checkpoint was trained")
+            bits = found.get("bits")
+            if bits is not None and not self.staged and trainer.state.fn == TrainerFn.FITTING:
+                raise ValueError(
+                    f"the checkpoint was written at {bits} bits, on the way to fewer: put the ProgressiveBits of that fit "
+                    "beside QuantizationAwareTraining."
+                )
+            if bits is not None or self.staged:
+                set_bits(self.network_of(pl_module), bits)
             hook(checkpoint)
 
         return on_load_checkpoint

@@ -1,0 +1,229 @@
+"""From many bits to few, in stages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from qat.training.averaging import set_bits_of_averages, share_ranges
+from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
+from qat.training.companion import companion
+from qat.training.compilation import as_written
+from qat.training.parameter_groups import quantizer_parameters
+from qat.training.progress import check_length, is_share, progress
+from qat.transform import FLOAT, bits_in_force, quantizers, set_bits
+
+log = logging.getLogger(__name__)
+
+COUNTERS = (None, "step", "epoch")
+"""What a ModelCheckpoint monitors that keeps the newest, and does not choose."""
+
+
+class ProgressiveBits(L.Callback):
+    """Trains with more bits at first: each stage begins with the weights of the one before (Zhuang et al. 2018,
+    https://arxiv.org/abs/1711.00205, section 3.2; Li et al. 2020, https://arxiv.org/abs/1909.13144, section 4).
+
+    In a stage of b bits a quantizer has max(b, the policy's) bits, so that what stays at 8 bits does; 32 is a stage in float.
+    The last stage is the policy itself. A quantizer whose grid changes gets a new range from the training images, as at the
+    start of the fit; its optimizer forgets its momentum. Quantizers with levels of their own (`Ternary`, `Binary`, `SAWB`,
+    `APoT`, `NF4`, ...) keep them in all stages but a float one. Which stage it is follows from how far the fit is and nothing
+    else, so a resumed fit goes on exactly.
+
+    The best checkpoint is chosen in the last stage alone: before it, a `ModelCheckpoint` that monitors a metric keeps nothing,
+    but `save_last` and those that keep the newest go on; `EarlyStopping` counts anew in each stage. A fit that ends before
+    its last stage exports nothing.
+
+    Differs from the papers: stages are shares of one fit with one schedule of the learning rate, not fits of their own; a new
+    stage calibrates.
+
+        trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w2a2"), ProgressiveBits([8, 4, 3, 2])])
+
+    Args:
+        stages: bits, falling to the policy's fewest, of stages that are equally long; or {share of the fit: bits from there
+            on}, such as {0.0: 8, 0.2: 4, 0.5: 2}. None: the policy's bits all along.
+
+    Raises:
+        ValueError: stages are impossible; when the fit begins: they do not end with the policy's bits, the fit is too short for
+            them or has no known length, or DDP does not look for unused parameters, which scales are in a float stage.
+    """
+
+    def __init__(self, stages: Sequence[int] | Mapping[float, int] | None = None) -> None:
+        self.stages = _stages(stages) if stages is not None else {}
+        self._held: dict[str, Tensor | None] = {}
+        """Monitored metric -> its value of an earlier stage, until it is logged again in the last one."""
+        self._noted = False
+        self._top_k: dict[ModelCheckpoint, int] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not self.stages:
+            return
+        companion(trainer, QuantizationAwareTraining, self).staged = True
+        if stage == "fit":
+            check_length(trainer, self)
+            self._held, self._noted = {}, False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stages": [list(stage) for stage in self.stages.items()], "held": list(self._held)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError for a checkpoint of other stages."""
+        found = dict(map(tuple, state_dict["stages"]))
+        if found != self.stages:
+            raise ValueError(
+                f"the checkpoint was trained with the stages {found}, this run has {self.stages}: use the same."
+            )
+        self._held = dict.fromkeys(state_dict["held"])
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.stages:
+            self._check(trainer, self._network(trainer, pl_module))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What a resumed fit held back when it was interrupted."""
+        for checkpoint in self._choosing(trainer):
+            if checkpoint.monitor in self._held:
+                self._hold(checkpoint)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.stages:
+            return
+        self._note(trainer)
+        bits = self.bits_at(progress(trainer, batch_idx))
+        if bits != bits_in_force(self._network(trainer, pl_module)):
+            self._enter(trainer, pl_module, bits)
+
+    def bits_at(self, share: float) -> int | None:
+        """Those of the stage in which this share of the fit is over; None in the last stage."""
+        bits = [bits for begin, bits in self.stages.items() if begin <= share][-1]
+        return None if bits == min(self.stages.values()) else bits
+
+    def _enter(self, trainer: Any, pl_module: L.LightningModule, bits: int | None) -> None:
+        qat, network = companion(trainer, QuantizationAwareTraining, self), self._network(trainer, pl_module)
+        set_bits(network, bits)
+        set_bits_of_averages(trainer, pl_module, network, bits)
+        waiting = nn.ModuleDict({str(i): q for i, q in enumerate(quantizers(network).values()) if not q.ready})
+        with as_written(network):
+            qat.calibrate(trainer, pl_module, network)
+        share_ranges(trainer, pl_module, network)
+        for parameter in quantizer_parameters(waiting).values():
+            parameter.grad = None
+            for optimizer in trainer.optimizers:
+                optimizer.state.pop(parameter, None)
+        for checkpoint in trainer.checkpoint_callbacks:
+            if bits is None and isinstance(checkpoint, ModelCheckpoint):
+                checkpoint.best_model_path = ""  # what was kept as the newest is not of this stage
+        for checkpoint in self._choosing(trainer):
+            self._hold(checkpoint)
+            self._held[str(checkpoint.monitor)] = trainer.callback_metrics.get(checkpoint.monitor)
+        for stopping in trainer.early_stopping_callbacks:
+            _begin_anew(stopping)
+        log.info("step %s: %s bits", f"{trainer.global_step:,}", "the policy's" if bits is None else bits)
+
+    # The best checkpoint ---------------------------------------------------------------------------------------------
+
+    def _choosing(self, trainer: Any) -> Iterator[ModelCheckpoint]:
+        found = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
+        yield from (checkpoint for checkpoint in found if checkpoint.monitor not in COUNTERS)
+
+    def _hold(self, checkpoint: ModelCheckpoint) -> None:
+        self._top_k.setdefault(checkpoint, checkpoint.save_top_k)
+        checkpoint.save_top_k = 0
+
+    def _note(self, trainer: Any) -> None:
+        """Of a resumed fit, whose metrics come back after its callbacks have begun."""
+        if not self._noted:
+            self._held.update({name: trainer.callback_metrics.get(name) for name in self._held})
+            self._noted = True
+
+    def _release(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        """In the last stage, a checkpoint chooses again as soon as its metric was logged in it: before its own hooks."""
+        if not self._held or bits_in_force(self._network(trainer, pl_module)) is not None:
+            return
+        for checkpoint in self._choosing(trainer):
+            name = str(checkpoint.monitor)
+            if name in self._held and trainer.callback_metrics.get(name) is not self._held[name]:
+                checkpoint.save_top_k = self._top_k.pop(checkpoint)
+                if not any(other.monitor == name for other in self._top_k):
+                    del self._held[name]
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.training or trainer.validating:
+            self._note(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._release(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._release(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._release(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for checkpoint, top_k in self._top_k.items():
+            checkpoint.save_top_k = top_k
+        self._top_k.clear()
+
+    # Checks ----------------------------------------------------------------------------------------------------------
+
+    def _network(self, trainer: L.Trainer, pl_module: L.LightningModule) -> nn.Module:
+        return companion(trainer, QuantizationAwareTraining, self).network_of(pl_module)
+
+    def _check(self, trainer: L.Trainer, network: nn.Module) -> None:
+        bits, widths = (
+            list(self.stages.values()),
+            [q.policy_grid.bits for q in quantizers(network).values() if q.any_bits],
+        )
+        if not widths:
+            raise ValueError("no quantizer can have other bits than the policy says: leave ProgressiveBits out.")
+        if bits[-1] != min(widths):
+            raise ValueError(
+                f"the stages end with {bits[-1]} bits, the policy's fewest are {min(widths)}: write stages that end with "
+                f"{min(widths)}, such as {[b for b in bits if b > min(widths)] + [min(widths)]}."
+            )
+        steps = trainer.estimated_stepping_batches
+        shortest = min(end - begin for begin, end in pairwise([*self.stages, 1.0]))
+        if steps * shortest < 1:
+            raise ValueError(
+                f"a fit of {steps:.0f} steps is too short for the stages {self.stages}: give it more steps."
+            )
+        strategy: Any = trainer.strategy
+        looks = isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters")
+        if FLOAT in bits and looks:
+            raise ValueError(
+                f"scales are unused at {FLOAT} bits, which DDP does not expect: write strategy="
+                "'ddp_find_unused_parameters_true', or begin with 8 bits."
+            )
+
+
+def _stages(stages: Sequence[int] | Mapping[float, int]) -> dict[float, int]:
+    """Share of the fit at which it begins -> bits."""
+    if isinstance(stages, str) or not isinstance(stages, Sequence | Mapping) or not stages:
+        raise ValueError(f"stages={stages!r} is no list of bits: write [8, 4, 2], or {{0.0: 8, 0.3: 4, 0.6: 2}}.")
+    found = dict(stages) if isinstance(stages, Mapping) else {i / len(stages): b for i, b in enumerate(stages)}
+    shares, bits = list(found), list(found.values())
+    if not all(map(is_share, shares)) or shares[0] != 0 or shares != sorted(shares) or shares[-1] == 1:
+        raise ValueError(f"stages begin at {shares}: write shares of the fit, rising from 0.0 and below 1.0.")
+    for width in bits:
+        if not isinstance(width, int) or isinstance(width, bool) or not (2 <= width <= 8 or width == FLOAT):
+            raise ValueError(f"stages have {width!r} bits: write whole numbers from 2 to 8, or {FLOAT} for float.")
+    if any(a <= b for a, b in pairwise(bits)):
+        raise ValueError(f"stages have {bits} bits: write fewer in each, as in [8, 4, 2].")
+    return found
+
+
+def _begin_anew(stopping: EarlyStopping) -> None:
+    """Fewer bits are worse: the best value of more bits is no measure."""
+    stopping.wait_count = 0
+    stopping.best_score = torch.tensor(torch.inf if stopping.monitor_op is torch.lt else -torch.inf)
