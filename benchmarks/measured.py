@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.peers import NAMES
@@ -152,6 +153,34 @@ def latency(record: Record | None) -> str:
     sizes = list(next(iter(record["latency"].values()))["ratio"])
     rows = [[f"`{name}`", *(f"{run['ratio'][s]:.2f}" for s in sizes)] for name, run in record["latency"].items()]
     return _with_machine(table(("recipe", *(f"int8 of float, batch {s}" for s in sizes)), rows, text=1), record)
+
+
+def oscillation(record: Record | None) -> str:
+    """Each way to treat oscillating weights: mean ± standard deviation over the seeds, in %."""
+    if record is None:
+        return NOT_MEASURED
+    columns = {
+        "oscillating": "oscillating",
+        "oscillating_depthwise": "of depthwise",
+        "frozen": "frozen",
+        "frozen_depthwise": "of depthwise",
+        "top1": "top-1",
+        "top1_after_estimation": "top-1, BatchNorm estimated anew",
+    }
+    rows = [
+        [name, *(_percent([run[key] for run in runs]) for key in columns)] for name, runs in record["controls"].items()
+    ]
+    seeds = min(len(runs) for runs in record["controls"].values())
+    about = (
+        f"In %, mean ± standard deviation of {seeds} seeds. {record['policy']}, {record['data']}: {record['steps']} steps of "
+        f"{record['batch']} images, {record['test_images']:,} test images; float {100 * record['float_top1']:.2f} %."
+    )
+    return f"{_with_machine(table(('', *columns.values()), rows, text=1), record)}\n\n{about}"
+
+
+def _percent(values: Sequence[float]) -> str:
+    spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.2f}{spread}"
 
 
 def spread(row: Record, digits: int = 2) -> str:

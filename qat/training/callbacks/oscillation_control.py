@@ -55,7 +55,8 @@ class OscillationControl(Extension):
 
     Raises:
         ValueError: a number is out of range; when the fit begins: no weight has so few bits, a schedule without the length of
-            the fit, or dampening or freezing of a quantizer that bends weights before it rounds them (DoReFa, QIL).
+            the fit, or dampening or freezing with a quantizer that may give a weight of scale * code another code (DoReFa, QIL,
+            SAWB).
     """
 
     def __init__(
@@ -103,8 +104,8 @@ class OscillationControl(Extension):
             assert quantizer is not None
             if (self.dampening, self.freezing) != (None, None) and not quantizer.idempotent:
                 raise ValueError(
-                    f"{type(quantizer).__name__}, of layer {name!r}, bends weights before it rounds them: they can be neither "
-                    "dampened nor frozen: write quantizer=lsq, or oscillation=track."
+                    f"{type(quantizer).__name__}, of layer {name!r}, may give a weight of scale * code another code, so it can be "
+                    "neither dampened nor frozen: write quantizer=lsq, or oscillation=track."
                 )
             if quantizer.oscillations is None:
                 quantizer.oscillations = Oscillations(tuple(weight.shape), quantizer.spec.grid.signed).to(weight.device)
