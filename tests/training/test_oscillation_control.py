@@ -109,8 +109,8 @@ def test_a_step_is_counted_once_however_many_batches_it_takes(accumulate: int, t
             super().step(codes, momentum)
 
     class Counted(OscillationControl):
-        def on_prepared(self, network: nn.Module) -> None:
-            super().on_prepared(network)
+        def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
+            super().on_prepared(pl_module, network)
             for _, _, state in counted(network).values():
                 state.__class__ = Counting
 
@@ -206,8 +206,8 @@ def test_the_schedule_is_half_a_cosine_over_the_steps(tmp_path: Path) -> None:
             used.append(threshold)
 
     class Noted(OscillationControl):
-        def on_prepared(self, network: nn.Module) -> None:
-            super().on_prepared(network)
+        def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
+            super().on_prepared(pl_module, network)
             counted(network)["head"][2].__class__ = Noting
 
     trainer(tmp_path, callback(), Noted(freezing=[0.1, 0.01]), epochs=2).fit(Classifier(), datamodule=Data())
