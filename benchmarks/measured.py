@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.peers import NAMES
@@ -171,13 +171,39 @@ def menu(records: Sequence[Record], policies: Sequence[str]) -> str:
 
 
 def _over_seeds(record: Record, policy: str) -> str:
-    found = [100 * cell["top1"] for name, cell in record["cells"].items() if name.startswith(f"{policy}, ")]
+    found = [cell["top1"] for name, cell in record["cells"].items() if name.startswith(f"{policy}, ")]
     if not found:
         return ""
-    if len(found) == 1:
-        return f"{found[0]:.2f} (1 seed)"
-    said = f"{statistics.mean(found):.2f} ± {statistics.stdev(found):.2f}"
-    return said if len(found) == 3 else f"{said} ({len(found)} seeds)"
+    said = _percent(found)
+    return said if len(found) == 3 else f"{said} ({len(found)} seed{'s' if len(found) > 1 else ''})"
+
+
+def oscillation(record: Record | None) -> str:
+    """Each way to treat oscillating weights: mean ± standard deviation over the seeds, in %."""
+    if record is None:
+        return NOT_MEASURED
+    columns = {
+        "oscillating": "oscillating",
+        "oscillating_depthwise": "of depthwise",
+        "frozen": "frozen",
+        "frozen_depthwise": "of depthwise",
+        "top1": "top-1",
+        "top1_after_estimation": "top-1, BatchNorm estimated anew",
+    }
+    rows = [
+        [name, *(_percent([run[key] for run in runs]) for key in columns)] for name, runs in record["controls"].items()
+    ]
+    seeds = min(len(runs) for runs in record["controls"].values())
+    about = (
+        f"In %, mean ± standard deviation of {seeds} seeds. {record['policy']}, {record['data']}: {record['steps']} steps of "
+        f"{record['batch']} images, {record['test_images']:,} test images; float {100 * record['float_top1']:.2f} %."
+    )
+    return f"{_with_machine(table(('', *columns.values()), rows, text=1), record)}\n\n{about}"
+
+
+def _percent(values: Sequence[float]) -> str:
+    spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.2f}{spread}"
 
 
 def spread(row: Record, digits: int = 2) -> str:

@@ -113,15 +113,16 @@ def top1(network: nn.Module, data: ImageDataModule) -> float:
 
 
 @torch.no_grad()
-def estimate_batch_norm(network: nn.Module, data: ImageDataModule, batches: int = 8) -> None:
-    """Statistics of every BatchNorm, in place: the mean over training batches, with the weights as they are."""
+def estimate_batch_norm(network: nn.Module, data: ImageDataModule) -> None:
+    """Statistics of every BatchNorm, in place: the mean over the training batches of an epoch, with the weights as they are."""
+    transform = data.data.batch_transform().train()
     norms = [m for m in network.eval().modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean
         norm.train()
-    for (images, _), _ in zip(data.eval_batches("train"), range(batches), strict=False):
-        network(images)
+    for images, _ in data.train_dataloader():
+        network(transform(images))
 
 
 def quantized(
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=2_000, help="at most")
     parser.add_argument("--policy", default="w3a8")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--float-epochs", type=int, default=6)
+    parser.add_argument("--float-epochs", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=0.02)

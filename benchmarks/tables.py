@@ -129,6 +129,7 @@ def measurements(results: Path) -> dict[str, str]:
     found["peers"] = measured.peers(measured.load(results / "peers/cpu.json"))
     artefact = measured.load(results / "artefact_time/cpu.json")
     found["artefact"] = measured.candidates(artefact, "the float export")
+    found["oscillation"] = measured.oscillation(measured.load(results / "oscillation/cpu.json"))
     found["latency"] = measured.latency(measured.load(results / "latency/cpu.json"))
     return found
 
@@ -170,6 +171,7 @@ def main() -> None:
     fill(ROOT / "docs/quantizers.md", "menu", menu(RESULTS), check)
     for marker, text in measurements(RESULTS).items():
         fill(ROOT / "benchmarks/README.md", marker, text, check)
+    fill(ROOT / "docs/oscillations.md", "oscillation", measurements(RESULTS)["oscillation"], check)
 
 
 if __name__ == "__main__":

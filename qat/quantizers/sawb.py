@@ -24,6 +24,8 @@ class SAWB(FromWeight):
         ValueError: an activation, a grid that is not symmetric and signed, or bits outside 2..5.
     """
 
+    idempotent = False
+
     def _build(self) -> None:
         super()._build()
         self.require_bits(4, 2, 3, 5)

@@ -33,5 +33,8 @@ def companion(trainer: Any, kind: type[C], asking: L.Callback) -> C:
 class Extension(L.Callback):
     """A callback that adds to the structure of the prepared network. Its turn comes right after QuantizationAwareTraining's."""
 
-    def on_prepared(self, network: nn.Module) -> None:
-        """Called by QuantizationAwareTraining in setup, of every stage, before anybody copies, restores or optimizes."""
+    def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
+        """Called by QuantizationAwareTraining in setup, of every stage, before anybody copies, restores or optimizes.
+
+        network: the prepared one, inside of `pl_module` or itself.
+        """

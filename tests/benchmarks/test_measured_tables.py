@@ -95,6 +95,15 @@ def test_candidates_latency_and_profile():
     ]
 
 
+def test_oscillation():
+    keys = ("oscillating", "oscillating_depthwise", "frozen", "frozen_depthwise", "top1", "top1_after_estimation")
+    runs = [dict.fromkeys(keys, 0.25), dict.fromkeys(keys, 0.75)]
+    about = {"policy": "w3a8", "data": "digits", "steps": 7, "batch": 32, "test_images": 1234, "float_top1": 0.5}
+    text = measured.oscillation({**ABOUT, **about, "controls": {"nothing": runs, "freezing": runs}})
+    assert lines(text)[1] == f"| freezing | {' | '.join(['50.00 ± 35.36'] * 6)} |"
+    assert text.endswith("2 seeds. w3a8, digits: 7 steps of 32 images, 1,234 test images; float 50.00 %.")
+
+
 def test_the_readme_has_a_place_for_every_table(tmp_path):
     readme = (tables.ROOT / "benchmarks/README.md").read_text()
     for marker in tables.measurements(tmp_path):

@@ -99,6 +99,20 @@ def test_pipeline(run):
     assert all(is_row(row) for row in found["candidates"].values())
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*")
+def test_oscillation(run):
+    found = run("oscillation", "--images", 64, "--batch", 32, "--float-epochs", 1, "--epochs", 1, "--seeds", 0,
+                "--width", 2, "--threads", 1)  # fmt: skip
+    assert found["steps"] == 2
+    assert {name: len(runs) for name, runs in found["controls"].items()} == {
+        "nothing": 1,
+        "dampening": 1,
+        "freezing": 1,
+    }
+    for (one,) in found["controls"].values():
+        assert all(0 <= one[key] <= 1 for key in one if key not in ("seed", "seconds"))
+
+
 @pytest.mark.slow
 def test_artefact_time(run, monkeypatch):
     monkeypatch.setattr("benchmarks.measure.WARMUP", 0)

@@ -39,7 +39,7 @@ weights = pytest.mark.parametrize("case", WEIGHTS, ids=str)
 
 def test_every_class_has_a_file() -> None:
     named = {part["_target_"].rpartition(".")[2] for part in PARTS.values()}
-    assert named == set(qat.quantizers.__all__) - {"Mode", "Quantizer"}
+    assert named == set(qat.quantizers.__all__) - {"Mode", "Oscillations", "Quantizer"}
     estimators = {p["estimator"]["_target_"].rpartition(".")[2] for p in PARTS.values() if "estimator" in p}
     assert estimators == set(qat.estimators.__all__) - {"Estimator", "StraightThrough"}
 
@@ -66,6 +66,17 @@ def test_the_output_is_on_the_grid_and_is_what_its_codes_say(case: Case) -> None
         assert torch.equal(view(y), dequantize(view(codes), scale, zero_point))
         assert len(codes.unique()) <= 2**case.bits
     assert not torch.equal(quantizer(x), x)
+
+
+@weights
+def test_it_says_whether_codes_of_codes_are_the_same(case: Case) -> None:
+    x = data()
+    quantizer = case.calibrated(x)
+    with torch.no_grad():
+        for parameter in quantizer.parameters():  # as if it had learned
+            parameter.mul_(0.7)
+        codes = quantizer.quantize(x)
+        assert torch.equal(quantizer.quantize(quantizer.dequantize(codes)), codes) == quantizer.idempotent
 
 
 @everywhere

@@ -138,6 +138,14 @@ def test_two_processes_train_as_one_with_the_same_images(both: list[dict[str, An
     assert apart(first["end"], alone["end"], start) < 0.01
 
 
+def test_the_same_weights_are_frozen_in_all_processes_without_sending_the_counts(both: list[dict[str, Any]]) -> None:
+    first, second = (found["oscillations"]["end"] for found in both)
+    counts = {name for name in first if ".oscillations." in name}
+    assert equal(first, second)
+    assert any(first[name].any() for name in counts if name.endswith("frozen"))
+    assert both[0]["oscillations"]["not_sent"] == counts
+
+
 def test_gradients_of_one_process_alone_would_train_another_network(both: list[dict[str, Any]], tmp_path: Path) -> None:
     half = fit(tmp_path, batch=BATCH // 2, data=Subset(images(128), range(0, 128, 2)))
     assert torch.equal(half["seen"], both[0]["fit"]["seen"])

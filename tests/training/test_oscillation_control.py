@@ -109,8 +109,8 @@ def test_a_step_is_counted_once_however_many_batches_it_takes(accumulate: int, t
             super().step(codes, momentum)
 
     class Counted(OscillationControl):
-        def on_prepared(self, network: nn.Module) -> None:
-            super().on_prepared(network)
+        def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
+            super().on_prepared(pl_module, network)
             for _, _, state in counted(network).values():
                 state.__class__ = Counting
 
@@ -206,8 +206,8 @@ def test_the_schedule_is_half_a_cosine_over_the_steps(tmp_path: Path) -> None:
             used.append(threshold)
 
     class Noted(OscillationControl):
-        def on_prepared(self, network: nn.Module) -> None:
-            super().on_prepared(network)
+        def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
+            super().on_prepared(pl_module, network)
             counted(network)["head"][2].__class__ = Noting
 
     trainer(tmp_path, callback(), Noted(freezing=[0.1, 0.01]), epochs=2).fit(Classifier(), datamodule=Data())
@@ -291,7 +291,7 @@ def test_what_cannot_be_dampened_or_frozen_is_said_before_the_first_step(tmp_pat
     rules = {"all": {"match": "*", "weight": {"bits": 3, "quantizer": "DoReFa"}, "activation": {"bits": 8}}}
     bent = qat.load_policy({"preset": "w3a8", "first_last_bits": None, "rules": rules})
     for options in ({"dampening": 0.1}, {"freezing": 0.1}):
-        with pytest.raises(ValueError, match="DoReFa, of layer 'conv1', bends weights before it rounds them"):
+        with pytest.raises(ValueError, match="DoReFa, of layer 'conv1', may give a weight of scale \\* code another"):
             trainer(tmp_path, QuantizationAwareTraining(bent), OscillationControl(**options)).fit(
                 Classifier(), datamodule=Data()
             )

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import qat
 from qat.data import ImageData, TensorImages
-from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
+from qat.training.callbacks import ExportONNX, OscillationControl, PTQBaselines, QuantizationAwareTraining, Report
 from qat.training.recipe.datamodule import ImageDataModule
 from qat.transform import calibrate, quantizers
 from qat.transform.processes import rank, share
@@ -110,6 +110,15 @@ def fit(folder: Path, policy: str = "w4a4", batch: int = BATCH, data: Any = None
     }
 
 
+def oscillations(folder: Path) -> Found:
+    """Eight steps in which weights are dampened and frozen."""
+    model = Frozen(lr=0.3)
+    control = OscillationControl(dampening=0.1, freezing=0.05, momentum=0.2, max_bits=8)
+    callback = QuantizationAwareTraining("w4a4", calibration_images=80, quantizer_lr_ratio=0.001)
+    trainer(folder, callback, control, epochs=2, **strategy()).fit(model, loader(images(128), BATCH))
+    return {"end": state(model), "not_sent": model._ddp_params_and_buffers_to_ignore}
+
+
 def ranges(n_batches: int, observers: Sequence[str] = OBSERVERS) -> Found:
     """What each observer finds in batches of which this process has its share."""
     found = {}
@@ -192,6 +201,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="lightning|torch")
     found: Found = {"fit": fit(folder), "ranges": {n: ranges(n) for n in (1, 3, 5)}, "order": order(folder)}
+    found["oscillations"] = oscillations(folder)
     found |= {"report": report(folder / "report"), "failures": failures(folder)}
     torch.save(found, folder / f"{rank()}.pt")
 

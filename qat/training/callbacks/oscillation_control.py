@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from qat.nn import as_quantized, is_quantized
@@ -55,7 +56,8 @@ class OscillationControl(Extension):
 
     Raises:
         ValueError: a number is out of range; when the fit begins: no weight has so few bits, a schedule without the length of
-            the fit, or dampening or freezing of a quantizer that bends weights before it rounds them (DoReFa, QIL).
+            the fit, or dampening or freezing with a quantizer that may give a weight of scale * code another code (DoReFa, QIL,
+            SAWB).
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class OscillationControl(Extension):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._qat = companion(trainer, QuantizationAwareTraining, self)
 
-    def on_prepared(self, network: nn.Module) -> None:
+    def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
         found = {
             name: _bits(q) for name, layer in network.named_modules() if (q := _weight_quantizer(layer)) is not None
         }
@@ -103,11 +105,12 @@ class OscillationControl(Extension):
             assert quantizer is not None
             if (self.dampening, self.freezing) != (None, None) and not quantizer.idempotent:
                 raise ValueError(
-                    f"{type(quantizer).__name__}, of layer {name!r}, bends weights before it rounds them: they can be neither "
-                    "dampened nor frozen: write quantizer=lsq, or oscillation=track."
+                    f"{type(quantizer).__name__}, of layer {name!r}, may give a weight of scale * code another code, so it "
+                    "can be neither dampened nor frozen: write quantizer=lsq, or oscillation=track."
                 )
             if quantizer.oscillations is None:
                 quantizer.oscillations = Oscillations(tuple(weight.shape), quantizer.spec.grid.signed).to(weight.device)
+        _keep_apart(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         scheduled = [s for s in (self.dampening, self.freezing) if isinstance(s, tuple)]
@@ -229,6 +232,13 @@ def _schedule(name: str, given: Any, highest: float, instead: str) -> float | tu
 
 def _weight_quantizer(layer: nn.Module) -> Quantizer | None:
     return as_quantized(layer).weight_quantizer if is_quantized(layer) else None
+
+
+def _keep_apart(pl_module: nn.Module) -> None:
+    """DDP would send all counts in every step, though every process computes the same ones."""
+    ignored = getattr(pl_module, "_ddp_params_and_buffers_to_ignore", [])
+    counts = [name for name, _ in pl_module.named_buffers() if ".oscillations." in name]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, {*ignored, *counts})
 
 
 def _bits(quantizer: Quantizer) -> int:

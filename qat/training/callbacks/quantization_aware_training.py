@@ -168,7 +168,7 @@ class QuantizationAwareTraining(L.Callback):
             prepare_(network, self.policy)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Extension):
-                callback.on_prepared(network)
+                callback.on_prepared(pl_module, network)
 
     def _preparing_afterwards(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str, hook: Callable[[], None]

@@ -103,7 +103,7 @@ def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData
     callbacks = _callbacks(config, folder, policy, batches)
     for callback in callbacks:
         if isinstance(callback, Extension):
-            callback.on_prepared(prepared)
+            callback.on_prepared(prepared, prepared)
     trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
     check_launched(trainer)
     return processes_of(trainer)
