@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.export.graph import GraphWriter
+from qat.integer.modules import explicit_padding
+from qat.transform.plan import mean_axes
 
 _ELEMENTWISE: dict[Any, str] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), "Relu"),
@@ -22,6 +25,15 @@ _ELEMENTWISE: dict[Any, str] = {
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul"), "Mul"),
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), "Identity"),
 }
+_AS_MODULES: dict[Any, Callable[..., nn.Module]] = {
+    F.relu6: nn.ReLU6,
+    F.silu: nn.SiLU,
+    F.gelu: nn.GELU,
+    F.max_pool2d: nn.MaxPool2d,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+}
+"""Functions whose further arguments are those of a module."""
 
 
 def write_float(
@@ -44,6 +56,8 @@ def write_float(
     key = type(operation) if isinstance(operation, nn.Module) else operation
     if key in _ELEMENTWISE and (node is None or len(inputs) == len(node.args)):
         return graph.node(_ELEMENTWISE[key], inputs, name)
+    if node is not None and key in _AS_MODULES:
+        operation = _AS_MODULES[key](*node.args[1:], **node.kwargs)
     match operation:
         case nn.ReLU6():
             bounds = [graph.constant(np.array(b, dtype=np.float32)) for b in (0.0, 6.0)]
@@ -59,13 +73,14 @@ def write_float(
             names = [graph.constant(t.detach().numpy()) for t in tensors if t is not None]
             if len(names) == 4:
                 return graph.node("BatchNormalization", [*inputs, *names], name, epsilon=operation.eps)
-        case nn.Conv1d() | nn.Conv2d() if not isinstance(operation.padding, str) and operation.padding_mode == "zeros":
+        case nn.Conv1d() | nn.Conv2d() if operation.padding_mode == "zeros":
+            before, after = explicit_padding(operation)
             return graph.node(
                 "Conv",
                 [*inputs, weight or graph.constant(operation.weight.detach().numpy()), *_bias(graph, operation.bias)],
                 name,
                 strides=list(operation.stride),
-                pads=[*operation.padding, *operation.padding],
+                pads=[*before, *after],
                 dilations=list(operation.dilation),
                 group=operation.groups,
                 kernel_shape=list(operation.kernel_size),
@@ -85,9 +100,18 @@ def write_float(
                 for v in (operation.kernel_size, operation.stride, operation.padding)
             )
             kind, extra = (
-                ("MaxPool", {}) if isinstance(operation, nn.MaxPool2d) else ("AveragePool", {"count_include_pad": 1})
+                ("MaxPool", {})
+                if isinstance(operation, nn.MaxPool2d)
+                else ("AveragePool", {"count_include_pad": int(operation.count_include_pad)})
             )
             return graph.node(kind, inputs, name, kernel_shape=kernel, strides=stride, pads=padding * 2, **extra)
+        case torch.cat if node is not None:
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+            return graph.node("Concat", inputs, name, axis=dim)
+        case "mean" | torch.mean if node is not None and mean_axes(node) == (2, 3):
+            keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+            axes = graph.constant(np.array([2, 3], dtype=np.int64))
+            return graph.node("ReduceMean", [*inputs, axes], name, keepdims=int(bool(keepdim)))
     raise ValueError(
         f"{getattr(key, '__name__', key)} ({name}) stays in float and has no ONNX form here: quantize the model without it, "
         "or run the result of qat.convert in torch."

@@ -41,17 +41,18 @@ class GraphWriter:
             self.constants.append(onnx.numpy_helper.from_array(array, self._known[key]))
         return self._known[key]
 
-    def integer_weight(self, codes: NDArray[np.int8], name: str) -> str:
-        """int8 weight codes, stored in 2 or 4 bits each where they fit; the runtime widens them once, when it loads."""
-        bits = next(b for b in (2, 4, 8) if int(np.min(codes)) >= -(2 ** (b - 1)) and int(np.max(codes)) < 2 ** (b - 1))
-        if bits == 8:
-            self.constants.append(onnx.numpy_helper.from_array(codes, name))
-            return name
-        kind = TensorProto.INT4 if bits == 4 else TensorProto.INT2
+    def stored_weight(self, codes: NDArray[Any], name: str, to: int) -> str:
+        """int8 or uint8 weight codes as type `to`, stored in 2 or 4 bits each where they fit; widened once, by the runtime."""
+        lowest, highest = int(np.min(codes)), int(np.max(codes))
+        sign = int(codes.dtype == np.int8)
+        bits = next(b for b in (2, 4, 8) if -sign * 2 ** (b - 1) <= lowest and highest < 2 ** (b - sign))
+        kind = f"{codes.dtype.name.removesuffix('8')}{bits}"
+        form = getattr(TensorProto, kind.upper())
+        stored = name if form == to else f"{name}_{kind}"
         self.has_int2 |= bits == 2
-        packed = f"{name}_int{bits}"
-        self.constants.append(helper.make_tensor(packed, kind, codes.shape, pack(codes, bits), raw=True))
-        return self.node("Cast", [packed], name, to=TensorProto.INT8)
+        packed = codes.tobytes() if bits == 8 else pack(codes, bits)
+        self.constants.append(helper.make_tensor(stored, form, codes.shape, packed, raw=True))
+        return stored if form == to else self.node("Cast", [stored], name, to=to)
 
     def save(
         self,
@@ -71,8 +72,9 @@ class GraphWriter:
         write_atomically(path, model.SerializeToString())
 
 
-def pack(codes: NDArray[np.int8], bits: int) -> bytes:
-    """Two's complement codes of 2 or 4 bits, first code in the lowest bits of a byte (the layout of ONNX INT4 and INT2).
+def pack(codes: NDArray[Any], bits: int) -> bytes:
+    """Codes of 2 or 4 bits, two's complement where they have a sign, first code in the lowest bits of a byte: the layout of
+    ONNX's small integers.
 
     >>> pack(np.array([1, -1, 7], dtype=np.int8), 4).hex()
     'f107'

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import fx
 
 from qat.export.graph import GraphWriter
+from qat.transform.plan import pads_with_zeros
 
 Writer = Callable[[GraphWriter, fx.Node, str, tuple[int, ...], str], str]
 
@@ -62,8 +65,32 @@ def write_transpose(graph: GraphWriter, node: fx.Node, tensor: str, shape: tuple
     return graph.node("Transpose", [tensor], name, perm=order)
 
 
+def write_pad(graph: GraphWriter, node: fx.Node, tensor: str, shape: tuple[int, ...], name: str) -> str:
+    """F.pad(x, pad) with zeros, of a float tensor; codes are padded by an integer module.
+
+    Raises:
+        ValueError: it pads with something else.
+    """
+    if not pads_with_zeros(*node.args, **node.kwargs):
+        raise ValueError(f"{node.format_node()} does not pad with zeros: only that has an ONNX form here.")
+    pad: Any = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+    return graph.node("Pad", [tensor, graph.constant(pads_of_axes(pad, len(shape)))], name)
+
+
+def pads_of_axes(pad: tuple[int, ...], rank: int) -> NDArray[np.int64]:
+    """torch's padding, last axis first, as ONNX has it: before each axis, then behind each.
+
+    >>> pads_of_axes((1, 2, 0, 3), 4).tolist()
+    [0, 0, 0, 1, 0, 0, 3, 2]
+    """
+    pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
+    pairs = [(0, 0)] * (rank - len(pairs)) + pairs[::-1]
+    return np.array([before for before, _ in pairs] + [behind for _, behind in pairs], dtype=np.int64)
+
+
 MOVES: dict[Any, Writer] = {
     operator.getitem: write_slice,
+    F.pad: write_pad,
     **dict.fromkeys(("permute", "transpose", torch.permute), write_transpose),
 }
 """One line per operation."""

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from qat.export.float_operations import write_float
 from qat.export.graph import GraphWriter
-from qat.export.moves import MOVES
+from qat.export.moves import MOVES, pads_of_axes
 from qat.integer import Codes, IntegerModel
 from qat.integer import modules as integer
 
@@ -175,7 +175,7 @@ class _Exporter:
             codes = self.reshape(codes, (-1, shape[-1]), f"{name}_rows")
         x = self.dequantized(codes, module.input)
         scale = self.graph.constant(module.weight_scale.numpy())
-        weight = self.graph.integer_weight(module.weight.numpy(), f"{name}_weight")
+        weight = self.graph.stored_weight(module.weight.numpy(), f"{name}_weight", TensorProto.INT8)
         # ONNX Runtime fuses Gemm only when the zero-points, although 0, are written out.
         zeros = [np.zeros(len(module.bias), t) for t in (np.int8, np.int32)] if attributes is None else []
         zero_points = [self.graph.constant(z) for z in zeros]
@@ -255,17 +255,28 @@ class _Exporter:
         )
 
     def pad(self, node: fx.Node, module: integer.IntegerPad) -> str:
-        rank = len(self.shapes[node])
-        pairs = [(module.pad[i], module.pad[i + 1]) for i in range(0, len(module.pad), 2)]
-        pairs = [(0, 0)] * (rank - len(pairs)) + pairs[::-1]
-        pads = np.array([p[0] for p in pairs] + [p[1] for p in pairs], dtype=np.int64)
+        pads = pads_of_axes(module.pad, len(self.shapes[node]))
         zero = np.array(module.output.zero_point, dtype=np.uint8)
         return self.graph.node(
             "Pad", [self._input(node), self.graph.constant(pads), self.graph.constant(zero)], _name(node)
         )
 
+    def dequantized_weight(self, module: integer.WeightOnlyLayer, name: str) -> str:
+        """(codes - zero_point) * scale, as the module has it; the runtime calculates it once, when it loads.
+
+        A DequantizeLinear would be calculated in every call, keep BatchNorm from being folded, and make ONNX Runtime replace
+        matrix products by MatMulNBits, which rounds their inputs to 8 bits.
+        """
+        codes, scale, zero_point = module.weight, module.weight_scale, module.weight_zero_point
+        real = self.graph.stored_weight(codes.reshape(module.view).numpy(), f"{name}_codes", TensorProto.FLOAT)
+        if zero_point.any():
+            real = self.graph.node("Sub", [real, self.graph.constant(zero_point.float().numpy())], f"{name}_centred")
+        scaled = self.graph.node("Mul", [real, self.graph.constant(scale.numpy())], f"{name}_scaled")
+        shape = self.graph.constant(np.array(codes.shape, dtype=np.int64))
+        return scaled if codes.shape == module.view else self.graph.node("Reshape", [scaled, shape], name)
+
     def weight_only(self, node: fx.Node, module: integer.WeightOnlyLayer) -> str:
-        weight = self.graph.constant(module.dequantized().numpy())
+        weight = self.dequantized_weight(module, f"{_name(node)}_weight")
         return write_float(self.graph, module.layer, [self._input(node)], _name(node), weight=weight)
 
 

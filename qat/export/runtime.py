@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +84,15 @@ class SiteSession:
         values = [torch.from_numpy(v) for v in self.session.run(names, feeds(self.session, inputs))]
         count = len(self.results)
         return values[:count], dict(zip(self.sites, values[count:], strict=True))
+
+
+def stored_codes(path: str | Path, layers: Iterable[str]) -> dict[str, Tensor]:
+    """The weight codes in the file, unpacked, of those `layers` that are quantized in their weight alone."""
+    tensors = {
+        t.name.partition("_weight_codes")[0]: t for t in onnx.load(str(path)).graph.initializer if "_codes" in t.name
+    }
+    codes = {name: onnx.numpy_helper.to_array(tensors[name]) for name in layers if name in tensors}
+    return {name: torch.from_numpy(c.astype(np.int16)) for name, c in codes.items()}
 
 
 def operators(path: str | Path) -> dict[str, int]:

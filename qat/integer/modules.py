@@ -119,7 +119,7 @@ class IntegerConv(IntegerLayer):
         if conv.padding_mode != "zeros":
             raise ValueError(f"padding_mode={conv.padding_mode!r} has no integer convolution: only 'zeros' has one.")
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
-        self.padding = _explicit_padding(conv)
+        self.padding = explicit_padding(conv)
         self.operation: Callable[..., Tensor] = F.conv1d if isinstance(conv, nn.Conv1d) else F.conv2d
 
     def products(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -236,7 +236,8 @@ class IntegerPad(IntegerModule):
 class WeightOnlyLayer(nn.Module):
     """A layer whose weight is stored as codes and whose arithmetic is float32: weight-only and per-group quantization.
 
-    weight: int8 codes. weight_scale: float32, one per channel or group, against `view`, the shape in which they broadcast.
+    weight: int8 codes, uint8 of affine grids. weight_scale: float32, one per channel or group, against `view`, the shape in
+    which they broadcast.
     """
 
     weight: Tensor
@@ -248,7 +249,7 @@ class WeightOnlyLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.view, self.weight_bits = layer, view, bits
-        self.register_buffer("weight", codes.to(torch.int8) if int(codes.max()) < 128 else codes.to(torch.uint8))
+        self.register_buffer("weight", codes.to(torch.int8 if int(codes.min()) < 0 else torch.uint8))
         self.register_buffer("weight_scale", scale.float())
         self.register_buffer("weight_zero_point", zero_point)
 
@@ -266,7 +267,7 @@ def _pair(value: object) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value,arg-type]
 
 
-def _explicit_padding(conv: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def explicit_padding(conv: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(before, after) for every spatial axis; 'same' puts the odd one after, as torch does."""
     if isinstance(conv.padding, str):
         axes = len(conv.kernel_size)

@@ -105,7 +105,7 @@ def kind_of(model: nn.Module, node: fx.Node) -> Kind:
         return Kind.FLOAT  # a constant or alpha= takes part
     if node.target == "mean" or node.target is torch.mean:
         return Kind.POOL if mean_axes(node) == (2, 3) else Kind.FLOAT
-    if node.target is F.pad and not _pads_with_zeros(*node.args, **node.kwargs):
+    if node.target is F.pad and not pads_with_zeros(*node.args, **node.kwargs):
         return Kind.FLOAT
     if node.target is F.adaptive_avg_pool2d and not _is_one((*node.args[1:], *node.kwargs.values())[0]):
         return Kind.FLOAT
@@ -121,7 +121,8 @@ def _is_shape(node: fx.Node) -> bool:
     return node.op == "call_function" and bool(inputs) and all(_is_shape(n) for n in inputs)
 
 
-def _pads_with_zeros(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> bool:
+def pads_with_zeros(x: Any, pad: Any, mode: Any = "constant", value: Any = None) -> bool:
+    """Whether these arguments of F.pad put zeros around x."""
     return mode == "constant" and not value
 
 

@@ -24,6 +24,10 @@ from qat.spec import QuantSpec
 Part = str | Mapping[str, Any]
 """A class and its options: "LSQ", "my.module.MyQuantizer" or {"_target_": "Percentile", "percentile": 99.9}."""
 
+PRESET = r"w(?P<weight>\d+)(a(?P<activation>\d+)|(?P<dynamic>_dynamic))?"
+DYNAMIC = {"bits": 8, "symmetric": False, "quantizer": "Dynamic"}
+"""What a preset that ends in _dynamic does to the inputs of layers."""
+
 
 @dataclass(frozen=True)
 class TensorRule:
@@ -176,7 +180,10 @@ class Policy:
 
 
 def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: Any) -> Policy:
-    """A policy from a preset's name ("w4a8": any w<bits>a<bits>), the path of a YAML file, or its content.
+    """A policy from a preset's name, the path of a YAML file, or its content.
+
+    Presets: w<bits>a<bits> ("w4a8") for weights and activations, w<bits> ("w4") for weights alone, w<bits>_dynamic
+    ("w8_dynamic") for weights and, with ranges of each batch, the 8-bit inputs of layers.
 
     Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
     no rules for the first and last layer), `weight` and `activation` (fields for every rule: quantizer, observer,
@@ -189,7 +196,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
         return replace(source, **overrides)
     if isinstance(source, Mapping):
         content = dict(source)
-    elif re.fullmatch(r"w\d+a\d+", str(source)):
+    elif re.fullmatch(PRESET, str(source)):
         content = {"preset": str(source)}
     elif Path(source).suffix in (".yaml", ".yml"):
         if not Path(source).is_file():
@@ -197,7 +204,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
         content = yaml.safe_load(Path(source).read_text()) or {}
     else:
         raise ValueError(
-            f"policy {str(source)!r} is neither a preset (such as w8a8, w4a8, w4a4, w2a2) nor a .yaml file."
+            f"policy {str(source)!r} is neither a preset (such as w8a8, w4a8, w2a2, w4, w8_dynamic) nor a .yaml file."
         )
     return _from_content(content | overrides)
 
@@ -212,15 +219,18 @@ def _from_content(content: Mapping[str, Any]) -> Policy:
     rules: dict[str, Any] = {}
     preset = content.get("preset")
     if preset is not None:
-        found = re.fullmatch(r"w(\d+)a(\d+)", str(preset))
+        found = re.fullmatch(PRESET, str(preset))
         if not found:
-            raise ValueError(f"preset={preset!r} does not exist: write w<bits>a<bits>, for example w4a8.")
-        weight_bits, activation_bits = int(found[1]), int(found[2])
-        rules["all"] = {"match": "*", "weight": {"bits": weight_bits}, "activation": {"bits": activation_bits}}
+            raise ValueError(
+                f"preset={preset!r} does not exist: write w<bits>a<bits>, for example w4a8, w4 (weights alone) or w8_dynamic."
+            )
+        inputs = {"bits": int(found["activation"])} if found["activation"] else DYNAMIC if found["dynamic"] else None
+        rules["all"] = {"match": "*", "weight": {"bits": int(found["weight"])}, "activation": inputs}
         ends = content.get("first_last_bits", 8)
         if ends is not None:
+            inputs = {"bits": ends} if found["activation"] else inputs
             for end in ("first", "last"):
-                rules[end] = {"match": end, "weight": {"bits": ends}, "activation": {"bits": ends}}
+                rules[end] = {"match": end, "weight": {"bits": ends}, "activation": inputs}
     for name, rule in (content.get("rules") or {}).items():
         rules[name] = rule
     return Policy(

@@ -1,0 +1,91 @@
+"""Weights in few bits, arithmetic in float: what the file holds, and what it computes."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from networks import Inception, Inverted, OptionA, Rows, build, images
+
+import qat
+from qat.export import OnnxRuntimeNetwork
+
+GROUPS = {"granularity": "per_group", "group_size": 9}
+POLICIES = {
+    "w8": "w8",
+    "w4": {"preset": "w4", "first_last_bits": None},
+    "w2": {"preset": "w2", "first_last_bits": None},
+    "per group": {"preset": "w4", "first_last_bits": None, "weight": GROUPS, "rules": {
+        "last": {"match": "last", "weight": {"bits": 4, "group_size": 8}, "activation": None}}},
+    "affine": {"preset": "w4", "first_last_bits": None, "weight": {"symmetric": False}},
+    "per tensor": {"preset": "w4", "first_last_bits": None, "weight": {"granularity": "per_tensor"}},
+}  # fmt: skip
+
+
+def exported(network, policy, tmp_path):
+    prepared = qat.prepare(build(network), qat.load_policy(policy))
+    qat.calibrate(prepared, [images(16)])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, images(2), tmp_path / "model.onnx")
+    return prepared.eval(), integer, tmp_path / "model.onnx"
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_the_file_computes_what_was_trained(policy, tmp_path):
+    prepared, integer, path = exported(OptionA, policy, tmp_path)
+    x = images(16, 3)
+    expected = prepared(x).detach()
+    torch.testing.assert_close(integer(x).detach(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(OnnxRuntimeNetwork(path)(x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    result = qat.verify(path, integer, [x])
+    assert result.exact
+    names = [site.name for site in result.sites]
+    assert names == [
+        "conv1.weight",
+        "conv2.weight",
+        "conv3.weight",
+        "linear.weight",
+        "output (within 1e-05 of the largest)",
+    ]
+    assert result.codes_compared == sum(p.numel() for p in prepared.parameters() if p.dim() >= 2) + expected.numel()
+
+
+@pytest.mark.parametrize("network", [Inverted, Inception, Rows])
+def test_every_network_that_has_an_integer_form_has_a_float_one(network, tmp_path):
+    _, integer, path = exported(network, "w4", tmp_path)
+    assert qat.verify(path, integer, [images(8, 4)]).exact
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind"), [("w8", "INT8"), ("w4", "INT4"), ("w2", "INT2"), ("affine", "UINT4"), ("per group", "INT4")]
+)
+def test_codes_take_the_bits_they_need_and_no_float_weight_is_stored(policy, kind, tmp_path):
+    prepared, _, path = exported(OptionA, POLICIES[policy], tmp_path)
+    tensors = {t.name: t for t in onnx.load(path).graph.initializer}
+    weights = [t for name, t in tensors.items() if "_weight_codes" in name]
+    assert [onnx.TensorProto.DataType.Name(t.data_type) for t in weights] == [kind] * 4
+    floats = sum(int(np.prod(t.dims)) for t in tensors.values() if t.data_type == onnx.TensorProto.FLOAT)
+    assert floats < sum(p.numel() for p in prepared.parameters() if p.dim() >= 2) / 5  # scales, biases, BatchNorm
+    codes = onnx.numpy_helper.to_array(weights[1]).astype(np.float32).reshape(16, 8, 3, 3)
+    quantizer = prepared.conv2.weight_quantizer
+    assert np.array_equal(codes, quantizer.quantize(prepared.conv2.weight).detach().numpy())
+
+
+def test_the_runtime_widens_weights_once_and_multiplies_in_float(tmp_path):
+    _, integer, path = exported(OptionA, "w4", tmp_path)
+    found = qat.verify(path, integer, [images(2)]).operators
+    assert not {"Cast", "Mul", "DequantizeLinear", "MatMulNBits", "BatchNormalization"} & set(found)
+
+
+def test_verify_sees_a_changed_weight_and_a_wrong_output(tmp_path):
+    _, integer, path = exported(OptionA, "w8", tmp_path)
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name.startswith("conv2_weight_codes"))
+    codes = onnx.numpy_helper.to_array(tensor).copy()
+    changed = np.count_nonzero(codes[0])
+    codes[0] *= -1
+    tensor.CopyFrom(onnx.numpy_helper.from_array(codes, tensor.name))
+    onnx.save(model, path)
+    sites = {site.name: site for site in qat.verify(path, integer, [images(16)]).sites}
+    assert sites["conv2.weight"].code_mismatches == changed > 0
+    assert sites["conv2.weight"].max_step_difference == 2 * np.abs(codes[0].astype(int)).max()
+    assert sites["output (within 1e-05 of the largest)"].code_mismatches > 0
