@@ -28,7 +28,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from benchmarks.record import RESULTS, write
-from qat.callbacks import QuantizationAwareTraining
 from qat.data import ImageData
 from qat.ptq import apply_passes
 from qat.report.environment import source_state
@@ -41,7 +40,7 @@ POLICIES = ("w4a4", "w3a3", "w2a2")
 SEEDS = (0, 1, 2)
 STEPS = 400
 
-DISTILLED = ["distillation.weight=1.0"]
+DISTILLED = ["distillation.weight=1.0", "optim.lr=0.04"]
 
 
 def _weights(quantizer: str) -> list[str]:
@@ -54,7 +53,7 @@ def _weights(quantizer: str) -> list[str]:
 
 ROWS: dict[str, list[str]] = {
     "lsq": [],
-    "lsq, distilled": DISTILLED,
+    "lsq, distilled, learning rate 0.04": DISTILLED,
     "lsq_plus": ["quantizer=lsq_plus", "policy.activation.symmetric=false"],
     "ewgs": ["quantizer=ewgs"],
     "dsq": ["quantizer=dsq"],
@@ -65,11 +64,11 @@ ROWS: dict[str, list[str]] = {
     "tqt": ["quantizer=tqt"],
     "static": ["quantizer=static"],
     "qil": _weights("QIL"),
+    "n2uq": _weights("N2UQ"),
+    "lcq": _weights("LCQ"),
     "apot": _weights("APoT"),
-    "apot, distilled": [*_weights("APoT"), *DISTILLED],
     "powers_of_two": _weights("PowersOfTwo"),
     "k_means": _weights("KMeans"),
-    "k_means, distilled": [*_weights("KMeans"), *DISTILLED],
     "nf4": _weights("NF4"),
     "ternary": _weights("Ternary"),
     "binary": _weights("Binary"),
@@ -98,8 +97,7 @@ def trained(config: DictConfig, data: ImageData, network: nn.Module) -> dict[str
     teacher = build.distillation(config, network)
     module = build.classifier(copy.deepcopy(network), config, data, distillation=teacher)
     calibration = batches.calibration_batches(config.calibration_images, seed=config.seed)
-    ratio = config.callbacks.qat.quantizer_lr_ratio
-    qat = QuantizationAwareTraining(build.policy(config), batches=calibration, quantizer_lr_ratio=ratio)
+    qat = build.part(config.callbacks.qat, "callbacks.qat", policy=build.policy(config), batches=calibration)
     with tempfile.TemporaryDirectory() as folder, silence():
         options = {"enable_checkpointing": False, "limit_val_batches": 0}
         trainer = build.trainer(config, Path(folder), [qat], False, **options)

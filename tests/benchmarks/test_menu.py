@@ -28,7 +28,7 @@ def cell(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*has fallen to its floor")  # noise teaches nothing
-@pytest.mark.parametrize("row", ["lsq, distilled", "sawb + pact"])
+@pytest.mark.parametrize("row", ["lsq, distilled, learning rate 0.04", "sawb + pact"])
 def test_a_cell_is_trained_from_the_float_network(row, cell):
     network, data = ResNetCifar(8, width=4), noise(16)
     before = copy.deepcopy(network.state_dict())
