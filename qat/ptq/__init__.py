@@ -1,7 +1,6 @@
 """Post-training quantization as lists of passes over one float network. A new pass costs one file here."""
 
 from qat.ptq.ada_round import AdaRound
-from qat.ptq.adopt import adopt
 from qat.ptq.base import Pass, Stage, apply_passes, check_order
 from qat.ptq.batchnorm_reestimation import BatchNormReestimation
 from qat.ptq.bias_correction import BiasCorrection
@@ -28,7 +27,6 @@ __all__ = [
     "Pass",
     "Stage",
     "Workpiece",
-    "adopt",
     "apply_passes",
     "check_order",
 ]

@@ -37,19 +37,13 @@ def share_ranges(trainer: Any, module: L.LightningModule, network: nn.Module) ->
     Copies are looked for in the attributes of callbacks, and in the LightningModule itself (a mean teacher, say).
     """
     source = quantizers(network)
-    for twin in uncalibrated_copies(trainer, module, network):
-        for name, quantizer in quantizers(twin).items():
-            if not quantizer.ready:
-                quantizer.load_state_dict(copy.deepcopy(source[name].state_dict()))
-
-
-def uncalibrated_copies(trainer: Any, module: L.LightningModule, network: nn.Module) -> Iterator[nn.Module]:
-    """Those in which some quantizer still has no range."""
-    names = quantizers(network).keys()
     for twin in _copies(trainer, module, network):
         theirs = quantizers(twin)
-        if theirs.keys() == names and not all(quantizer.ready for quantizer in theirs.values()):
-            yield twin
+        if theirs.keys() != source.keys():
+            continue
+        for name, quantizer in theirs.items():
+            if not quantizer.ready:
+                quantizer.load_state_dict(copy.deepcopy(source[name].state_dict()))
 
 
 def set_bits_of_averages(trainer: Any, module: L.LightningModule, network: nn.Module, bits: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from qat.ptq import Pass, adopt, apply_passes, check_order
 from qat.quantizers import Mode
 from qat.training.alarms import Watch, trouble
-from qat.training.averaging import (
-    average_real_numbers_only,
-    copy_again,
-    share_ranges,
-    slow_scales_in_swa,
-    uncalibrated_copies,
-)
+from qat.training.averaging import average_real_numbers_only, copy_again, share_ranges, slow_scales_in_swa
 from qat.training.batches import Inputs, NetworkInputs, calibration_inputs, first_of
 from qat.training.companion import Extension
 from qat.training.compilation import check_compiler, compile_in_place, run_as_written
@@ -36,7 +29,6 @@ from qat.training.network import find_network, is_root
 from qat.training.parameter_groups import slow_down, split_groups, without_optimizer
 from qat.training.policy_record import KEY, check_same, plain
 from qat.training.processes import check_model_comes_back, check_strategy, take_from_rank_zero
-from qat.training.progress_bar import progress_bar
 from qat.training.resume.resume import KEY as RESUME_KEY
 from qat.training.resume.resume import Resume
 from qat.training.scale_optimizer import MakeOptimizer, check_makes_optimizer
@@ -81,8 +73,6 @@ class QuantizationAwareTraining(L.Callback):
         compile: whether the network is trained with torch.compile, from the second step on. It takes minutes to compile.
         quantizer_optimizer: makes the optimizer that updates the learned scales, at its own learning rate, in the place of the
             module's: `functools.partial(torch.optim.Adam, lr=1e-3)`. From outside the two are one optimizer.
-        start_from: post-training passes, `[qat.ptq.Calibrate(), qat.ptq.AdaRound()]`: what they reach, weights and ranges, are
-            those of the first step. None: the float weights, and calibrated ranges.
 
     Raises:
         ValueError: the policy is impossible, or a number is out of range; when the fit begins: a strategy that does not keep
@@ -101,7 +91,6 @@ class QuantizationAwareTraining(L.Callback):
         calibration_seed: int = 0,
         compile: bool = False,
         quantizer_optimizer: MakeOptimizer | None = None,
-        start_from: Sequence[Pass] | None = None,
     ) -> None:
         if calibration_images < 1:
             raise ValueError(f"calibration_images={calibration_images} calibrates nothing: write for example 512.")
@@ -118,13 +107,7 @@ class QuantizationAwareTraining(L.Callback):
                     f"quantizer_lr_ratio={quantizer_lr_ratio} beside a quantizer_optimizer, which has a learning rate of its "
                     "own: write one of the two."
                 )
-        if start_from is not None:
-            try:
-                check_order(start_from)
-            except ValueError as error:
-                raise ValueError(f"start_from: {error}") from None
         self.policy = load_policy(policy)
-        self.start_from = start_from
         self.calibration_images = calibration_images
         self.batches = batches
         self.network = network
@@ -265,7 +248,7 @@ class QuantizationAwareTraining(L.Callback):
                 "collect parameters inside configure_optimizers, from self.parameters()."
             )
         start = time.perf_counter()
-        self.start(trainer, pl_module, network)
+        self.calibrate(trainer, pl_module, network)
         self.calibration_seconds = time.perf_counter() - start
         check_equal(network, "after calibration")
         share_ranges(trainer, pl_module, network)
@@ -279,26 +262,6 @@ class QuantizationAwareTraining(L.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LearningRateFinder) and callback.optimal_lr is not None:
                 slow_down(trainer.optimizers, self.quantizer_lr_ratio, found=callback.optimal_lr.suggestion())
-
-    def start(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> None:
-        """Give `network` the values of the first step, where it has none: those that `start_from` reaches, else ranges alone.
-
-        Raises:
-            ValueError: `start_from` is given, but not the float network.
-        """
-        if self.start_from is not None and not any(quantizer.ready for quantizer in quantizers(network).values()):
-            if self.float_network is None:
-                raise ValueError(
-                    "start_from needs the float network, but it was prepared before the Trainer saw it: give "
-                    "QuantizationAwareTraining the LightningModule with its float network."
-                )
-            source = copy.deepcopy(self.float_network).to(pl_module.device)
-            with progress_bar("start") as listener:
-                batches = list(self.calibration_batches(trainer, pl_module))
-                made = apply_passes(self.start_from, source, self.policy, batches, self.calibration_seed, listener)
-            for twin in (network, *uncalibrated_copies(trainer, pl_module, network)):
-                adopt(twin, made)
-        self.calibrate(trainer, pl_module, network)
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> int:
         """Give every quantizer of `network` that has no range its first one. Returns how many there were.

@@ -103,7 +103,7 @@ class Report(L.Callback):
             self.step0 = copy.deepcopy(network).cpu().float()
         elif qat.float_network is not None:  # a resumed fit: as it was then
             again = prepare(qat.float_network, qat.policy).to(pl_module.device)
-            qat.start(trainer, pl_module, again)
+            qat.calibrate(trainer, pl_module, again)
             self.step0 = again.cpu()
         if trainer.is_global_zero:
             print_sites(*records.sites(network))
@@ -206,7 +206,7 @@ class Report(L.Callback):
         observers = {label(t.observer) for r in qat.policy.rules.values() for t in (r.weight, r.activation) if t}
         twin = f"PTQ {next(iter(observers))}" if len(observers) == 1 else ""
         step0 = found.get("QAT step 0")
-        if ptq is None or step0 is None or twin not in found or qat.start_from is not None:
+        if ptq is None or step0 is None or twin not in found:
             return {}
         ours, theirs = step0.predictions, found[twin].predictions
         if ours is None or theirs is None:
