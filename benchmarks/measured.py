@@ -191,14 +191,15 @@ def oscillation(record: Record | None) -> str:
         "top1_after_estimation": "top-1, BatchNorm estimated anew",
     }
     rows = [
-        [name, *(_percent([run[key] for run in runs]) for key in columns)] for name, runs in record["controls"].items()
+        [name, str(len(runs)), *(_percent([run[key] for run in runs]) for key in columns)]
+        for name, runs in record["controls"].items()
+        if runs
     ]
-    seeds = min(len(runs) for runs in record["controls"].values())
     about = (
-        f"In %, mean ± standard deviation of {seeds} seeds. {record['policy']}, {record['data']}: {record['steps']} steps of "
+        f"In %, mean ± standard deviation over the seeds. {record['policy']}, {record['data']}: {record['steps']} steps of "
         f"{record['batch']} images, {record['test_images']:,} test images; float {100 * record['float_top1']:.2f} %."
     )
-    return f"{_with_machine(table(('', *columns.values()), rows, text=1), record)}\n\n{about}"
+    return f"{_with_machine(table(('', 'seeds', *columns.values()), rows, text=1), record)}\n\n{about}"
 
 
 def _percent(values: Sequence[float]) -> str:

@@ -2,7 +2,7 @@
 
 The network has MobileNetV2's blocks. It is trained in float once, and quantized from there with each seed. Accuracy is that of
 the last weights on the test images, before and after its BatchNorm statistics are estimated anew (Nagel et al. 2022, section
-2.3.1). On CIFAR-10 about five minutes on one thread of a CPU that does nothing else; without --data on scikit-learn's digits.
+2.3.1). On CIFAR-10 about ten minutes on one thread of a CPU that does nothing else; without --data on scikit-learn's digits.
 
 python -m benchmarks.oscillation --data /data --threads 1
 """

@@ -100,8 +100,8 @@ def test_oscillation():
     runs = [dict.fromkeys(keys, 0.25), dict.fromkeys(keys, 0.75)]
     about = {"policy": "w3a8", "data": "digits", "steps": 7, "batch": 32, "test_images": 1234, "float_top1": 0.5}
     text = measured.oscillation({**ABOUT, **about, "controls": {"nothing": runs, "freezing": runs}})
-    assert lines(text)[1] == f"| freezing | {' | '.join(['50.00 ± 35.36'] * 6)} |"
-    assert text.endswith("2 seeds. w3a8, digits: 7 steps of 32 images, 1,234 test images; float 50.00 %.")
+    assert lines(text)[1] == f"| freezing | 2 | {' | '.join(['50.00 ± 35.36'] * 6)} |"
+    assert text.endswith("over the seeds. w3a8, digits: 7 steps of 32 images, 1,234 test images; float 50.00 %.")
 
 
 def test_the_readme_has_a_place_for_every_table(tmp_path):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -18,8 +19,9 @@ from qat.granularity import PerChannel
 from qat.grid import Grid
 from qat.nn import as_quantized, is_quantized
 from qat.quantizers import LSQ, Oscillations, Quantizer
+from qat.report import read_results
 from qat.spec import QuantSpec
-from qat.training.callbacks import OscillationControl, QuantizationAwareTraining
+from qat.training.callbacks import ExportONNX, OscillationControl, QuantizationAwareTraining, Report
 from qat.training.callbacks.oscillation_control import cosine, dampening_gradient
 
 pytestmark = LIGHTNING
@@ -270,6 +272,21 @@ def test_a_checkpoint_serves_with_and_without_the_callback(tmp_path: Path) -> No
     assert torch.equal(loaded(x), model.eval()(x))
 
 
+def test_results_and_report_have_the_counts_and_frozen_codes_are_exported(tmp_path: Path) -> None:
+    control = OscillationControl(freezing=0.1, momentum=0.2)
+    report = Report(tmp_path)
+    callbacks = [report, ExportONNX(tmp_path / "model.onnx"), control, callback()]
+    trainer(tmp_path, *callbacks, epochs=2).fit(Classifier(lr=0.1), datamodule=Data())
+    results = read_results(tmp_path / "results.json")
+    assert results.oscillations == control.report
+    assert results.oscillations is not None
+    assert results.oscillations.frozen > 0
+    assert results.verification is not None
+    assert results.verification.exact
+    assert "![Oscillating and frozen weights of each layer](oscillations.png)" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "oscillations.png").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -302,3 +319,10 @@ def test_what_cannot_be_dampened_or_frozen_is_said_before_the_first_step(tmp_pat
         )
     with pytest.raises(ValueError, match="OscillationControl needs QuantizationAwareTraining beside it"):
         trainer(tmp_path, OscillationControl()).fit(Classifier(), datamodule=Data())
+
+
+def test_a_fused_optimizer_in_half_precision_is_refused_where_gradients_are_added() -> None:
+    fused = torch.optim.SGD([nn.Parameter(torch.zeros(1))], fused=True)
+    fitting: Any = SimpleNamespace(precision="16-mixed", optimizers=[fused])
+    with pytest.raises(ValueError, match="has yet to unscale: write fused=False, or precision='bf16-mixed'"):
+        OscillationControl(dampening=0.1).on_train_start(fitting, Classifier())

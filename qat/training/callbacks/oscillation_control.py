@@ -56,8 +56,8 @@ class OscillationControl(Extension):
 
     Raises:
         ValueError: a number is out of range; when the fit begins: no weight has so few bits, a schedule without the length of
-            the fit, or dampening or freezing with a quantizer that may give a weight of scale * code another code (DoReFa, QIL,
-            SAWB).
+            the fit, dampening or freezing with a quantizer that may give a weight of scale * code another code (DoReFa, QIL,
+            SAWB), or dampening with a fused optimizer in precision "16-mixed".
     """
 
     def __init__(
@@ -117,6 +117,11 @@ class OscillationControl(Extension):
         if scheduled and not math.isfinite(trainer.estimated_stepping_batches):
             raise ValueError(
                 f"the schedule {scheduled[0]} needs the length of the fit: set max_epochs or max_steps, or write one number."
+            )
+        if self.dampening is not None and trainer.precision == "16-mixed" and any(map(_unscales, trainer.optimizers)):
+            raise ValueError(
+                "dampening cannot join gradients that a fused optimizer has yet to unscale: write fused=False, or "
+                "precision='bf16-mixed'."
             )
         for one in self._tracked(pl_module):
             one.state.start(one.codes())
@@ -239,6 +244,11 @@ def _keep_apart(pl_module: nn.Module) -> None:
     ignored = getattr(pl_module, "_ddp_params_and_buffers_to_ignore", [])
     counts = [name for name, _ in pl_module.named_buffers() if ".oscillations." in name]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, {*ignored, *counts})
+
+
+def _unscales(optimizer: Optimizer) -> bool:
+    """Whether the optimizer divides by the loss scale itself, in its step."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def _bits(quantizer: Quantizer) -> int:
