@@ -17,8 +17,8 @@ from qat.training.progress import check_length, is_share, progress
 class Freeze(L.Callback):
     """Freezes BatchNorm statistics, learned scales, or both, from a share of the fit on.
 
-    A frozen BatchNorm normalises with its running statistics, also in training, and does not update them (Jacob et al. 2018,
-    https://arxiv.org/abs/1712.05877, section 3.1); its gain and shift still learn. A frozen scale (every parameter of a
+    A frozen BatchNorm normalises with its running statistics, also in training, and does not update them (Krishnamoorthi
+    2018, https://arxiv.org/abs/1806.08342); its gain and shift still learn. A frozen scale (every parameter of a
     quantizer) has no gradient when the optimizer steps, so that neither momentum nor weight decay moves it. What is frozen
     follows from how far the fit is and nothing else, so a resumed fit goes on exactly. Needs a `QuantizationAwareTraining`
     beside it, in any order.

@@ -28,8 +28,8 @@ COUNTERS = (None, "step", "epoch")
 
 
 class ProgressiveBits(L.Callback):
-    """Trains with more bits at first: each stage begins with the weights of the one before (Zhuang et al. 2018,
-    https://arxiv.org/abs/1711.00205, section 3.2; Li et al. 2020, https://arxiv.org/abs/1909.13144, section 4).
+    """Trains with more bits at first: each stage begins with the weights of the one before (progressive quantization of
+    Zhuang et al. 2018, https://arxiv.org/abs/1711.00205).
 
     In a stage of b bits a quantizer has max(b, the policy's) bits, so that what stays at 8 bits does; 32 is a stage in float.
     The last stage is the policy itself. A quantizer whose grid changes gets a new range from the training images, as at the
@@ -41,7 +41,7 @@ class ProgressiveBits(L.Callback):
     but `save_last` and those that keep the newest go on; `EarlyStopping` counts anew in each stage. A fit that ends before
     its last stage exports nothing.
 
-    Differs from the papers: stages are shares of one fit with one schedule of the learning rate, not fits of their own; a new
+    Differs from the paper: stages are shares of one fit with one schedule of the learning rate, not fits of their own; a new
     stage calibrates.
 
         trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w2a2"), ProgressiveBits([8, 4, 3, 2])])

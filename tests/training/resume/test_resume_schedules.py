@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from interrupted import Everywhere, Fit, differences, own_generator
+from lightning.pytorch.callbacks import ModelCheckpoint
 from people import LIGHTNING, images
 
-from qat.training.callbacks import Freeze, QuantizationAwareTraining
+from qat.training.callbacks import Freeze, ProgressiveBits, QuantizationAwareTraining
 
 pytestmark = [*LIGHTNING, pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")]
 
@@ -44,3 +45,21 @@ def test_an_optimizer_for_scales_goes_on_with_its_state(tmp_path: Path) -> None:
     assert {"exp_avg", "momentum_buffer"} <= {key for s in end["optimizers"][0]["state"].values() for key in s}
     for path in sorted(tmp_path.glob("*.ckpt"))[1::4]:
         assert differences(end, Apart(tmp_path, seed=99).run(path).end()) == [], path.name
+
+
+@pytest.mark.parametrize("length", [{}, BY_STEPS], ids=["epochs", "steps"])
+def test_stages_of_bits_go_on_and_the_best_is_the_same(length: dict[str, Any], tmp_path: Path) -> None:
+    def fit(folder: str, *callbacks: Any, seed: int = 0) -> tuple[Fit, ModelCheckpoint]:
+        best = ModelCheckpoint(tmp_path / folder, "best", monitor="val/top1", mode="max", every_n_train_steps=1)
+        stages = ProgressiveBits({0.0: 32, 0.2: 8, 0.7: 4})
+        return Fit(tmp_path, own_generator, seed=seed, callbacks=[stages, best, *callbacks], **length), best
+
+    whole, best = fit("whole", Everywhere(tmp_path))
+    end = whole.run().end()
+    paths = sorted(tmp_path.glob("*.ckpt"))
+    stages = [torch.load(path, weights_only=True)["qat"]["bits"] for path in paths]
+    some = [stages.index(32), stages.index(8), stages.index(None) - 1, stages.index(None), stages.index(None) + 1]
+    for path in [paths[i] for i in some]:
+        resumed, again = fit(f"from_{path.stem}", seed=99)
+        assert differences(end, resumed.run(path).end()) == [], path.name
+        assert again.best_model_score == best.best_model_score, path.name
