@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ class GraphWriter:
         self.has_int2 = False
         self._known: dict[Any, str] = {}
 
-    def node(self, operation: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Add one node with one output; returns the output's name."""
-        self.nodes.append(helper.make_node(operation, inputs, [output], name=output, **attributes))
+    def node(
+        self, operation: str, inputs: list[str], output: str, further: Sequence[str] = (), **attributes: Any
+    ) -> str:
+        """Add one node; returns the name of its first output. further: the names of its others."""
+        self.nodes.append(helper.make_node(operation, inputs, [output, *further], name=output, **attributes))
         return output
 
     def constant(self, value: NDArray[Any]) -> str:
