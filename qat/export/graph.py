@@ -44,6 +44,11 @@ class GraphWriter:
             self.constants.append(onnx.numpy_helper.from_array(array, self._known[key]))
         return self._known[key]
 
+    def own_constant(self, value: NDArray[Any], name: str) -> str:
+        """The name of a constant that nobody else gets."""
+        self.constants.append(onnx.numpy_helper.from_array(value, name))
+        return name
+
     def stored_weight(self, codes: NDArray[Any], name: str, to: int) -> str:
         """int8 or uint8 weight codes as type `to`, stored in 2 or 4 bits each where they fit; widened once, by the runtime."""
         lowest, highest = int(np.min(codes)), int(np.max(codes))

@@ -182,6 +182,10 @@ class _Exporter:
         # ONNX Runtime fuses Gemm only when the zero-points, although 0, are written out.
         zeros = [np.zeros(len(module.bias), t) for t in (np.int8, np.int32)] if attributes is None else []
         zero_points = [self.graph.constant(z) for z in zeros]
+        if (
+            attributes is not None and module.output is None
+        ):  # left unfused, its weights are rewritten to uint8: with these
+            zero_points = [self.graph.own_constant(np.zeros(len(module.bias), np.int8), f"{name}_weight_zero_point")]
         weight = self.graph.node("DequantizeLinear", [weight, scale, *zero_points[:1]], f"{name}_weight_dq", axis=0)
         unit = torch.tensor(module.input.scale) * module.weight_scale
         bias = [self.graph.constant(module.bias.numpy()), self.graph.constant(unit.numpy())]

@@ -33,9 +33,9 @@ class SiteAgreement:
 class Verification:
     """The result of `verify`.
 
-    codes_compared, code_mismatches: over all sites and the network's outputs, which are compared bit for bit. Of layers that are
-    quantized in their weight alone the stored weight codes are compared, bit for bit. Where such layers, or dynamic ones,
-    make floats, outputs may differ by FLOAT_TOLERANCE of the largest; the name of the output then says so.
+    codes_compared, code_mismatches: over all sites and the network's outputs, which are compared bit for bit. Of layers
+    that are quantized in their weight alone the stored weight codes are compared. Where such layers, or dynamic ones, make
+    floats, outputs may differ by FLOAT_TOLERANCE of the largest; the name of the output then says so.
     top1_agreement: fraction of samples with the same largest output. max_step_difference: largest difference of two codes.
     images: samples seen. operators: of the graph after ONNX Runtime's optimisations.
     """
