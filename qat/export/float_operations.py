@@ -99,12 +99,11 @@ def write_float(
                 [v, v] if isinstance(v, int) else list(v)
                 for v in (operation.kernel_size, operation.stride, operation.padding)
             )
-            kind, extra = (
-                ("MaxPool", {})
-                if isinstance(operation, nn.MaxPool2d)
-                else ("AveragePool", {"count_include_pad": int(operation.count_include_pad)})
-            )
-            return graph.node(kind, inputs, name, kernel_shape=kernel, strides=stride, pads=padding * 2, **extra)
+            window: dict[str, Any] = {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}
+            if isinstance(operation, nn.MaxPool2d):
+                return graph.node("MaxPool", inputs, name, **window)
+            counts = int(operation.count_include_pad)
+            return graph.node("AveragePool", inputs, name, **window, count_include_pad=counts)
         case torch.cat if node is not None:
             dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
             return graph.node("Concat", inputs, name, axis=dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ class GraphWriter:
         self.has_int2 = False
         self._known: dict[Any, str] = {}
 
-    def node(self, operation: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Add one node with one output; returns the output's name."""
-        self.nodes.append(helper.make_node(operation, inputs, [output], name=output, **attributes))
+    def node(
+        self, operation: str, inputs: list[str], output: str, further: Sequence[str] = (), **attributes: Any
+    ) -> str:
+        """Add one node; returns the name of its first output. further: the names of its others."""
+        self.nodes.append(helper.make_node(operation, inputs, [output, *further], name=output, **attributes))
         return output
 
     def constant(self, value: NDArray[Any]) -> str:
@@ -40,6 +43,11 @@ class GraphWriter:
             self._known[key] = f"c{len(self.constants)}"
             self.constants.append(onnx.numpy_helper.from_array(array, self._known[key]))
         return self._known[key]
+
+    def own_constant(self, value: NDArray[Any], name: str) -> str:
+        """The name of a constant that nobody else gets."""
+        self.constants.append(onnx.numpy_helper.from_array(value, name))
+        return name
 
     def stored_weight(self, codes: NDArray[Any], name: str, to: int) -> str:
         """int8 or uint8 weight codes as type `to`, stored in 2 or 4 bits each where they fit; widened once, by the runtime."""

@@ -23,6 +23,7 @@ from qat.export.graph import GraphWriter
 from qat.export.moves import MOVES, pads_of_axes
 from qat.integer import Codes, IntegerModel
 from qat.integer import modules as integer
+from qat.quantizers import Dynamic
 
 
 def export_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | Path) -> None:
@@ -54,6 +55,8 @@ class _Shapes(fx.Interpreter):
         result = super().run_node(n)
         if isinstance(result, Tensor):
             self.shapes[n] = tuple(result.shape)
+        elif isinstance(n.target, str) and n.op == "call_module" and isinstance(result, tuple):
+            self.shapes[n] = tuple(result[0].shape)  # codes, with their scale and zero-point
         return result
 
 
@@ -179,6 +182,10 @@ class _Exporter:
         # ONNX Runtime fuses Gemm only when the zero-points, although 0, are written out.
         zeros = [np.zeros(len(module.bias), t) for t in (np.int8, np.int32)] if attributes is None else []
         zero_points = [self.graph.constant(z) for z in zeros]
+        if (
+            attributes is not None and module.output is None
+        ):  # left unfused, its weights are rewritten to uint8: with these
+            zero_points = [self.graph.own_constant(np.zeros(len(module.bias), np.int8), f"{name}_weight_zero_point")]
         weight = self.graph.node("DequantizeLinear", [weight, scale, *zero_points[:1]], f"{name}_weight_dq", axis=0)
         unit = torch.tensor(module.input.scale) * module.weight_scale
         bias = [self.graph.constant(module.bias.numpy()), self.graph.constant(unit.numpy())]
@@ -194,18 +201,18 @@ class _Exporter:
         return result if flat else self.reshape(result, self.shapes[node], name)
 
     def conv(self, node: fx.Node, module: integer.IntegerConv) -> str:
+        return self.layer(node, module, self.of_convolution(module))
+
+    def of_convolution(self, module: integer.IntegerConv) -> dict[str, Any]:
+        """The attributes of Conv and ConvInteger."""
         before, after = module.padding
-        return self.layer(
-            node,
-            module,
-            {
-                "strides": list(module.stride),
-                "dilations": list(module.dilation),
-                "group": module.groups,
-                "pads": [*before, *after],
-                "kernel_shape": list(module.weight.shape[2:]),
-            },
-        )
+        return {
+            "strides": list(module.stride),
+            "dilations": list(module.dilation),
+            "group": module.groups,
+            "pads": [*before, *after],
+            "kernel_shape": list(module.weight.shape[2:]),
+        }
 
     def linear(self, node: fx.Node, module: integer.IntegerLinear) -> str:
         return self.layer(node, module, None)
@@ -275,6 +282,40 @@ class _Exporter:
         shape = self.graph.constant(np.array(codes.shape, dtype=np.int64))
         return scaled if codes.shape == module.view else self.graph.node("Reshape", [scaled, shape], name)
 
+    def dynamic_quantize(self, node: fx.Node, module: integer.DynamicQuantize) -> str:
+        """Codes, with the tensors NAME_scale and NAME_zero_point beside them."""
+        name = _name(node)
+        return self.graph.node(
+            "DynamicQuantizeLinear", [self._input(node)], name, further=[f"{name}_scale", f"{name}_zero_point"]
+        )
+
+    def dynamic_layer(self, node: fx.Node, module: integer.DynamicLayer) -> str:
+        name, codes, layer = _name(node), self._input(node), module.layer
+        scale, zero_point = f"{codes}_scale", f"{codes}_zero_point"
+        multiplier, bias = (
+            self.graph.constant(layer.per_channel(p).numpy()) for p in (layer.weight_scale, module.bias)
+        )
+        if isinstance(layer, integer.IntegerConv):
+            weight = self.graph.stored_weight(layer.weight.numpy(), f"{name}_weight", TensorProto.INT8)
+            attributes = self.of_convolution(layer)
+            products = self.graph.node("ConvInteger", [codes, weight, zero_point], f"{name}_products", **attributes)
+        else:
+            weight = self.graph.stored_weight(layer.weight.T.contiguous().numpy(), f"{name}_weight", TensorProto.INT8)
+            products = self.graph.node("MatMulInteger", [codes, weight, zero_point], f"{name}_products")
+        real = self.graph.node("Cast", [products], f"{name}_real", to=TensorProto.FLOAT)
+        unit = self.graph.node("Mul", [scale, multiplier], f"{name}_unit")
+        return self.graph.node("Add", [self.graph.node("Mul", [real, unit], f"{name}_scaled"), bias], name)
+
+    def dynamic_rounding(self, node: fx.Node, module: Dynamic) -> str:
+        name = _name(node)
+        codes = self.graph.node(
+            "DynamicQuantizeLinear",
+            [self._input(node)],
+            f"{name}_codes",
+            further=[f"{name}_scale", f"{name}_zero_point"],
+        )
+        return self.graph.node("DequantizeLinear", [codes, f"{name}_scale", f"{name}_zero_point"], name)
+
     def weight_only(self, node: fx.Node, module: integer.WeightOnlyLayer) -> str:
         weight = self.dequantized_weight(module, f"{_name(node)}_weight")
         return write_float(self.graph, module.layer, [self._input(node)], _name(node), weight=weight)
@@ -298,5 +339,8 @@ _WRITERS: dict[type[nn.Module], Callable[[_Exporter, fx.Node, Any], str]] = {
     integer.IntegerMaxPool: _Exporter.max_pool,
     integer.IntegerPad: _Exporter.pad,
     integer.WeightOnlyLayer: _Exporter.weight_only,
+    integer.DynamicQuantize: _Exporter.dynamic_quantize,
+    integer.DynamicLayer: _Exporter.dynamic_layer,
+    Dynamic: _Exporter.dynamic_rounding,
 }
 """One line per integer module."""

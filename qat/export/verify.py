@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qat.export.runtime import SiteSession, operators, stored_codes
 from qat.integer import IntegerModel
-from qat.integer.modules import IntegerModule, WeightOnlyLayer
+from qat.integer.modules import DynamicLayer, IntegerModule, WeightOnlyLayer
 from qat.transform.calibrate import arguments
 
 FLOAT_TOLERANCE = 1e-5
@@ -33,9 +33,9 @@ class SiteAgreement:
 class Verification:
     """The result of `verify`.
 
-    codes_compared, code_mismatches: over all sites and the network's outputs, which are compared bit for bit. Where layers
-    quantized in their weight alone calculate in float, their stored weight codes are compared bit for bit, and outputs may
-    differ by FLOAT_TOLERANCE of the largest; the name of the output then says so.
+    codes_compared, code_mismatches: over all sites and the network's outputs, which are compared bit for bit. Of layers
+    that are quantized in their weight alone the stored weight codes are compared. Where such layers, or dynamic ones, make
+    floats, outputs may differ by FLOAT_TOLERANCE of the largest; the name of the output then says so.
     top1_agreement: fraction of samples with the same largest output. max_step_difference: largest difference of two codes.
     images: samples seen. operators: of the graph after ONNX Runtime's optimisations.
     """
@@ -66,7 +66,7 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequ
     """
     if not isinstance(integer, IntegerModel):
         raise ValueError(f"{type(integer).__name__} is no integer model: pass the result of qat.convert(prepared).")
-    names = [n for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.output is not None]
+    names = [n for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.makes_codes]
     running = SiteSession(path, names)
     if missing := sorted(set(names) - set(running.sites)):
         raise ValueError(f"{path} has no tensor for the sites {', '.join(missing)}: it was written from another model.")
@@ -75,7 +75,8 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequ
     weights = {n: m.weight for n, m in integer.named_modules() if isinstance(m, WeightOnlyLayer)}
     for name, stored in stored_codes(path, weights).items():
         _compare(sites, f"{name}.weight", weights[name].cpu().reshape(stored.shape), stored)
-    tolerance = FLOAT_TOLERANCE if weights else 0.0
+    in_float = any(isinstance(m, WeightOnlyLayer | DynamicLayer) for m in integer.modules())
+    tolerance = FLOAT_TOLERANCE if in_float else 0.0
     agreeing = 0
     integer.eval()
     for batch in batches:

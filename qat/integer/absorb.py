@@ -14,7 +14,7 @@ BIAS_LIMIT = 2.0**30
 
 
 class IntegerWeights(NamedTuple):
-    """weight: whole numbers, the shape of the float weight. bias: whole numbers (out,). scale: float32 (out,)."""
+    """weight: whole numbers, the shape of the float weight. bias: (out,), whole numbers or real. scale: (out,)."""
 
     weight: Tensor
     bias: Tensor
@@ -28,6 +28,22 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x_scale: float) -> Int
     (b - mean) * gamma / sigma + beta, and a negative gamma flips the sign of the codes, which is exact on a narrow grid.
     The scale of a dead channel (no weight, or gamma near 0) is raised until its bias fits into int32; its codes shrink in
     proportion.
+
+    Raises:
+        ValueError: an affine weight grid, or a sign flip on a grid that is not narrow.
+    """
+    codes, bias, scale = with_norm(layer, norm)
+    smallest = (bias.abs() / (x_scale * BIAS_LIMIT)).clamp(min=2.0**-60)
+    raised = torch.maximum(scale, smallest)
+    shrink = (scale / raised).reshape(-1, *[1] * (codes.dim() - 1))
+    codes = torch.where(shrink < 1, torch.round(codes * shrink), codes)
+    stored = raised.float()
+    unit = torch.tensor(x_scale, device=stored.device) * stored
+    return IntegerWeights(codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored)
+
+
+def with_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerWeights:
+    """Weight codes, real bias and per-channel scale of layer + BatchNorm, all float64.
 
     Raises:
         ValueError: an affine weight grid, or a sign flip on a grid that is not narrow.
@@ -52,10 +68,4 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x_scale: float) -> Int
             raise ValueError(
                 f"weight {quantizer.label!r} must be flipped for a negative BatchNorm gain: write narrow: true."
             )
-        smallest = (bias.abs() / (x_scale * BIAS_LIMIT)).clamp(min=2.0**-60)
-        raised = torch.maximum(scale, smallest)
-        shrink = (scale / raised).reshape(-1, *[1] * (codes.dim() - 1))
-        codes = torch.where(shrink < 1, torch.round(codes * shrink), codes)
-        stored = raised.float()
-        unit = torch.tensor(x_scale, device=stored.device) * stored
-        return IntegerWeights(codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored)
+        return IntegerWeights(codes, bias, scale)

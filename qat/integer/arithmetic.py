@@ -11,7 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qat.grid import Grid
 from qat.quantizers import Quantizer
+from qat.spec import QuantSpec
+
+DYNAMIC = QuantSpec(Grid(8, signed=False), symmetric=False)
+"""How an activation without a range of its own is quantized."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,14 @@ def _f32(value: float) -> Tensor:
 def quantize(x: Tensor, y: Codes) -> Tensor:
     """float32 -> codes, ONNX QuantizeLinear: rint(x / scale) + zero_point."""
     return y.clip(torch.round(x.float() / y.scale) + y.zero_point)
+
+
+def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """float32 -> (uint8 codes, scale [], zero_point []) on the range of x itself: ONNX DynamicQuantizeLinear."""
+    lo, hi = torch.aminmax(x.float())
+    scale, zero_point = (p.reshape(()) for p in DYNAMIC.qparams(lo[None], hi[None]))
+    codes = (torch.round(x.float() / scale) + zero_point).clamp(DYNAMIC.grid.qmin, DYNAMIC.grid.qmax)
+    return codes.to(torch.uint8), scale, zero_point
 
 
 def dequantize(codes: Tensor, x: Codes) -> Tensor:

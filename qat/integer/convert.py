@@ -11,15 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qat.granularity import PerGroup
-from qat.integer.absorb import absorb
+from qat.integer.absorb import IntegerWeights, absorb, with_norm
 from qat.integer.arithmetic import Codes
 from qat.integer.modules import (
     Dequantize,
+    DynamicLayer,
+    DynamicQuantize,
     IntegerAdd,
     IntegerAveragePool,
     IntegerCat,
     IntegerConv,
     IntegerGlobalAverage,
+    IntegerLayer,
     IntegerLinear,
     IntegerMaxPool,
     IntegerModule,
@@ -42,9 +45,11 @@ class IntegerModel(fx.GraphModule):
         """(output, {site: uint8 codes}) for one batch."""
         seen: dict[str, Tensor] = {}
         hooks = [
-            module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
+            module.register_forward_hook(
+                lambda _m, _i, out, name=name: seen.__setitem__(name, out if isinstance(out, Tensor) else out[0])
+            )
             for name, module in self.named_modules()
-            if isinstance(module, IntegerModule) and module.output is not None
+            if isinstance(module, IntegerModule) and module.makes_codes
         ]
         try:
             return self(*inputs), seen
@@ -58,7 +63,8 @@ def convert(model: nn.Module) -> nn.Module:
 
     Quantized segments become integer modules (uint8 activations, int8 weight codes, int32 bias, BatchNorm absorbed, one
     float32 multiplier per output channel); what `prepare` left in float stays float. Layers quantized per group or in their
-    weight alone keep integer weights and calculate in float. A model without a graph gets weight-only layers and its input
+    weight alone keep integer weights and calculate in float; layers with dynamic inputs multiply integers and return float. A
+    model without a graph gets weight-only layers and its input
     quantizers stay as they are.
 
     Raises:
@@ -93,6 +99,7 @@ class _Converter:
         self.as_codes: dict[fx.Node, fx.Node] = {}
         self.as_float: dict[fx.Node, fx.Node] = {}
         self.grids: dict[fx.Node, Codes] = {}
+        self.as_dynamic: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> IntegerModel:
         output = None
@@ -112,9 +119,16 @@ class _Converter:
         return self.source.get_submodule(str(node.target))
 
     def has_codes(self, node: fx.Node) -> bool:
-        """Whether the tensor lies on a grid of its own."""
+        """Whether the tensor lies on a grid that is known before it is."""
         kind = self.kinds[node]
-        return kind is Kind.SITE or (kind is Kind.SAME and self.has_codes(node.all_input_nodes[0]))
+        return (kind is Kind.SITE and not self.is_dynamic(node)) or (
+            kind is Kind.SAME and self.has_codes(node.all_input_nodes[0])
+        )
+
+    def is_dynamic(self, node: fx.Node) -> bool:
+        """Whether the node is a site whose range is that of each tensor."""
+        module = self.module(node) if self.kinds[node] is Kind.SITE else None
+        return isinstance(module, Quantizer) and module.is_dynamic
 
     def add(self, name: str, module: nn.Module, arguments: tuple[Any, ...]) -> fx.Node:
         """Call a new module; its name is the site or layer that it computes."""
@@ -209,10 +223,12 @@ class _Converter:
         return self._copy(node, lambda n: codes if n is source else self.shape_or_value(n)), grid
 
     def _computes_on_codes(self, node: fx.Node) -> bool:
+        return self._has_integer_weight(node) and self.has_codes(node.all_input_nodes[0])
+
+    def _has_integer_weight(self, node: fx.Node) -> bool:
+        """Whether the layer's weight is codes with one scale an output channel, or one in all."""
         layer = self.module(node)
-        if not is_quantized(layer) or not self.has_codes(node.all_input_nodes[0]):
-            return False
-        quantizer = as_quantized(layer).weight_quantizer
+        quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
         return quantizer is not None and not isinstance(quantizer.spec.granularity, PerGroup)
 
     def _layer(self, node: fx.Node, norm: fx.Node | None, output: Codes | None) -> nn.Module:
@@ -221,13 +237,22 @@ class _Converter:
         source = node.all_input_nodes[0]
         self.codes(source)
         x = self.grids[source]
-        integers = absorb(as_quantized(layer), self.module(norm) if norm is not None else None, x.scale)
-        quantizer = as_quantized(layer).weight_quantizer
-        assert quantizer is not None
-        arguments = (integers.weight, integers.bias, integers.scale, quantizer.spec.grid.bits, x, output)
-        if isinstance(layer, nn.Conv1d | nn.Conv2d):
-            return IntegerConv(*arguments, conv=layer)
-        return IntegerLinear(*arguments)
+        return _integer_layer(layer, absorb(as_quantized(layer), self._norm(norm), x.scale), x, output)
+
+    def _dynamic_layer(self, node: fx.Node, norm: fx.Node | None) -> fx.Node:
+        """The same on an input whose range is that of each tensor, with a real bias."""
+        site = node.all_input_nodes[0]
+        if site not in self.as_dynamic:
+            label = str(self.module(site).label)
+            self.as_dynamic[site] = self.add(label, DynamicQuantize(), (self.value(site.all_input_nodes[0]),))
+        layer = self.module(node)
+        weights = with_norm(as_quantized(layer), self._norm(norm))
+        without_bias = weights._replace(bias=torch.zeros_like(weights.bias))
+        inner = _integer_layer(layer, without_bias, Codes(1.0, 0), None)
+        return self.add(str(node.target), DynamicLayer(inner, weights.bias), (self.as_dynamic[site],))
+
+    def _norm(self, norm: fx.Node | None) -> nn.Module | None:
+        return None if norm is None else self.module(norm)
 
     # Floats ----------------------------------------------------------------------------------------------------------
 
@@ -247,16 +272,15 @@ class _Converter:
             return self.add(f"{node.name}_float", Dequantize(self.grids[node]), (codes,))
         if self.kinds[node] is Kind.SHAPE:
             return self._copy(node, self.shape_or_value)
-        if self.kinds[node] is Kind.NORM:
-            layer = node.all_input_nodes[0]
-            alone = len(layer.users) == 1
-            if alone and self.kinds[layer] is Kind.COMPUTE and self._computes_on_codes(layer):
+        norm = node if self.kinds[node] is Kind.NORM else None
+        layer = node if norm is None else norm.all_input_nodes[0]
+        if self.kinds[layer] is Kind.COMPUTE and (norm is None or len(layer.users) == 1):
+            if self._computes_on_codes(layer):
                 codes = self.codes(layer.all_input_nodes[0])
-                return self.add(str(layer.target), self._layer(layer, node, None), (codes,))
+                return self.add(str(layer.target), self._layer(layer, norm, None), (codes,))
+            if self._has_integer_weight(layer) and self.is_dynamic(layer.all_input_nodes[0]):
+                return self._dynamic_layer(layer, norm)
         if self.kinds[node] is Kind.COMPUTE:
-            if self._computes_on_codes(node):
-                codes = self.codes(node.all_input_nodes[0])
-                return self.add(str(node.target), self._layer(node, None, None), (codes,))
             return self.add(str(node.target), weight_only(self.module(node)), (self.value(node.all_input_nodes[0]),))
         return self._copy(node, self.value)
 
@@ -269,6 +293,16 @@ class _Converter:
             self.root.register_buffer(name, getattr(self.source.get_submodule(owner), attribute).detach())
             return self.new.get_attr(name)
         return self.new.node_copy(node, argument)
+
+
+def _integer_layer(layer: nn.Module, integers: IntegerWeights, x: Codes, output: Codes | None) -> IntegerLayer:
+    """The module for these weights; from `layer` come its shape and its bits."""
+    quantizer = as_quantized(layer).weight_quantizer
+    assert quantizer is not None
+    arguments = (integers.weight, integers.bias, integers.scale, quantizer.spec.grid.bits, x, output)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return IntegerConv(*arguments, conv=layer)
+    return IntegerLinear(*arguments)
 
 
 def weight_only(layer: nn.Module) -> nn.Module:

@@ -22,6 +22,11 @@ class IntegerModule(nn.Module):
         super().__init__()
         self.output = output
 
+    @property
+    def makes_codes(self) -> bool:
+        """Whether its result, or the first part of it, is uint8 codes."""
+        return self.output is not None
+
     def extra_repr(self) -> str:
         return f"output={self.output}"
 
@@ -94,20 +99,22 @@ class IntegerLayer(IntegerModule):
         """The float operation, without bias. x and weight hold whole numbers."""
         raise TypeError(f"{type(self).__name__} must define products")
 
-    def accumulate(self, codes: Tensor) -> Tensor:
-        """int32 accumulators, bias included."""
+    def accumulate(self, codes: Tensor, zero_point: Tensor | None = None) -> Tensor:
+        """int32 accumulators, bias included. zero_point: of these codes, where it is not always that of the input."""
         dtype = torch.float32 if self.fits_float32 and not codes.is_cuda else torch.float64
-        products = self.products(codes.to(dtype) - self.input.zero_point, self.weight.to(dtype))
-        return products.to(torch.int32) + self._per_channel(self.bias, products)
+        zero = self.input.zero_point if zero_point is None else zero_point
+        products = self.products(codes.to(dtype) - zero, self.weight.to(dtype))
+        return products.to(torch.int32) + self.per_channel(self.bias)
 
     def forward(self, codes: Tensor) -> Tensor:
         accumulator = self.accumulate(codes)
-        scale = self._per_channel(self.weight_scale, accumulator)
+        scale = self.per_channel(self.weight_scale)
         if self.output is None:
             return arithmetic.accumulator_to_float(accumulator, self.input.scale, scale)
         return arithmetic.accumulator_to_codes(accumulator, self.input.scale, scale, self.output)
 
-    def _per_channel(self, p: Tensor, like: Tensor) -> Tensor:
+    def per_channel(self, p: Tensor) -> Tensor:
+        """(out,), as it broadcasts against accumulators."""
         return p
 
 
@@ -129,7 +136,7 @@ class IntegerConv(IntegerLayer):
         padding = before if before == after else 0
         return self.operation(x, weight, None, self.stride, padding, self.dilation, self.groups)
 
-    def _per_channel(self, p: Tensor, like: Tensor) -> Tensor:
+    def per_channel(self, p: Tensor) -> Tensor:
         return p.reshape(-1, *[1] * (self.weight.dim() - 2))
 
 
@@ -138,6 +145,38 @@ class IntegerLinear(IntegerLayer):
 
     def products(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
+
+
+class DynamicQuantize(IntegerModule):
+    """float32 -> (codes, scale, zero_point) on the range of each tensor."""
+
+    makes_codes = True
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return arithmetic.dynamic_quantize(x)
+
+
+class DynamicLayer(IntegerModule):
+    """A layer on what `DynamicQuantize` makes: float32(accumulator) * (scale * weight_scale) + bias, in this order.
+
+    layer: int8 weight codes and their scales; its own bias is 0 and its input any uint8 code. bias: float32 (out,).
+    """
+
+    bias: Tensor
+
+    def __init__(self, layer: IntegerLayer, bias: Tensor) -> None:
+        super().__init__(None)
+        self.layer = layer
+        self.register_buffer("bias", bias.float())
+
+    def forward(self, x: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        codes, scale, zero_point = x
+        accumulator = self.layer.accumulate(codes, zero_point)
+        multiplier = scale * self.layer.per_channel(self.layer.weight_scale)
+        return accumulator.float() * multiplier + self.layer.per_channel(self.bias)
 
 
 class IntegerAdd(IntegerModule):

@@ -4,6 +4,7 @@ from qat.quantizers.apot import APoT
 from qat.quantizers.base import Mode, Quantizer
 from qat.quantizers.binary import Binary
 from qat.quantizers.dorefa import DoReFa
+from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.k_means import KMeans
 from qat.quantizers.lcq import LCQ
 from qat.quantizers.lsq import LSQ
@@ -31,6 +32,7 @@ __all__ = [
     "APoT",
     "Binary",
     "DoReFa",
+    "Dynamic",
     "KMeans",
     "LSQPlus",
     "Mode",

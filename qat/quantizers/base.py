@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,9 @@ class Quantizer(nn.Module):
         observer: gives the first range. Default: MinMax(spec).
         estimator: how the gradient of rounding is faked. Default: StraightThrough().
     """
+
+    is_dynamic: ClassVar[bool] = False
+    """Whether the range is that of each tensor, so that there is nothing to calibrate, and only inputs of layers have one."""
 
     initialized: Tensor
     zero_point: Tensor

@@ -163,6 +163,13 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
         if kinds[node] in (Kind.OUTPUT, Kind.SAME, Kind.SHAPE, Kind.SITE) or _is_inside(node, kinds):
             continue
         demands = [(at, user, _demand(user, kinds, layers, stream)) for at, user in _consumers(node, kinds)]
+        name = _unique(_site_name(node, kinds), names)
+        dynamic = [(at, user, rule) for at, user, rule in demands if rule is not None and rule.is_dynamic]
+        if dynamic:
+            demands = [demand for demand in demands if demand not in dynamic]
+            result.sites += _dynamic_sites(_unique(f"{name}_dynamic", names), dynamic)
+            if not demands:
+                continue
         wanted = [rule for _, _, rule in demands if rule is not None]
         streamed = any(kinds[user] is not Kind.COMPUTE for _, user, rule in demands if rule is not None)
         if (
@@ -172,7 +179,6 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
             and stream
         ):
             wanted, streamed = [stream], True  # keeps the layer itself in integers
-        name = _unique(_site_name(node, kinds), names)
         if not wanted:
             if not _floats(node, kinds) and any(kinds[user] is not Kind.OUTPUT for _, user, _ in demands):
                 result.float_edges.append(name)
@@ -194,6 +200,15 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
             "the policy quantizes no layer: the model has no Conv1d, Conv2d or Linear, or no rule matches one."
         )
     return result
+
+
+def _dynamic_sites(name: str, demands: list[tuple[fx.Node, fx.Node, TensorRule]]) -> list[Site]:
+    """One site for all layers that read the same tensor with a range of its own; everything else reads the float tensor."""
+    sites: dict[fx.Node, Site] = {}
+    for at, user, rule in demands:
+        site = sites.setdefault(at, Site(name if not sites else f"{name}_{len(sites) + 1}", at, rule, signed=False))
+        site.consumers.append(user)
+    return list(sites.values())
 
 
 def _floats(node: fx.Node, kinds: Mapping[fx.Node, Kind]) -> bool:

@@ -77,6 +77,11 @@ class TensorRule:
         quantizer: Quantizer = make_quantizer(spec, shape, observer, **quantizer_options)
         return quantizer
 
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the range is that of each tensor."""
+        return bool(_quantizer(self.quantizer)[0].is_dynamic)
+
     def _granularity(self) -> Granularity:
         if self.group_size is not None:
             return PerGroup(self.group_size)
@@ -155,17 +160,23 @@ class Policy:
         return assigned
 
     def stream(self) -> TensorRule | None:
-        """How tensors between layers (adds, concatenations, pools) are quantized; None: in float."""
+        """How tensors between layers (adds, concatenations, pools) are quantized; None: in float, as beside dynamic inputs."""
         activation = next(iter(self.rules.values())).activation
+        if activation is not None and activation.is_dynamic:
+            return None
         if activation is None or self.residual_bits is None:
             return activation
         return replace(activation, bits=self.residual_bits)
 
     def with_parts(self, quantizer: Part, observer: Part, weight_observer: Part | None = None) -> Policy:
-        """The same policy with another quantizer and observer everywhere: how PTQ baselines are made."""
+        """The same policy with another quantizer and observer everywhere but in what is dynamic: how PTQ baselines are made."""
 
         def swap(tensor: TensorRule | None, observer: Part) -> TensorRule | None:
-            return None if tensor is None else replace(tensor, quantizer=quantizer, observer=observer)
+            return (
+                tensor
+                if tensor is None or tensor.is_dynamic
+                else replace(tensor, quantizer=quantizer, observer=observer)
+            )
 
         of_weights = observer if weight_observer is None else weight_observer
         rules = {

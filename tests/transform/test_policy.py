@@ -40,6 +40,29 @@ def test_the_ends_and_the_residual_stream_are_switchable() -> None:
     assert load_policy("w2a2").stream() == TensorRule(8)
 
 
+@pytest.mark.parametrize("name", ["w4", "w8"])
+def test_a_preset_without_activations_quantizes_weights_alone(name: str) -> None:
+    policy = load_policy(name)
+    ends = load_policy(name, first_last_bits=None)
+    assert [policy.assign(LAYERS)[layer].weight for layer, _ in LAYERS[:2]] == [
+        load_policy(f"{name}a8").rules[rule].weight for rule in ("first", "all")
+    ]
+    assert all(rule.activation is None for rule in [*policy.rules.values(), *ends.rules.values()])
+    assert list(ends.rules) == ["all"]
+    assert policy.stream() is None
+
+
+def test_a_dynamic_preset_rounds_the_inputs_of_layers_and_no_stream() -> None:
+    policy = load_policy("w4_dynamic", activation={"quantizer": "PACT"})
+    assert [rule.weight.bits for rule in policy.rules.values() if rule.weight] == [4, 8, 8]
+    assert {rule.activation for rule in policy.rules.values()} == {TensorRule(8, symmetric=False, quantizer="Dynamic")}
+    assert policy.stream() is None
+    swapped = policy.with_parts("Static", "MinMax")
+    assert [
+        (r.weight.quantizer, r.activation.quantizer) for r in swapped.rules.values() if r.weight and r.activation
+    ] == [("Static", "Dynamic")] * 3
+
+
 def test_weights_are_per_channel_and_narrow_and_activations_are_not() -> None:
     rule = load_policy("w4a8").rules["all"]
     assert rule.weight is not None
@@ -182,7 +205,7 @@ def rule(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("w4", "policy 'w4' is neither a preset .* nor a .yaml file"),
+        ("w4b8", "policy 'w4b8' is neither a preset .* nor a .yaml file"),
         ({"preset": "4w4a"}, "preset='4w4a' does not exist: write w<bits>a<bits>, for example w4a8"),
         ("w9a8", "weight of rule 'all': bits=9 is no width"),
         ("w4a1", "activation of rule 'all': bits=1 is no width"),

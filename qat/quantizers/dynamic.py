@@ -1,0 +1,64 @@
+"""A range from the tensor at hand: ONNX DynamicQuantizeLinear."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qat.functional import dequantize, with_gradient_of
+from qat.quantizers.base import Quantizer
+from qat.spec import QParams
+
+
+class Dynamic(Quantizer):
+    """Each tensor on its own range, widened to contain 0: scale = (max - min) / 255, zero_point = round(-min / scale), uint8.
+
+    That is ONNX DynamicQuantizeLinear, bit for bit. Nothing is calibrated or learned; `qparams` are those of the last tensor.
+    Gradient: straight-through everywhere, for nothing is clipped. For inputs of layers: what flows between layers stays float.
+
+    The range is that of the whole batch: what a network computes for one image depends on the others beside it. Evaluate with
+    the batch size that will be deployed.
+
+    Raises:
+        ValueError: a weight, or a grid other than 8 bits, affine, per tensor.
+    """
+
+    is_dynamic = True
+
+    scale: Tensor
+
+    def _build(self) -> None:
+        grid = self.spec.grid
+        if self.is_weight:
+            raise ValueError(
+                "Dynamic is for activations: a weight does not change when it is used; write quantizer: Static."
+            )
+        if self.spec.symmetric or grid.bits != 8 or self.n_qparams != 1:
+            raise ValueError(
+                "Dynamic is ONNX DynamicQuantizeLinear, 8 bits with a zero-point: write bits: 8 and symmetric: false."
+            )
+        self.register_buffer("scale", torch.ones(1, dtype=torch.float32), persistent=False)
+        self.register_buffer("zero_point", self.zero_point, persistent=False)  # of the last tensor, in this process
+        self.initialized.fill_(True)
+        self.ready = True
+
+    def qparams(self) -> QParams:
+        return QParams(self.scale, self.zero_point)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        self._follow(x)
+        return super().quantize(x)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        codes = self.quantize(x.detach())
+        return with_gradient_of(dequantize(codes, self.scale, self.zero_point).to(x.dtype), x)
+
+    def _follow(self, x: Tensor) -> None:
+        """Takes the range of x, which may be empty."""
+        if x.numel():
+            lo, hi = torch.aminmax(x.detach().float())
+            self._store(self.spec.qparams(lo[None], hi[None]))
+
+    def _store(self, qparams: QParams) -> None:
+        self.scale.copy_(qparams.scale)
+        self.zero_point.copy_(qparams.zero_point)
