@@ -54,6 +54,7 @@ def _weights(quantizer: str) -> list[str]:
 ROWS: dict[str, list[str]] = {
     "lsq": [],
     "lsq, distilled, learning rate 0.04": DISTILLED,
+    "lsq, progressive": ["progressive={0.0:4,0.15:3,0.3:2}"],
     "lsq_plus": ["quantizer=lsq_plus", "policy.activation.symmetric=false"],
     "ewgs": ["quantizer=ewgs"],
     "dsq": ["quantizer=dsq"],
@@ -75,7 +76,7 @@ ROWS: dict[str, list[str]] = {
 }
 """What is named, and what it changes in the configuration. Where a name has no " + ", activations are quantized by the same
 quantizer, or by LSQ if it is for weights alone."""
-ONLY = {"nf4": ("w4a4",), "ternary": ("w2a2",), "binary": ("w2a2",)}
+ONLY = {"lsq, progressive": ("w2a2",), "nf4": ("w4a4",), "ternary": ("w2a2",), "binary": ("w2a2",)}
 """Policies that a quantizer of a fixed width has."""
 LADDER = ("PTQ min-max", "PTQ MSE", "PTQ CLE + bias correction", "PTQ AdaRound", "PTQ BRECQ", "PTQ QDrop")
 """Lists of configs/ptq/full.yaml."""
@@ -97,10 +98,13 @@ def trained(config: DictConfig, data: ImageData, network: nn.Module) -> dict[str
     teacher = build.distillation(config, network)
     module = build.classifier(copy.deepcopy(network), config, data, distillation=teacher)
     calibration = batches.calibration_batches(config.calibration_images, seed=config.seed)
-    qat = build.part(config.callbacks.qat, "callbacks.qat", policy=build.policy(config), batches=calibration)
+    callbacks = [
+        build.part(config.callbacks.qat, "callbacks.qat", policy=build.policy(config), batches=calibration),
+        build.part(config.callbacks.progressive, "callbacks.progressive"),
+    ]
     with tempfile.TemporaryDirectory() as folder, silence():
         options = {"enable_checkpointing": False, "limit_val_batches": 0}
-        trainer = build.trainer(config, Path(folder), [qat], False, **options)
+        trainer = build.trainer(config, Path(folder), callbacks, False, **options)
         start = time.perf_counter()
         trainer.fit(module, datamodule=batches)
         seconds = time.perf_counter() - start

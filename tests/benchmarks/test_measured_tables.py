@@ -9,7 +9,7 @@ import pytest
 from benchmarks import measured, menu, tables
 from benchmarks.measured import NOT_MEASURED
 
-NOT_IN_THE_MENU: set[str] = set()
+NOT_IN_THE_MENU = {"dynamic"}  # 8 bits and between float layers
 
 MACHINE = {"accelerator": None, "cpu": "A CPU", "threads": 2, "versions": {"torch": "9.9"}, "commit": "0123456789abc"}
 ABOUT = {"command": "python -m benchmarks.x", "environment": MACHINE}
