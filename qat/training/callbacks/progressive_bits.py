@@ -134,7 +134,6 @@ class ProgressiveBits(L.Callback):
                 checkpoint.save_top_k = 0
 
     def _release(self) -> None:
-        self._held = False
         for checkpoint, top_k in self._top_k.items():
             checkpoint.save_top_k = top_k
         self._top_k.clear()
@@ -142,6 +141,7 @@ class ProgressiveBits(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Before the checkpoints' own hooks, which come last."""
         if self._held and not trainer.sanity_checking and bits_in_force(self._network(trainer, pl_module)) is None:
+            self._held = False
             self._release()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
