@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import nn
 
 from qat.training.averaging import set_bits_of_averages, share_ranges
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
@@ -57,9 +57,8 @@ class ProgressiveBits(L.Callback):
 
     def __init__(self, stages: Sequence[int] | Mapping[float, int] | None = None) -> None:
         self.stages = _stages(stages) if stages is not None else {}
-        self._held: dict[str, Tensor | None] = {}
-        """Monitored metric -> its value of an earlier stage, until it is logged again in the last one."""
-        self._noted = False
+        self._held = False
+        """Whether no checkpoint is chosen yet: until the last stage is validated, metrics are those of an earlier one."""
         self._top_k: dict[ModelCheckpoint, int] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -68,10 +67,10 @@ class ProgressiveBits(L.Callback):
         companion(trainer, QuantizationAwareTraining, self).staged = True
         if stage == "fit":
             check_length(trainer, self)
-            self._held, self._noted = {}, False
+            self._held = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"stages": [list(stage) for stage in self.stages.items()], "held": list(self._held)}
+        return {"stages": [list(stage) for stage in self.stages.items()], "held": self._held}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises ValueError for a checkpoint of other stages."""
@@ -80,7 +79,7 @@ class ProgressiveBits(L.Callback):
             raise ValueError(
                 f"the checkpoint was trained with the stages {found}, this run has {self.stages}: use the same."
             )
-        self._held = dict.fromkeys(state_dict["held"])
+        self._held = state_dict["held"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.stages:
@@ -88,16 +87,14 @@ class ProgressiveBits(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What a resumed fit held back when it was interrupted."""
-        for checkpoint in self._choosing(trainer):
-            if checkpoint.monitor in self._held:
-                self._hold(checkpoint)
+        if self._held:
+            self._hold(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if not self.stages:
             return
-        self._note(trainer)
         bits = self.bits_at(progress(trainer, batch_idx))
         if bits != bits_in_force(self._network(trainer, pl_module)):
             self._enter(trainer, pl_module, bits)
@@ -122,58 +119,37 @@ class ProgressiveBits(L.Callback):
         for checkpoint in trainer.checkpoint_callbacks:
             if bits is None and isinstance(checkpoint, ModelCheckpoint):
                 checkpoint.best_model_path = ""  # what was kept as the newest is not of this stage
-        for checkpoint in self._choosing(trainer):
-            self._hold(checkpoint)
-            self._held[str(checkpoint.monitor)] = trainer.callback_metrics.get(checkpoint.monitor)
+        self._hold(trainer)
         for stopping in trainer.early_stopping_callbacks:
             _begin_anew(stopping)
         log.info("step %s: %s bits", f"{trainer.global_step:,}", "the policy's" if bits is None else bits)
 
     # The best checkpoint ---------------------------------------------------------------------------------------------
 
-    def _choosing(self, trainer: Any) -> Iterator[ModelCheckpoint]:
-        found = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint))
-        yield from (checkpoint for checkpoint in found if checkpoint.monitor not in COUNTERS)
+    def _hold(self, trainer: Any) -> None:
+        self._held = True
+        for checkpoint in trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor not in COUNTERS:
+                self._top_k.setdefault(checkpoint, checkpoint.save_top_k)
+                checkpoint.save_top_k = 0
 
-    def _hold(self, checkpoint: ModelCheckpoint) -> None:
-        self._top_k.setdefault(checkpoint, checkpoint.save_top_k)
-        checkpoint.save_top_k = 0
-
-    def _note(self, trainer: Any) -> None:
-        """Of a resumed fit, whose metrics come back after its callbacks have begun."""
-        if not self._noted:
-            self._held.update({name: trainer.callback_metrics.get(name) for name in self._held})
-            self._noted = True
-
-    def _release(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        """In the last stage, a checkpoint chooses again as soon as its metric was logged in it: before its own hooks."""
-        if not self._held or bits_in_force(self._network(trainer, pl_module)) is not None:
-            return
-        for checkpoint in self._choosing(trainer):
-            name = str(checkpoint.monitor)
-            if name in self._held and trainer.callback_metrics.get(name) is not self._held[name]:
-                checkpoint.save_top_k = self._top_k.pop(checkpoint)
-                if not any(other.monitor == name for other in self._top_k):
-                    del self._held[name]
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.training or trainer.validating:
-            self._note(trainer)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._release(trainer, pl_module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self._release(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._release(trainer, pl_module)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def _release(self) -> None:
         for checkpoint, top_k in self._top_k.items():
             checkpoint.save_top_k = top_k
         self._top_k.clear()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Before the checkpoints' own hooks, which come last."""
+        if self._held and not trainer.sanity_checking and bits_in_force(self._network(trainer, pl_module)) is None:
+            self._held = False
+            self._release()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.enable_validation:
+            self.on_validation_end(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._release()
 
     # Checks ----------------------------------------------------------------------------------------------------------
 
