@@ -82,7 +82,7 @@ _ALL = [case for values in product(PARTS, LAYOUTS, BITS, FORMS) if _worth_a_test
 REFUSED = {case: message for case in _ALL if (message := _refusal(case))}
 CASES = [case for case in _ALL if case not in REFUSED]
 ONE_OF_EACH = [next((c for c in CASES if c.name == name), Case(name)) for name in PARTS]
-WEIGHTS = [next((c for c in CASES if c.name == name and c.layout == "per_channel"), Case(name)) for name in PARTS]
+WEIGHTS = [c for name in PARTS for c in [c for c in CASES if c.name == name and c.layout == "per_channel"][:1]]
 ACTIVATIONS = [c for c in CASES if c.layout == "activation" and c.form == "unsigned" and c.bits == 4]
 
 
