@@ -102,7 +102,7 @@ def test_pipeline(run):
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*")
 def test_oscillation(run):
     found = run("oscillation", "--images", 64, "--batch", 32, "--float-epochs", 1, "--epochs", 1, "--seeds", 0,
-                "--width", 2, "--threads", 1)  # fmt: skip
+                "--width", 2, "--lr", 1e-4, "--threads", 1)  # fmt: skip
     assert found["steps"] == 2
     assert {name: len(runs) for name, runs in found["controls"].items()} == {
         "nothing": 1,
