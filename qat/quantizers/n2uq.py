@@ -32,6 +32,8 @@ class N2UQ(FromWeight):
         ValueError: an activation, or a grid that is not symmetric and signed.
     """
 
+    idempotent = False
+
     def _build(self) -> None:
         super()._build()
         self.interval = nn.Parameter(torch.ones(self.spec.grid.qmax, dtype=torch.float32))

@@ -302,8 +302,9 @@ def _resolve(part: Part, package: str, base: type) -> tuple[Any, dict[str, Any]]
     except ImportError:
         found = None
     if not (isinstance(found, type) and issubclass(found, base)):
-        names = importlib.import_module(package).__all__
-        known = ", ".join(n for n in names if n not in ("Mode", base.__name__))
+        there = importlib.import_module(package)
+        parts = {n: getattr(there, n) for n in there.__all__}
+        known = ", ".join(n for n, p in parts.items() if isinstance(p, type) and issubclass(p, base) and p is not base)
         raise ValueError(
             f"{name!r} is no {base.__name__.lower()}: write one of {known}, or the import path of your own class."
         )

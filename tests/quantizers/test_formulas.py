@@ -398,7 +398,7 @@ def test_lcq(layout: str) -> None:
     slope = slopes[np.clip((u * 16).astype(int), 0, 15)] / slopes[at_level]
     np.testing.assert_allclose(dx, np.where(inside, g * slope, 0), **close)
     dscale = summed(g * np.where(inside, level - x / s * slope, level), shared)
-    factor = 1 / np.sqrt((shared == 0).sum() * 127)
+    factor = (3 / 127) ** 2 / np.sqrt((shared == 0).sum() * 3)
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
 
     def line(theta_: Array) -> float:

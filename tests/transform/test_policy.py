@@ -228,7 +228,7 @@ def rule(**changes: Any) -> dict[str, Any]:
         ),
         (
             rule(weight={"bits": 4, "quantizer": "LSQQ"}),
-            "'LSQQ' is no quantizer: write one of LSQ, .*PACT, .*Ternary, or the import path",
+            "'LSQQ' is no quantizer: write one of LCQ, LSQ, .*PACT, .*LSQPlus, PowersOfTwo, .*Ternary, or the import path",
         ),
         (rule(weight={"bits": 4, "observer": "LSQ"}), "'LSQ' is no observer: write one of KL, MSE, MeanAbs"),
         (rule(weight={"bits": 4, "observer": "no.such.Thing"}), "'no.such.Thing' is no observer"),
