@@ -148,7 +148,7 @@ def draw_oscillations(found: OscillationResult, recipe: str) -> bytes:
         axes.barh(places, shares, height=0.36, color=color)
         for place, share in zip(places, shares, strict=True):
             axes.annotate(
-                f"{share:.1f} % {name}", (share, place), xytext=(4, 0), textcoords="offset points", va="center",
+                f"{share:.2g} % {name}", (share, place), xytext=(4, 0), textcoords="offset points", va="center",
                 color=color, fontsize=7,
             )  # fmt: skip
     axes.set_yticks(range(len(found.layers)), [layer.layer for layer in found.layers])
