@@ -164,7 +164,7 @@ def menu(records: Sequence[Record], policies: Sequence[str]) -> str:
         cells = [_over_seeds(record, policy) for policy in policies]
         rows.append([record["row"] if record["row"].startswith("PTQ") else f"`{record['row']}`", *cells])
     data = sorted({f"{r['data']}, {r['test']:,} test images, float {100 * r['float']:.2f}" for r in records})
-    commits = sorted({cell["commit"][:10] for r in records for cell in r["cells"].values()})
+    commits = sorted({str(cell["commit"])[:10] for r in records for cell in r["cells"].values()})
     machines = sorted({r["environment"]["cpu"] for r in records})
     source = f"Top-1 in %; {'; '.join(data)}; `python -m benchmarks.menu`; {'; '.join(machines)}; commit {', '.join(commits)}."
     return f"{table(('', *map(str.upper, policies)), rows, text=1)}\n\n{source}"

@@ -144,7 +144,7 @@ def missing(
 
 def record(folder: Path, row: str, policy: str, seed: int, found: dict[str, Any], about: dict[str, Any]) -> None:
     """Add a cell to the row's file."""
-    cells = {**_cells(folder, row), _name(policy, seed): {**found, "commit": source_state(ROOT)[0]}}
+    cells = {**_cells(folder, row), _name(policy, seed): {**found, "commit": source_state(ROOT / "qat")[0]}}
     write(_path(folder, row), {"row": row, "steps": STEPS, **about, "cells": cells})
 
 
