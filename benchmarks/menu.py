@@ -61,7 +61,7 @@ ROWS: dict[str, list[str]] = {
     "stochastic": ["quantizer=stochastic"],
     "pact": ["quantizer=pact"],
     "sawb + pact": ["quantizer=pact", *_weights("SAWB")],
-    "dorefa": ["quantizer=dorefa", "observer=min_max"],
+    "dorefa": ["quantizer=dorefa", "policy.weight.observer=MinMax"],
     "tqt": ["quantizer=tqt"],
     "static": ["quantizer=static"],
     "qil": _weights("QIL"),
