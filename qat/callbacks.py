@@ -1,21 +1,4 @@
 """`qat.callbacks.*`: Lightning callbacks for any LightningModule."""
 
-from qat.training.callbacks import (
-    ExportONNX,
-    Freeze,
-    OscillationControl,
-    ProgressiveBits,
-    PTQBaselines,
-    QuantizationAwareTraining,
-    Report,
-)
-
-__all__ = [
-    "ExportONNX",
-    "Freeze",
-    "OscillationControl",
-    "PTQBaselines",
-    "ProgressiveBits",
-    "QuantizationAwareTraining",
-    "Report",
-]
+from qat.training.callbacks import *  # noqa: F403
+from qat.training.callbacks import __all__ as __all__

@@ -9,8 +9,7 @@ from qat.functional import dequantize, quantize
 from qat.nn import as_quantized
 from qat.ptq.base import Pass
 from qat.ptq.patches import patches
-from qat.ptq.segment import layer_segments
-from qat.ptq.walk import Walk
+from qat.ptq.walk import each_layer
 from qat.ptq.workpiece import Workpiece
 from qat.quantizers import Quantizer
 
@@ -36,15 +35,8 @@ class GPTQ(Pass):
 
     @torch.no_grad()
     def apply(self, piece: Workpiece) -> None:
-        walk = Walk(piece)
-        firsts = [segment.nodes[0] for segment in layer_segments(piece.network, walk.graph)]
-        done = 0
-        for node in walk:
-            if node in firsts:
-                layer = piece.network.get_submodule(str(node.target))
-                self._round(layer, walk.quantized[node.all_input_nodes[0]])
-                done += 1
-                piece.listener("GPTQ", done, len(firsts))
+        for layer, inputs in each_layer(piece, "GPTQ"):
+            self._round(layer, inputs)
 
     def _round(self, layer: nn.Module, batches: list[Tensor]) -> None:
         weight, quantizer = as_quantized(layer).weight, as_quantized(layer).weight_quantizer

@@ -10,8 +10,7 @@ from qat.nn import as_quantized
 from qat.observers.search import search
 from qat.ptq.base import Pass
 from qat.ptq.patches import patches
-from qat.ptq.segment import layer_segments
-from qat.ptq.walk import Walk
+from qat.ptq.walk import each_layer
 from qat.ptq.workpiece import Workpiece
 
 
@@ -34,15 +33,8 @@ class HessianMSE(Pass):
 
     @torch.no_grad()
     def apply(self, piece: Workpiece) -> None:
-        walk = Walk(piece)
-        firsts = [segment.nodes[0] for segment in layer_segments(piece.network, walk.graph)]
-        done = 0
-        for node in walk:
-            if node in firsts:
-                layer = piece.network.get_submodule(str(node.target))
-                self._set_range(layer, walk.quantized[node.all_input_nodes[0]])
-                done += 1
-                piece.listener("Hessian MSE", done, len(firsts))
+        for layer, inputs in each_layer(piece, "Hessian MSE"):
+            self._set_range(layer, inputs)
 
     def _set_range(self, layer: nn.Module, batches: list[Tensor]) -> None:
         weight, quantizer = as_quantized(layer).weight, as_quantized(layer).weight_quantizer

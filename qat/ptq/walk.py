@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qat.ptq.segment import layer_segments
 from qat.ptq.workpiece import Workpiece
 from qat.transform.calibrate import arguments
 
@@ -36,6 +37,21 @@ class Walk:
                 yield node
                 self.quantized.advance(node)
                 self.float.advance(node)
+
+
+def each_layer(piece: Workpiece, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
+    """Every quantized layer from first to last, with its inputs in the quantized network, one value a batch.
+
+    What is changed in a layer when it is yielded is what the later ones see. name: of the pass, for whoever listens.
+    """
+    walk = Walk(piece)
+    firsts = [segment.nodes[0] for segment in layer_segments(piece.network, walk.graph)]
+    done = 0
+    for node in walk:
+        if node in firsts:
+            yield piece.network.get_submodule(str(node.target)), walk.quantized[node.all_input_nodes[0]]
+            done += 1
+            piece.listener(name, done, len(firsts))
 
 
 class Track:
