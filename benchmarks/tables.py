@@ -134,6 +134,42 @@ def measurements(results: Path) -> dict[str, str]:
     return found
 
 
+def policies(results: Path) -> str:
+    """Policies that leave float between layers, beside the recipe's own: accuracy, codes, size and latency of the file."""
+    found = [("w8a8", results / "digits_w8a8.json")]
+    found += [(name, results / f"policies/digits_{name}.json") for name in ("w4", "w8_dynamic")]
+    rows, runs = [], [(name, read_results(path)) for name, path in found]
+    for name, run in runs:
+        reference, deployed, check = _row(run, "float"), _row(run, "QAT in ONNX Runtime"), run.verification
+        assert check is not None
+        cells = [f"{100 * row.top1:.2f}" for row in (reference, deployed)]
+        cells += [
+            f"{check.code_mismatches} of {check.codes_compared:,}",
+            _ratio(deployed.size_bytes, reference.size_bytes),
+        ]
+        cells += [
+            _ratio(deployed.latency_ms_batch1, reference.latency_ms_batch1),
+            _ratio(deployed.latency_ms_batch32, reference.latency_ms_batch32),
+        ]
+        rows.append([f"`{name}`", *cells])
+    header = (
+        "policy, digits",
+        "float",
+        "QAT in ONNX Runtime",
+        "codes that differ",
+        "file, of float",
+        "latency, batch 1",
+        "batch 32",
+    )
+    source = "; ".join(f"`{run.command}`, commit {str(run.environment.commit)[:10]}" for _, run in runs)
+    about = f"{runs[0][1].data.test} test images, {runs[0][1].environment.cpu}"
+    return f"{measured.table(header, rows, text=1)}\n\n{about}; {source}."
+
+
+def _ratio(ours: float | None, theirs: float | None) -> str:
+    return f"{ours / theirs:.2f}" if ours and theirs else ""
+
+
 def menu(results: Path) -> str:
     """What each quantizer reaches, and the post-training passes."""
     found = [r for path in sorted((results / "menu").glob("*.json")) if (r := measured.load(path)) is not None]
@@ -168,6 +204,7 @@ def main() -> None:
     fill(ROOT / "README.md", "results", summary(first_seeds), check)
     fill(ROOT / "benchmarks/README.md", "results", f"{summary(first_seeds)}\n\n{details(first_seeds)}", check)
     fill(ROOT / "README.md", "speed", measured.speed(measured.load(RESULTS / "peers/cpu.json")), check)
+    fill(ROOT / "docs/integer_arithmetic.md", "policies", policies(RESULTS), check)
     fill(ROOT / "docs/quantizers.md", "menu", menu(RESULTS), check)
     for marker, text in measurements(RESULTS).items():
         fill(ROOT / "benchmarks/README.md", marker, text, check)
