@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -65,3 +66,9 @@ def test_what_is_recorded_is_not_measured_again(tmp_path):
     menu.record(tmp_path, "lsq", "w2a2", 0, {"top1": 0.125}, about)
     rest = list(menu.missing(tmp_path, ("lsq", "nf4"), ("w4a4", "w2a2"), (0, 1)))
     assert rest == [cell for cell in everything if cell not in (("lsq", "w4a4", 0), ("lsq", "w2a2", 0))]
+
+
+def test_a_cell_says_its_commit(tmp_path):
+    menu.record(tmp_path, "lsq", "w4a4", 0, {"top1": 0.25}, {})
+    written = json.loads((tmp_path / "lsq.json").read_text())
+    assert written["cells"]["w4a4, seed 0"]["commit"] == written["environment"]["commit"]
