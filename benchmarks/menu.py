@@ -44,11 +44,8 @@ DISTILLED = ["distillation.weight=1.0", "optim.lr=0.04"]
 
 
 def _weights(quantizer: str) -> list[str]:
-    """A quantizer for weights alone beside LSQ, which has the first and the last layer for itself."""
-    ends = ",".join(
-        f"{end}:{{match:{end},weight:{{bits:8,quantizer:LSQ}},activation:{{bits:8}}}}" for end in ("first", "last")
-    )
-    return [f"policy.weight.quantizer={quantizer}", f"policy.rules={{{ends}}}"]
+    """A quantizer for weights alone."""
+    return [f"policy.weight.quantizer={quantizer}", "policy.first_last_quantizer=LSQ"]
 
 
 ROWS: dict[str, list[str]] = {
@@ -64,10 +61,10 @@ ROWS: dict[str, list[str]] = {
     "dorefa": ["quantizer=dorefa", "policy.weight.observer=MinMax"],
     "tqt": ["quantizer=tqt"],
     "static": ["quantizer=static"],
-    "qil": _weights("QIL"),
-    "n2uq": _weights("N2UQ"),
-    "lcq": _weights("LCQ"),
-    "apot": _weights("APoT"),
+    "qil": ["quantizer=qil"],
+    "n2uq": ["quantizer=n2uq"],
+    "lcq": ["quantizer=lcq"],
+    "apot": ["quantizer=apot", "policy.first_last_quantizer=LSQ"],
     "powers_of_two": _weights("PowersOfTwo"),
     "k_means": _weights("KMeans"),
     "nf4": _weights("NF4"),

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from qat.native import available, mark, native
+from qat.native import available, look_up_backward, mark, native
+from qat.native import look_up as native_look_up
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
@@ -106,6 +107,20 @@ def clip_and_snap(x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, rounding: Ro
     return result
 
 
+def look_up(x: Tensor, scale: Tensor, qmin: int, qmax: int, values: Tensor, slopes: Tensor) -> Tensor:
+    """`values[quantize(x) - qmin]`: any function of the codes of a symmetric grid, in the dtype of x.
+
+    Gradients, with c the code of x: dx = g * slopes[c - qmin], and dvalues[i] = sum of g where c = qmin + i. The slopes of the
+    outermost codes are those of clipped values, too.
+
+    Args:
+        scale: float32 (1,), > 0; takes no gradient.
+        values, slopes: float32 (qmax - qmin + 1,), at most 256 of them.
+    """
+    result: Tensor = _LookUp.apply(x, scale, qmin, qmax, values, slopes)
+    return result
+
+
 def clip(x: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
     """min(max(x, lo), hi). The gradient goes to x strictly inside, and on a bound or beyond it to the bound."""
     return torch.where(x >= hi, hi, torch.where(x <= lo, lo, x))
@@ -160,6 +175,45 @@ class _ClipAndSnap(torch.autograd.Function):
         return dx.to(grad.dtype), dlo, dhi, dscale, None
 
 
+class _LookUp(torch.autograd.Function):
+    """Keeps one byte an element. One native pass each way on a CPU with a C compiler, else torch's own operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int, values: Tensor, slopes: Tensor) -> Tensor:
+        ctx.native = _plain(x) and not torch.compiler.is_compiling()
+        if ctx.native:
+            y, codes = native_look_up(x.float(), scale.item(), qmin, qmax, values)
+        else:
+            v = torch.div(x.float(), scale)
+            codes = v.nan_to_num(qmin).clamp_(qmin, qmax).round_().sub_(qmin).to(torch.uint8)
+            y = torch.where(v.isnan(), v, _taken(values, codes))
+        ctx.save_for_backward(codes, slopes)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        codes, slopes = ctx.saved_tensors
+        if ctx.native:
+            dx, dvalues = look_up_backward(grad.float(), codes, slopes)
+        else:
+            dx = _taken(slopes, codes).mul_(grad)
+            dvalues = torch.bincount(codes.flatten(), grad.flatten().double(), len(slopes)).float()
+        return dx.to(grad.dtype), None, None, None, dvalues, None
+
+
+def _taken(values: Tensor, codes: Tensor) -> Tensor:
+    """values[codes], in the memory order of the codes."""
+    last = codes.ndim == 4 and codes.is_contiguous(memory_format=torch.channels_last)
+    ordered = codes.permute(0, 2, 3, 1) if last else codes
+    taken = values.index_select(0, ordered.flatten().to(torch.int32)).reshape(ordered.shape)
+    return taken.permute(0, 3, 1, 2) if last else taken
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether the native kernels can read it."""
+    return x.dtype is not torch.float64 and x.device.type == "cpu" and x.numel() > 0 and available()
+
+
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -184,14 +238,14 @@ class _Held(torch.autograd.Function):
 
 def _one_pass(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
     """Whether the native kernels know this case: one scale, or one for each row; Python numbers as bounds."""
-    if x.dtype is torch.float64 or x.device.type != "cpu" or not x.numel():
+    if not _plain(x):
         return False
     if torch.compiler.is_compiling():
         one_bound = not isinstance(lo, Tensor)
     else:
         one_bound = (not isinstance(lo, Tensor) or lo.numel() == 1) and type(x) in (Tensor, nn.Parameter)
     rows = scale.numel() == 1 or (scale.ndim == x.ndim and scale.numel() == len(x) == len(scale))
-    return rows and one_bound and available()
+    return rows and one_bound
 
 
 class _OnePass(torch.autograd.Function):

@@ -169,6 +169,10 @@ class _Exporter:
         same = self.graph.node("LeakyRelu", [real], f"{_name(node)}_same", alpha=1.0)
         return self.quantized(same, module.output, _name(node))
 
+    def look_up(self, node: fx.Node, module: integer.LookUp) -> str:
+        index = self.graph.node("Cast", [self._input(node)], f"{_name(node)}_index", to=TensorProto.INT32)
+        return self.graph.node("Gather", [self.graph.constant(module.table.numpy()), index], _name(node))
+
     def layer(self, node: fx.Node, module: integer.IntegerLayer, attributes: dict[str, Any] | None) -> str:
         """Conv, or Gemm where attributes is None."""
         name, shape = _name(node), self.shapes[node.all_input_nodes[0]]
@@ -330,6 +334,7 @@ _WRITERS: dict[type[nn.Module], Callable[[_Exporter, fx.Node, Any], str]] = {
     integer.Quantize: _Exporter.quantize,
     integer.Dequantize: _Exporter.dequantize,
     integer.Requantize: _Exporter.requantize,
+    integer.LookUp: _Exporter.look_up,
     integer.IntegerConv: _Exporter.conv,
     integer.IntegerLinear: _Exporter.linear,
     integer.IntegerAdd: _Exporter.add,

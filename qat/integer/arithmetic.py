@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qat.grid import Grid
 from qat.quantizers import Quantizer
-from qat.spec import QuantSpec
+from qat.spec import QParams, QuantSpec
 
 DYNAMIC = QuantSpec(Grid(8, signed=False), symmetric=False)
 """How an activation without a range of its own is quantized."""
@@ -38,8 +38,12 @@ class Codes:
             raise ValueError(
                 f"activation {quantizer.label!r} has {quantizer.n_qparams} scales: write granularity: per_tensor."
             )
-        scale, zero_point = quantizer.qparams()
-        grid = quantizer.spec.grid
+        return cls.on(quantizer.spec.grid, quantizer.qparams())
+
+    @classmethod
+    def on(cls, grid: Grid, qparams: QParams) -> Codes:
+        """The stored form of a grid with one scale."""
+        scale, zero_point = qparams
         shift = 2 ** (grid.bits - 1) if grid.signed else 0
         return cls(float(scale.item()), int(zero_point.item()) + shift, grid.qmin + shift, grid.qmax + shift)
 
@@ -81,6 +85,11 @@ def dequantize(codes: Tensor, x: Codes) -> Tensor:
 def requantize(codes: Tensor, x: Codes, y: Codes) -> Tensor:
     """codes of one grid -> codes of another: quantize(dequantize(codes))."""
     return quantize(dequantize(codes, x), y)
+
+
+def look_up(codes: Tensor, table: Tensor) -> Tensor:
+    """codes -> codes: table[code], table: uint8 (256,)."""
+    return table.to(codes.device)[codes.long()]
 
 
 def accumulator_to_codes(accumulator: Tensor, x_scale: float, weight_scale: Tensor, y: Codes) -> Tensor:

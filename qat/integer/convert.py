@@ -27,12 +27,13 @@ from qat.integer.modules import (
     IntegerMaxPool,
     IntegerModule,
     IntegerPad,
+    LookUp,
     Quantize,
     Requantize,
     WeightOnlyLayer,
 )
 from qat.nn import as_quantized, is_quantized
-from qat.quantizers import Quantizer
+from qat.quantizers import Quantizer, Table
 from qat.transform.capture import CannotCapture, capture
 from qat.transform.mode import quantizers
 from qat.transform.plan import Kind, ceiling, kind_of, mean_axes
@@ -150,7 +151,15 @@ class _Converter:
     def _site(self, site: fx.Node) -> tuple[fx.Node, Codes]:
         quantizer = self.module(site)
         assert isinstance(quantizer, Quantizer)
-        name, grid = quantizer.label, Codes.of(quantizer)
+        grid, table = Codes.of(quantizer), quantizer.table()
+        if table is None:
+            return self._on_grid(site, quantizer.label, grid)
+        fine = Codes.on(table.grid, table.qparams)
+        codes, _ = self._on_grid(site, f"{quantizer.label}_fine", fine)
+        return self.add(quantizer.label, LookUp(_stored(table, fine, grid), grid), (codes,)), grid
+
+    def _on_grid(self, site: fx.Node, name: str, grid: Codes) -> tuple[fx.Node, Codes]:
+        """The codes of a site on this grid; the grid comes back with its bounds as they are behind a ReLU."""
         source = end = site.all_input_nodes[0]
         if self.has_codes(source):
             codes = self.codes(source)
@@ -293,6 +302,12 @@ class _Converter:
             self.root.register_buffer(name, getattr(self.source.get_submodule(owner), attribute).detach())
             return self.new.get_attr(name)
         return self.new.node_copy(node, argument)
+
+
+def _stored(table: Table, fine: Codes, grid: Codes) -> Tensor:
+    """The table for stored codes, uint8 (256,). Codes that never occur have the entry of the nearest that does."""
+    entry = torch.arange(256).clamp(fine.lowest, fine.highest) - fine.lowest
+    return (table.codes.cpu()[entry] + grid.zero_point).to(torch.uint8)
 
 
 def _integer_layer(layer: nn.Module, integers: IntegerWeights, x: Codes, output: Codes | None) -> IntegerLayer:

@@ -64,6 +64,20 @@ class Requantize(IntegerModule):
         return arithmetic.requantize(codes, self.input, self.output)
 
 
+class LookUp(IntegerModule):
+    """codes -> codes by a table, uint8 (256,): the levels or thresholds of a non-uniform quantizer."""
+
+    output: Codes
+    table: Tensor
+
+    def __init__(self, table: Tensor, output: Codes) -> None:
+        super().__init__(output)
+        self.register_buffer("table", table.to(torch.uint8))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return arithmetic.look_up(codes, self.table)
+
+
 class IntegerLayer(IntegerModule):
     """A convolution or linear layer: int8 weight codes, int32 bias, one float32 scale per output channel.
 

@@ -4,9 +4,19 @@ import torch
 
 from qat.native.compact import keeping_codes, mark
 from qat.native.kernels import Kernels, kernels
-from qat.native.operators import DIRECT, REGISTERED, Operators
+from qat.native.operators import DIRECT, REGISTERED, Operators, look_up, look_up_backward
 
-__all__ = ["Kernels", "Operators", "available", "keeping_codes", "kernels", "mark", "native"]
+__all__ = [
+    "Kernels",
+    "Operators",
+    "available",
+    "keeping_codes",
+    "kernels",
+    "look_up",
+    "look_up_backward",
+    "mark",
+    "native",
+]
 
 
 @torch.compiler.assume_constant_result

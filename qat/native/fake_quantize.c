@@ -96,3 +96,33 @@ void from_codes(const uint8_t *restrict codes, float scale, float lo, float *res
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < size; i++) x[i] = ((float)(int32_t)codes[i] + lo) * scale;
 }
+
+/* y = values[code], code = round(clamp(x / scale, lo, hi)) - lo, which is kept; NaN stays NaN. */
+void look_up_forward(const float *restrict x, float scale, float lo, float hi, const float *restrict values, float *restrict y,
+                     uint8_t *restrict codes, int64_t size, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) {
+        const float v = x[i] / scale;
+        float inside = v > lo ? v : lo; /* of NaN: lo */
+        inside = inside > hi ? hi : inside;
+        const int32_t code = (int32_t)(rintf(inside) - lo);
+        codes[i] = (uint8_t)code;
+        y[i] = v != v ? v : values[code];
+    }
+}
+
+/* dx = grad * slopes[code]; sums[row * 256 + code] = sum of the row's grad. */
+void look_up_backward(const float *restrict grad, const uint8_t *restrict codes, const float *restrict slopes,
+                      float *restrict dx, float *restrict sums, int64_t size, int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        float *restrict sum = sums + row * 256;
+        const int64_t end = end_of(row, columns, size);
+        for (int i = 0; i < 256; i++) sum[i] = 0.0f;
+        for (int64_t i = row * columns; i < end; i++) {
+            dx[i] = grad[i] * slopes[codes[i]];
+            sum[codes[i]] += grad[i];
+        }
+    }
+}

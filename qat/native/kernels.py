@@ -1,4 +1,4 @@
-"""The two C functions of fake_quantize.c, on tensors."""
+"""The C functions of fake_quantize.c, on tensors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ CHUNK = 4096
 """Elements that are summed together where one scale is shared by all."""
 WORTH_THREADS = 1 << 15
 """Elements below which one thread is faster than several."""
+LOOK_UP_CHUNK = 1 << 16
+"""Elements whose gradients are summed together, into 256 sums."""
 RESIDUAL_STEPS = 252
 """The rounding residual, in [-0.5, 0.5], is kept in steps of 1 / 252."""
 
@@ -58,6 +60,10 @@ class Kernels:
         self._backward.argtypes = [pointer, pointer, pointer, size, real, real, pointer, pointer, *shape]
         self._backward_kept = library.fake_quantize_backward_kept
         self._backward_kept.argtypes = [pointer, pointer, real, real, pointer, pointer, *shape]
+        self._look_up = library.look_up_forward
+        self._look_up.argtypes = [pointer, real, real, real, pointer, pointer, pointer, size, count]
+        self._look_up_backward = library.look_up_backward
+        self._look_up_backward.argtypes = [pointer, pointer, pointer, pointer, pointer, *shape]
         self._to_codes, self._from_codes = library.to_codes, library.from_codes
         self._to_codes.argtypes = self._from_codes.argtypes = [pointer, real, real, pointer, size, count]
 
@@ -96,6 +102,20 @@ class Kernels:
         x = torch.empty_like(codes, dtype=torch.float32)
         self._from_codes(codes.data_ptr(), scale, lo, x.data_ptr(), codes.numel(), _threads(codes))
         return x
+
+    def look_up(self, x: Tensor, scale: float, lo: float, hi: float, values: Tensor) -> tuple[Tensor, Tensor]:
+        """`values[code]`, and the codes `round(clamp(x / scale, lo, hi)) - lo`: uint8."""
+        y, codes = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
+        ends = (y.data_ptr(), codes.data_ptr(), x.numel(), _threads(x))
+        self._look_up(x.data_ptr(), scale, lo, hi, values.contiguous().data_ptr(), *ends)
+        return y, codes
+
+    def look_up_backward(self, grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """grad * slopes[codes], and for each slope the sum of grad at its code."""
+        dx, sums = torch.empty_like(grad), torch.empty(-(-grad.numel() // LOOK_UP_CHUNK), 256)
+        at = (grad.data_ptr(), codes.data_ptr(), slopes.contiguous().data_ptr(), dx.data_ptr(), sums.data_ptr())
+        self._look_up_backward(*at, grad.numel(), LOOK_UP_CHUNK, _threads(grad))
+        return dx, sums.sum(dim=0)[: len(slopes)]
 
 
 def _threads(x: Tensor) -> int:

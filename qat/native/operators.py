@@ -15,7 +15,7 @@ from qat.native.kernels import compiled
 
 
 class Operators(NamedTuple):
-    """The four functions below, or what stands for them."""
+    """The first four functions below, or what stands for them."""
 
     fake_quantize: Callable[..., Tensor]
     fake_quantize_and_keep: Callable[..., tuple[Tensor, Tensor]]
@@ -46,6 +46,16 @@ def backward_kept(grad: Tensor, kept: Tensor, scale: Tensor, lo: float, hi: floa
     """The same from what was kept. Of scale only the shape matters."""
     dx, dscale = compiled().backward_kept(_as_laid_out(grad, kept), kept, lo, hi, scale.numel())
     return dx, dscale.reshape(scale.shape)
+
+
+def look_up(x: Tensor, scale: float, lo: float, hi: float, values: Tensor) -> tuple[Tensor, Tensor]:
+    """(values[code], codes); not for torch.compile."""
+    return compiled().look_up(_dense(x), scale, lo, hi, values)
+
+
+def look_up_backward(grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """(dx, dvalues) of `look_up`."""
+    return compiled().look_up_backward(_as_laid_out(grad, codes), codes, slopes)
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How scale and rounding learn: one paper a file. Adding one costs a file here and a YAML in `configs/quantizer/`."""
 
 from qat.quantizers.apot import APoT
-from qat.quantizers.base import Mode, Quantizer
+from qat.quantizers.base import Mode, Quantizer, Table
 from qat.quantizers.binary import Binary
 from qat.quantizers.dorefa import DoReFa
 from qat.quantizers.dynamic import Dynamic
@@ -40,5 +40,6 @@ __all__ = [
     "PowersOfTwo",
     "Quantizer",
     "Static",
+    "Table",
     "Ternary",
 ]

@@ -18,31 +18,39 @@ TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
     5: ((2, 8, 32), (1, 4, 16)),
     6: ((2, 16, 64), (1, 8, 32), (4,)),
 }
-"""For each number of bits, the powers of two of which a level adds none or one out of each group
-(the paper's k = 2; groups as in the authors' code)."""
+"""For each number of bits of a signed grid, the powers of two of which a level adds none or one out of each group
+(the paper's k = 2; groups as in the authors' code). An unsigned grid, without a sign to store, has those of one bit more."""
 
 
 class APoT(Codebook):
     """Levels ± a sum of powers of two, one or none out of each group of `TERMS`, times the scale: dense near 0, without the
     coarse outer steps of plain powers of two. 4 bits: 0, ±1, ±2, ±3, ±4, ±6, ±8, ±10. The scale learns as in LSQ.
 
-    Differs from the paper: of weights only; they are not normalised to mean 0 and variance 1 before rounding;
-    their gradient is 0 beyond the outermost level, where the authors' code lets it pass; the gradient of the scale counts
-    clipped weights and is multiplied by LSQ's factor.
+    Differs from the paper: weights are not normalised to mean 0 and variance 1 before rounding; their gradient is 0 beyond the
+    outermost level, where the authors' code lets it pass; the gradient of the scale counts clipped weights and is multiplied
+    by LSQ's factor; an activation is rounded to 8 bits first.
 
     Raises:
-        ValueError: an activation, a grid that is not symmetric and signed, or bits outside 2..6.
+        ValueError: a grid that is not symmetric, an unsigned one for a weight, or bits outside 2..6 (unsigned: 2..5).
     """
 
-    possible_bits = (4, *(bits for bits in TERMS if bits != 4))
     sums: Tensor
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
-        groups = [(0, *powers) for powers in TERMS[self.bits]]
+        groups = [(0, *powers) for powers in TERMS[self.bits + self._no_sign]]
         magnitudes = {sum(chosen) for chosen in product(*groups)}
-        sums = sorted(magnitudes | {-m for m in magnitudes})
+        sums = sorted(magnitudes if self._no_sign else magnitudes | {-m for m in magnitudes})
         self.register_buffer("sums", torch.tensor(sums, dtype=torch.float32), persistent=False)
+
+    @property
+    def possible_bits(self) -> tuple[int, ...]:  # type: ignore[override]
+        widths = [bits - self._no_sign for bits in TERMS]
+        return (4, *(bits for bits in widths if bits not in (1, 4)))
+
+    @property
+    def _no_sign(self) -> int:
+        return 0 if self.fine.signed else 1
 
     def levels(self) -> Tensor:
         return self.sums

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qat.estimators import Estimator, StraightThrough
 from qat.functional import dequantize, fake_quantize, fake_quantize_by, quantize
+from qat.grid import Grid
 from qat.observers import MinMax, Observer
 from qat.quantizers.oscillations import Oscillations
 from qat.spec import QParams, QuantSpec
@@ -29,6 +30,17 @@ class Mode(Enum):
     """Pass the tensor on unchanged and show it to the observer."""
     QUANTIZE = "quantize"
     """Round the tensor to its grid."""
+
+
+class Table(NamedTuple):
+    """What an integer runtime does with an activation whose codes are looked up: it rounds to a fine grid first.
+
+    grid, qparams: of the fine grid. codes: float32, the code of each code of the fine grid, ascending.
+    """
+
+    grid: Grid
+    qparams: QParams
+    codes: Tensor
 
 
 class Quantizer(nn.Module):
@@ -46,6 +58,12 @@ class Quantizer(nn.Module):
 
     is_dynamic: ClassVar[bool] = False
     """Whether the range is that of each tensor, so that there is nothing to calibrate, and only inputs of layers have one."""
+
+    by_table: ClassVar[bool] = False
+    """Whether codes of an activation are looked up: for inputs of layers, while what flows between layers stays uniform."""
+
+    starts_static: ClassVar[bool] = True
+    """Whether it first rounds as Static does on the same range, so that a network predicts what PTQ predicts."""
 
     initialized: Tensor
     zero_point: Tensor
@@ -155,13 +173,18 @@ class Quantizer(nn.Module):
         return y if y.shape == x.shape else y.reshape(shape)
 
     def lsq_gradient_scale(self, x: Tensor) -> float:
-        """g = 1 / sqrt(N * qmax) of Esser et al. 2020, section 2.2.
+        """g = 1 / sqrt(N * qmax) of Esser et al. 2020, section 2.2; N is `sharing(x)`."""
+        return float((self.sharing(x) * self.spec.grid.qmax) ** -0.5)
 
-        N is the number of elements that share a scale: of a weight, those of one channel or group; of an activation, those
+    def sharing(self, x: Tensor) -> int:
+        """The number of elements that share a scale: of a weight, those of one channel or group; of an activation, those
         of one sample, so that the gradient does not depend on the batch size.
         """
-        sharing = x.numel() // self.n_qparams if self.is_weight else prod(x.shape[1:])
-        return float((sharing * self.spec.grid.qmax) ** -0.5)
+        return x.numel() // self.n_qparams if self.is_weight else prod(x.shape[1:])
+
+    def table(self) -> Table | None:
+        """How an integer runtime finds the codes of this activation, where rounding to the grid is not all; else None."""
+        return None
 
     def set_bits(self, bits: int) -> bool:
         """Round to max(bits, those of the policy) from now on. Returns whether that is another grid: then the range has to be
@@ -211,8 +234,8 @@ class Quantizer(nn.Module):
         if self.spec.grid.bits not in possible:
             raise ValueError(
                 f"{type(self).__name__} has {' or '.join(map(str, possible))} bits, not {self.spec.grid.bits}: write "
-                f"bits: {possible[0]}, or a rule with another quantizer for this layer (first_last_bits: null leaves the "
-                "first and the last layer to the other rules)."
+                f"bits: {possible[0]}, or give this layer another quantizer (the first and the last layer: "
+                "first_last_quantizer: LSQ)."
             )
 
     def extra_repr(self) -> str:

@@ -9,19 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from qat.functional import clip, held, scale_gradient, snap, with_gradient_of
-from qat.grid import Grid
 from qat.observers import Observer
-from qat.quantizers.base import Quantizer
+from qat.quantizers.by_table import ByTable
 from qat.quantizers.lsq import FLOOR
 from qat.spec import QParams, QuantSpec
 
 
-class Codebook(Quantizer):
-    """At most 2^bits levels, each a whole number in -127..127 times the scale. Subclasses say which.
+class Codebook(ByTable):
+    """At most 2^bits levels, each a whole number of an 8-bit grid times the scale. Subclasses say which.
 
-    The bits of the policy count the levels. The quantizer's own spec is the narrow 8-bit grid that the levels are taken
-    from, so that convert and export need nothing new: weights are int8 codes of which few occur, and files store eight
-    bits a weight.
+    The bits of the policy count the levels. The quantizer's own spec is the 8-bit grid that the levels are taken from, so
+    that integer layers take them as they are: codes of 8 bits of which few occur, and files store eight bits a weight.
+    Levels of weights lie in -127..127, as those of activations that may be negative; of others in 0..255.
 
     The scale learns as in LSQ: x goes to the nearest level (the lower one from exactly between), straight-through inside the
     outermost levels; dscale = g * (level - x / scale) inside and g * level outside, times LSQ's 1 / sqrt(N * qmax), where qmax
@@ -29,8 +28,7 @@ class Codebook(Quantizer):
     as it would there, in whatever units the levels are written.
 
     Raises:
-        ValueError: an activation (its integers come from uniform rounding), a grid that is not symmetric and
-            signed, or bits that are not possible.
+        ValueError: a grid that is not symmetric, an unsigned one for a weight, or bits that are not possible.
     """
 
     any_bits = False
@@ -40,10 +38,9 @@ class Codebook(Quantizer):
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
-        self.require_weight()
         self.require_bits(*self.possible_bits)
-        self.bits = spec.grid.bits
-        self.spec = replace(spec, grid=Grid(8, narrow=True))
+        self.bits, self.uniform_qmax = spec.grid.bits, spec.grid.qmax
+        self.spec = replace(spec, grid=self.fine)
         self.scale = nn.Parameter(torch.ones(self.n_qparams, dtype=torch.float32))
         self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR, dtype=torch.float32))
 
@@ -59,20 +56,23 @@ class Codebook(Quantizer):
         scale, zero_point = self.spec.qparams(lo, hi)
         self.set_qparams(QParams(scale * (self.spec.grid.qmax / self._outermost()), zero_point))
 
-    def quantize(self, x: Tensor) -> Tensor:
+    def reach(self) -> Tensor:
+        return self.levels().detach()[-1] * self.qparams().scale
+
+    def codes_of(self, x: Tensor) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
-        v = granularity.view(x.float()) / granularity.shaped(self.qparams().scale, shape)
+        v = granularity.view(x) / granularity.shaped(self.qparams().scale, shape)
         levels = self.levels().detach()
         return levels[self._index(v, levels)].reshape(shape)
 
-    def fake_quantize(self, x: Tensor) -> Tensor:
+    def function(self, x: Tensor, sharing: int) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
-        levels, uniform = self.levels(), Grid(self.bits).qmax
-        factor = (x.numel() // self.n_qparams * uniform) ** -0.5 * (uniform / self._outermost()) ** 2
+        levels, uniform = self.levels(), self.uniform_qmax
+        factor = (sharing * uniform) ** -0.5 * (uniform / self._outermost()) ** 2
         scale = granularity.shaped(scale_gradient(held(self.scale, self.floor), factor), shape)
         ends = levels.detach()[[0, -1]]
-        clipped = clip(granularity.view(x.float()), ends[0] * scale, ends[1] * scale)
-        return snap(clipped, scale, lambda v: self._round(v, levels)).to(x.dtype).reshape(shape)
+        clipped = clip(granularity.view(x), ends[0] * scale, ends[1] * scale)
+        return snap(clipped, scale, lambda v: self._round(v, levels)).reshape(shape)
 
     def _index(self, v: Tensor, levels: Tensor) -> Tensor:
         """Which level each v = x / scale becomes: the nearest; the lower one from exactly between."""

@@ -25,6 +25,7 @@ class DoReFa(Quantizer):
     """
 
     idempotent = False
+    starts_static = False
     scale: Tensor
 
     def _build(self) -> None:

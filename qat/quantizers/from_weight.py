@@ -21,6 +21,7 @@ class FromWeight(Quantizer):
     """
 
     any_bits = False
+    starts_static = False
     scale: Tensor
 
     def _build(self) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from qat.functional import held, scale_gradient, with_gradient_of
-from qat.grid import Grid
 from qat.observers import Observer
 from qat.quantizers.base import Mode
 from qat.quantizers.codebook import Codebook
@@ -26,12 +25,16 @@ class KMeans(Codebook):
     Differs from the paper: it sums without the factor; levels are rounded to whole codes in -127..127, straight-through, so
     that they are int8 codes; the assignment of weights to levels is renewed in each step; the float weights train, too;
     nothing is pruned or coded by frequency. Where a range is set by hand, without weights to look at, levels start evenly.
+
+    Raises:
+        ValueError: an activation, or a grid that is not symmetric and signed.
     """
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
+        self.require_weight()
         self.codebook = nn.Parameter(torch.linspace(-1.0, 1.0, 2**self.bits))
-        self._gradient_scale = (prod(shape) * Grid(self.bits).qmax) ** -0.5
+        self._gradient_scale = (prod(shape) * self.uniform_qmax) ** -0.5
         self._shown: Tensor | None = None
 
     def levels(self) -> Tensor:

@@ -15,24 +15,25 @@ STEEPEST = 3.0
 
 
 class LCQ(Codebook):
-    """Uniform rounding between a learned compressing function and its inverse: sign(w) f^-1(round(qmax f(|w|)) / qmax).
+    """Uniform rounding between a learned compressing function and its inverse: sign(x) f^-1(round(qmax f(|x|)) / qmax).
 
     f maps 0..1, the range, to 0..1. It is linear in each of `intervals` equal pieces, with slopes intervals * softmax(theta):
     where it is steep, levels lie close together. theta, (intervals,), is shared by all channels or groups; 0 at first, which is
     plain rounding.
 
-    Gradient: straight-through for the rounding alone. Inside the range dw = g f'(|w|) / f'(level), theta learns through f and
-    through its inverse, and the scale as in LSQ, with f'(|w|) / f'(level) for the slope of the rounding.
+    Gradient: straight-through for the rounding alone. Inside the range dx = g f'(|x|) / f'(level), theta learns through f and
+    through its inverse, and the scale as in LSQ, with f'(|x|) / f'(level) for the slope of the rounding.
 
-    Differs from the paper: of weights only; they are not normalised before rounding (its limited weight normalization);
-    levels are rounded to whole codes in -127..127, straight-through (its re-quantization, at the end of training there);
-    the gradient of the scale is multiplied by LSQ's factor; theta counts as -3..3, with a gradient that passes.
+    Differs from the paper: weights are not normalised before rounding (its limited weight normalization); levels are rounded
+    to whole codes of 8 bits, straight-through (its re-quantization, at the end of training there); the gradient of the
+    scale is multiplied by LSQ's factor; theta counts as -3..3, with a gradient that passes; an activation is rounded to 8
+    bits first.
 
     Args:
         intervals: pieces of f.
 
     Raises:
-        ValueError: an activation, a grid that is not symmetric and signed, or intervals < 1.
+        ValueError: a grid that is not symmetric, an unsigned one for a weight, or intervals < 1.
     """
 
     def __init__(
@@ -42,26 +43,26 @@ class LCQ(Codebook):
         if intervals < 1:
             raise ValueError(f"intervals={intervals!r} of LCQ must be at least 1: write for example 16.")
         self.intervals = intervals
-        self.qmax = spec.grid.qmax
+        self.top = float(self.fine.qmax)
         self.theta = nn.Parameter(torch.zeros(intervals, dtype=torch.float32))
 
     def levels(self) -> Tensor:
         with torch.no_grad():
-            q = torch.arange(self.qmax + 1, device=self.theta.device) / self.qmax
-            positive = torch.round(127.0 * self._expand(q))
-        return torch.cat([-positive[1:].flip(0), positive])
+            q = torch.arange(self.uniform_qmax + 1, device=self.theta.device) / self.uniform_qmax
+            positive = torch.round(self.top * self._expand(q))
+        return torch.cat([-positive[1:].flip(0), positive]) if self.fine.signed else positive
 
     def _index(self, v: Tensor, levels: Tensor) -> Tensor:
         with torch.no_grad():
-            code = torch.round(self.qmax * self._compress((v.abs() / 127.0).clamp(max=1.0)))
-            return (torch.sign(v) * code).long() + self.qmax
+            code = torch.round(self.uniform_qmax * self._compress((v.abs() / self.top).clamp(max=1.0)))
+            return (torch.sign(v) * code).long() + len(levels) - 1 - self.uniform_qmax
 
     def _round(self, v: Tensor, levels: Tensor) -> Tensor:
         index = self._index(v.detach(), levels)
         sign = torch.where(v < 0, -1.0, 1.0)
-        code = (index - self.qmax).abs() / self.qmax
-        line = self._expand(with_gradient_of(code, self._compress(sign * v / 127.0)))
-        return with_gradient_of(levels[index], sign * 127.0 * line)
+        code = (index - (len(levels) - 1 - self.uniform_qmax)).abs() / self.uniform_qmax
+        line = self._expand(with_gradient_of(code, self._compress(sign * v / self.top)))
+        return with_gradient_of(levels[index], sign * self.top * line)
 
     def _compress(self, u: Tensor) -> Tensor:
         """f: 0..1 -> 0..1, any shape."""

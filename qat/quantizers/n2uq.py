@@ -6,62 +6,95 @@ import torch
 from torch import Tensor, nn
 
 from qat.functional import held, scale_gradient, with_gradient_of
-from qat.quantizers.from_weight import FromWeight
+from qat.quantizers.by_table import ByTable
 from qat.quantizers.lsq import FLOOR
+from qat.spec import SMALLEST_SCALE, QParams
 
 
-class N2UQ(FromWeight):
+class N2UQ(ByTable):
     """Learned thresholds between uniform codes: a nonuniform quantizer's freedom, a uniform one's integers.
 
     The input is cut into segments, one between each two neighbouring codes, of learned lengths a_i > 0 in steps of the scale
     (`interval`, (qmax,)); code i begins in the middle of segment i. Gradient, the generalized straight-through estimator:
     that of the line through the segments, which climbs one code in each. In segment i of the magnitudes, which begins
     at b_i = a_1 + ... + a_(i-1), with g' = g * scale: dv = g' / a_i; da_j = -sign(v) g' / a_i for j < i and
-    da_i = -sign(v) g' (|v| - b_i) / a_i^2, where v = w / scale; beyond the last segment all 0.
+    da_i = -sign(v) g' (|v| - b_i) / a_i^2, where v = x / scale; beyond the last segment all 0.
 
-    The scale follows the weight: 4 mean|w| / (number of codes), at which weights that are uniformly distributed fill all codes
-    equally (the paper's entropy preserving regularization); it is a constant in the backward, as in the authors' code.
+    The scale of an activation learns: dscale = g * (code - v / a_i) inside and g * code outside, times LSQ's
+    1 / sqrt(N * qmax). That of a weight follows it: 4 mean|w| / (number of codes), at which weights that are uniformly
+    distributed fill all codes equally (the paper's entropy preserving regularization); it is a constant in the backward, as in
+    the authors' code.
 
-    Differs from the paper: of weights only, and weights have thresholds, too (the paper has them for activations, whose
-    integers come from uniform rounding here); segments of negative weights mirror those of positive ones and the first
-    begins at 0, so that a weight of 0 keeps the code 0; a grid whose lowest code is dropped has 2^bits - 1 codes, with 0 among
-    them; the gradient of the lengths is multiplied by 1 / sqrt(N qmax), with N the weights of the layer, and lengths
-    never fall below 1 / 1024, with a gradient that passes.
+    Differs from the paper: weights have thresholds, too; segments of negative values mirror those of positive ones and the
+    first begins at 0, so that 0 keeps the code 0; a grid whose lowest code is dropped has 2^bits - 1 codes, with 0 among them;
+    the gradient of the lengths is multiplied by 1 / sqrt(N qmax), with N the weights of the layer, or the elements of one
+    sample, and lengths never fall below 1 / 1024, with a gradient that passes; an activation is rounded to 8 bits first.
 
     Raises:
-        ValueError: an activation, or a grid that is not symmetric and signed.
+        ValueError: a grid that is not symmetric, or an unsigned one for a weight.
     """
 
     idempotent = False
+    any_bits = False
+    scale: Tensor
+    floor: Tensor
 
     def _build(self) -> None:
         super()._build()
         self.interval = nn.Parameter(torch.ones(self.spec.grid.qmax, dtype=torch.float32))
+        ones = torch.ones(self.n_qparams, dtype=torch.float32)
+        if self.is_weight:
+            self.register_buffer("scale", ones)
+        else:
+            self.scale = nn.Parameter(ones)
+        self.register_buffer("floor", self._lowest * ones)
 
-    def scale_of(self, rows: Tensor) -> Tensor:
-        return 4.0 * rows.abs().mean(dim=1) / (2 * self.spec.grid.qmax + 1)
+    def qparams(self) -> QParams:
+        return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
 
-    def fake_quantize(self, x: Tensor) -> Tensor:
+    def reach(self) -> Tensor:
+        return self._ends(self.interval.detach())[-1] * self.qparams().scale
+
+    def function(self, x: Tensor, sharing: int) -> Tensor:
+        granularity, shape, qmax = self.spec.granularity, tuple(x.shape), self.spec.grid.qmax
+        lengths = scale_gradient(self.interval, (sharing * self.n_qparams * qmax) ** -0.5)
+        learned = scale_gradient(held(self.scale, self.floor), (sharing * qmax) ** -0.5)
+        scale = granularity.shaped(self._follow(x) if self.is_weight else learned, shape)
+        v, ends = granularity.view(x) / scale, self._ends(lengths)
+        return (with_gradient_of(self._staircase(v, ends), _line(v, ends)) * scale).reshape(shape)
+
+    def codes_of(self, x: Tensor) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
-        scale = granularity.shaped(self.follow(x.detach()), shape)
-        ends = self._ends(scale_gradient(self.interval, (x.numel() * self.spec.grid.qmax) ** -0.5))
-        v = granularity.view(x.float()) / scale
-        return (with_gradient_of(self._staircase(v, ends), _line(v, ends)) * scale).to(x.dtype).reshape(shape)
-
-    def _codes(self, x: Tensor) -> Tensor:
-        granularity, shape = self.spec.granularity, tuple(x.shape)
-        v = granularity.view(x.detach().float()) / granularity.shaped(self.scale, shape)
+        scale = self._follow(x) if self.is_weight else self.qparams().scale
+        v = granularity.view(x) / granularity.shaped(scale, shape)
         return self._staircase(v, self._ends(self.interval)).reshape(shape)
 
+    def _follow(self, weight: Tensor) -> Tensor:
+        """The scale of this weight (n_qparams,), detached and positive; from now on the one in force."""
+        with torch.no_grad():
+            mean = self.spec.granularity.rows(weight.detach()).abs().mean(dim=1)
+            return self.scale.copy_((4.0 * mean / (2 * self.spec.grid.qmax + 1)).clamp(min=SMALLEST_SCALE))
+
     def _ends(self, interval: Tensor) -> Tensor:
-        """Where segments begin and end, in steps: ascending (2 qmax + 1,), 0 in the middle."""
+        """Where segments begin and end, in steps: ascending, 0 in the middle, or at the begin where nothing is negative."""
         positive = held(interval, FLOOR).cumsum(dim=0)
-        return torch.cat([-positive.flip(0), positive.new_zeros(1), positive])
+        zero = positive.new_zeros(1)
+        return torch.cat([-positive.flip(0), zero, positive]) if self.spec.grid.signed else torch.cat([zero, positive])
 
     def _staircase(self, v: Tensor, ends: Tensor) -> Tensor:
-        """The code of each v: how many middles of segments lie below it, less qmax."""
+        """The code of each v: how many middles of segments lie below it, less those of negative values."""
         ends = ends.detach()
-        return torch.bucketize(v.detach(), (ends[1:] + ends[:-1]) / 2).float() - self.spec.grid.qmax
+        middles = (ends[1:] + ends[:-1]) / 2
+        return torch.bucketize(v.detach(), middles).float() - (len(middles) - self.spec.grid.qmax)
+
+    def _store(self, qparams: QParams) -> None:
+        self.scale.copy_(qparams.scale)
+        self.floor.copy_(qparams.scale * self._lowest)
+
+    @property
+    def _lowest(self) -> float:
+        """What a learned scale may fall to, as a share of the first."""
+        return 0.0 if self.is_weight else FLOOR
 
 
 def _line(v: Tensor, ends: Tensor) -> Tensor:

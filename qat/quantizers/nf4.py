@@ -32,6 +32,7 @@ class NF4(Codebook):
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
+        self.require_weight()
         self.register_buffer("normal_float", torch.round(127 * torch.tensor(NORMAL_FLOAT)), persistent=False)
 
     def levels(self) -> Tensor:

@@ -26,6 +26,7 @@ class PowersOfTwo(Codebook):
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
+        self.require_weight()
         powers = 2.0 ** torch.arange(2 ** (self.bits - 1) - 1)
         self.register_buffer("powers", torch.cat([-powers.flip(0), torch.zeros(1), powers]), persistent=False)
 

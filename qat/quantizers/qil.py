@@ -5,25 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import clip, held, snap
+from qat.functional import clip, held, scale_gradient, snap
 from qat.quantizers.base import Quantizer
+from qat.quantizers.by_table import ByTable
 from qat.quantizers.lsq import FLOOR
-from qat.spec import QParams
+from qat.spec import SMALLEST_SCALE, QParams
 
 
-class QIL(Quantizer):
-    """A learned interval of magnitudes, center ± distance: weights below it become 0 (pruning), weights above it ±hi
+class QIL(ByTable):
+    """A learned interval of magnitudes, center ± distance: values below it become 0 (pruning), values above it ±hi
     (clipping), and what lies inside is stretched over 0..hi and rounded.
 
-    Gradient: straight-through rounding of hi * sign(w) * (0.5 + 0.5 * (|w| - center) / distance): inside
-    dw = g * hi / (2 distance), dcenter = -sign(w) * dw, ddistance = dcenter * (|w| - center) / distance; outside all 0.
+    Gradient: straight-through rounding of hi * sign(x) * (0.5 + 0.5 * (|x| - center) / distance): inside
+    dx = g * hi / (2 distance), dcenter = -sign(x) * dx, ddistance = dcenter * (|x| - center) / distance; outside all 0.
 
-    Differs from the paper: for weights only (an activation's integers come from plain rounding); gamma is 1; the output reaches
-    hi, the observed range, where the paper has 1, so that a trained network keeps its magnitudes; the first interval is
-    0..hi; one interval for the weights that share a scale; distance never falls below its first value / 1024.
+    Differs from the paper: gamma is 1 for weights, too; the output reaches hi, the observed range, where the paper has 1, so
+    that a trained network keeps its magnitudes; the first interval is 0..hi; one interval for the weights that share a scale;
+    the gradients of center and distance are multiplied by LSQ's 1 / sqrt(N * qmax); distance never falls below its first
+    value / 1024; an activation is rounded to 8 bits first.
 
     Raises:
-        ValueError: an activation, or a grid that is not symmetric and signed.
+        ValueError: a grid that is not symmetric, or an unsigned one for a weight.
     """
 
     idempotent = False
@@ -31,7 +33,7 @@ class QIL(Quantizer):
     floor: Tensor
 
     def _build(self) -> None:
-        self.require_weight()
+        super()._build()
         ones = torch.ones(self.n_qparams, dtype=torch.float32)
         self.center, self.distance = nn.Parameter(0.5 * ones), nn.Parameter(0.5 * ones)
         self.register_buffer("scale", ones.clone())
@@ -40,22 +42,24 @@ class QIL(Quantizer):
     def qparams(self) -> QParams:
         return QParams(self.scale, self.zero_point)
 
-    def fake_quantize(self, x: Tensor) -> Tensor:
+    def reach(self) -> Tensor:
+        return (self.center.detach() + torch.maximum(self.distance.detach(), self.floor)).clamp(min=SMALLEST_SCALE)
+
+    def function(self, x: Tensor, sharing: int) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
         scale = granularity.shaped(self.scale, shape)
-        return snap(granularity.view(self._stretched(x)), scale, self.estimator).to(x.dtype).reshape(shape)
+        factor = (sharing * self.spec.grid.qmax) ** -0.5
+        return snap(granularity.view(self._stretched(x, factor)), scale, self.estimator).reshape(shape)
 
-    def quantize(self, x: Tensor) -> Tensor:
-        return super().quantize(self._stretched(x))
+    def codes_of(self, x: Tensor) -> Tensor:
+        return Quantizer.quantize(self, self._stretched(x))
 
-    def _stretched(self, weight: Tensor) -> Tensor:
-        """The interval of magnitudes, stretched over 0..hi; the shape of the weight."""
-        granularity, shape = self.spec.granularity, tuple(weight.shape)
-        center, distance, hi = (
-            granularity.shaped(p, shape)
-            for p in (self.center, held(self.distance, self.floor), self.scale * self.spec.grid.qmax)
-        )
-        view = granularity.view(weight.float())
+    def _stretched(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        """The interval of magnitudes, stretched over 0..hi; the shape of x. factor: of the interval's gradient."""
+        granularity, shape = self.spec.granularity, tuple(x.shape)
+        interval = (scale_gradient(p, factor) for p in (self.center, held(self.distance, self.floor)))
+        center, distance, hi = (granularity.shaped(p, shape) for p in (*interval, self.scale * self.spec.grid.qmax))
+        view = granularity.view(x)
         within = 0.5 + 0.5 * (view.abs() - center) / distance
         return (hi * torch.sign(view) * clip(within, torch.zeros_like(hi), torch.ones_like(hi))).reshape(shape)
 

@@ -31,6 +31,8 @@ class TQT(Quantizer):
         ValueError: an affine spec.
     """
 
+    starts_static = False
+
     def _build(self) -> None:
         self.require_symmetric()
         self.log2_scale = nn.Parameter(torch.zeros(self.n_qparams, dtype=torch.float32))

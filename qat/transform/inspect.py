@@ -9,6 +9,7 @@ from torch import nn
 from qat.granularity import PerChannel, PerGroup
 from qat.nn import LAYERS, as_quantized, is_quantized
 from qat.quantizers import Quantizer
+from qat.quantizers.codebook import Codebook
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def inspect(model: nn.Module) -> Inspection:
 
 
 def describe(quantizer: Quantizer | None) -> str:
-    """A few words: "int4 per channel, LSQ".
+    """A few words: "int4 per channel, LSQ", or "4 bits of int8 per channel, APoT", whose levels are codes of 8 bits.
 
     >>> describe(None)
     'float'
@@ -73,4 +74,5 @@ def describe(quantizer: Quantizer | None) -> str:
         case _:
             where = "per tensor"
     shape = "" if spec.symmetric else " affine"
-    return f"{'int' if spec.grid.signed else 'uint'}{spec.grid.bits} {where}{shape}, {type(quantizer).__name__}"
+    few = f"{quantizer.bits} bits of " if isinstance(quantizer, Codebook) else ""
+    return f"{few}{'int' if spec.grid.signed else 'uint'}{spec.grid.bits} {where}{shape}, {type(quantizer).__name__}"

@@ -24,6 +24,11 @@ from qat.spec import QuantSpec
 Part = str | Mapping[str, Any]
 """A class and its options: "LSQ", "my.module.MyQuantizer" or {"_target_": "Percentile", "percentile": 99.9}."""
 
+KEYS = (
+    *("preset", "rules", "residual_bits", "first_last_bits", "first_last_quantizer"),
+    *("weight", "activation", "name"),
+)
+"""Of a policy's content."""
 PRESET = r"w(?P<weight>\d+)(a(?P<activation>\d+)|(?P<dynamic>_dynamic))?"
 DYNAMIC = {"bits": 8, "symmetric": False, "quantizer": "Dynamic"}
 """What a preset that ends in _dynamic does to the inputs of layers."""
@@ -81,6 +86,16 @@ class TensorRule:
     def is_dynamic(self) -> bool:
         """Whether the range is that of each tensor."""
         return bool(_quantizer(self.quantizer)[0].is_dynamic)
+
+    @property
+    def is_by_table(self) -> bool:
+        """Whether codes of an activation are looked up."""
+        return bool(_quantizer(self.quantizer)[0].by_table)
+
+    @property
+    def starts_static(self) -> bool:
+        """Whether the quantizer first rounds as Static does."""
+        return bool(_quantizer(self.quantizer)[0].starts_static)
 
     def _granularity(self) -> Granularity:
         if self.group_size is not None:
@@ -160,13 +175,17 @@ class Policy:
         return assigned
 
     def stream(self) -> TensorRule | None:
-        """How tensors between layers (adds, concatenations, pools) are quantized; None: in float, as beside dynamic inputs."""
+        """How tensors between layers (adds, concatenations, pools) are quantized; None: in float, as beside dynamic inputs.
+
+        By the quantizer of the first rule's activation, or by LSQ where that one is for inputs of layers alone.
+        """
         activation = next(iter(self.rules.values())).activation
         if activation is not None and activation.is_dynamic:
             return None
-        if activation is None or self.residual_bits is None:
-            return activation
-        return replace(activation, bits=self.residual_bits)
+        if activation is None:
+            return None
+        quantizer = "LSQ" if activation.is_by_table else activation.quantizer
+        return replace(activation, bits=self.residual_bits or activation.bits, quantizer=quantizer)
 
     def with_parts(self, quantizer: Part, observer: Part, weight_observer: Part | None = None) -> Policy:
         """The same policy with another quantizer and observer everywhere but in what is dynamic: how PTQ baselines are made."""
@@ -197,8 +216,9 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
     ("w8_dynamic") for weights and, with ranges of each batch, the 8-bit inputs of layers.
 
     Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
-    no rules for the first and last layer), `weight` and `activation` (fields for every rule: quantizer, observer,
-    granularity, ...), `name`. Rules beside a preset come after it; a null rule removes the preset's rule of that name.
+    no rules for the first and last layer), `first_last_quantizer` (null: as the others), `weight` and `activation` (fields
+    for every rule: quantizer, observer, granularity, ...), `name`. Rules beside a preset come after it; a null rule removes
+    the preset's rule of that name.
 
     Raises:
         ValueError: unknown preset, key or field, or an impossible value. FileNotFoundError: no such YAML file.
@@ -221,8 +241,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
 
 
 def _from_content(content: Mapping[str, Any]) -> Policy:
-    keys = ("preset", "rules", "residual_bits", "first_last_bits", "weight", "activation", "name")
-    _check_keys(content, keys, "a policy")
+    _check_keys(content, KEYS, "a policy")
     defaults = {
         "weight": {"granularity": "per_channel", "narrow": True} | dict(content.get("weight") or {}),
         "activation": dict(content.get("activation") or {}),
@@ -237,11 +256,11 @@ def _from_content(content: Mapping[str, Any]) -> Policy:
             )
         inputs = {"bits": int(found["activation"])} if found["activation"] else DYNAMIC if found["dynamic"] else None
         rules["all"] = {"match": "*", "weight": {"bits": int(found["weight"])}, "activation": inputs}
-        ends = content.get("first_last_bits", 8)
-        if ends is not None:
-            inputs = {"bits": ends} if found["activation"] else inputs
+        bits, quantizer = content.get("first_last_bits", 8), content.get("first_last_quantizer")
+        if bits is not None:
+            ends = {"bits": bits} if quantizer is None else {"bits": bits, "quantizer": quantizer}
             for end in ("first", "last"):
-                rules[end] = {"match": end, "weight": {"bits": ends}, "activation": inputs}
+                rules[end] = {"match": end, "weight": ends, "activation": ends if found["activation"] else inputs}
     for name, rule in (content.get("rules") or {}).items():
         rules[name] = rule
     return Policy(

@@ -12,10 +12,15 @@ from torch import nn
 
 import qat
 from qat import TensorRule
+from qat.integer.modules import LookUp
 from qat.transform import quantizers
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "quantizer"
 PARTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
+BY_TABLE = ("apot", "lcq", "n2uq", "qil")
+"""Whose activations are looked up; the others' are for weights alone, or uniform."""
 
 
 def possible(bits: int, part: object, shape: tuple[int, ...]) -> bool:
@@ -59,12 +64,46 @@ def test_not_one_code_differs(name: str, tmp_path: Path) -> None:
     assert [site for site in result.sites if site.code_mismatches] == []
     assert result.exact
     assert result.operators["QLinearConv"] == 3
+    looked_up = any(isinstance(module, LookUp) for module in integer.modules())
+    assert looked_up == ("Gather" in result.operators) == (name in BY_TABLE)
     with torch.no_grad():
         fake, real = prepared(images(40, 2)), integer(images(40, 2))
     # not equal: with a coarse weight scale the int32 bias is rounded to coarse units, 0.02 to 0.03 for Ternary and Binary
     assert (fake - real).abs().mean() < 0.05 * fake.std()
     used = {type(q).__name__ for q in quantizers(prepared).values()}
     assert PARTS[name]["_target_"].rpartition(".")[2] in used
+
+
+@pytest.mark.parametrize("name", BY_TABLE)
+def test_codes_that_are_looked_up_are_those_of_the_quantizer(name: str) -> None:
+    """Of the input, which has both signs: its codes are found without any arithmetic but the first rounding."""
+    prepared = trained(name)
+    with torch.no_grad():
+        prepared.sites.x_input.center.mul_(1.2) if name == "qil" else None
+    x = 2 * images(40, 3)
+    _, codes = qat.convert(prepared).codes(x)
+    quantizer, table = prepared.sites.x_input, prepared.sites.x_input.table()
+    shift = 2 ** (quantizer.spec.grid.bits - 1)
+    assert torch.equal(codes["x_input"].float() - shift, quantizer.quantize(x))
+    fine = qat.functional.quantize(x, table.qparams.scale, 0, -127, 127)
+    assert torch.equal(codes["x_input_fine"].float() - 128, fine)
+    assert len(codes["x_input"].unique()) <= 16 < len(codes["x_input_fine"].unique())
+
+
+def test_behind_relu6_and_an_average_the_table_sees_what_the_quantizer_sees(tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.AvgPool2d(2), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(36, 5)
+    )
+    policy = qat.load_policy(
+        {"preset": "w4a3", "activation": {"quantizer": "LCQ", "observer": "MinMax"}, "first_last_bits": None}
+    )
+    prepared = qat.prepare(network.eval(), policy, torch.randn(2, 3, 8, 8))
+    qat.calibrate(prepared, [20 * torch.randn(16, 3, 8, 8)])
+    kinds = {name: type(q).__name__ for name, q in quantizers(prepared).items() if name.startswith("sites")}
+    integer, path = qat.convert(prepared), tmp_path / "model.onnx"
+    qat.export_onnx(integer, torch.randn(2, 3, 8, 8), path)
+    assert qat.verify(path, integer, [20 * torch.randn(16, 3, 8, 8)]).exact
+    assert sorted(set(kinds.values())) == ["LCQ", "LSQ"]  # what is averaged stays uniform
 
 
 def test_a_layer_without_a_graph_keeps_codes_of_its_last_weight() -> None:

@@ -10,7 +10,7 @@ from oracles import fake_quantize as oracle
 from torch import Tensor, nn
 
 import qat
-from qat.functional import fake_quantize
+from qat.functional import fake_quantize, look_up
 from qat.native import build, keeping_codes, kernels
 from qat.native.compact import GRID
 from qat.native.kernels import CHUNK, RESIDUAL_STEPS, WORTH_THREADS
@@ -152,6 +152,60 @@ def test_a_relu_before_an_unsigned_site_costs_nothing_and_changes_nothing() -> N
     (separate := site(torch.relu(hidden))).sum().backward()
     assert torch.equal(fused, separate)
     assert torch.equal(of_fused, hidden.grad)
+
+
+@pytest.mark.parametrize("compiler", [pytest.param(True, marks=native), False])
+@pytest.mark.parametrize("layout", ["usual", "channels_last", "transposed"])
+def test_look_up_is_indexing_and_sums_the_gradient_of_each_entry(
+    compiler: bool, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiler:
+        monkeypatch.setattr("qat.functional.available", lambda: False)
+    x = 3 * torch.randn(5, 7, 40, 60)
+    x[0, 0, 0, :3] = torch.tensor([torch.inf, -torch.inf, 99.0])
+    x = {
+        "usual": x,
+        "channels_last": x.to(memory_format=torch.channels_last),
+        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+    }[layout].requires_grad_()
+    values, slopes, grad = torch.randn(255, requires_grad=True), torch.randn(255), torch.randn(x.shape)
+    y = look_up(x, torch.tensor([0.05]), -127, 127, values, slopes)
+    y.backward(grad)
+    codes = np.clip(np.rint(x.detach().numpy() / np.float32(0.05)), -127, 127).astype(int) + 127
+    assert np.array_equal(y.detach().numpy(), values.detach().numpy()[codes])
+    np.testing.assert_allclose(x.grad.numpy(), grad.numpy() * slopes.numpy()[codes], rtol=1e-6)
+    expected = np.bincount(codes.ravel(), grad.double().numpy().ravel(), 255)
+    np.testing.assert_allclose(values.grad.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert y.stride() == x.stride() or layout == "transposed"
+
+
+@pytest.mark.parametrize("compiler", [pytest.param(True, marks=native), False])
+def test_look_up_keeps_nan_and_one_byte_an_element(compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiler:
+        monkeypatch.setattr("qat.functional.available", lambda: False)
+    kept: list[Tensor] = []
+    x = torch.tensor([torch.nan, 1.0, -1.0], requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = look_up(x, torch.tensor([1.0]), 0, 2, torch.tensor([5.0, 6.0, 7.0]), torch.ones(3))
+    assert y.isnan().tolist() == [True, False, False]
+    assert y[1:].tolist() == [6.0, 5.0]
+    assert [t.dtype for t in kept if len(t) == len(x) and t.dtype is not torch.float32] == [torch.uint8]
+
+
+@native
+def test_sums_of_look_up_do_not_depend_on_the_threads() -> None:
+    def gradient() -> Tensor:
+        values = torch.zeros(16, requires_grad=True)
+        look_up(x, torch.tensor([0.2]), 0, 15, values, torch.ones(16)).backward(grad)
+        return values.grad
+
+    x, grad = torch.rand(5, WORTH_THREADS) * 4, torch.randn(5, WORTH_THREADS)
+    one = gradient()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(gradient(), one)
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_what_cannot_be_built_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Each quantizer against its paper's equations, in numpy float64. LSQ and Static: test_lsq.py; estimators: tests/estimators."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,28 @@ def number(parameter: Tensor, shared: Array) -> Array:
     """A vector, spread over the elements that share each of its entries."""
     return parameter.detach().double().numpy()[shared]
 
+
+def table_input(quantizer: Quantizer, x: Array) -> Array:
+    """What the function of an activation sees: values of 8 bits, and twice the reach for what is clipped."""
+    n = np.float32(quantizer.fine.qmax)
+    scale = quantizer.reach().numpy() / n
+    codes = np.clip(np.rint(x.astype(np.float32) / scale), quantizer.fine.qmin, n).astype(np.float64)
+    return np.where(np.abs(codes) == n, 2 * codes, codes) * scale.astype(np.float64)
+
+
+def sharing(layout: str, shared: Array) -> int:
+    """N of LSQ's gradient scale: elements that share a scale, in one sample."""
+    return 12 if layout == "activation" else int((shared == 0).sum())
+
+
+tables = pytest.mark.parametrize(
+    ("layout", "form"),
+    [
+        ("activation", "unsigned"),
+        ("activation", "full"),
+        *((w, "signed") for w in ("per_tensor", "per_channel", "per_group")),
+    ],
+)
 
 # PACT
 
@@ -222,23 +246,30 @@ def test_codes_and_scale_follow_the_weight_without_a_forward(cls: type[Quantizer
 # QIL
 
 
-@layouts
-def test_qil(layout: str) -> None:
-    quantizer, shared = Case("qil", layout).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+@tables
+def test_qil(layout: str, form: str) -> None:
+    quantizer, shared = Case("qil", layout, 4, form).calibrated(data()), LAYOUTS[layout][2](SHAPE)
     with torch.no_grad():
         quantizer.center.mul_(0.9)
         quantizer.distance.mul_(0.7)  # something is pruned and something is clipped
     x, y, g, dx = run(quantizer, data())
-    c, d, hi = number(quantizer.center, shared), number(quantizer.distance, shared), number(quantizer.scale, shared) * 7
+    qmax = quantizer.spec.grid.qmax
+    c, d, hi = (
+        number(quantizer.center, shared),
+        number(quantizer.distance, shared),
+        number(quantizer.scale, shared) * qmax,
+    )
+    x = table_input(quantizer, x) if layout == "activation" else x
     size, sign = np.abs(x), np.sign(x)
     inside = (size > c - d) & (size < c + d)
     stretched = np.where(size <= c - d, 0, np.where(size >= c + d, 1, 0.5 / d * size - 0.5 * c / d + 0.5))
-    np.testing.assert_allclose(y, hi * sign * np.rint(7 * stretched) / 7, **close)
+    np.testing.assert_allclose(y, hi * sign * np.rint(qmax * stretched) / qmax, **close)
     np.testing.assert_allclose(dx, np.where(inside, g * hi * 0.5 / d, 0), **close)
     dcenter = summed(np.where(inside, -g * sign * hi * 0.5 / d, 0), shared)
     ddistance = summed(np.where(inside, -g * sign * hi * 0.5 * (size - c) / d**2, 0), shared)
-    np.testing.assert_allclose(quantizer.center.grad.numpy(), dcenter, **close)
-    np.testing.assert_allclose(quantizer.distance.grad.numpy(), ddistance, **close)
+    factor = 1 / np.sqrt(sharing(layout, shared) * qmax)
+    np.testing.assert_allclose(quantizer.center.grad.numpy(), dcenter * factor, **close)
+    np.testing.assert_allclose(quantizer.distance.grad.numpy(), ddistance * factor, **close)
     assert (size < c - d).any()
     assert (size > c + d).any()
 
@@ -278,6 +309,34 @@ def test_n2uq(layout: str) -> None:
     assert (size > begin).any()
 
 
+@pytest.mark.parametrize("form", ["unsigned", "full"])
+def test_n2uq_of_an_activation(form: str) -> None:
+    quantizer = Case("n2uq", "activation", 4 if form == "full" else 2, form).calibrated(0.3 * data())
+    qmax = quantizer.spec.grid.qmax
+    a = np.array([0.5, 1.6, 0.7, 1.0, 0.3, 1.2, 0.9])[:qmax]
+    with torch.no_grad():
+        quantizer.interval.copy_(torch.tensor(a))
+    x, y, g, dx = run(quantizer, data())
+    s, x = quantizer.scale.item(), table_input(quantizer, x)
+    ends = np.concatenate([[0], np.cumsum(a)])
+    size, sign = np.abs(x / s), np.sign(x)
+    code = sign * np.searchsorted((ends[1:] + ends[:-1]) / 2, size)
+    inside = (size < ends[-1]) & ((form == "full") | (x > 0))
+    segment = np.clip(np.searchsorted(ends, size) - 1, 0, qmax - 1)
+    slope = inside / a[segment]
+    np.testing.assert_allclose(y, code * s, **close)
+    np.testing.assert_allclose(dx, g * slope, **close)
+    da = [
+        (-g * s * sign * slope * np.where(segment == i, (size - ends[segment]) / a[segment], segment > i)).sum()
+        for i in range(qmax)
+    ]
+    factor = 1 / np.sqrt(12 * qmax)
+    np.testing.assert_allclose(quantizer.interval.grad.numpy(), np.array(da) * factor, rtol=1e-3, atol=1e-4)
+    dscale = (g * (code - x / s * slope)).sum() * factor
+    np.testing.assert_allclose(quantizer.scale.grad.item(), dscale, **close)
+    assert (size > ends[-1]).any()
+
+
 def test_n2uq_starts_as_plain_rounding_with_all_codes_in_use() -> None:
     weight = torch.rand(1, 7000) * 2 - 1
     quantizer = Case("n2uq", "per_tensor", 3).rule.build((1, 7000))
@@ -313,6 +372,10 @@ def test_levels_are_those_of_the_papers() -> None:
     four = {16 * (a + b) for a in (0, 1 / 2, 1 / 4, 1 / 16) for b in (0, 1 / 8)}
     five = {64 * (a + b) for a in (0, 2**-1, 2**-3, 2**-5) for b in (0, 2**-2, 2**-4, 2**-6)}
     assert levels("apot", 4) == sorted(four | {-m for m in four})
+    assert Case("apot", "activation", 4, "unsigned").build().levels().tolist() == sorted(
+        64 * (a + b) for a in (0, 2**-1, 2**-3, 2**-5) for b in (0, 2**-2, 2**-4, 2**-6)
+    )
+    assert Case("apot", "activation", 2, "unsigned").build().levels().tolist() == [0, 1, 2, 4]
     assert levels("apot", 5) == sorted(five | {-m for m in five})
     assert all(2 ** (bits - 1) == 1 + sum(level > 0 for level in levels("apot", bits)) for bits in TERMS)
     np.testing.assert_allclose(np.array(levels("nf4", 4)) / 127, NORMAL_FLOAT, atol=0.5 / 127)
@@ -327,21 +390,27 @@ def test_normal_float_levels_are_means_of_quantiles_of_a_normal_distribution() -
     np.testing.assert_allclose(NORMAL_FLOAT, levels / levels.max(), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["powers_of_two", "apot", "nf4", "k_means"])
-@layouts
-def test_a_codebook(name: str, layout: str) -> None:
-    quantizer, shared = Case(name, layout).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+@pytest.mark.parametrize(
+    ("name", "layout", "form"),
+    [
+        *product(("powers_of_two", "apot", "nf4", "k_means"), ("per_tensor", "per_channel", "per_group"), ("signed",)),
+        *product(("apot",), ("activation",), ("unsigned", "full")),
+    ],
+)
+def test_a_codebook(name: str, layout: str, form: str) -> None:
+    quantizer, shared = Case(name, layout, 4, form).calibrated(data()), LAYOUTS[layout][2](SHAPE)
     with torch.no_grad():
         quantizer.scale.mul_(0.6)  # something is clipped
     x, y, g, dx = run(quantizer, data())
+    x = table_input(quantizer, x) if layout == "activation" else x
     levels, s = np.unique(quantizer.levels().detach().double().numpy()), number(quantizer.scale, shared)
     chosen = levels[np.abs((x / s)[..., None] - levels).argmin(axis=-1)]
     np.testing.assert_allclose(y, chosen * s, **close)
     inside = (x / s > levels[0]) & (x / s < levels[-1])
     np.testing.assert_allclose(dx, np.where(inside, g, 0), **close)
     dscale = summed(g * np.where(inside, chosen - x / s, chosen), shared)
-    uniform = 2 ** (quantizer.bits - 1) - 1
-    factor = (uniform / np.abs(levels).max()) ** 2 / np.sqrt((shared == 0).sum() * uniform)
+    uniform = 15 if form == "unsigned" else 7
+    factor = (uniform / np.abs(levels).max()) ** 2 / np.sqrt(sharing(layout, shared) * uniform)
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
     assert 0 < inside.mean() < 1
 
@@ -367,15 +436,18 @@ def test_k_means_finds_the_clusters_of_the_weights() -> None:
     np.testing.assert_allclose(quantizer(weight).detach().unique().numpy(), centers.numpy(), atol=0.02)
 
 
-@layouts
-def test_lcq(layout: str) -> None:
+@tables
+def test_lcq(layout: str, form: str) -> None:
     """Forward and gradients of weight and scale by the paper's formulas; that of theta by differences of its straight line."""
-    quantizer, shared = Case("lcq", layout, 3).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+    bits = 3 if form == "signed" else 4
+    quantizer, shared = Case("lcq", layout, bits, form).calibrated(data()), LAYOUTS[layout][2](SHAPE)
+    qmax, top = 2 ** (bits - (form != "unsigned")) - 1, 255 if form == "unsigned" else 127
     theta = 2.0 * np.random.default_rng(0).normal(size=16).clip(-1, 1)
     with torch.no_grad():
         quantizer.theta.copy_(torch.tensor(theta))
         quantizer.scale.mul_(0.6)  # something is clipped
     x, y, g, dx = run(quantizer, data())
+    x = table_input(quantizer, x) if layout == "activation" else x
     knots, s = np.linspace(0, 1, 17), number(quantizer.scale, shared)
 
     def heights(theta: Array) -> Array:
@@ -389,20 +461,21 @@ def test_lcq(layout: str) -> None:
         around = np.concatenate([[-rise[0]], heights(theta), [1 + rise[1]]])
         return np.interp(q, around, np.concatenate([[-1], knots, [2]]))
 
-    u = np.abs(x / s).clip(0, 127) / 127
-    q = np.rint(3 * f(u, theta)) / 3
-    level = np.sign(x) * np.rint(127 * expand(q, theta))
+    u = np.abs(x / s).clip(0, top) / top
+    q = np.rint(qmax * f(u, theta)) / qmax
+    level = np.sign(x) * np.rint(top * expand(q, theta))
     np.testing.assert_allclose(y, level * s, **close)
-    inside, slopes = np.abs(x / s) < 127, np.diff(heights(theta)) * 16
+    inside = (np.abs(x / s) < top) & ((form != "unsigned") | (x > 0))
+    slopes = np.diff(heights(theta)) * 16
     at_level = np.clip(np.searchsorted(heights(theta), q + 1e-9) - 1, 0, 15)
     slope = slopes[np.clip((u * 16).astype(int), 0, 15)] / slopes[at_level]
     np.testing.assert_allclose(dx, np.where(inside, g * slope, 0), **close)
     dscale = summed(g * np.where(inside, level - x / s * slope, level), shared)
-    factor = (3 / 127) ** 2 / np.sqrt((shared == 0).sum() * 3)
+    factor = (qmax / top) ** 2 / np.sqrt(sharing(layout, shared) * qmax)
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
 
     def line(theta_: Array) -> float:
-        return float((g * np.sign(x) * s * 127 * expand(q + f(u, theta_) - f(u, theta), theta_)).sum())
+        return float((g * np.sign(x) * s * top * expand(q + f(u, theta_) - f(u, theta), theta_)).sum())
 
     e = 1e-6 * np.eye(16)
     expected = [(line(theta + step) - line(theta - step)) / 2e-6 for step in e]
@@ -429,7 +502,7 @@ def test_lcq_starts_as_plain_rounding_and_learns_where_the_weights_are() -> None
 
 @pytest.mark.parametrize("cls", [PowersOfTwo, APoT])
 def test_other_widths_are_refused(cls: type[Quantizer]) -> None:
-    with pytest.raises(ValueError, match=rf"{cls.__name__} has 4 or .* bits, not 8: write bits: 4, or a rule"):
+    with pytest.raises(ValueError, match=rf"{cls.__name__} has 4 or .* bits, not 8: write bits: 4, or give this layer"):
         cls(QuantSpec(Grid(8, narrow=True)), SHAPE)
 
 

@@ -10,6 +10,7 @@ import torch
 from catalogue import (
     ACTIVATIONS,
     CASES,
+    LAYOUTS,
     ONE_OF_EACH,
     PARTS,
     REFUSED,
@@ -40,14 +41,15 @@ waiting = pytest.mark.parametrize("case", [c for c in ONE_OF_EACH if not c.build
 
 def test_every_class_has_a_file() -> None:
     named = {part["_target_"].rpartition(".")[2] for part in PARTS.values()}
-    assert named == set(qat.quantizers.__all__) - {"Mode", "Oscillations", "Quantizer"}
+    assert named == set(qat.quantizers.__all__) - {"Mode", "Oscillations", "Quantizer", "Table"}
     estimators = {p["estimator"]["_target_"].rpartition(".")[2] for p in PARTS.values() if "estimator" in p}
     assert estimators == set(qat.estimators.__all__) - {"Estimator", "StraightThrough"}
 
 
 def test_every_file_can_be_used_somewhere_and_refusals_teach() -> None:
     assert {case.name for case in CASES} == set(PARTS)
-    assert {case.name for case in ACTIVATIONS} >= {"lsq", "static", "ewgs", "pact", "tqt", "dorefa", "lsq_plus"}
+    uniform = {"lsq", "static", "ewgs", "dsq", "stochastic", "pact", "tqt", "dorefa", "lsq_plus"}
+    assert {case.name for case in ACTIVATIONS} == uniform | {"qil", "n2uq", "apot", "lcq"}
     assert all("write " in message or "give activations another" in message for message in REFUSED.values())
     assert "Ternary has 2 bits, not 8: write bits: 2" in REFUSED[Case("ternary", "per_channel", 8)]
 
@@ -67,6 +69,17 @@ def test_the_output_is_on_the_grid_and_is_what_its_codes_say(case: Case) -> None
         assert torch.equal(view(y), dequantize(view(codes), scale, zero_point))
         assert len(codes.unique()) <= 2**case.bits
     assert not torch.equal(quantizer(x), x)
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name != "dynamic"])
+def test_it_says_whether_it_first_rounds_as_static_does(name: str) -> None:
+    x = data()
+    same = []
+    for case in [case for case in CASES if case.name == name]:
+        ours, static = case.calibrated(x).eval(), replace(case.rule, quantizer="Static").build(LAYOUTS[case.layout][1])
+        same.append(torch.equal(ours(x), calibrate(static, x)(x)))
+    if name != "qil":  # as an activation it rounds twice, which shows in few values
+        assert all(same) == ours.starts_static
 
 
 @weights

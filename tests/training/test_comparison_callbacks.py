@@ -18,7 +18,7 @@ from qat.ptq import AdaRound, Calibrate, CrossLayerEqualization
 from qat.report import read_results
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from qat.training.callbacks.ptq_baselines import label
-from qat.transform import quantizers
+from qat.transform import load_policy, quantizers
 
 pytestmark = LIGHTNING
 
@@ -175,6 +175,15 @@ def test_a_step_0_that_is_not_ptq_is_reported_loudly(tmp_path: Path) -> None:
     assert report.results is not None
     note = next(row.note for row in report.results.rows if row.name == "QAT step 0")
     assert note.startswith("WARNING: predicts another class")
+
+
+def test_a_step_0_on_other_levels_than_those_of_ptq_is_no_alarm(tmp_path: Path) -> None:
+    report = Report(tmp_path)
+    policy = load_policy("w3a8", weight={"quantizer": "PowersOfTwo"}, first_last_bits=None)
+    callbacks = [QuantizationAwareTraining(policy, calibration_images=64), PTQBaselines(), report]
+    trainer(tmp_path, *callbacks).fit(Classifier(), datamodule=Data())
+    assert report.results is not None
+    assert not next(row.note for row in report.results.rows if row.name == "QAT step 0")
 
 
 @pytest.mark.parametrize("name", ["ptq", "export", "report"])

@@ -35,6 +35,23 @@ def test_a_preset_leaves_the_ends_in_8_bits(name: str) -> None:
 def test_the_ends_and_the_residual_stream_are_switchable() -> None:
     assert bits(load_policy("w2a2", first_last_bits=4)) == [(4, 4), (2, 2), (2, 2), (4, 4)]
     assert bits(load_policy("w2a2", first_last_bits=None)) == [(2, 2)] * 4
+
+
+def test_the_ends_may_have_another_quantizer() -> None:
+    parts = {"weight": {"quantizer": "Ternary"}, "activation": {"quantizer": "PACT"}}
+    assigned = load_policy({"preset": "w2a2", "first_last_quantizer": "LSQ", **parts}).assign(LAYERS)
+    found = [(rule.weight.quantizer, rule.activation.quantizer) for rule in assigned.values()]
+    assert found == [("LSQ", "LSQ"), ("Ternary", "PACT"), ("Ternary", "PACT"), ("LSQ", "LSQ")]
+    dynamic = load_policy("w2_dynamic", first_last_quantizer="LSQ").assign(LAYERS)
+    assert [rule.activation.quantizer for rule in dynamic.values()] == ["Dynamic"] * 4
+
+
+@pytest.mark.parametrize("residual_bits", [8, None])
+def test_what_flows_between_layers_is_uniform(residual_bits: int | None) -> None:
+    policy = load_policy("w4a4", activation={"quantizer": "APoT"}, first_last_bits=None, residual_bits=residual_bits)
+    assert policy.assign(LAYERS)["fc"].activation.quantizer == "APoT"
+    assert (policy.stream().quantizer, policy.stream().bits) == ("LSQ", residual_bits or 4)
+    assert load_policy("w4a4", activation={"quantizer": "PACT"}).stream().quantizer == "PACT"
     assert load_policy("w2a2", residual_bits=4).stream() == TensorRule(4)
     assert load_policy("w2a2", residual_bits=None).stream() == TensorRule(2)
     assert load_policy("w2a2").stream() == TensorRule(8)

@@ -202,9 +202,13 @@ class Report(L.Callback):
     def _step0_against_ptq(
         self, qat: QuantizationAwareTraining, ptq: PTQBaselines | None, found: Mapping[str, Evaluation]
     ) -> dict[str, str]:
-        """QAT starts from the calibrated network, so before its first step it must predict what PTQ predicts."""
-        observers = {label(t.observer) for r in qat.policy.rules.values() for t in (r.weight, r.activation) if t}
-        twin = f"PTQ {next(iter(observers))}" if len(observers) == 1 else ""
+        """QAT starts from the calibrated network, so before its first step it must predict what PTQ predicts, unless its
+        quantizers round to other levels.
+        """
+        tensors = [t for r in qat.policy.rules.values() for t in (r.weight, r.activation) if t]
+        observers = {label(t.observer) for t in tensors}
+        same = len(observers) == 1 and all(t.starts_static for t in tensors)
+        twin = f"PTQ {next(iter(observers))}" if same else ""
         step0 = found.get("QAT step 0")
         if ptq is None or step0 is None or twin not in found:
             return {}
