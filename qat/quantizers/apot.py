@@ -43,8 +43,7 @@ class APoT(Codebook):
         sums = sorted(magnitudes if self._no_sign else magnitudes | {-m for m in magnitudes})
         self.register_buffer("sums", torch.tensor(sums, dtype=torch.float32), persistent=False)
 
-    @property
-    def possible_bits(self) -> tuple[int, ...]:  # type: ignore[override]
+    def possible_bits(self) -> tuple[int, ...]:
         widths = [bits - self._no_sign for bits in TERMS]
         return (4, *(bits for bits in widths if bits not in (1, 4)))
 

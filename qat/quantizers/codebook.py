@@ -32,17 +32,19 @@ class Codebook(ByTable):
     """
 
     any_bits = False
-    possible_bits: tuple[int, ...] = (4, 2, 3, 5, 6, 7, 8)
-    """Widths that the class has levels for, the one to recommend first."""
     floor: Tensor
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
-        self.require_bits(*self.possible_bits)
+        self.require_bits(*self.possible_bits())
         self.bits, self.uniform_qmax = spec.grid.bits, spec.grid.qmax
         self.spec = replace(spec, grid=self.fine)
         self.scale = nn.Parameter(torch.ones(self.n_qparams, dtype=torch.float32))
         self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR, dtype=torch.float32))
+
+    def possible_bits(self) -> tuple[int, ...]:
+        """Widths that there are levels for, the one to recommend first."""
+        return (4, 2, 3, 5, 6, 7, 8)
 
     @abstractmethod
     def levels(self) -> Tensor:

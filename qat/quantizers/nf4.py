@@ -27,13 +27,15 @@ class NF4(Codebook):
         ValueError: an activation, a grid that is not symmetric and signed, or bits other than 4.
     """
 
-    possible_bits = (4,)
     normal_float: Tensor
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
         self.require_weight()
         self.register_buffer("normal_float", torch.round(127 * torch.tensor(NORMAL_FLOAT)), persistent=False)
+
+    def possible_bits(self) -> tuple[int, ...]:
+        return (4,)
 
     def levels(self) -> Tensor:
         return self.normal_float

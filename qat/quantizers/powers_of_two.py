@@ -21,7 +21,6 @@ class PowersOfTwo(Codebook):
         ValueError: an activation, a grid that is not symmetric and signed, or bits other than 2, 3, 4.
     """
 
-    possible_bits = (4, 3, 2)
     powers: Tensor
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
@@ -29,6 +28,9 @@ class PowersOfTwo(Codebook):
         self.require_weight()
         powers = 2.0 ** torch.arange(2 ** (self.bits - 1) - 1)
         self.register_buffer("powers", torch.cat([-powers.flip(0), torch.zeros(1), powers]), persistent=False)
+
+    def possible_bits(self) -> tuple[int, ...]:
+        return (4, 3, 2)
 
     def levels(self) -> Tensor:
         return self.powers
