@@ -91,19 +91,31 @@ def test_codes_that_are_looked_up_are_those_of_the_quantizer(name: str) -> None:
 
 
 def test_behind_relu6_and_an_average_the_table_sees_what_the_quantizer_sees(tmp_path: Path) -> None:
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.AvgPool2d(2), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(36, 5)
-    )
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU6(),
+        nn.Conv2d(8, 4, 1),
+        nn.ReLU6(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+    ]
     policy = qat.load_policy(
         {"preset": "w4a3", "activation": {"quantizer": "LCQ", "observer": "MinMax"}, "first_last_bits": None}
     )
-    prepared = qat.prepare(network.eval(), policy, torch.randn(2, 3, 8, 8))
-    qat.calibrate(prepared, [20 * torch.randn(16, 3, 8, 8)])
-    kinds = {name: type(q).__name__ for name, q in quantizers(prepared).items() if name.startswith("sites")}
+    prepared = qat.prepare(nn.Sequential(*layers).eval(), policy, torch.randn(2, 3, 8, 8))
+    x = 20 * torch.randn(16, 3, 8, 8)
+    qat.calibrate(prepared, [x])
+    found = {name: type(q).__name__ for name, q in quantizers(prepared).items() if name.startswith("sites")}
+    assert found["sites.0"] == "LCQ"
+    assert set(found.values()) == {"LCQ", "LSQ"}  # what is averaged stays uniform
+    with torch.no_grad():
+        prepared.sites["0"].scale.mul_(1.5)  # a range beyond 6
     integer, path = qat.convert(prepared), tmp_path / "model.onnx"
     qat.export_onnx(integer, torch.randn(2, 3, 8, 8), path)
-    assert qat.verify(path, integer, [20 * torch.randn(16, 3, 8, 8)]).exact
-    assert sorted(set(kinds.values())) == ["LCQ", "LSQ"]  # what is averaged stays uniform
+    assert qat.verify(path, integer, [x]).exact
+    _, codes = integer.codes(x)
+    assert int(codes["0_fine"].max()) == 170  # 6 / 9 of 255
 
 
 def test_a_layer_without_a_graph_keeps_codes_of_its_last_weight() -> None:
