@@ -41,7 +41,6 @@ SEEDS = (0, 1, 2)
 STEPS = 400
 
 DISTILLED = ["distillation.weight=1.0", "optim.lr=0.04"]
-SLOWER = "callbacks.qat.quantizer_lr_ratio=0.3"
 
 
 def _weights(quantizer: str) -> list[str]:
@@ -52,7 +51,6 @@ def _weights(quantizer: str) -> list[str]:
 ROWS: dict[str, list[str]] = {
     "lsq": [],
     "lsq, distilled, learning rate 0.04": DISTILLED,
-    "lsq, distilled, learning rate 0.04, of scales 0.012": [*DISTILLED, SLOWER],
     "lsq, progressive": ["progressive={0.0:4,0.15:3,0.3:2}"],
     "lsq_plus": ["quantizer=lsq_plus", "policy.activation.symmetric=false"],
     "ewgs": ["quantizer=ewgs"],
@@ -69,7 +67,6 @@ ROWS: dict[str, list[str]] = {
     "apot": ["quantizer=apot", "policy.first_last_quantizer=LSQ"],
     "powers_of_two": _weights("PowersOfTwo"),
     "k_means": _weights("KMeans"),
-    "k_means, distilled, learning rate 0.04, of scales 0.012": [*_weights("KMeans"), *DISTILLED, SLOWER],
     "nf4": _weights("NF4"),
     "ternary": _weights("Ternary"),
     "binary": _weights("Binary"),

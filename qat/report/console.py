@@ -11,7 +11,7 @@ from rich.text import Text
 from qat.report import tables
 from qat.report.schema import Outcome, Results, SiteInfo
 
-LOG_WIDTH = 100
+LOG_WIDTH = 110
 STYLES: dict[Outcome, str] = {
     "qat_won": "bold green",
     "no_difference": "bold yellow",
@@ -21,7 +21,7 @@ STYLES: dict[Outcome, str] = {
 
 
 def make_console(file: TextIO | None = None) -> Console:
-    """A console as wide as the terminal, or 100 columns of plain text when the output is a file or a pipe."""
+    """A console as wide as the terminal, or 110 columns of plain text when the output is a file or a pipe."""
     console = Console(file=file, highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
         console.width = LOG_WIDTH

@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
 
 def comparison(rows: Sequence[Row], n_test: int, *, full: bool = False) -> Table:
-    """The rows side by side: accuracy ± its standard error, difference to float, size, latency.
+    """The rows side by side: accuracy ± its standard error, difference to float, size, latency, minutes to make it.
 
     ``full`` adds top-5 and calibration error, where any row has them.
     """
@@ -44,8 +44,10 @@ def comparison(rows: Sequence[Row], n_test: int, *, full: bool = False) -> Table
         "size": [size(row.size_bytes) + (STORED_MARK if row.size_kind == "stored" else "") for row in rows],
         "of float": [_ratio(row, reference) for row in rows],
         "ms, batch 1": [_number(row.latency_ms_batch1) for row in rows],
-        "ms, batch 32": [_number(row.latency_ms_batch32) for row in rows],
+        "batch 32": [_number(row.latency_ms_batch32) for row in rows],
     }
+    if any(row.seconds is not None for row in rows):
+        columns["minutes"] = [_number(None if row.seconds is None else row.seconds / 60) for row in rows]
     return Table(tuple(columns), list(zip(*columns.values(), strict=True)), text_columns=1)
 
 

@@ -38,7 +38,7 @@ def candidates(
     artefact: Artefact | None,
     seconds: float,
 ) -> list[Candidate]:
-    """In the order of the table. best: the prepared network that the fit ends with. seconds: of the fit."""
+    """In the order of the table. best: the prepared network that the fit ends with. seconds: of calibration and fit."""
     found = []
     latency = artefact.latency_ms if artefact is not None else {}
     if (network := qat.float_network) is not None:
@@ -59,7 +59,7 @@ def candidates(
     stored = stored_bytes(best)
     integer = artefact.integer if artefact is not None else convert(best)
     found.append(Candidate("QAT fake-quant", "qat_fake_quant", best, stored, seconds=seconds))
-    found.append(Candidate("QAT integer", "qat_integer", integer, stored, cpu_only=True))
+    found.append(Candidate("QAT integer", "qat_integer", integer, stored, cpu_only=True, seconds=seconds))
     if artefact is not None:
         found.append(
             Candidate(
@@ -69,6 +69,7 @@ def candidates(
                 artefact.path.stat().st_size,
                 "file",
                 cpu_only=True,
+                seconds=seconds,
                 latency_ms=latency["quantized"],
             )
         )

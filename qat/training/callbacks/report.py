@@ -141,9 +141,10 @@ class Report(L.Callback):
         artefact = export.export(trainer, pl_module) if export is not None else None
         start = time.perf_counter()
         best = best_network(trainer, pl_module, qat)
+        seconds = qat.calibration_seconds + self.curves.seconds
         measured = [
             (candidate, self._measure(trainer, pl_module, qat, candidate))
-            for candidate in candidates(qat, ptq, self.step0, best.network, artefact, self.curves.seconds)
+            for candidate in candidates(qat, ptq, self.step0, best.network, artefact, seconds)
         ]
         found = {c.name: evaluation for c, evaluation in measured}
         note = self._step0_against_ptq(qat, ptq, found)
