@@ -36,7 +36,8 @@ def rows() -> list[Row]:
         Row("QAT fake-quant", "qat_fake_quant", 0.9176, 0.9966, 0.033, size_bytes=small, **stored, seconds=310.0),
         Row("QAT integer", "qat_integer", 0.9175, 0.9966, 0.033, size_bytes=small, **stored, seconds=310.0),
         Row("QAT in ONNX Runtime", "qat_onnxruntime", 0.9175, 0.9966, 0.033, size_bytes=301_112, size_kind="file",
-            latency_ms_batch1=0.98, latency_ms_batch32=14.7, seconds=310.0, note="4-bit weights are stored as int8 in the file"),
+            latency_ms_batch1=0.98, latency_ms_batch32=14.7, seconds=310.0,
+            note="4-bit weights are stored as int8 in the file"),
     ]  # fmt: skip
 
 
