@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from qat.estimators import StraightThrough
 from qat.functional import look_up, quantize
 from qat.grid import Grid
 from qat.quantizers.base import Quantizer, Table
@@ -22,7 +23,7 @@ class ByTable(Quantizer):
     of what the function learns.
 
     Raises:
-        ValueError: an affine grid, or an unsigned one for a weight.
+        ValueError: an affine grid, an unsigned one for a weight, or an estimator for an activation.
     """
 
     by_table = True
@@ -31,6 +32,11 @@ class ByTable(Quantizer):
     def _build(self) -> None:
         if self.is_weight:
             self.require_weight()
+        elif not isinstance(self.estimator, StraightThrough):
+            raise ValueError(
+                f"{type(self).__name__} looks activations up, where rounding has no gradient of its own: give the weight alone "
+                "an estimator."
+            )
         self.require_symmetric()
         self.fine = Grid(8, self.spec.grid.signed, narrow=self.spec.grid.signed)
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from qat.functional import held, scale_gradient, with_gradient_of
+from qat.observers import Observer
 from qat.quantizers.by_table import ByTable
 from qat.quantizers.lsq import FLOOR
-from qat.spec import SMALLEST_SCALE, QParams
+from qat.spec import SMALLEST_SCALE, QParams, QuantSpec
 
 
 class N2UQ(ByTable):
@@ -38,6 +39,9 @@ class N2UQ(ByTable):
     any_bits = False
     scale: Tensor
     floor: Tensor
+
+    def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
+        super().__init__(spec, shape, observer)
 
     def _build(self) -> None:
         super()._build()

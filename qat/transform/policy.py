@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -327,4 +328,17 @@ def _resolve(part: Part, package: str, base: type) -> tuple[Any, dict[str, Any]]
         raise ValueError(
             f"{name!r} is no {base.__name__.lower()}: write one of {known}, or the import path of your own class."
         )
+    _check_options(found, options)
     return found, options
+
+
+def _check_options(cls: type, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that the class does not take."""
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    given_by_policy = ("spec", "shape", "observer")
+    known = [name for name in parameters if name not in given_by_policy]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{option!r} is no option of {cls.__name__}; it has {', '.join(known) or 'none'}.")

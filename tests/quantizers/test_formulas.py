@@ -11,6 +11,7 @@ from oracles.fake_quantize import Array
 from torch import Tensor
 
 from qat import Grid, PerChannel, QuantSpec
+from qat.estimators import EWGS
 from qat.quantizers import QIL, TQT, APoT, Binary, KMeans, LSQPlus, PowersOfTwo, Quantizer, Ternary
 from qat.quantizers.apot import TERMS
 from qat.quantizers.nf4 import NORMAL_FLOAT
@@ -272,6 +273,12 @@ def test_qil(layout: str, form: str) -> None:
     np.testing.assert_allclose(quantizer.distance.grad.numpy(), ddistance * factor, **close)
     assert (size < c - d).any()
     assert (size > c + d).any()
+
+
+def test_a_table_leaves_no_other_gradient_for_rounding() -> None:
+    with pytest.raises(ValueError, match="QIL looks activations up, .* give the weight alone an estimator"):
+        QIL(QuantSpec(Grid(4, signed=False)), estimator=EWGS())
+    assert isinstance(QIL(QuantSpec(Grid(4, narrow=True)), SHAPE, estimator=EWGS()).estimator, EWGS)
 
 
 def test_qil_starts_as_plain_rounding() -> None:

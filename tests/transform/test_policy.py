@@ -247,6 +247,18 @@ def rule(**changes: Any) -> dict[str, Any]:
             rule(weight={"bits": 4, "quantizer": "LSQQ"}),
             "'LSQQ' is no quantizer: write one of LCQ, LSQ, .*PACT, .*LSQPlus, PowersOfTwo, .*Ternary, or the import path",
         ),
+        (
+            rule(weight={"bits": 4, "quantizer": {"_target_": "APoT", "estimator": "EWGS"}}),
+            "weight of rule 'all': 'estimator' is no option of APoT; it has none",
+        ),
+        (
+            rule(weight={"bits": 4, "quantizer": {"_target_": "LSQ", "estimator": {"_target_": "EWGS", "beta": 1}}}),
+            "'beta' is no option of EWGS; it has delta",
+        ),
+        (
+            rule(weight={"bits": 4, "observer": {"_target_": "Percentile", "percent": 99}}),
+            "'percent' is no option of Percentile; it has percentile",
+        ),
         (rule(weight={"bits": 4, "observer": "LSQ"}), "'LSQ' is no observer: write one of KL, MSE, MeanAbs"),
         (rule(weight={"bits": 4, "observer": "no.such.Thing"}), "'no.such.Thing' is no observer"),
         (rule(weight={"bits": 4, "observer": "os.system"}), "'os.system' is no observer"),
