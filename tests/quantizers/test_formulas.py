@@ -276,7 +276,7 @@ def test_qil(layout: str, form: str) -> None:
 
 
 def test_a_table_leaves_no_other_gradient_for_rounding() -> None:
-    with pytest.raises(ValueError, match="QIL looks activations up, .* give the weight alone an estimator"):
+    with pytest.raises(ValueError, match=r"QIL looks activations up, .* give the weight alone an estimator"):
         QIL(QuantSpec(Grid(4, signed=False)), estimator=EWGS())
     assert isinstance(QIL(QuantSpec(Grid(4, narrow=True)), SHAPE, estimator=EWGS()).estimator, EWGS)
 
