@@ -531,3 +531,22 @@ def test_a_range_that_is_too_narrow_widens(name: str) -> None:
         (quantizer(x) - x).square().mean().backward()
         optimizer.step()
     assert (quantizer.eval()(x) - x).square().mean().item() < 0.2 * first
+
+
+@pytest.mark.parametrize("name", ["qil", "n2uq", "apot", "lcq"])
+def test_an_activation_that_is_looked_up_learns_its_range_and_its_steps(name: str) -> None:
+    x = torch.randn(8, 200).relu() ** 2  # most values are small
+    quantizer = Case(name, "activation", 3, "unsigned").rule.build()
+    quantizer.set_range(torch.tensor([0.0]), torch.tensor([0.3]))
+    before = [p.detach().clone() for p in quantizer.parameters()]
+    following = torch.nn.Parameter(torch.ones(()))  # QIL's own range is fixed; what follows scales
+    first = (quantizer(x) - x).square().mean().item()
+    optimizer = torch.optim.Adam([following, *quantizer.parameters()], lr=0.02)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (following * quantizer(x) - x).square().mean().backward()
+        optimizer.step()
+    reached = 0.6 if name == "qil" else 0.1  # clipped values say nothing to QIL's interval
+    assert (following * quantizer(x) - x).square().mean().item() < reached * first
+    assert all(not torch.equal(p, q) for p, q in zip(before, quantizer.parameters(), strict=True))
+    assert len(quantizer(x).unique()) > 5
