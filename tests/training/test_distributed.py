@@ -91,6 +91,13 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor], start: dict[str, Tensor]) 
     return max(shares)
 
 
+@pytest.mark.parametrize("kind", two_processes.KINDS)
+def test_every_kind_of_policy_ends_alike_in_both_processes(both: list[dict[str, Any]], kind: str) -> None:
+    first, second = (found["kinds"][kind] for found in both)
+    assert equal(first, second)
+    assert not torch.equal(first["net.conv2.weight"], both[0]["fit"]["float"]["conv2.weight"])
+
+
 # Calibration -----------------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,14 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import qat
 from qat.data import ImageData, TensorImages
-from qat.training.callbacks import ExportONNX, OscillationControl, PTQBaselines, QuantizationAwareTraining, Report
+from qat.training.callbacks import (
+    ExportONNX,
+    OscillationControl,
+    ProgressiveBits,
+    PTQBaselines,
+    QuantizationAwareTraining,
+    Report,
+)
 from qat.training.recipe.datamodule import ImageDataModule
 from qat.transform import calibrate, quantizers
 from qat.transform.processes import rank, share
@@ -119,6 +126,26 @@ def oscillations(folder: Path) -> Found:
     return {"end": state(model), "not_sent": model._ddp_params_and_buffers_to_ignore}
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "in stages": {"preset": "w4a4"},
+    "dynamic": {"preset": "w8_dynamic"},
+    "by table": {"preset": "w4a4", "weight": {"quantizer": "KMeans"}, "activation": {"quantizer": "LCQ"}},
+}
+
+
+def kinds(folder: Path) -> Found:
+    """Eight steps with each policy."""
+    found = {}
+    for name, content in KINDS.items():
+        model = Frozen()
+        policy = qat.load_policy(content)
+        callbacks: list[L.Callback] = [QuantizationAwareTraining(policy, calibration_images=80, quantizer_lr_ratio=0.1)]
+        callbacks += [ProgressiveBits([8, 4])] if name == "in stages" else []
+        trainer(folder, *callbacks, epochs=2, **strategy()).fit(model, loader(images(128), BATCH))
+        found[name] = state(model)
+    return found
+
+
 def ranges(n_batches: int, observers: Sequence[str] = OBSERVERS) -> Found:
     """What each observer finds in batches of which this process has its share."""
     found = {}
@@ -201,7 +228,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="lightning|torch")
     found: Found = {"fit": fit(folder), "ranges": {n: ranges(n) for n in (1, 3, 5)}, "order": order(folder)}
-    found["oscillations"] = oscillations(folder)
+    found |= {"oscillations": oscillations(folder), "kinds": kinds(folder)}
     found |= {"report": report(folder / "report"), "failures": failures(folder)}
     torch.save(found, folder / f"{rank()}.pt")
 
