@@ -51,6 +51,7 @@ def _weights(quantizer: str) -> list[str]:
 ROWS: dict[str, list[str]] = {
     "lsq": [],
     "lsq, distilled, learning rate 0.04": DISTILLED,
+    "lsq, distilled, uncropped": [*DISTILLED, "callbacks.qat.quantizer_lr_ratio=0.3", "data.crop_padding=0"],
     "lsq, progressive": ["progressive={0.0:4,0.15:3,0.3:2}"],
     "lsq_plus": ["quantizer=lsq_plus", "policy.activation.symmetric=false"],
     "ewgs": ["quantizer=ewgs"],
