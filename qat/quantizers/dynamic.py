@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from qat.functional import dequantize, with_gradient_of
+from qat.observers import Observer
 from qat.quantizers.base import Quantizer
-from qat.spec import QParams
+from qat.spec import QParams, QuantSpec
 
 
 class Dynamic(Quantizer):
@@ -26,6 +27,9 @@ class Dynamic(Quantizer):
     is_dynamic = True
 
     scale: Tensor
+
+    def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
+        super().__init__(spec, shape, observer)
 
     def _build(self) -> None:
         grid = self.spec.grid

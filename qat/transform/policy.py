@@ -86,17 +86,13 @@ class TensorRule:
     @property
     def is_dynamic(self) -> bool:
         """Whether the range is that of each tensor."""
-        return bool(_quantizer(self.quantizer)[0].is_dynamic)
+        return self.quantizer_class.is_dynamic
 
     @property
-    def is_by_table(self) -> bool:
-        """Whether codes of an activation are looked up."""
-        return bool(_quantizer(self.quantizer)[0].by_table)
-
-    @property
-    def starts_static(self) -> bool:
-        """Whether the quantizer first rounds as Static does."""
-        return bool(_quantizer(self.quantizer)[0].starts_static)
+    def quantizer_class(self) -> type[Quantizer]:
+        """The class that `quantizer` names."""
+        found: type[Quantizer] = _quantizer(self.quantizer)[0]
+        return found
 
     def _granularity(self) -> Granularity:
         if self.group_size is not None:
@@ -185,7 +181,7 @@ class Policy:
             return None
         if activation is None:
             return None
-        quantizer = "LSQ" if activation.is_by_table else activation.quantizer
+        quantizer = "LSQ" if activation.quantizer_class.by_table else activation.quantizer
         return replace(activation, bits=self.residual_bits or activation.bits, quantizer=quantizer)
 
     def with_parts(self, quantizer: Part, observer: Part, weight_observer: Part | None = None) -> Policy:
@@ -316,6 +312,8 @@ def _resolve(part: Part, package: str, base: type) -> tuple[Any, dict[str, Any]]
     """The class that a part names, and its options. Only subclasses of `base` are accepted."""
     options = {} if isinstance(part, str) else dict(part)
     name = part if isinstance(part, str) else str(options.pop("_target_", ""))
+    if not name:
+        raise ValueError(f"{part!r} names no {base.__name__.lower()}: add _target_, the name of its class.")
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module or package), attribute, None)

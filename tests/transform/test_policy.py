@@ -259,6 +259,14 @@ def rule(**changes: Any) -> dict[str, Any]:
             rule(weight={"bits": 4, "observer": {"_target_": "Percentile", "percent": 99}}),
             "'percent' is no option of Percentile; it has percentile",
         ),
+        (
+            rule(weight={"bits": 4, "quantizer": {"_target_": "LSQ", "estimator": {"delta": 3}}}),
+            "{'delta': 3} names no estimator: add _target_",
+        ),
+        (
+            rule(activation={"bits": 8, "symmetric": False, "quantizer": {"_target_": "Dynamic", "estimator": "EWGS"}}),
+            "'estimator' is no option of Dynamic; it has none",
+        ),
         (rule(weight={"bits": 4, "observer": "LSQ"}), "'LSQ' is no observer: write one of KL, MSE, MeanAbs"),
         (rule(weight={"bits": 4, "observer": "no.such.Thing"}), "'no.such.Thing' is no observer"),
         (rule(weight={"bits": 4, "observer": "os.system"}), "'os.system' is no observer"),

@@ -208,7 +208,7 @@ class Report(L.Callback):
         """
         tensors = [t for r in qat.policy.rules.values() for t in (r.weight, r.activation) if t]
         observers = {label(t.observer) for t in tensors}
-        same = len(observers) == 1 and all(t.starts_static for t in tensors)
+        same = len(observers) == 1 and all(t.quantizer_class.starts_static for t in tensors)
         twin = f"PTQ {next(iter(observers))}" if same else ""
         step0 = found.get("QAT step 0")
         if ptq is None or step0 is None or twin not in found:
