@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from qat.native import available, look_up_backward, mark, native
-from qat.native import look_up as native_look_up
+import qat.native as kernel
+from qat.native import available, mark, native
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
@@ -69,6 +69,16 @@ class Rounding(Protocol):
 
     def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
         """grad * r'(v), same shape; may be `grad` itself."""
+
+    @property
+    def to_nearest(self) -> bool:
+        """Whether `round` is now torch.round."""
+
+    @property
+    def slopes(self) -> Tensor | None:
+        """r'(v) at v - round(v) = -0.5 .. 0.5 in equal steps, in a row for positive gradients and a row for negative ones;
+        None where it depends on more than that.
+        """
 
 
 def fake_quantize_by(
@@ -149,11 +159,15 @@ def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
 
 
 class _ClipAndSnap(torch.autograd.Function):
-    """Saves its input and output, which neighbouring layers keep alive anyway."""
+    """Saves its input and output, which neighbouring layers keep alive anyway. One native pass each way where there can be."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
-        y = rounding.round(torch.clamp(x.float(), lo, hi).div_(scale)).mul_(scale)
+        ctx.native = _by_rows(x, scale) and lo.shape == hi.shape == scale.shape and not torch.compiler.is_compiling()
+        if ctx.native and rounding.to_nearest:
+            y = kernel.clip_and_snap(x.float(), lo, hi, scale)
+        else:
+            y = rounding.round(torch.clamp(x.float(), lo, hi).div_(scale)).mul_(scale)
         ctx.rounding = rounding
         ctx.save_for_backward(x, y, lo, hi, scale)
         return y.to(x.dtype)
@@ -162,10 +176,17 @@ class _ClipAndSnap(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, lo, hi, scale = ctx.saved_tensors
         x, g = x.float(), grad.float()
+        learned = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        slopes = ctx.rounding.slopes if ctx.native else None
+        if slopes is not None:
+            dx, below, above, inner = kernel.clip_and_snap_backward(g, x, y, lo, hi, scale, slopes)
+            if learned:
+                return dx.to(grad.dtype), below, above, inner / scale, None
+            return dx.to(grad.dtype), None, None, (inner + below * lo + above * hi) / scale, None
         inside = _zero_outside(x, lo, hi)
         dx = inside(ctx.rounding.gradient(g, torch.div(x, scale)))
         dlo = dhi = dscale = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        if learned:
             g, whole = inside(g), g
             outside = torch.sub(whole, g)
             dhi = torch.ops.aten.threshold_backward(outside, x, 0.0).sum_to_size(hi.shape)
@@ -182,7 +203,7 @@ class _LookUp(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int, values: Tensor, slopes: Tensor) -> Tensor:
         ctx.native = _plain(x) and not torch.compiler.is_compiling()
         if ctx.native:
-            y, codes = native_look_up(x.float(), scale.item(), qmin, qmax, values)
+            y, codes = kernel.look_up(x.float(), scale.item(), qmin, qmax, values)
         else:
             v = torch.div(x.float(), scale)
             codes = v.nan_to_num(qmin).clamp_(qmin, qmax).round_().sub_(qmin).to(torch.uint8)
@@ -194,7 +215,7 @@ class _LookUp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         codes, slopes = ctx.saved_tensors
         if ctx.native:
-            dx, dvalues = look_up_backward(grad.float(), codes, slopes)
+            dx, dvalues = kernel.look_up_backward(grad.float(), codes, slopes)
         else:
             dx = _taken(slopes, codes).mul_(grad)
             dvalues = torch.bincount(codes.flatten(), grad.flatten().double(), len(slopes)).float()
@@ -237,15 +258,15 @@ class _Held(torch.autograd.Function):
 
 
 def _one_pass(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
-    """Whether the native kernels know this case: one scale, or one for each row; Python numbers as bounds."""
-    if not _plain(x):
-        return False
-    if torch.compiler.is_compiling():
-        one_bound = not isinstance(lo, Tensor)
-    else:
-        one_bound = (not isinstance(lo, Tensor) or lo.numel() == 1) and type(x) in (Tensor, nn.Parameter)
+    """Whether the native kernels know this case: Python numbers as bounds."""
+    one_bound = not isinstance(lo, Tensor) or (lo.numel() == 1 and not torch.compiler.is_compiling())
+    return one_bound and _by_rows(x, scale)
+
+
+def _by_rows(x: Tensor, scale: Tensor) -> bool:
+    """Whether the native kernels can read x, with one scale or with one for each row."""
     rows = scale.numel() == 1 or (scale.ndim == x.ndim and scale.numel() == len(x) == len(scale))
-    return rows and one_bound
+    return rows and _plain(x) and (torch.compiler.is_compiling() or type(x) in (Tensor, nn.Parameter))
 
 
 class _OnePass(torch.autograd.Function):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import log, tanh
 
 import torch
 from torch import Tensor
 
-from qat.estimators.base import Estimator
+from qat.estimators.base import Estimator, sampled
 
 
 class DSQ(Estimator):
@@ -34,6 +35,10 @@ class DSQ(Estimator):
         k = log(2.0 / self.alpha - 1.0)
         bend = torch.floor(v).sub_(v).add_(0.5).mul_(k).tanh_().square_()
         return torch.sub(1.0, bend).mul_(grad).mul_(k / (2.0 * tanh(k / 2.0)))
+
+    @cached_property
+    def slopes(self) -> Tensor:
+        return sampled(self)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from qat.estimators.base import Estimator
+from qat.estimators.base import Estimator, sampled
 
 
 class EWGS(Estimator):
-    """g * (1 + delta * sign(g) * (v - round(v))): larger where the step g wants lies behind the nearer threshold.
+    """g * (1 + delta * sign(g) * (v - round(v))): larger where the threshold in the direction of the step, -g, is far.
 
     Differs from the paper: v is in steps, where the paper's x_n is in [0, 1] or [-1, 1], so delta = 1e-3 (of the authors'
     code) weighs a distance of half a step alike at all bit widths; delta is fixed, where the paper finds it from the
@@ -28,6 +30,10 @@ class EWGS(Estimator):
     def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
         discrepancy = torch.round(v).neg_().add_(v)
         return discrepancy.mul_(grad.abs()).mul_(self.delta).add_(grad)
+
+    @cached_property
+    def slopes(self) -> Tensor:
+        return sampled(self)
 
     def extra_repr(self) -> str:
         return f"delta={self.delta}"

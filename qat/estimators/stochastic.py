@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from qat.estimators.base import Estimator
+from qat.estimators.straight_through import ONE
 
 WHOLE = 1e-4
-"""What is this near a whole number is one, up to float32's rounding: a clipped value never leaves the grid."""
+"""u is drawn from [WHOLE, 1 - WHOLE): what is this near a whole number becomes it, and a clipped value stays on the grid."""
 
 
 class Stochastic(Estimator):
@@ -21,11 +22,17 @@ class Stochastic(Estimator):
     """
 
     def round(self, v: Tensor) -> Tensor:
-        nearest = torch.round(v)
-        if not self.training:
-            return nearest
-        drawn = torch.floor(v + torch.rand_like(v))
-        return torch.where((v - nearest).abs() < WHOLE, nearest, drawn)
+        if self.to_nearest:
+            return torch.round(v)
+        return torch.rand_like(v).mul_(1 - 2 * WHOLE).add_(WHOLE).add_(v).floor_()
+
+    @property
+    def to_nearest(self) -> bool:
+        return not self.training
 
     def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
         return grad
+
+    @property
+    def slopes(self) -> Tensor:
+        return ONE

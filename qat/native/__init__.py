@@ -4,12 +4,22 @@ import torch
 
 from qat.native.compact import keeping_codes, mark
 from qat.native.kernels import Kernels, kernels
-from qat.native.operators import DIRECT, REGISTERED, Operators, look_up, look_up_backward
+from qat.native.operators import (
+    DIRECT,
+    REGISTERED,
+    Operators,
+    clip_and_snap,
+    clip_and_snap_backward,
+    look_up,
+    look_up_backward,
+)
 
 __all__ = [
     "Kernels",
     "Operators",
     "available",
+    "clip_and_snap",
+    "clip_and_snap_backward",
     "keeping_codes",
     "kernels",
     "look_up",

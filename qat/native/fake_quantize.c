@@ -86,6 +86,71 @@ void fake_quantize_backward_kept(const float *restrict grad, const int8_t *restr
     }
 }
 
+/* y = round(clamp(x, lo, hi) / scale) * scale; NaN stays NaN. Each row has its lo, hi and scale, or all have one. */
+void clip_and_snap_forward(const float *restrict x, const float *restrict lows, const float *restrict highs,
+                           const float *restrict scales, int64_t step, float *restrict y, int64_t size, int64_t columns,
+                           int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const float lo = lows[row * step], hi = highs[row * step], scale = scales[row * step];
+        const int64_t end = end_of(row, columns, size);
+        for (int64_t i = row * columns; i < end; i++) {
+            float inside = x[i] < lo ? lo : x[i];
+            inside = inside > hi ? hi : inside;
+            y[i] = rintf(inside / scale) * scale;
+        }
+    }
+}
+
+/* The slope of rounding at v for a gradient of this sign. `slopes` has it at residuals -0.5 .. 0.5, `points` of them, first for
+positive gradients, then for negative ones; in between it is a line. One point is one slope everywhere. */
+static inline float slope_at(const float *restrict slopes, int points, float v, float grad) {
+    const float *restrict table = slopes + (grad < 0.0f ? points : 0);
+    float at = (v - rintf(v) + 0.5f) * (float)(points - 1);
+    at = at > 0.0f ? at : 0.0f; /* of NaN: 0 */
+    int32_t left = (int32_t)at;
+    left = left < points - 2 ? left : points - 2;
+    return table[left] + (at - (float)left) * (table[left + 1] - table[left]);
+}
+
+/* dx = grad * slope inside the bounds, else 0. sums: of grad at lo or below, of grad at hi or above, and of grad * y - dx * x
+inside; `rows` of each. */
+static inline void clip_and_snap_row(const float *restrict grad, const float *restrict x, const float *restrict y, float lo,
+                                     float hi, float scale, const float *restrict slopes, int points, float *restrict dx,
+                                     float *restrict sums, int64_t rows, int64_t start, int64_t end) {
+    float below = 0.0f, above = 0.0f, inner = 0.0f;
+#pragma omp simd reduction(+ : below, above, inner)
+    for (int64_t i = start; i < end; i++) {
+        const int low = x[i] <= lo, high = x[i] >= hi;
+        const float slope = points > 1 ? slope_at(slopes, points, x[i] / scale, grad[i]) : slopes[0];
+        const float inside = low | high ? 0.0f : grad[i];
+        dx[i] = inside * slope;
+        below += low ? grad[i] : 0.0f;
+        above += high ? grad[i] : 0.0f;
+        inner += inside * y[i] - dx[i] * x[i];
+    }
+    sums[0] = below;
+    sums[rows] = above;
+    sums[2 * rows] = inner;
+}
+
+void clip_and_snap_backward(const float *restrict grad, const float *restrict x, const float *restrict y,
+                            const float *restrict lows, const float *restrict highs, const float *restrict scales, int64_t step,
+                            const float *restrict slopes, int points, float *restrict dx, float *restrict sums,
+                            int64_t size, int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t at = row * step, start = row * columns, end = end_of(row, columns, size);
+        const float lo = lows[at], hi = highs[at], scale = scales[at];
+        if (points > 1) /* two calls, so that the compiler knows */
+            clip_and_snap_row(grad, x, y, lo, hi, scale, slopes, points, dx, sums + row, rows, start, end);
+        else
+            clip_and_snap_row(grad, x, y, lo, hi, scale, slopes, 1, dx, sums + row, rows, start, end);
+    }
+}
+
 /* Values of a grid as bytes, round(x / scale) - lo, and back again: bit for bit what fake_quantize_forward wrote. */
 void to_codes(const float *restrict x, float scale, float lo, uint8_t *restrict codes, int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)

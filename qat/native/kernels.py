@@ -60,6 +60,10 @@ class Kernels:
         self._backward.argtypes = [pointer, pointer, pointer, size, real, real, pointer, pointer, *shape]
         self._backward_kept = library.fake_quantize_backward_kept
         self._backward_kept.argtypes = [pointer, pointer, real, real, pointer, pointer, *shape]
+        self._clip_and_snap = library.clip_and_snap_forward
+        self._clip_and_snap.argtypes = [pointer, pointer, pointer, pointer, size, pointer, *shape]
+        self._clip_and_snap_backward = library.clip_and_snap_backward
+        self._clip_and_snap_backward.argtypes = [*[pointer] * 6, size, pointer, count, pointer, pointer, *shape]
         self._look_up = library.look_up_forward
         self._look_up.argtypes = [pointer, real, real, real, pointer, pointer, pointer, size, count]
         self._look_up_backward = library.look_up_backward
@@ -90,6 +94,28 @@ class Kernels:
         shape = _shape(grad, scales)
         self._backward_kept(grad.data_ptr(), kept.data_ptr(), lo, hi, dx.data_ptr(), rows.data_ptr(), *shape)
         return dx, _joined(rows, scales)
+
+    def clip_and_snap(self, x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor) -> Tensor:
+        """`round(clamp(x, lo, hi) / scale) * scale`; lo and hi as many as scales."""
+        y = torch.empty_like(x)
+        ranges = (lo.data_ptr(), hi.data_ptr(), scale.data_ptr(), _step(scale))
+        self._clip_and_snap(x.data_ptr(), *ranges, y.data_ptr(), *_shape(x, scale.numel()))
+        return y
+
+    def clip_and_snap_backward(
+        self, grad: Tensor, x: Tensor, y: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, slopes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """dx; and (3, scales): sums of grad at lo or below, of grad at hi or above, of grad * y - dx * x inside.
+
+        slopes: (2, points), the slope of rounding at residuals -0.5 .. 0.5, for positive and for negative gradients; one
+        point is one slope everywhere.
+        """
+        dx, scales = torch.empty_like(grad), scale.numel()
+        sums = torch.empty(3, -(-grad.numel() // _columns(grad, scales)))
+        ranges = (lo.data_ptr(), hi.data_ptr(), scale.data_ptr(), _step(scale))
+        given = (grad.data_ptr(), x.data_ptr(), y.data_ptr(), *ranges, slopes.data_ptr(), slopes.shape[1])
+        self._clip_and_snap_backward(*given, dx.data_ptr(), sums.data_ptr(), *_shape(grad, scales))
+        return dx, sums if scales > 1 else sums.sum(dim=1, keepdim=True)
 
     def to_codes(self, x: Tensor, scale: float, lo: float) -> Tensor:
         """uint8 `round(x / scale) - lo` of values that `forward` made."""

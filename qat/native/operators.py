@@ -48,6 +48,24 @@ def backward_kept(grad: Tensor, kept: Tensor, scale: Tensor, lo: float, hi: floa
     return dx, dscale.reshape(scale.shape)
 
 
+def clip_and_snap(x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor) -> Tensor:
+    """`round(clamp(x, lo, hi) / scale) * scale`; not for torch.compile."""
+    return compiled().clip_and_snap(_dense(x), lo.contiguous(), hi.contiguous(), scale.contiguous())
+
+
+def clip_and_snap_backward(
+    grad: Tensor, x: Tensor, y: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, slopes: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dx, below, above, inner): sums of grad at lo or below, of grad at hi or above, of grad * y - dx * x between them, of the
+    shape of scale; not for torch.compile.
+    """
+    x = _dense(x)
+    same = (_as_laid_out(grad, x), x, _as_laid_out(y, x))
+    dx, sums = compiled().clip_and_snap_backward(*same, lo.contiguous(), hi.contiguous(), scale.contiguous(), slopes)
+    below, above, inner = sums.reshape(3, *scale.shape)
+    return dx, below, above, inner
+
+
 def look_up(x: Tensor, scale: float, lo: float, hi: float, values: Tensor) -> tuple[Tensor, Tensor]:
     """(values[code], codes); not for torch.compile."""
     return compiled().look_up(_dense(x), scale, lo, hi, values)

@@ -233,7 +233,7 @@ class Quantizer(nn.Module):
         """Raises ValueError for a width that is none of `possible`."""
         if self.spec.grid.bits not in possible:
             raise ValueError(
-                f"{type(self).__name__} has {' or '.join(map(str, possible))} bits, not {self.spec.grid.bits}: write "
+                f"{type(self).__name__} has {' or '.join(map(str, sorted(possible)))} bits, not {self.spec.grid.bits}: write "
                 f"bits: {possible[0]}, or give this layer another quantizer (the first and the last layer: "
                 "first_last_quantizer: LSQ)."
             )

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracles import estimators
 from oracles import fake_quantize as oracle
 from torch import Tensor, nn
 
 import qat
-from qat.functional import fake_quantize, look_up
+from qat.estimators import DSQ, EWGS, Estimator, Stochastic, StraightThrough
+from qat.functional import clip_and_snap, fake_quantize, look_up
 from qat.native import build, keeping_codes, kernels
 from qat.native.compact import GRID
 from qat.native.kernels import CHUNK, RESIDUAL_STEPS, WORTH_THREADS
@@ -116,6 +118,74 @@ def test_no_number_depends_on_the_threads() -> None:
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def learned_bounds(x: Tensor, scale: Tensor, grad: Tensor, rounding: Estimator) -> tuple[Tensor, ...]:
+    """y, and gradients of x, lo, hi and scale, with bounds of -7 and 7 steps that learn on their own."""
+    x, scale = x.clone().requires_grad_(), scale.clone().requires_grad_()
+    lo, hi = (-7 * scale.detach()).requires_grad_(), (7 * scale.detach()).requires_grad_()
+    y = clip_and_snap(x, lo, hi, scale, rounding)
+    return y.detach(), *torch.autograd.grad(y, (x, lo, hi, scale), grad)
+
+
+@native
+@pytest.mark.parametrize("rounding", [StraightThrough(), EWGS(0.5), DSQ(0.1)], ids=repr)
+@pytest.mark.parametrize(("shape", "scales"), SHAPES)
+def test_clip_and_snap_is_the_formula(shape, scales, rounding: Estimator) -> None:
+    x, scale, grad = tensors(shape, scales)
+    y, dx, dlo, dhi, dscale = (t.numpy() for t in learned_bounds(x, scale, grad, rounding))
+    rows, g, s = (
+        x.double().numpy().reshape(scales, -1),
+        grad.double().numpy().reshape(scales, -1),
+        scale.numpy().reshape(-1, 1),
+    )
+    v = rows / s
+    slope = {
+        StraightThrough: lambda: np.ones_like(v),
+        EWGS: lambda: estimators.ewgs(v, g, 0.5),
+        DSQ: lambda: estimators.dsq(v, g, 0.1),
+    }[type(rounding)]()
+    rounded, inside = np.clip(np.rint(v), -7, 7), np.abs(v) < 7
+    assert np.array_equal(y, (rounded * s).reshape(shape).astype(np.float32))
+    close = {"rtol": 2e-4, "atol": 2e-4}
+    np.testing.assert_allclose(dx.reshape(scales, -1), np.where(inside, g * slope, 0), **close)
+    assert (dx.reshape(scales, -1) == 0)[~inside].all()
+    np.testing.assert_allclose(dlo.reshape(-1), np.where(v <= -7, g, 0).sum(axis=1), **close)
+    np.testing.assert_allclose(dhi.reshape(-1), np.where(v >= 7, g, 0).sum(axis=1), **close)
+    expected = np.where(inside, g * (rounded - v * slope), 0).sum(axis=1)
+    terms = np.abs(g * v).sum(axis=1)  # of sums in float32
+    assert (np.abs(dscale.reshape(-1) - expected) <= 1e-5 * terms + 1e-4).all()
+
+
+@native
+@pytest.mark.parametrize("rounding", [StraightThrough(), EWGS(0.5), DSQ(0.1), Stochastic()], ids=repr)
+@pytest.mark.parametrize("layout", ["channels_last", "sliced"])
+def test_clip_and_snap_in_c_is_that_of_torch(rounding: Estimator, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeded(x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        return learned_bounds(x, scale, grad, rounding)
+
+    x, scale, grad = tensors((4, 8, 6, 6), 1)
+    x = x.to(memory_format=torch.channels_last) if layout == "channels_last" else torch.stack([x, x], dim=-1)[..., 0]
+    found = seeded(x, grad)
+    monkeypatch.setattr("qat.functional.available", lambda: False)
+    for mine, of_torch in zip(found, seeded(x, grad), strict=True):
+        torch.testing.assert_close(mine, of_torch, rtol=1e-4, atol=1e-4)
+
+
+@native
+def test_clip_and_snap_does_not_depend_on_the_threads_and_keeps_nan() -> None:
+    x, scale, grad = tensors((3, WORTH_THREADS), 1)
+    one = learned_bounds(x, scale, grad, DSQ())
+    torch.set_num_threads(2)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(one, learned_bounds(x, scale, grad, DSQ()), strict=True))
+    finally:
+        torch.set_num_threads(1)
+    x[0, 0] = torch.nan
+    y, dx, *_ = learned_bounds(x, scale, grad, DSQ())
+    assert y.isnan().nonzero().tolist() == [[0, 0]]
+    assert torch.isfinite(dx).all()
 
 
 @native

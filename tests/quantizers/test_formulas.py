@@ -509,7 +509,7 @@ def test_lcq_starts_as_plain_rounding_and_learns_where_the_weights_are() -> None
 
 @pytest.mark.parametrize("cls", [PowersOfTwo, APoT])
 def test_other_widths_are_refused(cls: type[Quantizer]) -> None:
-    with pytest.raises(ValueError, match=rf"{cls.__name__} has 4 or .* bits, not 8: write bits: 4, or give this layer"):
+    with pytest.raises(ValueError, match=rf"{cls.__name__} has 2 or .* bits, not 8: write bits: 4, or give this layer"):
         cls(QuantSpec(Grid(8, narrow=True)), SHAPE)
 
 

@@ -9,6 +9,7 @@ import qat
 from qat.models import ResNetCifar
 from qat.training.callbacks import QuantizationAwareTraining
 from qat.training.compilation import check_compiler
+from qat.transform.bits import FLOAT, set_bits
 
 pytestmark = LIGHTNING
 
@@ -19,22 +20,52 @@ def gradients(network: nn.Module, call: nn.Module, x: Tensor) -> list[Tensor]:
     return [p.grad.clone() for p in network.parameters()]
 
 
-@pytest.mark.parametrize("policy", ["w8a8", "w4a4", "w2a2"])
-@pytest.mark.parametrize("quantizer", ["LSQ", "Static"])
-def test_one_graph_and_the_same_numbers(policy: str, quantizer: str) -> None:
-    """fullgraph: a graph break is an error. The compiler's own arithmetic is another test."""
-    torch._dynamo.reset()
-    network = qat.prepare(ResNetCifar(8, width=4), qat.load_policy(policy).with_parts(quantizer, "MinMax"))
-    x = torch.randn(4, 3, 8, 8)
+def calibrated(policy: qat.Policy, x: Tensor) -> nn.Module:
+    network = qat.prepare(ResNetCifar(8, width=4), policy)
     qat.calibrate(network, [x])
-    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    return network
+
+
+def assert_same_numbers(network: nn.Module, compiled: nn.Module, x: Tensor) -> None:
+    """Outputs and gradients; the eager kernels keep the scales' residuals in one byte."""
     with torch.no_grad():
         assert torch.allclose(network(x), compiled(x), atol=1e-5)
     eager = gradients(network, network, x)
     assert sum(g.abs().sum() for g in eager) > 0
-    # the eager kernels keep the scales' residuals in one byte
     for mine, theirs in zip(gradients(network, compiled, x), eager, strict=True):
         assert torch.allclose(mine, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w4a4", "w2a2"])
+@pytest.mark.parametrize("quantizer", ["LSQ", "Static", "TQT", "PACT"])
+def test_one_graph_and_the_same_numbers(policy: str, quantizer: str) -> None:
+    """fullgraph: a graph break is an error. The compiler's own arithmetic is another test."""
+    torch._dynamo.reset()
+    x = torch.randn(4, 3, 8, 8)
+    network = calibrated(qat.load_policy(policy).with_parts(quantizer, "MinMax"), x)
+    assert_same_numbers(network, torch.compile(network, backend="aot_eager", fullgraph=True), x)
+
+
+@pytest.mark.parametrize("policy", [qat.load_policy("w4a4").with_parts("LCQ", "MinMax"), qat.load_policy("w8_dynamic")])
+def test_with_breaks_in_the_graph_the_same_numbers(policy: qat.Policy) -> None:
+    torch._dynamo.reset()
+    x = torch.randn(4, 3, 8, 8)
+    network = calibrated(policy, x)
+    assert_same_numbers(network, torch.compile(network, backend="aot_eager"), x)
+
+
+def test_another_width_is_compiled_anew() -> None:
+    torch._dynamo.reset()
+    x = torch.randn(4, 3, 8, 8)
+    network = calibrated(qat.load_policy("w2a2"), x)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    outputs = []
+    for bits in (FLOAT, 4, 3, None):
+        set_bits(network, bits)
+        qat.calibrate(network, [x])
+        assert_same_numbers(network, compiled, x)
+        outputs.append(compiled(x))
+    assert len({float(output.sum()) for output in outputs}) == 4
 
 
 def qat_of(compile: bool) -> QuantizationAwareTraining:
