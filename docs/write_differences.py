@@ -21,8 +21,8 @@ def differences(path: Path) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             name = path.stem if isinstance(node, ast.Module) else node.name
             for paragraph in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
-                if paragraph.startswith("Differs from the paper:"):
-                    yield name, " ".join(paragraph.removeprefix("Differs from the paper:").split())
+                if found := re.match(r"Differs from the papers?:", paragraph):
+                    yield name, " ".join(paragraph[found.end() :].split())
 
 
 def document() -> str:

@@ -189,7 +189,7 @@ class _ClipAndSnap(torch.autograd.Function):
         if learned:
             g, whole = inside(g), g
             outside = torch.sub(whole, g)
-            dhi = torch.ops.aten.threshold_backward(outside, x, 0.0).sum_to_size(hi.shape)
+            dhi = torch.where(x >= hi, outside, 0.0).sum_to_size(hi.shape)
             dlo = outside.sum_to_size(lo.shape) - dhi
         if ctx.needs_input_grad[3]:
             dscale = torch.mul(g, y).addcmul_(dx, x, value=-1.0).sum_to_size(scale.shape).div_(scale)

@@ -46,9 +46,10 @@ class QuantSpec:
             lo, hi: float32 (n_qparams,).
 
         Raises:
-            ValueError: a bound is NaN or infinite.
+            ValueError: a bound is NaN or infinite, or hi - lo is on an affine grid.
         """
-        if not bool(torch.isfinite(lo).all() and torch.isfinite(hi).all()):
+        finite = torch.isfinite(lo) & torch.isfinite(hi) & (self.symmetric | torch.isfinite(hi - lo))
+        if not bool(finite.all()):
             raise ValueError(
                 f"the range [{lo.tolist()}, {hi.tolist()}] is not finite: look for NaN in weights or data."
             )

@@ -81,3 +81,9 @@ def test_a_range_that_is_not_finite_is_refused(bad: float, end: int) -> None:
     ends[end][1] = bad
     with pytest.raises(ValueError, match=r"is not finite: look for NaN in weights or data"):
         QuantSpec(Grid(8), PerChannel()).qparams(*ends)
+
+
+def test_an_affine_range_whose_width_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"is not finite"):
+        QuantSpec(Grid(8), symmetric=False).qparams(of(-2e38), of(2e38))
+    assert torch.isfinite(QuantSpec(Grid(8)).qparams(of(-3e38), of(3e38)).scale).all()

@@ -51,7 +51,7 @@ class KL(Histogram):
         return counts
 
     def _divergence(self, counts: Tensor, centers: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        """KL(P || Q) of the range [lo, hi] in nats, one a row; infinite where Q is 0 and P is not."""
+        """KL(P || Q) of the range [lo, hi] in nats, one a row; infinite where Q is 0 and P is not, or all of Q."""
         grid = self.spec.grid
         scale, zero_point = (p[:, None] for p in self.spec.qparams(lo, hi))
         codes = quantize(centers, scale, zero_point, grid.qmin, grid.qmax).long() - grid.qmin
@@ -68,7 +68,7 @@ class KL(Histogram):
         q = occupied * (mass / width.clamp(min=1.0)).gather(1, codes)
         q = q / q.sum(dim=1, keepdim=True)
         terms = torch.where(p > 0, p * torch.log(p / q), 0.0)
-        return terms.sum(dim=1).nan_to_num(nan=torch.inf)
+        return torch.where(kept.any(dim=1), terms.sum(dim=1).nan_to_num(nan=torch.inf), torch.inf)
 
 
 def _gathered(counts: Tensor, inside: Tensor) -> Tensor:

@@ -20,6 +20,10 @@ PASSING: tuple[object, ...] = (
 )  # fmt: skip
 """f(s x) = s f(x) for every s > 0, channel by channel. ReLU6 is not among them: it cuts at 6, whatever the scale."""
 
+DEAD = 1e-4
+"""A channel whose range is below this share of the largest one stays as it is: equalized, its bias would be all that the next
+layer sees."""
+
 
 class Pair(NamedTuple):
     """Two layers between which channels can be rescaled: first -> (norm) -> operations of PASSING -> second."""
@@ -53,8 +57,9 @@ class CrossLayerEqualization(Pass):
     graph: a layer, its BatchNorm, ReLU and pooling, and one layer that alone reads the result. The float function stays the
     same.
 
-    Differs from the paper: BatchNorm stays a module, r1 is that of weight times gain, and the factor goes into gamma and beta;
-    biases are not absorbed; ReLU6 is not replaced by ReLU, so there is no pair across it (MobileNetV2 has none).
+    Differs from the paper: nearly dead channels stay as they are; BatchNorm stays a module, r1 is that of weight times gain,
+    and the factor goes into gamma and beta; biases are not absorbed; ReLU6 is not replaced by ReLU, so there is no pair across
+    it (MobileNetV2 has none).
     """
 
     stage = Stage.FLOAT
@@ -72,7 +77,8 @@ class CrossLayerEqualization(Pass):
             moved = 0.0
             for pair in pairs:
                 r1, r2 = pair.ranges()
-                s = torch.where((r1 > 0) & (r2 > 0), torch.sqrt(r1 / r2), 1.0)
+                alive = (r1 > DEAD * r1.max()) & (r2 > DEAD * r2.max())
+                s = torch.where(alive, torch.sqrt(r1 / r2), 1.0)
                 pair.rescale(s)
                 moved = max(moved, float(s.log().abs().max()))
             if moved < 1e-4:

@@ -64,7 +64,7 @@ def round_columns(
     hessian, weight = hessian.clone(), weight.double().clone()
     diagonal = hessian.diagonal()
     dead = diagonal == 0
-    diagonal[dead] = 1.0  # no input ever: such a weight decides nothing
+    diagonal[dead] = diagonal[~dead].mean() if not dead.all() else 1.0  # no input ever: such a weight decides nothing
     diagonal += damping * diagonal.mean()
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     result = torch.empty_like(scale)

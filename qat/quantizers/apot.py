@@ -27,8 +27,8 @@ class APoT(Codebook):
     coarse outer steps of plain powers of two. 4 bits: 0, ±1, ±2, ±3, ±4, ±6, ±8, ±10. The scale learns as in LSQ.
 
     Differs from the paper: weights are not normalised to mean 0 and variance 1 before rounding; their gradient is 0 beyond the
-    outermost level, where the authors' code lets it pass; the gradient of the scale counts clipped weights and is multiplied
-    by LSQ's factor; an activation is rounded to 8 bits first.
+    outermost level, where the authors' code for CIFAR-10 lets it pass; the gradient of the scale is multiplied by LSQ's
+    factor; an activation is rounded to 8 bits first.
 
     Raises:
         ValueError: a grid that is not symmetric, an unsigned one for a weight, or bits outside 2..6 (unsigned: 2..5).

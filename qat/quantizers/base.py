@@ -158,9 +158,13 @@ class Quantizer(nn.Module):
                 return self.fake_quantize(x.float()).to(x.dtype)
             return self.fake_quantize(x)
         x = F.relu(x) if self.rectifies else x
-        if self.mode is Mode.OBSERVE and not self.ready:
+        if self.mode is Mode.OBSERVE and not self.ready and x.numel():
             self.observer.update(self.spec.granularity.rows(x.detach().float()))
         return x
+
+    def nearest_code(self, average: Tensor) -> Tensor:
+        """The codes nearest to averages of codes, float32, same shape; of -inf and inf the outermost ones."""
+        return average.round().clamp(self.spec.grid.qmin, self.spec.grid.qmax)
 
     def on_grid(self, x: Tensor, scale: Tensor, gradient_scale: float = 1.0) -> Tensor:
         """x rounded to the codes times `scale` (n_qparams,), with the estimator's gradients for both."""
@@ -180,7 +184,7 @@ class Quantizer(nn.Module):
         """The number of elements that share a scale: of a weight, those of one channel or group; of an activation, those
         of one sample, so that the gradient does not depend on the batch size.
         """
-        return x.numel() // self.n_qparams if self.is_weight else prod(x.shape[1:])
+        return max(1, x.numel() // self.n_qparams if self.is_weight else prod(x.shape[1:]))
 
     def table(self) -> Table | None:
         """How an integer runtime finds the codes of this activation, where rounding to the grid is not all; else None."""
@@ -201,9 +205,11 @@ class Quantizer(nn.Module):
         return True
 
     def forget_range(self) -> None:
-        """Wait for a range, as before the first calibration. In place."""
+        """Wait for a range, as before the first calibration; codes counted so far say nothing about it. In place."""
         self.initialized.fill_(False)
         self.ready = False
+        if self.oscillations is not None:
+            self.oscillations.reset()
 
     def finish_observing(self) -> None:
         """Set the range that the observer found, and forget the data."""

@@ -19,7 +19,7 @@ class Binary(FromWeight):
     Gradient: that of scale * sign(w) with the sign's taken as 1 for |w| < 1 and 0 elsewhere:
     dw_i = g_i * scale * [|w_i| < 1] + sign(w_i) * mean_j(g_j * sign(w_j)).
 
-    Differs from the paper: its formula has only the term j = i of the mean, where the derivative (and the authors' code) has
+    Differs from the paper: its formula (and the authors' code) has only the term j = i of the mean, where the derivative has
     them all; activations stay as the policy says. The codes -1 and 1 are those of a narrow 2-bit grid, so that convert and
     export need nothing new; a file stores two bits a weight.
 
@@ -42,6 +42,9 @@ class Binary(FromWeight):
         one = torch.ones((), device=x.device)
         signs = with_gradient_of(self._codes(view), clip(view, -one, one))
         return (signs * scale).to(x.dtype).reshape(shape)
+
+    def nearest_code(self, average: Tensor) -> Tensor:
+        return self._codes(average)
 
     def _codes(self, x: Tensor) -> Tensor:
         return torch.where(x >= 0, 1.0, -1.0)

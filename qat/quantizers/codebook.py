@@ -58,6 +58,10 @@ class Codebook(ByTable):
         scale, zero_point = self.spec.qparams(lo, hi)
         self.set_qparams(QParams(scale * (self.spec.grid.qmax / self._outermost()), zero_point))
 
+    def nearest_code(self, average: Tensor) -> Tensor:
+        levels = self.levels().detach()
+        return levels[Codebook._index(self, average, levels)]
+
     def reach(self) -> Tensor:
         return self.levels().detach()[-1] * self.qparams().scale
 

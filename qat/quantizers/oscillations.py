@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -38,16 +40,22 @@ class Oscillations(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     @torch.no_grad()
+    def reset(self) -> None:
+        """Nothing was counted."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    @torch.no_grad()
     def start(self, codes: Tensor) -> None:
         """The codes before the first step. Only the first call counts: a restored state goes on."""
-        if not self.started:
-            self.code.copy_(codes)
-            self.average.copy_(codes)
-            self.started.fill_(True)
+        self.code.copy_(torch.where(self.started, self.code, codes))
+        self.average.copy_(torch.where(self.started, self.average, codes))
+        self.started.fill_(True)
 
     @torch.no_grad()
     def step(self, codes: Tensor, momentum: float) -> None:
-        """The codes after a step; a frozen weight has the one that it keeps."""
+        """The codes after a step; a frozen weight has the one that it keeps. After `reset` they are the first."""
+        self.start(codes)
         codes = torch.where(self.frozen, self.code, codes)
         change = torch.sign(codes - self.code)
         self.frequency.lerp_((change * self.direction < 0).float(), momentum)
@@ -56,10 +64,13 @@ class Oscillations(nn.Module):
         self.code.copy_(codes)
 
     @torch.no_grad()
-    def freeze(self, threshold: float) -> None:
-        """Freeze what oscillates with a frequency above the threshold, to the code where it was more often (algorithm 1)."""
+    def freeze(self, threshold: float, nearest_code: Callable[[Tensor], Tensor] = torch.round) -> None:
+        """Freeze what oscillates with a frequency above the threshold, to the code where it was more often (algorithm 1).
+
+        nearest_code: of averages, where not every whole number is a code.
+        """
         chosen = (self.frequency > threshold) & ~self.frozen
-        self.code.copy_(torch.where(chosen, self.average.round(), self.code))
+        self.code.copy_(torch.where(chosen, nearest_code(self.average), self.code))
         self.frozen |= chosen
 
     def release(self) -> None:

@@ -23,7 +23,8 @@ class TQT(Quantizer):
     straight-through.
 
     Differs from the paper: the parameter is log2 of the scale, log2 t - (bits - 1), or - bits without sign, of the paper's
-    threshold t, which has the same gradient; it is multiplied by LSQ's g = 1 / sqrt(N * qmax) (the paper needs Adam, or
+    threshold t, which has the same gradient; what lies beyond the outermost code counts as clipped, as in LSQ (the paper:
+    what lies half a step beyond it); it is multiplied by LSQ's g = 1 / sqrt(N * qmax) (the paper needs Adam, or
     gradients divided by their size); it starts from the observer; weights may have one scale a channel or group; exponents
     stay in -60..60.
 

@@ -25,20 +25,19 @@ def distributions(n: int = 4001) -> dict[str, Array]:
     }
 
 
-def best_reach(w: Array, qmax: int) -> float:
-    """The reach with the least squared error on the codes -qmax..qmax."""
+def best_reach(w: Array, levels: int) -> float:
+    """The reach with the least squared error on so many equally spaced levels from -reach to reach."""
     reaches = np.linspace(0.05, 1.2, 800) * np.abs(w).max()
-    steps = reaches / qmax
-    errors = [((np.clip(np.rint(w / s), -qmax, qmax) * s - w) ** 2).sum() for s in steps]
+    steps, last = 2 * reaches / (levels - 1), levels - 1
+    errors = [((np.clip(np.rint(w / s + last / 2), 0, last) * s - s * last / 2 - w) ** 2).sum() for s in steps]
     return float(reaches[int(np.argmin(errors))])
 
 
-def coefficients(bits: int) -> tuple[float, float]:
+def coefficients(levels: int) -> tuple[float, float]:
     """(c1, c2)."""
-    qmax = 2 ** (bits - 1) - 1
     samples = list(distributions().values())
     mean = np.array([np.abs(w).mean() for w in samples])
     rms = np.array([np.sqrt((w**2).mean()) for w in samples])
-    best = np.array([best_reach(w, qmax) for w in samples])
+    best = np.array([best_reach(w, levels) for w in samples])
     c1, c2 = np.polyfit(rms / mean, best / mean, 1)
     return float(c1), float(c2)

@@ -44,6 +44,16 @@ def worked(network: nn.Module, *passes: CrossLayerEqualization | FoldBatchNorm) 
     return piece.network
 
 
+def test_a_nearly_dead_channel_stays_as_it_is() -> None:
+    network = build(Triple)
+    with torch.no_grad():
+        network.bn.weight[3] = 1e-9
+        network.bn.bias[3] = 0.5
+    found = worked(network, CrossLayerEqualization(rounds=50))
+    assert found.bn.bias[3] == 0.5
+    assert not torch.equal(found.bn.bias[:3], network.bn.bias[:3])
+
+
 def test_equalization_keeps_the_function_and_makes_ranges_equal() -> None:
     network = skewed(build(Triple))
     before = {"a": network.a.weight.clone(), "c": network.c.weight.clone()}

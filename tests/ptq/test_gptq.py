@@ -45,6 +45,16 @@ def test_an_input_that_is_always_zero_decides_nothing() -> None:
     assert torch.equal(round_columns(torch.tensor([[0.6, 0.9, 1.1]]), hessian, grid), torch.tensor([[0.5, 1.0, 1.0]]))
 
 
+def test_inputs_that_are_always_zero_do_not_dampen_the_others() -> None:
+    generator = np.random.default_rng(0)
+    x = 1e-4 * generator.normal(size=(200, 12)) @ generator.normal(size=(12, 12))
+    x[:, [2, 5, 9]] = 0.0
+    weight, hessian = torch.tensor(generator.normal(size=(5, 12))), torch.tensor(2 * x.T @ x)
+    grid = (torch.full((5, 12), 0.4), torch.zeros(5, 12), -7, 7)
+    small, large = (round_columns(weight, hessian * factor, grid) for factor in (1.0, 1e8))
+    assert torch.equal(small, large)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

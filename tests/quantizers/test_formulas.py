@@ -115,7 +115,7 @@ def test_tqt(layout: str, form: str) -> None:
     x, y, g, dx = run(quantizer, data())
     s = 2 ** np.ceil(number(quantizer.log2_scale, shared))  # eq. 4
     np.testing.assert_array_equal(y, s * np.clip(np.rint(x / s), n, p))
-    inside = (n < x / s) & (x / s < p)
+    inside = (n < x / s) & (x / s < p)  # as in LSQ; the paper asks the rounded value
     np.testing.assert_array_equal(dx, np.where(inside, g, 0))  # eq. 8
     dlog = s * np.log(2) * np.where(inside, np.rint(x / s) - x / s, np.where(x < 0, n, p))  # eq. 7
     sharing = 12 if layout == "activation" else (shared == 0).sum()
@@ -177,7 +177,15 @@ def test_lsq_plus_learns_an_offset_that_min_max_missed() -> None:
 
 @pytest.mark.parametrize("bits", sorted(COEFFICIENTS))
 def test_the_coefficients_of_sawb_are_the_line_through_the_best_ranges(bits: int) -> None:
-    np.testing.assert_allclose(COEFFICIENTS[bits], sawb.coefficients(bits), rtol=1e-3)
+    np.testing.assert_allclose(COEFFICIENTS[bits], sawb.coefficients(2**bits - 1), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("levels", "published"), [(4, (3.12, -2.064)), (3, (2.6, -1.71)), (15, (12.035, -12.03))], ids=["paper", "3", "15"]
+)
+def test_the_method_finds_the_published_coefficients(levels: int, published: tuple[float, float]) -> None:
+    """4 levels: of the paper; 3 and 15, narrow grids of 2 and 4 bits: of the authors' later code."""
+    np.testing.assert_allclose(sawb.coefficients(levels), published, rtol=0.05)
 
 
 @layouts

@@ -93,6 +93,29 @@ def test_it_says_whether_codes_of_codes_are_the_same(case: Case) -> None:
         assert torch.equal(quantizer.quantize(quantizer.dequantize(codes)), codes) == quantizer.idempotent
 
 
+@weights
+def test_the_nearest_code_of_an_average_is_one_that_weights_get(case: Case) -> None:
+    quantizer = case.calibrated(data())
+    if not quantizer.idempotent:
+        return  # is never frozen
+    spread = torch.linspace(-40, 40, 4 * 3000).reshape(4, -1)[:, :3000]
+    found = (
+        np.unique(case.rule.build((4, 3000)).quantize(spread).numpy()) if case.name in ("binary", "ternary") else None
+    )
+    grid = quantizer.spec.grid
+    levels = (
+        quantizer.levels().detach().numpy() if isinstance(quantizer, Codebook) else np.arange(grid.qmin, grid.qmax + 1)
+    )
+    levels = levels if found is None else found
+    averages = torch.cat([torch.linspace(-140, 140, 5001), torch.tensor([-torch.inf, torch.inf])])
+    codes = quantizer.nearest_code(averages).numpy()
+    assert set(codes) == set(levels.tolist())
+    near = averages[:-2].double().numpy()
+    best = np.abs(near[:, None] - levels).min(axis=1)
+    np.testing.assert_allclose(np.abs(near - codes[:-2]), best)
+    assert codes[-2:].tolist() == [levels.min(), levels.max()]
+
+
 @everywhere
 def test_sgd_with_a_huge_step_leaves_scales_positive_and_the_output_on_the_grid(case: Case) -> None:
     x = data()
@@ -112,6 +135,20 @@ def test_sgd_with_a_huge_step_leaves_scales_positive_and_the_output_on_the_grid(
         assert (scale > 0).all()
         assert torch.isfinite(scale).all()
         assert on_grid(quantizer, quantizer(weight), case.layout)
+
+
+@pytest.mark.parametrize("case", ACTIVATIONS, ids=str)
+def test_a_batch_with_nothing_in_it_passes(case: Case) -> None:
+    quantizer = case.build()
+    quantizer.mode = Mode.OBSERVE
+    for x in (torch.rand(4, 3), torch.rand(0, 3), torch.rand(4, 0, 3)):
+        quantizer(x)
+    quantizer.finish_observing()
+    quantizer.mode = Mode.QUANTIZE
+    for shape in ((0, 3), (4, 0, 3)):
+        y = quantizer(torch.rand(shape, requires_grad=True))
+        y.sum().backward()
+        assert y.shape == shape
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.layout in ("activation", "per_tensor")], ids=str)

@@ -18,11 +18,18 @@ import qat
 from qat.granularity import PerChannel
 from qat.grid import Grid
 from qat.nn import as_quantized, is_quantized
-from qat.quantizers import LSQ, Oscillations, Quantizer
+from qat.quantizers import LSQ, APoT, Mode, Oscillations, Quantizer
 from qat.report import read_results
 from qat.spec import QuantSpec
-from qat.training.callbacks import ExportONNX, OscillationControl, QuantizationAwareTraining, Report
+from qat.training.callbacks import (
+    ExportONNX,
+    OscillationControl,
+    ProgressiveBits,
+    QuantizationAwareTraining,
+    Report,
+)
 from qat.training.callbacks.oscillation_control import cosine, dampening_gradient
+from qat.transform import FLOAT, bits_in_force
 
 pytestmark = LIGHTNING
 
@@ -142,6 +149,13 @@ def test_the_dampening_gradient_is_that_of_the_formula() -> None:
     assert np.abs(numeric).max() > 0.1
 
 
+def test_beyond_the_outermost_level_of_a_codebook_nothing_is_dampened() -> None:
+    quantizer = APoT(QuantSpec(Grid(4, narrow=True)), (5,))
+    quantizer.set_range(torch.tensor([-10.0]), torch.tensor([10.0]))  # levels 0, 1, 2, 3, 4, 6, 8, 10 and below
+    weight = torch.tensor([12.0, -15.0, 9.5, -4.75, 2.0])
+    assert dampening_gradient(quantizer, weight).tolist() == [0.0, 0.0, -1.0, -1.5, 0.0]
+
+
 class Explicit(Classifier):
     """The dampening loss, written into the step as the paper has it."""
 
@@ -200,11 +214,39 @@ def test_frozen_weights_stay_on_their_code_through_momentum_and_a_moving_scale(t
     assert frozen > 5
 
 
+@pytest.mark.parametrize("first", [4, 8, FLOAT])
+def test_each_width_of_progressive_bits_is_counted_from_its_start(first: int, tmp_path: Path) -> None:
+    class Watching(L.Callback):
+        def __init__(self) -> None:
+            self.frozen: list[tuple[int | None, int]] = []
+
+        def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+            total = 0
+            for weight, quantizer, state in counted(module).values():
+                total += int(state.frozen.sum())
+                if quantizer.mode is Mode.QUANTIZE:
+                    codes = quantizer.quantize(weight.detach())
+                    assert torch.equal(codes[state.frozen], state.code.float()[state.frozen])
+            self.frozen.append((bits_in_force(module), total))
+
+    watching, policy = Watching(), qat.load_policy("w3a8", first_last_bits=None)
+    batches = [next(iter(DataLoader(images(64), 64)))[0]]
+    control = OscillationControl(freezing=0.02, momentum=0.3)
+    stages = ProgressiveBits({0.0: first, 0.25: 3})
+    model = Classifier(lr=0.5)
+    trainer(tmp_path, callback(policy=policy, batches=batches), stages, control, watching, epochs=8).fit(model, Data())
+    wide = [n for bits, n in watching.frozen if bits == first]
+    narrow = [n for bits, n in watching.frozen if bits is None]
+    assert (max(wide) > 0) == (first == 4), "more bits than max_bits, or float, are left alone"
+    assert narrow[0] == 0
+    assert narrow[-1] > 0 or first == FLOAT  # a network that has learned in float hardly moves any more
+
+
 def test_the_schedule_is_half_a_cosine_over_the_steps(tmp_path: Path) -> None:
     used: list[float] = []
 
     class Noting(Oscillations):
-        def freeze(self, threshold: float) -> None:
+        def freeze(self, threshold: float, nearest_code: Callable[[Tensor], Tensor] = torch.round) -> None:
             used.append(threshold)
 
     class Noted(OscillationControl):

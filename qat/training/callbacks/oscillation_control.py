@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from qat.nn import as_quantized, is_quantized
-from qat.quantizers import Oscillations, Quantizer
+from qat.quantizers import Mode, Oscillations, Quantizer
 from qat.report import LayerOscillations, OscillationResult
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.companion import Extension, companion
@@ -36,6 +36,9 @@ class OscillationControl(Extension):
 
     Freezing (algorithm 1) keeps a weight whose frequency exceeds the threshold at the code where it was more often, to the end
     of the fit: after each optimizer step it is scale * code again, whatever momentum, decay or a learned scale did.
+
+    With `ProgressiveBits` nothing is counted in stages of more bits than `max_bits`, and each width is counted from its start:
+    codes of another width say nothing about it, and nothing stays frozen.
 
     Needs a `QuantizationAwareTraining` beside it, in any order. The state is in the state_dict, beside each quantizer, so a
     resumed fit goes on with it; the schedules depend on the step alone.
@@ -123,8 +126,9 @@ class OscillationControl(Extension):
                 "dampening cannot join gradients that a fused optimizer has yet to unscale: write fused=False, or "
                 "precision='bf16-mixed'."
             )
-        for one in self._tracked(pl_module):
+        for one in self._counted(pl_module):
             one.state.start(one.codes())
+        for one in self._tracked(pl_module):
             if self.freezing is None:
                 one.state.release()
         self._step = trainer.global_step
@@ -135,7 +139,7 @@ class OscillationControl(Extension):
             return
         factor = _now(self.dampening, trainer)
         updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for one in self._tracked(pl_module):
+        for one in self._counted(pl_module):
             if one.weight.grad is not None and id(one.weight) in updated:
                 one.weight.grad.add_(dampening_gradient(one.quantizer, one.weight), alpha=factor)
 
@@ -145,10 +149,10 @@ class OscillationControl(Extension):
             return
         self._step = trainer.global_step
         threshold = None if self.freezing is None else _now(self.freezing, trainer)
-        for one in self._tracked(pl_module):
+        for one in self._counted(pl_module):
             one.state.step(one.codes(), self.momentum)
             if threshold is not None:
-                one.state.freeze(threshold)
+                one.state.freeze(threshold, one.quantizer.nearest_code)
                 kept = one.quantizer.dequantize(one.state.code)
                 one.weight.copy_(torch.where(one.state.frozen, kept, one.weight))
 
@@ -179,6 +183,13 @@ class OscillationControl(Extension):
             if quantizer is not None and quantizer.oscillations is not None:
                 yield _Tracked(name, as_quantized(layer).weight, quantizer, quantizer.oscillations)
 
+    def _counted(self, pl_module: L.LightningModule) -> Iterator[_Tracked]:
+        """Those that have few bits now: in a stage of progressive quantization they may have more, or be in float."""
+        for one in self._tracked(pl_module):
+            few = one.quantizer.spec.grid.bits <= self.max_bits or not one.quantizer.any_bits
+            if few and one.quantizer.mode is Mode.QUANTIZE:
+                yield one
+
 
 class _Tracked(NamedTuple):
     """One weight whose oscillations are counted; name: of its layer."""
@@ -195,12 +206,14 @@ class _Tracked(NamedTuple):
 
 @torch.no_grad()
 def dampening_gradient(quantizer: Quantizer, weight: Tensor) -> Tensor:
-    """Of ||clip(w, lo, hi) - dequantize(quantize(w))||^2, with lo and hi the ends of the grid; the weight's shape and dtype.
+    """Of ||clip(w, lo, hi) - dequantize(quantize(w))||^2, with lo and hi the outermost codes; the weight's shape and dtype.
 
     Beyond lo and hi it is 0: there the clipped value is the quantized one.
     """
-    codes, grid = quantizer.quantize(weight), quantizer.spec.grid
-    lo, hi = (quantizer.dequantize(torch.full_like(codes, end)) for end in (grid.qmin, grid.qmax))
+    codes = quantizer.quantize(weight)
+    lo, hi = (
+        quantizer.dequantize(quantizer.nearest_code(torch.full_like(codes, end))) for end in (-math.inf, math.inf)
+    )
     return 2 * (weight.float().clamp(lo, hi) - quantizer.dequantize(codes)).to(weight.dtype)
 
 
@@ -252,6 +265,5 @@ def _unscales(optimizer: Optimizer) -> bool:
 
 
 def _bits(quantizer: Quantizer) -> int:
-    """As the policy says them: a codebook's grid has more."""
-    bits: int = getattr(quantizer, "bits", quantizer.spec.grid.bits)
-    return bits
+    """As the policy says them: a codebook's grid has more, and so has a stage of progressive quantization."""
+    return quantizer.policy_grid.bits
