@@ -21,3 +21,4 @@ bench: ## every benchmark: step, memory, operation, data, export, peers; up to 3
 menu: ## every quantizer at 4, 3 and 2 bits, 3 seeds: hours; CHECKPOINT=resnet20.safetensors DATA=folder of CIFAR-10; goes on
 	./dev python -m benchmarks.menu --checkpoint $(CHECKPOINT) --data $(DATA)
 	./dev python -m benchmarks.tables
+	./dev python docs/draw_quantizers.py
