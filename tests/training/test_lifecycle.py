@@ -182,7 +182,7 @@ class FrozenNorm(Classifier):
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     found = []
     for size, accumulate in ((32, 1), (8, 4)):
-        model, start = FrozenNorm(lr=0.1), AtStart()
+        model, start = FrozenNorm(lr=1.0), AtStart()
         loader = DataLoader(images(64), size)
         fitting = trainer(tmp_path, qat(), start, accumulate_grad_batches=accumulate)
         fitting.fit(model, loader)
