@@ -134,3 +134,15 @@ def test_a_scale_below_its_floor_recovers() -> None:
         (quantizer(x) - x).square().sum(dim=1).mean().backward()
         optimizer.step()
     assert 0.3 * first < quantizer.qparams().scale < 2 * first
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("n", [9, 4096])
+def test_a_bound_never_moves_faster_than_the_weight_on_it_would(bits: int, n: int) -> None:
+    """One step of SGD, with a gradient for the largest weight alone."""
+    weight = torch.cat([torch.ones(1), torch.zeros(n - 1)]).reshape(1, n)
+    quantizer = LSQ(QuantSpec(Grid(bits, narrow=True)), (1, n))
+    quantizer.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
+    quantizer(weight)[0, 0].backward()
+    moved = quantizer.scale.grad.item() * quantizer.spec.grid.qmax
+    assert 0 < moved <= 1 + 1e-6
