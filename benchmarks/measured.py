@@ -162,12 +162,12 @@ def menu(records: Sequence[Record], policies: Sequence[str]) -> str:
     rows = []
     for record in records:
         cells = [_over_seeds(record, policy) for policy in policies]
+        cells.append(", ".join(sorted({str(cell["commit"])[:7] for cell in record["cells"].values()})))
         rows.append([record["row"] if record["row"].startswith("PTQ") else f"`{record['row']}`", *cells])
     data = sorted({f"{r['data']}, {r['test']:,} test images, float {100 * r['float']:.2f}" for r in records})
-    commits = sorted({str(cell["commit"])[:10] for r in records for cell in r["cells"].values()})
     machines = sorted({r["environment"]["cpu"] for r in records})
-    source = f"Top-1 in %; {'; '.join(data)}; `python -m benchmarks.menu`; {'; '.join(machines)}; commit {', '.join(commits)}."
-    return f"{table(('', *map(str.upper, policies)), rows, text=1)}\n\n{source}"
+    source = f"Top-1 in %; {'; '.join(data)}; `python -m benchmarks.menu`; {'; '.join(machines)}."
+    return f"{table(('', *map(str.upper, policies), 'commit'), rows, text=1)}\n\n{source}"
 
 
 def _over_seeds(record: Record, policy: str) -> str:

@@ -134,9 +134,16 @@ def test_menu():
     cells["w2a2, seed 0"] = {"top1": 0.5, "commit": "abc"}
     about = {**ABOUT, "data": "cifar10", "test": 10000, "float": 0.8792}
     found = measured.menu([{**about, "row": "lsq", "cells": cells}], ("w4a4", "w3a3", "w2a2"))
-    assert lines(found) == ["| `lsq` | 81.00 ± 1.00 |  | 50.00 (1 seed) |"]
+    assert lines(found) == ["| `lsq` | 81.00 ± 1.00 |  | 50.00 (1 seed) | abc |"]
     assert "float 87.92" in found
-    assert "commit abc" in found
+
+
+def test_scale_factor():
+    cells = {"0.1": [0.086, 0.9], "0.01": [0.97, 0.98]}
+    rows = [{"network": "N", "policy": "w8a8", "factor": "f", "top1": cells}]
+    found = measured.scale_factor({**ABOUT, "data": "digits", "test_images": 500, "epochs": 6, "rows": rows})
+    assert lines(found) == ["| N | w8a8 | f | 8.6, 90.0 | 97.0, 98.0 |"]
+    assert "learning rate 0.01" in found
 
 
 def test_the_menu_has_every_quantizer():
