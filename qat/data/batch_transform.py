@@ -53,6 +53,8 @@ class BatchTransform(nn.Module):
             )
         if pad_mode not in get_args(PadMode):
             raise ValueError(f"pad_mode={pad_mode!r} is unknown: write 'zeros' or 'reflect'.")
+        if not isinstance(flip, bool):
+            raise ValueError(f"flip={flip!r} is neither true nor false: write flip: false, without quotes.")
         self.crop_padding = crop_padding
         self.flip = flip
         self.pad_mode = pad_mode

@@ -40,7 +40,7 @@ class GraphWriter:
         array = np.asarray(value)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._known:
-            self._known[key] = f"c{len(self.constants)}"
+            self._known[key] = f"/c{len(self.constants)}"  # no name of a module or of an input
             self.constants.append(onnx.numpy_helper.from_array(array, self._known[key]))
         return self._known[key]
 

@@ -184,12 +184,12 @@ class _Exporter:
         scale = self.graph.constant(module.weight_scale.numpy())
         weight = self.graph.stored_weight(module.weight.numpy(), f"{name}_weight", TensorProto.INT8)
         # ONNX Runtime fuses Gemm only when the zero-points, although 0, are written out.
-        zeros = [np.zeros(len(module.bias), t) for t in (np.int8, np.int32)] if attributes is None else []
-        zero_points = [self.graph.constant(z) for z in zeros]
-        if (
-            attributes is not None and module.output is None
-        ):  # left unfused, its weights are rewritten to uint8: with these
-            zero_points = [self.graph.own_constant(np.zeros(len(module.bias), np.int8), f"{name}_weight_zero_point")]
+        # Left unfused, weights of a convolution are rewritten to uint8, with their zero-points: nobody else may have them.
+        zeros = [np.int8, np.int32] if attributes is None else [np.int8] if module.output is None else []
+        names = [f"{name}_weight_zero_point", f"{name}_bias_zero_point"]
+        zero_points = [
+            self.graph.own_constant(np.zeros(len(module.bias), t), n) for t, n in zip(zeros, names, strict=False)
+        ]
         weight = self.graph.node("DequantizeLinear", [weight, scale, *zero_points[:1]], f"{name}_weight_dq", axis=0)
         unit = torch.tensor(module.input.scale) * module.weight_scale
         bias = [self.graph.constant(module.bias.numpy()), self.graph.constant(unit.numpy())]

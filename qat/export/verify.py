@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qat.export.runtime import SiteSession, operators, stored_codes
 from qat.integer import IntegerModel
-from qat.integer.modules import DynamicLayer, IntegerModule, WeightOnlyLayer
+from qat.integer.modules import DynamicLayer, IntegerConv, IntegerModule, WeightOnlyLayer
 from qat.transform.calibrate import arguments
 
 FLOAT_TOLERANCE = 1e-5
@@ -34,10 +34,11 @@ class Verification:
     """The result of `verify`.
 
     codes_compared, code_mismatches: over all sites and the network's outputs, which are compared bit for bit. Of layers
-    that are quantized in their weight alone the stored weight codes are compared. Where such layers, or dynamic ones, make
-    floats, outputs may differ by FLOAT_TOLERANCE of the largest; the name of the output then says so.
-    top1_agreement: fraction of samples with the same largest output. max_step_difference: largest difference of two codes.
-    images: samples seen. operators: of the graph after ONNX Runtime's optimisations.
+    that are quantized in their weight alone the stored weight codes are compared. Where such layers, dynamic ones, or a
+    convolution whose output has no codes make floats, outputs may differ by FLOAT_TOLERANCE of the largest; the name of the
+    output then says so. top1_agreement: fraction of samples (of pixels, where there are any) with the same largest output.
+    max_step_difference: largest difference of two codes. images: samples seen. operators: of the graph after ONNX Runtime's
+    optimisations.
     """
 
     codes_compared: int = 0
@@ -75,9 +76,9 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequ
     weights = {n: m.weight for n, m in integer.named_modules() if isinstance(m, WeightOnlyLayer)}
     for name, stored in stored_codes(path, weights).items():
         _compare(sites, f"{name}.weight", weights[name].cpu().reshape(stored.shape), stored)
-    in_float = any(isinstance(m, WeightOnlyLayer | DynamicLayer) for m in integer.modules())
+    in_float = any(_computes_in_float(m) for m in integer.modules())
     tolerance = FLOAT_TOLERANCE if in_float else 0.0
-    agreeing = 0
+    agreeing = answers = 0
     integer.eval()
     for batch in batches:
         inputs = arguments(integer, batch)
@@ -93,15 +94,27 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequ
             )
             _compare(sites, name, ours.cpu(), theirs, tolerance)
         result.images += len(inputs[0])
-        agreeing += int((expected_outputs[0].cpu().argmax(dim=1) == outputs[0].argmax(dim=1)).sum())
+        same = _answers(expected_outputs[0].cpu()) == _answers(outputs[0])
+        agreeing, answers = agreeing + int(same.sum()), answers + same.numel()
     if not result.images:
         raise ValueError("nothing was verified: batches is empty.")
     result.sites = list(sites.values())
     result.codes_compared = sum(s.codes_compared for s in result.sites)
     result.code_mismatches = sum(s.code_mismatches for s in result.sites)
     result.max_step_difference = max(s.max_step_difference for s in result.sites)
-    result.top1_agreement = agreeing / result.images
+    result.top1_agreement = agreeing / answers
     return result
+
+
+def _computes_in_float(module: nn.Module) -> bool:
+    """A layer of float sums, in the runtime's order: for a convolution without codes behind it there is no integer kernel."""
+    unfused = isinstance(module, IntegerConv) and module.output is None
+    return unfused or isinstance(module, WeightOnlyLayer | DynamicLayer)
+
+
+def _answers(output: Tensor) -> Tensor:
+    """Which class is the largest, for each sample, and pixel if there are any; of (N,), the values."""
+    return output.argmax(dim=1) if output.ndim > 1 else output
 
 
 def _compare(sites: dict[str, SiteAgreement], name: str, ours: Tensor, theirs: Tensor, tolerance: float = 0.0) -> None:

@@ -95,6 +95,8 @@ class _required_arguments_only:
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             raise TypeError("forward takes *args or **kwargs")
         names = [p.name for p in parameters if p.default is p.empty]
+        if not names:
+            raise TypeError("all arguments of forward are optional")
         if len(names) < len(parameters):
             scope: dict[str, Any] = {"original": self.cls.forward}
             exec(f"def forward(self, {', '.join(names)}): return original(self, {', '.join(names)})", scope)

@@ -7,7 +7,8 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -55,6 +56,15 @@ class TensorRule:
 
     def __post_init__(self) -> None:
         Grid(self.bits)
+        for name, possible in (
+            ("symmetric", (True, False)),
+            ("narrow", (True, False)),
+            ("signed", (True, False, None)),
+        ):
+            if not any(getattr(self, name) is value for value in possible):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is neither true nor false: write {name}: false, without quotes."
+                )
         if self.granularity not in ("per_tensor", "per_channel", "per_group"):
             raise ValueError(
                 f"granularity={self.granularity!r} does not exist: write per_tensor, per_channel or per_group."
@@ -79,8 +89,10 @@ class TensorRule:
         spec = self.spec(signed)
         make_observer, observer_options = _resolve(self.observer, "qat.observers", Observer)
         make_quantizer, quantizer_options = _quantizer(self.quantizer)
-        observer = make_observer(spec, **observer_options)
-        quantizer: Quantizer = make_quantizer(spec, shape, observer, **quantizer_options)
+        with _of_the_right_type(make_observer, observer_options):
+            observer = make_observer(spec, **observer_options)
+        with _of_the_right_type(make_quantizer, quantizer_options):
+            quantizer: Quantizer = make_quantizer(spec, shape, observer, **quantizer_options)
         return quantizer
 
     @property
@@ -239,6 +251,8 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
 
 def _from_content(content: Mapping[str, Any]) -> Policy:
     _check_keys(content, KEYS, "a policy")
+    for key in ("weight", "activation", "rules"):
+        _check_mapping(content.get(key), key)
     defaults = {
         "weight": {"granularity": "per_channel", "narrow": True} | dict(content.get("weight") or {}),
         "activation": dict(content.get("activation") or {}),
@@ -247,6 +261,11 @@ def _from_content(content: Mapping[str, Any]) -> Policy:
     preset = content.get("preset")
     if preset is not None:
         found = re.fullmatch(PRESET, str(preset))
+        for kind in ("weight", "activation"):
+            if "bits" in (content.get(kind) or {}):
+                raise ValueError(
+                    f"{kind}.bits={content[kind]['bits']} beside preset={preset}, which says them: write another preset."
+                )
         if not found:
             raise ValueError(
                 f"preset={preset!r} does not exist: write w<bits>a<bits>, for example w4a8, w4 (weights alone) or w8_dynamic."
@@ -268,6 +287,7 @@ def _from_content(content: Mapping[str, Any]) -> Policy:
 
 
 def _rule(name: str, content: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> Rule:
+    _check_mapping(content, f"rule {name!r}")
     _check_keys(content, ("match", "weight", "activation"), f"rule {name!r}")
     if "match" not in content:
         raise ValueError(f"rule {name!r} does not say which layers: add match, for example match: 'layer1.*'.")
@@ -279,6 +299,7 @@ def _tensor_rule(
 ) -> TensorRule | None:
     if fields is None:
         return None
+    _check_mapping(fields, f"{kind} of rule {rule!r}")
     names = [f.name for f in dataclasses.fields(TensorRule)]
     _check_keys(fields, names, f"{kind} of rule {rule!r}")
     merged = {**defaults, **fields}
@@ -289,6 +310,20 @@ def _tensor_rule(
         return TensorRule(**merged)
     except ValueError as error:
         raise ValueError(f"{kind} of rule {rule!r}: {error}") from None
+
+
+def _check_mapping(content: object, where: str) -> None:
+    if content is not None and not isinstance(content, Mapping):
+        raise ValueError(f"{where}={content!r} is no list of keys and values: write for example {{bits: 8}}, or {{}}.")
+
+
+@contextmanager
+def _of_the_right_type(cls: type, options: Mapping[str, Any]) -> Iterator[None]:
+    """Options that a class cannot work with are the person's, not the program's, mistake."""
+    try:
+        yield
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{cls.__name__} cannot be made with {dict(options)}: {error}.") from error
 
 
 def _check_keys(content: Mapping[str, Any], known: Sequence[str], where: str) -> None:
@@ -304,12 +339,17 @@ def _quantizer(part: Part) -> tuple[Any, dict[str, Any]]:
     make, options = _resolve(part, "qat.quantizers", Quantizer)
     if "estimator" in options:
         make_estimator, estimator_options = _resolve(options["estimator"], "qat.estimators", Estimator)
-        options["estimator"] = make_estimator(**estimator_options)
+        with _of_the_right_type(make_estimator, estimator_options):
+            options["estimator"] = make_estimator(**estimator_options)
     return make, options
 
 
 def _resolve(part: Part, package: str, base: type) -> tuple[Any, dict[str, Any]]:
     """The class that a part names, and its options. Only subclasses of `base` are accepted."""
+    if not isinstance(part, str | Mapping):
+        raise ValueError(
+            f"{part!r} is no {base.__name__.lower()}: write the name of a class, or {{_target_: NAME, ...}}."
+        )
     options = {} if isinstance(part, str) else dict(part)
     name = part if isinstance(part, str) else str(options.pop("_target_", ""))
     if not name:

@@ -36,18 +36,29 @@ def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | No
         ValueError: a rule matches no layer, nothing can be quantized, or the copy computes something else.
     """
     prepared = copy.deepcopy(model)
-    prepare_(prepared, load_policy(policy))
+    given = None if example_inputs is None else 1 if isinstance(example_inputs, Tensor) else len(example_inputs)
+    prepare_(prepared, load_policy(policy), given)
     if example_inputs is not None:
         _check_same(model, prepared, example_inputs)
     return prepared
 
 
-def prepare_(model: nn.Module, policy: Policy) -> None:
-    """`prepare`, in place. A model that is already prepared is left as it is."""
+def prepare_(model: nn.Module, policy: Policy, inputs: int | None = None) -> None:
+    """`prepare`, in place. A model that is already prepared with this policy is left as it is.
+
+    inputs: how many forward is called with, where that is known: a graph has those without a default alone.
+    """
     if is_prepared(model):
+        before = getattr(model, "_qat", {}).get("policy", policy)
+        if before != policy:
+            raise ValueError(
+                f"the model is prepared with policy {before.name!r} already, not {policy.name!r}: prepare the float one."
+            )
         return
     try:
         graph = capture(model)
+        if inputs is not None and inputs > (has := sum(node.op == "placeholder" for node in graph.nodes)):
+            raise CannotCapture(f"{type(model).__name__} is called with {inputs} arguments, and {has} have no default")
     except CannotCapture as reason:
         _swap_layers(model, policy)
         inspection = inspect(model)

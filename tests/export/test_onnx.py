@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx.reference
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from networks import INTEGER, Gate, Inception, OptionA, build, images
-from torch import nn
+from torch import Tensor, nn
 
 import qat
 from qat.export import OnnxRuntimeNetwork, export_float_onnx, latency, operators
@@ -166,3 +169,33 @@ def test_batches_may_carry_labels(tmp_path):
     assert qat.verify(path, integer, labelled).images == 6
     prepared = qat.prepare(build(OptionA), "w8a8")
     assert qat.calibrate(prepared, labelled) > 0
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w4a8", "w2a2"])
+def test_layers_of_equal_width_and_names_that_look_like_constants(policy: str, tmp_path: Path) -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c0, self.c1, self.c2 = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+
+        def forward(self, c3: Tensor) -> Tensor:
+            return self.c2(self.c2(F.relu(self.c1(F.relu(self.c0(c3))))))
+
+    x = torch.randn(32, 12)
+    prepared = qat.prepare(Twins().eval(), policy, x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, x, tmp_path / "m.onnx")
+    assert qat.verify(tmp_path / "m.onnx", integer, [x]).exact
+
+
+def test_a_network_that_ends_in_a_convolution_agrees_pixel_by_pixel(tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    prepared = qat.prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1)).eval(), "w4a4", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, x, tmp_path / "m.onnx")
+    check = qat.verify(tmp_path / "m.onnx", integer, [x])
+    assert check.exact
+    assert check.top1_agreement == 1.0
+    assert "output (within 1e-05 of the largest)" in [site.name for site in check.sites]

@@ -17,7 +17,7 @@ pytestmark = LIGHTNING
 def gradients(network: nn.Module, call: nn.Module, x: Tensor) -> list[Tensor]:
     network.zero_grad()
     call(x).square().sum().backward()
-    return [p.grad.clone() for p in network.parameters()]
+    return [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
 
 def calibrated(policy: qat.Policy, x: Tensor) -> nn.Module:
@@ -46,6 +46,7 @@ def test_one_graph_and_the_same_numbers(policy: str, quantizer: str) -> None:
     assert_same_numbers(network, torch.compile(network, backend="aot_eager", fullgraph=True), x)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch, at a break
 @pytest.mark.parametrize("policy", [qat.load_policy("w4a4").with_parts("LCQ", "MinMax"), qat.load_policy("w8_dynamic")])
 def test_with_breaks_in_the_graph_the_same_numbers(policy: qat.Policy) -> None:
     torch._dynamo.reset()
@@ -65,7 +66,7 @@ def test_another_width_is_compiled_anew() -> None:
         qat.calibrate(network, [x])
         assert_same_numbers(network, compiled, x)
         outputs.append(compiled(x))
-    assert len({float(output.sum()) for output in outputs}) == 4
+    assert len({float(output.detach().sum()) for output in outputs}) == 4
 
 
 def qat_of(compile: bool) -> QuantizationAwareTraining:

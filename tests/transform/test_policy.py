@@ -284,3 +284,25 @@ def test_a_mistake_says_what_to_write(source: Any, message: str) -> None:
 def test_a_yaml_file_that_does_not_exist() -> None:
     with pytest.raises(FileNotFoundError, match=r"policy file no/such.yaml does not exist"):
         load_policy("no/such.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"preset": "w4a8", "activation": {"symmetric": "no"}}, "symmetric='no' is neither true nor false"),
+        ({"preset": "w4a8", "weight": {"narrow": "yes"}}, "narrow='yes' is neither true nor false"),
+        ({"preset": "w4a8", "weight": {"bits": 2}}, "weight.bits=2 beside preset=w4a8, which says them"),
+        ({"preset": "w4a8", "weight": 8}, "weight=8 is no list of keys and values"),
+        ({"preset": "w4a8", "rules": ["conv1"]}, r"rules=\['conv1'\] is no list of keys and values"),
+        ({"preset": "w4a8", "rules": {"a": "conv1"}}, "rule 'a'='conv1' is no list of keys and values"),
+        ({"preset": "w4a8", "rules": {"a": {"match": "*", "weight": 8}}}, "weight of rule 'a'=8 is no list of keys"),
+        ({"preset": "w4a8", "weight": {"quantizer": 8}}, "8 is no quantizer: write the name of a class"),
+        (
+            {"preset": "w4a8", "weight": {"observer": {"_target_": "Percentile", "percentile": "abc"}}},
+            "Percentile cannot be made with {'percentile': 'abc'}",
+        ),
+    ],
+)
+def test_what_has_the_wrong_type_is_refused_in_a_sentence(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_policy(content).rules["all"].weight.build((4, 4))

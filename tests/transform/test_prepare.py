@@ -242,7 +242,7 @@ def test_hooks_and_the_class_survive() -> None:
 @every
 def test_preparing_twice_is_preparing_once(name: str) -> None:
     once, x = ready(name)
-    twice = prepare(once, "w2a2")
+    twice = prepare(once, once._qat["policy"])
     assert is_prepared(once)
     assert list(twice.state_dict()) == list(once.state_dict())
     assert str(qat.inspect(twice)) == str(qat.inspect(once))
@@ -509,3 +509,32 @@ def test_an_adaptive_pool_is_an_integer_operation_only_where_it_is_global() -> N
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(size), nn.Flatten(), nn.Linear(4 * size * size, 2))
         edges = qat.inspect(qat.prepare(net, "w8a8")).float_edges
         assert any("AdaptiveAvgPool2d" in edge for edge in edges) == stays
+
+
+def test_optional_arguments_that_are_used_keep_the_forward_as_it_is() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            hidden = self.a(x)
+            return self.b(hidden if mask is None else hidden * mask)
+
+    class Named(Masked):
+        def forward(self, x: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+            return super().forward(x, mask)
+
+    x, mask = torch.randn(3, 4), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    for model, example in ((Masked(), (x, mask)), (Named(), None)):
+        prepared = qat.prepare(model, "w8a8", example)
+        with qat.mode(prepared, qat.Mode.OBSERVE):
+            assert torch.equal(prepared(x, mask=mask), model(x, mask=mask))
+        assert "everything between layers stays in float" in str(qat.inspect(prepared))
+
+
+def test_another_policy_for_a_prepared_model_is_refused() -> None:
+    prepared = qat.prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), "w4a8")
+    with pytest.raises(ValueError, match="prepared with policy 'w4a8' already, not 'w4a4': prepare the float one"):
+        qat.prepare(prepared, "w4a4")
+    assert str(qat.inspect(qat.prepare(prepared, "w4a8"))) == str(qat.inspect(prepared))

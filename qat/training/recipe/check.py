@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -18,6 +19,7 @@ WHOLE = {
 """Key -> smallest value."""
 SHARES = ("label_smoothing", "float.label_smoothing", "distillation.weight")
 POSITIVE = ("distillation.temperature", "optim.lr", "float.optim.lr")
+DECAYS = ("optim.weight_decay", "float.optim.weight_decay")
 OPTIONAL_WHOLE = {"num_workers": 0, "trainer.max_epochs": -1, "trainer.max_steps": -1}
 
 
@@ -39,8 +41,12 @@ def check_values(config: DictConfig) -> None:
             raise ValueError(f"{key}={value!r} is not possible: write a number from 0 to 1.")
     for key in POSITIVE:
         value = OmegaConf.select(config, key)
-        if not _is_number(value) or not value > 0:
+        if not _is_number(value) or not 0 < value < math.inf:
             raise ValueError(f"{key}={value!r} is not possible: write a positive number.")
+    for key in DECAYS:
+        value = OmegaConf.select(config, key)
+        if value is not None and (not _is_number(value) or not 0 <= value < math.inf):
+            raise ValueError(f"{key}={value!r} is not possible: write a number, 0 or more.")
     if config.distillation.weight and config.distillation.temperature > 1:
         warnings.warn(
             f"distillation.temperature={config.distillation.temperature}: above 1 small networks were seen to collapse "
@@ -48,6 +54,8 @@ def check_values(config: DictConfig) -> None:
             stacklevel=2,
         )
     steps, epochs = config.trainer.get("max_steps", -1), config.trainer.get("max_epochs")
+    if steps == 0:
+        raise ValueError("trainer.max_steps=0 trains nothing: write 1 or more, or -1 for trainer.max_epochs alone.")
     if (steps is None or steps < 1) and (epochs is None or epochs < 1) and not config.trainer.get("fast_dev_run"):
         raise ValueError("the run has no length: set trainer.max_epochs or trainer.max_steps to 1 or more.")
     scales: Any = OmegaConf.select(config, "callbacks.qat.quantizer_optimizer")
