@@ -74,7 +74,7 @@ class Codebook(ByTable):
     def function(self, x: Tensor, sharing: int) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
         levels, uniform = self.levels(), self.uniform_qmax
-        factor = lsq_factor(sharing, uniform) * (uniform / self._outermost()) ** 2
+        factor = lsq_factor(sharing, uniform, self.is_weight) * (uniform / self._outermost()) ** 2
         scale = granularity.shaped(scale_gradient(held(self.scale, self.floor), factor), shape)
         ends = levels.detach()[[0, -1]]
         clipped = clip(granularity.view(x), ends[0] * scale, ends[1] * scale)

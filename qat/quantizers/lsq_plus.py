@@ -17,7 +17,7 @@ class LSQPlus(Quantizer):
 
     Gradient, with v = (x - lo) / scale: inside dx = g, dscale = g * (round(v) - v), dlo = 0; at the lower bound or
     below dscale = 0, dlo = g; at the upper or above dscale = g * (qmax - qmin), dlo = g. Both are multiplied by LSQ's
-    1 / sqrt(N * qmax), that of the scale by at most 1 / qmax^2, as in LSQ here.
+    1 / sqrt(N * qmax), that of a weight's scale by at most 1 / qmax^2, as in LSQ here.
 
     Differs from the paper: the offset in force is lo rounded to a whole number of steps, (qmin - zero_point) * scale, so
     that 0.0 is a code and the integer runtime needs no float offset; it keeps lo <= 0 <= hi; the first range comes from the
@@ -42,7 +42,7 @@ class LSQPlus(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         grid, sharing, learned = self.spec.grid, self.sharing(x), held(self.scale, self.floor)
-        factor = lsq_factor(sharing, grid.qmax)
+        factor = lsq_factor(sharing, grid.qmax, self.is_weight)
         if self.spec.symmetric:
             return self.on_grid(x, learned, factor)
         granularity, shape = self.spec.granularity, tuple(x.shape)
