@@ -20,6 +20,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.oscillation import fit, top1
@@ -37,18 +38,20 @@ PAPER, LIMITED = "1 / sqrt(N qmax), the paper's", "at most 1 / qmax^2"
 
 
 class Plain(nn.Module):
-    """Three convolutions of 16, 32 and 32 channels, BatchNorm behind each: (N, 1, H, W) -> (N, 10)."""
+    """Three convolutions of 16, 32 and 32 channels, the last one beside a shortcut: (N, 1, H, W) -> (N, 10)."""
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs, stride in ((1, 16, 1), (16, 32, 2), (32, 32, 1)):
-            convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
-        self.layers, self.head = nn.Sequential(*layers), nn.Linear(32, 10)
+        self.conv1, self.bn1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.conv3, self.bn3 = nn.Conv2d(32, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.head = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.layers(x).mean((2, 3)))
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu(x + self.bn3(self.conv3(x)))
+        logits: Tensor = self.head(x.mean((2, 3)))
         return logits
 
 
@@ -62,7 +65,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 def of_the_paper() -> Iterator[None]:
     """Inside, the factor is 1 / sqrt(N * qmax)."""
     limited = lsq.lsq_factor
-    lsq.lsq_factor = lambda sharing, qmax: float(sharing * qmax) ** -0.5
+    lsq.lsq_factor = lambda sharing, qmax, is_weight: float(sharing * qmax) ** -0.5
     try:
         yield
     finally:
@@ -74,6 +77,7 @@ def trained(
 ) -> nn.Module:
     """A copy of the network after so many epochs more: SGD with momentum, neither schedule nor decay."""
     L.seed_everything(seed, verbose=False)
+    data = ImageDataModule(data.data, data.batch_size, seed=seed)
     network = copy.deepcopy(network)
     module = ImageClassifier(network, data.data.num_classes, partial(torch.optim.SGD, lr=lr, momentum=0.9))
     quantized = [] if policy is None else [QuantizationAwareTraining(policy, batches=data.calibration_batches(500))]

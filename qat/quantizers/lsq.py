@@ -35,11 +35,11 @@ class LSQ(Quantizer):
     N is the number of elements that share a scale: of a weight, those of one channel or group; of an activation, those of
     one sample, so that the gradient does not depend on the batch size.
 
-    Differs from the paper: g of a weight is at most 1 / qmax^2, so that no bound moves faster than a weight on it would (with 8
-    bits and few weights a scale, the paper's g lets fits diverge); the first range comes from any observer (the paper's is `MeanAbs`);
-    weights may have one scale a channel or group; the scale in force is max(scale, floor), with floor = first scale / 1024,
-    so that no optimizer step can make it zero or negative; the gradient passes through the floor, so that a scale below it
-    can recover.
+    Differs from the paper: g of a weight is at most 1 / qmax^2, so that no bound moves faster than a weight on it would
+    (with 8 bits and few weights a scale, the paper's g lets fits diverge); the first range comes from any observer (the
+    paper's is `MeanAbs`); weights may have one scale a channel or group; the scale in force is max(scale, floor), with
+    floor = first scale / 1024, so that no optimizer step can make it zero or negative; the gradient passes through the
+    floor, so that a scale below it can recover.
     """
 
     floor: Tensor

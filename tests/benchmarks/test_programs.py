@@ -100,7 +100,7 @@ def test_scale_factor(run, monkeypatch):
         ),
     ]
     assert all(0 <= top1 <= 1 for row in found["rows"] for seeds in row["top1"].values() for top1 in seeds)
-    assert lsq.lsq_factor(9, 127) == 127**-2, "restored"
+    assert lsq.lsq_factor(9, 127, True) == 127**-2, "restored"
 
 
 @pytest.mark.slow
