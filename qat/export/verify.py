@@ -113,8 +113,8 @@ def _computes_in_float(module: nn.Module) -> bool:
 
 
 def _answers(output: Tensor) -> Tensor:
-    """Which class is the largest, for each sample, and pixel if there are any; of (N,), the values."""
-    return output.argmax(dim=1) if output.ndim > 1 else output
+    """Which class is the largest, for each sample, and pixel if there are any; of (N,), whether it is positive."""
+    return output.argmax(dim=1) if output.ndim > 1 else output > 0
 
 
 def _compare(sites: dict[str, SiteAgreement], name: str, ours: Tensor, theirs: Tensor, tolerance: float = 0.0) -> None:

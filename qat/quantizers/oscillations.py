@@ -38,19 +38,26 @@ class Oscillations(nn.Module):
         self.register_buffer("direction", torch.zeros(shape, dtype=torch.int8))
         self.register_buffer("frozen", torch.zeros(shape, dtype=torch.bool))
         self.register_buffer("started", torch.tensor(False))
+        self._going = False
+        """Whether `started` is known to be true, without asking the device in every step."""
 
     @torch.no_grad()
     def reset(self) -> None:
         """Nothing was counted."""
         for buffer in self.buffers():
             buffer.zero_()
+        self._going = False
 
     @torch.no_grad()
     def start(self, codes: Tensor) -> None:
         """The codes before the first step. Only the first call counts: a restored state goes on."""
-        self.code.copy_(torch.where(self.started, self.code, codes))
-        self.average.copy_(torch.where(self.started, self.average, codes))
-        self.started.fill_(True)
+        if self._going:
+            return
+        if not self.started:
+            self.code.copy_(codes)
+            self.average.copy_(codes)
+            self.started.fill_(True)
+        self._going = True
 
     @torch.no_grad()
     def step(self, codes: Tensor, momentum: float) -> None:
@@ -81,5 +88,6 @@ class Oscillations(nn.Module):
         self, state_dict: dict[str, Tensor], prefix: str, *args: object, **kwargs: object
     ) -> None:
         """A checkpoint from before anybody counted holds nothing of this: the counting starts then."""
+        self._going = False
         if any(key.startswith(prefix) for key in state_dict):
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

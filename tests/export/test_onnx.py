@@ -189,6 +189,21 @@ def test_layers_of_equal_width_and_names_that_look_like_constants(policy: str, t
     assert qat.verify(tmp_path / "m.onnx", integer, [x]).exact
 
 
+def test_a_network_with_one_number_a_sample_agrees_where_the_signs_do(tmp_path: Path) -> None:
+    class Score(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).flatten()
+
+    x = torch.randn(16, 6)
+    prepared = qat.prepare(Score(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)).eval(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, x, tmp_path / "m.onnx")
+    check = qat.verify(tmp_path / "m.onnx", integer, [x])
+    assert check.exact
+    assert check.top1_agreement == 1.0
+
+
 def test_a_network_that_ends_in_a_convolution_agrees_pixel_by_pixel(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 8, 8)
     prepared = qat.prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1)).eval(), "w4a4", x)
