@@ -1,7 +1,7 @@
 """Learning rates that a fit survives, with the factor of LSQ's scale gradient as its paper has it, and limited to 1 / qmax^2.
 
 Two small networks are trained in float once, on scikit-learn's digits, and go on from there at constant learning rates: in
-float, and quantized. A quarter of an hour on one thread of a CPU.
+float, and quantized. Five minutes on one thread of a CPU.
 
 python -m benchmarks.scale_factor --threads 1
 """
