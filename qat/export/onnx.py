@@ -115,7 +115,7 @@ class _Exporter:
                 return self._input(node)
             if isinstance(module, nn.Flatten):
                 return self.reshape(self._input(node), self.shapes[node], _name(node))
-            return write_float(self.graph, module, [self.names[n] for n in node.all_input_nodes], _name(node))
+            return self.float_layer(node, module)
         if node.target in (torch.flatten, torch.reshape, "flatten", "view", "reshape"):
             return self.reshape(self._input(node), self.shapes[node], _name(node))
         if node.target in ("contiguous", "detach"):
@@ -321,8 +321,17 @@ class _Exporter:
         return self.graph.node("DequantizeLinear", [codes, f"{name}_scale", f"{name}_zero_point"], name)
 
     def weight_only(self, node: fx.Node, module: integer.WeightOnlyLayer) -> str:
-        weight = self.dequantized_weight(module, f"{_name(node)}_weight")
-        return write_float(self.graph, module.layer, [self._input(node)], _name(node), weight=weight)
+        return self.float_layer(node, module.layer, self.dequantized_weight(module, f"{_name(node)}_weight"))
+
+    def float_layer(self, node: fx.Node, module: nn.Module, weight: str | None = None) -> str:
+        """A module that calculates in float, with this weight instead of its own."""
+        inputs, name = [self.names[n] for n in node.all_input_nodes], _name(node)
+        if not (isinstance(module, nn.Conv2d | nn.Linear) and set(inputs) & set(self.real.values())):
+            return write_float(self.graph, module, inputs, name, weight=weight)
+        # Between dequantized codes and QuantizeLinear the runtime would round weights and bias to 8 and 32 bits. LeakyRelu
+        # with slope 1 changes nothing, stands between, and is calculated together with the layer.
+        result = write_float(self.graph, module, inputs, f"{name}_float", weight=weight)
+        return self.graph.node("LeakyRelu", [result], name, alpha=1.0)
 
 
 def _name(node: fx.Node) -> str:

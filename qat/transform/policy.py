@@ -314,7 +314,8 @@ def _tensor_rule(
 
 def _check_mapping(content: object, where: str) -> None:
     if content is not None and not isinstance(content, Mapping):
-        raise ValueError(f"{where}={content!r} is no list of keys and values: write for example {{bits: 8}}, or {{}}.")
+        example = "{mine: {match: 'layer1.*', weight: {bits: 4}}}" if where == "rules" else "{bits: 8}, or {}"
+        raise ValueError(f"{where}={content!r} has no keys: write for example {example}.")
 
 
 @contextmanager

@@ -77,6 +77,30 @@ def test_float_islands_are_exported_and_agree(tmp_path):
     assert {"Sigmoid", "QLinearConv"} <= set(result.operators)
 
 
+class Between(nn.Module):
+    """A convolution and a linear layer that can stay in float between quantized ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.after, self.linear, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.conv(F.relu(self.before(x)))))
+        x = self.linear(F.relu(self.after(x)).mean((2, 3)))
+        return self.head(F.relu(x))
+
+
+@pytest.mark.parametrize("layer", ["conv", "linear"])
+def test_float_weights_between_quantized_layers_stay_float(layer: str, tmp_path: Path) -> None:
+    """ONNX Runtime rounds those that stand right between DequantizeLinear and QuantizeLinear to 8 bits."""
+    rule = {"match": layer, "weight": None, "activation": {"bits": 8}}
+    integer, path = exported(Between, qat.load_policy("w8a8", rules={"mine": rule}), tmp_path)
+    result = qat.verify(path, integer, [images(50)])
+    assert result.code_mismatches <= 1e-4 * result.codes_compared  # float islands round differently
+    assert {"conv": "Conv", "linear": "FusedGemm"}[layer] in result.operators, "in float"
+
+
 def test_the_standards_own_interpreter_agrees_within_one_step(tmp_path):
     integer, path = exported(Inception, "w8a8", tmp_path)
     session = onnx.reference.ReferenceEvaluator(str(path))
