@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import nn
@@ -35,7 +36,6 @@ from qat.training.evaluation import silence
 from qat.training.recipe import build, float_network
 
 ROOT = Path(__file__).parent.parent
-FOLDER = RESULTS / "menu"
 POLICIES = ("w4a4", "w3a3", "w2a2")
 SEEDS = (0, 1, 2)
 STEPS = 400
@@ -74,8 +74,14 @@ ROWS: dict[str, list[str]] = {
 }
 """What is named, and what it changes in the configuration. Where a name has no " + ", activations are quantized by the same
 quantizer, or by LSQ if it is for weights alone."""
-ONLY = {"lsq, progressive": ("w2a2",), "nf4": ("w4a4",), "ternary": ("w2a2",), "binary": ("w2a2",)}
-"""Policies that a quantizer of a fixed width has."""
+ONLY = {
+    "lsq, distilled, uncropped": ("w3a3",),
+    "lsq, progressive": ("w2a2",),
+    "nf4": ("w4a4",),
+    "ternary": ("w2a2",),
+    "binary": ("w2a2",),
+}
+"""Rows that are measured at one width: that of the quantizer, or the one where the row was tried."""
 LADDER = ("PTQ min-max", "PTQ MSE", "PTQ CLE + bias correction", "PTQ AdaRound", "PTQ BRECQ", "PTQ QDrop")
 """Lists of configs/ptq/full.yaml."""
 
@@ -167,7 +173,10 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *LADDER], default=[*ROWS, *LADDER])
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS / "menu", help="two at once: a folder for each")
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
 
     first = composed(given.rows[0], given.policies[0], 0, given.checkpoint.resolve(), given.data.resolve())
     data: ImageData = build.part(first.data, "data")
@@ -175,11 +184,12 @@ def main() -> None:
     float_network.check_source(first, data)
     float_network.load_or_train(network, first, data, Path())
     about = {"data": data.label, "test": len(data.test), "float": tested(network, first, data)["top1"]}
-    for row, policy, seed in missing(FOLDER, given.rows, given.policies, given.seeds):
+    for row, policy, seed in missing(given.out, given.rows, given.policies, given.seeds):
         config = composed(row, policy, seed, given.checkpoint.resolve(), given.data.resolve())
+        data = build.part(config.data, "data")  # rows may change it
         found = post_trained(row, config, data, network) if row in LADDER else trained(config, data, network)
         print(f"{row}, {policy}, seed {seed}: {100 * found['top1']:.2f} %, {found['minutes']} minutes", flush=True)
-        record(FOLDER, row, policy, seed, found, about)
+        record(given.out, row, policy, seed, found, about)
 
 
 if __name__ == "__main__":

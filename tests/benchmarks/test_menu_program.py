@@ -72,3 +72,19 @@ def test_a_cell_says_its_commit(tmp_path):
     menu.record(tmp_path, "lsq", "w4a4", 0, {"top1": 0.25}, {})
     written = json.loads((tmp_path / "lsq.json").read_text())
     assert written["cells"]["w4a4, seed 0"]["commit"] == written["environment"]["commit"]
+
+
+def test_a_row_has_its_own_data(tmp_path, monkeypatch):
+    """Data of another row gave another row's result its name once."""
+    used = []
+    monkeypatch.setattr(menu.build, "part", lambda section, *_: used.append(section.crop_padding) or noise(16))
+    monkeypatch.setattr(menu.float_network, "check_source", lambda *_: None)
+    monkeypatch.setattr(menu.float_network, "load_or_train", lambda *_: None)
+    monkeypatch.setattr(menu, "tested", lambda *_: {"top1": 0.5})
+    monkeypatch.setattr(menu, "trained", lambda *_: {"top1": used[-1] / 8, "minutes": 0})
+    places = ["--checkpoint", tmp_path, "--data", tmp_path, "--out", tmp_path]
+    rows = ["--rows", "lsq", "lsq, distilled, uncropped", "--policies", "w3a3", "--seeds", 0, "--threads", 1]
+    monkeypatch.setattr("sys.argv", ["menu", *map(str, [*places, *rows])])
+    menu.main()
+    top1 = {p.stem: json.loads(p.read_text())["cells"]["w3a3, seed 0"]["top1"] for p in tmp_path.glob("*.json")}
+    assert top1 == {"lsq": 0.5, "lsq_distilled_uncropped": 0.0}
