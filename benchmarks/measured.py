@@ -202,25 +202,6 @@ def oscillation(record: Record | None) -> str:
     return f"{_with_machine(table(('', 'seeds', *columns.values()), rows, text=1), record)}\n\n{about}"
 
 
-def scale_factor(record: Record | None) -> str:
-    """Top-1 of each policy and factor at each learning rate, every seed."""
-    if record is None:
-        return NOT_MEASURED
-    rates = list(record["rows"][0]["top1"])
-    rows = [
-        [
-            row["network"],
-            row["policy"],
-            row["factor"],
-            *(", ".join(f"{100 * v:.1f}" for v in row["top1"][r]) for r in rates),
-        ]
-        for row in record["rows"]
-    ]
-    about = f"Top-1 in %, each seed; {record['data']}, {record['test_images']} test images, {record['epochs']} epochs."
-    header = ("network", "policy", "factor of the scale's gradient", *(f"learning rate {rate}" for rate in rates))
-    return f"{_with_machine(table(header, rows, text=3), record)}\n\n{about}"
-
-
 def _percent(values: Sequence[float]) -> str:
     spread = f" ± {100 * stdev(values):.2f}" if len(values) > 1 else ""
     return f"{100 * mean(values):.2f}{spread}"

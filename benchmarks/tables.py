@@ -130,7 +130,6 @@ def measurements(results: Path) -> dict[str, str]:
     artefact = measured.load(results / "artefact_time/cpu.json")
     found["artefact"] = measured.candidates(artefact, "the float export")
     found["oscillation"] = measured.oscillation(measured.load(results / "oscillation/cpu.json"))
-    found["scale factor"] = measured.scale_factor(measured.load(results / "scale_factor/cpu.json"))
     found["latency"] = measured.latency(measured.load(results / "latency/cpu.json"))
     return found
 

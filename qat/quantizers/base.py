@@ -176,6 +176,10 @@ class Quantizer(nn.Module):
         y = fake_quantize(*given) if straight else fake_quantize_by(self.estimator, *given)
         return y if y.shape == x.shape else y.reshape(shape)
 
+    def lsq_gradient_scale(self, x: Tensor) -> float:
+        """g = 1 / sqrt(N * qmax) of Esser et al. 2020, section 2.2; N is `sharing(x)`."""
+        return float((self.sharing(x) * self.spec.grid.qmax) ** -0.5)
+
     def sharing(self, x: Tensor) -> int:
         """The number of elements that share a scale: of a weight, those of one channel or group; of an activation, those
         of one sample, so that the gradient does not depend on the batch size.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qat.functional import clip, held, scale_gradient, snap, with_gradient_of
 from qat.observers import Observer
 from qat.quantizers.by_table import ByTable
-from qat.quantizers.lsq import FLOOR, lsq_factor
+from qat.quantizers.lsq import FLOOR
 from qat.spec import QParams, QuantSpec
 
 
@@ -23,8 +23,8 @@ class Codebook(ByTable):
     Levels of weights lie in -127..127, as those of activations that may be negative; of others in 0..255.
 
     The scale learns as in LSQ: x goes to the nearest level (the lower one from exactly between), straight-through inside the
-    outermost levels; dscale = g * (level - x / scale) inside and g * level outside, times `lsq_factor`, where qmax is that
-    of a uniform grid of as many bits, and times (qmax / outermost level)^2, so that the outermost level moves as fast
+    outermost levels; dscale = g * (level - x / scale) inside and g * level outside, times LSQ's 1 / sqrt(N * qmax), where qmax
+    is that of a uniform grid of as many bits, and times (qmax / outermost level)^2, so that the outermost level moves as fast
     as it would there, in whatever units the levels are written.
 
     Raises:
@@ -74,7 +74,7 @@ class Codebook(ByTable):
     def function(self, x: Tensor, sharing: int) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
         levels, uniform = self.levels(), self.uniform_qmax
-        factor = lsq_factor(sharing, uniform, self.is_weight) * (uniform / self._outermost()) ** 2
+        factor = (sharing * uniform) ** -0.5 * (uniform / self._outermost()) ** 2
         scale = granularity.shaped(scale_gradient(held(self.scale, self.floor), factor), shape)
         ends = levels.detach()[[0, -1]]
         clipped = clip(granularity.view(x), ends[0] * scale, ends[1] * scale)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qat.functional import clip_and_snap, held, scale_gradient, with_gradient_of
 from qat.quantizers.base import Quantizer
-from qat.quantizers.lsq import FLOOR, lsq_factor
+from qat.quantizers.lsq import FLOOR
 from qat.spec import QParams
 
 
@@ -17,7 +17,7 @@ class LSQPlus(Quantizer):
 
     Gradient, with v = (x - lo) / scale: inside dx = g, dscale = g * (round(v) - v), dlo = 0; at the lower bound or
     below dscale = 0, dlo = g; at the upper or above dscale = g * (qmax - qmin), dlo = g. Both are multiplied by LSQ's
-    1 / sqrt(N * qmax), that of a weight's scale by at most 1 / qmax^2, as in LSQ here.
+    g = 1 / sqrt(N * qmax).
 
     Differs from the paper: the offset in force is lo rounded to a whole number of steps, (qmin - zero_point) * scale, so
     that 0.0 is a code and the integer runtime needs no float offset; it keeps lo <= 0 <= hi; the first range comes from the
@@ -41,13 +41,12 @@ class LSQPlus(Quantizer):
         return QParams(scale, zero_point.to(torch.int32))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        grid, sharing, learned = self.spec.grid, self.sharing(x), held(self.scale, self.floor)
-        factor = lsq_factor(sharing, grid.qmax, self.is_weight)
+        g, learned = self.lsq_gradient_scale(x), held(self.scale, self.floor)
         if self.spec.symmetric:
-            return self.on_grid(x, learned, factor)
-        granularity, shape = self.spec.granularity, tuple(x.shape)
-        scale = granularity.shaped(scale_gradient(learned, factor), shape)
-        lo = granularity.shaped(scale_gradient(self.lo, (sharing * grid.qmax) ** -0.5), shape)
+            return self.on_grid(x, learned, g)
+        grid, granularity, shape = self.spec.grid, self.spec.granularity, tuple(x.shape)
+        scale = granularity.shaped(scale_gradient(learned, g), shape)
+        lo = granularity.shaped(scale_gradient(self.lo, g), shape)
         step, zero_point = (granularity.shaped(p, shape) for p in self.qparams())
         lowest = with_gradient_of((grid.qmin - zero_point) * step, lo)
         highest = with_gradient_of((grid.qmax - zero_point) * step, lo + (grid.qmax - grid.qmin) * scale)

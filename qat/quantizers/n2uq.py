@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qat.functional import held, scale_gradient, with_gradient_of
 from qat.observers import Observer
 from qat.quantizers.by_table import ByTable
-from qat.quantizers.lsq import FLOOR, lsq_factor
+from qat.quantizers.lsq import FLOOR
 from qat.spec import SMALLEST_SCALE, QParams, QuantSpec
 
 
@@ -62,7 +62,7 @@ class N2UQ(ByTable):
     def function(self, x: Tensor, sharing: int) -> Tensor:
         granularity, shape, qmax = self.spec.granularity, tuple(x.shape), self.spec.grid.qmax
         lengths = scale_gradient(self.interval, (sharing * self.n_qparams * qmax) ** -0.5)
-        learned = scale_gradient(held(self.scale, self.floor), lsq_factor(sharing, qmax, self.is_weight))
+        learned = scale_gradient(held(self.scale, self.floor), (sharing * qmax) ** -0.5)
         scale = granularity.shaped(self._follow(x) if self.is_weight else learned, shape)
         v, ends = granularity.view(x) / scale, self._ends(lengths)
         return (with_gradient_of(self._staircase(v, ends), _line(v, ends)) * scale).reshape(shape)

@@ -42,7 +42,7 @@ class TQT(Quantizer):
         return QParams(self._scale().detach(), self.zero_point)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return self.on_grid(x, self._scale(), (self.sharing(x) * self.spec.grid.qmax) ** -0.5)
+        return self.on_grid(x, self._scale(), self.lsq_gradient_scale(x))
 
     def _scale(self) -> Tensor:
         scale: Tensor = _PowerOfTwo.apply(held(self.log2_scale, -LARGEST_EXPONENT, LARGEST_EXPONENT))

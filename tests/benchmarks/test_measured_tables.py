@@ -138,14 +138,6 @@ def test_menu():
     assert "float 87.92" in found
 
 
-def test_scale_factor():
-    cells = {"0.1": [0.086, 0.9], "0.01": [0.97, 0.98]}
-    rows = [{"network": "N", "policy": "w8a8", "factor": "f", "top1": cells}]
-    found = measured.scale_factor({**ABOUT, "data": "digits", "test_images": 500, "epochs": 6, "rows": rows})
-    assert lines(found) == ["| N | w8a8 | f | 8.6, 90.0 | 97.0, 98.0 |"]
-    assert "learning rate 0.01" in found
-
-
 def test_the_menu_has_every_quantizer():
     known = {path.stem for path in (tables.ROOT / "configs" / "quantizer").glob("*.yaml")}
     measured_ones = {name.split(",")[0].split(" + ")[0] for name in menu.ROWS}

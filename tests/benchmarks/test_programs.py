@@ -15,13 +15,12 @@ import pytest
 import torch
 
 import qat
-from benchmarks import peers, record, scale_factor
+from benchmarks import peers, record
 from benchmarks.peers.peer import peer
 from benchmarks.subject import SUBJECTS, Subject
 from benchmarks.training_step import TrainingStep
 from benchmarks.vision_transformer import VisionTransformer
 from qat.models import ResNetCifar
-from qat.quantizers import lsq
 
 
 @pytest.fixture
@@ -84,23 +83,6 @@ def test_operation(run):
         assert case["errors"] == {}
         assert len(case["operations"]) == 5
         assert all(is_row(row) for row in case["operations"].values())
-
-
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*", "ignore:.*floor.*")
-def test_scale_factor(run, monkeypatch):
-    monkeypatch.setattr(scale_factor, "NETWORKS", {"three convolutions": scale_factor.Plain})
-    monkeypatch.setattr(scale_factor, "LEARNING_RATES", (0.01,))
-    found = run("scale_factor", "--float-epochs", 1, "--epochs", 1, "--seeds", 0, "--threads", 1)
-    assert [(row["policy"], row["factor"]) for row in found["rows"]] == [
-        ("float", ""),
-        *(
-            (policy, factor)
-            for policy in scale_factor.POLICIES
-            for factor in (scale_factor.PAPER, scale_factor.LIMITED)
-        ),
-    ]
-    assert all(0 <= top1 <= 1 for row in found["rows"] for seeds in row["top1"].values() for top1 in seeds)
-    assert lsq.lsq_factor(9, 127, True) == 127**-2, "restored"
 
 
 @pytest.mark.slow

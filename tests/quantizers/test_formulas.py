@@ -47,12 +47,6 @@ def table_input(quantizer: Quantizer, x: Array) -> Array:
     return np.where(np.abs(codes) == n, 2 * codes, codes) * scale.astype(np.float64)
 
 
-def scale_factor(layout: str, sharing: int, qmax: int) -> float:
-    """LSQ's g, and what limits it: no bound of a weight moves faster than a value on it would."""
-    g = 1 / np.sqrt(sharing * qmax)
-    return g if layout == "activation" else min(g, 1 / qmax**2)
-
-
 def sharing(layout: str, shared: Array) -> int:
     """N of LSQ's gradient scale: elements that share a scale, in one sample."""
     return 12 if layout == "activation" else int((shared == 0).sum())
@@ -156,8 +150,9 @@ def test_lsq_plus() -> None:
     inside = (v > 0) & (v < 15)
     np.testing.assert_allclose(dx, np.where(inside, g, 0), **close)
     dscale = np.where(inside, np.rint(v) - v, np.where(v <= 0, 0, 15))
-    assert quantizer.scale.grad.item() == pytest.approx((g * dscale).sum() / np.sqrt(40 * 15), rel=1e-3)
-    assert quantizer.lo.grad.item() == pytest.approx(g[~inside].sum() / np.sqrt(40 * 15), rel=1e-3)
+    factor = 1 / np.sqrt(40 * 15)
+    assert quantizer.scale.grad.item() == pytest.approx((g * dscale).sum() * factor, rel=1e-3)
+    assert quantizer.lo.grad.item() == pytest.approx(g[~inside].sum() * factor, rel=1e-3)
     assert (v < 0).any()
     assert (v > 15).any()
 
@@ -350,8 +345,9 @@ def test_n2uq_of_an_activation(form: str) -> None:
         (-g * s * sign * slope * np.where(segment == i, (size - ends[segment]) / a[segment], segment > i)).sum()
         for i in range(qmax)
     ]
-    np.testing.assert_allclose(quantizer.interval.grad.numpy(), np.array(da) / np.sqrt(12 * qmax), rtol=1e-3, atol=1e-4)
-    dscale = (g * (code - x / s * slope)).sum() * scale_factor("activation", 12, qmax)
+    factor = 1 / np.sqrt(12 * qmax)
+    np.testing.assert_allclose(quantizer.interval.grad.numpy(), np.array(da) * factor, rtol=1e-3, atol=1e-4)
+    dscale = (g * (code - x / s * slope)).sum() * factor
     np.testing.assert_allclose(quantizer.scale.grad.item(), dscale, **close)
     assert (size > ends[-1]).any()
 
@@ -429,7 +425,7 @@ def test_a_codebook(name: str, layout: str, form: str) -> None:
     np.testing.assert_allclose(dx, np.where(inside, g, 0), **close)
     dscale = summed(g * np.where(inside, chosen - x / s, chosen), shared)
     uniform = 15 if form == "unsigned" else 7
-    factor = (uniform / np.abs(levels).max()) ** 2 * scale_factor(layout, sharing(layout, shared), uniform)
+    factor = (uniform / np.abs(levels).max()) ** 2 / np.sqrt(sharing(layout, shared) * uniform)
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
     assert 0 < inside.mean() < 1
 
@@ -490,7 +486,7 @@ def test_lcq(layout: str, form: str) -> None:
     slope = slopes[np.clip((u * 16).astype(int), 0, 15)] / slopes[at_level]
     np.testing.assert_allclose(dx, np.where(inside, g * slope, 0), **close)
     dscale = summed(g * np.where(inside, level - x / s * slope, level), shared)
-    factor = (qmax / top) ** 2 * scale_factor(layout, sharing(layout, shared), qmax)
+    factor = (qmax / top) ** 2 / np.sqrt(sharing(layout, shared) * qmax)
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
 
     def line(theta_: Array) -> float:

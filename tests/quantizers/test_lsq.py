@@ -89,9 +89,7 @@ def test_the_scale_gradient_of_lsq_is_eq_3_times_g(layout: str, bits: int) -> No
     shared = LAYOUTS[layout][2](SHAPE)
     # weights: the elements that share a scale; activations: those of one sample
     sharing = {"activation": 12, "per_channel": 12, "per_group": 6}[layout]
-    qmax = 2 ** (bits - 1) - 1
-    g = 1 / np.sqrt(sharing * qmax)
-    g = g if layout == "activation" else min(g, 1 / qmax**2)
+    g = 1 / np.sqrt(sharing * (2 ** (bits - 1) - 1))
     scale, zero_point = (p.numpy() for p in quantizer.qparams())
     grid = quantizer.spec.grid
     _, expected = oracle.backward(x.numpy(), scale, zero_point, grid.qmin, grid.qmax, shared, grad.numpy(), g)
@@ -105,7 +103,7 @@ def test_a_weight_with_one_scale_counts_all_its_elements() -> None:
     quantizer(x).backward(grad)
     scale, zero_point = (p.numpy() for p in quantizer.qparams())
     shared = oracle.per_tensor(SHAPE)
-    _, expected = oracle.backward(x.numpy(), scale, zero_point, -7, 7, shared, grad.numpy(), 1 / 7**2)
+    _, expected = oracle.backward(x.numpy(), scale, zero_point, -7, 7, shared, grad.numpy(), 1 / np.sqrt(48 * 7))
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), expected, rtol=1e-4)
 
 
@@ -135,15 +133,3 @@ def test_a_scale_below_its_floor_recovers() -> None:
         (quantizer(x) - x).square().sum(dim=1).mean().backward()
         optimizer.step()
     assert 0.3 * first < quantizer.qparams().scale < 2 * first
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("n", [9, 4096])
-def test_a_bound_never_moves_faster_than_the_weight_on_it_would(bits: int, n: int) -> None:
-    """One step of SGD, with a gradient for the largest weight alone."""
-    weight = torch.cat([torch.ones(1), torch.zeros(n - 1)]).reshape(1, n)
-    quantizer = LSQ(QuantSpec(Grid(bits, narrow=True)), (1, n))
-    quantizer.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
-    quantizer(weight)[0, 0].backward()
-    moved = quantizer.scale.grad.item() * quantizer.spec.grid.qmax
-    assert 0 < moved <= 1 + 1e-6

@@ -184,7 +184,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
     for size, accumulate in ((32, 1), (8, 4)):
         model, start = FrozenNorm(lr=0.1), AtStart()
         loader = DataLoader(images(64), size)
-        fitting = trainer(tmp_path, qat(quantizer_lr_ratio=1.0), start, accumulate_grad_batches=accumulate)
+        fitting = trainer(tmp_path, qat(), start, accumulate_grad_batches=accumulate)
         fitting.fit(model, loader)
         assert fitting.global_step == 2
         found.append({name: value - start.state[name] for name, value in snapshot(model).items() if "scale" in name})

@@ -104,7 +104,7 @@ def loader(data: Any, batch: int) -> DataLoader[Any]:
 def fit(folder: Path, policy: str = "w4a4", batch: int = BATCH, data: Any = None) -> Found:
     """Eight steps. batch: images in all processes together."""
     model, start = Frozen(), AtStart()
-    callback = QuantizationAwareTraining(policy, calibration_images=80, quantizer_lr_ratio=1.0)
+    callback = QuantizationAwareTraining(policy, calibration_images=80, quantizer_lr_ratio=0.1)
     fitting = trainer(folder, callback, start, epochs=2, **strategy())
     fitting.fit(model, loader(data or images(128), batch))
     return {
