@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.quantizers import Quantizer
 from qat.transform import quantizers
@@ -29,6 +30,13 @@ class Watch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def left_in_evaluation(network: nn.Module) -> bool:
+    """Whether somebody called eval() on a network with BatchNorm and no train() afterwards. Single layers that are at rest in
+    a network in training mode are meant to be.
+    """
+    return not network.training and any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
 def trouble(quantizer: Quantizer) -> str:

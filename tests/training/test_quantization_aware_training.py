@@ -247,6 +247,17 @@ def test_a_training_step_that_goes_around_the_prepared_network_is_found_out(tmp_
         trainer(tmp_path, qat()).fit(Around(), datamodule=Data())
 
 
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # Lightning's own words
+def test_a_network_left_in_evaluation_mode_is_said(tmp_path: Path) -> None:
+    model = Classifier()
+    model.net.eval()
+    with pytest.warns(UserWarning, match=r"the network is in evaluation mode, .* Call train\(\) on it before the fit"):
+        trainer(tmp_path, qat(), limit_train_batches=1).fit(model, datamodule=Data())
+    model = Classifier()
+    next(m for m in model.net.modules() if isinstance(m, nn.BatchNorm2d)).eval()  # somebody meant it
+    trainer(tmp_path, qat(), limit_train_batches=1).fit(model, datamodule=Data())
+
+
 def test_scales_that_no_optimizer_updates_are_said(tmp_path: Path) -> None:
     class Early(Classifier):
         def __init__(self) -> None:

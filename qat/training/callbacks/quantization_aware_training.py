@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from qat.quantizers import Mode
-from qat.training.alarms import Watch, trouble
+from qat.training.alarms import Watch, left_in_evaluation, trouble
 from qat.training.averaging import average_real_numbers_only, copy_again, share_ranges, slow_scales_in_swa
 from qat.training.batches import Inputs, NetworkInputs, calibration_inputs, first_of
 from qat.training.companion import Extension
@@ -246,6 +246,12 @@ class QuantizationAwareTraining(L.Callback):
             rank_zero_warn(
                 f"{len(forgotten)} learned scales are in no optimizer ({forgotten[0]}, ...) and keep their calibrated values: "
                 "collect parameters inside configure_optimizers, from self.parameters()."
+            )
+        if left_in_evaluation(network):
+            rank_zero_warn(
+                "the network is in evaluation mode, and Lightning leaves it there: BatchNorm goes on with the statistics of the "
+                "float network, which quantized training soon leaves behind, and the fit may diverge. Call train() on it "
+                "before the fit."
             )
         start = time.perf_counter()
         self.calibrate(trainer, pl_module, network)
