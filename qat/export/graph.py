@@ -49,18 +49,24 @@ class GraphWriter:
         self.constants.append(onnx.numpy_helper.from_array(value, name))
         return name
 
-    def stored_weight(self, codes: NDArray[Any], name: str, to: int) -> str:
-        """int8 or uint8 weight codes as type `to`, stored in 2 or 4 bits each where they fit; widened once, by the runtime."""
+    def stored_weight(self, codes: NDArray[Any], name: str, to: int, times: int = 1) -> str:
+        """`times` the int8 or uint8 weight codes as type `to`, stored in 2 or 4 bits each where they fit; widened and
+        multiplied once, by the runtime.
+        """
         lowest, highest = int(np.min(codes)), int(np.max(codes))
         sign = int(codes.dtype == np.int8)
         bits = next(b for b in (2, 4, 8) if -sign * 2 ** (b - 1) <= lowest and highest < 2 ** (b - sign))
         kind = f"{codes.dtype.name.removesuffix('8')}{bits}"
         form = getattr(TensorProto, kind.upper())
-        stored = name if form == to else f"{name}_{kind}"
+        stored = name if form == to and times == 1 else f"{name}_{kind}"
         self.has_int2 |= bits == 2
         packed = codes.tobytes() if bits == 8 else pack(codes, bits)
         self.constants.append(helper.make_tensor(stored, form, codes.shape, packed, raw=True))
-        return stored if form == to else self.node("Cast", [stored], name, to=to)
+        if times == 1:
+            return stored if form == to else self.node("Cast", [stored], name, to=to)
+        wide = self.node("Cast", [stored], f"{name}_int32", to=TensorProto.INT32)
+        product = self.node("Mul", [wide, self.constant(np.array(times, dtype=np.int32))], f"{name}_times_{times}")
+        return self.node("Cast", [product], name, to=to)
 
     def save(
         self,

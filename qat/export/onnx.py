@@ -181,8 +181,8 @@ class _Exporter:
         if not flat:
             codes = self.reshape(codes, (-1, shape[-1]), f"{name}_rows")
         x = self.dequantized(codes, module.input)
-        scale = self.graph.constant(module.weight_scale.numpy())
-        weight = self.graph.stored_weight(module.weight.numpy(), f"{name}_weight", TensorProto.INT8)
+        scale = self.graph.constant(module.unit_scale.numpy())
+        weight = self.graph.stored_weight(module.weight.numpy(), f"{name}_weight", TensorProto.INT8, module.steps)
         # ONNX Runtime fuses Gemm only when the zero-points, although 0, are written out.
         # Left unfused, weights of a convolution are rewritten to uint8, with their zero-points: nobody else may have them.
         zeros = [np.int8, np.int32] if attributes is None else [np.int8] if module.output is None else []
@@ -191,7 +191,7 @@ class _Exporter:
             self.graph.own_constant(np.zeros(len(module.bias), t), n) for t, n in zip(zeros, names, strict=False)
         ]
         weight = self.graph.node("DequantizeLinear", [weight, scale, *zero_points[:1]], f"{name}_weight_dq", axis=0)
-        unit = torch.tensor(module.input.scale) * module.weight_scale
+        unit = torch.tensor(module.input.scale) * module.unit_scale
         bias = [self.graph.constant(module.bias.numpy()), self.graph.constant(unit.numpy())]
         bias_real = self.graph.node("DequantizeLinear", [*bias, *zero_points[1:]], f"{name}_bias_dq", axis=0)
         end = name if flat else f"{name}_matrix"

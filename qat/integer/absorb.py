@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qat.integer.arithmetic import Codes
 from qat.nn import QuantizedLayer, affine_of
 
 BIAS_LIMIT = 2.0**30
@@ -14,32 +15,51 @@ BIAS_LIMIT = 2.0**30
 
 
 class IntegerWeights(NamedTuple):
-    """weight: whole numbers, the shape of the float weight. bias: (out,), whole numbers or real. scale: (out,)."""
+    """weight: whole numbers, the shape of the float weight. bias: (out,), whole numbers or real. scale: (out,).
+
+    steps: how many units of the accumulator, and of a whole bias, one product of codes is.
+    """
 
     weight: Tensor
     bias: Tensor
     scale: Tensor
+    steps: int = 1
 
 
-def absorb(layer: QuantizedLayer, norm: nn.Module | None, x_scale: float) -> IntegerWeights:
-    """Weight codes, int32 bias and per-channel scale of layer + BatchNorm.
+def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Codes) -> IntegerWeights:
+    """Weight codes, int32 bias and per-channel scale of layer + BatchNorm, for inputs on the grid `x`.
 
     With y = gamma * (w * x + b - mean) / sigma + beta, the scale becomes scale * |gamma| / sigma, the bias
     (b - mean) * gamma / sigma + beta, and a negative gamma flips the sign of the codes, which is exact on a narrow grid.
     The scale of a dead channel (no weight, or gamma near 0) is raised until its bias fits into int32; its codes shrink in
-    proportion.
+    proportion. The bias is a whole number of x.scale * scale / steps.
 
     Raises:
         ValueError: an affine weight grid, or a sign flip on a grid that is not narrow.
     """
-    codes, bias, scale = with_norm(layer, norm)
-    smallest = (bias.abs() / (x_scale * BIAS_LIMIT)).clamp(min=2.0**-60)
+    codes, bias, scale, _ = with_norm(layer, norm)
+    steps = steps_of(int(codes.abs().max()), x.highest)
+    smallest = (bias.abs() * steps / (x.scale * BIAS_LIMIT)).clamp(min=2.0**-60)
     raised = torch.maximum(scale, smallest)
     shrink = (scale / raised).reshape(-1, *[1] * (codes.dim() - 1))
     codes = torch.where(shrink < 1, torch.round(codes * shrink), codes)
     stored = raised.float()
-    unit = torch.tensor(x_scale, device=stored.device) * stored
-    return IntegerWeights(codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored)
+    unit = torch.tensor(x.scale, device=stored.device) * stored / steps
+    return IntegerWeights(codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored, steps)
+
+
+def steps_of(largest: int, highest: int) -> int:
+    """The largest power of two whose multiples of weight codes up to `largest` fit int8, and never saturate (`IntegerLayer.
+    may_saturate`) with input codes up to `highest`, where those of 7 bits never do.
+
+    A bias is rounded to whole units of the accumulator. With codes of 2 bits one product is a large part of a step of the
+    output; multiplied by 64, in int8, they leave the bias 64 times as exact and every sum what it was.
+
+    >>> steps_of(1, 255), steps_of(7, 255), steps_of(7, 15), steps_of(127, 15)
+    (64, 8, 16, 1)
+    """
+    limit = 64 if highest > 127 else 127
+    return 2 ** max((limit // max(largest, 1)).bit_length() - 1, 0)
 
 
 def with_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerWeights:

@@ -246,7 +246,7 @@ class _Converter:
         source = node.all_input_nodes[0]
         self.codes(source)
         x = self.grids[source]
-        return _integer_layer(layer, absorb(as_quantized(layer), self._norm(norm), x.scale), x, output)
+        return _integer_layer(layer, absorb(as_quantized(layer), self._norm(norm), x), x, output)
 
     def _dynamic_layer(self, node: fx.Node, norm: fx.Node | None) -> fx.Node:
         """The same on an input whose range is that of each tensor, with a real bias."""
@@ -314,7 +314,8 @@ def _integer_layer(layer: nn.Module, integers: IntegerWeights, x: Codes, output:
     """The module for these weights; from `layer` come its shape and its bits."""
     quantizer = as_quantized(layer).weight_quantizer
     assert quantizer is not None
-    arguments = (integers.weight, integers.bias, integers.scale, quantizer.spec.grid.bits, x, output)
+    weight, bias, scale, steps = integers
+    arguments = (weight, bias, scale, quantizer.spec.grid.bits, x, output, steps)
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return IntegerConv(*arguments, conv=layer)
     return IntegerLinear(*arguments)

@@ -81,9 +81,9 @@ class LookUp(IntegerModule):
 class IntegerLayer(IntegerModule):
     """A convolution or linear layer: int8 weight codes, int32 bias, one float32 scale per output channel.
 
-    weight: int8, the shape of the float weight. bias: int32 (out,), in units of input.scale * weight_scale.
-    weight_scale: float32 (out,). weight_bits: how many bits the codes need. Products are accumulated exactly: in float32 on
-    a CPU when no sum can reach 2**24, otherwise in float64.
+    weight: int8, the shape of the float weight. weight_scale: float32 (out,). weight_bits: how many bits the codes need.
+    bias: int32 (out,), in units of the accumulator, input.scale * weight_scale / steps: a product of codes counts `steps` of
+    them. Products are summed exactly: in float32 on a CPU when no sum can reach 2**24, otherwise in float64.
     """
 
     weight: Tensor
@@ -91,10 +91,17 @@ class IntegerLayer(IntegerModule):
     weight_scale: Tensor
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, weight_scale: Tensor, weight_bits: int, input: Codes, output: Codes | None
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        weight_scale: Tensor,
+        weight_bits: int,
+        input: Codes,
+        output: Codes | None,
+        steps: int = 1,
     ) -> None:
         super().__init__(output)
-        self.input, self.weight_bits = input, weight_bits
+        self.input, self.weight_bits, self.steps = input, weight_bits, steps
         self.register_buffer("weight", weight.to(torch.int8))
         self.register_buffer("bias", bias.to(torch.int32))
         self.register_buffer("weight_scale", weight_scale.float())
@@ -105,7 +112,7 @@ class IntegerLayer(IntegerModule):
     @property
     def may_saturate(self) -> bool:
         """Whether two neighbouring products can leave 16 bits, in which x86 processors without VNNI would add them."""
-        rows = self.weight.long().abs().flatten(1)
+        rows = self.steps * self.weight.long().abs().flatten(1)
         pairs = rows.topk(min(2, rows.shape[1]), dim=1).values.sum(dim=1)
         return int(pairs.max()) * self.input.highest > 2**15 - 1
 
@@ -118,11 +125,16 @@ class IntegerLayer(IntegerModule):
         dtype = torch.float32 if self.fits_float32 and not codes.is_cuda else torch.float64
         zero = self.input.zero_point if zero_point is None else zero_point
         products = self.products(codes.to(dtype) - zero, self.weight.to(dtype))
-        return products.to(torch.int32) + self.per_channel(self.bias)
+        return self.steps * products.to(torch.int32) + self.per_channel(self.bias)
+
+    @property
+    def unit_scale(self) -> Tensor:
+        """weight_scale / steps, exactly: what a unit of the accumulator is, of the input's scale; float32 (out,)."""
+        return self.weight_scale / self.steps
 
     def forward(self, codes: Tensor) -> Tensor:
         accumulator = self.accumulate(codes)
-        scale = self.per_channel(self.weight_scale)
+        scale = self.per_channel(self.unit_scale)
         if self.output is None:
             return arithmetic.accumulator_to_float(accumulator, self.input.scale, scale)
         return arithmetic.accumulator_to_codes(accumulator, self.input.scale, scale, self.output)

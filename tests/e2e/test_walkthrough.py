@@ -27,5 +27,5 @@ def test_the_cells_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     accuracy, results = names["accuracy"], names["results"]
     assert accuracy(names["float_net"]) > 96
     assert accuracy(results["w4a4"]) > 96
-    assert accuracy(results["w2a2"]) > 85
-    assert accuracy(names["integer"]) == accuracy(results["w2a2"])
+    assert accuracy(results["w2a2"]) > 93
+    assert abs(accuracy(names["integer"]) - accuracy(results["w2a2"])) < 1

@@ -12,6 +12,7 @@ from torch import nn
 import qat
 from qat.integer import IntegerModel, stored_bytes
 from qat.integer.absorb import absorb
+from qat.integer.arithmetic import Codes
 from qat.integer.modules import IntegerLayer, WeightOnlyLayer
 from qat.nn import as_quantized
 
@@ -30,6 +31,20 @@ def test_the_integer_model_computes_what_was_trained_up_to_rounding(network):
         trained, deployed = prepared(images(64, seed=2)), integer(images(64, seed=2))
     assert (trained - deployed).abs().mean() < 0.02 * trained.std()
     assert trained.std() > 0.05
+
+
+def test_few_bits_leave_the_bias_exact():
+    """As exact as int8 weights can make it: rounded to units of one product, one code in five would be another."""
+    prepared = calibrated(OptionA, qat.load_policy("w2a2", first_last_bits=None))
+    integer = qat.convert(prepared)
+    layers = [m for m in integer.children() if isinstance(m, IntegerLayer)]
+    assert [layer.steps for layer in layers] == [64] * 4
+    assert all(int(layer.steps * layer.weight.long().abs().max()) <= 127 for layer in layers)
+    x = images(64, seed=2)
+    with torch.no_grad():
+        _, codes = integer.codes(x)
+        trained = prepared.sites["conv1"].quantize(prepared.bn1(prepared.conv1(prepared.sites["x_input"](x))))
+    assert 0 < (codes["conv1"] != trained.relu()).float().mean() < 0.03
 
 
 @pytest.mark.parametrize("network", INTEGER)
@@ -64,7 +79,7 @@ def test_a_negative_gain_flips_codes_exactly():
     layer.weight_quantizer.finish_observing()
     norm = nn.BatchNorm1d(3, eps=0.0)
     norm.weight.data = torch.tensor([-2.0, 1.0, -0.5])
-    plain, absorbed = absorb(layer, None, 1.0), absorb(layer, norm, 1.0)
+    plain, absorbed = absorb(layer, None, Codes(1.0, 0)), absorb(layer, norm, Codes(1.0, 0))
     assert torch.equal(absorbed.weight, plain.weight * torch.tensor([[-1.0], [1.0], [-1.0]]))
     assert torch.allclose(absorbed.scale, plain.scale * torch.tensor([2.0, 1.0, 0.5]), rtol=1e-6)
 
