@@ -249,9 +249,9 @@ class QuantizationAwareTraining(L.Callback):
             )
         if left_in_evaluation(network):
             rank_zero_warn(
-                "the network is in evaluation mode, and Lightning leaves it there: BatchNorm goes on with the statistics of the "
-                "float network, which quantized training soon leaves behind, and the fit may diverge. Call train() on it "
-                "before the fit."
+                "the network is in evaluation mode, and Lightning leaves it there: BatchNorm keeps the statistics of the float "
+                "network, which quantized training soon leaves behind, and the fit may diverge. Call train() on it before "
+                "the fit."
             )
         start = time.perf_counter()
         self.calibrate(trainer, pl_module, network)
