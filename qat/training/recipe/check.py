@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,27 @@ WHOLE = {
 SHARES = ("label_smoothing", "float.label_smoothing", "distillation.weight")
 POSITIVE = ("distillation.temperature", "optim.lr", "float.optim.lr")
 DECAYS = ("optim.weight_decay", "float.optim.weight_decay")
+DECIDES = (
+    "seed",
+    "batch_size",
+    "calibration_images",
+    "label_smoothing",
+    "distillation",
+    "progressive",
+    "freeze",
+    "model",
+    "data",
+    "optim",
+    "policy",
+    "oscillation",
+    "callbacks.qat",
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+)
+"""What a resumed run must have in common with the one that it goes on with."""
+FREE = ("model.checkpoint", "data.root", "optim.schedule", "callbacks.qat.compile")
+"""What may differ all the same: where files are, how the rate goes on, how the same numbers are calculated."""
 OPTIONAL_WHOLE = {"num_workers": 0, "trainer.max_epochs": -1, "trainer.max_steps": -1}
 
 
@@ -64,6 +86,44 @@ def check_values(config: DictConfig) -> None:
             "callbacks.qat.quantizer_optimizer has no parameters yet: add _partial_: true, as in {_target_: torch.optim.Adam, "
             "_partial_: true, lr: 1e-3}."
         )
+
+
+def check_same_run(config: DictConfig, checkpoint: Path) -> None:
+    """What decides a fit is what it was in the run that wrote this checkpoint; a run may go on longer than it was meant to.
+
+    Raises:
+        ValueError: something else differs; the message names the key and both values.
+    """
+    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    if not (folder / "config.yaml").is_file():
+        return  # nobody knows
+    theirs, ours = (_deciding(c) for c in (OmegaConf.load(folder / "config.yaml"), config))
+    for key in sorted({*theirs, *ours}):
+        before, now = theirs.get(key), ours.get(key)
+        if before != now:
+            raise ValueError(
+                f"resume={config.resume}: that run had {key}={before}, this one has {key}={now}: write it as it was, or start "
+                "a run of its own without resume."
+            )
+
+
+def _deciding(config: Any) -> dict[str, Any]:
+    """What a fit depends on: dotted key -> plain value."""
+    found: dict[str, Any] = {}
+
+    def collect(key: str, value: Any) -> None:
+        if key in FREE:
+            return
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                collect(f"{key}.{name}", inner)
+        elif value is not None:
+            found[key] = value
+
+    for key in DECIDES:
+        value = OmegaConf.select(config, key)
+        collect(key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
+    return found
 
 
 def _is_number(value: Any) -> bool:

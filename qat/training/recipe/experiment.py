@@ -21,7 +21,7 @@ from qat.training.callbacks import Report
 from qat.training.companion import Extension
 from qat.training.processes import check_launched, processes_of
 from qat.training.recipe import build, float_network, loggers
-from qat.training.recipe.check import check_values
+from qat.training.recipe.check import check_same_run, check_values
 from qat.training.recipe.console import Progress, quiet
 from qat.training.recipe.datamodule import ImageDataModule
 from qat.training.resume.checkpoints import checkpoint_to_resume
@@ -117,7 +117,9 @@ def _resume(config: DictConfig) -> Path | None:
         raise FileNotFoundError(
             f"resume={config.resume} does not exist: give the folder of an interrupted run, one of its checkpoints, or null."
         )
-    return checkpoint_to_resume(config.resume)
+    checkpoint = checkpoint_to_resume(config.resume)
+    check_same_run(config, checkpoint)
+    return checkpoint
 
 
 def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageDataModule) -> list[L.Callback]:
