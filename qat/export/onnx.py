@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from qat.export.float_operations import write_float
 from qat.export.graph import GraphWriter
 from qat.export.moves import MOVES, pads_of_axes
+from qat.export.results import named_results
 from qat.integer import Codes, IntegerModel
 from qat.integer import modules as integer
 from qat.quantizers import Dynamic
@@ -29,8 +30,9 @@ from qat.quantizers import Dynamic
 def export_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | Path) -> None:
     """Write the integer model that `qat.convert` made to `path`, whole or not at all.
 
-    The first axis of every input and output is free (the batch). Inputs and outputs are float32. A site keeps its name as
-    the name of its uint8 tensor. Weight codes are stored in 8, 4 or 2 bits, as few as they need.
+    The first axis of every input and output is free (the batch). Inputs and outputs are float32; outputs are called `output`,
+    in a tuple or dict `output_0`, `output_logits` and so on. A site keeps its name as the name of its uint8 tensor. Weight
+    codes are stored in 8, 4 or 2 bits, as few as they need.
 
     Raises:
         ValueError: the model is not an integer model with a graph, or an operation has no ONNX form here (named).
@@ -80,15 +82,12 @@ class _Exporter:
                 self.names[node] = str(node.target)
                 inputs.append(self._tensor_info(str(node.target), node))
             elif node.op == "output":
-                results = node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],)
-                for i, result in enumerate(results):
-                    assert isinstance(result, fx.Node)
-                    name = "output" if len(results) == 1 else f"output_{i}"
+                for name, result in named_results(node.args[0]).items():
                     self.graph.node("Identity", [self.names[result]], name)
                     outputs.append(self._tensor_info(name, result))
             elif node.op == "get_attr":
                 self.names[node] = self.graph.constant(getattr(self.model, str(node.target)).numpy())
-            elif any(user for user in node.users) and node in self.shapes:
+            elif node.users and node in self.shapes:
                 self.names[node] = self._emit(node)
         self._output_is_last_node()
         self.graph.save(path, inputs, outputs, {"generator": "qat"})
@@ -124,7 +123,8 @@ class _Exporter:
             return MOVES[node.target](
                 self.graph, node, self._input(node), self.shapes[node.all_input_nodes[0]], _name(node)
             )
-        return write_float(self.graph, node.target, [self.names[n] for n in node.all_input_nodes], _name(node), node)
+        tensors = [self.names[n] for n in node.all_input_nodes if n in self.names]  # and not sizes
+        return write_float(self.graph, node.target, tensors, _name(node), node)
 
     def _input(self, node: fx.Node) -> str:
         return self.names[node.all_input_nodes[0]]

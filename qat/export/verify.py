@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qat.export.results import named_results
 from qat.export.runtime import SiteSession, operators, stored_codes
 from qat.integer import IntegerModel
 from qat.integer.modules import DynamicLayer, IntegerConv, IntegerModule, WeightOnlyLayer
@@ -87,14 +88,12 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequ
         outputs, codes = running(*inputs)
         for name, expected_code in expected_codes.items():
             _compare(sites, name, expected_code.cpu(), codes[name])
-        expected_outputs = [expected] if isinstance(expected, Tensor) else list(expected)
-        for i, (ours, theirs) in enumerate(zip(expected_outputs, outputs, strict=True)):
-            name = ("output" if i == 0 else f"output_{i}") + (
-                f" (within {tolerance:g} of the largest)" if tolerance else ""
-            )
-            _compare(sites, name, ours.cpu(), theirs, tolerance)
+        results = named_results(expected)
+        for (name, ours), theirs in zip(results.items(), outputs, strict=True):
+            within = f" (within {tolerance:g} of the largest)" if tolerance else ""
+            _compare(sites, name + within, ours.cpu(), theirs, tolerance)
         result.images += len(inputs[0])
-        same = _answers(expected_outputs[0].cpu()) == _answers(outputs[0])
+        same = _answers(next(iter(results.values())).cpu()) == _answers(outputs[0])
         agreeing, answers = agreeing + int(same.sum()), answers + same.numel()
     if not result.images:
         raise ValueError("nothing was verified: batches is empty.")

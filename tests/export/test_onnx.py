@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,6 +77,66 @@ def test_float_islands_are_exported_and_agree(tmp_path):
     assert result.code_mismatches <= 0.001 * result.codes_compared  # float islands round differently
     assert result.max_step_difference <= 1
     assert {"Sigmoid", "QLinearConv"} <= set(result.operators)
+
+
+class Returns(nn.Module):
+    """Two heads, returned as `form` says."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.a, self.b, self.form = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(8, 2), form
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.conv(x)).mean((2, 3))
+        return self.form(self.a(x), self.b(x))
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        (lambda a, b: (a, b), ["output_0", "output_1"]),
+        (lambda a, b: (b, [a, (b, 3)]), ["output_0", "output_1_0", "output_1_1_0"]),
+        (lambda a, b: {"logits": a, "loss": None, "boxes": b}, ["output_logits", "output_boxes"]),
+    ],
+)
+def test_all_that_is_returned_is_in_the_file(
+    form: Callable[[Tensor, Tensor], Any], names: list[str], tmp_path: Path
+) -> None:
+    integer, path = exported(lambda: Returns(form), "w8a8", tmp_path)
+    assert [output.name for output in onnx.load(path).graph.output] == names
+    result = qat.verify(path, integer, [images(50)])
+    assert result.exact
+    assert [site.name for site in result.sites][-len(names) :] == names
+
+
+def test_an_operation_without_an_onnx_form_is_named(tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.attention, self.last = nn.Linear(3, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(self.attention(x, x, x)[0])
+
+    class Expanding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.token = nn.Linear(3, 8), nn.Parameter(torch.randn(1, 1, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+
+    x = torch.randn(4, 5, 3)
+    prepared = qat.prepare(Expanding().eval(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    with pytest.raises(ValueError, match=r"expand \(expand.call_method\) stays in float and has no ONNX form here"):
+        qat.export_onnx(qat.convert(prepared), x, tmp_path / "model.onnx")
+    prepared = qat.prepare(Attention().eval(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    with pytest.raises(ValueError, match=r"MultiheadAttention \(attention\) stays in float and has no ONNX form here"):
+        qat.export_onnx(qat.convert(prepared), x, tmp_path / "model.onnx")
 
 
 class Between(nn.Module):
