@@ -42,11 +42,13 @@ DECIDES = (
 """What a resumed run must have in common with the one that it goes on with."""
 FREE = ("model.checkpoint", "data.root", "optim.schedule", "callbacks.qat.compile")
 """What may differ all the same: where files are, how the rate goes on, how the same numbers are calculated."""
+HIGH_FOR_ADAM = 0.005
+"""Recipes set a learning rate for their own optimizer, SGD; it stays when another one is chosen."""
 OPTIONAL_WHOLE = {"num_workers": 0, "trainer.max_epochs": -1, "trainer.max_steps": -1}
 
 
 def check_values(config: DictConfig) -> None:
-    """Each value has the right type and range. A high temperature of distillation is warned of.
+    """Each value has the right type and range. What is possible and seldom wise is warned of.
 
     Raises:
         ValueError: one has not; the message names the key.
@@ -75,6 +77,14 @@ def check_values(config: DictConfig) -> None:
             "(ResNet-20, in Distiller's examples, at 5); 1.0 is the safe choice.",
             stacklevel=2,
         )
+    for key in ("optim", "float.optim"):
+        name = str(OmegaConf.select(config, f"{key}.optimizer._target_")).rpartition(".")[2]
+        lr = OmegaConf.select(config, f"{key}.lr")
+        if "adam" in name.lower() and lr > HIGH_FOR_ADAM:
+            warnings.warn(
+                f"{key}.lr={lr} is a rate for SGD; with {name} training is likely to collapse: write {key}.lr=0.001.",
+                stacklevel=2,
+            )
     steps, epochs = config.trainer.get("max_steps", -1), config.trainer.get("max_epochs")
     if steps == 0:
         raise ValueError("trainer.max_steps=0 trains nothing: write 1 or more, or -1 for trainer.max_epochs alone.")

@@ -57,6 +57,14 @@ def test_a_high_temperature_is_warned_of_once_with_the_reason() -> None:
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_sgds_learning_rate_is_warned_of_with_adam(optimizer: str) -> None:
+    with pytest.warns(match=r"^optim.lr=0.02 is a rate for SGD; with Adam.* write optim.lr=0.001"):
+        check_values(composed(f"optim={optimizer}"))
+    check_values(composed(f"optim={optimizer}", "optim.lr=1e-3"))
+    check_values(composed("optim.lr=0.5"))
+
+
 @pytest.mark.parametrize("overrides", [["distillation.weight=0.5"], ["distillation.temperature=4.0"]])
 def test_a_safe_or_unused_temperature_is_not(overrides: list[str]) -> None:
     check_values(composed(*overrides))
