@@ -83,7 +83,8 @@ class ProgressiveBits(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.stages:
-            self._check(trainer, self._network(trainer, pl_module))
+            self.check_bits(self._network(trainer, pl_module))
+            self._check_length(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What a resumed fit held back when it was interrupted."""
@@ -156,11 +157,16 @@ class ProgressiveBits(L.Callback):
     def _network(self, trainer: L.Trainer, pl_module: L.LightningModule) -> nn.Module:
         return companion(trainer, QuantizationAwareTraining, self).network_of(pl_module)
 
-    def _check(self, trainer: L.Trainer, network: nn.Module) -> None:
-        bits, widths = (
-            list(self.stages.values()),
-            [q.policy_grid.bits for q in quantizers(network).values() if q.any_bits],
-        )
+    def check_bits(self, network: nn.Module) -> None:
+        """The stages lead to the policy of this prepared network.
+
+        Raises:
+            ValueError: they do not.
+        """
+        bits = list(self.stages.values())
+        widths = [q.policy_grid.bits for q in quantizers(network).values() if q.any_bits]
+        if not bits:
+            return
         if not widths:
             raise ValueError("no quantizer can have other bits than the policy says: leave ProgressiveBits out.")
         if bits[-1] != min(widths):
@@ -168,6 +174,8 @@ class ProgressiveBits(L.Callback):
                 f"the stages end with {bits[-1]} bits, the policy's fewest are {min(widths)}: write stages that end with "
                 f"{min(widths)}, such as {[b for b in bits if b > min(widths)] + [min(widths)]}."
             )
+
+    def _check_length(self, trainer: L.Trainer) -> None:
         steps = trainer.estimated_stepping_batches
         shortest = min(end - begin for begin, end in pairwise([*self.stages, 1.0]))
         if steps * shortest < 1:
@@ -176,7 +184,7 @@ class ProgressiveBits(L.Callback):
             )
         strategy: Any = trainer.strategy
         looks = isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters")
-        if FLOAT in bits and looks:
+        if FLOAT in self.stages.values() and looks:
             raise ValueError(
                 f"scales are unused at {FLOAT} bits, which DDP does not expect: write strategy="
                 "'ddp_find_unused_parameters_true', or begin with 8 bits."

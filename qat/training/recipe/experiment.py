@@ -17,7 +17,7 @@ from torch import nn
 
 from qat.data import ImageData
 from qat.report import Data, Results, write_atomically
-from qat.training.callbacks import Report
+from qat.training.callbacks import ProgressiveBits, Report
 from qat.training.companion import Extension
 from qat.training.processes import check_launched, processes_of
 from qat.training.recipe import build, float_network, loggers
@@ -104,6 +104,8 @@ def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData
     for callback in callbacks:
         if isinstance(callback, Extension):
             callback.on_prepared(prepared, prepared)
+        if isinstance(callback, ProgressiveBits):
+            callback.check_bits(prepared)
     trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
     check_launched(trainer)
     return processes_of(trainer)

@@ -70,6 +70,10 @@ MISTAKES = {
         ["oscillation=freeze", "oscillation.freezing=2"],
         "freezing=2 is not possible: write a number, from 0 to 1, as 0.02, or",
     ),
+    "stages": (
+        ["progressive=[8,3]"],
+        "the stages end with 3 bits, the policy's fewest are 4: write stages that end with",
+    ),
     "nothing that oscillates": (
         ["oscillation=track", "policy=w8a8"],
         "OscillationControl(max_bits=4) finds no weight of so few bits; the fewest are 8: write max_bits=8",
