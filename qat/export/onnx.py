@@ -326,7 +326,7 @@ class _Exporter:
     def float_layer(self, node: fx.Node, module: nn.Module, weight: str | None = None) -> str:
         """A module that calculates in float, with this weight instead of its own."""
         inputs, name = [self.names[n] for n in node.all_input_nodes], _name(node)
-        if not (isinstance(module, nn.Conv2d | nn.Linear) and set(inputs) & set(self.real.values())):
+        if not (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and set(inputs) & set(self.real.values())):
             return write_float(self.graph, module, inputs, name, weight=weight)
         # Between dequantized codes and QuantizeLinear the runtime would round weights and bias to 8 and 32 bits. LeakyRelu
         # with slope 1 changes nothing, stands between, and is calculated together with the layer.

@@ -29,6 +29,7 @@ DECIDES = (
     "distillation",
     "progressive",
     "freeze",
+    "float",
     "model",
     "data",
     "optim",
