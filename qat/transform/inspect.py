@@ -54,7 +54,9 @@ def inspect(model: nn.Module) -> Inspection:
             lines.append(Line(name, "layer", type(module).__name__, "float", ""))
         elif isinstance(module, Quantizer) and name.startswith("sites."):
             lines.append(Line(name.removeprefix("sites."), "site", "tensor", "", describe(module)))
-    return Inspection(lines, *((known["inspection"].float_edges, known["inspection"].notes) if known else ()))
+    if known is None:
+        return Inspection(lines, ["everything"] if all(line.weight == "float" for line in lines) else [])
+    return Inspection(lines, known["inspection"].float_edges, known["inspection"].notes)
 
 
 def describe(quantizer: Quantizer | None) -> str:

@@ -62,9 +62,8 @@ def prepare_(model: nn.Module, policy: Policy, inputs: int | None = None) -> Non
     except CannotCapture as reason:
         _swap_layers(model, policy)
         inspection = inspect(model)
-        inspection.notes.append(
-            f"{reason}; layers own their input quantizers, everything between layers stays in float."
-        )
+        inspection.float_edges = ["everything between layers"]
+        inspection.notes.append(f"{reason}; layers own their input quantizers.")
     else:
         decided = plan(model, graph, policy)
         _insert(model, graph, decided)

@@ -324,7 +324,7 @@ def test_what_cannot_be_traced_gets_layers_that_own_their_input() -> None:
     assert note.startswith(
         "Untraceable cannot be traced: symbolically traced variables cannot be used as inputs to control"
     )
-    assert note.endswith("layers own their input quantizers, everything between layers stays in float.")
+    assert note.endswith("layers own their input quantizers.")
     qat.calibrate(prepared, [x, -x])
     for sign in (1, -1):  # both branches still run
         assert prepared(sign * 100 * x).isfinite().all()
@@ -530,7 +530,7 @@ def test_optional_arguments_that_are_used_keep_the_forward_as_it_is() -> None:
         prepared = qat.prepare(model, "w8a8", example)
         with qat.mode(prepared, qat.Mode.OBSERVE):
             assert torch.equal(prepared(x, mask=mask), model(x, mask=mask))
-        assert "everything between layers stays in float" in str(qat.inspect(prepared))
+        assert "stays in float: everything between layers" in str(qat.inspect(prepared))
 
 
 def test_another_policy_for_a_prepared_model_is_refused() -> None:
@@ -538,3 +538,7 @@ def test_another_policy_for_a_prepared_model_is_refused() -> None:
     with pytest.raises(ValueError, match="prepared with policy 'w4a8' already, not 'w4a4': prepare the float one"):
         qat.prepare(prepared, "w4a4")
     assert str(qat.inspect(qat.prepare(prepared, "w4a8"))) == str(qat.inspect(prepared))
+
+
+def test_in_a_float_network_everything_stays_in_float() -> None:
+    assert str(qat.inspect(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))).endswith("stays in float: everything")
