@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def write(path: Path, found: dict[str, Any], device: str = "cpu") -> None:
 
 def command() -> str:
     """The command line, as somebody else would type it from the root of the repository."""
-    return " ".join(["python -m", f"benchmarks.{_program()}", *sys.argv[1:]])
+    return shlex.join(["python", "-m", f"benchmarks.{_program()}", *sys.argv[1:]])
 
 
 def _program() -> str:
