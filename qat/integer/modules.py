@@ -124,8 +124,9 @@ class IntegerLayer(IntegerModule):
         """int32 accumulators, bias included. zero_point: of these codes, where it is not always that of the input."""
         dtype = torch.float32 if self.fits_float32 and not codes.is_cuda else torch.float64
         zero = self.input.zero_point if zero_point is None else zero_point
-        products = self.products(codes.to(dtype) - zero, self.weight.to(dtype))
-        return self.steps * products.to(torch.int32) + self.per_channel(self.bias)
+        # a power of two times the weights, not the sums: floats stay as exact, and it is no pass over the activations
+        products = self.products(codes.to(dtype) - zero, self.steps * self.weight.to(dtype))
+        return products.to(torch.int32) + self.per_channel(self.bias)
 
     @property
     def unit_scale(self) -> Tensor:

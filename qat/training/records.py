@@ -50,7 +50,7 @@ def data(
     first = qat.inputs(as_evaluated(trainer, module, next(iter(loaders[0])), torch.device("cpu")))
     image = next(iter(first.values())) if isinstance(first, dict) else first[0] if isinstance(first, tuple) else first
     with torch.no_grad():
-        output = copy.deepcopy(qat.float_network or qat.network_of(module)).cpu().eval()(image[:1])
+        output = (qat.float_network or copy.deepcopy(qat.network_of(module))).cpu().eval()(image[:1])
     return Data(
         name=type(source).__name__,
         label=type(source).__name__,

@@ -21,14 +21,18 @@ from qat.export import OnnxRuntimeNetwork, export_float_onnx, latency, operators
 from qat.export.runtime import SiteSession
 
 
-def exported(network, policy, tmp_path, seed=0):
-    model = build(network, seed)
-    prepared = qat.prepare(model, policy, images(2))
-    qat.calibrate(prepared, [images(64)])
+def written(model, policy, x, tmp_path):
+    """The integer model, and its file."""
+    prepared = qat.prepare(model, policy, x)
+    qat.calibrate(prepared, [x])
     integer = qat.convert(prepared)
     path = tmp_path / "model.onnx"
-    qat.export_onnx(integer, images(2), path)
+    qat.export_onnx(integer, x[:2], path)
     return integer, path
+
+
+def exported(network, policy, tmp_path, seed=0):
+    return written(build(network, seed), policy, images(64), tmp_path)
 
 
 @pytest.mark.parametrize("policy", ["w8a8", "w4a8", "w4a4", "w3a3", "w2a2"])
@@ -129,14 +133,10 @@ def test_an_operation_without_an_onnx_form_is_named(tmp_path: Path) -> None:
             return torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
 
     x = torch.randn(4, 5, 3)
-    prepared = qat.prepare(Expanding().eval(), "w8a8", x)
-    qat.calibrate(prepared, [x])
     with pytest.raises(ValueError, match=r"expand \(expand.call_method\) stays in float and has no ONNX form here"):
-        qat.export_onnx(qat.convert(prepared), x, tmp_path / "model.onnx")
-    prepared = qat.prepare(Attention().eval(), "w8a8", x)
-    qat.calibrate(prepared, [x])
+        written(Expanding().eval(), "w8a8", x, tmp_path)
     with pytest.raises(ValueError, match=r"MultiheadAttention \(attention\) stays in float and has no ONNX form here"):
-        qat.export_onnx(qat.convert(prepared), x, tmp_path / "model.onnx")
+        written(Attention().eval(), "w8a8", x, tmp_path)
 
 
 class Between(nn.Module):
@@ -268,11 +268,8 @@ def test_layers_of_equal_width_and_names_that_look_like_constants(policy: str, t
             return self.c2(self.c2(F.relu(self.c1(F.relu(self.c0(c3))))))
 
     x = torch.randn(32, 12)
-    prepared = qat.prepare(Twins().eval(), policy, x)
-    qat.calibrate(prepared, [x])
-    integer = qat.convert(prepared)
-    qat.export_onnx(integer, x, tmp_path / "m.onnx")
-    assert qat.verify(tmp_path / "m.onnx", integer, [x]).exact
+    integer, path = written(Twins().eval(), policy, x, tmp_path)
+    assert qat.verify(path, integer, [x]).exact
 
 
 def test_a_network_with_one_number_a_sample_agrees_where_the_signs_do(tmp_path: Path) -> None:
@@ -281,22 +278,18 @@ def test_a_network_with_one_number_a_sample_agrees_where_the_signs_do(tmp_path: 
             return super().forward(x).flatten()
 
     x = torch.randn(16, 6)
-    prepared = qat.prepare(Score(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)).eval(), "w8a8", x)
-    qat.calibrate(prepared, [x])
-    integer = qat.convert(prepared)
-    qat.export_onnx(integer, x, tmp_path / "m.onnx")
-    check = qat.verify(tmp_path / "m.onnx", integer, [x])
+    integer, path = written(Score(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)).eval(), "w8a8", x, tmp_path)
+    check = qat.verify(path, integer, [x])
     assert check.exact
     assert check.top1_agreement == 1.0
 
 
 def test_a_network_that_ends_in_a_convolution_agrees_pixel_by_pixel(tmp_path: Path) -> None:
     x = torch.randn(4, 3, 8, 8)
-    prepared = qat.prepare(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1)).eval(), "w4a4", x)
-    qat.calibrate(prepared, [x])
-    integer = qat.convert(prepared)
-    qat.export_onnx(integer, x, tmp_path / "m.onnx")
-    check = qat.verify(tmp_path / "m.onnx", integer, [x])
+    integer, path = written(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1)).eval(), "w4a4", x, tmp_path
+    )
+    check = qat.verify(path, integer, [x])
     assert check.exact
     assert check.top1_agreement == 1.0
     assert "output (within 1e-05 of the largest)" in [site.name for site in check.sites]
