@@ -18,7 +18,7 @@ from qat.ptq import AdaRound, Calibrate, CrossLayerEqualization
 from qat.report import read_results
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from qat.training.callbacks.ptq_baselines import label
-from qat.transform import load_policy, quantizers
+from qat.transform import load_policy, prepare, quantizers
 
 pytestmark = LIGHTNING
 
@@ -264,3 +264,11 @@ def test_results_are_plain_json(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "results.json").read_text())
     assert data["rows"][0]["name"] == "float"
     assert data["recipe"] == "Classifier"
+
+
+def test_a_network_that_was_prepared_before_is_reported_on_and_stays_in_training_mode(tmp_path: Path) -> None:
+    model = Classifier()
+    model.net = prepare(model.net, "w4a4")  # type: ignore[assignment]
+    fit(model, tmp_path, ("qat", "report"))
+    assert read_results(tmp_path / "results.json").data.classes == 4
+    assert all(module.training for module in model.net.modules())
