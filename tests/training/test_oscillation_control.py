@@ -336,6 +336,7 @@ def test_results_and_report_have_the_counts_and_frozen_codes_are_exported(tmp_pa
         ({"threshold": 1.5}, "threshold=1.5 is no frequency between 0 and 1"),
         ({"dampening": -0.1}, "dampening=-0.1 is not possible: write a number, 0 or more, as 0.1, or"),
         ({"freezing": "0.1"}, "freezing='0.1' is not possible: write a number, from 0 to 1, as 0.02, or"),
+        ({"freezing": [0.1]}, r"freezing=\[0.1\] is not possible"),
         ({"freezing": [0.1, 0.05, 0.01]}, r"freezing=\[0.1, 0.05, 0.01\] is not possible"),
         ({"freezing": [1.1, 0.1]}, r"freezing=\[1.1, 0.1\] is not possible"),
     ],

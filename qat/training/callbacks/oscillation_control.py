@@ -240,12 +240,13 @@ def _schedule(name: str, given: Any, highest: float, instead: str) -> float | tu
     """
     if given is None:
         return None
-    values = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+    pair = isinstance(given, Sequence) and not isinstance(given, str)
+    values = tuple(given) if pair else (given,)
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= highest for v in values)
-    if not numbers or len(values) > 2 or not values:
+    if not numbers or len(values) != 1 + pair:
         span = "0 or more" if highest == math.inf else f"from 0 to {highest:g}"
         raise ValueError(f"{name}={given!r} is not possible: write a number, {span}, as {instead}.")
-    return (values[0], values[1]) if len(values) == 2 else values[0]
+    return (values[0], values[1]) if pair else values[0]
 
 
 def _weight_quantizer(layer: nn.Module) -> Quantizer | None:

@@ -99,6 +99,20 @@ def check_values(config: DictConfig) -> None:
         )
 
 
+def check_folder(folder: Path) -> None:
+    """Nothing that an earlier run wrote is overwritten.
+
+    Raises:
+        ValueError: the folder holds something of a fit.
+    """
+    there = [name for name in ("results.json", "metrics", "checkpoints") if (folder / name).exists()]
+    if there:
+        raise ValueError(
+            f"hydra.run.dir={folder} holds {' and '.join(there)} of another run, which would be overwritten: write the name of "
+            "a new folder, also where resume= goes on with that run, or leave hydra.run.dir out."
+        )
+
+
 def check_same_run(config: DictConfig, checkpoint: Path) -> None:
     """What decides a fit is what it was in the run that wrote this checkpoint; a run may go on longer than it was meant to.
 

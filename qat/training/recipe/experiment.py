@@ -21,7 +21,7 @@ from qat.training.callbacks import ProgressiveBits, Report
 from qat.training.companion import Extension
 from qat.training.processes import check_launched, processes_of
 from qat.training.recipe import build, float_network, loggers
-from qat.training.recipe.check import check_same_run, check_values
+from qat.training.recipe.check import check_folder, check_same_run, check_values
 from qat.training.recipe.console import Progress, quiet
 from qat.training.recipe.datamodule import ImageDataModule
 from qat.training.resume.checkpoints import checkpoint_to_resume
@@ -40,6 +40,7 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     """
     quiet()
     check_values(config)
+    rank_zero_only(check_folder)(folder)
     resume = _resume(config)
     timings: dict[str, float] = {}
     policy = build.policy(config)

@@ -119,6 +119,15 @@ def test_a_checkpoint_of_another_network_is_one_sentence(
     assert "seven.safetensors has 7 classes in 'linear.weight' (7, 64), the data have 10" in said
 
 
+def test_a_folder_that_holds_a_run_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    assert front_door([f"hydra.run.dir={tmp_path}"], monkeypatch) == 1
+    assert f"hydra.run.dir={tmp_path} holds results.json of another run" in capfd.readouterr().err
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}", "debug=true", "batch_size=abc"])
     GlobalHydra.instance().clear()

@@ -6,7 +6,7 @@ import pytest
 from configurations import composed
 from omegaconf import OmegaConf
 
-from qat.training.recipe.check import check_same_run
+from qat.training.recipe.check import check_folder, check_same_run
 
 
 @pytest.fixture
@@ -48,3 +48,13 @@ def test_how_long_it_goes_on_and_what_is_measured_is_free(overrides: tuple[str, 
 
 def test_a_checkpoint_of_somebody_elses_is_taken_as_it_is(tmp_path: Path) -> None:
     check_same_run(composed("seed=1"), tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("written", ["results.json", "metrics", "checkpoints"])
+def test_what_another_run_wrote_is_not_overwritten(written: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "train.log").touch()
+    check_folder(tmp_path)  # a run that a mistake ended before its first step
+    (tmp_path / written).mkdir()
+    with pytest.raises(ValueError, match=f"holds {written} of another run, which would be overwritten: write the name of"):
+        check_folder(tmp_path)
