@@ -74,16 +74,35 @@ ROWS: dict[str, list[str]] = {
 }
 """What is named, and what it changes in the configuration. Where a name has no " + ", activations are quantized by the same
 quantizer, or by LSQ if it is for weights alone."""
+LADDER = (
+    "PTQ min-max",
+    "PTQ percentile",
+    "PTQ KL",
+    "PTQ MSE",
+    "PTQ Hessian MSE",
+    "PTQ BatchNorm re-estimation",
+    "PTQ folded BatchNorm",
+    "PTQ bias correction",
+    "PTQ CLE + bias correction",
+    "PTQ GPTQ",
+    "PTQ AdaRound",
+    "PTQ CLE + bias correction + AdaRound",
+    "PTQ BRECQ",
+    "PTQ QDrop",
+)
+"""The lists of configs/ptq/full.yaml, from the least to the most work."""
+EVERYWHERE = ("PTQ min-max", "PTQ MSE", "PTQ CLE + bias correction", "PTQ AdaRound", "PTQ BRECQ", "PTQ QDrop")
 ONLY = {
     "lsq, distilled, uncropped": ("w3a3",),
     "lsq, progressive": ("w2a2",),
     "nf4": ("w4a4",),
     "ternary": ("w2a2",),
     "binary": ("w2a2",),
+    **{row: ("w4a4",) for row in LADDER if row not in EVERYWHERE},
 }
-"""Rows that are measured at one width: that of the quantizer, or the one where the row was tried."""
-LADDER = ("PTQ min-max", "PTQ MSE", "PTQ CLE + bias correction", "PTQ AdaRound", "PTQ BRECQ", "PTQ QDrop")
-"""Lists of configs/ptq/full.yaml."""
+"""Rows that are measured at one width: that of the quantizer, the one where the row was tried, or the one where passes that
+move ranges alone are at home.
+"""
 
 
 def composed(row: str, policy: str, seed: int, checkpoint: Path, data: Path) -> DictConfig:

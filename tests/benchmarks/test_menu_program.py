@@ -13,6 +13,7 @@ import qat
 from benchmarks import menu
 from benchmarks.pipeline import noise
 from qat.models import ResNetCifar
+from qat.ptq import Calibrate, apply_passes
 
 
 @pytest.fixture
@@ -46,8 +47,22 @@ def test_every_row_can_be_prepared(row, cell):
         assert qat.transform.is_prepared(prepared)
 
 
-def test_a_pass_beside_it(cell):
-    assert 0 <= menu.post_trained("PTQ min-max", cell("PTQ min-max"), noise(16), ResNetCifar(8, width=4))["top1"] <= 1
+@pytest.mark.parametrize("row", ["PTQ min-max", "PTQ MSE"])
+def test_a_pass_beside_it(row, cell):
+    """The network that calibration alone makes is the one that is measured."""
+    config, data, network = cell(row, "w2a2"), noise(64), ResNetCifar(8, width=4)
+    found = menu.post_trained(row, config, data, network)
+    observer = {"PTQ min-max": "MinMax", "PTQ MSE": "MSE"}[row]
+    batches = menu.build.datamodule(config, data).calibration_batches(config.calibration_images, seed=config.seed)
+    other = apply_passes([Calibrate(observer)], network, menu.build.policy(config), batches, seed=config.seed)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (data.mean, data.std))
+    images, labels = torch.stack([x for x, _ in data.test]), torch.stack([y for _, y in data.test])
+    loss = torch.nn.functional.cross_entropy(other.eval()((images / 255 - mean) / std), labels)
+    assert found["loss"] == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_every_pass_of_the_ladder_is_measured(cell):
+    assert sorted(menu.LADDER) == sorted(cell("lsq").ptq.ladder)
 
 
 def test_the_first_and_the_last_layer_have_eight_bits(cell):

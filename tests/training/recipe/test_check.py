@@ -56,5 +56,7 @@ def test_what_another_run_wrote_is_not_overwritten(written: str, tmp_path: Path)
     (tmp_path / "train.log").touch()
     check_folder(tmp_path)  # a run that a mistake ended before its first step
     (tmp_path / written).mkdir()
-    with pytest.raises(ValueError, match=f"holds {written} of another run, which would be overwritten: write the name of"):
+    with pytest.raises(
+        ValueError, match=f"holds {written} of another run, which would be overwritten: write the name of"
+    ):
         check_folder(tmp_path)
