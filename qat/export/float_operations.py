@@ -1,4 +1,4 @@
-"""ONNX forms of the operations that stay in float."""
+"""ONNX forms of the commonest operations that stay in float; the others are written by `island.py`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qat.export.graph import GraphWriter
+from qat.export.graph import GraphWriter, NoOnnxForm
 from qat.integer.modules import explicit_padding
-from qat.transform.plan import mean_axes
+from qat.transform.plan import is_identity_in_evaluation, mean_axes
 
 _ELEMENTWISE: dict[Any, str] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), "Relu"),
@@ -23,7 +23,6 @@ _ELEMENTWISE: dict[Any, str] = {
     **dict.fromkeys((nn.Hardswish, F.hardswish), "HardSwish"),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), "Add"),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul"), "Mul"),
-    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d), "Identity"),
 }
 _AS_MODULES: dict[Any, Callable[..., nn.Module]] = {
     F.relu6: nn.ReLU6,
@@ -51,13 +50,15 @@ def write_float(
             to use instead of the module's own.
 
     Raises:
-        ValueError: no ONNX form is known here.
+        NoOnnxForm: none is known here.
     """
     key = type(operation) if isinstance(operation, nn.Module) else operation
     if key in _ELEMENTWISE and (node is None or len(inputs) == len(node.args)):
         return graph.node(_ELEMENTWISE[key], inputs, name)
     if node is not None and key in _AS_MODULES:
         operation = _AS_MODULES[key](*node.args[1:], **node.kwargs)
+    if isinstance(operation, nn.Module) and is_identity_in_evaluation(operation):
+        return inputs[0]
     match operation:
         case nn.ReLU6():
             bounds = [graph.constant(np.array(b, dtype=np.float32)) for b in (0.0, 6.0)]
@@ -94,16 +95,17 @@ def write_float(
             return graph.node("Add", [product, *_bias(graph, operation.bias)], name)
         case nn.AdaptiveAvgPool2d() if operation.output_size in (1, (1, 1)):
             return graph.node("GlobalAveragePool", inputs, name)
-        case nn.MaxPool2d() | nn.AvgPool2d() if not operation.ceil_mode:
-            kernel, stride, padding = (
-                [v, v] if isinstance(v, int) else list(v)
-                for v in (operation.kernel_size, operation.stride, operation.padding)
-            )
-            window: dict[str, Any] = {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}
-            if isinstance(operation, nn.MaxPool2d):
-                return graph.node("MaxPool", inputs, name, **window)
-            counts = int(operation.count_include_pad)
-            return graph.node("AveragePool", inputs, name, **window, count_include_pad=counts)
+        case nn.MaxPool2d() if not operation.ceil_mode and not operation.return_indices:
+            window = _window(operation.kernel_size, operation.stride, operation.padding)
+            return graph.node("MaxPool", inputs, name, **window, dilations=_pair(operation.dilation))
+        case nn.AvgPool2d() if not operation.ceil_mode:
+            window = _window(operation.kernel_size, operation.stride, operation.padding)
+            if operation.divisor_override is None:
+                counts = int(operation.count_include_pad)
+                return graph.node("AveragePool", inputs, name, **window, count_include_pad=counts)
+            mean = graph.node("AveragePool", inputs, f"{name}_mean", **window, count_include_pad=1)
+            factor = np.float32(np.prod(window["kernel_shape"]) / operation.divisor_override)
+            return graph.node("Mul", [mean, graph.constant(np.array(factor))], name)
         case torch.cat if node is not None:
             dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
             return graph.node("Concat", inputs, name, axis=dim)
@@ -111,10 +113,15 @@ def write_float(
             keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
             axes = graph.constant(np.array([2, 3], dtype=np.int64))
             return graph.node("ReduceMean", [*inputs, axes], name, keepdims=int(bool(keepdim)))
-    raise ValueError(
-        f"{getattr(key, '__name__', key)} ({name}) stays in float and has no ONNX form here: quantize the model without it, "
-        "or run the result of qat.convert in torch."
-    )
+    raise NoOnnxForm(operation, name)
+
+
+def _window(kernel: Any, stride: Any, padding: Any) -> dict[str, Any]:
+    return {"kernel_shape": _pair(kernel), "strides": _pair(stride), "pads": _pair(padding) * 2}
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
 
 
 def _bias(graph: GraphWriter, bias: torch.Tensor | None) -> list[str]:

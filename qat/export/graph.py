@@ -19,6 +19,17 @@ OPSET_INT2, IR_INT2 = 25, 12
 """The oldest that have INT2; used only by files with 2-bit weights."""
 
 
+class NoOnnxForm(ValueError):
+    """An operation that nobody here can write."""
+
+    def __init__(self, operation: Any, name: str) -> None:
+        called = getattr(operation, "__name__", type(operation).__name__)
+        super().__init__(
+            f"{operation if isinstance(operation, str) else called} ({name}) stays in float and has no ONNX form: quantize the "
+            "model without it, or run the result of qat.convert in torch."
+        )
+
+
 class GraphWriter:
     """Collects nodes and constants; equal small constants are stored once."""
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import fx
 
-from qat.export.graph import GraphWriter
+from qat.export.graph import GraphWriter, NoOnnxForm
 from qat.transform.plan import pads_with_zeros
 
 Writer = Callable[[GraphWriter, fx.Node, str, tuple[int, ...], str], str]
@@ -22,14 +22,12 @@ def write_slice(graph: GraphWriter, node: fx.Node, tensor: str, shape: tuple[int
     """x[:, :, ::2, ::2]. shape: of the input.
 
     Raises:
-        ValueError: the index picks single elements.
+        NoOnnxForm: the index is more than slices of fixed bounds.
     """
-    index = node.args[1]
-    assert isinstance(index, tuple)
-    if not all(isinstance(i, slice) or i is Ellipsis for i in index):
-        raise ValueError(
-            f"{node.format_node()} picks single elements: only slices such as x[:, :, ::2] have an ONNX form."
-        )
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    fixed = (v is None or isinstance(v, int) for i in index if isinstance(i, slice) for v in (i.start, i.stop, i.step))
+    if not all(isinstance(i, slice) or i is Ellipsis for i in index) or not all(fixed):
+        raise NoOnnxForm(node.target, name)
     gap = len(shape) - (len(index) - (Ellipsis in index))
     used: list[tuple[int, slice]] = []
     axis = 0
@@ -69,10 +67,10 @@ def write_pad(graph: GraphWriter, node: fx.Node, tensor: str, shape: tuple[int, 
     """F.pad(x, pad) with zeros, of a float tensor; codes are padded by an integer module.
 
     Raises:
-        ValueError: it pads with something else.
+        NoOnnxForm: it pads with something else.
     """
     if not pads_with_zeros(*node.args, **node.kwargs):
-        raise ValueError(f"{node.format_node()} does not pad with zeros: only that has an ONNX form here.")
+        raise NoOnnxForm(node.target, name)
     pad: Any = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
     return graph.node("Pad", [tensor, graph.constant(pads_of_axes(pad, len(shape)))], name)
 

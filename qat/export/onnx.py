@@ -8,7 +8,9 @@ unlike a float Clip, leaves every fusion intact.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from qat.export.float_operations import write_float
-from qat.export.graph import GraphWriter
+from qat.export.graph import GraphWriter, NoOnnxForm
+from qat.export.island import IslandWriter, Meaning
 from qat.export.moves import MOVES, pads_of_axes
 from qat.export.results import named_results
 from qat.integer import Codes, IntegerModel
@@ -46,19 +50,22 @@ def export_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], p
     _Exporter(model, examples).write(Path(path))
 
 
-class _Shapes(fx.Interpreter):
-    """The shape and dtype of every tensor in the graph for the example inputs."""
+class _Meanings(fx.Interpreter):
+    """What every node returns for these inputs, its tensors without their data."""
 
-    def __init__(self, model: fx.GraphModule) -> None:
+    def __init__(self, model: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
         super().__init__(model)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.found: dict[fx.Node, Any] = {}
+        with torch.no_grad():
+            self.run(*inputs)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.shapes[n] = tuple(result.shape)
-        elif isinstance(n.target, str) and n.op == "call_module" and isinstance(result, tuple):
-            self.shapes[n] = tuple(result[0].shape)  # codes, with their scale and zero-point
+        dynamic = n.op == "call_module" and isinstance(
+            self.module.get_submodule(str(n.target)), integer.DynamicQuantize
+        )
+        told = result[0] if dynamic else result  # codes, with their scale and zero-point beside them
+        self.found[n] = tree_map_only(Tensor, lambda t: t.to("meta"), told)
         return result
 
 
@@ -66,12 +73,18 @@ class _Exporter:
     def __init__(self, model: IntegerModel, examples: tuple[Tensor, ...]) -> None:
         self.model, self.examples = model, examples
         self.graph = GraphWriter()
-        self.names: dict[fx.Node, str] = {}
+        self.islands = IslandWriter(self.graph, model)
+        self.names: dict[fx.Node, Any] = {}
+        """Of tensors in the file; nested where an operation returns several."""
         self.real: dict[tuple[str, Codes], str] = {}
-        shapes = _Shapes(model)
-        with torch.no_grad():
-            shapes.run(*examples)
-        self.shapes = shapes.shapes
+        self.meanings = _Meanings(model, examples).found
+        self.shapes = {n: tuple(m.shape) for n, m in self.meanings.items() if isinstance(m, Tensor)}
+
+    @cached_property
+    def two_sizes(self) -> tuple[Meaning, Meaning]:
+        """What nodes return for twice and for three times the batch: what differs depends on its size."""
+        twice, thrice = (_Meanings(self.model, tuple(torch.cat([x] * n) for x in self.examples)).found for n in (2, 3))
+        return twice, thrice
 
     def write(self, path: Path) -> None:
         inputs, outputs = [], []
@@ -87,7 +100,7 @@ class _Exporter:
                     outputs.append(self._tensor_info(name, result))
             elif node.op == "get_attr":
                 self.names[node] = self.graph.constant(getattr(self.model, str(node.target)).numpy())
-            elif node.users and node in self.shapes:
+            elif node.users and _has_tensors(self.meanings[node]):
                 self.names[node] = self._emit(node)
         self._output_is_last_node()
         self.graph.save(path, inputs, outputs, {"generator": "qat"})
@@ -102,9 +115,42 @@ class _Exporter:
                 producer[0].output[0] = identity.output[0]
 
     def _tensor_info(self, name: str, node: fx.Node) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *self.shapes[node][1:]])
+        dtype = torch.empty(0, dtype=self.meanings[node].dtype).numpy().dtype
+        return helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(dtype), ["batch", *self.shapes[node][1:]]
+        )
 
-    def _emit(self, node: fx.Node) -> str:
+    def _emit(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem and not isinstance(self.names[node.all_input_nodes[0]], str):
+            return self.names[node.all_input_nodes[0]][node.args[1]]  # one of several results
+        written = len(self.graph.nodes)
+        try:
+            return self._known(node)
+        except NoOnnxForm:
+            del self.graph.nodes[written:]
+            return self._island(node)
+
+    def _island(self, node: fx.Node) -> Any:
+        """An operation that is not known here, as torch writes it."""
+        name = _name(node)
+        results = self.islands.write(node, self.names, self.two_sizes, name)
+        if isinstance(results, str) and self._reads_real_codes(node):
+            return self.graph.node(
+                "LeakyRelu", [results], name, alpha=1.0
+            )  # or the runtime would calculate it on codes
+        return results
+
+    def _reads_real_codes(self, node: fx.Node) -> bool:
+        return not {self.names.get(n) for n in node.all_input_nodes}.isdisjoint(self.real.values())
+
+    def _mixes_batch(self, node: fx.Node) -> bool:
+        """Whether another axis than the first depends on the size of the batch."""
+        if self.shapes[node][0] == len(self.examples[0]):
+            return False
+        twice, thrice = (meaning[node].shape[1:] for meaning in self.two_sizes)
+        return twice != thrice
+
+    def _known(self, node: fx.Node) -> str:
         if node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
             writer = _WRITERS.get(type(module))
@@ -116,6 +162,8 @@ class _Exporter:
                 return self.reshape(self._input(node), self.shapes[node], _name(node))
             return self.float_layer(node, module)
         if node.target in (torch.flatten, torch.reshape, "flatten", "view", "reshape"):
+            if self._mixes_batch(node):
+                raise NoOnnxForm(node.target, _name(node))
             return self.reshape(self._input(node), self.shapes[node], _name(node))
         if node.target in ("contiguous", "detach"):
             return self._input(node)
@@ -326,12 +374,16 @@ class _Exporter:
     def float_layer(self, node: fx.Node, module: nn.Module, weight: str | None = None) -> str:
         """A module that calculates in float, with this weight instead of its own."""
         inputs, name = [self.names[n] for n in node.all_input_nodes], _name(node)
-        if not (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and set(inputs) & set(self.real.values())):
+        if not (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and self._reads_real_codes(node)):
             return write_float(self.graph, module, inputs, name, weight=weight)
         # Between dequantized codes and QuantizeLinear the runtime would round weights and bias to 8 and 32 bits. LeakyRelu
         # with slope 1 changes nothing, stands between, and is calculated together with the layer.
         result = write_float(self.graph, module, inputs, f"{name}_float", weight=weight)
         return self.graph.node("LeakyRelu", [result], name, alpha=1.0)
+
+
+def _has_tensors(meaning: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(meaning))
 
 
 def _name(node: fx.Node) -> str:

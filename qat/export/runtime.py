@@ -137,6 +137,7 @@ def latency(
 
 
 def feeds(running: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """What `running` is given: input name -> float32 array."""
+    """What `running` is given: input name -> array, float32 of all floats."""
     names = [i.name for i in running.get_inputs()]
-    return {n: x.detach().cpu().float().contiguous().numpy() for n, x in zip(names, inputs, strict=True)}
+    plain = ((x.float() if x.is_floating_point() else x).detach().cpu() for x in inputs)
+    return {n: x.contiguous().numpy() for n, x in zip(names, plain, strict=True)}

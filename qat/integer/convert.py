@@ -36,7 +36,7 @@ from qat.nn import as_quantized, is_quantized
 from qat.quantizers import Quantizer, Table
 from qat.transform.capture import CannotCapture, capture
 from qat.transform.mode import quantizers
-from qat.transform.plan import Kind, ceiling, kind_of, mean_axes
+from qat.transform.plan import Kind, ceiling, is_identity_in_evaluation, kind_of, mean_axes
 
 
 class IntegerModel(fx.GraphModule):
@@ -220,7 +220,7 @@ class _Converter:
         codes = self.codes(source)
         grid = self.grids[source]
         module = self.module(node) if node.op == "call_module" else None
-        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Identity):
+        if module is not None and is_identity_in_evaluation(module):
             return codes, grid
         if isinstance(module, nn.MaxPool2d) or node.target is F.max_pool2d:
             pool = module or nn.MaxPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]
@@ -238,7 +238,8 @@ class _Converter:
         """Whether the layer's weight is codes with one scale an output channel, or one in all."""
         layer = self.module(node)
         quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
-        return quantizer is not None and not isinstance(quantizer.spec.granularity, PerGroup)
+        padded = getattr(layer, "padding_mode", "zeros") == "zeros"  # codes are padded with their zero-point alone
+        return quantizer is not None and padded and not isinstance(quantizer.spec.granularity, PerGroup)
 
     def _layer(self, node: fx.Node, norm: fx.Node | None, output: Codes | None) -> nn.Module:
         """The integer form of a layer and the BatchNorm behind it."""
@@ -246,7 +247,7 @@ class _Converter:
         source = node.all_input_nodes[0]
         self.codes(source)
         x = self.grids[source]
-        return _integer_layer(layer, absorb(as_quantized(layer), self._norm(norm), x), x, output)
+        return _integer_layer(layer, absorb(as_quantized(layer), self._norm(norm), x), x, output, norm is not None)
 
     def _dynamic_layer(self, node: fx.Node, norm: fx.Node | None) -> fx.Node:
         """The same on an input whose range is that of each tensor, with a real bias."""
@@ -257,7 +258,7 @@ class _Converter:
         layer = self.module(node)
         weights = with_norm(as_quantized(layer), self._norm(norm))
         without_bias = weights._replace(bias=torch.zeros_like(weights.bias))
-        inner = _integer_layer(layer, without_bias, Codes(1.0, 0), None)
+        inner = _integer_layer(layer, without_bias, Codes(1.0, 0), None, norm is not None)
         return self.add(str(node.target), DynamicLayer(inner, weights.bias), (self.as_dynamic[site],))
 
     def _norm(self, norm: fx.Node | None) -> nn.Module | None:
@@ -310,15 +311,17 @@ def _stored(table: Table, fine: Codes, grid: Codes) -> Tensor:
     return (table.codes.cpu()[entry] + grid.zero_point).to(torch.uint8)
 
 
-def _integer_layer(layer: nn.Module, integers: IntegerWeights, x: Codes, output: Codes | None) -> IntegerLayer:
-    """The module for these weights; from `layer` come its shape and its bits."""
+def _integer_layer(
+    layer: nn.Module, integers: IntegerWeights, x: Codes, output: Codes | None, absorbed: bool
+) -> IntegerLayer:
+    """The module for these weights; from `layer` come its shape and its bits. absorbed: whether a BatchNorm is in them."""
     quantizer = as_quantized(layer).weight_quantizer
     assert quantizer is not None
     weight, bias, scale, steps = integers
     arguments = (weight, bias, scale, quantizer.spec.grid.bits, x, output, steps)
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return IntegerConv(*arguments, conv=layer)
-    return IntegerLinear(*arguments)
+    return IntegerLinear(*arguments, absorbed=absorbed)
 
 
 def weight_only(layer: nn.Module) -> nn.Module:

@@ -150,8 +150,6 @@ class IntegerConv(IntegerLayer):
 
     def __init__(self, *args: object, conv: nn.Conv1d | nn.Conv2d, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        if conv.padding_mode != "zeros":
-            raise ValueError(f"padding_mode={conv.padding_mode!r} has no integer convolution: only 'zeros' has one.")
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding = explicit_padding(conv)
         self.operation: Callable[..., Tensor] = F.conv1d if isinstance(conv, nn.Conv1d) else F.conv2d
@@ -168,9 +166,18 @@ class IntegerConv(IntegerLayer):
 
 
 class IntegerLinear(IntegerLayer):
-    """Linear on codes."""
+    """Linear on codes. absorbed: whether a BatchNorm1d is part of it, which normalises the last of two axes."""
+
+    def __init__(self, *args: object, absorbed: bool = False, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.absorbed = absorbed
 
     def products(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.absorbed and x.ndim != 2:
+            raise ValueError(
+                f"the BatchNorm1d behind a linear layer normalises the second axis of {tuple(x.shape)}, which are not the "
+                "layer's outputs, and has no integer form: write nn.LayerNorm, or a rule with weight: null for that layer."
+            )
         return F.linear(x, weight)
 
 

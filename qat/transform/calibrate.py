@@ -59,7 +59,7 @@ def calibrate(
                     layer.weight_quantizer(layer.weight)
             with mode_of_weights_off(model):
                 for batch in batches:
-                    (forward or _call)(model, batch)
+                    (forward or call)(model, batch)
             weights = set(_weight_quantizers(model))  # observed alike everywhere
             merge_observed(q for q in waiting.values() if q not in weights)
             for name, quantizer in waiting.items():
@@ -95,5 +95,6 @@ def _weight_quantizers(model: nn.Module) -> Iterator[Quantizer]:
             yield quantizer
 
 
-def _call(model: nn.Module, batch: Any) -> object:
+def call(model: nn.Module, batch: Any) -> object:
+    """The model on one batch: a tensor, a sequence that begins with the inputs, or a dict of them."""
     return model(**batch) if isinstance(batch, dict) else model(*arguments(model, batch))

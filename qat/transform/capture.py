@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.nn import is_quantized
 from qat.quantizers import Quantizer
+from qat.transform.plan import is_identity_in_evaluation
 
 
 class CannotCapture(Exception):
@@ -23,9 +24,8 @@ class _Tracer(fx.Tracer):
     """Sees layers and quantizers as leaves, whatever module they come from."""
 
     def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
-        own = isinstance(m, Quantizer | _BatchNorm) or is_quantized(
-            m
-        )  # SyncBatchNorm comes back as a class of Lightning
+        # SyncBatchNorm comes back as a class of Lightning; what differs between training and evaluation would be frozen
+        own = isinstance(m, Quantizer | _BatchNorm) or is_quantized(m) or is_identity_in_evaluation(m)
         return own or super().is_leaf_module(m, qualified_name)
 
 

@@ -44,19 +44,22 @@ class Kind(Enum):
 _MODULES: dict[type[nn.Module], Kind] = {
     **dict.fromkeys((nn.ReLU, nn.ReLU6), Kind.RECTIFY),
     **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d), Kind.POOL),
-    **dict.fromkeys((nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity), Kind.SAME),
+    **dict.fromkeys((nn.MaxPool2d, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle), Kind.SAME),
 }
 _FUNCTIONS: dict[Callable[..., Any], Kind] = {
     **dict.fromkeys((F.relu, torch.relu, F.relu6), Kind.RECTIFY),
     **dict.fromkeys((operator.add, operator.iadd, torch.add), Kind.ADD),
     torch.cat: Kind.CAT,
     **dict.fromkeys((F.avg_pool2d, F.adaptive_avg_pool2d), Kind.POOL),
-    **dict.fromkeys((torch.flatten, F.max_pool2d, operator.getitem, F.pad, torch.reshape, torch.permute), Kind.SAME),
+    **dict.fromkeys((F.max_pool2d, operator.getitem, F.pad, F.pixel_shuffle, F.pixel_unshuffle), Kind.SAME),
+    **dict.fromkeys((torch.flatten, torch.reshape, torch.permute, torch.transpose), Kind.SAME),
+    **dict.fromkeys((torch.unsqueeze, torch.squeeze, torch.select, torch.narrow, torch.flip), Kind.SAME),
 }
 _METHODS: dict[str, Kind] = {
     **dict.fromkeys(("relu", "relu_"), Kind.RECTIFY),
     **dict.fromkeys(("add", "add_"), Kind.ADD),
     **dict.fromkeys(("flatten", "view", "reshape", "permute", "transpose", "contiguous", "detach"), Kind.SAME),
+    **dict.fromkeys(("unsqueeze", "squeeze", "select", "narrow", "flip", "expand", "repeat", "unflatten"), Kind.SAME),
 }
 _FLOATING = (Kind.FLOAT, Kind.NORM)
 _NONNEGATIVE: tuple[Any, ...] = (nn.Sigmoid, nn.Softmax, torch.sigmoid, torch.softmax, F.softmax, torch.abs, torch.exp)
@@ -94,6 +97,10 @@ def kind_of(model: nn.Module, node: fx.Node) -> Kind:
             return Kind.COMPUTE
         if isinstance(module, nn.AdaptiveAvgPool2d) and not _is_one(module.output_size):
             return Kind.FLOAT
+        if getattr(module, "return_indices", False):
+            return Kind.FLOAT
+        if is_identity_in_evaluation(module):
+            return Kind.SAME
         return Kind.NORM if isinstance(module, _BatchNorm) else _MODULES.get(type(module), Kind.FLOAT)
     if _is_shape(node):
         return Kind.SHAPE
@@ -112,6 +119,14 @@ def kind_of(model: nn.Module, node: fx.Node) -> Kind:
     if node.target is operator.getitem and not isinstance(node.args[1], tuple):
         return Kind.FLOAT  # an element of a tuple, a shape, ...
     return kind
+
+
+def is_identity_in_evaluation(module: nn.Module) -> bool:
+    """Whether it drops values, or whole branches (stochastic depth), in training alone. Drop paths are known by their name:
+    torchvision, timm and transformers have each their own.
+    """
+    dropouts = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+    return type(module) in dropouts or type(module).__name__.endswith(("StochasticDepth", "DropPath"))
 
 
 def _is_shape(node: fx.Node) -> bool:

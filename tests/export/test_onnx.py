@@ -113,32 +113,6 @@ def test_all_that_is_returned_is_in_the_file(
     assert [site.name for site in result.sites][-len(names) :] == names
 
 
-def test_an_operation_without_an_onnx_form_is_named(tmp_path: Path) -> None:
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.attention, self.last = nn.Linear(3, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.first(x)
-            return self.last(self.attention(x, x, x)[0])
-
-    class Expanding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.token = nn.Linear(3, 8), nn.Parameter(torch.randn(1, 1, 8))
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.first(x)
-            return torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
-
-    x = torch.randn(4, 5, 3)
-    with pytest.raises(ValueError, match=r"expand \(expand.call_method\) stays in float and has no ONNX form here"):
-        written(Expanding().eval(), "w8a8", x, tmp_path)
-    with pytest.raises(ValueError, match=r"MultiheadAttention \(attention\) stays in float and has no ONNX form here"):
-        written(Attention().eval(), "w8a8", x, tmp_path)
-
-
 class Between(nn.Module):
     """A convolution and a linear layer that can stay in float between quantized ones."""
 

@@ -287,6 +287,35 @@ def test_functional_dropout_follows_train_and_eval() -> None:
     assert all(m.training for m in prepare(model.train(), "w4a4").modules())
 
 
+class DropPath(nn.Module):
+    """As in timm and transformers: drops the branch of a whole sample, in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * (torch.rand(len(x), *[1] * (x.ndim - 1)) < 0.5) / 0.5
+
+
+@pytest.mark.parametrize("drop", [DropPath(), torchvision.ops.StochasticDepth(0.5, "row")])
+def test_stochastic_depth_follows_train_and_eval(drop: nn.Module) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.branch, self.drop, self.last = nn.Linear(4, 8), nn.Linear(8, 8), drop, nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(x + self.drop(self.branch(x)))
+
+    x = torch.randn(32, 4)
+    prepared = prepare(Residual().eval(), "w8a8", x)
+    assert qat.inspect(prepared).float_edges == []
+    qat.calibrate(prepared, [x])
+    assert torch.equal(prepared(x), prepared(x))
+    prepared.train()
+    assert not torch.equal(prepared(x), prepared(x))
+
+
 class AlwaysDrops(nn.Module):
     def __init__(self) -> None:
         super().__init__()
