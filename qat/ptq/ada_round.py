@@ -21,6 +21,8 @@ class AdaRound(Pass):
         iterations: Adam steps for each layer. batch_size: images in each. lr: of V. regularization: lambda of eq. 21.
     """
 
+    rounds_weights = True
+
     def __init__(
         self, iterations: int = 500, batch_size: int = 32, lr: float = 1e-2, regularization: float = 0.01
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from enum import Enum
@@ -28,6 +29,10 @@ class Pass(ABC):
     """One step of post-training quantization. Options come with `__init__`, the network with `apply`."""
 
     stage = Stage.QUANTIZED
+    rounds_weights = False
+    """Whether weights lie on their grid afterwards."""
+    moves_weight_ranges = False
+    """Whether it finds new ranges for weights, which would round those that lie on the old grid once more."""
 
     @abstractmethod
     def apply(self, piece: Workpiece) -> None:
@@ -86,3 +91,8 @@ def check_order(passes: Sequence[Any]) -> None:
         wanted = (Stage.FLOAT, Stage.CALIBRATE, Stage.QUANTIZED)[(i > calibrations[0]) - (i < calibrations[0]) + 1]
         if step.stage is not wanted:
             raise ValueError(f"{type(step).__name__} belongs {step.stage.value}.")
+    for before, after in itertools.combinations(passes, 2):
+        if before.rounds_weights and after.moves_weight_ranges:
+            raise ValueError(
+                f"{type(after).__name__} belongs before {type(before).__name__}, whose rounding it would undo by other ranges."
+            )

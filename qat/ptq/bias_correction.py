@@ -15,7 +15,7 @@ class BiasCorrection(Pass):
     """Gives every layer's output the mean, channel by channel, that it has in the float network, from first to last layer.
 
     The shift E[W~ x^] - E[W x] is measured on the calibration data behind the corrected layers before, and taken off the
-    layer's bias; where a BatchNorm follows it is added to the running mean, which is subtracted there.
+    layer's bias; where a BatchNorm follows a convolution it is added to the running mean, which is subtracted there.
 
     Differs from the paper: the shift is measured (its appendix D), not calculated from BatchNorm's statistics.
     """
@@ -33,29 +33,26 @@ class BiasCorrection(Pass):
 
 @torch.no_grad()
 def _shift(piece: Workpiece, walk: Walk, node: fx.Node) -> Tensor:
-    """E[quantized] - E[float] of the layer's output: float64 (channels,)."""
+    """E[quantized] - E[float] of the layer's output, over all its positions: float64 (channels,)."""
     assert piece.reference is not None
     source, name = node.all_input_nodes[0], str(node.target)
     layer, reference = piece.network.get_submodule(name), piece.reference.get_submodule(name)
     axis = 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else -1
-    means = [
-        _mean(layer(x), axis) - _mean(reference(y), axis)
-        for x, y in zip(walk.quantized[source], walk.float[source], strict=True)
-    ]
-    sizes = torch.tensor([float(len(x)) for x in walk.quantized[source]], dtype=torch.float64)
-    return torch.stack(means, dim=1) @ (sizes / sizes.sum()).to(means[0].device)
-
-
-def _mean(x: Tensor, axis: int) -> Tensor:
-    """(..., channels, ...) -> (channels,), float64."""
-    return x.double().movedim(axis, -1).flatten(0, -2).mean(dim=0)
+    total, positions = torch.zeros((), dtype=torch.float64), 0
+    for x, y in zip(walk.quantized[source], walk.float[source], strict=True):
+        shift = (layer(x).double() - reference(y).double()).movedim(axis, -1).flatten(0, -2)
+        total, positions = total.to(shift.device) + shift.sum(dim=0), positions + len(shift)
+    return total / positions
 
 
 @torch.no_grad()
 def _subtract(network: nn.Module, nodes: tuple[fx.Node, ...], shift: Tensor) -> None:
     layer = network.get_submodule(str(nodes[0].target))
     norm = network.get_submodule(str(nodes[1].target)) if len(nodes) > 1 and nodes[1].op == "call_module" else None
-    if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
+    channels_meet = not isinstance(
+        layer, nn.Linear
+    )  # behind a linear layer on tokens, BatchNorm1d normalises the tokens
+    if channels_meet and isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
         norm.running_mean += shift.to(norm.running_mean)
     elif isinstance(layer.bias, Tensor):
         layer.bias -= shift.to(layer.bias)

@@ -24,6 +24,8 @@ class BRECQ(Pass):
             it. regularization: weight of AdaRound's regularizer. drop: 0 for BRECQ, 0.5 for QDrop.
     """
 
+    rounds_weights = True
+
     def __init__(
         self,
         iterations: int = 500,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -71,7 +71,8 @@ class CrossLayerEqualization(Pass):
 
     @torch.no_grad()
     def apply(self, piece: Workpiece) -> None:
-        pairs = find_pairs(piece.network, piece.graph())
+        graph = piece.graph()
+        pairs = find_pairs(piece.network, graph, piece.used_once(graph))
         for i in range(self.rounds):
             piece.listener("cross-layer equalization", i, self.rounds)
             moved = 0.0
@@ -86,21 +87,20 @@ class CrossLayerEqualization(Pass):
         piece.listener("cross-layer equalization", self.rounds, self.rounds)
 
 
-def find_pairs(network: nn.Module, graph: fx.Graph) -> list[Pair]:
-    """All pairs, in graph order. Modules that run more than once take no part."""
-    uses = Counter(str(n.target) for n in graph.nodes if n.op == "call_module")
+def find_pairs(network: nn.Module, graph: fx.Graph, once: Mapping[fx.Node, nn.Module]) -> list[Pair]:
+    """All pairs, in graph order. once: modules that can be changed for one place; no other takes part."""
     found = []
     for node in graph.nodes:
-        if (first := _once(network, node, uses)) is None or type(first) not in LAYERS:
+        if (first := once.get(node)) is None or type(first) not in LAYERS:
             continue
         norm, end = None, _next(node)
         if end is not None and kind_of(network, end) is Kind.NORM:
-            norm, end = _once(network, end, uses), _next(end)
+            norm, end = once.get(end), _next(end)
             if norm is None or getattr(norm, "weight", None) is None:
                 continue  # nowhere to put the factor
         while end is not None and _passes(network, end):
             end = _next(end)
-        second = None if end is None else _once(network, end, uses)
+        second = None if end is None else once.get(end)
         if second is not None and type(second) in LAYERS and _channels_meet(first, second):
             found.append(Pair(first, norm, second))
     return found
@@ -108,11 +108,6 @@ def find_pairs(network: nn.Module, graph: fx.Graph) -> list[Pair]:
 
 def _next(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _once(network: nn.Module, node: fx.Node, uses: Counter[str]) -> nn.Module | None:
-    called = node.op == "call_module" and uses[str(node.target)] == 1
-    return network.get_submodule(str(node.target)) if called else None
 
 
 def _passes(network: nn.Module, node: fx.Node) -> bool:

@@ -15,25 +15,23 @@ class FoldBatchNorm(Pass):
     """Multiplies each layer's weight by the gain of the BatchNorm behind it, and puts nn.Identity in the BatchNorm's place.
 
     Only `prepare`d networks keep BatchNorm live; deployed elsewhere, a network may have to be folded before its ranges are
-    observed. With one scale a channel, folding changes no rounding. A layer or BatchNorm that runs twice is left as it is.
+    observed. With one scale a channel, folding changes no rounding. A layer or BatchNorm that runs twice, or
+    shares its parameters, is left as it is, and so is a BatchNorm of tokens behind a linear layer.
     """
 
     stage = Stage.FLOAT
 
     def apply(self, piece: Workpiece) -> None:
         graph = piece.graph()
-        targets = [str(n.target) for n in graph.nodes if n.op == "call_module"]
+        once = piece.used_once(graph)
         for node in graph.nodes:
             if kind_of(piece.network, node) is not Kind.NORM:
                 continue
             source = node.all_input_nodes[0]
-            names = str(source.target), str(node.target)
-            layer, norm = (piece.network.get_submodule(name) if name in targets else None for name in names)
-            if type(layer) in LAYERS and len(source.users) == 1 and all(targets.count(name) == 1 for name in names):
-                assert layer is not None
-                assert norm is not None
+            layer, norm = once.get(source), once.get(node)
+            if layer is not None and norm is not None and type(layer) in LAYERS and len(source.users) == 1:
                 _fold(layer, norm)
-                piece.network.set_submodule(names[1], nn.Identity())
+                piece.network.set_submodule(str(node.target), nn.Identity())
 
 
 @torch.no_grad()

@@ -28,6 +28,8 @@ class GPTQ(Pass):
         damping: added to the Hessian's diagonal, as a fraction of its mean.
     """
 
+    rounds_weights = True
+
     def __init__(self, damping: float = 0.01) -> None:
         if not damping > 0:
             raise ValueError(f"damping={damping!r} is not possible: write a positive number, for example 0.01.")
@@ -87,6 +89,6 @@ def _hessians(layer: nn.Module, batches: list[Tensor], groups: int) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for batch in batches:
         for x in batch.split(64):  # patches are nine times their image, or more
-            inputs = patches(layer, x).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, rows, in)
+            inputs = patches(layer, x.float()).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, rows, in)
             total = total.to(x.device) + 2.0 * (inputs.transpose(1, 2) @ inputs).double()
     return total

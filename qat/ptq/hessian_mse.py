@@ -26,6 +26,8 @@ class HessianMSE(Pass):
         candidates: fractions of the full range that are tried.
     """
 
+    moves_weight_ranges = True
+
     def __init__(self, candidates: int = 100) -> None:
         if candidates < 1:
             raise ValueError(f"candidates={candidates!r} must be at least 1: write for example 100.")

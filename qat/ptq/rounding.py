@@ -38,16 +38,16 @@ class LearnedRounding(nn.Module):
         super().__init__()
         spec, shape = quantizer.spec, tuple(weight.shape)
         self.quantizer = [quantizer]  # in a list: it is no part of this module
-        self.granularity, self.shape = spec.granularity, shape
+        self.granularity, self.shape, self.dtype = spec.granularity, shape, weight.dtype
         self.scale, zero_point = (self.granularity.shaped(p, shape) for p in quantizer.qparams())
         self.lo, self.hi = spec.grid.qmin - zero_point, spec.grid.qmax - zero_point
-        steps = self.granularity.view(weight.detach()) / self.scale
+        steps = self.granularity.view(weight.detach().float()) / self.scale
         self.below = torch.floor(steps)
         above = (steps - self.below).clamp(1e-4, 1 - 1e-4)
         self.v = nn.Parameter(-torch.log((ZETA - GAMMA) / (above - GAMMA) - 1.0))
 
     def forward(self, _weight: Tensor) -> Tensor:
-        """The weight with soft rounding, float32."""
+        """The weight with soft rounding, in its own dtype."""
         return self._weight(rectified_sigmoid(self.v))
 
     def hard(self) -> Tensor:
@@ -56,7 +56,7 @@ class LearnedRounding(nn.Module):
 
     def _weight(self, up: Tensor) -> Tensor:
         codes = torch.clamp(self.below + up, self.lo, self.hi)
-        return dequantize(codes, self.scale, 0).reshape(self.shape)
+        return dequantize(codes, self.scale, 0).reshape(self.shape).to(self.dtype)
 
 
 def soften(layer: QuantizedLayer) -> LearnedRounding:

@@ -81,9 +81,9 @@ def block_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
 
 
 def _ends_here(network: nn.Module, node: fx.Node) -> bool:
-    """Whether the tensor is finished: its users are sites or the output, and it is none itself."""
+    """Whether the tensor is finished: its users are sites, layers or the output, and it is no site itself."""
     kinds = {kind_of(network, user) for user in node.users}
-    return kinds <= {Kind.SITE, Kind.OUTPUT} and kind_of(network, node) is not Kind.SITE
+    return kinds <= {Kind.SITE, Kind.COMPUTE, Kind.OUTPUT} and kind_of(network, node) is not Kind.SITE
 
 
 def _cuts(graph: fx.Graph) -> Iterator[tuple[fx.Node, bool]]:

@@ -70,7 +70,17 @@ class Track:
         return self.values[node]
 
     def tensor(self, node: fx.Node) -> Tensor:
-        """The value for all the data, batches joined: (images, ...)."""
+        """The value for all the data, batches joined: (images, ...).
+
+        Raises:
+            ValueError: they cannot be joined.
+        """
+        shapes = sorted({tuple(value.shape[1:]) for value in self.values[node]})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"this pass learns from all batches at once, and they differ in size ({shapes[0]} and {shapes[-1]} at "
+                f"{node.name!r}): give calibration batches of one size."
+            )
         return torch.cat(self.values[node])
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qat.functional import snap
 from qat.quantizers.base import Quantizer
+from qat.quantizers.lsq import FLOOR
 from qat.spec import SMALLEST_SCALE, QParams
 
 
@@ -18,7 +19,8 @@ class DoReFa(Quantizer):
 
     Differs from the paper: hi is the observed range, where the paper has 1, so that a trained network keeps its magnitudes
     (observe weights with MinMax: the largest weight becomes hi); codes are symmetric around 0, where the paper's 2^k levels
-    have none at 0; the maximum is that of the weights that share a scale; gradients are not quantized.
+    have none at 0; the maximum is that of the weights that share a scale, and counts as tanh(hi) / 1024 at least, so that
+    nearly dead channels are not stretched without limit; gradients are not quantized.
 
     Raises:
         ValueError: an affine spec, or a weight with an unsigned grid.
@@ -51,9 +53,11 @@ class DoReFa(Quantizer):
         """hi * tanh(w) / max|tanh(w)|, the shape of the weight."""
         granularity, shape = self.spec.granularity, tuple(weight.shape)
         bent = torch.tanh(weight.float())
-        largest = granularity.rows(bent).abs().amax(dim=1).clamp(min=SMALLEST_SCALE)
+        hi = self.scale * self.spec.grid.qmax
+        least = (torch.tanh(hi) * FLOOR).clamp(min=SMALLEST_SCALE)
+        largest = torch.maximum(granularity.rows(bent).abs().amax(dim=1), least)
         relative = granularity.view(bent) / granularity.shaped(largest, shape)
-        return (relative * granularity.shaped(self.scale * self.spec.grid.qmax, shape)).reshape(shape)
+        return (relative * granularity.shaped(hi, shape)).reshape(shape)
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

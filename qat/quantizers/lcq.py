@@ -54,6 +54,7 @@ class LCQ(Codebook):
 
     def _index(self, v: Tensor, levels: Tensor) -> Tensor:
         with torch.no_grad():
+            v = v.nan_to_num(0.0)  # a code, while the value stays what it is
             code = torch.round(self.uniform_qmax * self._compress((v.abs() / self.top).clamp(max=1.0)))
             return (torch.sign(v) * code).long() + len(levels) - 1 - self.uniform_qmax
 
@@ -67,7 +68,7 @@ class LCQ(Codebook):
     def _compress(self, u: Tensor) -> Tensor:
         """f: 0..1 -> 0..1, any shape."""
         slope, start = self._pieces()
-        piece = (u.detach() * self.intervals).long().clamp(max=self.intervals - 1)
+        piece = (u.detach().nan_to_num(0.0) * self.intervals).long().clamp(max=self.intervals - 1)
         return start[piece] + slope[piece] * (u - piece / self.intervals)
 
     def _expand(self, q: Tensor) -> Tensor:

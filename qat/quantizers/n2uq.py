@@ -57,33 +57,36 @@ class N2UQ(ByTable):
         return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
 
     def reach(self) -> Tensor:
-        return self._ends(self.interval.detach())[-1] * self.qparams().scale
+        return self._segments(self.interval.detach())[-self.spec.grid.qmax :].sum() * self.qparams().scale
 
     def function(self, x: Tensor, sharing: int) -> Tensor:
         granularity, shape, qmax = self.spec.granularity, tuple(x.shape), self.spec.grid.qmax
         lengths = scale_gradient(self.interval, (sharing * self.n_qparams * qmax) ** -0.5)
         learned = scale_gradient(held(self.scale, self.floor), (sharing * qmax) ** -0.5)
         scale = granularity.shaped(self._follow(x) if self.is_weight else learned, shape)
-        v, ends = granularity.view(x) / scale, self._ends(lengths)
-        return (with_gradient_of(self._staircase(v, ends), _line(v, ends)) * scale).reshape(shape)
+        v, segments = granularity.view(x) / scale, self._segments(lengths)
+        ends = _ends(segments, signed=self.spec.grid.signed)
+        return (with_gradient_of(self._staircase(v, ends), _line(v, segments, ends)) * scale).reshape(shape)
 
     def codes_of(self, x: Tensor) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
         scale = self._follow(x) if self.is_weight else self.qparams().scale
         v = granularity.view(x) / granularity.shaped(scale, shape)
-        return self._staircase(v, self._ends(self.interval)).reshape(shape)
+        ends = _ends(self._segments(self.interval), signed=self.spec.grid.signed)
+        return self._staircase(v, ends).reshape(shape)
 
     def _follow(self, weight: Tensor) -> Tensor:
         """The scale of this weight (n_qparams,), detached and positive; from now on the one in force."""
         with torch.no_grad():
             mean = self.spec.granularity.rows(weight.detach()).abs().mean(dim=1)
-            return self.scale.copy_((4.0 * mean / (2 * self.spec.grid.qmax + 1)).clamp(min=SMALLEST_SCALE))
+            scale = (4.0 * mean / (2 * self.spec.grid.qmax + 1)).clamp(min=SMALLEST_SCALE)
+            self.scale.copy_(scale)  # not what the graph gets: the next forward writes here before this one's backward
+        return scale
 
-    def _ends(self, interval: Tensor) -> Tensor:
-        """Where segments begin and end, in steps: ascending, 0 in the middle, or at the begin where nothing is negative."""
-        positive = held(interval, FLOOR).cumsum(dim=0)
-        zero = positive.new_zeros(1)
-        return torch.cat([-positive.flip(0), zero, positive]) if self.spec.grid.signed else torch.cat([zero, positive])
+    def _segments(self, interval: Tensor) -> Tensor:
+        """The length of each segment, in steps, from the lowest to the highest values: (qmax,), or of both signs (2 qmax,)."""
+        positive = held(interval, FLOOR)
+        return torch.cat([positive.flip(0), positive]) if self.spec.grid.signed else positive
 
     def _staircase(self, v: Tensor, ends: Tensor) -> Tensor:
         """The code of each v: how many middles of segments lie below it, less those of negative values."""
@@ -101,8 +104,17 @@ class N2UQ(ByTable):
         return 0.0 if self.is_weight else FLOOR
 
 
-def _line(v: Tensor, ends: Tensor) -> Tensor:
-    """The codes climbed, up to a constant for each segment: its gradient is the estimator's."""
+def _ends(segments: Tensor, signed: bool) -> Tensor:
+    """Where segments begin and end, in steps: ascending, 0 in the middle, or at the begin where nothing is negative."""
+    positive = segments[len(segments) // 2 if signed else 0 :].cumsum(dim=0)
+    zero = positive.new_zeros(1)
+    return torch.cat([-positive.flip(0), zero, positive]) if signed else torch.cat([zero, positive])
+
+
+def _line(v: Tensor, segments: Tensor, ends: Tensor) -> Tensor:
+    """The codes climbed, up to a constant for each segment: its gradient is the estimator's. Lengths are not differences of
+    `ends`, where short ones far from 0 would be lost.
+    """
     segment = torch.bucketize(v.detach(), ends.detach()[1:-1])
     inside = (v > ends[0]) & (v < ends[-1])
-    return torch.where(inside, (v - ends[segment]) / ends.diff()[segment], 0.0)
+    return torch.where(inside, (v - ends[segment]) / segments[segment], 0.0)

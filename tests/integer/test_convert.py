@@ -148,3 +148,20 @@ def test_weights_use_the_bits_of_their_policy():
     assert {n: m.weight_bits for n, m in layers.items()} == {"conv1": 8, "conv2": 2, "conv3": 2, "linear": 8}
     assert int(layers["conv2"].weight.abs().max()) == 1
     assert int(layers["conv1"].weight.abs().max()) > 64
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w8_dynamic"])
+def test_a_batchnorm_of_tokens_is_refused(policy: str) -> None:
+    """It normalises the second axis; the integers would be those of the last."""
+    network, x = (
+        nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval(),
+        torch.randn(16, 6, 6),
+    )
+    prepared = qat.prepare(network, policy, x)
+    qat.calibrate(prepared, [x])
+    with pytest.raises(ValueError, match=r"normalises the second axis of \(16, 6, 6\).* write nn.LayerNorm, or a rule"):
+        qat.convert(prepared)(x)
+    rule = {"first": {"match": "0", "weight": None, "activation": None}}
+    prepared = qat.prepare(network, qat.load_policy(policy, rules=rule), x)
+    qat.calibrate(prepared, [x])
+    torch.testing.assert_close(qat.convert(prepared)(x), prepared(x), rtol=0.0, atol=0.05)

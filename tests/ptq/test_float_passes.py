@@ -104,8 +104,9 @@ def test_dead_channels_stay_as_they_are() -> None:
 def test_pairs(network, pairs) -> None:
     made = build(network)
     names = {module: name for name, module in made.named_modules()}
-    graph = Workpiece(made, load_policy("w4a4"), []).graph()
-    assert [(names[p.first], names[p.second]) for p in find_pairs(made, graph)] == pairs
+    piece = Workpiece(made, load_policy("w4a4"), [])
+    graph = piece.graph()
+    assert [(names[p.first], names[p.second]) for p in find_pairs(made, graph, piece.used_once(graph))] == pairs
 
 
 @pytest.mark.parametrize("network", [Triple, OptionA])
@@ -127,3 +128,39 @@ def test_a_batchnorm_that_follows_no_layer_alone_is_left() -> None:
             return self.bn(self.a(x)) + self.bn(self.b(x))
 
     assert isinstance(worked(build(Shared), FoldBatchNorm()).bn, nn.BatchNorm2d)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, each with a BatchNorm and a reader that is as wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn1, self.b, self.bn2 = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.b.weight = self.a.weight
+        self.last = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.bn2(self.b(F.relu(self.bn1(self.a(x)))))))
+
+
+class Tokens(nn.Module):
+    """As many tokens as features: BatchNorm1d normalises the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn, self.b = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.bn(self.a(x))))
+
+
+@pytest.mark.parametrize("step", [CrossLayerEqualization, FoldBatchNorm])
+@pytest.mark.parametrize(("network", "shape"), [(Tied, (16, 6)), (Tokens, (16, 6, 6))])
+def test_the_function_stays_the_same(network, shape, step) -> None:
+    made, x = build(network), torch.randn(shape)
+    with torch.no_grad():
+        for layer in (made.a, made.b):
+            layer.weight.mul_(torch.logspace(-1, 1, 6)[:, None])
+    piece = Workpiece(copy.deepcopy(made), load_policy("w4a4"), [x])
+    step().apply(piece)
+    torch.testing.assert_close(piece.network(x), made(x), rtol=1e-4, atol=1e-4)

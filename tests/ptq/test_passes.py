@@ -159,6 +159,26 @@ def test_bias_correction_gives_a_bias_to_a_layer_that_has_none() -> None:
     assert all(torch.allclose(a.mean(dim=(0, 2, 3)), b.mean(dim=(0, 2, 3)), atol=1e-4) for a, b in pairs)
 
 
+def test_bias_correction_takes_batches_of_any_size() -> None:
+    """Every position counts alike; a batch may be empty."""
+    made, x = build(OptionA), torch.cat(BATCHES)
+    parts = [[x], [x[:3], x[:0], x[3:]]]
+    whole, cut = (apply_passes(LISTS["bias correction"], made, "w4a8", batches) for batches in parts)
+    for ours, theirs in zip(whole.state_dict().values(), cut.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["AdaRound", "BRECQ", "GPTQ", "bias correction"])
+def test_networks_of_other_types(name: str, dtype: torch.dtype) -> None:
+    batches = [batch.to(dtype) for batch in BATCHES]
+    made = build(OptionA).to(dtype)
+    found = apply_passes(LISTS[name], made, "w4a8", batches)
+    with torch.no_grad():
+        ours, theirs = found(batches[0]).float(), made(batches[0]).float()
+    assert (ours - theirs).norm() < 0.2 * theirs.norm()
+
+
 def test_reestimated_batchnorms_give_the_statistics_of_the_float_network() -> None:
     made = build(OptionA)
     found = apply_passes(LISTS["BatchNorm"], made, "w2a4", BATCHES)
@@ -192,12 +212,23 @@ def test_a_network_without_a_graph_is_calibrated_and_nothing_more() -> None:
         ([Calibrate(), Calibrate()], "a list of passes has Calibrate once, this one 2 times"),
         ([AdaRound(), Calibrate()], "AdaRound belongs after Calibrate: it needs quantizers with ranges"),
         ([Calibrate(), CrossLayerEqualization()], "CrossLayerEqualization belongs before Calibrate"),
+        ([Calibrate(), GPTQ(), HessianMSE()], "HessianMSE belongs before GPTQ, whose rounding it would undo"),
         ([Calibrate, AdaRound], "is no pass: write one of qat.ptq, for example"),
     ],
 )
 def test_an_impossible_order_says_so(passes: list[Pass], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_order(passes)
+
+
+def test_images_of_several_sizes_are_refused_where_they_are_joined() -> None:
+    made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    batches = [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 9, 9)]
+    apply_passes([Calibrate(), HessianMSE(), GPTQ()], made, "w4a8", batches)
+    with pytest.raises(
+        ValueError, match=r"they differ in size \(\(3, 8, 8\) and \(3, 9, 9\) at .*: give calibration batches"
+    ):
+        apply_passes([Calibrate(), AdaRound()], made, "w4a8", batches)
 
 
 def test_there_must_be_data_and_a_float_network() -> None:

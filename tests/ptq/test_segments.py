@@ -40,6 +40,12 @@ def test_a_chain_is_cut_behind_every_layer() -> None:
     assert [layers(piece, s) for s in block_segments(piece.network, piece.graph())] == [["fc1"], ["fc2"], ["fc3"]]
 
 
+def test_a_chain_of_quantized_weights_is_cut_behind_every_layer_too() -> None:
+    """There are no sites between its layers."""
+    piece = calibrated(networks.Rows, "w4")
+    assert [layers(piece, s) for s in block_segments(piece.network, piece.graph())] == [["fc1"], ["fc2"], ["fc3"]]
+
+
 def test_layers_come_with_their_batchnorm_and_activation() -> None:
     piece = calibrated(networks.OptionA)
     found = [[n.name for n in s.nodes] for s in layer_segments(piece.network, piece.graph())]

@@ -104,6 +104,17 @@ def test_dorefa_leaves_a_dead_channel_finite() -> None:
     assert torch.isfinite(weight.grad).all()
 
 
+def test_dorefa_does_not_stretch_a_dead_channel_without_limit() -> None:
+    """One step of SGD would throw its weights to the ends of the range."""
+    weight = torch.randn(SHAPE)
+    weight[1] = 0.0
+    weight.requires_grad_()
+    quantizer = Case("dorefa", "per_channel").calibrated(weight.detach())
+    quantizer(weight).backward(torch.randn(SHAPE))
+    norms = weight.grad.flatten(1).norm(dim=1)
+    assert norms[1] <= 1024 * quantizer.scale[1] * 7 / torch.tanh(quantizer.scale[1] * 7) * norms[[0, 2, 3]].max()
+
+
 # TQT
 
 
@@ -439,6 +450,16 @@ def test_the_gradient_of_a_learned_level_is_the_sum_over_its_weights() -> None:
     expected = summed(g, chosen) * scale * 127 / np.sqrt(x.size)  # a unit of the parameter is 127 codes
     order = quantizer.codebook.detach().argsort()
     np.testing.assert_allclose(quantizer.codebook.grad[order].numpy(), expected, **close)
+
+
+def test_learned_levels_may_change_places() -> None:
+    """A weight gets the nearest level, however the levels lie in the parameter."""
+    x = data()
+    quantizer = Case("k_means", "per_tensor", 2).calibrated(x)
+    before = quantizer(x).detach()
+    with torch.no_grad():
+        quantizer.codebook.copy_(quantizer.codebook.flip(0)[[1, 0, 3, 2]])
+    assert torch.equal(quantizer(x), before)
 
 
 def test_k_means_finds_the_clusters_of_the_weights() -> None:

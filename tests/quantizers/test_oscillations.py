@@ -61,6 +61,20 @@ def test_algorithm_1(thresholds: list[float]) -> None:
     assert state.frozen.any() == (min(thresholds) < 1)
 
 
+def test_what_is_frozen_keeps_its_code_whatever_comes() -> None:
+    state = Oscillations((1,))
+    state.start(torch.tensor([0.0]))
+    for now in (1.0, 0.0, 1.0, 0.0):
+        state.step(torch.tensor([now]), MOMENTUM)
+    state.freeze(0.01)
+    code = state.code.clone()
+    for now in (3.0, -3.0, 3.0, -3.0):
+        state.step(torch.tensor([now]), MOMENTUM)
+        state.freeze(0.01)
+    assert state.frozen.all()
+    assert torch.equal(state.code, code)
+
+
 def test_random_walks() -> None:
     generator = np.random.default_rng(0)
     codes = generator.integers(-2, 3, (60, 200)) * (generator.random(200) < 0.5)

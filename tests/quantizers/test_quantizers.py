@@ -137,6 +137,44 @@ def test_sgd_with_a_huge_step_leaves_scales_positive_and_the_output_on_the_grid(
         assert on_grid(quantizer, quantizer(weight), case.layout)
 
 
+@pytest.mark.parametrize("case", [*ACTIVATIONS, *WEIGHTS], ids=str)
+@pytest.mark.parametrize("lr", [10.0, 1e6])
+def test_adam_with_a_huge_step_does_neither(case: Case, lr: float) -> None:
+    x = 5 * torch.randn(SHAPE)
+    quantizer = case.calibrated(x)
+    if not list(quantizer.parameters()):
+        return
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=lr)
+    for step in range(12):
+        optimizer.zero_grad()
+        (quantizer(x).square().sum() * (-1) ** (step // 2)).backward()
+        assert all(torch.isfinite(p.grad).all() for p in quantizer.parameters())
+        optimizer.step()
+        assert (quantizer.qparams().scale > 0).all()
+        assert on_grid(quantizer, quantizer(x), case.layout)
+
+
+@weights
+def test_a_weight_can_be_used_again_before_the_backward(case: Case) -> None:
+    """A layer that runs twice, two losses added, a look at the codes in between."""
+    quantizer = case.calibrated(data())
+    weight = nn.Parameter(data())
+    first, second = quantizer(weight).square().sum(), quantizer(2 * weight).sum()
+    with torch.no_grad():
+        quantizer(3 * weight)
+    quantizer.quantize(weight)
+    (first + second).backward()
+    assert torch.isfinite(weight.grad).all()
+
+
+@pytest.mark.parametrize("case", [*ACTIVATIONS, *WEIGHTS], ids=str)
+def test_a_value_that_is_no_number_reaches_the_loss(case: Case) -> None:
+    quantizer = case.calibrated(data())
+    x = data()
+    x[1, 1, 1, 1] = torch.nan
+    assert not torch.isfinite(quantizer(x)).all()
+
+
 @pytest.mark.parametrize("case", ACTIVATIONS, ids=str)
 def test_a_batch_with_nothing_in_it_passes(case: Case) -> None:
     quantizer = case.build()

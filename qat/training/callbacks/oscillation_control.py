@@ -60,7 +60,7 @@ class OscillationControl(Extension):
     Raises:
         ValueError: a number is out of range; when the fit begins: no weight has so few bits, a schedule without the length of
             the fit, dampening or freezing with a quantizer that may give a weight of scale * code another code (DoReFa, QIL,
-            SAWB), or dampening with a fused optimizer in precision "16-mixed".
+            N2UQ, SAWB), or dampening with a fused optimizer in precision "16-mixed".
     """
 
     def __init__(
