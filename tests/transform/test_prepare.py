@@ -494,6 +494,23 @@ def test_a_copy_that_computes_something_else_is_refused() -> None:
     assert "move such branches out of forward" in str(error.value)
 
 
+def test_results_that_are_objects_are_no_difference() -> None:
+    """Language models return their cache."""
+
+    class Cache:
+        pass
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Cache]:
+            return self.a(x), Cache()
+
+    assert is_prepared(prepare(Cached(), "w8a8", torch.randn(2, 4)))
+
+
 def test_any_torchvision_resnet_prepares_and_trains() -> None:
     torch.manual_seed(0)
     model, x = torchvision.models.resnet18(num_classes=4), torch.randn(2, 3, 32, 32)
