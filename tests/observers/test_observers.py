@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from oracles.fake_quantize import forward, per_channel
-from torch import Tensor
+from torch import Tensor, nn
 
 import qat.observers
 from qat import Grid, PerChannel, QuantSpec
 from qat.observers import KL, MSE, MeanAbs, MinMax, MovingAverage, Observer, Percentile
+from qat.observers.search import search
 
 CLASSES = [getattr(qat.observers, name) for name in qat.observers.__all__ if name != "Observer"]
 SPECS = {
@@ -305,6 +306,20 @@ def test_the_cumulative_sums_of_mse_are_the_error_of_every_bin(bits: int, kind: 
     best = fractions[np.argmin(tried, axis=0)]
     same(found, (-reach * best, reach * best) if spec.symmetric else (lo * best, found[1]))
     assert bits == 8 or (best < 1).any()
+    below = tuple(nn.functional.pad(t.double().cumsum(dim=1), (1, 0)) for t in (counts, counts * centers.double()))
+    for shrunk in (1.0, 0.37):
+        whole = observer._error(below, lo * shrunk, hi * shrunk) + (counts * centers.double().square()).sum(dim=1)
+        np.testing.assert_allclose(whole.numpy(), error(lo * shrunk, hi * shrunk), rtol=1e-6)
+
+
+def test_the_search_takes_both_ends_in_turn_and_the_widest_of_equals() -> None:
+    spec, one = SPECS["affine"], torch.ones(1)
+
+    def valley(lo: Tensor, hi: Tensor) -> Tensor:
+        return ((hi + lo).square() + 0.1 * (lo + 0.2).square()).double()
+
+    assert [end.item() for end in search(spec, -one, one, valley, 10)] == pytest.approx([-0.8, 0.9])
+    assert [end.item() for end in search(spec, -one, one, lambda lo, _: 0 * lo.double(), 10)] == [-1.0, 1.0]
 
 
 def test_mse_of_an_unsigned_grid_searches_what_it_can_hold() -> None:
@@ -361,6 +376,12 @@ def test_kl_finds_the_smallest_divergence_of_its_candidates(kind: str) -> None:
         assert 0.1 * largest < found < 0.9 * largest  # neither end of the search
     else:
         assert found > x.abs().median()
+
+
+def test_kl_of_an_unsigned_grid_does_not_look_at_negative_values() -> None:
+    x = data(rows=1, n=5000).relu()
+    both = torch.cat([x, -0.5 * x.max() * torch.rand(1, 20_000)], dim=1)
+    assert torch.equal(seen(KL(SPECS["unsigned"]), x)[1], seen(KL(SPECS["unsigned"]), both)[1])
 
 
 def test_kl_does_not_mind_how_many_zeros_there_are() -> None:

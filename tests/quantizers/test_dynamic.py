@@ -69,6 +69,10 @@ def test_the_gradient_passes_unchanged():
     assert torch.equal(x.grad, gradient)
 
 
+def test_a_tensor_with_nothing_in_it_passes():
+    assert Dynamic(AFFINE)(torch.rand(0, 3)).shape == (0, 3)
+
+
 def test_nothing_is_calibrated_and_no_range_is_kept():
     quantizer = Dynamic(AFFINE)
     assert quantizer.ready
