@@ -134,7 +134,8 @@ class _Exporter:
         """An operation that is not known here, as torch writes it."""
         name = _name(node)
         results = self.islands.write(node, self.names, self.two_sizes, name)
-        if isinstance(results, str) and self._reads_real_codes(node):
+        meaning = self.meanings[node]
+        if isinstance(meaning, Tensor) and meaning.is_floating_point() and self._reads_real_codes(node):
             return self.graph.node(
                 "LeakyRelu", [results], name, alpha=1.0
             )  # or the runtime would calculate it on codes

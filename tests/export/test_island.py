@@ -89,6 +89,18 @@ class Words(nn.Module):
         return self.last((torch.softmax(x @ x.transpose(1, 2), -1) @ x).mean(1))
 
 
+class Picking(nn.Module):
+    """How many results there are depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x)[torch.nonzero(x[:, 0, 0] > -9.0)[:, 0]]
+
+
 def turned(x: Tensor) -> Tensor:
     a, b = x.chunk(2, 1)
     return torch.cat([b * a.sigmoid(), a], 1)
@@ -100,6 +112,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "recurrent": (Recurrent, SEQUENCES),
     "sequence first": (SequenceFirst, SEQUENCES),
     "words": (Words, ()),
+    "picking": (Picking, SEQUENCES),
     "chunks": (lambda: Between(turned), IMAGES),
     "one of two results": (lambda: Between(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), IMAGES),
     "indices of a pool": (lambda: Between(First(nn.MaxPool2d(2, return_indices=True))), IMAGES),
