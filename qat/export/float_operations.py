@@ -53,7 +53,7 @@ def write_float(
         NoOnnxForm: none is known here.
     """
     key = type(operation) if isinstance(operation, nn.Module) else operation
-    if key in _ELEMENTWISE and (node is None or len(inputs) == len(node.args)):
+    if key in _ELEMENTWISE and (node is None or (len(inputs) == len(node.args) and not node.kwargs)):
         return graph.node(_ELEMENTWISE[key], inputs, name)
     if node is not None and key in _AS_MODULES:
         operation = _AS_MODULES[key](*node.args[1:], **node.kwargs)

@@ -168,6 +168,8 @@ class _Exporter:
             return self.reshape(self._input(node), self.shapes[node], _name(node))
         if node.target in ("contiguous", "detach"):
             return self._input(node)
+        if node.target in ("mean", torch.mean) and len(self.shapes[node.all_input_nodes[0]]) != 4:
+            raise NoOnnxForm(node.target, _name(node))
         if node.target in MOVES:
             return MOVES[node.target](
                 self.graph, node, self._input(node), self.shapes[node.all_input_nodes[0]], _name(node)

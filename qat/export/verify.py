@@ -13,7 +13,8 @@ from qat.export.results import named_results
 from qat.export.runtime import SiteSession, operators, stored_codes
 from qat.integer import IntegerModel
 from qat.integer.modules import DynamicLayer, IntegerConv, IntegerModule, WeightOnlyLayer
-from qat.transform.calibrate import arguments
+from qat.transform.calibrate import arguments, check_batches
+from qat.transform.plan import Kind, kind_of
 
 FLOAT_TOLERANCE = 1e-5
 """Of the largest output: how far float32 sums of another order may lie apart."""
@@ -64,10 +65,14 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequ
         batches: model inputs: a tensor each, or a sequence that begins with them (labels are left over).
 
     Raises:
-        ValueError: not an integer model, no batches, or a file whose sites are not those of the model.
+        ValueError: not an integer model, no batches, or a file whose sites are not those of the model. FileNotFoundError:
+            no such file.
     """
     if not isinstance(integer, IntegerModel):
         raise ValueError(f"{type(integer).__name__} is no integer model: pass the result of qat.convert(prepared).")
+    check_batches(batches)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path).")
     names = [n for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.makes_codes]
     running = SiteSession(path, names)
     if missing := sorted(set(names) - set(running.sites)):
@@ -77,7 +82,7 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequ
     weights = {n: m.weight for n, m in integer.named_modules() if isinstance(m, WeightOnlyLayer)}
     for name, stored in stored_codes(path, weights).items():
         _compare(sites, f"{name}.weight", weights[name].cpu().reshape(stored.shape), stored)
-    in_float = any(_computes_in_float(m) for m in integer.modules())
+    in_float = any(_computes_in_float(m) for m in integer.modules()) or _ends_in_float(integer)
     tolerance = FLOAT_TOLERANCE if in_float else 0.0
     agreeing = answers = 0
     integer.eval()
@@ -109,6 +114,16 @@ def _computes_in_float(module: nn.Module) -> bool:
     """A layer of float sums, in the runtime's order: for a convolution without codes behind it there is no integer kernel."""
     unfused = isinstance(module, IntegerConv) and module.output is None
     return unfused or isinstance(module, WeightOnlyLayer | DynamicLayer)
+
+
+def _ends_in_float(model: IntegerModel) -> bool:
+    """Whether a result comes from an operation that was left in float, as the network's last one."""
+    results = [n for node in model.graph.nodes if node.op == "output" for n in node.all_input_nodes]
+    while moved := [n for n in results if kind_of(model, n) is Kind.SAME]:
+        results = [n for n in results if n not in moved] + [n.all_input_nodes[0] for n in moved]
+    return not all(
+        n.op == "call_module" and isinstance(model.get_submodule(str(n.target)), IntegerModule) for n in results
+    )
 
 
 def _answers(output: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ def convert(model: nn.Module) -> nn.Module:
         ValueError: the model is not prepared, or a quantizer has no range yet.
     """
     found = quantizers(model)
+    if isinstance(model, IntegerModel):
+        raise ValueError("the model is an integer model already: pass what qat.prepare returned.")
     if not found:
         raise ValueError(
             "the model has no quantizers: call qat.prepare(model, policy) and calibrate or train it first."

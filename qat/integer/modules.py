@@ -250,6 +250,11 @@ class IntegerGlobalAverage(IntegerModule):
         self.input, self.keepdim = input, keepdim
 
     def forward(self, codes: Tensor) -> Tensor:
+        if codes.ndim != 4:
+            raise ValueError(
+                f"a mean of {tuple(codes.shape)} over two axes has no integer form, which only (N, C, H, W) has over (2, 3): "
+                "reshape the tensor around it."
+            )
         mean = arithmetic.global_average(codes, self.input, self.output)
         return mean if self.keepdim else mean.flatten(-3)
 

@@ -40,6 +40,7 @@ def calibrate(
         ValueError: the model has no quantizers, or a quantizer saw no data (no batches, or a layer that never runs), or NaN.
         RuntimeError: the processes do not have the same quantizers to calibrate.
     """
+    check_batches(batches)
     found = quantizers(model)
     if not found:
         raise ValueError("the model has no quantizers: call qat.prepare(model, policy) first and calibrate its result.")
@@ -71,6 +72,12 @@ def calibrate(
         for module, was in training.items():
             module.training = was
     return len(waiting)
+
+
+def check_batches(batches: Any) -> None:
+    """Raises ValueError for a tensor, whose samples would count as batches."""
+    if isinstance(batches, Tensor):
+        raise ValueError(f"batches is one tensor of shape {tuple(batches.shape)}: write a list of batches, [tensor].")
 
 
 def mode_of_weights_off(model: nn.Module) -> Any:

@@ -15,6 +15,9 @@ from qat.nn import is_quantized
 from qat.quantizers import Quantizer
 from qat.transform.plan import is_identity_in_evaluation
 
+ADDED = "dropout_of_graph_"
+"""How the names of modules that a graph got begin."""
+
 
 class CannotCapture(Exception):
     """Why a module has no graph; the message is one sentence."""
@@ -37,8 +40,30 @@ def capture(model: nn.Module) -> fx.Graph:
     Raises:
         CannotCapture: forward depends on values, or takes arguments that a graph cannot hold.
     """
-    training = {module: module.training for module in model.modules()}
-    model.eval()
+    graph = _traced(model, training=False)
+    _refuse_rereading(model, graph)
+    _dropout_as_module(model, graph)
+    return graph
+
+
+def differs_in_training(model: nn.Module, graph: fx.Graph) -> str:
+    """A sentence for people, if forward has other operations in training than in `graph`, which is of evaluation; else ""."""
+    try:
+        ours, theirs = _operations(graph), _operations(_traced(model, training=True))
+    except CannotCapture:
+        ours, theirs = [], [""]
+    if ours == theirs:
+        return ""
+    return (
+        f"{type(model).__name__} branches on self.training (auxiliary heads, noise): prepared, it computes in training what it "
+        "computes in evaluation."
+    )
+
+
+def _traced(model: nn.Module, training: bool) -> fx.Graph:
+    """Raises CannotCapture. Modes are restored."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
     try:
         with _required_arguments_only(model):
             graph = _Tracer().trace(model)
@@ -46,11 +71,19 @@ def capture(model: nn.Module) -> fx.Graph:
     except Exception as error:  # whatever a user's forward raises when it meets a proxy
         raise CannotCapture(f"{type(model).__name__} cannot be traced: {str(error).splitlines()[0]}") from error
     finally:
-        for module, was in training.items():
+        for module, was in modes.items():
             module.training = was
-    _refuse_rereading(model, graph)
-    _dropout_as_module(model, graph)
     return graph
+
+
+def _operations(graph: fx.Graph) -> list[str]:
+    """What is calculated, in order, without dropout, which is a module or becomes one."""
+    return [
+        f"{node.op} {'' if node.op == 'get_attr' else node.target} {len(node.all_input_nodes)} "
+        f"{[a for a in (*node.args, *node.kwargs.values()) if isinstance(a, int | float)]}"
+        for node in graph.nodes
+        if node.target not in _DROPOUTS and not str(node.target).startswith(ADDED)
+    ]
 
 
 def works_in_place(model: nn.Module, node: fx.Node) -> bool:
@@ -127,7 +160,7 @@ def _dropout_as_module(model: nn.Module, graph: fx.Graph) -> None:
     """F.dropout(x, p, self.training) has frozen its flag; nn.Dropout follows train() and eval()."""
     found = [n for n in graph.nodes if n.op == "call_function" and n.target in _DROPOUTS]
     for i, node in enumerate(n for n in found if n.kwargs.get("training") is False):
-        name = f"dropout_of_graph_{i}"
+        name = f"{ADDED}{i}"
         model.add_module(name, _DROPOUTS[node.target](node.kwargs["p"]).train(model.training))
         with graph.inserting_before(node):
             replacement = graph.call_module(name, (node.args[0],))

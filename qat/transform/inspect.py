@@ -59,6 +59,27 @@ def inspect(model: nn.Module) -> Inspection:
     return Inspection(lines, known["inspection"].float_edges, known["inspection"].notes)
 
 
+def weights_in_float(model: nn.Module, named: int = 3) -> list[str]:
+    """A sentence about matrices that are in no line of the table: of embeddings, attention, recurrent layers, ...; or none.
+
+    named: how many are named, the largest first.
+    """
+    owners = [(name, module) for name, module in model.named_modules() if type(module) not in LAYERS]
+    found = {
+        f"{name}.{own}".lstrip("."): parameter.numel()
+        for name, module in owners
+        if not is_quantized(module)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
+    }
+    if not found:
+        return []
+    share = sum(found.values()) / sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    largest = sorted(found, key=lambda name: -found[name])
+    more = f" and {len(found) - named} more" if len(found) > named else ""
+    return [f"weights of other layers stay in float, {share:.0%} of all: {', '.join(largest[:named])}{more}."]
+
+
 def describe(quantizer: Quantizer | None) -> str:
     """A few words: "int4 per channel, LSQ", or "4 bits of int8 per channel, APoT", whose levels are codes of 8 bits.
 

@@ -236,6 +236,10 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
         return replace(source, **overrides)
     if isinstance(source, Mapping):
         content = dict(source)
+    elif not isinstance(source, str | Path):
+        raise ValueError(
+            f"policy {source!r} is no policy: write a preset such as 'w8a8', a .yaml file, or a dict of rules."
+        )
     elif re.fullmatch(PRESET, str(source)):
         content = {"preset": str(source)}
     elif Path(source).suffix in (".yaml", ".yml"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -11,8 +12,15 @@ from torch.utils._pytree import tree_leaves
 
 from qat.nn import LAYERS, quantized
 from qat.quantizers import Mode, Quantizer
-from qat.transform.capture import CannotCapture, capture, install, make_out_of_place, works_in_place
-from qat.transform.inspect import inspect
+from qat.transform.capture import (
+    CannotCapture,
+    capture,
+    differs_in_training,
+    install,
+    make_out_of_place,
+    works_in_place,
+)
+from qat.transform.inspect import inspect, weights_in_float
 from qat.transform.mode import mode
 from qat.transform.plan import Kind, Plan, Site, ceiling, kind_of, plan
 from qat.transform.policy import Policy, TensorRule, load_policy
@@ -35,6 +43,10 @@ def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | No
     Raises:
         ValueError: a rule matches no layer, nothing can be quantized, or the copy computes something else.
     """
+    if not isinstance(example_inputs, Tensor | tuple | None):
+        raise ValueError(
+            f"example_inputs is a {type(example_inputs).__name__}: write a tensor, or a tuple of forward's arguments in order."
+        )
     prepared = copy.deepcopy(model)
     given = None if example_inputs is None else 1 if isinstance(example_inputs, Tensor) else len(example_inputs)
     prepare_(prepared, load_policy(policy), given)
@@ -57,6 +69,7 @@ def prepare_(model: nn.Module, policy: Policy, inputs: int | None = None) -> Non
         return
     try:
         graph = capture(model)
+        differs = differs_in_training(model, graph)
         if inputs is not None and inputs > (has := sum(node.op == "placeholder" for node in graph.nodes)):
             raise CannotCapture(f"{type(model).__name__} is called with {inputs} arguments, and {has} have no default")
     except CannotCapture as reason:
@@ -69,6 +82,10 @@ def prepare_(model: nn.Module, policy: Policy, inputs: int | None = None) -> Non
         _insert(model, graph, decided)
         inspection = inspect(model)
         inspection.float_edges = decided.float_edges
+        if differs:
+            inspection.notes.append(differs)
+            warnings.warn(differs, stacklevel=2)
+    inspection.notes += weights_in_float(model)
     model._qat = {"policy": policy, "inspection": inspection}  # type: ignore[assignment]
 
 
@@ -120,6 +137,11 @@ def _replaces_relu(model: nn.Module, site: Site, quantizer: Quantizer) -> bool:
 
 def _swap_layers(model: nn.Module, policy: Policy) -> None:
     """Without a graph: every layer owns the quantizer of its input. In place."""
+    for module in model.modules():  # torch's fused transformer layer reads weights past the layers that own quantizers
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
     named = {name: type(m).__name__ for name, m in model.named_modules() if type(m) in LAYERS}
     for name, rule in policy.assign(list(named.items())).items():
         layer = model.get_submodule(name)
@@ -161,7 +183,8 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example) -> None
     if len(outputs[0]) != len(outputs[1]) or not all(map(_same, *outputs)):
         raise ValueError(
             f"the captured graph of {type(model).__name__} does not compute what its forward computes on the example inputs: "
-            "its forward depends on values; move such branches out of forward, or prepare its submodules one by one."
+            "its forward depends on values, or changes in place (x *= 2) what it reads again under another name; move such "
+            "branches out of forward, write x = x * 2, or prepare its submodules one by one."
         )
 
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from networks import INTEGER, Gate, OptionA, Rows, build, images
-from torch import nn
+from torch import Tensor, nn
 
 import qat
 from qat.integer import IntegerModel, stored_bytes
@@ -165,3 +165,33 @@ def test_a_batchnorm_of_tokens_is_refused(policy: str) -> None:
     prepared = qat.prepare(network, qat.load_policy(policy, rules=rule), x)
     qat.calibrate(prepared, [x])
     torch.testing.assert_close(qat.convert(prepared)(x), prepared(x), rtol=0.0, atol=0.05)
+
+
+@pytest.mark.parametrize(("dims", "shape"), [((2, 3), (2, 6, 3, 4, 4)), ((-2, -1), (2, 6, 4))])
+def test_a_mean_over_two_axes_of_other_tensors_is_refused(dims: tuple[int, int], shape: tuple[int, ...]) -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(shape[-1], 4), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x)).mean(dims).reshape(2, -1)[:, :1].expand(-1, 6))
+
+    x = torch.randn(shape)
+    prepared = qat.prepare(Mean().eval(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    with pytest.raises(ValueError, match=r"over two axes has no integer form, which only \(N, C, H, W\) has"):
+        qat.convert(prepared)(x)
+
+
+def test_what_diverged_and_what_is_converted_are_named() -> None:
+    x = torch.randn(8, 6)
+    prepared = qat.prepare(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    with pytest.raises(ValueError, match=r"an integer model already: pass what qat\.prepare returned"):
+        qat.convert(integer)
+    with torch.no_grad():
+        prepared[2].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"weight '2.weight' is not finite: its training diverged, lower the"):
+        qat.convert(prepared)

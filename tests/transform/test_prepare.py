@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -588,3 +589,84 @@ def test_another_policy_for_a_prepared_model_is_refused() -> None:
 
 def test_in_a_float_network_everything_stays_in_float() -> None:
     assert str(qat.inspect(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))).endswith("stays in float: everything")
+
+
+class Fused(nn.Module):
+    """torch has a fused form of its transformer layer, which reads weights without calling the layers that hold them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+        self.first, self.encoder, self.last = nn.Linear(4, 16), nn.TransformerEncoder(layer, 1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.encoder(x) if x.numel() > float(x.detach().sum()) - 1e9 else x)
+
+
+def test_no_fused_layer_passes_quantizers_by() -> None:
+    x = torch.randn(3, 7, 4)
+    prepared = prepare(Fused().eval(), "w2a8", x)
+    qat.calibrate(prepared, [x])
+    with torch.no_grad():
+        fused = prepared(x)
+    torch.testing.assert_close(fused, prepared(x).detach())
+    integer = qat.convert(prepared)
+    with torch.no_grad():
+        torch.testing.assert_close(integer(x), fused)
+    (note,) = [n for n in qat.inspect(prepared).notes if n.startswith("weights of other layers")]
+    assert note == (
+        "weights of other layers stay in float, 47% of all: encoder.layers.0.self_attn.in_proj_weight, "
+        "encoder.layers.0.self_attn.out_proj.weight."
+    )
+
+
+class Auxiliary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.a(x)
+        return (self.b(x), x) if self.training else self.b(x)
+
+
+def test_branches_on_training_are_warned_of() -> None:
+    with pytest.warns(
+        UserWarning, match=r"Auxiliary branches on self.training \(auxiliary heads, noise\): prepared, it"
+    ):
+        prepared = prepare(Auxiliary(), "w8a8", torch.randn(2, 4))
+    assert any("branches on self.training" in note for note in qat.inspect(prepared).notes)
+
+
+def test_a_change_in_place_that_somebody_reads_again_is_refused() -> None:
+    """torch.fx traces `x *= 2` as a product of its own."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = kept = self.a(x)
+            x *= 2
+            return self.b(x) + kept
+
+    with pytest.raises(ValueError, match=r"or changes in place \(x \*= 2\) what it reads again under another name"):
+        prepare(Scaled().eval(), "w8a8", torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m: prepare(m, 8), "policy 8 is no policy: write a preset such as 'w8a8'"),
+        (
+            lambda m: prepare(m, "w8a8", {"x": torch.randn(2, 4)}),
+            "example_inputs is a dict: write a tensor, or a tuple",
+        ),
+        (lambda m: qat.calibrate(prepare(m, "w8a8"), torch.randn(2, 4)), r"one tensor of shape \(2, 4\): write a list"),
+    ],
+)
+def test_what_is_none_of_these_is_refused(call: Callable[[nn.Module], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
