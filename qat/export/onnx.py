@@ -109,10 +109,10 @@ class _Exporter:
         """Drop an Identity behind a node whose result nothing else reads: it would only cost a copy."""
         for identity in [n for n in self.graph.nodes if n.op_type == "Identity"]:
             readers = [n for n in self.graph.nodes if identity.input[0] in n.input]
-            producer = [n for n in self.graph.nodes if identity.input[0] in n.output]
-            if len(readers) == 1 and producer:
+            producer = next((n for n in self.graph.nodes if identity.input[0] in n.output), None)
+            if len(readers) == 1 and producer is not None:
                 self.graph.nodes.remove(identity)
-                producer[0].output[0] = identity.output[0]
+                producer.output[list(producer.output).index(identity.input[0])] = identity.output[0]
 
     def _tensor_info(self, name: str, node: fx.Node) -> onnx.ValueInfoProto:
         dtype = torch.empty(0, dtype=self.meanings[node].dtype).numpy().dtype
@@ -136,13 +136,12 @@ class _Exporter:
         results = self.islands.write(node, self.names, self.two_sizes, name)
         meaning = self.meanings[node]
         if isinstance(meaning, Tensor) and meaning.is_floating_point() and self._reads_real_codes(node):
-            return self.graph.node(
-                "LeakyRelu", [results], name, alpha=1.0
-            )  # or the runtime would calculate it on codes
+            # with slope 1 it changes nothing, and the runtime does not calculate the island on codes
+            return self.graph.node("LeakyRelu", [results], name, alpha=1.0)
         return results
 
     def _reads_real_codes(self, node: fx.Node) -> bool:
-        return not {self.names.get(n) for n in node.all_input_nodes}.isdisjoint(self.real.values())
+        return any(name in self.real.values() for n in node.all_input_nodes for name in tree_leaves(self.names.get(n)))
 
     def _mixes_batch(self, node: fx.Node) -> bool:
         """Whether another axis than the first depends on the size of the batch."""

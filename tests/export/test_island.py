@@ -39,6 +39,15 @@ class First(nn.Module):
         return self.operation(x)[0]
 
 
+class Second(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.first(x))).tensor_split(2, 1)[1]
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -124,6 +133,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "transposed": (lambda: Between(nn.ConvTranspose2d(8, 8, 2, 2)), IMAGES),
     "weighted sum": (lambda: Between(lambda x: torch.add(x, x.flip(2), alpha=0.5)), IMAGES),
     "mean of five axes": (lambda: Between(lambda x: x.unsqueeze(4).mul(0.5).mean((2, 4)).unsqueeze(3)), IMAGES),
+    "ends in the second of two": (lambda: Second(), IMAGES),
     "ends in float": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Softmax(1)), IMAGES),
     "moved": (lambda: Between(lambda x: F.pixel_unshuffle(F.pixel_shuffle(x.unsqueeze(1), 2), 2).squeeze(1)), IMAGES),
     "picked": (lambda: Between(lambda x: x.transpose(1, 3)[..., 0].unsqueeze(1).expand(-1, 8, -1, -1)), IMAGES),
