@@ -45,7 +45,7 @@ class Second(nn.Module):
         self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.relu(self.first(x))).tensor_split(2, 1)[1]
+        return self.last(F.relu(self.first(x))).chunk(2, 1)[1]
 
 
 class Attention(nn.Module):
