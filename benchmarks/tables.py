@@ -37,6 +37,10 @@ def _row(results: Results, *names: str) -> Row:
     return next(row for row in results.rows if row.name in names)
 
 
+def _best_ptq(results: Results) -> Row:
+    return max((row for row in results.rows if row.kind == "ptq"), key=lambda row: row.top1)
+
+
 def summary(runs: list[Results]) -> str:
     """One line a recipe: accuracies, the verdict, codes that differ, size and latency against float."""
     lines = [
@@ -46,7 +50,7 @@ def summary(runs: list[Results]) -> str:
     ]
     for run in runs:
         reference, deployed = _row(run, "float"), _row(run, "QAT in ONNX Runtime")
-        best = max((row for row in run.rows if row.kind == "ptq"), key=lambda row: row.top1)
+        best = _best_ptq(run)
         accuracies = [f"{100 * _row(run, name).top1:.2f}" for name in ("float", "PTQ min-max", "PTQ MSE")]
         accuracies += [f"{100 * best.top1:.2f} ({best.name.removeprefix('PTQ ')})", f"{100 * deployed.top1:.2f}"]
         check = run.verification
@@ -69,7 +73,7 @@ def summary(runs: list[Results]) -> str:
             f"{sum(run.timings.values()) / 60:.0f}" if run.timings else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    machines = sorted({f"{r.environment.cpu}, {r.environment.threads} threads" for r in runs})
+    machines = sorted({f"{r.environment.cpu}, {_threads(r)}" for r in runs})
     commits = sorted({str(r.environment.commit)[:10] for r in runs})
     seeds = sorted({str(r.seed) for r in runs})
     lines += ["", f"Top-1 in %, seed {', '.join(seeds)}; {'; '.join(machines)}; commit {', '.join(commits)}."]
@@ -77,6 +81,10 @@ def summary(runs: list[Results]) -> str:
         "The machine did other work beside most runs: minutes are upper bounds, latency ratios were measured in turns."
     ]
     return "\n".join(lines)
+
+
+def _threads(run: Results) -> str:
+    return f"{run.environment.threads} thread{'s' if run.environment.threads > 1 else ''}"
 
 
 def details(runs: list[Results]) -> str:
@@ -96,9 +104,8 @@ def headers(runs: list[Results], check: bool) -> None:
     for recipe in sorted({run.recipe for run in runs}):
         same = [run for run in runs if run.recipe == recipe]
         first = same[0]
-        top1 = {
-            name: [100 * _row(run, name).top1 for run in same] for name in ("QAT in ONNX Runtime", "float", "PTQ MSE")
-        }
+        top1 = {name: [100 * _row(run, name).top1 for run in same] for name in ("QAT in ONNX Runtime", "float")}
+        top1["best PTQ"] = [100 * _best_ptq(run).top1 for run in same]
         if len(same) > 1:
             said = {name: f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" for name, v in top1.items()}
             spread = f"mean ± standard deviation of {len(same)} seeds"
@@ -109,7 +116,7 @@ def headers(runs: list[Results], check: bool) -> None:
         ours = said.pop("QAT in ONNX Runtime")
         others = ", ".join(f"{name} {text}" for name, text in said.items())
         minutes = statistics.mean(sum(run.timings.values()) for run in same) / 60
-        machine = f"{first.environment.threads} threads of {first.environment.cpu}"
+        machine = f"{_threads(first)} of {first.environment.cpu}"
         expected = f"# expected: QAT in ONNX Runtime {ours} % ({others}; {spread}; {first.data.label})"
         takes = f"# takes:    {minutes:.1f} minutes on {machine}"
         path = ROOT / "recipes" / f"{recipe}.yaml"
