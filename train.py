@@ -10,16 +10,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from qat.training.recipe.boundary import one_sentence, teaching
-from qat.training.recipe.followers import following
+from qat.experiment.errors import composition_errors, configuration_errors
+from qat.experiment.worker_processes import worker_process
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(config: DictConfig) -> None:
-    from qat.training.recipe.experiment import run  # late: --help need not wait for Lightning
+    from qat.experiment.run import run  # late: --help need not wait for Lightning
 
     running = HydraConfig.get()
-    with teaching(debug=config.debug):
+    with configuration_errors(debug=config.debug):
         run(
             config,
             folder=Path(running.runtime.output_dir),
@@ -29,5 +29,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence(Path(__file__).parent / "configs"), following():
+    with composition_errors(Path(__file__).parent / "configs"), worker_process():
         main()

@@ -30,10 +30,10 @@ from torch import nn
 
 from benchmarks.record import RESULTS, write
 from qat.data import ImageData
+from qat.experiment import build, float_network
 from qat.ptq import apply_passes
 from qat.report.environment import source_state
-from qat.training.evaluation import silence
-from qat.training.recipe import build, float_network
+from qat.training.comparison.evaluate import silence
 
 ROOT = Path(__file__).parent.parent
 POLICIES = ("w4a4", "w3a3", "w2a2")

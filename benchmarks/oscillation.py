@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from benchmarks.record import RESULTS, write
 from qat.callbacks import OscillationControl, QuantizationAwareTraining
 from qat.data import ImageData, cifar10, digits
-from qat.training.evaluation import silence
-from qat.training.recipe.datamodule import ImageDataModule
-from qat.training.recipe.module import ImageClassifier
-from qat.training.recipe.schedule import cosine
+from qat.experiment.datamodule import ImageDataModule
+from qat.experiment.image_classifier import ImageClassifier
+from qat.experiment.learning_rate import cosine
+from qat.training.comparison.evaluate import silence
 
 CONTROLS: dict[str, dict[str, Any]] = {
     "nothing": {},

@@ -20,7 +20,7 @@ from benchmarks.step_time import steps
 from benchmarks.subject import SUBJECTS
 from qat.data import ImageData, Sample, TensorImages
 from qat.data.cifar10 import CLASSES, MEAN, STD
-from qat.training.recipe.datamodule import ImageDataModule
+from qat.experiment.datamodule import ImageDataModule
 
 
 def noise(images: int) -> ImageData:
@@ -52,11 +52,11 @@ def batches(data: ImageData, batch: int, device: str) -> Callable[[], Sample]:
 
     source = endless()
 
-    def following() -> Sample:
+    def worker_process() -> Sample:
         images, labels = next(source)
         return transform(images.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
 
-    return following
+    return worker_process
 
 
 def main() -> None:

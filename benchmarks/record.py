@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from qat.report import Environment, write_atomically
+from qat.files import write_atomically
+from qat.report import Environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -15,8 +15,8 @@ from benchmarks import measured
 from benchmarks.menu import LADDER, POLICIES, ROWS
 from benchmarks.record import RESULTS
 from qat.report import Results, Row, read_results
-from qat.report.judge import binomial_error
 from qat.report.tables import comparison
+from qat.report.verdicts import binomial_error
 
 ROOT = Path(__file__).parent.parent
 ORDER = ("digits", "mnist", "cifar10")

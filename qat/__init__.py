@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
     if name == "callbacks":
         return importlib.import_module("qat.callbacks")
     if name == "load_checkpoint":
-        return importlib.import_module("qat.training.load_checkpoint").load_checkpoint
+        return importlib.import_module("qat.transform.load_checkpoint").load_checkpoint
     if name == "latest_checkpoint":
-        return importlib.import_module("qat.training.resume.checkpoints").latest_checkpoint
+        return importlib.import_module("qat.training.checkpoint.latest").latest_checkpoint
     raise AttributeError(f"module 'qat' has no attribute {name!r}")

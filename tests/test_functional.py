@@ -7,22 +7,22 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from oracles import fake_quantize as oracle
 from torch import Tensor
 
 from qat import PerChannel, PerGroup, PerTensor
 from qat.estimators import StraightThrough
 from qat.functional import (
+    clamp_straight_through,
     clip,
     dequantize,
     fake_quantize,
-    fake_quantize_by,
-    held,
+    fake_quantize_with,
     quantize,
     scale_gradient,
     with_gradient_of,
 )
-from qat.native import available
+from qat.kernels.cpu import available
+from tests.oracles import fake_quantize as oracle
 
 GRIDS = [(-127, 127), (-128, 127), (0, 255), (-8, 7), (-7, 7), (0, 15), (-1, 1), (-2, 1), (0, 3)]
 LAYOUTS = {
@@ -41,7 +41,7 @@ affine = pytest.mark.parametrize("affine", [False, True], ids=["symmetric", "aff
 def _implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything here holds for the compiled kernels and for torch's own operations."""
     if request.param == "composite":
-        monkeypatch.setattr("qat.functional.available", lambda: False)
+        monkeypatch.setattr("qat.kernels.cpu.available", lambda: False)
     elif not available():
         pytest.skip("there is no C compiler, or QAT_NATIVE=0")
 
@@ -321,7 +321,7 @@ def test_clip_gives_a_value_on_a_bound_to_the_bound() -> None:
 
 def test_held_values_come_back() -> None:
     x = torch.tensor([-5.0, 0.5, 5.0], requires_grad=True)
-    y = held(x, torch.tensor([-1.0, -1.0, -1.0]), 2.0)
+    y = clamp_straight_through(x, torch.tensor([-1.0, -1.0, -1.0]), 2.0)
     y.sum().backward()
     assert y.tolist() == [-1.0, 0.5, 2.0]
     assert x.grad.tolist() == [1.0, 1.0, 1.0]
@@ -340,7 +340,7 @@ def test_values_of_one_and_gradient_of_another() -> None:
 def test_another_estimator_changes_no_output(layout, affine) -> None:
     case = Case(layout, (-8, 7), affine, powers_of_two=False)
     y, dx, dscale = case.run(
-        lambda *arguments, **options: fake_quantize_by(StraightThrough(), *arguments, **options), 0.5
+        lambda *arguments, **options: fake_quantize_with(StraightThrough(), *arguments, **options), 0.5
     )
     expected, expected_dx, expected_dscale = case.run(fake_quantize, 0.5)
     assert torch.equal(y, expected)

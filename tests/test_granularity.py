@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from oracles.fake_quantize import per_channel, per_group, per_tensor
 
 from qat import PerChannel, PerGroup, PerTensor
+from tests.oracles.fake_quantize import per_channel, per_group, per_tensor
 
 SHAPES = [(6, 4), (3, 2, 4), (2, 8, 3, 3)]
 CASES = [(PerTensor(), per_tensor), (PerChannel(), per_channel), (PerChannel(1), lambda s: per_channel(s, 1))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,8 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
-from qat.cache import cache_folder
 from qat.data.tensor_images import TensorImages
+from qat.files import cache_folder, write_atomically
 
 CACHE_FORMAT = 1  # raise it when the same files decode to other tensors
 CHUNK = 256  # images one thread decodes at a time
@@ -151,12 +150,7 @@ def _size(pixels: np.ndarray) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """To a temporary name first, then renamed: a reader, or a second writer, never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        unfinished = Path(folder) / path.name
-        unfinished.write_bytes(save(tensors))  # save_file would make it readable by its owner only
-        unfinished.replace(path)
+    write_atomically(path, save(tensors))  # save_file would make it readable by its owner only
 
 
 def is_small(files: Sequence[str], max_pixels: int) -> bool:

@@ -1,7 +1,7 @@
 """One file per target; each target can be written and run. The only floor that knows ONNX."""
 
-from qat.export.float_onnx import export_float_onnx
-from qat.export.onnx import export_onnx
+from qat.export.onnx.export import export_onnx
+from qat.export.onnx.float_network import export_float_onnx
 from qat.export.quantize_static import QuantizeStatic
 from qat.export.runtime import OnnxRuntimeNetwork, latency, operators
 from qat.export.verify import Verification, verify

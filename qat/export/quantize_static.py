@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterable
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qat.export.float_onnx import export_float_onnx
+from qat.contexts import quiet
+from qat.export.onnx.float_network import export_float_onnx
 from qat.export.runtime import feeds, session
-from qat.report.writing import write_atomically
+from qat.files import write_atomically
 from qat.transform.calibrate import arguments
 
 METHODS = ("MinMax", "Entropy", "Percentile")
@@ -61,7 +60,7 @@ class QuantizeStatic:
         inputs = [tuple(x.cpu() for x in _tensors(model, batch)) for batch in batches]
         if not inputs:
             raise ValueError("there is nothing to calibrate with: batches is empty.")
-        with tempfile.TemporaryDirectory() as workshop, redirect_stdout(StringIO()):
+        with tempfile.TemporaryDirectory() as workshop, quiet():
             source, prepared, result = (Path(workshop) / f"{name}.onnx" for name in ("float", "prepared", "quantized"))
             export_float_onnx(copy.deepcopy(model).cpu(), tuple(x[:1] for x in inputs[0]), source)
             quant_pre_process(str(source), str(prepared))

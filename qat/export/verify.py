@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qat.export.results import named_results
+from qat.export.onnx.outputs import named_outputs
 from qat.export.runtime import SiteSession, operators, stored_codes
 from qat.integer import IntegerModel
 from qat.integer.modules import DynamicLayer, IntegerConv, IntegerModule, WeightOnlyLayer
@@ -93,7 +93,7 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequ
         outputs, codes = running(*inputs)
         for name, expected_code in expected_codes.items():
             _compare(sites, name, expected_code.cpu(), codes[name])
-        results = named_results(expected)
+        results = named_outputs(expected)
         for (name, ours), theirs in zip(results.items(), outputs, strict=True):
             within = f" (within {tolerance:g} of the largest)" if tolerance else ""
             _compare(sites, name + within, ours.cpu(), theirs, tolerance)

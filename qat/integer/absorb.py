@@ -37,8 +37,8 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Codes) -> IntegerWe
     Raises:
         ValueError: an affine weight grid, or a sign flip on a grid that is not narrow.
     """
-    codes, bias, scale, _ = with_norm(layer, norm)
-    steps = steps_of(int(codes.abs().max()), x.highest)
+    codes, bias, scale, _ = absorb_batch_norm(layer, norm)
+    steps = product_units_for(int(codes.abs().max()), x.highest)
     smallest = (bias.abs() * steps / (x.scale * BIAS_LIMIT)).clamp(min=2.0**-60)
     raised = torch.maximum(scale, smallest)
     shrink = (scale / raised).reshape(-1, *[1] * (codes.dim() - 1))
@@ -48,21 +48,21 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Codes) -> IntegerWe
     return IntegerWeights(codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored, steps)
 
 
-def steps_of(largest: int, highest: int) -> int:
+def product_units_for(largest: int, highest: int) -> int:
     """The largest power of two whose multiples of weight codes up to `largest` fit int8, and never saturate (`IntegerLayer.
     may_saturate`) with input codes up to `highest`, where those of 7 bits never do.
 
     A bias is rounded to whole units of the accumulator. With codes of 2 bits one product is a large part of a step of the
     output; multiplied by 64, in int8, they leave the bias 64 times as exact and every sum what it was.
 
-    >>> steps_of(1, 255), steps_of(7, 255), steps_of(7, 15), steps_of(127, 15)
+    >>> product_units_for(1, 255), product_units_for(7, 255), product_units_for(7, 15), product_units_for(127, 15)
     (64, 8, 16, 1)
     """
     limit = 64 if highest > 127 else 127
     return 2 ** max((limit // max(largest, 1)).bit_length() - 1, 0)
 
 
-def with_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerWeights:
+def absorb_batch_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerWeights:
     """Weight codes, real bias and per-channel scale of layer + BatchNorm, all float64.
 
     Raises:

@@ -47,7 +47,7 @@ class Codes:
         shift = 2 ** (grid.bits - 1) if grid.signed else 0
         return cls(float(scale.item()), int(zero_point.item()) + shift, grid.qmin + shift, grid.qmax + shift)
 
-    def rectified(self, ceiling: float | None = None) -> Codes:
+    def after_relu(self, ceiling: float | None = None) -> Codes:
         """The same codes after max(x, 0), and min(x, ceiling) where one is given: only the bounds change."""
         highest = self.highest
         if ceiling is not None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qat.granularity import PerGroup
-from qat.integer.absorb import IntegerWeights, absorb, with_norm
+from qat.integer.absorb import IntegerWeights, absorb, absorb_batch_norm
 from qat.integer.arithmetic import Codes
 from qat.integer.modules import (
     Dequantize,
@@ -34,7 +34,7 @@ from qat.integer.modules import (
 )
 from qat.nn import as_quantized, is_quantized
 from qat.quantizers import Quantizer, Table
-from qat.transform.capture import CannotCapture, capture
+from qat.transform.capture import CaptureError, capture
 from qat.transform.mode import quantizers
 from qat.transform.plan import Kind, ceiling, is_identity_in_evaluation, kind_of, mean_axes
 
@@ -86,7 +86,7 @@ def convert(model: nn.Module) -> nn.Module:
     source = copy.deepcopy(model).eval()
     try:
         graph = capture(source)
-    except CannotCapture:
+    except CaptureError:
         return _weights_only(source)
     with torch.no_grad():
         return _Converter(source, graph).run()
@@ -167,7 +167,7 @@ class _Converter:
             codes = self.codes(source)
             return self.add(name, Requantize(self.grids[source], grid), (codes,)), grid
         if self.kinds[end] is Kind.RECTIFY:
-            grid = grid.rectified(ceiling(self.source, end))
+            grid = grid.after_relu(ceiling(self.source, end))
             source = end.all_input_nodes[0]
             if self.has_codes(source):
                 codes = self.codes(source)
@@ -258,7 +258,7 @@ class _Converter:
             label = str(self.module(site).label)
             self.as_dynamic[site] = self.add(label, DynamicQuantize(), (self.value(site.all_input_nodes[0]),))
         layer = self.module(node)
-        weights = with_norm(as_quantized(layer), self._norm(norm))
+        weights = absorb_batch_norm(as_quantized(layer), self._norm(norm))
         without_bias = weights._replace(bias=torch.zeros_like(weights.bias))
         inner = _integer_layer(layer, without_bias, Codes(1.0, 0), None, norm is not None)
         return self.add(str(node.target), DynamicLayer(inner, weights.bias), (self.as_dynamic[site],))

@@ -12,7 +12,7 @@ from typing import Protocol, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qat.native import keeping_codes
+from qat.kernels import byte_encoding, saving_as_codes
 from qat.quantizers import Quantizer
 
 
@@ -34,7 +34,7 @@ class Conv1d(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, C, L] or [C, L]."""
         x, weight = _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight)
-        with keeping_codes(x):
+        with saving_as_codes(x, byte_encoding(x)):
             return self._conv_forward(x, weight, self.bias)
 
 
@@ -47,7 +47,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, C, H, W] or [C, H, W]."""
         x, weight = _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight)
-        with keeping_codes(x):
+        with saving_as_codes(x, byte_encoding(x)):
             return self._conv_forward(x, weight, self.bias)
 
 
@@ -60,7 +60,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]."""
         x, weight = _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight)
-        with keeping_codes(x):
+        with saving_as_codes(x, byte_encoding(x)):
             return F.linear(x, weight, self.bias)
 
 

@@ -10,7 +10,7 @@ from qat.ptq.cross_layer_equalization import CrossLayerEqualization
 from qat.ptq.fold_batchnorm import FoldBatchNorm
 from qat.ptq.gptq import GPTQ
 from qat.ptq.hessian_mse import HessianMSE
-from qat.ptq.workpiece import Listener, NoGraph, Workpiece
+from qat.ptq.state import Listener, NoGraphError, PTQState
 
 __all__ = [
     "BRECQ",
@@ -23,10 +23,10 @@ __all__ = [
     "FoldBatchNorm",
     "HessianMSE",
     "Listener",
-    "NoGraph",
+    "NoGraphError",
+    "PTQState",
     "Pass",
     "Stage",
-    "Workpiece",
     "apply_passes",
     "check_order",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qat.ptq.base import Pass
 from qat.ptq.reconstruction import Reconstruction
 from qat.ptq.segment import layer_segments
-from qat.ptq.workpiece import Workpiece
+from qat.ptq.state import PTQState
 
 
 class AdaRound(Pass):
@@ -28,5 +28,5 @@ class AdaRound(Pass):
     ) -> None:
         self.reconstruction = Reconstruction(iterations, batch_size, lr, regularization=regularization)
 
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         self.reconstruction.along(piece, layer_segments, "AdaRound")

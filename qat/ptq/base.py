@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qat.ptq.workpiece import Listener, Workpiece, nobody
+from qat.ptq.state import Listener, PTQState, nobody
 from qat.transform import is_prepared
 from qat.transform.policy import Policy, load_policy
 
@@ -35,7 +35,7 @@ class Pass(ABC):
     """Whether it finds new ranges for weights, which would round those that lie on the old grid once more."""
 
     @abstractmethod
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         """Change `piece.network`, in place or by another one."""
 
 
@@ -63,7 +63,7 @@ def apply_passes(
     check_order(passes)
     if is_prepared(network):
         raise ValueError("the network already has quantizers: passes begin with the float network.")
-    piece = Workpiece(copy.deepcopy(network).eval(), load_policy(policy), list(batches), listener)
+    piece = PTQState(copy.deepcopy(network).eval(), load_policy(policy), list(batches), listener)
     if not piece.batches:
         raise ValueError("there is nothing to calibrate with: batches is empty.")
     with torch.random.fork_rng():

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from qat.ptq.base import Pass
+from qat.ptq.state import PTQState
 from qat.ptq.walk import Walk
-from qat.ptq.workpiece import Workpiece
 
 
 class BatchNormReestimation(Pass):
@@ -21,7 +21,7 @@ class BatchNormReestimation(Pass):
     images, without augmentation, differ from all training images, which on a few hundred images costs more than it brings.
     """
 
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         walk, seen = Walk(piece), set()
         norms = [m for m in piece.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         for node in walk:

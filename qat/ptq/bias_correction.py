@@ -7,8 +7,8 @@ from torch import Tensor, fx, nn
 
 from qat.ptq.base import Pass
 from qat.ptq.segment import layer_segments
+from qat.ptq.state import PTQState
 from qat.ptq.walk import Walk
-from qat.ptq.workpiece import Workpiece
 
 
 class BiasCorrection(Pass):
@@ -20,7 +20,7 @@ class BiasCorrection(Pass):
     Differs from the paper: the shift is measured (its appendix D), not calculated from BatchNorm's statistics.
     """
 
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         walk = Walk(piece)
         segments = {segment.nodes[0]: segment for segment in layer_segments(piece.network, walk.graph)}
         done = 0
@@ -32,7 +32,7 @@ class BiasCorrection(Pass):
 
 
 @torch.no_grad()
-def _shift(piece: Workpiece, walk: Walk, node: fx.Node) -> Tensor:
+def _shift(piece: PTQState, walk: Walk, node: fx.Node) -> Tensor:
     """E[quantized] - E[float] of the layer's output, over all its positions: float64 (channels,)."""
     assert piece.reference is not None
     source, name = node.all_input_nodes[0], str(node.target)

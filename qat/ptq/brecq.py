@@ -5,7 +5,7 @@ from __future__ import annotations
 from qat.ptq.base import Pass
 from qat.ptq.reconstruction import Reconstruction
 from qat.ptq.segment import block_segments
-from qat.ptq.workpiece import Workpiece
+from qat.ptq.state import PTQState
 
 
 class BRECQ(Pass):
@@ -37,5 +37,5 @@ class BRECQ(Pass):
     ) -> None:
         self.reconstruction = Reconstruction(iterations, batch_size, lr, scale_lr, drop, regularization)
 
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         self.reconstruction.along(piece, block_segments, "QDrop" if self.reconstruction.drop else "BRECQ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from qat.ptq.base import Pass, Stage
-from qat.ptq.workpiece import Workpiece
+from qat.ptq.state import PTQState
 from qat.quantizers import Mode
 from qat.transform import calibrate, prepare, quantizers
 from qat.transform.policy import Part, TensorRule
@@ -30,7 +30,7 @@ class Calibrate(Pass):
         for part in (self.observer, self.weight_observer):
             TensorRule(bits=8, quantizer="Static", observer=part)  # says now what is wrong with it
 
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         policy = piece.policy.with_parts("Static", self.observer, self.weight_observer)
         network = prepare(piece.network, policy).eval()
         piece.listener("calibrate", 0, 1)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from qat.nn import LAYERS, affine_of
 from qat.ptq.base import Pass, Stage
-from qat.ptq.workpiece import Workpiece
+from qat.ptq.state import PTQState
 from qat.transform.plan import Kind, kind_of
 
 PASSING: tuple[object, ...] = (
@@ -70,7 +70,7 @@ class CrossLayerEqualization(Pass):
         self.rounds = rounds
 
     @torch.no_grad()
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         graph = piece.graph()
         pairs = find_pairs(piece.network, graph, piece.used_once(graph))
         for i in range(self.rounds):

@@ -7,7 +7,7 @@ from torch import nn
 
 from qat.nn import LAYERS, affine_of
 from qat.ptq.base import Pass, Stage
-from qat.ptq.workpiece import Workpiece
+from qat.ptq.state import PTQState
 from qat.transform.plan import Kind, kind_of
 
 
@@ -21,7 +21,7 @@ class FoldBatchNorm(Pass):
 
     stage = Stage.FLOAT
 
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         graph = piece.graph()
         once = piece.used_once(graph)
         for node in graph.nodes:

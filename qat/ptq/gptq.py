@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from qat.functional import dequantize, quantize
 from qat.nn import as_quantized
 from qat.ptq.base import Pass
-from qat.ptq.patches import patches
+from qat.ptq.state import PTQState
+from qat.ptq.unfold import patches
 from qat.ptq.walk import each_layer
-from qat.ptq.workpiece import Workpiece
 from qat.quantizers import Quantizer
 
 
@@ -36,7 +36,7 @@ class GPTQ(Pass):
         self.damping = damping
 
     @torch.no_grad()
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         for layer, inputs in each_layer(piece, "GPTQ"):
             self._round(layer, inputs)
 

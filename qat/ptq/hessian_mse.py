@@ -9,9 +9,9 @@ from qat.functional import dequantize, quantize
 from qat.nn import as_quantized
 from qat.observers.search import search
 from qat.ptq.base import Pass
-from qat.ptq.patches import patches
+from qat.ptq.state import PTQState
+from qat.ptq.unfold import patches
 from qat.ptq.walk import each_layer
-from qat.ptq.workpiece import Workpiece
 
 
 class HessianMSE(Pass):
@@ -34,7 +34,7 @@ class HessianMSE(Pass):
         self.candidates = candidates
 
     @torch.no_grad()
-    def apply(self, piece: Workpiece) -> None:
+    def apply(self, piece: PTQState) -> None:
         for layer, inputs in each_layer(piece, "Hessian MSE"):
             self._set_range(layer, inputs)
 

@@ -12,10 +12,16 @@ from torch import Tensor, fx, nn
 from torch.optim import Adam
 
 from qat.nn import as_quantized
-from qat.ptq.rounding import LearnedRounding, harden, indecision, rectified_sigmoid, soften
+from qat.ptq.rounding import (
+    SoftRounding,
+    finish_soft_rounding,
+    rectified_sigmoid,
+    rounding_regularizer,
+    start_soft_rounding,
+)
 from qat.ptq.segment import Segment, weighted
+from qat.ptq.state import PTQState
 from qat.ptq.walk import Walk
-from qat.ptq.workpiece import Workpiece
 from qat.quantizers import LSQ, Quantizer
 from qat.transform import quantizers
 
@@ -50,7 +56,7 @@ class Reconstruction:
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop={self.drop!r} is no probability below 1: write for example 0.5.")
 
-    def along(self, piece: Workpiece, find: Callable[[nn.Module, fx.Graph], list[Segment]], name: str) -> None:
+    def along(self, piece: PTQState, find: Callable[[nn.Module, fx.Graph], list[Segment]], name: str) -> None:
         """Reconstruct all segments that `find` finds in the graph, in their order, each behind the result of those before."""
         walk = Walk(piece)
         segments = {segment.nodes[0]: segment for segment in find(piece.network, walk.graph)}
@@ -67,7 +73,7 @@ class Reconstruction:
         progress = (step / self.iterations - self.warmup) / (1 - self.warmup)
         return self.beta_end + 0.5 * (self.beta_start - self.beta_end) * (1 + math.cos(math.pi * max(0.0, progress)))
 
-    def _reconstruct(self, piece: Workpiece, walk: Walk, segment: Segment) -> None:
+    def _reconstruct(self, piece: PTQState, walk: Walk, segment: Segment) -> None:
         """One segment, at whose first operation the walk has arrived; its layers and sites keep the result."""
         assert piece.reference is not None
         data = _Data(
@@ -77,16 +83,16 @@ class Reconstruction:
         )
         module = segment.extract(piece.network)
         layers = [as_quantized(layer) for layer in weighted(piece.network, segment.nodes)]
-        roundings = [soften(layer) for layer in layers]
+        roundings = [start_soft_rounding(layer) for layer in layers]
         scales = learn_scales(module, self.drop) if self.scale_lr or self.drop else {}
         self._learn(module, roundings, list(scales.values()), data)
         for layer, rounding in zip(layers, roundings, strict=True):
-            harden(layer, rounding)
+            finish_soft_rounding(layer, rounding)
         for site, learned in scales.items():
             site.set_qparams(learned.qparams())
 
     @torch.enable_grad()
-    def _learn(self, module: nn.Module, roundings: list[LearnedRounding], scales: list[LSQ], data: _Data) -> None:
+    def _learn(self, module: nn.Module, roundings: list[SoftRounding], scales: list[LSQ], data: _Data) -> None:
         first_lr = [self.scale_lr * float(site.scale.detach()) for site in scales]
         parameters = [*(r.v for r in roundings), *(site.scale for site in scales)]
         rates = [*(self.lr for _ in roundings), *first_lr]
@@ -97,7 +103,7 @@ class Reconstruction:
             x, target = data.sample(self.batch_size, self.drop)
             loss = (module(x) - target).square().sum(dim=1).mean()
             if step >= self.warmup * self.iterations:
-                undecided = sum(indecision(rectified_sigmoid(r.v), self.beta(step)) for r in roundings)
+                undecided = sum(rounding_regularizer(rectified_sigmoid(r.v), self.beta(step)) for r in roundings)
                 loss = loss + self.regularization * undecided
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
@@ -120,7 +126,7 @@ class _Data(NamedTuple):
         return x, self.target[chosen]
 
 
-class Dropping(nn.Module):
+class QDropQuantizer(nn.Module):
     """Leaves each value in float with probability `drop` (Wei et al. 2022, eq. 10)."""
 
     def __init__(self, quantizer: nn.Module, drop: float) -> None:
@@ -143,5 +149,5 @@ def learn_scales(module: nn.Module, drop: float) -> dict[Quantizer, LSQ]:
     for name, site in found.items():
         learned[site] = lsq = LSQ(site.spec).to(site.zero_point.device)
         lsq.set_qparams(site.qparams())
-        module.set_submodule(name, Dropping(lsq, drop) if drop else lsq)
+        module.set_submodule(name, QDropQuantizer(lsq, drop) if drop else lsq)
     return learned

@@ -22,12 +22,12 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
     return torch.clamp(torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA, 0.0, 1.0)
 
 
-def indecision(h: Tensor, beta: float) -> Tensor:
+def rounding_regularizer(h: Tensor, beta: float) -> Tensor:
     """The regularizer sum(1 - |2h - 1|^beta) (eq. 24): the number of weights that are neither up nor down."""
     return (1.0 - (2.0 * h - 1.0).abs().pow(beta)).sum()
 
 
-class LearnedRounding(nn.Module):
+class SoftRounding(nn.Module):
     """In the place of a layer's weight quantizer while its rounding is learned: codes are floor(w / scale) + h(V).
 
     V starts where h(V) is the weight's distance from the code below, so that the layer first computes with its float weight
@@ -59,15 +59,15 @@ class LearnedRounding(nn.Module):
         return dequantize(codes, self.scale, 0).reshape(self.shape).to(self.dtype)
 
 
-def soften(layer: QuantizedLayer) -> LearnedRounding:
-    """Put a LearnedRounding in the place of the layer's weight quantizer, and return it."""
+def start_soft_rounding(layer: QuantizedLayer) -> SoftRounding:
+    """Put a SoftRounding in the place of the layer's weight quantizer, and return it."""
     assert layer.weight_quantizer is not None
-    rounding = LearnedRounding(layer.weight_quantizer, layer.weight)
+    rounding = SoftRounding(layer.weight_quantizer, layer.weight)
     layer.weight_quantizer = rounding  # type: ignore[assignment]
     return rounding
 
 
-def harden(layer: QuantizedLayer, rounding: LearnedRounding) -> None:
+def finish_soft_rounding(layer: QuantizedLayer, rounding: SoftRounding) -> None:
     """Give the layer its quantizer back and, as its weight, real numbers that it rounds to exactly these codes."""
     with torch.no_grad():
         layer.weight.copy_(rounding.hard())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.ptq.segment import layer_segments
-from qat.ptq.workpiece import Workpiece
+from qat.ptq.state import PTQState
 from qat.transform.calibrate import arguments
 
 
@@ -25,7 +25,7 @@ class Walk:
             walk.quantized[node.args[0]]  # its input, a list with one value a batch
     """
 
-    def __init__(self, piece: Workpiece) -> None:
+    def __init__(self, piece: PTQState) -> None:
         assert piece.reference is not None, "Calibrate comes first"
         self.graph = piece.graph()
         self.quantized = Track(piece.network, self.graph, piece.batches)
@@ -39,7 +39,7 @@ class Walk:
                 self.float.advance(node)
 
 
-def each_layer(piece: Workpiece, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
+def each_layer(piece: PTQState, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
     """Every quantized layer from first to last, with its inputs in the quantized network, one value a batch.
 
     What is changed in a layer when it is yielded is what the later ones see. name: of the pass, for whoever listens.

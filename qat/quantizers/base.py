@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.estimators import Estimator, StraightThrough
-from qat.functional import dequantize, fake_quantize, fake_quantize_by, quantize
+from qat.functional import dequantize, fake_quantize, fake_quantize_with, quantize
 from qat.grid import Grid
 from qat.observers import MinMax, Observer
 from qat.quantizers.oscillations import Oscillations
@@ -62,12 +62,12 @@ class Quantizer(nn.Module):
     by_table: ClassVar[bool] = False
     """Whether codes of an activation are looked up: for inputs of layers, while what flows between layers stays uniform."""
 
-    starts_static: ClassVar[bool] = True
+    starts_as_static: ClassVar[bool] = True
     """Whether it first rounds as Static does on the same range, so that a network predicts what PTQ predicts."""
 
     initialized: Tensor
     zero_point: Tensor
-    any_bits = True
+    supports_other_bits = True
     """Whether `set_bits` may change the grid. False where bits are more than a width: levels, or fitted coefficients."""
     idempotent = True
     """Whether the real values of codes have the same codes again."""
@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
         self.estimator = estimator if estimator is not None else StraightThrough()
         self.mode = Mode.QUANTIZE
         self.label = ""
-        self.rectifies = False
+        self.fuses_relu = False
         """Whether this stands for the ReLU before it, too: an unsigned symmetric grid cuts at zero, value and gradient."""
         self.n_qparams = spec.granularity.n_qparams(shape)
         self.register_buffer("initialized", torch.tensor(False))
@@ -141,7 +141,7 @@ class Quantizer(nn.Module):
         return dequantize(granularity.view(codes), scale, zero_point).reshape(shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (after ReLU, if this `rectifies`) in mode OFF and OBSERVE, fake-quantized x in mode QUANTIZE.
+        """x (after ReLU, if this `fuses_relu`) in mode OFF and OBSERVE, fake-quantized x in mode QUANTIZE.
 
         Raises:
             RuntimeError: mode QUANTIZE before a range was set, observed or loaded.
@@ -157,7 +157,7 @@ class Quantizer(nn.Module):
             ):  # of Trainer(precision="64-true"): scales, codes and their gradients are float32
                 return self.fake_quantize(x.float()).to(x.dtype)
             return self.fake_quantize(x)
-        x = F.relu(x) if self.rectifies else x
+        x = F.relu(x) if self.fuses_relu else x
         if self.mode is Mode.OBSERVE and not self.ready and x.numel():
             self.observer.update(self.spec.granularity.rows(x.detach().float()))
         return x
@@ -173,14 +173,14 @@ class Quantizer(nn.Module):
         zero_point = granularity.shaped(self.zero_point, shape) if not self.spec.symmetric else 0
         given = granularity.view(x), granularity.shaped(scale, shape), zero_point, grid.qmin, grid.qmax, gradient_scale
         straight = isinstance(self.estimator, StraightThrough)
-        y = fake_quantize(*given) if straight else fake_quantize_by(self.estimator, *given)
+        y = fake_quantize(*given) if straight else fake_quantize_with(self.estimator, *given)
         return y if y.shape == x.shape else y.reshape(shape)
 
     def lsq_gradient_scale(self, x: Tensor) -> float:
-        """g = 1 / sqrt(N * qmax) of Esser et al. 2020, section 2.2; N is `sharing(x)`."""
-        return float((self.sharing(x) * self.spec.grid.qmax) ** -0.5)
+        """g = 1 / sqrt(N * qmax) of Esser et al. 2020, section 2.2; N is `elements_per_scale(x)`."""
+        return float((self.elements_per_scale(x) * self.spec.grid.qmax) ** -0.5)
 
-    def sharing(self, x: Tensor) -> int:
+    def elements_per_scale(self, x: Tensor) -> int:
         """The number of elements that share a scale: of a weight, those of one channel or group; of an activation, those
         of one sample, so that the gradient does not depend on the batch size.
         """
@@ -198,7 +198,7 @@ class Quantizer(nn.Module):
             ValueError: no such width.
         """
         grid = replace(self.policy_grid, bits=max(bits, self.policy_grid.bits))
-        if not self.any_bits or grid == self.spec.grid:
+        if not self.supports_other_bits or grid == self.spec.grid:
             return False
         self.spec = self.observer.spec = replace(self.spec, grid=grid)
         self.forget_range()

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from qat.functional import clip, with_gradient_of
 from qat.observers import Observer
-from qat.quantizers.from_weight import FromWeight
+from qat.quantizers.weight_statistics import WeightStatisticsQuantizer
 from qat.spec import QuantSpec
 
 
-class Binary(FromWeight):
+class Binary(WeightStatisticsQuantizer):
     """Weights -scale and scale, scale = mean|w| (eq. 6): one bit a weight. sign(0) is 1.
 
     Gradient: that of scale * sign(w) with the sign's taken as 1 for |w| < 1 and 0 elsewhere:

@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from qat.functional import clip, held, scale_gradient, snap, with_gradient_of
+from qat.functional import clamp_straight_through, clip, round_to_multiple, scale_gradient, with_gradient_of
 from qat.observers import Observer
-from qat.quantizers.by_table import ByTable
+from qat.quantizers.lookup_table import LookupTableQuantizer
 from qat.quantizers.lsq import FLOOR
 from qat.spec import QParams, QuantSpec
 
 
-class Codebook(ByTable):
+class Codebook(LookupTableQuantizer):
     """At most 2^bits levels, each a whole number of an 8-bit grid times the scale. Subclasses say which.
 
     The bits of the policy count the levels. The quantizer's own spec is the 8-bit grid that the levels are taken from, so
@@ -31,7 +31,7 @@ class Codebook(ByTable):
         ValueError: a grid that is not symmetric, an unsigned one for a weight, or bits that are not possible.
     """
 
-    any_bits = False
+    supports_other_bits = False
     floor: Tensor
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
@@ -71,14 +71,14 @@ class Codebook(ByTable):
         levels = self.levels().detach()
         return levels[self._index(v, levels)].reshape(shape)
 
-    def function(self, x: Tensor, sharing: int) -> Tensor:
+    def function(self, x: Tensor, elements_per_scale: int) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
         levels, uniform = self.levels(), self.uniform_qmax
-        factor = (sharing * uniform) ** -0.5 * (uniform / self._outermost()) ** 2
-        scale = granularity.shaped(scale_gradient(held(self.scale, self.floor), factor), shape)
+        factor = (elements_per_scale * uniform) ** -0.5 * (uniform / self._outermost()) ** 2
+        scale = granularity.shaped(scale_gradient(clamp_straight_through(self.scale, self.floor), factor), shape)
         ends = levels.detach()[[0, -1]]
         clipped = clip(granularity.view(x), ends[0] * scale, ends[1] * scale)
-        return snap(clipped, scale, lambda v: self._round(v, levels)).reshape(shape)
+        return round_to_multiple(clipped, scale, lambda v: self._round(v, levels)).reshape(shape)
 
     def _index(self, v: Tensor, levels: Tensor) -> Tensor:
         """Which level each v = x / scale becomes: the nearest; the lower one from exactly between."""

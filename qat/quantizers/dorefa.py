@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat.functional import snap
+from qat.functional import round_to_multiple
 from qat.quantizers.base import Quantizer
 from qat.quantizers.lsq import FLOOR
 from qat.spec import SMALLEST_SCALE, QParams
@@ -27,7 +27,7 @@ class DoReFa(Quantizer):
     """
 
     idempotent = False
-    starts_static = False
+    starts_as_static = False
     scale: Tensor
 
     def _build(self) -> None:
@@ -44,7 +44,9 @@ class DoReFa(Quantizer):
             return self.on_grid(x, self.scale)
         granularity, shape = self.spec.granularity, tuple(x.shape)
         scale = granularity.shaped(self.scale, shape)
-        return snap(granularity.view(self._compressed(x)), scale, self.estimator).to(x.dtype).reshape(shape)
+        return (
+            round_to_multiple(granularity.view(self._compressed(x)), scale, self.estimator).to(x.dtype).reshape(shape)
+        )
 
     def quantize(self, x: Tensor) -> Tensor:
         return super().quantize(self._compressed(x) if self.is_weight else x)

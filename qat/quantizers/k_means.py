@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qat.functional import held, scale_gradient, with_gradient_of
+from qat.functional import clamp_straight_through, scale_gradient, with_gradient_of
 from qat.observers import Observer
 from qat.quantizers.base import Mode
 from qat.quantizers.codebook import Codebook
@@ -39,7 +39,7 @@ class KMeans(Codebook):
 
     def levels(self) -> Tensor:
         """127 * codebook, rounded and sorted: a level that overtakes another changes places with it."""
-        real = 127.0 * scale_gradient(held(self.codebook, -1.0, 1.0), self._gradient_scale)
+        real = 127.0 * scale_gradient(clamp_straight_through(self.codebook, -1.0, 1.0), self._gradient_scale)
         return with_gradient_of(torch.round(real), real).sort().values
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import held, with_gradient_of
+from qat.functional import clamp_straight_through, with_gradient_of
 from qat.observers import Observer
 from qat.quantizers.codebook import Codebook
 from qat.spec import QuantSpec
@@ -79,5 +79,5 @@ class LCQ(Codebook):
 
     def _pieces(self) -> tuple[Tensor, Tensor]:
         """Slope of each piece of f, and its value where the piece begins: both (intervals,)."""
-        rise = torch.softmax(held(self.theta, -STEEPEST, STEEPEST), dim=0)
+        rise = torch.softmax(clamp_straight_through(self.theta, -STEEPEST, STEEPEST), dim=0)
         return rise * self.intervals, rise.cumsum(dim=0) - rise

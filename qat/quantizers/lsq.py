@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import held
+from qat.functional import clamp_straight_through
 from qat.quantizers.base import Quantizer
 from qat.spec import QParams
 
@@ -34,7 +34,7 @@ class LSQ(Quantizer):
         return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return self.on_grid(x, held(self.scale, self.floor), self.lsq_gradient_scale(x))
+        return self.on_grid(x, clamp_straight_through(self.scale, self.floor), self.lsq_gradient_scale(x))
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import clip_and_snap, held, scale_gradient, with_gradient_of
+from qat.functional import clamp_straight_through, clip_and_round, scale_gradient, with_gradient_of
 from qat.quantizers.base import Quantizer
 from qat.quantizers.lsq import FLOOR
 from qat.spec import QParams
@@ -41,7 +41,7 @@ class LSQPlus(Quantizer):
         return QParams(scale, zero_point.to(torch.int32))
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        g, learned = self.lsq_gradient_scale(x), held(self.scale, self.floor)
+        g, learned = self.lsq_gradient_scale(x), clamp_straight_through(self.scale, self.floor)
         if self.spec.symmetric:
             return self.on_grid(x, learned, g)
         grid, granularity, shape = self.spec.grid, self.spec.granularity, tuple(x.shape)
@@ -50,7 +50,7 @@ class LSQPlus(Quantizer):
         step, zero_point = (granularity.shaped(p, shape) for p in self.qparams())
         lowest = with_gradient_of((grid.qmin - zero_point) * step, lo)
         highest = with_gradient_of((grid.qmax - zero_point) * step, lo + (grid.qmax - grid.qmin) * scale)
-        return clip_and_snap(granularity.view(x), lowest, highest, scale, self.estimator).reshape(shape)
+        return clip_and_round(granularity.view(x), lowest, highest, scale, self.estimator).reshape(shape)
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import held, scale_gradient, with_gradient_of
+from qat.functional import clamp_straight_through, scale_gradient, with_gradient_of
 from qat.observers import Observer
-from qat.quantizers.by_table import ByTable
+from qat.quantizers.lookup_table import LookupTableQuantizer
 from qat.quantizers.lsq import FLOOR
 from qat.spec import SMALLEST_SCALE, QParams, QuantSpec
 
 
-class N2UQ(ByTable):
+class N2UQ(LookupTableQuantizer):
     """Learned thresholds between uniform codes: a nonuniform quantizer's freedom, a uniform one's integers.
 
     The input is cut into segments, one between each two neighbouring codes, of learned lengths a_i > 0 in steps of the scale
@@ -36,7 +36,7 @@ class N2UQ(ByTable):
     """
 
     idempotent = False
-    any_bits = False
+    supports_other_bits = False
     scale: Tensor
     floor: Tensor
 
@@ -59,10 +59,10 @@ class N2UQ(ByTable):
     def reach(self) -> Tensor:
         return self._segments(self.interval.detach())[-self.spec.grid.qmax :].sum() * self.qparams().scale
 
-    def function(self, x: Tensor, sharing: int) -> Tensor:
+    def function(self, x: Tensor, elements_per_scale: int) -> Tensor:
         granularity, shape, qmax = self.spec.granularity, tuple(x.shape), self.spec.grid.qmax
-        lengths = scale_gradient(self.interval, (sharing * self.n_qparams * qmax) ** -0.5)
-        learned = scale_gradient(held(self.scale, self.floor), (sharing * qmax) ** -0.5)
+        lengths = scale_gradient(self.interval, (elements_per_scale * self.n_qparams * qmax) ** -0.5)
+        learned = scale_gradient(clamp_straight_through(self.scale, self.floor), (elements_per_scale * qmax) ** -0.5)
         scale = granularity.shaped(self._follow(x) if self.is_weight else learned, shape)
         v, segments = granularity.view(x) / scale, self._segments(lengths)
         ends = _ends(segments, signed=self.spec.grid.signed)
@@ -85,7 +85,7 @@ class N2UQ(ByTable):
 
     def _segments(self, interval: Tensor) -> Tensor:
         """The length of each segment, in steps, from the lowest to the highest values: (qmax,), or of both signs (2 qmax,)."""
-        positive = held(interval, FLOOR)
+        positive = clamp_straight_through(interval, FLOOR)
         return torch.cat([positive.flip(0), positive]) if self.spec.grid.signed else positive
 
     def _staircase(self, v: Tensor, ends: Tensor) -> Tensor:

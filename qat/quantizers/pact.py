@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import clip_and_snap, held
+from qat.functional import clamp_straight_through, clip_and_round
 from qat.quantizers.base import Quantizer
 from qat.quantizers.lsq import FLOOR
 from qat.spec import QParams
@@ -37,10 +37,10 @@ class PACT(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         grid, granularity, shape = self.spec.grid, self.spec.granularity, tuple(x.shape)
-        hi = granularity.shaped(held(self.hi, self.floor), shape)
+        hi = granularity.shaped(clamp_straight_through(self.hi, self.floor), shape)
         scale = granularity.shaped(self.qparams().scale, shape)
         lo = hi * (grid.qmin / grid.qmax)
-        return clip_and_snap(granularity.view(x), lo, hi, scale, self.estimator).reshape(shape)
+        return clip_and_round(granularity.view(x), lo, hi, scale, self.estimator).reshape(shape)
 
     def _store(self, qparams: QParams) -> None:
         self.hi.copy_(qparams.scale * self.spec.grid.qmax)

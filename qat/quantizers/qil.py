@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import clip, held, scale_gradient, snap
+from qat.functional import clamp_straight_through, clip, round_to_multiple, scale_gradient
 from qat.quantizers.base import Quantizer
-from qat.quantizers.by_table import ByTable
+from qat.quantizers.lookup_table import LookupTableQuantizer
 from qat.quantizers.lsq import FLOOR
 from qat.spec import SMALLEST_SCALE, QParams
 
 
-class QIL(ByTable):
+class QIL(LookupTableQuantizer):
     """A learned interval of magnitudes, center ± distance: values below it become 0 (pruning), values above it ±hi
     (clipping), and what lies inside is stretched over 0..hi and rounded.
 
@@ -45,11 +45,11 @@ class QIL(ByTable):
     def reach(self) -> Tensor:
         return (self.center.detach() + torch.maximum(self.distance.detach(), self.floor)).clamp(min=SMALLEST_SCALE)
 
-    def function(self, x: Tensor, sharing: int) -> Tensor:
+    def function(self, x: Tensor, elements_per_scale: int) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
         scale = granularity.shaped(self.scale, shape)
-        factor = (sharing * self.spec.grid.qmax) ** -0.5
-        return snap(granularity.view(self._stretched(x, factor)), scale, self.estimator).reshape(shape)
+        factor = (elements_per_scale * self.spec.grid.qmax) ** -0.5
+        return round_to_multiple(granularity.view(self._stretched(x, factor)), scale, self.estimator).reshape(shape)
 
     def codes_of(self, x: Tensor) -> Tensor:
         return Quantizer.quantize(self, self._stretched(x))
@@ -57,7 +57,7 @@ class QIL(ByTable):
     def _stretched(self, x: Tensor, factor: float = 1.0) -> Tensor:
         """The interval of magnitudes, stretched over 0..hi; the shape of x. factor: of the interval's gradient."""
         granularity, shape = self.spec.granularity, tuple(x.shape)
-        interval = (scale_gradient(p, factor) for p in (self.center, held(self.distance, self.floor)))
+        interval = (scale_gradient(p, factor) for p in (self.center, clamp_straight_through(self.distance, self.floor)))
         center, distance, hi = (granularity.shaped(p, shape) for p in (*interval, self.scale * self.spec.grid.qmax))
         view = granularity.view(x)
         within = 0.5 + 0.5 * (view.abs() - center) / distance

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qat.quantizers.from_weight import FromWeight
+from qat.quantizers.weight_statistics import WeightStatisticsQuantizer
 
 COEFFICIENTS = {2: (2.5525, -1.6403), 3: (6.9529, -6.3052), 4: (11.785, -11.747), 5: (16.589, -17.265)}
 """bits -> (c1, c2), fitted for narrow grids; `tests/oracles/sawb.py` does it again."""
 
 
-class SAWB(FromWeight):
+class SAWB(WeightStatisticsQuantizer):
     """Weights on the range that has the least squared error for a weight of these moments: reach = c1 * sqrt(E[w^2]) +
     c2 * E|w|, scale = reach / qmax. PACT is its partner for activations.
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from qat.functional import with_gradient_of
 from qat.observers import Observer
-from qat.quantizers.from_weight import FromWeight
+from qat.quantizers.weight_statistics import WeightStatisticsQuantizer
 from qat.spec import QuantSpec
 
 
-class Ternary(FromWeight):
+class Ternary(WeightStatisticsQuantizer):
     """Weights -scale, 0, scale: 0 where |w| <= threshold = 0.7 * mean|w|, scale = mean of |w| over the others (section 2).
 
     Gradient: dw = g everywhere: the float weight is updated with the gradient of the ternary one.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat.functional import held
+from qat.functional import clamp_straight_through
 from qat.quantizers.base import Quantizer
 from qat.spec import QParams
 
@@ -32,7 +32,7 @@ class TQT(Quantizer):
         ValueError: an affine spec.
     """
 
-    starts_static = False
+    starts_as_static = False
 
     def _build(self) -> None:
         self.require_symmetric()
@@ -45,7 +45,7 @@ class TQT(Quantizer):
         return self.on_grid(x, self._scale(), self.lsq_gradient_scale(x))
 
     def _scale(self) -> Tensor:
-        scale: Tensor = _PowerOfTwo.apply(held(self.log2_scale, -LARGEST_EXPONENT, LARGEST_EXPONENT))
+        scale: Tensor = _PowerOfTwo.apply(clamp_straight_through(self.log2_scale, -LARGEST_EXPONENT, LARGEST_EXPONENT))
         return scale
 
     def _store(self, qparams: QParams) -> None:

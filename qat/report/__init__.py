@@ -6,7 +6,6 @@ not imported here because it needs matplotlib.
 
 from qat.report.console import make_console, print_report, print_sites
 from qat.report.environment import Environment
-from qat.report.judge import verdict
 from qat.report.records import SchemaError
 from qat.report.schema import (
     SCHEMA_VERSION,
@@ -22,7 +21,8 @@ from qat.report.schema import (
     VerificationResult,
     timing_free,
 )
-from qat.report.writing import read_results, write_atomically, write_results
+from qat.report.verdicts import verdict
+from qat.report.writing import read_results, write_results
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -44,6 +44,5 @@ __all__ = [
     "read_results",
     "timing_free",
     "verdict",
-    "write_atomically",
     "write_results",
 ]

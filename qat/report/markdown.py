@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from qat.files import write_atomically
 from qat.report import plots, tables
 from qat.report.schema import Outcome, Results
-from qat.report.writing import write_atomically
 
 SIGNS: dict[Outcome, str] = {"qat_won": "✅", "no_difference": "➖", "qat_lost": "❌", "undecided": "❔"}
 

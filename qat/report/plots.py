@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from qat.report.judge import binomial_error
 from qat.report.labels import Label, columns, write_column
 from qat.report.schema import Kind, OscillationResult, Results, Row
 from qat.report.tables import size
+from qat.report.verdicts import binomial_error
 
 ACCURACY, TRAINING, SIZE, OSCILLATIONS = "accuracy.png", "training.png", "size.png", "oscillations.png"
 INK, FAINT = "#333333", "#d9d9d9"

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from qat.report.judge import binomial_error
 from qat.report.schema import OscillationResult, Row, SiteInfo, VerificationResult
+from qat.report.verdicts import binomial_error
 
 ABSENT = "–"
 STORED_MARK = "†"

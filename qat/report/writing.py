@@ -1,33 +1,11 @@
 """Results files on disk: whole or not at all."""
 
 import json
-import os
 from pathlib import Path
 
+from qat.files import write_atomically
 from qat.report.records import SchemaError
 from qat.report.schema import SCHEMA_VERSION, Results
-
-
-def write_atomically(path: str | Path, content: str | bytes) -> Path:
-    """Write ``content`` to ``path``; a reader sees the old file or the new one, never a part.
-
-    The bytes go to a temporary name in the same folder (a rename is atomic only within one file system), reach the disk,
-    and then take the final name. If anything fails, the old file is intact and the temporary one is gone. Missing
-    folders are made. Text is UTF-8.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
 
 
 def write_results(results: Results, path: str | Path) -> Path:

@@ -15,7 +15,7 @@ def set_bits(model: nn.Module, bits: int | None) -> None:
     """Every quantizer rounds to max(bits, those of the policy); FLOAT: none rounds; None: as the policy says. In place.
 
     Whose grid has changed has no range any more: `calibrate` gives it one. After FLOAT all have none, because the network
-    has learned without them. Quantizers with levels of their own (`any_bits` is False) keep them.
+    has learned without them. Quantizers with levels of their own (`supports_other_bits` is False) keep them.
     """
     was_float = bits_in_force(model) == FLOAT
     for quantizer in quantizers(model).values():
@@ -31,4 +31,6 @@ def bits_in_force(model: nn.Module) -> int | None:
     found = quantizers(model).values()
     if found and all(quantizer.mode is Mode.OFF for quantizer in found):
         return FLOAT
-    return max((q.spec.grid.bits for q in found if q.any_bits and q.spec.grid != q.policy_grid), default=None)
+    return max(
+        (q.spec.grid.bits for q in found if q.supports_other_bits and q.spec.grid != q.policy_grid), default=None
+    )

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.contexts import training_mode
 from qat.nn import as_quantized, is_quantized
 from qat.quantizers import Mode, Quantizer
+from qat.transform.distributed import check_same_quantizers, merge_observers
 from qat.transform.mode import mode, quantizers
-from qat.transform.processes import check_same_names, merge_observed
 
 
 def calibrate(
@@ -45,32 +46,26 @@ def calibrate(
     if not found:
         raise ValueError("the model has no quantizers: call qat.prepare(model, policy) first and calibrate its result.")
     waiting = {name: q for name, q in found.items() if not q.ready}
-    check_same_names(waiting)
+    check_same_quantizers(waiting)
     if not waiting:
         return 0
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     for quantizer in waiting.values():
         quantizer.observer.reset()  # of a calibration that failed
-    try:
-        with torch.no_grad(), mode(model, Mode.OBSERVE):
-            for module in filter(is_quantized, model.modules()):
-                layer = as_quantized(module)
-                if layer.weight_quantizer is not None:
-                    layer.weight_quantizer(layer.weight)
-            with mode_of_weights_off(model):
-                for batch in batches:
-                    (forward or call)(model, batch)
-            weights = set(_weight_quantizers(model))  # observed alike everywhere
-            merge_observed(q for q in waiting.values() if q not in weights)
-            for name, quantizer in waiting.items():
-                try:
-                    quantizer.finish_observing()
-                except (RuntimeError, ValueError) as error:
-                    raise ValueError(f"quantizer {name!r} cannot be calibrated: {error}") from None
-    finally:
-        for module, was in training.items():
-            module.training = was
+    with torch.no_grad(), training_mode(model, False), mode(model, Mode.OBSERVE):
+        for module in filter(is_quantized, model.modules()):
+            layer = as_quantized(module)
+            if layer.weight_quantizer is not None:
+                layer.weight_quantizer(layer.weight)
+        with weight_quantizers_off(model):
+            for batch in batches:
+                (forward or call)(model, batch)
+        weights = set(_weight_quantizers(model))  # observed alike everywhere
+        merge_observers(q for q in waiting.values() if q not in weights)
+        for name, quantizer in waiting.items():
+            try:
+                quantizer.finish_observing()
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"quantizer {name!r} cannot be calibrated: {error}") from None
     return len(waiting)
 
 
@@ -80,7 +75,7 @@ def check_batches(batches: Any) -> None:
         raise ValueError(f"batches is one tensor of shape {tuple(batches.shape)}: write a list of batches, [tensor].")
 
 
-def mode_of_weights_off(model: nn.Module) -> Any:
+def weight_quantizers_off(model: nn.Module) -> Any:
     """A `with` in which weight quantizers do nothing: a weight is observed once, not once a batch."""
     return mode(nn.ModuleList(_weight_quantizers(model)), Mode.OFF)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qat.contexts import training_mode
 from qat.nn import is_quantized
 from qat.quantizers import Quantizer
 from qat.transform.plan import is_identity_in_evaluation
@@ -19,7 +20,7 @@ ADDED = "dropout_of_graph_"
 """How the names of modules that a graph got begin."""
 
 
-class CannotCapture(Exception):
+class CaptureError(Exception):
     """Why a module has no graph; the message is one sentence."""
 
 
@@ -38,7 +39,7 @@ def capture(model: nn.Module) -> fx.Graph:
     Branches on `self.training` are followed as in evaluation; functional dropout, which does so inside, becomes a module.
 
     Raises:
-        CannotCapture: forward depends on values, or takes arguments that a graph cannot hold.
+        CaptureError: forward depends on values, or takes arguments that a graph cannot hold.
     """
     graph = _traced(model, training=False)
     _refuse_rereading(model, graph)
@@ -50,7 +51,7 @@ def differs_in_training(model: nn.Module, graph: fx.Graph) -> str:
     """A sentence for people, if forward has other operations in training than in `graph`, which is of evaluation; else ""."""
     try:
         ours, theirs = _operations(graph), _operations(_traced(model, training=True))
-    except CannotCapture:
+    except CaptureError:
         ours, theirs = [], [""]
     if ours == theirs:
         return ""
@@ -61,18 +62,13 @@ def differs_in_training(model: nn.Module, graph: fx.Graph) -> str:
 
 
 def _traced(model: nn.Module, training: bool) -> fx.Graph:
-    """Raises CannotCapture. Modes are restored."""
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
+    """Raises CaptureError. Modes are restored."""
     try:
-        with _required_arguments_only(model):
+        with training_mode(model, training), _without_optional_arguments(model):
             graph = _Tracer().trace(model)
         graph.lint()
     except Exception as error:  # whatever a user's forward raises when it meets a proxy
-        raise CannotCapture(f"{type(model).__name__} cannot be traced: {str(error).splitlines()[0]}") from error
-    finally:
-        for module, was in modes.items():
-            module.training = was
+        raise CaptureError(f"{type(model).__name__} cannot be traced: {str(error).splitlines()[0]}") from error
     return graph
 
 
@@ -117,7 +113,7 @@ def install(model: nn.Module, graph: fx.Graph) -> None:
         del vars(model)["forward"]
 
 
-class _required_arguments_only:
+class _without_optional_arguments:
     """Inside the `with`, forward takes only the arguments that have no default: a proxy would hide an `x is None`."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -146,7 +142,7 @@ def _refuse_rereading(model: nn.Module, graph: fx.Graph) -> None:
         if node.op != "output" and node.all_input_nodes and works_in_place(model, node):
             changed = node.all_input_nodes[0]
             if any(order[user] > order[node] for user in changed.users):
-                raise CannotCapture(f"{type(model).__name__} overwrites {changed.name!r} in place and reads it again")
+                raise CaptureError(f"{type(model).__name__} overwrites {changed.name!r} in place and reads it again")
 
 
 _DROPOUTS: dict[Any, Callable[[float], nn.Module]] = {

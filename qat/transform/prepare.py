@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from qat.contexts import training_mode
 from qat.nn import LAYERS, quantized
 from qat.quantizers import Mode, Quantizer
 from qat.transform.capture import (
-    CannotCapture,
+    CaptureError,
     capture,
     differs_in_training,
     install,
@@ -71,8 +72,8 @@ def prepare_(model: nn.Module, policy: Policy, inputs: int | None = None) -> Non
         graph = capture(model)
         differs = differs_in_training(model, graph)
         if inputs is not None and inputs > (has := sum(node.op == "placeholder" for node in graph.nodes)):
-            raise CannotCapture(f"{type(model).__name__} is called with {inputs} arguments, and {has} have no default")
-    except CannotCapture as reason:
+            raise CaptureError(f"{type(model).__name__} is called with {inputs} arguments, and {has} have no default")
+    except CaptureError as reason:
         _swap_layers(model, policy)
         inspection = inspect(model)
         inspection.float_edges = ["everything between layers"]
@@ -105,7 +106,7 @@ def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
     for site in decided.sites:
         quantizer = site.rule.build(signed=site.signed)
         quantizer.label = site.name
-        quantizer.rectifies = _replaces_relu(model, site, quantizer)
+        quantizer.fuses_relu = _replaces_relu(model, site, quantizer)
         if (parameter := next(model.parameters(), None)) is not None:
             quantizer.to(parameter.device)
         sites[site.name] = quantizer
@@ -122,7 +123,7 @@ def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
         for user in list(call.users):
             if user.all_input_nodes[0] is call and works_in_place(model, user):
                 make_out_of_place(model, user)  # a site needs its output for its gradient
-        if sites[site.name].rectifies:
+        if sites[site.name].fuses_relu:
             call.replace_input_with(site.node, site.node.all_input_nodes[0])
             graph.erase_node(site.node)
     graph.lint()
@@ -172,14 +173,8 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example) -> None
     arguments = example if isinstance(example, tuple) else (example,)
     outputs = []
     for candidate in (model, prepared):
-        training = {m: m.training for m in candidate.modules()}
-        candidate.eval()
-        try:
-            with torch.no_grad(), mode(candidate, Mode.OFF):
-                outputs.append(tree_leaves(candidate(*arguments)))
-        finally:
-            for module, was in training.items():
-                module.training = was
+        with torch.no_grad(), training_mode(candidate, False), mode(candidate, Mode.OFF):
+            outputs.append(tree_leaves(candidate(*arguments)))
     if len(outputs[0]) != len(outputs[1]) or not all(map(_same, *outputs)):
         raise ValueError(
             f"the captured graph of {type(model).__name__} does not compute what its forward computes on the example inputs: "

@@ -6,8 +6,9 @@ import yaml
 from hydra.utils import get_method, instantiate
 
 from qat.data import digits
+from tests.paths import CONFIGS
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml"))
+CONFIGS = sorted((CONFIGS / "data").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

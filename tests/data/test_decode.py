@@ -3,11 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from images_on_disk import cache_in, write_images
 from PIL import Image
 
 import qat.data.decode as decoding
 from qat.data.decode import ImageFiles, decode
+from tests.data.images_on_disk import cache_in, write_images
 
 
 @pytest.fixture(autouse=True)

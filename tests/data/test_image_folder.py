@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from images_on_disk import cache_in, write_images
 
 from qat.data import FolderImages, TensorImages, image_folder
+from tests.data.images_on_disk import cache_in, write_images
 
 
 @pytest.fixture(autouse=True)

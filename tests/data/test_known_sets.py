@@ -1,6 +1,5 @@
 """mnist and cifar10: which layouts are recognised, and what happens when there is nothing."""
 
-import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
-from images_on_disk import cache_in, write_images
 
 from qat.data import TensorImages, cifar10, mnist
+from tests.data.images_on_disk import cache_in, write_images
+from tests.paths import SHARED
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -25,7 +25,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def shared_data() -> Path:
-    folder = Path(os.environ.get("QAT_SHARED", Path(__file__).parents[2] / "../shared")).resolve() / "data"
+    folder = SHARED / "data"
     if not folder.is_dir():
         pytest.skip(f"needs MNIST and the CIFAR-10 copy in {folder} (set QAT_SHARED)")
     return folder

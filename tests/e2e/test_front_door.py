@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 import qat
 from qat.report import read_results, timing_free
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TINY = ["float.epochs=2", "trainer.max_epochs=2", "calibration_images=128", "ptq=quick"]
 
 

@@ -1,12 +1,13 @@
 """docs/walkthrough.ipynb does what it says, and shows what its cells print."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-NOTEBOOK = json.loads((Path(__file__).parents[2] / "docs" / "walkthrough.ipynb").read_text(encoding="utf-8"))
+from tests.paths import DOCS
+
+NOTEBOOK = json.loads((DOCS / "walkthrough.ipynb").read_text(encoding="utf-8"))
 CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from oracles import estimators as oracle
 from torch import Tensor
 
 from qat import Grid, QuantSpec, TensorRule
 from qat.estimators import DSQ, EWGS, Stochastic, StraightThrough
 from qat.quantizers import LSQ, PACT
+from tests.oracles import estimators as oracle
 
 PAIRS = {
     "straight_through": (StraightThrough(), oracle.straight_through),

@@ -5,13 +5,13 @@ from collections import Counter
 import onnx
 import pytest
 import torch
-from networks import Gate, Inception, Inverted, OptionA, Rows, build, images
 from torch import nn
 
 import qat
 from qat.integer.modules import DynamicLayer, DynamicQuantize
 from qat.ptq import AdaRound, Calibrate, apply_passes
 from qat.transform import quantizers
+from tests.networks import Gate, Inception, Inverted, OptionA, Rows, build, images
 
 
 def exported(network, policy, tmp_path):

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from networks import OptionA, build, images
 from torch import nn
 
 import qat
 from qat import TensorRule
 from qat.integer.modules import LookUp
 from qat.transform import quantizers
+from tests.networks import OptionA, build, images
+from tests.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "quantizer"
+CONFIGS = CONFIGS / "quantizer"
 PARTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from networks import INTEGER, Gate, Inception, OptionA, build, images
 from torch import Tensor, nn
 
 import qat
 from qat.export import OnnxRuntimeNetwork, export_float_onnx, latency, operators
 from qat.export.runtime import SiteSession
+from tests.networks import INTEGER, Gate, Inception, OptionA, build, images
 
 
 def written(model, policy, x, tmp_path):

@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import OptionA, build, images
 from onnx import numpy_helper
 
 from qat.export import OnnxRuntimeNetwork, QuantizeStatic
 from qat.export.quantize_static import METHODS
+from tests.networks import OptionA, build, images
 
 
 def parts(path: Path) -> tuple[dict[str, onnx.NodeProto], dict[str, np.ndarray]]:

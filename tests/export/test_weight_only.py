@@ -4,10 +4,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import Inception, Inverted, OptionA, Rows, build, images
 
 import qat
 from qat.export import OnnxRuntimeNetwork
+from tests.networks import Inception, Inverted, OptionA, Rows, build, images
 
 GROUPS = {"granularity": "per_group", "group_size": 9}
 POLICIES = {

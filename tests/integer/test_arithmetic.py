@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracles import integer as oracle
 from torch import nn
 
 from qat.integer import arithmetic
 from qat.integer.arithmetic import Codes
 from qat.integer.modules import IntegerConv, IntegerLinear
+from tests.oracles import integer as oracle
 
 SCALES = [(0.02, 0.013, 0.031), (0.25, 0.5, 1.0), (2.0**-7, 2.0**-9, 2.0**-6), (0.1, 0.0999, 0.2)]
 """Arbitrary ones, and powers of two, where exact ties abound."""
@@ -75,6 +75,6 @@ def test_sums_that_float32_cannot_hold_are_accumulated_exactly():
 
 def test_rectified_bounds_are_codes():
     grid = Codes(0.05, 128)
-    assert grid.rectified() == Codes(0.05, 128, 128, 255)
-    assert grid.rectified(6.0) == Codes(0.05, 128, 128, 128 + 120)
-    assert Codes(0.02, 0).rectified(6.0) == Codes(0.02, 0)
+    assert grid.after_relu() == Codes(0.05, 128, 128, 255)
+    assert grid.after_relu(6.0) == Codes(0.05, 128, 128, 128 + 120)
+    assert Codes(0.02, 0).after_relu(6.0) == Codes(0.02, 0)

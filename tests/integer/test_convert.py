@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from networks import INTEGER, Gate, OptionA, Rows, build, images
 from torch import Tensor, nn
 
 import qat
@@ -15,6 +14,7 @@ from qat.integer.absorb import absorb
 from qat.integer.arithmetic import Codes
 from qat.integer.modules import IntegerLayer, WeightOnlyLayer
 from qat.nn import as_quantized
+from tests.networks import INTEGER, Gate, OptionA, Rows, build, images
 
 
 def calibrated(network, policy="w8a8"):

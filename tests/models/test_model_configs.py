@@ -6,8 +6,9 @@ from hydra.utils import instantiate
 from torch import nn
 
 from qat.models import check_model
+from tests.paths import CONFIGS
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "model").glob("*.yaml"))
+CONFIGS = sorted((CONFIGS / "model").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from oracles.fake_quantize import forward, per_channel
 from torch import Tensor, nn
 
 import qat.observers
 from qat import Grid, PerChannel, QuantSpec
 from qat.observers import KL, MSE, MeanAbs, MinMax, MovingAverage, Observer, Percentile
 from qat.observers.search import search
+from tests.oracles.fake_quantize import forward, per_channel
 
 CLASSES = [getattr(qat.observers, name) for name in qat.observers.__all__ if name != "Observer"]
 SPECS = {

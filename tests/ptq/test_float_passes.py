@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import OptionA, build, images
 from torch import Tensor, nn
 
-from qat.ptq import CrossLayerEqualization, FoldBatchNorm, Workpiece
+from qat.ptq import CrossLayerEqualization, FoldBatchNorm, PTQState
 from qat.ptq.cross_layer_equalization import find_pairs
 from qat.transform import load_policy
+from tests.networks import OptionA, build, images
 
 
 class Triple(nn.Module):
@@ -38,7 +38,7 @@ def skewed(network: nn.Module) -> nn.Module:
 
 
 def worked(network: nn.Module, *passes: CrossLayerEqualization | FoldBatchNorm) -> nn.Module:
-    piece = Workpiece(copy.deepcopy(network), load_policy("w4a4"), [])
+    piece = PTQState(copy.deepcopy(network), load_policy("w4a4"), [])
     for step in passes:
         step.apply(piece)
     return piece.network
@@ -104,7 +104,7 @@ def test_dead_channels_stay_as_they_are() -> None:
 def test_pairs(network, pairs) -> None:
     made = build(network)
     names = {module: name for name, module in made.named_modules()}
-    piece = Workpiece(made, load_policy("w4a4"), [])
+    piece = PTQState(made, load_policy("w4a4"), [])
     graph = piece.graph()
     assert [(names[p.first], names[p.second]) for p in find_pairs(made, graph, piece.used_once(graph))] == pairs
 
@@ -161,6 +161,6 @@ def test_the_function_stays_the_same(network, shape, step) -> None:
     with torch.no_grad():
         for layer in (made.a, made.b):
             layer.weight.mul_(torch.logspace(-1, 1, 6)[:, None])
-    piece = Workpiece(copy.deepcopy(made), load_policy("w4a4"), [x])
+    piece = PTQState(copy.deepcopy(made), load_policy("w4a4"), [x])
     step().apply(piece)
     torch.testing.assert_close(piece.network(x), made(x), rtol=1e-4, atol=1e-4)

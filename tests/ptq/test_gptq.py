@@ -8,7 +8,7 @@ from torch import nn
 
 from qat.ptq import GPTQ
 from qat.ptq.gptq import round_columns
-from qat.ptq.patches import patches
+from qat.ptq.unfold import patches
 
 
 def naive(weight: np.ndarray, hessian: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from networks import OptionA, build, images
 from torch import nn
 
 import qat
@@ -11,6 +10,7 @@ from qat.nn import as_quantized, is_quantized
 from qat.ptq import Calibrate, HessianMSE, apply_passes
 from qat.ptq.hessian_mse import importance
 from qat.transform import quantizers
+from tests.networks import OptionA, build, images
 
 LAYERS = [
     (nn.Linear(6, 4, bias=False), (3, 5, 6)),

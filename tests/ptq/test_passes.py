@@ -4,10 +4,8 @@ import copy
 import itertools
 from dataclasses import replace
 
-import networks
 import pytest
 import torch
-from networks import OptionA, build, images
 from torch import Tensor, nn
 
 import qat
@@ -22,12 +20,14 @@ from qat.ptq import (
     CrossLayerEqualization,
     FoldBatchNorm,
     HessianMSE,
-    NoGraph,
+    NoGraphError,
     Pass,
     apply_passes,
     check_order,
 )
 from qat.transform import quantizers
+from tests import networks
+from tests.networks import OptionA, build, images
 
 STEPS = 50
 LISTS: dict[str, list[Pass]] = {
@@ -201,7 +201,9 @@ def test_a_network_without_a_graph_is_calibrated_and_nothing_more() -> None:
     batches = [torch.ones(2, 4)]
     apply_passes([Calibrate()], Untraceable(), "w8a8", batches)
     for passes in ([Calibrate(), AdaRound()], [CrossLayerEqualization(), Calibrate()]):
-        with pytest.raises(NoGraph, match=r"Untraceable cannot be traced: .*, and this pass works along the graph"):
+        with pytest.raises(
+            NoGraphError, match=r"Untraceable cannot be traced: .*, and this pass works along the graph"
+        ):
             apply_passes(passes, Untraceable(), "w8a8", batches)
 
 

@@ -10,8 +10,14 @@ from torch import nn
 from qat import Grid, PerChannel, PerGroup, PerTensor, QuantSpec
 from qat.nn import as_quantized, quantized
 from qat.ptq import AdaRound, Calibrate, apply_passes
-from qat.ptq.reconstruction import Dropping, Reconstruction
-from qat.ptq.rounding import LearnedRounding, harden, indecision, rectified_sigmoid, soften
+from qat.ptq.reconstruction import QDropQuantizer, Reconstruction
+from qat.ptq.rounding import (
+    SoftRounding,
+    finish_soft_rounding,
+    rectified_sigmoid,
+    rounding_regularizer,
+    start_soft_rounding,
+)
 from qat.quantizers import Static
 from qat.transform import load_policy
 
@@ -29,7 +35,7 @@ def test_the_rectified_sigmoid_is_that_of_the_paper() -> None:
 def test_the_regularizer_is_that_of_the_paper(beta: float) -> None:
     h = np.linspace(0, 1, 21)
     expected = sum(1 - abs(2 * x - 1) ** beta for x in h)
-    assert indecision(torch.tensor(h), beta).item() == pytest.approx(expected)
+    assert rounding_regularizer(torch.tensor(h), beta).item() == pytest.approx(expected)
 
 
 def test_beta_falls_on_a_cosine_after_the_warmup() -> None:
@@ -58,7 +64,7 @@ def test_it_starts_with_the_float_weight_and_decides_for_the_nearest_code(granul
     lo, hi = (spec.grid.qmin - zero_point) * scale, (spec.grid.qmax - zero_point) * scale
     clipped = torch.clamp(view, lo, hi)
     assert (clipped != view).any()
-    rounding = LearnedRounding(quantizer, made.weight)
+    rounding = SoftRounding(quantizer, made.weight)
     torch.testing.assert_close(granularity.view(rounding(made.weight)), clipped, rtol=0, atol=2e-4)
     assert torch.equal(rounding.hard(), quantizer(made.weight))
 
@@ -69,10 +75,10 @@ def test_hardened_weights_are_what_the_quantizer_makes_of_them(granularity, symm
     made = as_quantized(layer(granularity, symmetric))
     quantizer, before = made.weight_quantizer, made.weight.detach().clone()
     assert quantizer is not None
-    rounding = soften(made)
+    rounding = start_soft_rounding(made)
     with torch.no_grad():
         rounding.v.copy_(torch.randn(rounding.v.shape))
-    harden(made, rounding)
+    finish_soft_rounding(made, rounding)
     assert made.weight_quantizer is quantizer
     assert torch.equal(quantizer(made.weight), made.weight)
     steps = quantizer.quantize(made.weight) - quantizer.quantize(before)
@@ -110,7 +116,7 @@ def test_dropping_leaves_that_share_in_float() -> None:
     quantizer = Static(spec)
     quantizer.set_range(torch.tensor([-1.0]), torch.tensor([1.0]))
     x = torch.rand(10_000) + 0.01
-    y = Dropping(quantizer, 0.3)(x)
+    y = QDropQuantizer(quantizer, 0.3)(x)
     kept = y == x
     assert 0.28 < kept.float().mean() < 0.32
     assert torch.equal(y[~kept], quantizer(x)[~kept])

@@ -1,30 +1,30 @@
-import networks
 import pytest
 import torch
-from networks import build, images
 from torch import nn
 
 import qat
 from qat.models import resnet_cifar
-from qat.ptq import Calibrate, Workpiece
+from qat.ptq import Calibrate, PTQState
 from qat.ptq.segment import Segment, block_segments, layer_segments
 from qat.ptq.walk import Walk
 from qat.transform import load_policy, quantizers
+from tests import networks
+from tests.networks import build, images
 
 
-def calibrated(network: type[nn.Module], policy: str = "w4a4") -> Workpiece:
-    piece = Workpiece(build(network), load_policy(policy), list(images(12).split(5)))
+def calibrated(network: type[nn.Module], policy: str = "w4a4") -> PTQState:
+    piece = PTQState(build(network), load_policy(policy), list(images(12).split(5)))
     Calibrate("MinMax").apply(piece)
     return piece
 
 
-def layers(piece: Workpiece, segment: Segment) -> list[str]:
+def layers(piece: PTQState, segment: Segment) -> list[str]:
     return [
         str(n.target) for n in segment.nodes if n.op == "call_module" and hasattr(module(piece, n), "weight_quantizer")
     ]
 
 
-def module(piece: Workpiece, node: torch.fx.Node) -> nn.Module:
+def module(piece: PTQState, node: torch.fx.Node) -> nn.Module:
     return piece.network.get_submodule(str(node.target))
 
 
@@ -106,7 +106,7 @@ def test_the_walk_takes_batches_as_calibrate_does() -> None:
 
     x, y, labels = torch.randn(5, 3), torch.randn(5, 2), torch.zeros(5)
     for batch in ((x, y, labels), {"y": y, "x": x}):
-        piece = Workpiece(Two().eval(), load_policy("w8a8", first_last_bits=None), [batch])
+        piece = PTQState(Two().eval(), load_policy("w8a8", first_last_bits=None), [batch])
         Calibrate("MinMax").apply(piece)
         walk = Walk(piece)
         nodes = {n.target: walk.float[n.all_input_nodes[0]][0] for n in walk}

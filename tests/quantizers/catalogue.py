@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from oracles import fake_quantize as oracle
 from torch import Tensor
 
 from qat import Mode, TensorRule
 from qat.quantizers import Quantizer
+from tests.oracles import fake_quantize as oracle
+from tests.paths import CONFIGS
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "quantizer"
+CONFIGS = CONFIGS / "quantizer"
 PARTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.glob("*.yaml"))}
 SHAPE = (4, 3, 2, 2)
 LAYOUTS = {

@@ -3,17 +3,15 @@
 import importlib.util
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from catalogue import PARTS
 from PIL import Image
 
 import qat
-
-DOCS = Path(__file__).parents[2] / "docs"
+from tests.paths import DOCS
+from tests.quantizers.catalogue import PARTS
 
 
 def test_every_quantizer_has_its_section_and_its_line_in_the_table() -> None:

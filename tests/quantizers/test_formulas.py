@@ -5,9 +5,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from catalogue import LAYOUTS, SHAPE, Case, calibrate, data
-from oracles import sawb
-from oracles.fake_quantize import Array
 from torch import Tensor
 
 from qat import Grid, PerChannel, QuantSpec
@@ -16,6 +13,9 @@ from qat.quantizers import QIL, TQT, APoT, Binary, KMeans, LSQPlus, PowersOfTwo,
 from qat.quantizers.apot import TERMS
 from qat.quantizers.nf4 import NORMAL_FLOAT
 from qat.quantizers.sawb import COEFFICIENTS
+from tests.oracles import sawb
+from tests.oracles.fake_quantize import Array
+from tests.quantizers.catalogue import LAYOUTS, SHAPE, Case, calibrate, data
 
 layouts = pytest.mark.parametrize("layout", ["per_tensor", "per_channel", "per_group"])
 close = {"rtol": 2e-4, "atol": 1e-5}
@@ -47,7 +47,7 @@ def table_input(quantizer: Quantizer, x: Array) -> Array:
     return np.where(np.abs(codes) == n, 2 * codes, codes) * scale.astype(np.float64)
 
 
-def sharing(layout: str, shared: Array) -> int:
+def elements_per_scale(layout: str, shared: Array) -> int:
     """N of LSQ's gradient scale: elements that share a scale, in one sample."""
     return 12 if layout == "activation" else int((shared == 0).sum())
 
@@ -129,8 +129,8 @@ def test_tqt(layout: str, form: str) -> None:
     inside = (n < x / s) & (x / s < p)  # as in LSQ; the paper asks the rounded value
     np.testing.assert_array_equal(dx, np.where(inside, g, 0))  # eq. 8
     dlog = s * np.log(2) * np.where(inside, np.rint(x / s) - x / s, np.where(x < 0, n, p))  # eq. 7
-    sharing = 12 if layout == "activation" else (shared == 0).sum()
-    expected = summed(g * dlog, shared) / np.sqrt(sharing * p)
+    elements_per_scale = 12 if layout == "activation" else (shared == 0).sum()
+    expected = summed(g * dlog, shared) / np.sqrt(elements_per_scale * p)
     np.testing.assert_allclose(quantizer.log2_scale.grad.numpy(), expected, **close)
     assert inside.any()
     assert not inside.all()
@@ -287,7 +287,7 @@ def test_qil(layout: str, form: str) -> None:
     np.testing.assert_allclose(dx, np.where(inside, g * hi * 0.5 / d, 0), **close)
     dcenter = summed(np.where(inside, -g * sign * hi * 0.5 / d, 0), shared)
     ddistance = summed(np.where(inside, -g * sign * hi * 0.5 * (size - c) / d**2, 0), shared)
-    factor = 1 / np.sqrt(sharing(layout, shared) * qmax)
+    factor = 1 / np.sqrt(elements_per_scale(layout, shared) * qmax)
     np.testing.assert_allclose(quantizer.center.grad.numpy(), dcenter * factor, **close)
     np.testing.assert_allclose(quantizer.distance.grad.numpy(), ddistance * factor, **close)
     assert (size < c - d).any()
@@ -436,7 +436,7 @@ def test_a_codebook(name: str, layout: str, form: str) -> None:
     np.testing.assert_allclose(dx, np.where(inside, g, 0), **close)
     dscale = summed(g * np.where(inside, chosen - x / s, chosen), shared)
     uniform = 15 if form == "unsigned" else 7
-    factor = (uniform / np.abs(levels).max()) ** 2 / np.sqrt(sharing(layout, shared) * uniform)
+    factor = (uniform / np.abs(levels).max()) ** 2 / np.sqrt(elements_per_scale(layout, shared) * uniform)
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
     assert 0 < inside.mean() < 1
 
@@ -507,7 +507,7 @@ def test_lcq(layout: str, form: str) -> None:
     slope = slopes[np.clip((u * 16).astype(int), 0, 15)] / slopes[at_level]
     np.testing.assert_allclose(dx, np.where(inside, g * slope, 0), **close)
     dscale = summed(g * np.where(inside, level - x / s * slope, level), shared)
-    factor = (qmax / top) ** 2 / np.sqrt(sharing(layout, shared) * qmax)
+    factor = (qmax / top) ** 2 / np.sqrt(elements_per_scale(layout, shared) * qmax)
     np.testing.assert_allclose(quantizer.scale.grad.numpy(), dscale * factor, **close)
 
     def line(theta_: Array) -> float:
@@ -568,14 +568,14 @@ def test_an_activation_that_is_looked_up_learns_its_range_and_its_steps(name: st
     quantizer = Case(name, "activation", 3, "unsigned").rule.build()
     quantizer.set_range(torch.tensor([0.0]), torch.tensor([0.3]))
     before = [p.detach().clone() for p in quantizer.parameters()]
-    following = torch.nn.Parameter(torch.ones(()))  # QIL's own range is fixed; what follows scales
+    worker_process = torch.nn.Parameter(torch.ones(()))  # QIL's own range is fixed; what follows scales
     first = (quantizer(x) - x).square().mean().item()
-    optimizer = torch.optim.Adam([following, *quantizer.parameters()], lr=0.02)
+    optimizer = torch.optim.Adam([worker_process, *quantizer.parameters()], lr=0.02)
     for _ in range(400):
         optimizer.zero_grad()
-        (following * quantizer(x) - x).square().mean().backward()
+        (worker_process * quantizer(x) - x).square().mean().backward()
         optimizer.step()
     reached = 0.6 if name == "qil" else 0.1  # clipped values say nothing to QIL's interval
-    assert (following * quantizer(x) - x).square().mean().item() < reached * first
+    assert (worker_process * quantizer(x) - x).square().mean().item() < reached * first
     assert all(not torch.equal(p, q) for p, q in zip(before, quantizer.parameters(), strict=True))
     assert len(quantizer(x).unique()) > 5

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from catalogue import LAYOUTS, SHAPE, Case, assert_float32_maths, data, on_grid
-from oracles import fake_quantize as oracle
 
 from qat import Grid, QuantSpec
 from qat.quantizers import LSQ, Static
+from tests.oracles import fake_quantize as oracle
+from tests.quantizers.catalogue import LAYOUTS, SHAPE, Case, assert_float32_maths, data, on_grid
 
 layouts = pytest.mark.parametrize("layout", ["activation", "per_channel", "per_group"])
 forms = pytest.mark.parametrize("form", ["signed", "unsigned", "affine"])
@@ -88,8 +88,8 @@ def test_the_scale_gradient_of_lsq_is_eq_3_times_g(layout: str, bits: int) -> No
     quantizer(x).backward(grad)
     shared = LAYOUTS[layout][2](SHAPE)
     # weights: the elements that share a scale; activations: those of one sample
-    sharing = {"activation": 12, "per_channel": 12, "per_group": 6}[layout]
-    g = 1 / np.sqrt(sharing * (2 ** (bits - 1) - 1))
+    elements_per_scale = {"activation": 12, "per_channel": 12, "per_group": 6}[layout]
+    g = 1 / np.sqrt(elements_per_scale * (2 ** (bits - 1) - 1))
     scale, zero_point = (p.numpy() for p in quantizer.qparams())
     grid = quantizer.spec.grid
     _, expected = oracle.backward(x.numpy(), scale, zero_point, grid.qmin, grid.qmax, shared, grad.numpy(), g)

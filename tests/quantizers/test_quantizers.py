@@ -7,7 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from catalogue import (
+from torch import nn
+
+import qat.estimators
+import qat.quantizers
+from qat import Mode, QParams
+from qat.functional import dequantize
+from qat.observers import MSE, MeanAbs, MinMax
+from qat.quantizers import Quantizer
+from qat.quantizers.codebook import Codebook
+from qat.quantizers.weight_statistics import WeightStatisticsQuantizer
+from tests.quantizers.catalogue import (
     ACTIVATIONS,
     CASES,
     LAYOUTS,
@@ -22,16 +32,6 @@ from catalogue import (
     data,
     on_grid,
 )
-from torch import nn
-
-import qat.estimators
-import qat.quantizers
-from qat import Mode, QParams
-from qat.functional import dequantize
-from qat.observers import MSE, MeanAbs, MinMax
-from qat.quantizers import Quantizer
-from qat.quantizers.codebook import Codebook
-from qat.quantizers.from_weight import FromWeight
 
 everywhere = pytest.mark.parametrize("case", CASES, ids=str)
 each = pytest.mark.parametrize("case", ONE_OF_EACH, ids=str)
@@ -79,7 +79,7 @@ def test_it_says_whether_it_first_rounds_as_static_does(name: str) -> None:
         ours, static = case.calibrated(x).eval(), replace(case.rule, quantizer="Static").build(LAYOUTS[case.layout][1])
         same.append(torch.equal(ours(x), calibrate(static, x)(x)))
     if name != "qil":  # as an activation it rounds twice, which shows in few values
-        assert all(same) == ours.starts_static
+        assert all(same) == ours.starts_as_static
 
 
 @weights
@@ -365,7 +365,7 @@ def test_weights_and_parameters_learn_through_it(case: Case) -> None:
         optimizer.step()
         losses.append(loss.item())
     follows = isinstance(
-        quantizer, FromWeight
+        quantizer, WeightStatisticsQuantizer
     )  # its grid moves with the weights, so their target is nearly one of its grids
     assert np.mean(losses[-20:]) < (0.4 if follows else 0.1) * losses[0]
     assert len(quantizer.quantize(weight).unique()) > (4 if case.bits > 2 else 1)

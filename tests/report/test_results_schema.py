@@ -23,10 +23,11 @@ from qat.report import (
     VerificationResult,
     timing_free,
 )
+from tests.paths import DOCS
 
 RECORDS = [Results, Data, Row, Verdict, VerificationResult, SiteResult, SiteInfo, Training, Environment]
 RECORDS += [OscillationResult, LayerOscillations]
-DOCUMENT = Path(__file__).parents[2] / "docs" / "results_schema.md"
+DOCUMENT = DOCS / "results_schema.md"
 
 
 def test_round_trip_through_json_is_exact(results: Results) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qat.report import Results, SchemaError, read_results, write_atomically, write_results
+from qat.files import write_atomically
+from qat.report import Results, SchemaError, read_results, write_results
 
 
 def test_results_come_back_as_they_were(results: Results, tmp_path: Path) -> None:

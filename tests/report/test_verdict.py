@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qat.report import Row, verdict
-from qat.report.judge import binomial_error
 from qat.report.schema import Kind
+from qat.report.verdicts import binomial_error
 
 
 def row(name: str, kind: Kind, top1: float) -> Row:

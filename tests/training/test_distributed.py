@@ -11,23 +11,23 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-import two_processes
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from people import LIGHTNING, Classifier, Data, Net, images, trainer
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from two_processes import BATCH, OBSERVERS, fit, ranges
 
 import qat
 from qat.report import Results
 from qat.training.callbacks import QuantizationAwareTraining
-from qat.training.epoch_shuffle import EpochShuffle
-from qat.training.processes import check_launched, check_strategy
+from qat.training.checkpoint.epoch_sampler import EpochSampler
+from qat.training.lightning.strategies import check_launched, check_strategy
+from tests.paths import ROOT
+from tests.training import two_processes
+from tests.training.two_processes import BATCH, OBSERVERS, fit, ranges
+from tests.training.user_modules import LIGHTNING, Classifier, Data, Net, images, trainer
 
 pytestmark = LIGHTNING
 
-ROOT = Path(__file__).parents[2]
 ROUNDING = 1e-6
 """Of ranges of order 1: sums in another order."""
 
@@ -171,11 +171,11 @@ def test_the_projects_own_data_are_split_into_the_steps_of_one_process(
 
 
 def test_shares_of_an_epoch_are_disjoint_and_equally_long() -> None:
-    shares = [list(EpochShuffle(11, 5, 3, rank)) for rank in range(3)]
-    order = list(EpochShuffle(11, 5))
+    shares = [list(EpochSampler(11, 5, 3, rank)) for rank in range(3)]
+    order = list(EpochSampler(11, 5))
     assert sorted(order) == list(range(11))
     assert [list(step) for step in zip(*shares, strict=True)] == [order[i : i + 3] for i in (0, 3, 6)]
-    assert len(EpochShuffle(11, 5, 3, 2)) == 3
+    assert len(EpochSampler(11, 5, 3, 2)) == 3
 
 
 # What must not differ --------------------------------------------------------------------------------------------------

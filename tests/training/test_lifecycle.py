@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
-from people import LIGHTNING, Classifier, Data, Manual, Net, images, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qat.quantizers import LSQ, Mode
 from qat.training.callbacks import PTQBaselines, QuantizationAwareTraining
 from qat.transform import is_prepared, load_policy, quantizers
+from tests.training.user_modules import LIGHTNING, Classifier, Data, Manual, Net, images, trainer
 
 pytestmark = LIGHTNING
 

@@ -10,7 +10,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from people import LIGHTNING, Classifier, Data, Itself, Manual, trainer
 from torch import Tensor, nn
 
 from qat import Grid, QuantSpec
@@ -19,6 +18,7 @@ from qat.functional import fake_quantize
 from qat.quantizers import LSQ
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from qat.transform import load_policy, quantizers
+from tests.training.user_modules import LIGHTNING, Classifier, Data, Itself, Manual, trainer
 
 pytestmark = LIGHTNING
 

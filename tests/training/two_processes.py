@@ -18,12 +18,12 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
-from people import Classifier, Data, images, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 import qat
 from qat.data import ImageData, TensorImages
+from qat.experiment.datamodule import ImageDataModule
 from qat.training.callbacks import (
     ExportONNX,
     OscillationControl,
@@ -32,9 +32,9 @@ from qat.training.callbacks import (
     QuantizationAwareTraining,
     Report,
 )
-from qat.training.recipe.datamodule import ImageDataModule
 from qat.transform import calibrate, quantizers
-from qat.transform.processes import rank, share
+from qat.transform.distributed import rank, share
+from tests.training.user_modules import Classifier, Data, images, trainer
 
 OBSERVERS = ("MinMax", "MSE", "Percentile", "MeanAbs", "MovingAverage")
 BATCH = 32

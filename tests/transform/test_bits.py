@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from people import Net, images
 from torch import nn
 
 import qat
 from qat.transform import FLOAT, bits_in_force, quantizers, set_bits
+from tests.training.user_modules import Net, images
 
 BATCH = images(32).tensors[0]
 

@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-from small_nets import Residual, net
 from torch import Tensor, nn
 
 import qat
@@ -10,6 +9,7 @@ from qat import Mode, calibrate, prepare
 from qat.observers import MSE, MinMax
 from qat.quantizers import Quantizer
 from qat.transform import quantizers
+from tests.transform.small_networks import Residual, net
 
 
 def prepared_residual() -> tuple[nn.Module, Tensor]:

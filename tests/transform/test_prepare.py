@@ -4,7 +4,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
-from small_nets import NETS, Bottleneck, Branches, Residual, net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,6 +11,7 @@ import qat
 from qat import Mode, load_policy, prepare
 from qat.quantizers import LSQ, Quantizer
 from qat.transform import is_prepared, prepare_, quantizers
+from tests.transform.small_networks import NETS, Bottleneck, Branches, Residual, net
 
 every = pytest.mark.parametrize("name", NETS)
 

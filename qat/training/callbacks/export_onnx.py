@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from qat.export import OnnxRuntimeNetwork, Verification, export_float_onnx, export_onnx, latency, verify
 from qat.export.runtime import EXACT
 from qat.integer import convert
-from qat.training.batches import NO_TEST_DATA, as_evaluated, has_test_data, loaders_of_test
-from qat.training.best import best_network
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.companion import beside, companion
-from qat.training.processes import once
+from qat.training.comparison.best_model import best_model
+from qat.training.lightning.callback_lookup import find_callback, require_callback
+from qat.training.lightning.inputs import NO_TEST_DATA, batch_as_in_evaluation, find_test_dataloaders, has_test_data
+from qat.training.lightning.strategies import once
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class ExportONNX(L.Callback):
         self.artefact: Artefact | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        companion(trainer, QuantizationAwareTraining, self)
+        require_callback(trainer, QuantizationAwareTraining, self)
         if stage == "fit":
             self.artefact = None
             if not has_test_data(trainer, pl_module, self.dataloaders):
@@ -82,7 +82,7 @@ class ExportONNX(L.Callback):
         once(trainer, lambda: self._rehearse(trainer, pl_module))
 
     def _rehearse(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        qat = companion(trainer, QuantizationAwareTraining, self)
+        qat = require_callback(trainer, QuantizationAwareTraining, self)
         example = next(self._test_inputs(trainer, pl_module, qat))
         with tempfile.TemporaryDirectory() as folder:
             integer = convert(copy.deepcopy(qat.network_of(pl_module)).cpu().float())
@@ -101,9 +101,9 @@ class ExportONNX(L.Callback):
         return self.artefact
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Artefact:
-        qat = companion(trainer, QuantizationAwareTraining, self)
+        qat = require_callback(trainer, QuantizationAwareTraining, self)
         clock = [time.perf_counter()]
-        integer = convert(best_network(trainer, pl_module, qat).network)
+        integer = convert(best_model(trainer, pl_module, qat).network)
         example = next(self._test_inputs(trainer, pl_module, qat))
         one = tuple(x[:1] for x in example)
         export_onnx(integer, one, self.path)
@@ -115,7 +115,7 @@ class ExportONNX(L.Callback):
         if float_path is not None and qat.float_network is not None:
             export_float_onnx(qat.float_network, one, float_path)
             files = {"float": float_path, **files}
-        if (ptq := beside(trainer, PTQBaselines)) is not None:
+        if (ptq := find_callback(trainer, PTQBaselines)) is not None:
             files |= {name: network.path for name, network in ptq.outside_networks.items()}
         measured = latency(files, one, batch_sizes=BATCH_SIZES)
         clock.append(time.perf_counter())
@@ -143,9 +143,9 @@ class ExportONNX(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, qat: QuantizationAwareTraining
     ) -> Iterator[tuple[Tensor, ...]]:
         """Positional network inputs of the whole test set, on the CPU."""
-        for loader in loaders_of_test(trainer, pl_module, self.dataloaders):
+        for loader in find_test_dataloaders(trainer, pl_module, self.dataloaders):
             for batch in loader:
-                inputs = qat.inputs(as_evaluated(trainer, pl_module, batch))
+                inputs = qat.inputs(batch_as_in_evaluation(trainer, pl_module, batch))
                 if isinstance(inputs, dict):
                     raise ValueError(
                         "a network that is called with keywords cannot be exported: let QuantizationAwareTraining(inputs=...) "

@@ -9,9 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.companion import companion
-from qat.training.parameter_groups import quantizer_parameters
-from qat.training.progress import check_length, is_share, progress
+from qat.training.lightning.callback_lookup import require_callback
+from qat.training.lightning.fit_progress import check_length, is_fraction, progress
+from qat.training.optimization.parameter_groups import quantizer_parameters
 
 
 class Freeze(L.Callback):
@@ -35,7 +35,7 @@ class Freeze(L.Callback):
 
     def __init__(self, batch_norm: float | None = None, scales: float | None = None) -> None:
         for name, share in (("batch_norm", batch_norm), ("scales", scales)):
-            if share is not None and not is_share(share):
+            if share is not None and not is_fraction(share):
                 raise ValueError(
                     f"{name}={share!r} is no share of the fit: write a number from 0 to 1, such as 0.8, or null."
                 )
@@ -44,7 +44,7 @@ class Freeze(L.Callback):
         self._resting: list[_BatchNorm] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        companion(trainer, QuantizationAwareTraining, self)
+        require_callback(trainer, QuantizationAwareTraining, self)
         if stage == "fit" and (self.batch_norm is not None or self.scales is not None):
             check_length(trainer, self)
 
@@ -62,7 +62,7 @@ class Freeze(L.Callback):
         self._scales_rest = self.scales is not None and done >= self.scales
         if self.batch_norm is None or done < self.batch_norm:
             return
-        for module in companion(trainer, QuantizationAwareTraining, self).network_of(pl_module).modules():
+        for module in require_callback(trainer, QuantizationAwareTraining, self).network_of(pl_module).modules():
             if isinstance(module, _BatchNorm) and module.training:
                 module.eval()
                 self._resting.append(module)
@@ -70,7 +70,7 @@ class Freeze(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Before gradients are clipped: what is frozen does not count in their norm. (DDP insists on gradients for all.)"""
         if self._scales_rest:
-            network = companion(trainer, QuantizationAwareTraining, self).network_of(pl_module)
+            network = require_callback(trainer, QuantizationAwareTraining, self).network_of(pl_module)
             for parameter in quantizer_parameters(network).values():
                 parameter.grad = None
 

@@ -16,13 +16,13 @@ from qat.nn import as_quantized, is_quantized
 from qat.quantizers import Mode, Oscillations, Quantizer
 from qat.report import LayerOscillations, OscillationResult
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.companion import Extension, companion
+from qat.training.lightning.callback_lookup import NetworkExtension, require_callback
 
 Schedule = float | Sequence[float]
 """A number, or (first, last): half a cosine from the one to the other over the steps of the fit."""
 
 
-class OscillationControl(Extension):
+class OscillationControl(NetworkExtension):
     """Counts the oscillations of weights (Nagel et al. 2022, https://arxiv.org/abs/2203.11086), and can dampen and freeze them.
 
     A weight near the threshold between two codes is pushed across it in both directions, and at the end of the fit its code
@@ -88,7 +88,7 @@ class OscillationControl(Extension):
         self._step = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._qat = companion(trainer, QuantizationAwareTraining, self)
+        self._qat = require_callback(trainer, QuantizationAwareTraining, self)
 
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
         found = {
@@ -186,7 +186,7 @@ class OscillationControl(Extension):
     def _counted(self, pl_module: L.LightningModule) -> Iterator[_Tracked]:
         """Those that have few bits now: in a stage of progressive quantization they may have more, or be in float."""
         for one in self._tracked(pl_module):
-            few = one.quantizer.spec.grid.bits <= self.max_bits or not one.quantizer.any_bits
+            few = one.quantizer.spec.grid.bits <= self.max_bits or not one.quantizer.supports_other_bits
             if few and one.quantizer.mode is Mode.QUANTIZE:
                 yield one
 

@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from qat.training.averaging import set_bits_of_averages, share_ranges
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.companion import companion
-from qat.training.compilation import as_written
-from qat.training.parameter_groups import quantizer_parameters
-from qat.training.progress import check_length, is_share, progress
+from qat.training.lightning.callback_lookup import require_callback
+from qat.training.lightning.compilation import without_compilation
+from qat.training.lightning.fit_progress import check_length, is_fraction, progress
+from qat.training.optimization.averaging import copy_ranges_to_averages, set_bits_of_averages
+from qat.training.optimization.parameter_groups import quantizer_parameters
 from qat.transform import FLOAT, bits_in_force, quantizers, set_bits
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class ProgressiveBits(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not self.stages:
             return
-        companion(trainer, QuantizationAwareTraining, self).staged = True
+        require_callback(trainer, QuantizationAwareTraining, self).staged = True
         if stage == "fit":
             check_length(trainer, self)
             self._held = False
@@ -106,13 +106,13 @@ class ProgressiveBits(L.Callback):
         return None if bits == min(self.stages.values()) else bits
 
     def _enter(self, trainer: Any, pl_module: L.LightningModule, bits: int | None) -> None:
-        qat, network = companion(trainer, QuantizationAwareTraining, self), self._network(trainer, pl_module)
+        qat, network = require_callback(trainer, QuantizationAwareTraining, self), self._network(trainer, pl_module)
         set_bits(network, bits)
         set_bits_of_averages(trainer, pl_module, network, bits)
         waiting = nn.ModuleDict({str(i): q for i, q in enumerate(quantizers(network).values()) if not q.ready})
-        with as_written(network):
+        with without_compilation(network):
             qat.calibrate(trainer, pl_module, network)
-        share_ranges(trainer, pl_module, network)
+        copy_ranges_to_averages(trainer, pl_module, network)
         for parameter in quantizer_parameters(waiting).values():
             parameter.grad = None
             for optimizer in trainer.optimizers:
@@ -155,7 +155,7 @@ class ProgressiveBits(L.Callback):
     # Checks ----------------------------------------------------------------------------------------------------------
 
     def _network(self, trainer: L.Trainer, pl_module: L.LightningModule) -> nn.Module:
-        return companion(trainer, QuantizationAwareTraining, self).network_of(pl_module)
+        return require_callback(trainer, QuantizationAwareTraining, self).network_of(pl_module)
 
     def check_bits(self, network: nn.Module) -> None:
         """The stages lead to the policy of this prepared network.
@@ -164,7 +164,7 @@ class ProgressiveBits(L.Callback):
             ValueError: they do not.
         """
         bits = list(self.stages.values())
-        widths = [q.policy_grid.bits for q in quantizers(network).values() if q.any_bits]
+        widths = [q.policy_grid.bits for q in quantizers(network).values() if q.supports_other_bits]
         if not bits:
             return
         if not widths:
@@ -197,7 +197,7 @@ def _stages(stages: Sequence[int] | Mapping[float, int]) -> dict[float, int]:
         raise ValueError(f"stages={stages!r} is no list of bits: write [8, 4, 2], or {{0.0: 8, 0.3: 4, 0.6: 2}}.")
     found = dict(stages) if isinstance(stages, Mapping) else {i / len(stages): b for i, b in enumerate(stages)}
     shares, bits = list(found), list(found.values())
-    if not all(map(is_share, shares)) or shares[0] != 0 or shares != sorted(shares) or shares[-1] == 1:
+    if not all(map(is_fraction, shares)) or shares[0] != 0 or shares != sorted(shares) or shares[-1] == 1:
         raise ValueError(f"stages begin at {shares}: write shares of the fit, rising from 0.0 and below 1.0.")
     for width in bits:
         if not isinstance(width, int) or isinstance(width, bool) or not (2 <= width <= 8 or width == FLOAT):

@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from qat.export import OnnxRuntimeNetwork, QuantizeStatic
-from qat.ptq import Calibrate, NoGraph, Pass, apply_passes, check_order
+from qat.ptq import Calibrate, NoGraphError, Pass, apply_passes, check_order
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.companion import companion
-from qat.training.processes import once
-from qat.training.progress_bar import progress_bar
+from qat.training.lightning.callback_lookup import require_callback
+from qat.training.lightning.progress_bar import progress_bar
+from qat.training.lightning.strategies import once
 from qat.transform.policy import Part
 
 log = logging.getLogger(__name__)
@@ -74,10 +74,10 @@ class PTQBaselines(L.Callback):
         self.seconds: dict[str, float] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        companion(trainer, QuantizationAwareTraining, self)
+        require_callback(trainer, QuantizationAwareTraining, self)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        qat = companion(trainer, QuantizationAwareTraining, self)
+        qat = require_callback(trainer, QuantizationAwareTraining, self)
         if qat.float_network is None:
             raise ValueError(
                 "PTQBaselines needs the float network, but it was prepared before the Trainer saw it: give "
@@ -90,7 +90,7 @@ class PTQBaselines(L.Callback):
             try:
                 with progress_bar(name) as listener:
                     quantized = apply_passes(passes, network, qat.policy, batches, self.seed, listener)
-            except NoGraph as reason:
+            except NoGraphError as reason:
                 rank_zero_warn(f"{name} is left out: {reason}")
                 continue
             self.networks[name] = quantized.cpu()

@@ -18,20 +18,29 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from qat.contexts import training_mode
 from qat.quantizers import Mode
-from qat.training.alarms import Watch, left_in_evaluation, trouble
-from qat.training.averaging import average_real_numbers_only, copy_again, share_ranges, slow_scales_in_swa
-from qat.training.batches import Inputs, NetworkInputs, calibration_inputs, first_of
-from qat.training.companion import Extension
-from qat.training.compilation import check_compiler, compile_in_place, run_as_written
-from qat.training.hooks import unwrap_hook, wrap_hook
-from qat.training.network import find_network, is_root
-from qat.training.parameter_groups import slow_down, split_groups, without_optimizer
-from qat.training.policy_record import KEY, check_same, plain
-from qat.training.processes import check_model_comes_back, check_strategy, take_from_rank_zero
-from qat.training.resume.resume import KEY as RESUME_KEY
-from qat.training.resume.resume import Resume
-from qat.training.scale_optimizer import MakeOptimizer, check_makes_optimizer
+from qat.training.checkpoint.resume import KEY as RESUME_KEY
+from qat.training.checkpoint.resume import Resume
+from qat.training.lightning.callback_lookup import NetworkExtension
+from qat.training.lightning.compilation import check_compiler, compile_in_place, remove_compilation
+from qat.training.lightning.hooks import unwrap_hook, wrap_hook
+from qat.training.lightning.inputs import Inputs, NetworkInputs, calibration_inputs, first_tensor
+from qat.training.lightning.monitors import Watch, is_in_evaluation_mode, trouble
+from qat.training.lightning.network import find_network, is_prepared_root
+from qat.training.lightning.strategies import check_model_comes_back, check_strategy, copy_from_rank_zero
+from qat.training.optimization.averaging import (
+    copy_integers_into_averages,
+    copy_ranges_to_averages,
+    repeat_averaging_setup,
+    scale_swa_learning_rates,
+)
+from qat.training.optimization.parameter_groups import (
+    parameters_without_optimizer,
+    scale_found_learning_rate,
+    split_parameter_groups,
+)
+from qat.training.optimization.scale_optimizer import OptimizerFactory, check_optimizer_factory
 from qat.transform import (
     Policy,
     bits_in_force,
@@ -43,7 +52,8 @@ from qat.transform import (
     quantizers,
     set_bits,
 )
-from qat.transform.processes import check_equal, share
+from qat.transform.distributed import check_equal, share
+from qat.transform.policy_record import KEY, check_same, plain
 
 
 class QuantizationAwareTraining(L.Callback):
@@ -90,7 +100,7 @@ class QuantizationAwareTraining(L.Callback):
         inputs: Inputs | None = None,
         calibration_seed: int = 0,
         compile: bool = False,
-        quantizer_optimizer: MakeOptimizer | None = None,
+        quantizer_optimizer: OptimizerFactory | None = None,
     ) -> None:
         if calibration_images < 1:
             raise ValueError(f"calibration_images={calibration_images} calibrates nothing: write for example 512.")
@@ -101,7 +111,7 @@ class QuantizationAwareTraining(L.Callback):
         if not isinstance(compile, bool):
             raise ValueError(f"compile={compile!r} is not possible: write true or false.")
         if quantizer_optimizer is not None:
-            check_makes_optimizer(quantizer_optimizer)
+            check_optimizer_factory(quantizer_optimizer)
             if quantizer_lr_ratio != 1.0:
                 raise ValueError(
                     f"quantizer_lr_ratio={quantizer_lr_ratio} beside a quantizer_optimizer, which has a learning rate of its "
@@ -113,7 +123,7 @@ class QuantizationAwareTraining(L.Callback):
         self.network = network
         self.quantizer_lr_ratio = quantizer_lr_ratio
         self.quantizer_optimizer = quantizer_optimizer
-        self.inputs = inputs or first_of
+        self.inputs = inputs or first_tensor
         self.calibration_seed = calibration_seed
         self.compile = compile
         self.network_name: str | None = None
@@ -151,23 +161,26 @@ class QuantizationAwareTraining(L.Callback):
         """Ranges must be there before any other callback runs the network or copies it, in whatever order they were given."""
         place = trainer.callbacks.index(self)
         earlier, later = trainer.callbacks[:place], trainer.callbacks[place + 1 :]
-        copy_again(trainer, pl_module, stage, earlier)
-        trainer.callbacks = [self, *sorted([*earlier, *later], key=lambda other: not isinstance(other, Extension))]
+        repeat_averaging_setup(trainer, pl_module, stage, earlier)
+        trainer.callbacks = [
+            self,
+            *sorted([*earlier, *later], key=lambda other: not isinstance(other, NetworkExtension)),
+        ]
 
     def _prepare(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.network_name = find_network(pl_module, self.network)
         network = self.network_of(pl_module)
         if is_prepared(network):
-            if is_root(network):
+            if is_prepared_root(network):
                 check_same(vars(network)["_qat"]["policy"], self.policy, "the network is prepared")
         else:
             if stage == "fit":
                 check_model_comes_back(trainer.strategy)
             self.float_network = copy.deepcopy(network).cpu()
-            take_from_rank_zero(trainer, self.float_network)
+            copy_from_rank_zero(trainer, self.float_network)
             prepare_(network, self.policy)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Extension):
+            if isinstance(callback, NetworkExtension):
                 callback.on_prepared(pl_module, network)
 
     def _preparing_afterwards(
@@ -191,11 +204,11 @@ class QuantizationAwareTraining(L.Callback):
         self._in_float.close()
         self._resume.stop_watching(trainer, pl_module)
         if self.compile and self.network_name is not None:
-            run_as_written(self.network_of(pl_module))
+            remove_compilation(self.network_of(pl_module))
 
     def _splitting_groups(self, pl_module: L.LightningModule, hook: Callable[[], Any]) -> Callable[[], Any]:
         def configure_optimizers() -> Any:
-            with split_groups(self.network_of(pl_module), self.quantizer_lr_ratio, self.quantizer_optimizer):
+            with split_parameter_groups(self.network_of(pl_module), self.quantizer_lr_ratio, self.quantizer_optimizer):
                 return hook()
 
         return configure_optimizers
@@ -242,12 +255,12 @@ class QuantizationAwareTraining(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         unwrap_hook(pl_module, "configure_optimizers")
         network = self.network_of(pl_module)
-        if forgotten := without_optimizer(network, trainer.optimizers):
+        if forgotten := parameters_without_optimizer(network, trainer.optimizers):
             rank_zero_warn(
                 f"{len(forgotten)} learned scales are in no optimizer ({forgotten[0]}, ...) and keep their calibrated values: "
                 "collect parameters inside configure_optimizers, from self.parameters()."
             )
-        if left_in_evaluation(network):
+        if is_in_evaluation_mode(network):
             rank_zero_warn(
                 "the network is in evaluation mode, and Lightning leaves it there: BatchNorm keeps the statistics of the float "
                 "network, which quantized training soon leaves behind, and the fit may diverge. Call train() on it before "
@@ -257,9 +270,9 @@ class QuantizationAwareTraining(L.Callback):
         self.calibrate(trainer, pl_module, network)
         self.calibration_seconds = time.perf_counter() - start
         check_equal(network, "after calibration")
-        share_ranges(trainer, pl_module, network)
-        average_real_numbers_only(trainer)
-        slow_scales_in_swa(trainer, self.quantizer_lr_ratio)
+        copy_ranges_to_averages(trainer, pl_module, network)
+        copy_integers_into_averages(trainer)
+        scale_swa_learning_rates(trainer, self.quantizer_lr_ratio)
         self._alarmed.clear()
         self._watch = Watch(network)
         self._resume.lift_limits(trainer)
@@ -267,22 +280,19 @@ class QuantizationAwareTraining(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LearningRateFinder) and callback.optimal_lr is not None:
-                slow_down(trainer.optimizers, self.quantizer_lr_ratio, found=callback.optimal_lr.suggestion())
+                scale_found_learning_rate(
+                    trainer.optimizers, self.quantizer_lr_ratio, found=callback.optimal_lr.suggestion()
+                )
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> int:
         """Give every quantizer of `network` that has no range its first one. Returns how many there were.
 
         All processes must call it: each runs through its share of the batches.
         """
-        training = {module: module.training for module in pl_module.modules()}
-        pl_module.eval()
-        try:
+        with training_mode(pl_module, False):
             dtype = next(network.parameters()).dtype  # of Trainer(precision="bf16-true"), say
             batches = share(self.calibration_batches(trainer, pl_module))
             return calibrate(network, (_to(batch, dtype=dtype) for batch in batches))
-        finally:
-            for module, was in training.items():
-                module.training = was
 
     def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[NetworkInputs]:
         """The network inputs that calibrate, the same ones on every call and in every process, on the module's device."""

@@ -15,18 +15,18 @@ from torch import nn
 
 from qat.report import Data, Results, print_report, print_sites, verdict, write_results
 from qat.report.markdown import write_report
-from qat.training import records
-from qat.training.batches import NO_TEST_DATA, has_test_data
-from qat.training.best import best_network
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.oscillation_control import OscillationControl
 from qat.training.callbacks.ptq_baselines import PTQBaselines, label
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.candidates import Candidate, candidates, rows
-from qat.training.companion import beside, companion
-from qat.training.curves import Curves
-from qat.training.evaluation import Evaluation, evaluate
-from qat.training.processes import once
+from qat.training.comparison import descriptions as records
+from qat.training.comparison.best_model import best_model
+from qat.training.comparison.entries import Candidate, candidates, rows
+from qat.training.comparison.evaluate import Evaluation, evaluate
+from qat.training.comparison.history import History
+from qat.training.lightning.callback_lookup import find_callback, require_callback
+from qat.training.lightning.inputs import NO_TEST_DATA, has_test_data
+from qat.training.lightning.strategies import once
 from qat.transform import prepare
 
 
@@ -77,13 +77,13 @@ class Report(L.Callback):
         self.dataloaders = dataloaders
         self.name, self.data, self.config, self.command, self.seed = name, data, config, command, seed
         self.timings = dict(timings or {})
-        self.curves = Curves(*self.names)
+        self.curves = History(*self.names)
         self.step0: nn.Module | None = None
         self.results: Results | None = None
         self._resumed: dict[str, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        companion(trainer, QuantizationAwareTraining, self)
+        require_callback(trainer, QuantizationAwareTraining, self)
         if stage == "fit":
             self.results = self.step0 = None
             self._resumed = {}
@@ -97,7 +97,7 @@ class Report(L.Callback):
         self._resumed = state_dict
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        qat = companion(trainer, QuantizationAwareTraining, self)
+        qat = require_callback(trainer, QuantizationAwareTraining, self)
         network = qat.network_of(pl_module)
         if trainer.global_step == 0:
             self.step0 = copy.deepcopy(network).cpu().float()
@@ -107,7 +107,7 @@ class Report(L.Callback):
             self.step0 = again.cpu()
         if trainer.is_global_zero:
             print_sites(*records.sites(network))
-        self.curves = Curves(*self.names)
+        self.curves = History(*self.names)
         if self._resumed:
             self.curves.go_on_from(self._resumed)
 
@@ -135,12 +135,12 @@ class Report(L.Callback):
         self.results = once(trainer, work)
 
     def _measured(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Results:
-        qat = companion(trainer, QuantizationAwareTraining, self)
-        ptq, export = beside(trainer, PTQBaselines), beside(trainer, ExportONNX)
-        oscillations = beside(trainer, OscillationControl)
+        qat = require_callback(trainer, QuantizationAwareTraining, self)
+        ptq, export = find_callback(trainer, PTQBaselines), find_callback(trainer, ExportONNX)
+        oscillations = find_callback(trainer, OscillationControl)
         artefact = export.export(trainer, pl_module) if export is not None else None
         start = time.perf_counter()
-        best = best_network(trainer, pl_module, qat)
+        best = best_model(trainer, pl_module, qat)
         seconds = qat.calibration_seconds + self.curves.seconds
         measured = [
             (candidate, self._measure(trainer, pl_module, qat, candidate))
@@ -208,7 +208,7 @@ class Report(L.Callback):
         """
         tensors = [t for r in qat.policy.rules.values() for t in (r.weight, r.activation) if t]
         observers = {label(t.observer) for t in tensors}
-        same = len(observers) == 1 and all(t.quantizer_class.starts_static for t in tensors)
+        same = len(observers) == 1 and all(t.quantizer_class.starts_as_static for t in tensors)
         twin = f"PTQ {next(iter(observers))}" if same else ""
         step0 = found.get("QAT step 0")
         if ptq is None or step0 is None or twin not in found:

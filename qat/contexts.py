@@ -1,0 +1,56 @@
+"""Context managers that change something for a while and restore it, also after an exception."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+
+from torch import nn
+
+
+@contextmanager
+def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Inside the `with` block, `model` and all its submodules are in training mode, or in evaluation mode.
+
+    Afterwards each submodule is in the mode that it had before.
+
+    >>> with training_mode(layer := nn.Dropout(), False):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training
+
+
+@contextmanager
+def quiet(loggers: Sequence[str] = (), warnings_from: Sequence[str] | None = None) -> Iterator[None]:
+    """Inside the `with` block, libraries report errors only.
+
+    Args:
+        loggers: names of loggers that keep to errors; what the block prints to standard output is dropped, too.
+        warnings_from: names of the modules whose warnings are ignored. None: all warnings are.
+    """
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            if warnings_from is None:
+                warnings.simplefilter("ignore")
+            for name in warnings_from or ():
+                warnings.filterwarnings("ignore", module=name)
+            with redirect_stdout(StringIO()):
+                yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

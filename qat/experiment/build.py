@@ -1,0 +1,110 @@
+"""The parts of a run from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from qat.data import ImageData
+from qat.experiment.datamodule import ImageDataModule
+from qat.experiment.distillation import Distillation
+from qat.experiment.image_classifier import ImageClassifier
+from qat.training.lightning.progress_bar import has_terminal
+from qat.transform import Policy, load_policy
+
+
+def part(options: Any, name: str, **given: Any) -> Any:
+    """What a part of the configuration describes by its `_target_`, built with what the run adds.
+
+    Raises:
+        ValueError: it has no such option, or an option has the wrong type; the message names the part.
+    """
+    try:
+        return instantiate(options, _partial_=True, _convert_="all")(**given)
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be built: {error}.") from error
+    except MisconfigurationException as error:
+        raise ValueError(f"{name} cannot be built: {error}") from error
+
+
+def policy(config: DictConfig) -> Policy:
+    """The policy of the configuration.
+
+    Raises:
+        ValueError: it is impossible.
+    """
+    content: Any = OmegaConf.to_container(config.policy, resolve=True)
+    return load_policy(content)
+
+
+def datamodule(config: DictConfig, data: ImageData) -> ImageDataModule:
+    """The data in batches."""
+    return ImageDataModule(data, config.batch_size, config.eval_batch_size, config.num_workers, config.seed)
+
+
+def classifier(network: nn.Module, training: DictConfig, data: ImageData, **options: Any) -> ImageClassifier:
+    """The LightningModule. training: a part of the configuration with `optim` and `label_smoothing`.
+
+    Raises:
+        ValueError: the optimizer or the schedule refuses its options.
+    """
+    optimizer = instantiate(training.optim.optimizer)
+    schedule = instantiate(training.optim.schedule) if training.optim.schedule is not None else None
+    try:  # now, and not after the float training
+        trial = optimizer([nn.Parameter(torch.zeros(1))])
+        if schedule is not None:
+            schedule(trial, 10)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"optim cannot be built: {error}.") from error
+    return ImageClassifier(
+        network, data.num_classes, optimizer, schedule, label_smoothing=training.label_smoothing, **options
+    )
+
+
+def distillation(config: DictConfig, float_network: nn.Module) -> Distillation | None:
+    """The float network as a teacher; None for weight 0."""
+    if not config.distillation.weight:
+        return None
+    return Distillation(float_network, config.distillation.weight, config.distillation.temperature)
+
+
+def trainer(
+    config: DictConfig, folder: Path, callbacks: Sequence[L.Callback], logger: Any, **changes: Any
+) -> L.Trainer:
+    """Lightning's Trainer as configured, writing below `folder`, with `changes`."""
+    bar = bool(config.trainer.get("enable_progress_bar", True)) and has_terminal()
+    found: L.Trainer = part(
+        config.trainer,
+        "trainer",
+        callbacks=list(callbacks),
+        logger=logger,
+        default_root_dir=str(folder),
+        enable_progress_bar=bar,
+        **changes,
+    )
+    return found
+
+
+def validation_plan(config: DictConfig, batches: int) -> dict[str, Any]:
+    """When a run that is counted in steps is validated: `config.validations` times, the last time after the last step.
+
+    A run that is counted in epochs is validated after each, and this is empty.
+
+    Args:
+        batches: of one epoch.
+    """
+    steps = config.trainer.get("max_steps", -1)
+    if steps is None or steps < 1:
+        return {}
+    epochs = config.trainer.get("max_epochs")
+    total = steps if epochs is None or epochs < 0 else min(steps, epochs * batches)
+    times = next(n for n in range(max(1, min(config.validations, total)), 0, -1) if total % n == 0)
+    return {"check_val_every_n_epoch": None, "val_check_interval": total // times}

@@ -1,0 +1,164 @@
+"""The float network that everything starts from: from a checkpoint, from torchvision, or trained here once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torchvision.models
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from qat.data import FolderImages, ImageData, ImageDataset, TensorImages
+from qat.experiment.build import classifier, datamodule, part, trainer
+from qat.experiment.console import Progress
+from qat.files import cache_folder
+from qat.models import check_model, load_weights, save_weights
+
+log = logging.getLogger(__name__)
+
+
+def build(model: DictConfig, data: ImageData) -> nn.Module:
+    """The network of the configuration, for this data: random weights, or torchvision's.
+
+    Raises:
+        ValueError: it does not fit the data. FileNotFoundError: weights cannot be had.
+    """
+    options = {key: value for key, value in model.items() if key != "checkpoint"}
+    network: nn.Module = part(options, "model", **_shape(data))
+    check_model(network, data.image_shape, data.num_classes)
+    return network
+
+
+def built_from(model: DictConfig, data: ImageData) -> dict[str, Any]:
+    """What builds the same network again, without its weights: for checkpoints."""
+    options: Any = OmegaConf.to_container(model, resolve=True)
+    unweighted = {key: None if key == "weights" else value for key, value in options.items() if key != "checkpoint"}
+    return {**unweighted, **_shape(data)}
+
+
+def _shape(data: ImageData) -> dict[str, int]:
+    return {"num_classes": data.num_classes, "in_channels": data.image_shape[0]}
+
+
+def check_source(config: DictConfig, data: ImageData) -> None:
+    """Before anything is trained: the float weights have a source.
+
+    Raises:
+        ValueError: nothing would ever train the network, or its new head. FileNotFoundError: no such checkpoint.
+    """
+    epochs = config.float.epochs
+    if config.model.checkpoint is not None:
+        if not Path(config.model.checkpoint).expanduser().is_file():
+            raise FileNotFoundError(
+                f"model.checkpoint={config.model.checkpoint} does not exist: give a .safetensors or .ckpt file, or leave it "
+                "out and set float.epochs to train the float network first."
+            )
+        return
+    weights = config.model.get("weights")
+    if epochs == 0 and weights is None:
+        raise ValueError(
+            "there is no float network: set model.checkpoint=PATH, or float.epochs to train one first, for example "
+            "float.epochs=20."
+        )
+    if epochs == 0 and (known := _classes_of(config.model.name, weights)) != data.num_classes:
+        raise ValueError(
+            f"{config.model.name}'s weights know {known} classes, the data have {data.num_classes}, so its head is new: set "
+            "float.epochs to train it first, for example float.epochs=3."
+        )
+
+
+def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path) -> str:
+    """Give `network` its float weights, in place. Returns where they come from, for people.
+
+    Trained weights are kept in the environment's QAT_CACHE_DIR (default ~/.cache/qat), in float/<hash>.safetensors: the hash
+    covers model, training settings, seed, threads, versions, and the images themselves.
+    """
+    if config.model.checkpoint is not None:
+        load_weights(network, config.model.checkpoint)
+        return f"from {config.model.checkpoint}"
+    if config.float.epochs == 0:
+        return f"torchvision's {config.model.weights}"
+    path = cache_folder() / "float" / f"{fingerprint(config, data)}.safetensors"
+    if path.is_file():
+        try:
+            load_weights(network, path)
+        except ValueError as error:
+            log.warning("the kept float network is unusable and is trained again: %s", error)
+        else:
+            return f"trained before, kept in {path}"
+    start = time.perf_counter()
+    top1 = _train(network, config, data, folder)
+    try:
+        save_weights(network, path, {"val_top1": "" if top1 is None else f"{top1:.6f}"})
+    except OSError as error:
+        log.warning("the float network is not kept in %s (%s): set QAT_CACHE_DIR to a writable folder.", path, error)
+    accuracy = "" if top1 is None else f", validation accuracy {100 * top1:.2f} %"
+    return f"trained for {config.float.epochs} epochs in {time.perf_counter() - start:.0f} s{accuracy}"
+
+
+def fingerprint(config: DictConfig, data: ImageData) -> str:
+    """Changes with all that decides the float weights, and with nothing else: not with policy, QAT settings or test images."""
+    settings = {
+        "model": OmegaConf.to_container(config.model, resolve=True),
+        "float": OmegaConf.to_container(config.float, resolve=True),
+        "seed": config.seed,
+        "threads": torch.get_num_threads(),  # sums are made in another order
+        "batch": [config.batch_size, config.trainer.get("precision"), config.trainer.get("accelerator")],
+        "transform": repr(data.batch_transform()),
+        "normalisation": [data.mean, data.std],
+        "versions": [metadata.version(package) for package in ("qat", "torch")],
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    _digest_images(digest, data.train)
+    return digest.hexdigest()[:24]
+
+
+def _digest_images(digest: Any, images: ImageDataset) -> None:
+    if isinstance(images, TensorImages):
+        digest.update(str(tuple(images.images.shape)).encode())
+        digest.update(images.images.contiguous().numpy().data)
+        digest.update(images.labels.numpy().data)
+    elif isinstance(images, FolderImages):
+        digest.update(f"{images.image_size} {images.channels}".encode())
+        for path, label in zip(images.files.paths, images.files.labels, strict=True):
+            file = Path(path)
+            digest.update(f"{file.relative_to(images.files.folder)}\0{file.stat().st_size}\0{label}\n".encode())
+
+
+def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path) -> float | None:
+    """Train in place; the accuracy on the validation images afterwards, if there are any."""
+    log.info("training the float network first: %d epochs", config.float.epochs)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    module = classifier(network, config.float, data)
+    fitting = trainer(
+        config,
+        folder,
+        callbacks=[Progress("float")],
+        logger=False,
+        devices=1,  # however many train afterwards: one float network for all
+        num_nodes=1,
+        strategy="auto",
+        max_epochs=config.float.epochs,
+        max_steps=-1,
+        check_val_every_n_epoch=1,
+        val_check_interval=1.0,
+        enable_checkpointing=False,
+    )
+    fitting.fit(module, datamodule=datamodule(config, data))
+    value = fitting.callback_metrics.get("val/top1")
+    module.cpu()
+    return None if value is None else float(value)
+
+
+def _classes_of(name: str, weights: str) -> int:
+    known = torchvision.models.get_model_weights(name)
+    chosen = known.DEFAULT if weights == "DEFAULT" else known[weights]
+    return len(chosen.meta["categories"])

@@ -1,0 +1,176 @@
+"""One run: from a composed configuration to results.json."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from qat.data import ImageData
+from qat.experiment import build, float_network, loggers
+from qat.experiment.check import check_folder, check_same_run, check_values
+from qat.experiment.console import Progress, quiet
+from qat.experiment.datamodule import ImageDataModule
+from qat.files import write_atomically
+from qat.report import Data, Results
+from qat.training.callbacks import ProgressiveBits, Report
+from qat.training.checkpoint.latest import checkpoint_to_resume
+from qat.training.lightning.callback_lookup import NetworkExtension
+from qat.training.lightning.strategies import check_launched, process_count
+from qat.transform import Policy, prepare
+
+log = logging.getLogger(__name__)
+
+
+def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
+    """Float network, PTQ baselines, QAT, export, verification, report. Everything is written into `folder`.
+
+    All that can be wrong with the configuration is found before the first training step.
+
+    Raises:
+        ValueError, FileNotFoundError: something is; the message says what to write instead.
+    """
+    quiet()
+    check_values(config)
+    rank_zero_only(check_folder)(folder)
+    resume = _resume(config)
+    timings: dict[str, float] = {}
+    policy = build.policy(config)
+    rank_zero_only(write_atomically)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    L.seed_everything(config.seed, workers=True, verbose=False)
+
+    with _timed(timings, "data"):
+        data: ImageData = build.part(config.data, "data")
+    batches = build.datamodule(config, data)
+    network = float_network.build(config.model, data)
+    processes = _check(config, folder, network, data, policy)
+    log.info(
+        "%s on %s, %s training images; everything is written to %s", recipe, data.label, f"{len(data.train):,}", folder
+    )
+
+    with _timed(timings, "float"):
+        source = float_network.load_or_train(network, config, data, folder)
+    log.info("float network: %s", source)
+
+    L.seed_everything(config.seed, workers=True, verbose=False)  # the same whether or not it was trained just now
+    module = build.classifier(
+        network,
+        config,
+        data,
+        distillation=build.distillation(config, network),
+        built_from=float_network.built_from(config.model, data),
+    )
+    report = Report(
+        folder=folder,
+        metric="test/top1",
+        top5="test/top5" if data.num_classes > 5 else None,
+        calibration_error="test/calibration_error",
+        name=recipe,
+        data=_data_record(data),
+        config=_plain(config),
+        command=command,
+        seed=config.seed,
+        timings=timings,
+    )
+    callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), report]
+    steps = build.validation_plan(config, len(batches.train_dataloader()) // processes)
+    logger = build.part(config.logger, "logger", save_dir=str(folder))
+    trainer = build.trainer(config, folder, callbacks, logger, **steps)
+    trainer.fit(module, datamodule=batches, ckpt_path=resume, weights_only=True)
+    if report.results is None:
+        raise RuntimeError("the fit ended before its report was written.")
+    if trainer.is_global_zero:
+        loggers.finish(logger, report.results)
+    return report.results
+
+
+def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> int:
+    """What only shows when the parts meet, on parts that are thrown away. Returns the number of processes that will train."""
+    float_network.check_source(config, data)
+    prepared = prepare(network, policy, torch.zeros(2, *data.image_shape))
+    for part in (config, config.float):
+        build.classifier(network, part, data)
+    build.distillation(config, network)
+    batches = build.datamodule(config, data)
+    batches.calibration_batches(config.calibration_images)
+    callbacks = _callbacks(config, folder, policy, batches)
+    for callback in callbacks:
+        if isinstance(callback, NetworkExtension):
+            callback.on_prepared(prepared, prepared)
+        if isinstance(callback, ProgressiveBits):
+            callback.check_bits(prepared)
+    trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
+    check_launched(trainer)
+    return process_count(trainer)
+
+
+def _resume(config: DictConfig) -> Path | None:
+    """The checkpoint that a run goes on from."""
+    if config.resume is None:
+        return None
+    if not Path(config.resume).expanduser().exists():
+        raise FileNotFoundError(
+            f"resume={config.resume} does not exist: give the folder of an interrupted run, one of its checkpoints, or null."
+        )
+    checkpoint = checkpoint_to_resume(config.resume)
+    check_same_run(config, checkpoint)
+    return checkpoint
+
+
+def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageDataModule) -> list[L.Callback]:
+    """Those of the configuration, each with what only the run knows."""
+    given: dict[str, dict[str, Any]] = {
+        "qat": {"policy": policy, "batches": batches.calibration_batches(config.calibration_images, seed=config.seed)},
+        "checkpoint": {"dirpath": str(folder / "checkpoints")},
+        "recent": {"dirpath": str(folder / "checkpoints")},
+    }
+    if len(batches.data.val) == 0:
+        given["checkpoint"]["monitor"] = None
+    found = [
+        build.part(options, f"callbacks.{name}", **given.get(name, {}))
+        for name, options in config.callbacks.items()
+        if options is not None
+    ]
+    if config.oscillation.get("_target_"):
+        found.append(build.part(config.oscillation, "oscillation"))
+    if config.ptq.get("_target_"):
+        found.append(build.part(config.ptq, "ptq"))
+    if config.export.get("_target_"):
+        files = {key: folder / config.export[key] for key in ("path", "float_path") if config.export.get(key)}
+        found.append(build.part(config.export, "export", **files))
+    return found
+
+
+def _data_record(data: ImageData) -> Data:
+    copied = data.label != data.name
+    return Data(
+        name=data.name,
+        label=data.label,
+        train=len(data.train),
+        val=len(data.val),
+        test=len(data.test),
+        image_shape=data.image_shape,
+        classes=data.num_classes,
+        note="A copy, not the original files: accuracies differ from published ones." if copied else "",
+    )
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    return content
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = time.perf_counter() - start

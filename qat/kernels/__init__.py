@@ -1,0 +1,22 @@
+"""Fast forms of the formulas in `qat.functional`: autograd functions, the choice of a backend, memory layout.
+
+Each backend has a folder: `cpu/` is C, compiled once on this machine. Without a backend for a tensor, torch's own
+operations compute the same values.
+"""
+
+from qat.kernels.clip_and_round import ClipAndRound, Rounding
+from qat.kernels.fake_quantize import fake_quantize
+from qat.kernels.gradients import ScaleGradient, StraightThroughClamp
+from qat.kernels.look_up import LookUp
+from qat.kernels.saved_codes import byte_encoding, saving_as_codes
+
+__all__ = [
+    "ClipAndRound",
+    "LookUp",
+    "Rounding",
+    "ScaleGradient",
+    "StraightThroughClamp",
+    "byte_encoding",
+    "fake_quantize",
+    "saving_as_codes",
+]

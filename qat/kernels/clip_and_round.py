@@ -1,0 +1,72 @@
+"""Clipping to learned bounds and rounding, with the gradient of an estimator."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qat.kernels.cpu import operators as native
+from qat.kernels.fake_quantize import zero_outside
+from qat.kernels.layout import is_native_by_rows
+
+
+class Rounding(Protocol):
+    """How whole numbers are found, and the gradient that is taken for it. v, float32: values in units of the scale."""
+
+    def round(self, v: Tensor) -> Tensor:
+        """Whole numbers, same shape."""
+
+    def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
+        """grad * r'(v), same shape; may be `grad` itself."""
+
+    @property
+    def to_nearest(self) -> bool:
+        """Whether `round` is now torch.round."""
+
+    @property
+    def slopes(self) -> Tensor | None:
+        """r'(v) at v - round(v) = -0.5 .. 0.5 in equal steps, in a row for positive gradients and a row for negative ones;
+        None where it depends on more than that.
+        """
+
+
+class ClipAndRound(torch.autograd.Function):
+    """Saves its input and output, which neighbouring layers keep alive anyway. One native pass each way where there can be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
+        ctx.native = (
+            is_native_by_rows(x, scale) and lo.shape == hi.shape == scale.shape and not torch.compiler.is_compiling()
+        )
+        if ctx.native and rounding.to_nearest:
+            y = native.clip_and_round(x.float(), lo, hi, scale)
+        else:
+            y = rounding.round(torch.clamp(x.float(), lo, hi).div_(scale)).mul_(scale)
+        ctx.rounding = rounding
+        ctx.save_for_backward(x, y, lo, hi, scale)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, lo, hi, scale = ctx.saved_tensors
+        x, g = x.float(), grad.float()
+        learned = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        slopes = ctx.rounding.slopes if ctx.native else None
+        if slopes is not None:
+            dx, below, above, inner = native.clip_and_round_backward(g, x, y, lo, hi, scale, slopes)
+            if learned:
+                return dx.to(grad.dtype), below, above, inner / scale, None
+            return dx.to(grad.dtype), None, None, (inner + below * lo + above * hi) / scale, None
+        inside = zero_outside(x, lo, hi)
+        dx = inside(ctx.rounding.gradient(g, torch.div(x, scale)))
+        dlo = dhi = dscale = None
+        if learned:
+            g, whole = inside(g), g
+            outside = torch.sub(whole, g)
+            dhi = torch.where(x >= hi, outside, 0.0).sum_to_size(hi.shape)
+            dlo = outside.sum_to_size(lo.shape) - dhi
+        if ctx.needs_input_grad[3]:
+            dscale = torch.mul(g, y).addcmul_(dx, x, value=-1.0).sum_to_size(scale.shape).div_(scale)
+        return dx.to(grad.dtype), dlo, dhi, dscale, None

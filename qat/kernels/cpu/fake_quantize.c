@@ -1,0 +1,193 @@
+/* Fake quantization in one pass each way, for float32 tensors in memory order.
+
+A tensor is rows of `columns` values, the last one maybe shorter; row r has the scale scales[r * step], so step 1 is one scale a
+row and step 0 one for all. The backward either reads x again, or what the forward kept of it in one byte an element: OUTSIDE
+(below: -OUTSIDE) on a bound or beyond it, and inside the bounds the rounding residual round(v) - v, v = x / scale, in steps of
+1 / STEPS.
+
+Rows are summed on their own, so that no sum depends on the number of threads. */
+
+#include <math.h>
+#include <stdint.h>
+
+#define STEPS 252.0f /* 0.5 * STEPS = 126, one less than OUTSIDE */
+#define OUTSIDE 127
+
+static int64_t end_of(int64_t row, int64_t columns, int64_t size) {
+    const int64_t end = (row + 1) * columns;
+    return end < size ? end : size;
+}
+
+/* y = round(clamp(x / scale, lo, hi)) * scale; NaN stays NaN. `kept` may be null. */
+void fake_quantize_forward(const float *restrict x, const float *restrict scales, int64_t step, float lo, float hi,
+                           float *restrict y, int8_t *restrict kept, int64_t size, int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const float scale = scales[row * step], least = lo * scale, most = hi * scale;
+        const int64_t end = end_of(row, columns, size);
+        for (int64_t i = row * columns; i < end; i++) {
+            const float v = x[i] / scale;
+            float inside = v < lo ? lo : v;
+            inside = inside > hi ? hi : inside;
+            const float rounded = rintf(inside);
+            if (kept) {
+                float residual = rintf((rounded - v) * STEPS);
+                residual = x[i] <= least ? -OUTSIDE : residual;
+                residual = x[i] >= most ? OUTSIDE : residual;
+                kept[i] = (int8_t)(int32_t)residual;
+            }
+            y[i] = rounded * scale;
+        }
+    }
+}
+
+/* dx = grad inside the bounds, else 0; dscale[row] = sum of grad * (the residual inside, the bound outside). */
+void fake_quantize_backward(const float *restrict grad, const float *restrict x, const float *restrict scales, int64_t step,
+                            float lo, float hi, float *restrict dx, float *restrict dscale, int64_t size, int64_t columns,
+                            int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const float scale = scales[row * step], least = lo * scale, most = hi * scale;
+        const int64_t end = end_of(row, columns, size);
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = row * columns; i < end; i++) {
+            const float v = x[i] / scale;
+            float factor = rintf(v) - v;
+            factor = x[i] >= most ? hi : factor;
+            factor = x[i] <= least ? lo : factor;
+            dx[i] = (x[i] >= most) | (x[i] <= least) ? 0.0f : grad[i];
+            sum += grad[i] * factor;
+        }
+        dscale[row] = sum;
+    }
+}
+
+/* The same from what was kept. */
+void fake_quantize_backward_kept(const float *restrict grad, const int8_t *restrict kept, float lo, float hi,
+                                 float *restrict dx, float *restrict dscale, int64_t size, int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t end = end_of(row, columns, size);
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = row * columns; i < end; i++) {
+            const int32_t code = kept[i];
+            float factor = (float)code * (1.0f / STEPS);
+            factor = code > OUTSIDE - 1 ? hi : factor;
+            factor = code < 1 - OUTSIDE ? lo : factor;
+            dx[i] = (code > OUTSIDE - 1) | (code < 1 - OUTSIDE) ? 0.0f : grad[i];
+            sum += grad[i] * factor;
+        }
+        dscale[row] = sum;
+    }
+}
+
+/* y = round(clamp(x, lo, hi) / scale) * scale; NaN stays NaN. Each row has its lo, hi and scale, or all have one. */
+void clip_and_round_forward(const float *restrict x, const float *restrict lows, const float *restrict highs,
+                           const float *restrict scales, int64_t step, float *restrict y, int64_t size, int64_t columns,
+                           int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const float lo = lows[row * step], hi = highs[row * step], scale = scales[row * step];
+        const int64_t end = end_of(row, columns, size);
+        for (int64_t i = row * columns; i < end; i++) {
+            float inside = x[i] < lo ? lo : x[i];
+            inside = inside > hi ? hi : inside;
+            y[i] = rintf(inside / scale) * scale;
+        }
+    }
+}
+
+/* The slope of rounding at v for a gradient of this sign. `slopes` has it at residuals -0.5 .. 0.5, `points` of them, first for
+positive gradients, then for negative ones; in between it is a line. One point is one slope everywhere. */
+static inline float slope_at(const float *restrict slopes, int points, float v, float grad) {
+    const float *restrict table = slopes + (grad < 0.0f ? points : 0);
+    float at = (v - rintf(v) + 0.5f) * (float)(points - 1);
+    at = at > 0.0f ? at : 0.0f; /* of NaN: 0 */
+    int32_t left = (int32_t)at;
+    left = left < points - 2 ? left : points - 2;
+    return table[left] + (at - (float)left) * (table[left + 1] - table[left]);
+}
+
+/* dx = grad * slope inside the bounds, else 0. sums: of grad at lo or below, of grad at hi or above, and of grad * y - dx * x
+inside; `rows` of each. */
+static inline void clip_and_round_row(const float *restrict grad, const float *restrict x, const float *restrict y, float lo,
+                                     float hi, float scale, const float *restrict slopes, int points, float *restrict dx,
+                                     float *restrict sums, int64_t rows, int64_t start, int64_t end) {
+    float below = 0.0f, above = 0.0f, inner = 0.0f;
+#pragma omp simd reduction(+ : below, above, inner)
+    for (int64_t i = start; i < end; i++) {
+        const int low = x[i] <= lo, high = x[i] >= hi;
+        const float slope = points > 1 ? slope_at(slopes, points, x[i] / scale, grad[i]) : slopes[0];
+        const float inside = low | high ? 0.0f : grad[i];
+        dx[i] = inside * slope;
+        below += low ? grad[i] : 0.0f;
+        above += high ? grad[i] : 0.0f;
+        inner += inside * y[i] - dx[i] * x[i];
+    }
+    sums[0] = below;
+    sums[rows] = above;
+    sums[2 * rows] = inner;
+}
+
+void clip_and_round_backward(const float *restrict grad, const float *restrict x, const float *restrict y,
+                            const float *restrict lows, const float *restrict highs, const float *restrict scales, int64_t step,
+                            const float *restrict slopes, int points, float *restrict dx, float *restrict sums,
+                            int64_t size, int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t at = row * step, start = row * columns, end = end_of(row, columns, size);
+        const float lo = lows[at], hi = highs[at], scale = scales[at];
+        if (points > 1) /* two calls, so that the compiler knows */
+            clip_and_round_row(grad, x, y, lo, hi, scale, slopes, points, dx, sums + row, rows, start, end);
+        else
+            clip_and_round_row(grad, x, y, lo, hi, scale, slopes, 1, dx, sums + row, rows, start, end);
+    }
+}
+
+/* Values of a grid as bytes, round(x / scale) - lo, and back again: bit for bit what fake_quantize_forward wrote. */
+void to_codes(const float *restrict x, float scale, float lo, uint8_t *restrict codes, int64_t size, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) codes[i] = (uint8_t)(int32_t)(rintf(x[i] / scale) - lo);
+}
+
+void from_codes(const uint8_t *restrict codes, float scale, float lo, float *restrict x, int64_t size, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) x[i] = ((float)(int32_t)codes[i] + lo) * scale;
+}
+
+/* y = values[code], code = round(clamp(x / scale, lo, hi)) - lo, which is kept; NaN stays NaN. */
+void look_up_forward(const float *restrict x, float scale, float lo, float hi, const float *restrict values, float *restrict y,
+                     uint8_t *restrict codes, int64_t size, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < size; i++) {
+        const float v = x[i] / scale;
+        float inside = v > lo ? v : lo; /* of NaN: lo */
+        inside = inside > hi ? hi : inside;
+        const int32_t code = (int32_t)(rintf(inside) - lo);
+        codes[i] = (uint8_t)code;
+        y[i] = v != v ? v : values[code];
+    }
+}
+
+/* dx = grad * slopes[code]; sums[row * 256 + code] = sum of the row's grad. */
+void look_up_backward(const float *restrict grad, const uint8_t *restrict codes, const float *restrict slopes,
+                      float *restrict dx, float *restrict sums, int64_t size, int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        float *restrict sum = sums + row * 256;
+        const int64_t end = end_of(row, columns, size);
+        for (int i = 0; i < 256; i++) sum[i] = 0.0f;
+        for (int64_t i = row * columns; i < end; i++) {
+            dx[i] = grad[i] * slopes[codes[i]];
+            sum[codes[i]] += grad[i];
+        }
+    }
+}

@@ -1,0 +1,34 @@
+"""Functions whose gradient is not that of their formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+
+class ScaleGradient(Function):
+    """The identity; the gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None
+
+
+class StraightThroughClamp(Function):
+    """min(max(x, lowest), highest); the gradient of x is 1 everywhere."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lowest: Tensor | float, highest: float) -> Tensor:
+        raised = x.clamp(min=lowest)
+        return raised if highest == float("inf") else raised.clamp(max=highest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None

@@ -1,0 +1,45 @@
+"""Any function of codes, by a table of at most 256 entries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qat.kernels.cpu import operators as native
+from qat.kernels.layout import is_channels_last, is_native
+
+
+class LookUp(torch.autograd.Function):
+    """Keeps one byte an element. One native pass each way on a CPU with a C compiler, else torch's own operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int, values: Tensor, slopes: Tensor) -> Tensor:
+        ctx.native = is_native(x) and not torch.compiler.is_compiling()
+        if ctx.native:
+            y, codes = native.look_up(x.float(), scale.item(), qmin, qmax, values)
+        else:
+            v = torch.div(x.float(), scale)
+            codes = v.nan_to_num(qmin).clamp_(qmin, qmax).round_().sub_(qmin).to(torch.uint8)
+            y = torch.where(v.isnan(), v, _gather(values, codes))
+        ctx.save_for_backward(codes, slopes)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        codes, slopes = ctx.saved_tensors
+        if ctx.native:
+            dx, dvalues = native.look_up_backward(grad.float(), codes, slopes)
+        else:
+            dx = _gather(slopes, codes).mul_(grad)
+            dvalues = torch.bincount(codes.flatten(), grad.flatten().double(), len(slopes)).float()
+        return dx.to(grad.dtype), None, None, None, dvalues, None
+
+
+def _gather(values: Tensor, codes: Tensor) -> Tensor:
+    """values[codes], in the memory order of the codes."""
+    channels_last = is_channels_last(codes)
+    ordered = codes.permute(0, 2, 3, 1) if channels_last else codes
+    values_of_codes = values.index_select(0, ordered.flatten().to(torch.int32)).reshape(ordered.shape)
+    return values_of_codes.permute(0, 3, 1, 2) if channels_last else values_of_codes

@@ -1,0 +1,140 @@
+"""Weights from and to files: strict by name and shape, and without ever running code that a file brings along."""
+
+from __future__ import annotations
+
+import pickle
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from qat.files import write_atomically
+
+PREFIXES = ("model.", "network.", "module.", "net.", "_orig_mod.")
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
+STATE_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights in a larger file
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Copy all weights of a file into `model`, in place: parameters keep their identity, dtype and device.
+
+    Names and shapes must be exactly the model's. A prefix that wrappers add ("model.", "module.", ...) is taken off
+    when the names fit then; what lies outside of it (a metric, a teacher) is not the network's and is ignored.
+    Counters `num_batches_tracked` may be missing, as they are in older files.
+
+    Args:
+        path: .safetensors, or .ckpt, .pt, .pth of Lightning or torch (read with `weights_only=True`).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read safely, or its names or shapes are not the model's.
+    """
+    path = Path(path).expanduser()
+    wanted = model.state_dict()
+    found = _without_prefix(_read(path), wanted)
+
+    misshaped = [name for name in found if name in wanted and found[name].shape != wanted[name].shape]
+    missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
+    unexpected = sorted(name for name in found if name not in wanted)
+    if missing or unexpected:
+        raise ValueError(
+            f"checkpoint {path} is not one of {type(model).__name__}: {_count(missing, 'missing')}, "
+            f"{_count(unexpected, 'unexpected')}; choose the model it was saved from, or another checkpoint."
+        )
+    if misshaped:
+        raise ValueError(_misshaped_message(path, misshaped, found, wanted))
+    model.load_state_dict(found, strict=False)
+
+
+def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the model's state_dict as .safetensors, under a temporary name first: `path` is never half a file.
+
+    Args:
+        metadata: what to remember about the weights, as text: {"accuracy": "0.8792"}.
+
+    Raises:
+        ValueError: `path` does not end in .safetensors.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f"checkpoint {path} ends in {path.suffix!r}: write a name that ends in .safetensors.")
+    # tensors that share memory (tied weights) are saved once each, which safetensors asks for
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(path, save(state, metadata=None if metadata is None else dict(metadata)))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist: set checkpoint= to a file, or to null for none.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"checkpoint {path} is not a safetensors file ({error}): write it again.") from error
+    if path.suffix not in TORCH_SUFFIXES:
+        raise ValueError(
+            f"checkpoint {path} ends in {path.suffix!r}: write a .safetensors, {', '.join(TORCH_SUFFIXES)} file."
+        )
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = textwrap.shorten(str(error).rpartition("WeightsUnpickler error:")[2], 160)
+        raise ValueError(
+            f"checkpoint {path} holds pickled objects, which could run code and are never loaded ({reason}): "
+            "save its weights alone, safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        reason = textwrap.shorten(str(error), 160)
+        raise ValueError(f"checkpoint {path} is not a torch file ({reason}): write it again.") from error
+    return _state_dict(loaded, path)
+
+
+def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The weights in what torch.load returned: a state_dict, or a dict that has one under a usual key."""
+    for candidate in (loaded, *(loaded.get(key) for key in STATE_KEYS if isinstance(loaded, dict))):
+        if isinstance(candidate, dict) and candidate and all(isinstance(value, Tensor) for value in candidate.values()):
+            return candidate
+    raise ValueError(
+        f"checkpoint {path} has no state_dict in it: save model.state_dict(), alone or under the key 'state_dict'."
+    )
+
+
+def _without_prefix(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """`state` without the prefixes that wrappers add, as many as it takes for the most names to be wanted."""
+    names = set(wanted)
+    best, layers = state, [state]
+    for _ in range(3):  # LightningModule around DistributedDataParallel around torch.compile
+        layers = [
+            {name.removeprefix(prefix): value for name, value in layer.items() if name.startswith(prefix)}
+            for layer in layers
+            for prefix in PREFIXES
+        ]
+        best = max([best, *layers], key=lambda layer: len(names & layer.keys()))  # the first of the equals: fewest cuts
+    return best
+
+
+def _misshaped_message(path: Path, misshaped: list[str], found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    name = max(misshaped, key=lambda name: found[name].ndim)  # of a head, the weight
+    have, want = tuple(found[name].shape), tuple(wanted[name].shape)
+    head = list(wanted)[-1].rpartition(".")[0]
+    only_the_head = all(name.rpartition(".")[0] == head for name in misshaped)
+    if only_the_head and len(have) == len(want) and have[1:] == want[1:]:
+        return (
+            f"checkpoint {path} has {have[0]} classes in {name!r} {have}, the data have {want[0]}: "
+            "choose the data it was trained on, or another checkpoint."
+        )
+    return (
+        f"checkpoint {path} has {name!r} of shape {have}, the model of shape {want} (and {len(misshaped) - 1} more differ): "
+        "choose the model it was saved from, or another checkpoint."
+    )
+
+
+def _count(names: list[str], what: str) -> str:
+    """'2 names missing ('fc.weight', 'fc.bias')'."""
+    shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} names {what}" + (f" ({shown})" if names else "")

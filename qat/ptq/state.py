@@ -1,0 +1,99 @@
+"""What passes work on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.quantizers import Quantizer
+from qat.transform.calibrate import call
+from qat.transform.capture import CaptureError, capture
+from qat.transform.policy import Policy
+
+Listener = Callable[[str, int, int], None]
+"""Hears how far a pass is: (what is being done, steps done, steps in total)."""
+
+
+class NoGraphError(ValueError):
+    """A pass needs the graph of a network that has none."""
+
+
+def nobody(_what: str, _done: int, _total: int) -> None:
+    """The listener that does nothing."""
+
+
+@dataclass
+class PTQState:
+    """A network on its way from float to quantized; passes change it in place.
+
+    network: float until `Calibrate`, prepared from then on; always in evaluation mode.
+    reference: from `Calibrate` on, a copy of the network as it was then, with all quantizers off: what the float network
+    computes, on the same graph.
+    batches: calibration inputs, each what the network is called with; used as often as passes like.
+    """
+
+    network: nn.Module
+    policy: Policy
+    batches: Sequence[Any]
+    listener: Listener = nobody
+    reference: nn.Module | None = None
+
+    def graph(self) -> fx.Graph:
+        """The graph of the network, as it is now; a ReLU that a site stands for is an operation of its own again.
+
+        Raises:
+            NoGraphError: it cannot be traced.
+        """
+        try:
+            graph = capture(self.network)
+        except CaptureError as reason:
+            raise NoGraphError(
+                f"{reason}, and this pass works along the graph: leave it out, or quantize the traceable submodules one by one."
+            ) from reason
+        for node in list(graph.nodes):
+            site = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if isinstance(site, Quantizer) and site.fuses_relu:
+                tensor = node.all_input_nodes[0]
+                with graph.inserting_before(node):
+                    node.replace_input_with(tensor, graph.call_function(torch.relu, (tensor,)))
+        return graph
+
+    def used_once(self, graph: fx.Graph) -> dict[fx.Node, nn.Module]:
+        """The modules that can be changed for one place: called once, with parameters that no other module holds, and with
+        their channels where those of the layer before are.
+        """
+        modules = {n: self.network.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"}
+        calls = Counter(modules.values())
+        holders = Counter(id(p) for m in self.network.modules() for p in m.parameters(recurse=False))
+        tokens = self._token_norms(modules)
+        return {
+            node: module
+            for node, module in modules.items()
+            if calls[module] == 1 and module not in tokens and all(holders[id(p)] == 1 for p in module.parameters())
+        }
+
+    @torch.no_grad()
+    def _token_norms(self, modules: Mapping[fx.Node, nn.Module]) -> set[nn.Module]:
+        """Each BatchNorm1d behind a linear layer that gets (N, tokens, features): it normalises tokens, not outputs."""
+        norms = [
+            module
+            for node, module in modules.items()
+            if isinstance(module, nn.BatchNorm1d) and isinstance(modules.get(node.all_input_nodes[0]), nn.Linear)
+        ]
+        found: set[nn.Module] = set()
+        if norms and self.batches:
+
+            def look(norm: nn.Module, given: tuple[Tensor]) -> None:
+                if given[0].ndim > 2:
+                    found.add(norm)
+
+            hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+            call(self.network, self.batches[0])
+            for hook in hooks:
+                hook.remove()
+        return found

@@ -1,0 +1,74 @@
+"""What happened during a fit: one value per epoch, and the time it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+
+from qat.report import Training
+
+CURVES = ("val_top1", "val_loss", "train_loss")
+
+
+@dataclass
+class History:
+    """Collects logged metrics by epoch. The names are those under which the module logs them."""
+
+    val_top1_name: str
+    val_loss_name: str
+    train_loss_name: str
+    val_top1: list[float | None] = field(default_factory=list)
+    val_loss: list[float | None] = field(default_factory=list)
+    train_loss: list[float | None] = field(default_factory=list)
+    started: float | None = None
+    seconds: float = 0.0
+    """Before `start`, those of the fits that this one goes on from."""
+
+    def start(self) -> None:
+        """The first step begins; what other callbacks do before it is not training."""
+        if self.started is None:
+            self.started = time.perf_counter()
+
+    def end_epoch(self, trainer: L.Trainer) -> None:
+        """Note the values of an epoch; None where one was not logged."""
+        for name, curve in (
+            (self.val_top1_name, self.val_top1),
+            (self.val_loss_name, self.val_loss),
+            (self.train_loss_name, self.train_loss),
+        ):
+            value = trainer.callback_metrics.get(name)
+            curve.append(None if value is None else float(value))
+
+    def stop(self) -> None:
+        """The fit is over."""
+        self.seconds = self._elapsed()
+        self.started = None
+
+    def state(self) -> dict[str, Any]:
+        """Numbers alone, for a checkpoint."""
+        return {**{name: list(getattr(self, name)) for name in CURVES}, "seconds": self._elapsed()}
+
+    def go_on_from(self, state: Mapping[str, Any]) -> None:
+        """What `state` gave, in the fit that goes on."""
+        for name in (*CURVES, "seconds"):
+            setattr(self, name, state[name])
+
+    def _elapsed(self) -> float:
+        return self.seconds + (0.0 if self.started is None else time.perf_counter() - self.started)
+
+    def record(self, trainer: L.Trainer, best_epoch: int) -> Training:
+        """For the report; best_epoch counts from 1, 0 where none was validated."""
+        validated = any(value is not None for value in self.val_top1)
+        return Training(
+            epochs=len(self.train_loss),
+            steps=trainer.global_step,
+            seconds=self.seconds,
+            best_epoch=best_epoch if validated else 0,
+            val_top1=self.val_top1 if validated else [],
+            val_loss=self.val_loss if validated else [],
+            train_loss=self.train_loss,
+        )

@@ -1,0 +1,137 @@
+"""Several processes that train one network: who am I, what did the others see, are we still equal?
+
+Everything here is about the default process group of torch.distributed. Without one there is one process, and nothing is
+sent.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from qat.observers import Observer
+from qat.quantizers import Quantizer
+from qat.transform.mode import quantizers
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """How many processes work together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, counted from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def share(batches: Iterable[T]) -> Iterator[T]:
+    """Of batches that are the same in every process, those of this one: every world_size-th.
+
+    Whole batches: a sum in a matrix product may depend on how many images are multiplied at once, and all processes
+    together are to observe exactly what one would.
+    """
+    return islice(batches, rank(), None, world_size())
+
+
+def gather(value: T) -> list[T]:
+    """The `value` of every process, by rank. All processes must call it. value: plain data and CPU tensors."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def check_same_quantizers(waiting: Iterable[str]) -> None:
+    """Every process is about to calibrate the same quantizers.
+
+    Raises:
+        RuntimeError: one is not; the message names a quantizer and the ranks.
+    """
+    found = [set(names) for names in gather(sorted(waiting))]
+    for name in sorted(set().union(*found)):
+        if lacking := [r for r, names in enumerate(found) if name not in names]:
+            raise RuntimeError(
+                f"quantizer {name!r} waits for calibration, but not on rank {_listed(lacking)}: prepare the same network and "
+                "load the same checkpoint in every process."
+            )
+
+
+def merge_observers(waiting: Iterable[Quantizer]) -> None:
+    """Give each quantizer's observer what all processes saw, merged in the order of the ranks: all get the same bits.
+
+    A process that saw nothing is no obstacle. All processes must call it, with the same quantizers in the same order.
+    """
+    if world_size() == 1:
+        return
+    found = list(waiting)
+    everyone = gather([_on(torch.device("cpu"), _statistics(q.observer)) for q in found])
+    for quantizer, *seen in zip(found, *everyone, strict=True):
+        quantizer.observer.reset()
+        for statistics in seen:
+            other = copy.copy(quantizer.observer)
+            vars(other).update(_on(quantizer.initialized.device, statistics))
+            quantizer.observer.merge(other)
+
+
+def check_equal(model: nn.Module, when: str) -> None:
+    """Every process has the same bits in all parameters and buffers of all quantizers of `model`.
+
+    Costs one digest of 32 bytes a process; names are exchanged only after a difference. All processes must call it.
+
+    Args:
+        when: the start of the message: "after calibration".
+
+    Raises:
+        RuntimeError: a quantizer differs; the message names it and the ranks that differ from rank 0.
+    """
+    if world_size() == 1:
+        return
+    digests = {name: _digest(quantizer) for name, quantizer in quantizers(model).items()}
+    whole = hashlib.sha256(repr(digests).encode()).digest()
+    device = next(iter(quantizers(model).values())).initialized.device
+    mine = torch.frombuffer(bytearray(whole), dtype=torch.uint8).to(device)
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    if all(torch.equal(mine, other) for other in everyone):
+        return
+    found = gather(digests)
+    for name in dict.fromkeys(name for digests in found for name in digests):
+        if differing := [r for r, digests in enumerate(found) if digests.get(name) != found[0].get(name)]:
+            raise RuntimeError(
+                f"{when}, quantizer {name!r} differs between rank 0 and rank {_listed(differing)}: change quantizers only in "
+                "ways that every process computes alike, from weights, synchronized gradients or the epoch."
+            )
+
+
+def _statistics(observer: Observer) -> dict[str, Any]:
+    """What an observer keeps of the data; its spec is the same everywhere."""
+    return {name: value for name, value in vars(observer).items() if name != "spec"}
+
+
+def _on(device: torch.device, statistics: dict[str, Any]) -> dict[str, Any]:
+    moved: dict[str, Any] = tree_map_only(Tensor, lambda x: x.to(device), statistics)
+    return moved
+
+
+def _digest(quantizer: Quantizer) -> str:
+    """Of every bit that decides how the quantizer rounds, now and after the next step."""
+    digest = hashlib.sha256()
+    for name, tensor in quantizer.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _listed(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks))

@@ -1,0 +1,183 @@
+"""A prepared network back from a checkpoint, in another process, with nothing but the file: `qat.load_checkpoint`."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import qat.models
+from qat.transform import Policy, load_policy, prepare_, set_bits
+from qat.transform.policy_record import BUILT_FROM, KEY
+
+
+def load_checkpoint(
+    path: str | Path, model: type[nn.Module] | nn.Module | None = None, **hyperparameters: Any
+) -> nn.Module:
+    """The network that `QuantizationAwareTraining` trained, with its quantizers, weights and scales, in evaluation mode.
+
+    The policy is in the checkpoint, so this needs no configuration: the result is ready for `qat.convert` and
+    `qat.export_onnx`. Nothing that a file could smuggle in is executed.
+
+        network = qat.load_checkpoint("best.ckpt")                   # written by train.py
+        module = qat.load_checkpoint("best.ckpt", MyLightningModule)  # with the hyperparameters that it saved
+        network = qat.load_checkpoint("best.ckpt", MyNetwork())       # a prepared copy
+
+    Args:
+        path: a checkpoint that Lightning wrote.
+        model: a class, which is built as `load_from_checkpoint` builds it; or an object, which is not changed: a
+            LightningModule, or the network inside of one. None: what the checkpoint says it was built from.
+        hyperparameters: arguments of the class, where the checkpoint has none or others are wanted.
+
+    Returns:
+        A prepared object of the kind of `model`, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no prepared network, or not one of `model`, or objects that could run code.
+    """
+    path = Path(path).expanduser()
+    checkpoint = _read(path)
+    built = _build(path, checkpoint, model, hyperparameters)
+    name = checkpoint[KEY]["network"]
+    if not _is_lightning_module(type(built)):
+        prefix, name = f"{name}." if name else "", ""
+        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    else:
+        state = checkpoint["state_dict"]
+    if name not in dict(built.named_modules()):
+        raise ValueError(
+            f"checkpoint {path} was trained with its network in {name!r}, where {type(built).__name__} has nothing: pass the "
+            "class that was trained."
+        )
+    prepare_(built.get_submodule(name), _policy(path, checkpoint))
+    if (bits := checkpoint[KEY].get("bits")) is not None:
+        warnings.warn(
+            f"checkpoint {path} was written at {bits} bits, on the way to fewer, and so is the network: load a later one.",
+            stacklevel=2,
+        )
+        set_bits(built.get_submodule(name), bits)
+    try:
+        built.load_state_dict(state)
+    except RuntimeError as error:
+        reason = textwrap.shorten(str(error), 300)
+        raise ValueError(
+            f"checkpoint {path} is not one of {type(built).__name__} ({reason}): pass the class, or the network, that was "
+            "trained."
+        ) from error
+    return built.eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist: give a .ckpt file that a fit wrote.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = textwrap.shorten(str(error).rpartition("WeightsUnpickler error:")[2], 200)
+        raise ValueError(
+            f"checkpoint {path} holds pickled objects, which could run code and are never loaded ({reason}): keep them out of "
+            "it, self.save_hyperparameters(ignore=[...])."
+        ) from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no checkpoint ({textwrap.shorten(str(error), 160)}): give a .ckpt file."
+        ) from error
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
+        raise ValueError(
+            f"checkpoint {path} holds no policy, so no quantizers: load it into the float network, "
+            "model.load_state_dict(torch.load(path)['state_dict']), and give that to qat.prepare."
+        )
+    return checkpoint
+
+
+def _build(
+    path: Path, checkpoint: Mapping[str, Any], model: type[nn.Module] | nn.Module | None, options: Mapping[str, Any]
+) -> nn.Module:
+    """The float network, or the module around it."""
+    if isinstance(model, nn.Module):
+        if options:
+            raise ValueError(
+                f"{', '.join(options)} cannot be set: {type(model).__name__} is built already; pass its class."
+            )
+        return copy.deepcopy(model).cpu()
+    if model is None:
+        model, options = _built_from(path, checkpoint, options)
+    try:
+        if _is_lightning_module(model):
+            return _from_hyperparameters(path, model, options)
+        return model(**options)
+    except TypeError as error:
+        kind = getattr(model, "__name__", "the network")
+        raise ValueError(
+            f"{kind} cannot be built ({error}): pass what the checkpoint does not remember, qat.load_checkpoint(path, {kind}, "
+            "name=value), or call self.save_hyperparameters() in its __init__ before the training."
+        ) from error
+
+
+def _from_hyperparameters(path: Path, model: Any, options: Mapping[str, Any]) -> nn.Module:
+    with warnings.catch_warnings():
+        # The quantizers' names: they are loaded once the quantizers are there.
+        warnings.filterwarnings("ignore", message="Found keys that are")
+        built: nn.Module = model.load_from_checkpoint(
+            path, map_location="cpu", strict=False, weights_only=True, **options
+        )
+    return built
+
+
+def _built_from(path: Path, checkpoint: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What the network is built with, and its options, as the checkpoint says: plain data, and only from known places."""
+    description = checkpoint.get(BUILT_FROM)
+    if description is None:
+        raise ValueError(
+            f"checkpoint {path} does not say what its network is built from: pass it, qat.load_checkpoint(path, "
+            "MyLightningModule) or qat.load_checkpoint(path, network)."
+        )
+    found = {**description, **options}
+    target = str(found.pop("_target_"))
+    module, _, attribute = target.rpartition(".")
+    known = getattr(sys.modules.get(module), attribute, None)
+    if known is qat.models.torchvision_model or (isinstance(known, type) and issubclass(known, nn.Module)):
+        return known, found
+    raise ValueError(
+        f"checkpoint {path} says that its network is built from {target}, which is no network that is imported here: import "
+        f"{module or target} first, if you trust it, or pass the network."
+    )
+
+
+def _policy(path: Path, checkpoint: Mapping[str, Any]) -> Policy:
+    """The policy of the checkpoint. Its quantizers and observers are imported already, or are the project's own."""
+    content = checkpoint[KEY]["policy"]
+    for part in _parts(content):
+        module = part.rpartition(".")[0]
+        if module and module not in sys.modules:
+            raise ValueError(f"checkpoint {path} was trained with {part}: import {module} first, if you trust it.")
+    return load_policy(content)
+
+
+def _parts(policy: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the classes that a policy's record wants."""
+    for rule in policy["rules"].values():
+        for tensor in filter(None, (rule["weight"], rule["activation"])):
+            for part in (tensor["quantizer"], tensor["observer"]):
+                yield from _targets(part)
+
+
+def _targets(part: str | Mapping[str, Any]) -> Iterator[str]:
+    """The class that a part names, and those that its options name (a quantizer's estimator)."""
+    yield part if isinstance(part, str) else str(part.get("_target_", ""))
+    if not isinstance(part, str) and "estimator" in part:
+        yield from _targets(part["estimator"])
+
+
+def _is_lightning_module(kind: Any) -> bool:
+    """Asked by name, so that a plain network is loaded without Lightning."""
+    return any(base.__name__ == "LightningModule" for base in getattr(kind, "__mro__", ()))

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from qat.experiment import build
+from qat.experiment.build import part, validation_plan
+from qat.experiment.check import check_values
+from tests.experiment.configurations import composed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "interval"),
+    [
+        (["trainer.max_steps=400", "trainer.max_epochs=null", "validations=4"], 100),
+        (["trainer.max_steps=20", "trainer.max_epochs=null", "validations=6"], 4),
+        (["trainer.max_steps=31", "trainer.max_epochs=null"], 31),
+        (["trainer.max_steps=3", "trainer.max_epochs=null", "validations=10"], 1),
+        (["trainer.max_steps=1000", "trainer.max_epochs=2", "validations=4"], 50),
+    ],
+)
+def test_steps_are_validated_evenly_and_after_the_last_one(overrides: list[str], interval: int) -> None:
+    assert validation_plan(composed(*overrides), batches=100) == {
+        "check_val_every_n_epoch": None,
+        "val_check_interval": interval,
+    }
+
+
+def test_epochs_are_validated_by_lightning() -> None:
+    assert validation_plan(composed("trainer.max_epochs=3"), batches=100) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=abc", "seed='abc' is not possible: write a whole number, 0 or more."),
+        ("batch_size=0", "batch_size=0 is not possible: write a whole number, 1 or more."),
+        ("float.epochs=1.5", "float.epochs=1.5 is not possible: write a whole number, 0 or more."),
+        ("trainer.max_steps=x", "trainer.max_steps='x' is not possible: write a whole number, -1 or more."),
+        ("label_smoothing=2", "label_smoothing=2 is not possible: write a number from 0 to 1."),
+        ("optim.lr=0", "optim.lr=0 is not possible: write a positive number."),
+        ("distillation.temperature=-1", "distillation.temperature=-1 is not possible: write a positive number."),
+        ("trainer.max_epochs=null", "the run has no length: set trainer.max_epochs or trainer.max_steps to 1 or more."),
+    ],
+)
+def test_impossible_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$".replace(".", r"\.")):
+        check_values(composed(override))
+
+
+def test_a_high_temperature_is_warned_of_once_with_the_reason() -> None:
+    def check_and_build() -> None:
+        config = composed("distillation.weight=0.5", "distillation.temperature=4.0")
+        check_values(config)
+        build.distillation(config, torch.nn.Linear(1, 1))
+
+    with pytest.warns(match=r"^distillation.temperature=4.0: above 1 small networks were seen to collapse") as said:
+        check_and_build()
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_sgds_learning_rate_is_warned_of_with_adam(optimizer: str) -> None:
+    with pytest.warns(match=r"^optim.lr=0.02 is a rate for SGD; with Adam.* write optim.lr=0.001"):
+        check_values(composed(f"optim={optimizer}"))
+    check_values(composed(f"optim={optimizer}", "optim.lr=1e-3"))
+    check_values(composed("optim.lr=0.5"))
+
+
+@pytest.mark.parametrize("overrides", [["distillation.weight=0.5"], ["distillation.temperature=4.0"]])
+def test_a_safe_or_unused_temperature_is_not(overrides: list[str]) -> None:
+    check_values(composed(*overrides))
+
+
+def test_a_part_with_an_unknown_option_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^trainer cannot be built: .*unexpected keyword argument 'foo'\.$"):
+        part({"_target_": "lightning.Trainer", "foo": 1}, "trainer")

@@ -1,0 +1,62 @@
+"""A run is resumed as what it was."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from qat.experiment.check import check_folder, check_same_run
+from tests.experiment.configurations import composed
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Of a run with the defaults, in its folder."""
+    OmegaConf.save(composed(), tmp_path / "config.yaml", resolve=True)
+    return tmp_path / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=1", "that run had seed=0, this one has seed=1"),
+        ("optim.lr=0.5", "that run had optim.lr=0.02, this one has optim.lr=0.5"),
+        ("model.depth=14", "that run had model.depth=8, this one has model.depth=14"),
+        ("optim=adam", "that run had optim.optimizer._target_=torch.optim.SGD, this one has .*Adam"),
+        ("freeze.scales=0.5", "that run had freeze.scales=None, this one has freeze.scales=0.5"),
+        ("policy=w2a2", "that run had policy.preset=w4a8, this one has policy.preset=w2a2"),
+        ("+trainer.accumulate_grad_batches=2", "that run had trainer.accumulate_grad_batches=None"),
+    ],
+)
+def test_what_decides_a_fit_must_be_the_same(override: str, said: str, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_same_run(composed(override), checkpoint)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("trainer.max_epochs=30", "trainer.max_steps=7"),
+        ("ptq=full", "export=none", "logger=tensorboard", "num_workers=1", "compile=true"),
+        ("model.checkpoint=moved.safetensors",),
+    ],
+)
+def test_how_long_it_goes_on_and_what_is_measured_is_free(overrides: tuple[str, ...], checkpoint: Path) -> None:
+    check_same_run(composed(*overrides), checkpoint)
+
+
+def test_a_checkpoint_of_somebody_elses_is_taken_as_it_is(tmp_path: Path) -> None:
+    check_same_run(composed("seed=1"), tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("written", ["results.json", "metrics", "checkpoints"])
+def test_what_another_run_wrote_is_not_overwritten(written: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "train.log").touch()
+    check_folder(tmp_path)  # a run that a mistake ended before its first step
+    (tmp_path / written).mkdir()
+    with pytest.raises(
+        ValueError, match=f"holds {written} of another run, which would be overwritten: write the name of"
+    ):
+        check_folder(tmp_path)

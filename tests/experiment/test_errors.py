@@ -1,0 +1,158 @@
+"""Mistakes typed at the front door, each answered with one sentence on standard error."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from qat.experiment import errors as boundary
+from tests.experiment.configurations import CONFIGS, ROOT
+from tests.training.user_modules import LIGHTNING
+
+pytestmark = [
+    *LIGHTNING,
+    pytest.mark.filterwarnings(r"ignore:.*GPU available but not used.*"),
+]
+
+TOP = "the keys at the top are"
+MISTAKES = {
+    "no such recipe": (
+        ["recipe=digits_w4a9"],
+        "recipe 'digits_w4a9' does not exist: write recipe=NAME with one of cifar10_",
+    ),
+    "no such option": (["optim=adamx"], "optim 'adamx' does not exist: write optim=NAME with one of adam, adamw, sgd."),
+    "bits": (["policy.preset=w9a8"], "weight of rule 'all': bits=9 is no width for a signed grid"),
+    "preset": (["policy.preset=wxa8"], "preset='wxa8' does not exist: write w<bits>a<bits>"),
+    "rule that matches nothing": (
+        ["policy.rules={a: {match: 'layer9.*', weight: {bits: 8}}}"],
+        "rule 'a' with match='layer9.*' matches no layer; quantizable layers: conv1, layer1.0.conv1,",
+    ),
+    "key": (
+        ["trainer.max_step=20"],
+        "trainer.max_step is no key of the configuration; did you mean trainer.max_steps?",
+    ),
+    "key at the top": (["xyz=20"], f"xyz is no key of the configuration; {TOP} data, model,"),
+    "value": (["batch_size=abc"], "batch_size='abc' is not possible: write a whole number, 1 or more."),
+    "syntax": (["seed=]"], "'seed=]' cannot be read: write key=value"),
+    "checkpoint": (["model.checkpoint=/nowhere.safetensors"], "model.checkpoint=/nowhere.safetensors does not exist"),
+    "data folder": (
+        ["data=cifar10", "data.root=/nowhere/x"],
+        "CIFAR-10 is not in /nowhere/x, and neither is that folder",
+    ),
+    "image folder": (
+        ["data=image_folder", "data.root=/nowhere"],
+        "/nowhere has neither train/ nor test/: set data.root=",
+    ),
+    "input shape": (["model=lenet5"], "LeNet5 cannot take images of shape (1, 8, 8)"),
+    "depth": (["model.depth=9"], "depth=9 is not 6n + 2: write 8, 14, 20"),
+    "no float network": (["float.epochs=0"], "there is no float network: set model.checkpoint=PATH"),
+    "too many calibration images": (
+        ["calibration_images=5000"],
+        "n_images=5000 is not possible: the train split has 1167",
+    ),
+    "observer": (
+        ["+ptq.ladder.mine=[{_target_: qat.ptq.Calibrate, observer: Foo}]"],
+        "'Foo' is no observer: write one of",
+    ),
+    "order of passes": (
+        ["+ptq.ladder.mine=[{_target_: qat.ptq.AdaRound}]"],
+        "ladder 'mine': a list of passes has Calibrate once, this one 0 times.",
+    ),
+    "ratio": (["callbacks.qat.quantizer_lr_ratio=-1"], "quantizer_lr_ratio=-1 is negative"),
+    "optimizer of scales": (
+        ["callbacks.qat.quantizer_optimizer={_target_: torch.optim.Adam, lr: 1e-3}"],
+        "callbacks.qat.quantizer_optimizer has no parameters yet: add _partial_: true, as in",
+    ),
+    "share": (["freeze.batch_norm=2"], "batch_norm=2 is no share of the fit: write a number from 0 to 1"),
+    "oscillation": (
+        ["oscillation=freeze", "oscillation.freezing=2"],
+        "freezing=2 is not possible: write a number, from 0 to 1, as 0.02, or",
+    ),
+    "stages": (
+        ["progressive=[8,3]"],
+        "the stages end with 3 bits, the policy's fewest are 4: write stages that end with",
+    ),
+    "nothing that oscillates": (
+        ["oscillation=track", "policy=w8a8"],
+        "OscillationControl(max_bits=4) finds no weight of so few bits; the fewest are 8: write max_bits=8",
+    ),
+    "trainer option": (["+trainer.foo=1"], "trainer cannot be built: Trainer.__init__() got an unexpected keyword"),
+    "resume": (["resume=/nowhere.ckpt"], "resume=/nowhere.ckpt does not exist"),
+}
+
+
+def front_door(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """`python train.py ...`, in this process. The exit status."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    monkeypatch.setattr("qat.experiment.float_network._train", lambda *_: pytest.fail("training began"))
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    overrides, expected = MISTAKES[name]
+    monkeypatch.setenv("QAT_CACHE_DIR", str(tmp_path))
+    status = front_door([f"hydra.run.dir={tmp_path}", *overrides], monkeypatch)
+    said = capfd.readouterr().err
+    assert status == 1
+    assert said.startswith(f"error: {expected}"), said
+    assert said.count("\n") == 1, said
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_checkpoint_of_another_network_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from qat.models import ResNetCifar, save_weights
+
+    save_weights(ResNetCifar(8, num_classes=7, in_channels=1), tmp_path / "seven.safetensors")
+    front_door([f"hydra.run.dir={tmp_path}", f"model.checkpoint={tmp_path}/seven.safetensors"], monkeypatch)
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "seven.safetensors has 7 classes in 'linear.weight' (7, 64), the data have 10" in said
+
+
+def test_a_folder_that_holds_a_run_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    assert front_door([f"hydra.run.dir={tmp_path}"], monkeypatch) == 1
+    assert f"hydra.run.dir={tmp_path} holds results.json of another run" in capfd.readouterr().err
+    assert (tmp_path / "results.json").read_text() == "{}"
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}", "debug=true", "batch_size=abc"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(ValueError, match="batch_size='abc'"):
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def test_help_lists_the_recipes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    said = capfd.readouterr().out
+    for path in (CONFIGS / "recipe").glob("*.yaml"):
+        assert path.stem in said
+    assert said.count("\n") < 30
+
+
+def test_the_sentence_of_an_operating_system_error_names_the_file() -> None:
+    assert boundary.sentence(PermissionError(13, "Permission denied", "/root/x")) == "/root/x: Permission denied"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended, boundary.composition_errors(CONFIGS):
+        (tmp_path / "file").mkdir()
+    assert ended.value.code == 1
+    assert "file: File exists): set hydra.run.dir to a new folder" in capsys.readouterr().err

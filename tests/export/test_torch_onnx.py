@@ -1,0 +1,219 @@
+"""Float operations that torch.onnx writes into the file: in ONNX Runtime they are what they are in torch, for any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+import qat
+from qat.export.onnx import torch_onnx as island
+
+
+class Between(nn.Module):
+    """An operation between two quantized convolutions."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor], first: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first = first or nn.Conv2d(3, 8, 3, padding=1)
+        self.operation, self.last = operation, nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.operation(F.relu(self.first(x))))
+
+
+class First(nn.Module):
+    """The first of several results."""
+
+    def __init__(self, operation: nn.Module) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x)[0]
+
+
+class Second(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.first(x))).chunk(2, 1)[1]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention = nn.Linear(3, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.token, self.last = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.first(x)], dim=1)
+        return self.last(self.attention(x, x, x)[0])[:, 0]
+
+
+class Recurrent(nn.Module):
+    """Results in nested tuples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.lstm, self.last = nn.Linear(3, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, (hidden, _) = self.lstm(self.first(x))
+        return self.last(steps[:, -1]) + self.last(hidden[-1])
+
+
+class SequenceFirst(nn.Module):
+    """The batch is for a while a part of the second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        batch, length, _ = x.shape
+        heads = x.transpose(0, 1).reshape(length, batch * 2, 4)
+        return self.last(heads.transpose(0, 1).reshape(batch, 2, length, 4).transpose(1, 2).reshape(batch, length, 8))
+
+
+class Words(nn.Module):
+    """Indices go in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(20, 8), nn.LayerNorm(8)
+        self.linear, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.linear(self.norm(self.embedding(words)))
+        return self.last((torch.softmax(x @ x.transpose(1, 2), -1) @ x).mean(1))
+
+
+class Picking(nn.Module):
+    """How many results there are depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(x)[torch.nonzero(x[:, 0, 0] > -9.0)[:, 0]]
+
+
+def turned(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    return torch.cat([b * a.sigmoid(), a], 1)
+
+
+IMAGES, SEQUENCES = (3, 8, 8), (5, 3)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "attention": (Attention, SEQUENCES),
+    "recurrent": (Recurrent, SEQUENCES),
+    "sequence first": (SequenceFirst, SEQUENCES),
+    "words": (Words, ()),
+    "picking": (Picking, SEQUENCES),
+    "chunks": (lambda: Between(turned), IMAGES),
+    "one of two results": (lambda: Between(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), IMAGES),
+    "indices of a pool": (lambda: Between(First(nn.MaxPool2d(2, return_indices=True))), IMAGES),
+    "dilated pool": (lambda: Between(nn.MaxPool2d(2, 1, dilation=2)), IMAGES),
+    "pool with a divisor": (lambda: Between(nn.AvgPool2d(2, padding=1, divisor_override=3)), IMAGES),
+    "reflecting": (lambda: Between(nn.Identity(), nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")), IMAGES),
+    "resized": (lambda: Between(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")), IMAGES),
+    "normalised": (lambda: Between(nn.GroupNorm(2, 8)), IMAGES),
+    "transposed": (lambda: Between(nn.ConvTranspose2d(8, 8, 2, 2)), IMAGES),
+    "weighted sum": (lambda: Between(lambda x: torch.add(x, x.flip(2), alpha=0.5)), IMAGES),
+    "mean of five axes": (lambda: Between(lambda x: x.unsqueeze(4).mul(0.5).mean((2, 4)).unsqueeze(3)), IMAGES),
+    "ends in the second of two": (lambda: Second(), IMAGES),
+    "ends in float": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Softmax(1)), IMAGES),
+    "moved": (lambda: Between(lambda x: F.pixel_unshuffle(F.pixel_shuffle(x.unsqueeze(1), 2), 2).squeeze(1)), IMAGES),
+    "picked": (lambda: Between(lambda x: x.transpose(1, 3)[..., 0].unsqueeze(1).expand(-1, 8, -1, -1)), IMAGES),
+}
+
+
+def batch(size: int, shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    if not shape:
+        return torch.randint(20, (size, 6), generator=generator)
+    return torch.randn(size, *shape, generator=generator)
+
+
+def written(model: nn.Module, x: Tensor, path: Path, policy: str = "w8a8") -> nn.Module:
+    """The integer model, after it was exported."""
+    prepared = qat.prepare(model.eval(), policy, x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, x[:2], path)
+    return integer
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_what_it_is_in_torch(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build, shape = NETWORKS[name]
+    integer = written(build(), batch(8, shape), tmp_path / "model.onnx")
+    check = qat.verify(tmp_path / "model.onnx", integer, [batch(8, shape), batch(3, shape), batch(1, shape)])
+    assert check.exact, [site for site in check.sites if site.code_mismatches]
+    assert all(len(set(codes.flatten().tolist())) > 1 for codes in integer.codes(batch(8, shape))[1].values())
+
+
+def test_moves_stay_on_codes(tmp_path: Path) -> None:
+    model = Between(lambda x: F.pixel_shuffle(x.unsqueeze(1).squeeze(1).flip(2), 1))
+    integer = written(model, batch(4, IMAGES), tmp_path / "model.onnx")
+    assert qat.inspect(qat.prepare(model, "w8a8")).float_edges == []
+    check = qat.verify(tmp_path / "model.onnx", integer, [batch(3, IMAGES)])
+    assert check.exact
+    assert check.operators["QLinearConv"] == 1  # the last one returns floats
+    assert check.operators["DequantizeLinear"] == 3  # its input, weight and bias
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vision_transformer", "swin"))]
+)
+@pytest.mark.filterwarnings("ignore:SwinTransformer branches on self.training")  # the dropout of its attention, 0 here
+def test_torchvisions_transformers(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    models = torchvision.models
+    stages = [models.convnext.CNBlockConfig(8, 16, 1), models.convnext.CNBlockConfig(16, None, 1)]
+    model, size = {
+        "vision_transformer": lambda: (models.VisionTransformer(16, 8, 1, 2, 16, 32, num_classes=5), 16),
+        "convnext": lambda: (models.ConvNeXt(stages, num_classes=5), 32),
+        "swin": lambda: (models.SwinTransformer([4, 4], 8, [1, 1], [1, 2], [2, 2], num_classes=5), 32),
+    }[name]()
+    for parameter in model.parameters():  # some heads begin with zeros
+        nn.init.normal_(parameter, std=0.1)
+    integer = written(model, batch(4, (3, size, size)), tmp_path / "model.onnx")
+    check = qat.verify(tmp_path / "model.onnx", integer, [batch(3, (3, size, size))])
+    assert check.code_mismatches <= 1e-4 * check.codes_compared  # float sums of another order, before rounding
+
+
+def test_what_nobody_can_write_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"special_bessel_j0 \(.*\) stays in float and has no ONNX form: quantize"):
+        written(Between(torch.special.bessel_j0), batch(4, IMAGES), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_torch_writes_wrong_is_refused(tmp_path: Path) -> None:
+    """torch.onnx leaves the divisor out."""
+    pool = nn.AvgPool3d((1, 2, 2), divisor_override=3)
+    with pytest.raises(ValueError, match=r"AvgPool3d \(operation\) stays in float and has no ONNX form"):
+        written(Between(pool), batch(4, IMAGES), tmp_path / "model.onnx")
+
+
+def test_equal_operations_are_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported, found = island._exported, []
+    monkeypatch.setattr(island, "_exported", lambda *given: found.append(1) or exported(*given))
+    model = Between(lambda x: F.mish(F.mish(F.mish(x))))
+    integer = written(model, batch(4, IMAGES), tmp_path / "model.onnx")
+    assert len(found) == 1
+    assert sum(node.op_type == "Mish" for node in onnx.load(tmp_path / "model.onnx").graph.node) in (0, 3)
+    assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, IMAGES)]).exact

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qat
+from qat.models import ResNetCifar
+from qat.training.callbacks import QuantizationAwareTraining
+from qat.training.lightning.compilation import check_compiler
+from qat.transform.bits import FLOAT, set_bits
+from tests.training.user_modules import LIGHTNING, Classifier, Data, Net, trainer
+
+pytestmark = LIGHTNING
+
+
+def gradients(network: nn.Module, call: nn.Module, x: Tensor) -> list[Tensor]:
+    network.zero_grad()
+    call(x).square().sum().backward()
+    return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+
+def calibrated(policy: qat.Policy, x: Tensor) -> nn.Module:
+    network = qat.prepare(ResNetCifar(8, width=4), policy)
+    qat.calibrate(network, [x])
+    return network
+
+
+def assert_same_numbers(network: nn.Module, compiled: nn.Module, x: Tensor) -> None:
+    """Outputs and gradients; the eager kernels keep the scales' residuals in one byte."""
+    with torch.no_grad():
+        assert torch.allclose(network(x), compiled(x), atol=1e-5)
+    eager = gradients(network, network, x)
+    assert sum(g.abs().sum() for g in eager) > 0
+    for mine, theirs in zip(gradients(network, compiled, x), eager, strict=True):
+        assert torch.allclose(mine, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w4a4", "w2a2"])
+@pytest.mark.parametrize("quantizer", ["LSQ", "Static", "TQT", "PACT"])
+def test_one_graph_and_the_same_numbers(policy: str, quantizer: str) -> None:
+    """fullgraph: a graph break is an error. The compiler's own arithmetic is another test."""
+    torch._dynamo.reset()
+    x = torch.randn(4, 3, 8, 8)
+    network = calibrated(qat.load_policy(policy).with_parts(quantizer, "MinMax"), x)
+    assert_same_numbers(network, torch.compile(network, backend="aot_eager", fullgraph=True), x)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch, at a break
+@pytest.mark.parametrize("policy", [qat.load_policy("w4a4").with_parts("LCQ", "MinMax"), qat.load_policy("w8_dynamic")])
+def test_with_breaks_in_the_graph_the_same_numbers(policy: qat.Policy) -> None:
+    torch._dynamo.reset()
+    x = torch.randn(4, 3, 8, 8)
+    network = calibrated(policy, x)
+    assert_same_numbers(network, torch.compile(network, backend="aot_eager"), x)
+
+
+def test_another_width_is_compiled_anew() -> None:
+    torch._dynamo.reset()
+    x = torch.randn(4, 3, 8, 8)
+    network = calibrated(qat.load_policy("w2a2"), x)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    outputs = []
+    for bits in (FLOAT, 4, 3, None):
+        set_bits(network, bits)
+        qat.calibrate(network, [x])
+        assert_same_numbers(network, compiled, x)
+        outputs.append(compiled(x))
+    assert len({float(output.detach().sum()) for output in outputs}) == 4
+
+
+def qat_of(compile: bool) -> QuantizationAwareTraining:
+    """Slow scales: this network is untrained and tiny, and its scales would run away."""
+    return QuantizationAwareTraining("w8a8", compile=compile, quantizer_lr_ratio=0.01)
+
+
+@pytest.mark.slow
+def test_a_compiled_fit_is_an_eager_fit(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    losses = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model, fitting = Classifier(), trainer(tmp_path, callback := qat_of(compile))
+        fitting.fit(model, Data())
+        losses.append(float(fitting.callback_metrics["train/loss"]))
+        assert callback.network_of(model)._compiled_call_impl is None, "after the fit it runs as written"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] > 0, "something was compiled"
+    assert counters["graph_break"] == {}
+
+
+def test_without_a_compiler_the_sentence_comes_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qat.training.lightning.compilation.shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match=r"compile=True needs a C\+\+ compiler, and there is none: install g\+\+"):
+        trainer(".", QuantizationAwareTraining("w8a8", compile=True)).fit(Classifier(), Data())
+    check_compiler("cuda")
+
+
+def test_compile_is_a_switch() -> None:
+    with pytest.raises(ValueError, match="compile='maybe' is not possible: write true or false"):
+        QuantizationAwareTraining("w8a8", compile="maybe")
+
+
+def test_names_in_the_state_dict_stay() -> None:
+    network = qat.prepare(Net(), "w8a8")
+    before = list(network.state_dict())
+    network.compile()
+    assert list(network.state_dict()) == before
