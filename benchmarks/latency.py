@@ -1,4 +1,4 @@
-"""Latency of runs' int8 files over their float files in ONNX Runtime, call by call in turns; seconds a file.
+"""Latency of recorded int8 files over their float files in ONNX Runtime, in turns; a few seconds per file.
 
 python -m benchmarks.latency outputs/cifar10_*     # folders that hold model.onnx and float.onnx
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from benchmarks.record import RESULTS, write
+from benchmarks.measurement_file import RESULTS, write_measurement
 from qat.export import latency
 
 
@@ -21,15 +21,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--out", type=Path, default=RESULTS / "latency/cpu.json")
     options = parser.parse_args()
-    found = {}
+    runs = {}
     for folder in options.folders:
         shape = [d.dim_value for d in onnx.load(folder / "model.onnx").graph.input[0].type.tensor_type.shape.dim[1:]]
         files = {"float": folder / "float.onnx", "int8": folder / "model.onnx"}
-        measured = latency(files, torch.randn(1, *shape), rounds=options.rounds)
-        ratio = {size: measured["int8"][size] / measured["float"][size] for size in measured["int8"]}
-        found[folder.name] = {"milliseconds": measured, "ratio": ratio}
+        milliseconds = latency(files, torch.randn(1, *shape), rounds=options.rounds)
+        ratio = {size: milliseconds["int8"][size] / milliseconds["float"][size] for size in milliseconds["int8"]}
+        runs[folder.name] = {"milliseconds": milliseconds, "ratio": ratio}
         print(f"{folder.name:16}", "   ".join(f"batch {size}: {value:.2f} x" for size, value in ratio.items()))
-    write(options.out, {"latency": found})
+    write_measurement(options.out, {"latency": runs})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The peak memory of a training step. Needs torch alone.
+"""The peak memory of a training step. Needs only torch.
 
-On a CPU the resident size of the process says little: the C library keeps what was freed, and other candidates share the
-process. torch's profiler records every block its allocator hands out and takes back, also inside compiled code, so the
-running sum of one step gives its peak exactly and repeatably. What libraries allocate behind torch's back (the code of
-compiled kernels, thread stacks) is not in it. On a GPU the allocator keeps the peak itself.
+On a CPU the resident size of the process says little: the C library keeps freed memory, and other candidates share the
+process. torch's profiler records every block that the allocator hands out and takes back, also inside compiled code, so the
+running sum over one step gives its peak exactly and repeatably. Memory that torch does not allocate (the code of compiled
+kernels, thread stacks) is not counted. On a GPU the allocator keeps the peak itself.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from benchmarks.training_step import TrainingStep
 
 
 def peak_bytes(step: TrainingStep) -> int:
-    """Bytes at the worst moment of one step: what stays between steps and what the step adds to it.
+    """Peak bytes of one step: the memory that stays between steps, and the most that the step adds to it.
 
-    The step must have run before, so that its momentum exists. Gradients belong to what it adds: they are dropped first,
-    because the profiler does not see that a block is given back which it has not seen handed out.
+    The step must have run before, so that its momentum exists. Gradients count as added by the step and are dropped
+    first, because the profiler does not record the release of a block whose allocation it has not recorded.
     """
     step.optimizer.zero_grad()
     gc.collect()
@@ -44,11 +44,11 @@ def _growth_on_gpu(step: TrainingStep) -> int:
 def _growth_on_cpu(step: TrainingStep) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         step()
-    return max(accumulate(_blocks(recorded)), default=0)
+    return max(accumulate(_allocations(recorded)), default=0)
 
 
-def _blocks(recorded: profile) -> list[int]:
-    """Bytes handed out (positive) and taken back (negative), in the order in which it happened."""
+def _allocations(recorded: profile) -> list[int]:
+    """Bytes allocated (positive) and freed (negative), in chronological order."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         recorded.export_chrome_trace(str(path))

@@ -1,15 +1,14 @@
-"""The fake-quantize operation alone, forward and backward, over the memory floor and beside those of torch.
+"""The fake-quantize operation alone, forward and backward, over the memory floor and beside the operations of torch.
 
-The floor is `a + b` on the same tensor: two reads and one write, which nothing that computes a new tensor can beat. Torch's
-own operations are the fixed-scale ones and the ones that learn scale and zero-point. All take turns in one process; about
-one minute on two threads of a CPU.
+The floor is `a + b` on the same tensor: two reads and one write, which no computation of a new tensor can beat. Torch has
+operations with fixed scales and operations that learn scale and zero-point. All take turns in one process; about one minute on
+two threads of a CPU.
 
 python -m benchmarks.operation --threads 2
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved, one_line, ratios
-from benchmarks.record import RESULTS, check_device, write
+from benchmarks.command_line import argument_parser, parse_options
+from benchmarks.failure import failure_line
+from benchmarks.measurement_file import RESULTS, write_measurement
+from benchmarks.timing import ratios_to, time_in_turns
 from qat.functional import fake_quantize
 
 ACTIVATION, WEIGHT = (128, 16, 32, 32), (512, 512, 3, 3)
@@ -26,12 +27,13 @@ ACTIVATION, WEIGHT = (128, 16, 32, 32), (512, 512, 3, 3)
 FLOOR = "a + b"
 
 Forward = Callable[[Tensor], Tensor]
+Operations = dict[str, tuple[Forward, list[Tensor]]]
 
 
-def per_tensor(device: str) -> dict[str, tuple[Forward, list[Tensor]]]:
-    """Unsigned 8 bits, one scale: each operation with the tensors it learns."""
+def per_tensor(device: str) -> Operations:
+    """Unsigned 8 bits, one scale: each operation and the tensors it learns."""
     scale = torch.tensor([0.02], device=device)
-    learned, torchs = (scale.clone().requires_grad_() for _ in range(2))
+    learned, torch_scale = (scale.clone().requires_grad_() for _ in range(2))
     zero, zero_point = torch.zeros(1, device=device), torch.zeros(1, dtype=torch.int32, device=device)
     learned_zero = zero.clone().requires_grad_()
     return {
@@ -39,17 +41,17 @@ def per_tensor(device: str) -> dict[str, tuple[Forward, list[Tensor]]]:
         "qat, fixed scale": (lambda x: fake_quantize(x, scale, 0, 0, 255), []),
         "torch, fixed scale": (lambda x: torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255), []),
         "torch, learned scale": (
-            lambda x: torch._fake_quantize_learnable_per_tensor_affine(x, torchs, learned_zero, 0, 255, 1.0),
-            [torchs, learned_zero],
+            lambda x: torch._fake_quantize_learnable_per_tensor_affine(x, torch_scale, learned_zero, 0, 255, 1.0),
+            [torch_scale, learned_zero],
         ),
     }
 
 
-def per_channel(device: str, channels: int) -> dict[str, tuple[Forward, list[Tensor]]]:
-    """Signed narrow 8 bits, one scale an output channel."""
+def per_channel(device: str, channels: int) -> Operations:
+    """Signed narrow 8 bits, one scale per output channel: each operation and the tensors it learns."""
     scale = torch.full((channels,), 0.02, device=device)
     column = scale.view(-1, 1, 1, 1)
-    learned, torchs = column.clone().requires_grad_(), scale.clone().requires_grad_()
+    learned, torch_scale = column.clone().requires_grad_(), scale.clone().requires_grad_()
     zero_point = torch.zeros(channels, dtype=torch.int32, device=device)
     learned_zero = torch.zeros(channels, device=device, requires_grad=True)
     return {
@@ -60,32 +62,34 @@ def per_channel(device: str, channels: int) -> dict[str, tuple[Forward, list[Ten
             [],
         ),
         "torch, learned scale": (
-            lambda x: torch._fake_quantize_learnable_per_channel_affine(x, torchs, learned_zero, 0, -127, 127, 1.0),
-            [torchs, learned_zero],
+            lambda x: torch._fake_quantize_learnable_per_channel_affine(
+                x, torch_scale, learned_zero, 0, -127, 127, 1.0
+            ),
+            [torch_scale, learned_zero],
         ),
     }
 
 
-def passes(
-    operations: dict[str, tuple[Forward, list[Tensor]]], x: Tensor, grad: Tensor, compiled: bool
+def calls_and_errors(
+    operations: Operations, x: Tensor, grad: Tensor, compiled: bool
 ) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """A forward and backward pass of each operation, beside the floor; and the errors of those that cannot run."""
-    plain = x.detach()
-    found: dict[str, Callable[[], object]] = {FLOOR: lambda: torch.add(plain, grad)}
+    """A call of forward and backward for each operation and of the floor; and the errors of operations that cannot run."""
+    detached = x.detach()
+    calls: dict[str, Callable[[], object]] = {FLOOR: lambda: torch.add(detached, grad)}
     errors = {}
     for name, (operation, learned) in operations.items():
         torch._dynamo.reset()
-        call = _both_ways(torch.compile(operation) if compiled else operation, learned, x, grad)
+        call = _forward_and_backward(torch.compile(operation) if compiled else operation, learned, x, grad)
         try:
             call()
         except Exception as error:
-            errors[name] = one_line(error)
+            errors[name] = failure_line(error)
         else:
-            found[name] = call
-    return found, errors
+            calls[name] = call
+    return calls, errors
 
 
-def _both_ways(operation: Forward, learned: list[Tensor], x: Tensor, grad: Tensor) -> Callable[[], object]:
+def _forward_and_backward(operation: Forward, learned: list[Tensor], x: Tensor, grad: Tensor) -> Callable[[], object]:
     def call() -> None:
         operation(x).backward(grad)
         x.grad = None
@@ -96,16 +100,13 @@ def _both_ways(operation: Forward, learned: list[Tensor], x: Tensor, grad: Tenso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, with_device=True)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--small", action="store_true", help="tensors of a few thousand elements: to try the program")
     parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="default: results/operation/<device>.json")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = check_device(options.device)
+    options = parse_options(parser)
+    device = options.device
     torch.manual_seed(0)
     out = options.out or RESULTS / f"operation/{device}.json"
     activation, weight = ((4, 4, 8, 8), (8, 4, 3, 3)) if options.small else (ACTIVATION, WEIGHT)
@@ -121,14 +122,14 @@ def main() -> None:
             torch.randn(weight, device=device),
         ),
     }
-    found: list[dict[str, Any]] = []
+    cases: list[dict[str, Any]] = []
     for mode in options.modes:
         for kind, (operations, x, grad) in kinds.items():
             x.requires_grad_()
-            work, errors = passes(operations, x, grad, compiled=mode == "compiled")
-            rows = ratios(interleaved(work, options.rounds, device), FLOOR)
-            found.append({"kind": kind, "shape": list(x.shape), "mode": mode, "operations": rows, "errors": errors})
-            write(out, {"cases": found}, device)
+            calls, errors = calls_and_errors(operations, x, grad, compiled=mode == "compiled")
+            rows = ratios_to(FLOOR, time_in_turns(calls, options.rounds, device))
+            cases.append({"kind": kind, "shape": list(x.shape), "mode": mode, "operations": rows, "errors": errors})
+            write_measurement(out, {"cases": cases}, device)
             print(f"{kind}, {tuple(x.shape)}, {mode}")
             for name, row in rows.items():
                 print(f"  {name:22} {1000 * row['seconds']:9.3f} ms   {row['ratio']:6.2f} x", flush=True)

@@ -1,27 +1,27 @@
 """Where the time of a training step goes: torch's profiler on ResNet-20, float and quantized, by operation.
 
-Read it before you make anything faster. About one minute on two threads of a CPU.
+Read the result before you optimise anything. About one minute on two threads of a CPU.
 
 python -m benchmarks.profile_step --threads 2
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.record import RESULTS, check_device, write
-from benchmarks.step_time import steps
-from benchmarks.subject import SUBJECTS
+from benchmarks.command_line import argument_parser, parse_options
+from benchmarks.measurement_file import RESULTS, write_measurement
+from benchmarks.networks import NETWORKS
+from benchmarks.step_time import training_steps
 from benchmarks.training_step import TrainingStep
 
 
-def operations(step: TrainingStep, rounds: int, top: int) -> list[dict[str, Any]]:
-    """The operations that take longest themselves: calls and milliseconds a step, and their share of all."""
+def longest_operations(step: TrainingStep, rounds: int, top: int) -> list[dict[str, Any]]:
+    """The `top` operations by their own time: calls and milliseconds per step, and their share of the step."""
     device = step.x.device.type
     step()
     step()
@@ -42,22 +42,20 @@ def operations(step: TrainingStep, rounds: int, top: int) -> list[dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=SUBJECTS, default="ResNet-20")
+    parser = argument_parser(__doc__, with_device=True)
+    parser.add_argument("--network", choices=NETWORKS, default="ResNet-20")
     parser.add_argument("--policy", default="w8a8")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--top", type=int, default=15)
     parser.add_argument("--batch", type=int, help="default: the network's own")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, help="default: results/profile/<device>.json")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = check_device(options.device)
-    candidates = steps(SUBJECTS[options.network], [options.policy], "float32", device, options.batch)
-    found = {name: operations(step, options.rounds, options.top) for name, step in candidates.items()}
-    write(options.out or RESULTS / f"profile/{device}.json", {"network": options.network, "steps": found}, device)
-    for name, rows in found.items():
+    options = parse_options(parser)
+    device = options.device
+    candidates = training_steps(NETWORKS[options.network], [options.policy], "float32", device, options.batch)
+    profiles = {name: longest_operations(step, options.rounds, options.top) for name, step in candidates.items()}
+    out = options.out or RESULTS / f"profile/{device}.json"
+    write_measurement(out, {"network": options.network, "steps": profiles}, device)
+    for name, rows in profiles.items():
         print(name)
         for row in rows:
             print(

@@ -1,4 +1,4 @@
-"""What is measured: one training step of a network. Needs torch alone."""
+"""One training step of a network: the unit that is measured. Needs only torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class TrainingStep:
-    """Calling it makes one forward, one backward and one SGD step with momentum, on one batch.
+    """A call runs one forward, one backward and one SGD step with momentum, on one batch.
 
     Args:
-        model: in training mode already, where it has one.
+        model: in training mode, if it has one.
         x, y: the batch and its labels, on the device of the model.
-        precision: "float32", or "bfloat16": forward and loss under autocast.
+        precision: "float32", or "bfloat16" for forward and loss under autocast.
+
+    Raises:
+        ValueError: `precision` is unknown.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, precision: str = "float32") -> None:
@@ -34,13 +37,13 @@ class TrainingStep:
         self.optimizer.step()
 
     def compiled(self) -> TrainingStep:
-        """The same step of the same network behind `torch.compile`."""
+        """The same step with the network behind `torch.compile`."""
         compiled = TrainingStep(self.model, self.x, self.y, self.precision)
         compiled.model = torch.compile(self.model)  # type: ignore[assignment]
         return compiled
 
     def resident_bytes(self) -> int:
-        """Bytes of weights, buffers, momentum, the batch, and gradients where there are any."""
+        """Bytes of weights, buffers, momentum, the batch, and gradients if there are any."""
         momentum = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
         parameters = list(self.model.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]

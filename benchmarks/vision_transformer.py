@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Attention and a two-layer network, each behind a LayerNorm and beside a shortcut: (N, T, width) -> the same."""
+    """Attention and a two-layer network, each after a LayerNorm and with a shortcut: (N, T, width) -> (N, T, width)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT: (N, 3, size, size) -> logits (N, num_classes). Width 192 with 3 heads is the one called tiny; its depth is 12.
+    """ViT: (N, 3, size, size) -> logits (N, num_classes). ViT-tiny has width 192, 3 heads and depth 12.
 
-    Differs from the paper: the mean over the patches takes the place of the class token.
+    Differs from the paper: the mean over the patches replaces the class token.
     """
 
     def __init__(

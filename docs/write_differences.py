@@ -16,7 +16,7 @@ Collected from the docstrings by `python docs/write_differences.py`; a test comp
 
 
 def differences(path: Path) -> Iterator[tuple[str, str]]:
-    """(name, paragraph) of every class, function and module of a file whose docstring has "Differs from the paper:"."""
+    """(name, text) of each class, function and module of a file whose docstring has a paragraph "Differs from the paper:"."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             name = path.stem if isinstance(node, ast.Module) else node.name
@@ -26,7 +26,7 @@ def differences(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def document() -> str:
-    """The whole file."""
+    """The text of the whole file."""
     sections = [
         f"## {name}\n\n`{path.relative_to(ROOT).as_posix()}`: {text}\n"
         for path in sorted((ROOT / "qat").rglob("*.py"))

@@ -1,15 +1,28 @@
 """Quantization-aware training: what you trained is what you deploy, bit for bit."""
 
-import importlib
-from typing import Any
+from __future__ import annotations
 
-from qat.export import Verification, export_onnx, verify
-from qat.granularity import PerChannel, PerGroup, PerTensor
-from qat.grid import Grid
-from qat.integer import convert
-from qat.quantizers import Mode
-from qat.spec import QParams, QuantSpec
-from qat.transform import Policy, Rule, TensorRule, calibrate, inspect, load_policy, mode, prepare
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # from where they are defined: `qat.transform.prepare` is a module to mypy, too
+    from qat import callbacks, ptq
+    from qat.export.onnx.export import export_onnx
+    from qat.export.onnx.verify import verify
+    from qat.export.verification import Verification
+    from qat.granularity import PerChannel, PerGroup, PerTensor
+    from qat.grid import Grid
+    from qat.integer.convert import convert
+    from qat.quantizers import Mode
+    from qat.spec import QParams, QuantSpec
+    from qat.training.checkpoint.latest import latest_checkpoint
+    from qat.transform.calibrate import calibrate
+    from qat.transform.inspect import inspect
+    from qat.transform.load_checkpoint import load_checkpoint
+    from qat.transform.mode import mode
+    from qat.transform.policy import Policy, Rule, TensorRule
+    from qat.transform.prepare import prepare
+    from qat.transform.presets import load_policy
 
 __all__ = [
     "Grid",
@@ -24,22 +37,76 @@ __all__ = [
     "TensorRule",
     "Verification",
     "calibrate",
+    "callbacks",
     "convert",
     "export_onnx",
     "inspect",
+    "latest_checkpoint",
+    "load_checkpoint",
     "load_policy",
     "mode",
     "prepare",
+    "ptq",
     "verify",
 ]
 
+_HOME = {
+    "Grid": "qat.grid",
+    "Mode": "qat.quantizers",
+    "PerChannel": "qat.granularity",
+    "PerGroup": "qat.granularity",
+    "PerTensor": "qat.granularity",
+    "Policy": "qat.transform",
+    "QParams": "qat.spec",
+    "QuantSpec": "qat.spec",
+    "Rule": "qat.transform",
+    "TensorRule": "qat.transform",
+    "Verification": "qat.export",
+    "calibrate": "qat.transform",
+    "convert": "qat.integer",
+    "export_onnx": "qat.export",
+    "inspect": "qat.transform",
+    "latest_checkpoint": "qat.training.checkpoint.latest",
+    "load_checkpoint": "qat.transform.load_checkpoint",
+    "load_policy": "qat.transform",
+    "mode": "qat.transform",
+    "prepare": "qat.transform",
+    "verify": "qat.export",
+}
+"""Name -> module that defines it."""
+_MODULES = {
+    "callbacks",
+    "data",
+    "estimators",
+    "export",
+    "functional",
+    "granularity",
+    "grid",
+    "integer",
+    "kernels",
+    "models",
+    "nn",
+    "observers",
+    "ptq",
+    "quantizers",
+    "report",
+    "spec",
+    "transform",
+}
+"""Modules that `import qat` alone gives access to."""
+
 
 def __getattr__(name: str) -> Any:
-    """What belongs to training is imported when it is first asked for: `qat.callbacks` needs Lightning."""
-    if name == "callbacks":
-        return importlib.import_module("qat.callbacks")
-    if name == "load_checkpoint":
-        return importlib.import_module("qat.transform.load_checkpoint").load_checkpoint
-    if name == "latest_checkpoint":
-        return importlib.import_module("qat.training.checkpoint.latest").latest_checkpoint
-    raise AttributeError(f"module 'qat' has no attribute {name!r}")
+    """Import a public name when it is first used: `qat --help` does not wait for torch, nor `import qat` for Lightning."""
+    if name in _HOME:
+        found = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _MODULES:
+        found = importlib.import_module(f"qat.{name}")
+    else:
+        raise AttributeError(f"module 'qat' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

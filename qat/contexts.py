@@ -1,11 +1,11 @@
-"""Context managers that change something for a while and restore it, also after an exception."""
+"""Context managers that change a setting inside their `with` block and restore it, also after an exception."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Inside the `with` block, `model` and all its submodules are in training mode, or in evaluation mode.
 
-    Afterwards each submodule is in the mode that it had before.
+    Afterwards each submodule returns to the mode that it had before.
 
     >>> with training_mode(layer := nn.Dropout(), False):
     ...     layer.training
@@ -33,12 +33,15 @@ def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def quiet(loggers: Sequence[str] = (), warnings_from: Sequence[str] | None = None) -> Iterator[None]:
+def quiet(
+    loggers: Sequence[str] = (), warnings_from: Sequence[str] | None = None, drop_output: bool = True
+) -> Iterator[None]:
     """Inside the `with` block, libraries report errors only.
 
     Args:
-        loggers: names of loggers that keep to errors; what the block prints to standard output is dropped, too.
-        warnings_from: names of the modules whose warnings are ignored. None: all warnings are.
+        loggers: names of loggers that only report errors.
+        warnings_from: names of the modules whose warnings are ignored; None ignores all warnings.
+        drop_output: also drop what the block prints to standard output.
     """
     levels = {name: logging.getLogger(name).level for name in loggers}
     for name in loggers:
@@ -49,7 +52,7 @@ def quiet(loggers: Sequence[str] = (), warnings_from: Sequence[str] | None = Non
                 warnings.simplefilter("ignore")
             for name in warnings_from or ():
                 warnings.filterwarnings("ignore", module=name)
-            with redirect_stdout(StringIO()):
+            with redirect_stdout(StringIO()) if drop_output else nullcontext():
                 yield
     finally:
         for name, level in levels.items():

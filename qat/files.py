@@ -1,4 +1,4 @@
-"""Files on disk: atomic writing, and the folder of everything that can be made again."""
+"""Files on disk: atomic writing, and the cache folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the `with` block ends, for code that writes a file by name.
 
-    The temporary file lies in a folder of its own beside `path`, because a rename is atomic only within one file system,
-    and reaches the disk before it is renamed. If the block raises, the old file is intact and the temporary one is gone.
-    Missing parent folders are created.
+    The temporary file has its own folder beside `path`, because a rename is atomic only within one file system, and is flushed
+    to disk before it is renamed. If the block raises, the old file stays intact and the temporary one is deleted. Missing
+    parent folders are created.
 
     Raises:
         OSError: the file cannot be written.
@@ -31,7 +31,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> Path:
-    """Write `content` to `path`; a reader sees the old file or the new one, never a part. Text is UTF-8.
+    """Write `content` to `path`; a reader sees the old file or the new one, never part of it. Text is UTF-8.
 
     Returns:
         `path`.
@@ -45,5 +45,5 @@ def write_atomically(path: str | Path, content: str | bytes) -> Path:
 
 
 def cache_folder() -> Path:
-    """The environment's QAT_CACHE_DIR, else ~/.cache/qat. Safe to delete at any time."""
+    """The cache folder: QAT_CACHE_DIR of the environment, else ~/.cache/qat. Everything in it can be recreated."""
     return Path(os.environ.get("QAT_CACHE_DIR") or "~/.cache/qat").expanduser()

@@ -1,9 +1,9 @@
-"""Which elements share one scale and zero-point: the only place that knows axes.
+"""Which elements share one scale and zero-point: the only module that knows axes.
 
-A granularity turns a tensor into something that its qparams, a vector of shape (n_qparams,), broadcast against:
-`view(x)` reshapes the tensor and `shaped(p, shape)` reshapes the vector. `rows(x)` is the same grouping for observers.
+qparams are vectors of shape (n_qparams,). `view(x)` reshapes a tensor and `broadcastable(p, shape)` reshapes such a vector so
+that the two broadcast. `rows(x)` groups the elements in the same way for observers.
 
-| granularity | x          | n_qparams | view(x)        | shaped(p)    |
+| granularity | x          | n_qparams | view(x)        | broadcastable(p)    |
 |-------------|------------|-----------|----------------|--------------|
 | PerTensor() | [N, C, H]  | 1         | [N, C, H]      | []           |
 | PerChannel()| [O, I, K]  | O         | [O, I, K]      | [O, 1, 1]    |
@@ -23,7 +23,7 @@ class PerTensor:
     """One scale for the whole tensor."""
 
     def n_qparams(self, shape: tuple[int, ...]) -> int:
-        """Always 1."""
+        """1."""
         return 1
 
     def rows(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class PerTensor:
         """x itself."""
         return x
 
-    def shaped(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def broadcastable(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
         """[1] -> []."""
         return p.reshape(())
 
@@ -59,7 +59,7 @@ class PerChannel:
         """x itself."""
         return x
 
-    def shaped(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def broadcastable(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
         """[C] -> [1, .., C, .., 1]."""
         axis = self.axis % len(shape)
         return p.reshape(-1, *[1] * (len(shape) - axis - 1))
@@ -67,13 +67,15 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class PerGroup:
-    """One scale for each run of `size` consecutive weights of one output channel (inputs, then kernel positions)."""
+    """One scale for each group of `size` consecutive weights of one output channel (inputs, then kernel positions)."""
 
     size: int
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"group_size={self.size!r} is no group: write a positive whole number such as 32.")
+            raise ValueError(
+                f"group_size={self.size!r} is not a valid group size: write a positive whole number such as 32."
+            )
 
     def n_qparams(self, shape: tuple[int, ...]) -> int:
         """Number of groups; a group never crosses an output channel."""
@@ -95,7 +97,7 @@ class PerGroup:
         """[O, ...] -> [groups, size]."""
         return x.reshape(-1, self.size)
 
-    def shaped(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def broadcastable(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
         """[groups] -> [groups, 1]."""
         return p.reshape(-1, 1)
 

@@ -1,4 +1,4 @@
-"""Which integers may exist."""
+"""The integer codes that a quantized tensor may have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Grid:
     """The integer codes of one quantized tensor: `bits` wide, signed or not, optionally `narrow`.
 
-    `narrow` drops the lowest code, so that a signed grid is the same for x and -x.
+    `narrow` drops the lowest code, so that a signed grid is symmetric around 0.
 
     >>> Grid(4), Grid(4).qmin, Grid(4).qmax
     (Grid(bits=4, signed=True, narrow=False), -8, 7)
@@ -29,7 +29,7 @@ class Grid:
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not lowest <= self.bits <= 8:
             kind = "a signed" if self.signed else "an unsigned"
             raise ValueError(
-                f"bits={self.bits!r} is no width for {kind} grid: write a whole number from {lowest} to 8, "
+                f"bits={self.bits!r} is not a valid width for {kind} grid: write a whole number from {lowest} to 8, "
                 "or null to leave the tensor in float."
             )
 

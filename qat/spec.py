@@ -1,4 +1,4 @@
-"""The contract of one quantized tensor, and the only place where a range becomes (scale, zero_point)."""
+"""The specification of one quantized tensor, and the only place where a range becomes (scale, zero_point)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from qat.granularity import Granularity, PerTensor
 from qat.grid import Grid
 
 SMALLEST_SCALE = 2.0**-60
-"""No scale is below this: x / scale stays finite in float32 for every |x| < 2**67."""
+"""The lower bound of all scales: x / scale stays finite in float32 for |x| < 2**67."""
 
 
 class QParams(NamedTuple):
-    """scale: float32 (n_qparams,), > 0, the real size of one step. zero_point: int32 (n_qparams,), the code of 0.0."""
+    """Scale and zero-point of one quantized tensor."""
 
     scale: Tensor
+    """float32 (n_qparams,), > 0: the real size of one step."""
     zero_point: Tensor
+    """int32 (n_qparams,): the code of 0.0."""
 
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """Grid, granularity and symmetry of one tensor. PTQ, QAT and export share it, so they cannot drift apart.
+    """Grid, granularity and symmetry of one tensor; shared by PTQ, QAT and export.
 
     >>> spec = QuantSpec(Grid(8, narrow=True))
     >>> spec.qparams(torch.tensor([-1.0]), torch.tensor([127.0]))
@@ -39,14 +41,17 @@ class QuantSpec:
         """Scale and zero-point that cover the real range [lo, hi], widened to contain 0.0.
 
         Symmetric: scale = max(|lo|, |hi|) / qmax and zero_point 0 (an unsigned grid covers [0, hi]). Affine:
-        scale = (hi - lo) / (qmax - qmin), zero_point rounded half to even. An empty range (a dead channel) borrows the
-        largest scale of its tensor, so that it can come back to life.
+        scale = (hi - lo) / (qmax - qmin), zero_point rounded half to even. An empty range (a dead channel) gets the
+        largest scale of its tensor, so that it can recover.
 
         Args:
             lo, hi: float32 (n_qparams,).
 
+        Returns:
+            Qparams of shape (n_qparams,).
+
         Raises:
-            ValueError: a bound is NaN or infinite, or hi - lo is on an affine grid.
+            ValueError: lo or hi is NaN or infinite, or hi - lo is infinite on an affine grid.
         """
         finite = torch.isfinite(lo) & torch.isfinite(hi) & (self.symmetric | torch.isfinite(hi - lo))
         if not bool(finite.all()):
@@ -56,8 +61,8 @@ class QuantSpec:
         lo, hi = lo.float().clamp(max=0.0), hi.float().clamp(min=0.0)
         qmin, qmax = self.grid.qmin, self.grid.qmax
         if self.symmetric:
-            reach = torch.maximum(-lo, hi) if self.grid.signed else hi
-            scale = reach / qmax
+            max_abs = torch.maximum(-lo, hi) if self.grid.signed else hi
+            scale = max_abs / qmax
         else:
             scale = (hi - lo) / (qmax - qmin)
         largest = scale.max()

@@ -1,6 +1,8 @@
 """The floors of the house: imports only go down (docs/, design/architecture.md)."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import qat
 ROOT = Path(qat.__file__).parent
 # Rooms on one floor do not know each other. Ground-floor rooms know nothing of the project but themselves.
 FLOORS: list[set[str]] = [
-    {"files", "contexts"},
+    {"files", "contexts", "torch_private", "version"},
     {"grid", "granularity", "kernels", "data", "models", "report"},
     {"spec"},
     {"functional"},
@@ -26,6 +28,8 @@ FLOORS: list[set[str]] = [
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+TRAINING_ROOMS = ["lightning", "optimization", "checkpoint", "comparison", "callbacks"]
+"""The rooms of qat/training: each may import those before it."""
 ROOMS_WITHOUT_QUANTIZATION = {"data", "models", "report"}
 ONLY = {  # package -> rooms that may know it
     "lightning": {"training", "experiment"},
@@ -46,7 +50,9 @@ def imports(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide the floor"
             module = node.module or ""
-            found |= {f"{module}.{alias.name}" for alias in node.names} if module == "qat" else {module}
+            found |= (
+                {f"{module}.{alias.name}" for alias in node.names} if module in ("qat", "qat.training") else {module}
+            )
     return found
 
 
@@ -71,6 +77,14 @@ def violations(room: str, source: str) -> list[str]:
     return found
 
 
+def training_violations(room: str, source: str) -> list[str]:
+    """What a file in the room `room` of qat/training imports from a later room."""
+    parts = [name.split(".") for name in imports(source)]
+    imported = {part[2] for part in parts if part[:2] == ["qat", "training"] and len(part) > 2}
+    later = TRAINING_ROOMS[TRAINING_ROOMS.index(room) + 1 :]
+    return [f"training/{room} imports training/{other}, which is above it" for other in later if other in imported]
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
@@ -88,15 +102,20 @@ def test_imports_only_go_down(path: Path) -> None:
     assert found == []
 
 
-def test_the_roof_is_above_quantization_and_below_training() -> None:
-    assert not rooms(imports((ROOT / "__init__.py").read_text())) & {
-        "training",
-        "experiment",
-        "cli",
-        "data",
-        "models",
-        "report",
-    }
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "training").rglob("*/*.py")), ids=lambda p: str(p.relative_to(ROOT / "training"))
+)
+def test_imports_between_the_rooms_of_training_only_go_down(path: Path) -> None:
+    room = path.relative_to(ROOT / "training").parts[0]
+    assert room in TRAINING_ROOMS, f"training/{room} has no place: name it in this test and in qat/training/README.md"
+    assert training_violations(room, path.read_text(encoding="utf-8")) == []
+
+
+def test_the_roof_imports_nothing_until_it_is_used() -> None:
+    """`import qat` needs no Lightning, and `qat --help` no torch: `qat/__init__.py` imports its names for type checkers only."""
+    program = "import sys, qat; print([n for n in ('torch', 'lightning', 'hydra') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +134,16 @@ def test_the_roof_is_above_quantization_and_below_training() -> None:
 )
 def test_this_test_finds_what_is_wrong(room: str, source: str, expected: str) -> None:
     assert violations(room, source) == [expected]
+
+
+@pytest.mark.parametrize(
+    "source", ["from qat.training.callbacks.report import Report", "from qat.training import callbacks"]
+)
+def test_this_test_finds_an_upward_import_inside_training(source: str) -> None:
+    assert training_violations("checkpoint", source) == [
+        "training/checkpoint imports training/callbacks, which is above it"
+    ]
+    assert training_violations("callbacks", source) == []
 
 
 def test_this_test_lets_pass_what_is_right() -> None:

@@ -16,7 +16,7 @@ from qat.functional import (
     clip,
     dequantize,
     fake_quantize,
-    fake_quantize_with,
+    fake_quantize_with_estimator,
     quantize,
     scale_gradient,
     with_gradient_of,
@@ -74,8 +74,14 @@ class Case:
 
     def torch(self, scale: Tensor, x: Tensor) -> tuple:
         zero_point = torch.from_numpy(self.zero_point).int()
-        shaped = self.granularity.shaped
-        return self.granularity.view(x), shaped(scale, SHAPE), shaped(zero_point, SHAPE), self.qmin, self.qmax
+        broadcastable = self.granularity.broadcastable
+        return (
+            self.granularity.view(x),
+            broadcastable(scale, SHAPE),
+            broadcastable(zero_point, SHAPE),
+            self.qmin,
+            self.qmax,
+        )
 
     def run(self, function: Callable[..., Tensor], gradient_scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """(output, gradient of x, gradient of scale) of `function`."""
@@ -340,7 +346,7 @@ def test_values_of_one_and_gradient_of_another() -> None:
 def test_another_estimator_changes_no_output(layout, affine) -> None:
     case = Case(layout, (-8, 7), affine, powers_of_two=False)
     y, dx, dscale = case.run(
-        lambda *arguments, **options: fake_quantize_with(StraightThrough(), *arguments, **options), 0.5
+        lambda *arguments, **options: fake_quantize_with_estimator(StraightThrough(), *arguments, **options), 0.5
     )
     expected, expected_dx, expected_dscale = case.run(fake_quantize, 0.5)
     assert torch.equal(y, expected)

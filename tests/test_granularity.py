@@ -18,7 +18,7 @@ def test_who_shares_a_scale(granularity: PerTensor, oracle, shape: tuple[int, ..
     assert n == shared.max() + 1
     x = torch.arange(np.prod(shape)).reshape(shape)
     # each element of the view meets its own scale when broadcast
-    broadcast = granularity.shaped(torch.arange(n), shape).expand(granularity.view(x).shape).reshape(shape)
+    broadcast = granularity.broadcastable(torch.arange(n), shape).expand(granularity.view(x).shape).reshape(shape)
     assert np.array_equal(broadcast.numpy(), shared)
     # each row holds the elements of one scale
     rows = granularity.rows(x)
@@ -38,7 +38,9 @@ def test_a_group_never_crosses_an_output_channel() -> None:
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, None])
 def test_an_impossible_group_says_what_to_write(size: object) -> None:
-    with pytest.raises(ValueError, match=rf"group_size={size!r} is no group: write a positive whole number"):
+    with pytest.raises(
+        ValueError, match=rf"group_size={size!r} is not a valid group size: write a positive whole number"
+    ):
         PerGroup(size)  # type: ignore[arg-type]
 
 

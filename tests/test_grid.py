@@ -38,7 +38,7 @@ def test_an_impossible_width_says_what_to_write(bits: object, signed: bool) -> N
     with pytest.raises(ValueError, match="write a whole number") as error:
         Grid(bits, signed)  # type: ignore[arg-type]
     message = str(error.value)
-    assert message.startswith(f"bits={bits!r} is no width for {'a signed' if signed else 'an unsigned'} grid")
+    assert message.startswith(f"bits={bits!r} is not a valid width for {'a signed' if signed else 'an unsigned'} grid")
     assert f"from {2 if signed else 1} to 8" in message
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-PACKAGES = ("nvidia-modelopt", "torchvision", "requests", "huggingface_hub")  # it imports the last two unasked
+PACKAGES = (
+    "nvidia-modelopt",
+    "torchvision",
+    "requests",
+    "huggingface_hub",
+)  # it imports the last two without declaring them
 SETTINGS = "mtq.quantize(INT8_DEFAULT_CFG): inputs and weights of layers, weights per channel; ranges fixed"
 
 

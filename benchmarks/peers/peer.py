@@ -1,4 +1,4 @@
-"""What a file of a peer holds."""
+"""The contents of a library's file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 
 class Peer(Protocol):
-    """A module of this folder. Nothing of the library is imported before `prepare` is called."""
+    """A module of this folder. It does not import the library before `prepare` is called."""
 
     PACKAGES: Sequence[str]
-    """What pip installs, the library itself first; nothing: the environment of this program."""
+    """Packages that pip installs, the library itself first; empty if the environment of this program has it."""
     SETTINGS: str
     """API and options in one line, for the table."""
 
     def prepare(self, network: nn.Module, x: Tensor) -> nn.Module:
-        """The network, W8A8, calibrated on the batch x, ready to train. It may change what it is given."""
+        """Quantize the network to W8A8, calibrated on the batch x and ready to train. May change `network` in place."""
         ...
 
 
-def peer(name: str) -> Peer:
-    """The peer's file."""
+def load_peer(name: str) -> Peer:
+    """Import the file of a library."""
     return cast(Peer, importlib.import_module(f"benchmarks.peers.{name}"))

@@ -1,4 +1,4 @@
-"""This project, measured by the same program as its peers."""
+"""This project, measured by the same program as the others."""
 
 from __future__ import annotations
 

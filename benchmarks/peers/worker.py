@@ -1,6 +1,7 @@
-"""Measures one peer on ResNet-20, inside that peer's environment. `python -m benchmarks.peers` starts it.
+"""Measure one library on ResNet-20, inside its own environment. `python -m benchmarks.peers` starts this program.
 
-Needs torch and the peer; the network's file is loaded by its path, so that nobody needs the rest of this project.
+Needs only torch and the library: the network is loaded by the path of its file, so that the rest of this project need not be
+installed.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.comparison import compare, line
-from benchmarks.measure import one_line
-from benchmarks.peers.peer import peer
+from benchmarks.failure import failure_line
+from benchmarks.peers.peer import load_peer
+from benchmarks.step_comparison import compare_steps, console_line
 from benchmarks.training_step import TrainingStep
 
 NETWORK = Path(__file__).parents[2] / "qat/models/resnet_cifar.py"
 
 
 def resnet20() -> nn.Module:
-    """The project's own ResNet-20."""
+    """Build the ResNet-20 of this project."""
     spec = importlib.util.spec_from_file_location("resnet_cifar", NETWORK)
     assert spec is not None
     assert spec.loader is not None
@@ -35,10 +36,10 @@ def resnet20() -> nn.Module:
 
 
 def measure(name: str, batch: int, rounds: int, modes: list[str], out: Path) -> None:
-    """Write {"settings", "versions", and for each mode its steps, or the peer's own error}; anew after each mode."""
-    library = peer(name)
+    """Write settings, versions, and for each mode its steps or the error. The file is updated after each mode."""
+    library = load_peer(name)
     packages = [*library.PACKAGES, "torch"]
-    found: dict[str, Any] = {
+    measurement: dict[str, Any] = {
         "settings": library.SETTINGS,
         "versions": {p: metadata.version(p) for p in dict.fromkeys(packages)},
         "batch": batch,
@@ -50,16 +51,16 @@ def measure(name: str, batch: int, rounds: int, modes: list[str], out: Path) -> 
         try:
             prepared = library.prepare(copy.deepcopy(network), x)
             if mode == "eager":
-                found["parameters"] = sum(p.numel() for p in prepared.parameters() if p.requires_grad)
+                measurement["parameters"] = sum(p.numel() for p in prepared.parameters() if p.requires_grad)
             for module in prepared.modules():  # exported graphs refuse .train()
                 module.training = True
             steps = {"float": TrainingStep(copy.deepcopy(network), x, y), name: TrainingStep(prepared, x, y)}
-            found[mode] = {"steps": compare(steps, rounds, compiled=mode == "compiled")}
-            print(f"{name}, {mode}\n{line(name, found[mode]['steps'][name])}", flush=True)
+            measurement[mode] = {"steps": compare_steps(steps, rounds, compiled=mode == "compiled")}
+            print(f"{name}, {mode}\n{console_line(name, measurement[mode]['steps'][name])}", flush=True)
         except Exception as error:
-            found[mode] = {"error": one_line(error)}
-            print(f"{name}, {mode}: {found[mode]['error']}", flush=True)
-        out.write_text(json.dumps(found))
+            measurement[mode] = {"error": failure_line(error)}
+            print(f"{name}, {mode}: {measurement[mode]['error']}", flush=True)
+        out.write_text(json.dumps(measurement))
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ class BatchTransform(nn.Module):
     """uint8 (N, C, H, W) in 0..255 -> float32 (N, C, H, W), `(x / 255 - mean) / std` per channel.
 
     In train mode every image is first shifted (a random H x W window of the padded image) and flipped left-right with
-    probability 1/2. Randomness comes from the global generator of the images' device, or from the one given. The result lies
-    in memory channels last: the faster order for convolutions, which pass it on to what follows them.
+    probability 1/2. Random numbers come from the given generator, else from the global one of the images' device. The result
+    is channels last in memory, the faster order for convolutions, which pass it on to the following layers.
 
     Args:
         mean, std: one number per channel, for images in 0..1.
@@ -80,11 +80,11 @@ class BatchTransform(nn.Module):
 
 
 def random_crop(images: Tensor, padding: int, pad_mode: PadMode, generator: Generator | None = None) -> Tensor:
-    """One random window per image: (N, C, H, W) -> (N, C, H, W), shifted by up to `padding` pixels each way."""
+    """Shift each image by up to `padding` pixels each way: (N, C, H, W) -> (N, C, H, W)."""
     n, _, height, width = images.shape
     if pad_mode == "reflect":
-        rows = _reflected(height, padding, images.device)
-        columns = _reflected(width, padding, images.device)
+        rows = _reflected_indices(height, padding, images.device)
+        columns = _reflected_indices(width, padding, images.device)
         padded = images.index_select(2, rows).index_select(3, columns)
     else:
         padded = F.pad(images, [padding] * 4)
@@ -94,13 +94,17 @@ def random_crop(images: Tensor, padding: int, pad_mode: PadMode, generator: Gene
 
 
 def random_flip(images: Tensor, generator: Generator | None = None) -> Tensor:
-    """Each image of (N, C, H, W) mirrored left-right with probability 1/2."""
+    """Mirror each image of (N, C, H, W) left-right with probability 1/2."""
     flipped = torch.rand(len(images), device=images.device, generator=generator) < 0.5
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Raises ValueError unless `mean` and `std` are one number per channel and every std is positive."""
+    """Check that `mean` and `std` have one number per channel and every std is positive.
+
+    Raises:
+        ValueError: they do not.
+    """
     if len(mean) != len(std):
         raise ValueError(
             f"mean={tuple(mean)} and std={tuple(std)} differ in length: write one number per channel in both."
@@ -109,7 +113,7 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
         raise ValueError(f"std={tuple(std)} must be positive in every channel: write 1.0 to leave a channel unscaled.")
 
 
-def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
+def _reflected_indices(size: int, padding: int, device: torch.device) -> Tensor:
     """Indices of a row of `size` pixels with `padding` mirrored ones on both sides: size 4, padding 2 -> 2 1 0 1 2 3 2 1."""
     last = size - 1
     return last - (last - torch.arange(-padding, size + padding, device=device).abs()).abs()

@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR10
 
 from qat.data.batch_transform import PadMode
 from qat.data.image_data import ImageData
-from qat.data.known_set import KnownSet
+from qat.data.known_dataset import KnownDataset
 from qat.data.split import Split
 from qat.data.tensor_images import TensorImages
 
@@ -30,45 +30,32 @@ def cifar10(
     flip: bool = True,
     pad_mode: PadMode = "zeros",
 ) -> ImageData:
-    """CIFAR-10 as uint8 (3, 32, 32): 50,000 training images (a tenth of which validate) and 10,000 test images.
+    """CIFAR-10 as uint8 (3, 32, 32): 50,000 training images (a tenth of them for validation) and 10,000 test images.
 
     Args:
         root: folder with torchvision's `cifar-10-batches-py/`, or with a copy as `train/<class>/*` and `test/<class>/*`
             in it or in its subfolder `cifar10`, `cifar10_jpeg` or `cifar10_png`; without either, torchvision downloads
-            the original into it. None is the environment's QAT_DATA_DIR, else ./data. A copy says so in its `label`.
+            the original into it. None is the environment's QAT_DATA_DIR, else ./data. The `label` says if it is a copy.
         val_fraction, split_seed, limit_train, limit_test: see `Split`.
         crop_padding, flip, pad_mode: see `BatchTransform`; the defaults are He et al. 2016, section 4.2.
 
     Raises:
-        FileNotFoundError: the data are not there and cannot be downloaded.
-        ValueError: an option is out of range, or a copy has other classes or a broken image.
+        FileNotFoundError: the data set is missing and cannot be downloaded.
+        ValueError: an option is out of range, or a copy has other classes or an image that cannot be decoded.
     """
     split = Split(val_fraction, split_seed, limit_train, limit_test)
-    label, pool, test = CIFAR10_SET.load(root)
-    train, val = split.train_val(len(pool))
-    return ImageData(
-        name="cifar10",
-        label=label,
-        classes=CLASSES,
-        mean=MEAN,
-        std=STD,
-        image_shape=(3, 32, 32),
-        train=pool.select(train),
-        val=pool.select(val),
-        test=test.select(split.test(len(test))),
-        crop_padding=crop_padding,
-        flip=flip,
-        pad_mode=pad_mode,
-    )
+    return CIFAR10_DATASET.load(root, split, crop_padding=crop_padding, flip=flip, pad_mode=pad_mode)
 
 
 def _read(root: Path, train: bool) -> TensorImages:
     with warnings.catch_warnings():
         # the official files were pickled by a numpy that wrote dtype(align=0)
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-        found = CIFAR10(str(root), train=train, download=True)
-    images = torch.from_numpy(found.data).permute(0, 3, 1, 2)
-    return TensorImages(images, torch.tensor(found.targets))
+        dataset = CIFAR10(str(root), train=train, download=True)
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)
+    return TensorImages(images, torch.tensor(dataset.targets))
 
 
-CIFAR10_SET = KnownSet("cifar10", "CIFAR-10", "cifar-10-batches-py/data_batch_1", CLASSES, 3, _read)
+CIFAR10_DATASET = KnownDataset(
+    "cifar10", "CIFAR-10", "cifar-10-batches-py/data_batch_1", CLASSES, MEAN, STD, (3, 32, 32), _read
+)

@@ -13,7 +13,7 @@ from qat.data.tensor_images import TensorImages
 
 N_TEST = 500
 TEST_SEED = 0
-# of the 1,297 images that do not test, in 0..1
+# of the 1,297 images outside the test set, in 0..1
 MEAN, STD = (0.3060,), (0.3762,)
 
 
@@ -27,9 +27,12 @@ def digits(
     flip: bool = False,
     pad_mode: PadMode = "zeros",
 ) -> ImageData:
-    """The digits 0 to 9 as uint8 (1, 8, 8): 1,297 training images (some of which validate) and the same 500 test images always.
+    """The digits 0 to 9 as uint8 (1, 8, 8): 1,297 training images (a tenth of them for validation) and 500 fixed test images.
 
-    The 17 grey levels 0..16 of the original become 0..255. The arguments are those of `Split` and `BatchTransform`.
+    The 17 grey levels 0..16 of the original become 0..255. For the arguments see `Split` and `BatchTransform`.
+
+    Raises:
+        ValueError: an option is out of range.
 
     >>> data = digits()
     >>> data.image_shape, len(data.train), len(data.val), len(data.test)
@@ -38,10 +41,10 @@ def digits(
     split = Split(val_fraction, split_seed, limit_train, limit_test)
     bunch = load_digits()
     levels = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))
-    everything = TensorImages(levels.unsqueeze(1), torch.from_numpy(bunch.target).long())
+    all_images = TensorImages(levels.unsqueeze(1), torch.from_numpy(bunch.target).long())
 
-    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(TEST_SEED))
-    test, pool = everything.select(order[:N_TEST]), everything.select(order[N_TEST:])
+    order = torch.randperm(len(all_images), generator=torch.Generator().manual_seed(TEST_SEED))
+    test, pool = all_images.select(order[:N_TEST]), all_images.select(order[N_TEST:])
     train, val = split.train_val(len(pool))
     return ImageData(
         name="digits",

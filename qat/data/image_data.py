@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the house: three splits and the numbers needed to read them."""
+"""The form of every data set: three splits, and the numbers needed to interpret them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class ImageData:
     """An image classification data set.
 
     Args:
-        name: what the configuration calls it, "cifar10".
-        label: what tables and plots call it, "cifar10 (jpeg copy)": says when the images are not the original ones.
+        name: the name in the configuration, "cifar10".
+        label: the name in tables and plots; says if the images are not the original ones, "cifar10 (jpeg copy)".
         classes: name of each class, in the order of the labels.
         mean, std: normalisation per channel, for images in 0..1.
         image_shape: (C, H, W).
         train, val, test: datasets of uint8 images; `val` may be empty.
-        train_unaugmented: the images of `train` as evaluation sees them; None where `train` itself augments nothing.
+        train_unaugmented: the images of `train` without augmentation; None if `train` itself augments nothing.
         crop_padding, flip, pad_mode: what `BatchTransform` does to training batches.
 
     Raises:
-        ValueError: the parts do not fit together.
+        ValueError: the fields contradict each other, or a split is empty.
     """
 
     name: str
@@ -68,5 +68,5 @@ class ImageData:
         return len(self.classes)
 
     def batch_transform(self) -> BatchTransform:
-        """The module that turns uint8 batches of this data set into network inputs."""
+        """Build the module that turns uint8 batches of this data set into network inputs."""
         return BatchTransform(self.mean, self.std, self.crop_padding, self.flip, self.pad_mode)

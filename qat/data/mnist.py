@@ -8,7 +8,7 @@ from torchvision.datasets import MNIST
 
 from qat.data.batch_transform import PadMode
 from qat.data.image_data import ImageData
-from qat.data.known_set import KnownSet
+from qat.data.known_dataset import KnownDataset
 from qat.data.split import Split
 from qat.data.tensor_images import TensorImages
 
@@ -27,41 +27,28 @@ def mnist(
     flip: bool = False,
     pad_mode: PadMode = "zeros",
 ) -> ImageData:
-    """MNIST as uint8 (1, 28, 28): 60,000 training images (a tenth of which validate) and 10,000 test images.
+    """MNIST as uint8 (1, 28, 28): 60,000 training images (a tenth of them for validation) and 10,000 test images.
 
     Args:
         root: folder with torchvision's `MNIST/raw/*-ubyte`, or with a copy as `train/<class>/*` and `test/<class>/*` in
             it or in its subfolder `mnist`, `mnist_jpeg` or `mnist_png`; without either, torchvision downloads the
-            original into it. None is the environment's QAT_DATA_DIR, else ./data. A copy says so in its `label`.
+            original into it. None is the environment's QAT_DATA_DIR, else ./data. The `label` says if it is a copy.
         val_fraction, split_seed, limit_train, limit_test: see `Split`.
         crop_padding, flip, pad_mode: see `BatchTransform`.
 
     Raises:
-        FileNotFoundError: the data are not there and cannot be downloaded.
-        ValueError: an option is out of range, or a copy has other classes or a broken image.
+        FileNotFoundError: the data set is missing and cannot be downloaded.
+        ValueError: an option is out of range, or a copy has other classes or an image that cannot be decoded.
     """
     split = Split(val_fraction, split_seed, limit_train, limit_test)
-    label, pool, test = MNIST_SET.load(root)
-    train, val = split.train_val(len(pool))
-    return ImageData(
-        name="mnist",
-        label=label,
-        classes=CLASSES,
-        mean=MEAN,
-        std=STD,
-        image_shape=(1, 28, 28),
-        train=pool.select(train),
-        val=pool.select(val),
-        test=test.select(split.test(len(test))),
-        crop_padding=crop_padding,
-        flip=flip,
-        pad_mode=pad_mode,
-    )
+    return MNIST_DATASET.load(root, split, crop_padding=crop_padding, flip=flip, pad_mode=pad_mode)
 
 
 def _read(root: Path, train: bool) -> TensorImages:
-    found = MNIST(str(root), train=train, download=True)
-    return TensorImages(found.data.unsqueeze(1), found.targets)
+    dataset = MNIST(str(root), train=train, download=True)
+    return TensorImages(dataset.data.unsqueeze(1), dataset.targets)
 
 
-MNIST_SET = KnownSet("mnist", "MNIST", "MNIST/raw/train-images-idx3-ubyte", CLASSES, 1, _read)
+MNIST_DATASET = KnownDataset(
+    "mnist", "MNIST", "MNIST/raw/train-images-idx3-ubyte", CLASSES, MEAN, STD, (1, 28, 28), _read
+)

@@ -1,4 +1,4 @@
-"""Which images train, validate and test: decided by a seed of its own, never by the global random state."""
+"""Which images train, validate and test. The split has its own seed and never depends on the global random state."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 class Split:
     """Indices of the train, validation and test images.
 
-    A limited split is a subset of the unlimited one: an image that validates in a quick run never trains in a long one.
+    A limited split is a subset of the unlimited one: an image that validates in a short run never trains in a long one.
 
     Args:
-        val_fraction: share of the training images that validates, in [0, 1); 0 trains on all of them.
-        seed: decides the split, and nothing else does.
-        limit_train: at most this many images train (and validation shrinks in proportion); None is all.
-        limit_test: at most this many images test; None is all.
+        val_fraction: share of the training images used for validation, in [0, 1); 0 trains on all of them.
+        seed: seed of the split; nothing else influences it.
+        limit_train: largest number of training images (validation shrinks in proportion); None is no limit.
+        limit_test: largest number of test images; None is no limit.
 
     Raises:
         ValueError: a value is outside its range.

@@ -1,4 +1,4 @@
-"""Images held in memory as uint8: the fastest dataset is one that never decodes anything."""
+"""Images held in memory as uint8: the fastest data set is one that never decodes anything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TensorImages(Dataset[Sample]):
         labels: int64 (N,), the index of each image's class.
 
     Raises:
-        ValueError: a dtype, a number of dimensions or the two lengths are not as above.
+        ValueError: a dtype or shape is not as above, or the two lengths differ.
 
     >>> images = TensorImages(torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.arange(5))
     >>> batch, labels = images.__getitems__([4, 0])
@@ -59,7 +59,7 @@ class TensorImages(Dataset[Sample]):
 
 
 def collate(samples: Sample | list[Sample]) -> Sample:
-    """The `collate_fn` for every image dataset: a batch that comes stacked passes through, a list of samples is stacked."""
+    """The `collate_fn` for every image data set: stack a list of samples; pass on a batch that is already stacked."""
     if isinstance(samples, tuple):
         return samples
     images, labels = default_collate(samples)

@@ -1,6 +1,6 @@
-"""How the gradient of rounding is faked: one method a file, chosen apart from how the scale learns.
+"""Estimators: the gradient that replaces that of rounding, one method per file. Independent of how the scale learns.
 
-`LSQ(spec, shape, observer, estimator=EWGS(delta=1e-3))`, or in a policy and in `configs/quantizer/`
+In Python `LSQ(spec, shape, observer, estimator=EWGS(delta=1e-3))`; in a policy and in `configs/quantizer/`
 `{_target_: qat.quantizers.LSQ, estimator: {_target_: qat.estimators.EWGS, delta: 1e-3}}`.
 """
 

@@ -1,4 +1,4 @@
-"""What every estimator is: rounding, with a gradient."""
+"""The base class of all estimators."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-POINTS = 1025
-"""Enough for lines between them to be r' within 1e-5 of its largest value. Odd: 0 is a point, where r' may have a kink."""
+SLOPE_POINTS = 1025
+"""Enough for linear interpolation to be within 1e-5 of the largest r'. Odd, so that 0 is a point: r' may have a kink there."""
 
 
 class Estimator(nn.Module):
-    """Rounds to whole numbers. Rounding is a staircase, whose gradient is 0 or infinite; subclasses give another.
+    """Rounds to whole numbers. The gradient of rounding is 0 or infinite; subclasses replace it by r'(v).
 
-    A quantizer hands in v = x / scale, float32, clipped to the grid, and multiplies the result by the scale. So an estimator
-    whose gradient is r'(v) gives the quantizer dx = g * r'(v) and dscale = sum(g * (round(v) - v * r'(v))).
+    A quantizer passes v = x / scale, float32, clipped to the grid, and multiplies the result by the scale. So it gets the
+    gradients dx = g * r'(v) and dscale = sum(g * (round(v) - v * r'(v))).
     """
 
     def round(self, v: Tensor) -> Tensor:
@@ -24,18 +24,20 @@ class Estimator(nn.Module):
         return torch.round(v)
 
     @property
-    def to_nearest(self) -> bool:
-        """Whether `round` is now the one above."""
+    def rounds_to_nearest(self) -> bool:
+        """Whether `round` is torch.round at the moment."""
         return True
 
     @abstractmethod
     def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
-        """grad * r'(v): what goes to v in the place of the gradient of rounding; may be `grad` itself."""
+        """grad * r'(v), the gradient of v, same shape; may be `grad` itself."""
 
     @property
     def slopes(self) -> Tensor | None:
-        """r'(v) at v - round(v) = -0.5 .. 0.5 in equal steps, float32 (2, points), for positive and for negative gradients:
-        what a native kernel needs. None, as here, where r'(v) depends on more. One point is one slope everywhere.
+        """r'(v) as a table for compiled kernels, float32 (2, points); None, as here, if a table cannot describe it.
+
+        The first row is for positive gradients, the second for negative ones. Points are equally spaced in
+        v - round(v) = -0.5 .. 0.5; a single point is a constant slope.
         """
         return None
 
@@ -44,11 +46,11 @@ class Estimator(nn.Module):
         return rounded
 
 
-def sampled(estimator: Estimator) -> Tensor:
-    """The slopes of an estimator whose r'(v) depends on v - round(v) and on the sign of the gradient alone."""
-    v = torch.linspace(-0.5, 0.5, POINTS)
-    one = torch.ones(POINTS)
-    return torch.stack([estimator.gradient(one, v), -estimator.gradient(-one, v)])
+def sample_slopes(estimator: Estimator) -> Tensor:
+    """The `slopes` of an estimator whose r'(v) depends only on v - round(v) and on the sign of the gradient."""
+    v = torch.linspace(-0.5, 0.5, SLOPE_POINTS)
+    ones = torch.ones(SLOPE_POINTS)
+    return torch.stack([estimator.gradient(ones, v), -estimator.gradient(-ones, v)])
 
 
 class _Round(torch.autograd.Function):

@@ -7,18 +7,21 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from qat.estimators.base import Estimator, sampled
+from qat.estimators.base import Estimator, sample_slopes
 
 
 class EWGS(Estimator):
     """g * (1 + delta * sign(g) * (v - round(v))): larger where the threshold in the direction of the step, -g, is far.
 
     Differs from the paper: v is in steps, where the paper's x_n is in [0, 1] or [-1, 1], so delta = 1e-3 (of the authors'
-    code) weighs a distance of half a step alike at all bit widths; delta is fixed, where the paper finds it from the
-    Hessian's trace; the range is learned by the quantizer that owns this, not by a lower and an upper bound.
+    code) has the same effect at half a step from a code at all bit widths; delta is fixed, where the paper finds it from the
+    Hessian's trace; the range is learned as the quantizer does it, where the paper learns a lower and an upper bound.
+
+    Args:
+        delta: strength of the scaling; 0 is straight-through.
 
     Raises:
-        ValueError: delta outside 0..2, where gradients would change their sign.
+        ValueError: delta outside 0..2, where gradients would change sign.
     """
 
     def __init__(self, delta: float = 1e-3) -> None:
@@ -33,7 +36,7 @@ class EWGS(Estimator):
 
     @cached_property
     def slopes(self) -> Tensor:
-        return sampled(self)
+        return sample_slopes(self)
 
     def extra_repr(self) -> str:
         return f"delta={self.delta}"

@@ -7,15 +7,16 @@ from torch import Tensor
 
 from qat.estimators.base import Estimator
 
-ONE = torch.ones(2, 1)
+UNIT_SLOPES = torch.ones(2, 1)
+"""`Estimator.slopes` of r'(v) = 1."""
 
 
 class StraightThrough(Estimator):
-    """The gradient of the identity: r'(v) = 1. What quantizers use where nothing else is asked for."""
+    """The gradient of the identity: r'(v) = 1. The default of all quantizers."""
 
     def gradient(self, grad: Tensor, v: Tensor) -> Tensor:
         return grad
 
     @property
     def slopes(self) -> Tensor:
-        return ONE
+        return UNIT_SLOPES

@@ -1,1 +1,1 @@
-"""What train.py runs: a LightningModule, its data, its float network, from a composed configuration to results.json."""
+"""A run of `qat train`: from a composed configuration to results.json. README.md in this folder says what is where."""

@@ -1,4 +1,4 @@
-"""The parts of a run from its configuration."""
+"""Builds the parts of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ from qat.transform import Policy, load_policy
 
 
 def part(options: Any, name: str, **given: Any) -> Any:
-    """What a part of the configuration describes by its `_target_`, built with what the run adds.
+    """The object that a part of the configuration describes by its `_target_`.
+
+    Args:
+        options: the part of the configuration.
+        name: its key, for error messages.
+        given: arguments that only the run knows.
 
     Raises:
-        ValueError: it has no such option, or an option has the wrong type; the message names the part.
+        ValueError: an option is unknown or has the wrong type; the message names the part.
     """
     try:
         return instantiate(options, _partial_=True, _convert_="all")(**given)
@@ -39,7 +44,7 @@ def policy(config: DictConfig) -> Policy:
     """The policy of the configuration.
 
     Raises:
-        ValueError: it is impossible.
+        ValueError: the policy is not valid.
     """
     content: Any = OmegaConf.to_container(config.policy, resolve=True)
     return load_policy(content)
@@ -51,14 +56,20 @@ def datamodule(config: DictConfig, data: ImageData) -> ImageDataModule:
 
 
 def classifier(network: nn.Module, training: DictConfig, data: ImageData, **options: Any) -> ImageClassifier:
-    """The LightningModule. training: a part of the configuration with `optim` and `label_smoothing`.
+    """The LightningModule that trains `network`.
+
+    Args:
+        network: (N, C, H, W) -> logits (N, classes).
+        training: a part of the configuration with `optim` and `label_smoothing`: all of it, or `float`.
+        data: gives the number of classes.
+        options: further arguments of ImageClassifier.
 
     Raises:
         ValueError: the optimizer or the schedule refuses its options.
     """
     optimizer = instantiate(training.optim.optimizer)
     schedule = instantiate(training.optim.schedule) if training.optim.schedule is not None else None
-    try:  # now, and not after the float training
+    try:  # a mistake shows now, not after the float training
         trial = optimizer([nn.Parameter(torch.zeros(1))])
         if schedule is not None:
             schedule(trial, 10)
@@ -70,7 +81,7 @@ def classifier(network: nn.Module, training: DictConfig, data: ImageData, **opti
 
 
 def distillation(config: DictConfig, float_network: nn.Module) -> Distillation | None:
-    """The float network as a teacher; None for weight 0."""
+    """A teacher made of the float network; None if distillation.weight is 0."""
     if not config.distillation.weight:
         return None
     return Distillation(float_network, config.distillation.weight, config.distillation.temperature)
@@ -79,9 +90,17 @@ def distillation(config: DictConfig, float_network: nn.Module) -> Distillation |
 def trainer(
     config: DictConfig, folder: Path, callbacks: Sequence[L.Callback], logger: Any, **changes: Any
 ) -> L.Trainer:
-    """Lightning's Trainer as configured, writing below `folder`, with `changes`."""
+    """Lightning's Trainer.
+
+    Args:
+        config: its part `trainer` holds the Trainer's arguments.
+        folder: where the Trainer writes.
+        callbacks: Lightning callbacks.
+        logger: a Lightning logger; False for none.
+        changes: arguments that replace those of the configuration.
+    """
     bar = bool(config.trainer.get("enable_progress_bar", True)) and has_terminal()
-    found: L.Trainer = part(
+    built: L.Trainer = part(
         config.trainer,
         "trainer",
         callbacks=list(callbacks),
@@ -90,21 +109,23 @@ def trainer(
         enable_progress_bar=bar,
         **changes,
     )
-    return found
+    return built
 
 
 def validation_plan(config: DictConfig, batches: int) -> dict[str, Any]:
-    """When a run that is counted in steps is validated: `config.validations` times, the last time after the last step.
+    """Arguments of the Trainer that validate a run counted in steps `config.validations` times, last after its last step.
 
-    A run that is counted in epochs is validated after each, and this is empty.
+    If the steps cannot be divided evenly, there are fewer validations. A run counted in epochs is validated after each
+    epoch: no arguments.
 
     Args:
-        batches: of one epoch.
+        config: the configuration of the run.
+        batches: number of training batches in an epoch.
     """
     steps = config.trainer.get("max_steps", -1)
     if steps is None or steps < 1:
         return {}
     epochs = config.trainer.get("max_epochs")
     total = steps if epochs is None or epochs < 0 else min(steps, epochs * batches)
-    times = next(n for n in range(max(1, min(config.validations, total)), 0, -1) if total % n == 0)
-    return {"check_val_every_n_epoch": None, "val_check_interval": total // times}
+    validations = next(n for n in range(max(1, min(config.validations, total)), 0, -1) if total % n == 0)
+    return {"check_val_every_n_epoch": None, "val_check_interval": total // validations}

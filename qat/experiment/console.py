@@ -1,4 +1,4 @@
-"""What a run says while it works: a line now and then, and nothing that nobody asked for."""
+"""What a run prints: its log, a line of progress now and then, and warnings in one line each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import lightning as L
 
 log = logging.getLogger(__name__)
 
-UNASKED = (
+IGNORED_WARNINGS = (
     ".*LeafSpec.*",  # Lightning with recent versions of torch
     ".*smaller than the logging interval.*",
     "Checkpoint directory .* exists and is not empty.*",
@@ -19,49 +19,51 @@ UNASKED = (
     ".*No positive samples.*",
     ".*`trainer.fit` will not log to.*",
 )
+"""Warnings of libraries, as regular expressions, that do not apply to a run or that nobody can act on."""
 
 
 class PrintHandler(logging.Handler):
-    """Prints log records to what is standard output at that time, so that a progress bar can stay below them."""
+    """Prints log records to the current `sys.stdout`, so that a progress bar can stay below them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), flush=True)
 
 
-def quiet() -> None:
-    """Lightning speaks only of what went wrong, and warnings are one line in the log, without a place in the code."""
+def simplify_output() -> None:
+    """For the rest of the process: Lightning logs warnings and errors only, and each Python warning is one line of the log."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in UNASKED:
+    for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 
-    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    def log_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
         log.warning("warning: %s", str(message).strip())
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = log_warning  # type: ignore[assignment]
 
 
 class Progress(L.Callback):
-    """About ten lines a fit: how far it is, and the validation accuracy.
+    """Logs about ten lines during a fit: the step and the validation accuracy.
 
     Args:
-        name: what is being trained.
-        metric: what the module logs.
+        name: what is being trained, such as "QAT".
+        metric: the metric to show, as the module logs it: a fraction.
+        lines: about how many lines in the whole fit.
     """
 
     def __init__(self, name: str, metric: str = "val/top1", lines: int = 10) -> None:
         self.name, self.metric, self.lines = name, metric, lines
-        self._said = 0
+        self._lines_logged = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._said = 0
+        self._lines_logged = 0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         total = trainer.estimated_stepping_batches
-        done = trainer.global_step / total
-        if trainer.sanity_checking or int(done * self.lines) <= self._said:
+        lines_due = int(trainer.global_step / total * self.lines)
+        if trainer.sanity_checking or lines_due <= self._lines_logged:
             return
-        self._said = int(done * self.lines)
+        self._lines_logged = lines_due
         value = trainer.callback_metrics.get(self.metric)
         accuracy = "" if value is None else f"{self.metric} {100 * float(value):.2f} %"
         log.info("%s, step %s of %s: %s", self.name, f"{trainer.global_step:,}", f"{int(total):,}", accuracy)

@@ -1,4 +1,4 @@
-"""An ImageData for Lightning's Trainer, and for everything that needs its batches without one."""
+"""Batches of an ImageData, for Lightning's Trainer and without one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SplitName = Literal["train", "val", "test"]
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Loads uint8 batches and normalises (in training: augments) them on the device.
+    """Loads uint8 batches, and normalises (in training: augments) them on the device.
 
     Args:
-        data: the data set, or a function that opens it: called once, where it is first needed.
+        data: the dataset, or a function that opens it: called once, when the data are first needed.
         batch_size: images of a training batch, in each process; a smaller last batch is dropped.
         eval_batch_size: images of a validation or test batch.
-        num_workers: processes that load; None is 0 for images in memory, else one per core (at most 8).
-        seed: decides the order of training images, for each epoch anew; a resumed run continues with the same orders.
+        num_workers: loading processes; None is 0 for images in memory, else one per core (at most 8).
+        seed: with the epoch, it decides the order of the training images; a resumed run continues with the same orders.
 
     Raises:
         ValueError: a size is not positive, or `num_workers` is negative.
@@ -55,19 +55,19 @@ class ImageDataModule(L.LightningDataModule):
 
     @property
     def data(self) -> ImageData:
-        """The opened data set."""
+        """The opened dataset."""
         if self._data is None:
             self._data = self._source() if callable(self._source) else self._source
             self._transform = self._data.batch_transform()
         return self._data
 
     def prepare_data(self) -> None:
-        """Opens the data in one process per machine, so that only one downloads and decodes."""
+        """Open the data, in one process per machine: only that one downloads and decodes."""
         _ = self.data
 
     def setup(self, stage: str) -> None:
-        """Silences two of Lightning's warnings where what they warn of is meant."""
-        if isinstance(self.data.train, TensorImages):  # there is nothing for workers to do
+        """Ignore two of Lightning's warnings where their cause is intended."""
+        if isinstance(self.data.train, TensorImages):  # images in memory need no workers
             warnings.filterwarnings("ignore", message=".*does not have many workers which may be a bottleneck.*")
         if len(self.data.val) == 0:
             warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
@@ -79,21 +79,24 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader(train, self.batch_size, sampler=sampler, drop_last=len(sampler) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Nothing, an empty list, when no image validates."""
+        """An empty list if there are no validation images."""
         return self._loader(self.data.val, self.eval_batch_size) if len(self.data.val) else []
 
     def test_dataloader(self) -> DataLoader[Sample]:
         return self._loader(self.data.test, self.eval_batch_size)
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Network inputs float32 (N, C, H, W) and labels int64 (N,), on the device of `batch`; augmented in training only."""
+        """Network inputs float32 (N, C, H, W) and labels int64 (N,), on the device of `batch`; augmented only in training."""
         training = self.trainer is not None and self.trainer.training
         return self._normalise(batch, augment=training)
 
     def calibration_batches(self, n_images: int, batch_size: int = 100, seed: int = 0) -> list[Tensor]:
-        """`n_images` network inputs of the train split, float32 (<= batch_size, C, H, W) each, chosen by `seed`.
+        """Network inputs of the train split, never augmented: batches of float32 (<= batch_size, C, H, W).
 
-        They are never augmented.
+        Args:
+            n_images: number of images in all batches together.
+            batch_size: images of a batch.
+            seed: decides which images are taken.
 
         Raises:
             ValueError: the train split has fewer images, or a number is not positive.
@@ -110,7 +113,7 @@ class ImageDataModule(L.LightningDataModule):
         return [self._normalise(batch)[0] for batch in loader]
 
     def eval_batches(self, split: SplitName = "test") -> Iterator[Sample]:
-        """Network inputs float32 (N, C, H, W) and labels int64 (N,) of every image of a split, in order, never augmented.
+        """Every image of a split, in order and never augmented: network inputs float32 (N, C, H, W), labels int64 (N,).
 
         Raises:
             ValueError: `split` is not "train", "val" or "test".
@@ -119,7 +122,7 @@ class ImageDataModule(L.LightningDataModule):
         return (self._normalise(batch) for batch in loader)
 
     def example_inputs(self) -> Tensor:
-        """One network input of the train split, always the same: float32 (1, C, H, W)."""
+        """One network input of the train split, float32 (1, C, H, W), always the same."""
         return self.calibration_batches(1)[0]
 
     def _unaugmented(self, split: SplitName) -> ImageDataset:
@@ -152,5 +155,5 @@ class ImageDataModule(L.LightningDataModule):
             persistent_workers=workers > 0,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            generator=Generator().manual_seed(self.seed),  # a loader draws a seed: not from the global random state
+            generator=Generator().manual_seed(self.seed),  # else the loader draws from the global one
         )

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 class Distillation:
     """loss = (1 - weight) * cross entropy + weight * T**2 * KL(teacher / T || student / T), per image.
 
-    The teacher is a copy that is no submodule of anything: checkpoints and optimizers do not see it.
+    The teacher is a copy, and not a submodule of anything: checkpoints and optimizers do not see it.
 
     Args:
-        teacher: a network; its outputs, in evaluation mode, are logits (N, classes).
-        weight: share of the teacher, in (0, 1].
-        temperature: 1.0 teaches the probabilities as they are. Above 1 small networks were seen to collapse.
+        teacher: a network whose outputs in evaluation mode are logits (N, classes).
+        weight: weight of the teacher in the loss, in (0, 1].
+        temperature: T; 1.0 teaches the probabilities as they are. Above 1, small networks were seen to collapse.
 
     Raises:
         ValueError: weight or temperature is out of range.
@@ -33,10 +33,16 @@ class Distillation:
         self.temperature = temperature
 
     def __call__(self, images: Tensor, logits: Tensor, cross_entropy: Tensor) -> Tensor:
-        """The loss of a batch. logits: the student's, (N, classes). cross_entropy: scalar."""
+        """The loss of a batch, a scalar.
+
+        Args:
+            images: network inputs, float32 (N, C, H, W).
+            logits: outputs of the student for them, (N, classes).
+            cross_entropy: that of the student with the labels, a scalar.
+        """
         self.teacher.to(images.device)
         with torch.no_grad():
-            taught = F.log_softmax(self.teacher(images) / self.temperature, dim=1)
-        learned = F.log_softmax(logits / self.temperature, dim=1)
-        divergence = F.kl_div(learned, taught, reduction="batchmean", log_target=True)
+            teacher_log_probabilities = F.log_softmax(self.teacher(images) / self.temperature, dim=1)
+        log_probabilities = F.log_softmax(logits / self.temperature, dim=1)
+        divergence = F.kl_div(log_probabilities, teacher_log_probabilities, reduction="batchmean", log_target=True)
         return (1 - self.weight) * cross_entropy + self.weight * self.temperature**2 * divergence

@@ -1,4 +1,4 @@
-"""Where a person's mistake becomes one sentence: on standard error, with a non-zero exit and without a traceback."""
+"""Turns mistakes in the configuration into one sentence: on standard error, with exit status 1 and without a traceback."""
 
 from __future__ import annotations
 
@@ -9,58 +9,58 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-FULL = "HYDRA_FULL_ERROR"
-TRACEBACKS = os.environ.get(FULL) == "1"
-"""Whether the person who started the program asked for them."""
+from qat.experiment.configuration import compose
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""The environment variable with which Hydra shows tracebacks."""
+SHOWS_TRACEBACKS = os.environ.get(FULL_ERROR) == "1"
+"""Whether the user who started the program asked for them."""
 
 
 @contextmanager
 def configuration_errors(debug: bool = False) -> Iterator[None]:
-    """Inside the `with`, what is wrong with the configuration or the data ends the program with one sentence.
+    """Inside the `with` block, an error in the configuration or the data ends the program with one sentence.
 
-    With `debug`, or HYDRA_FULL_ERROR=1 in the environment, the traceback stays.
+    With `debug`, or HYDRA_FULL_ERROR=1 in the environment, the traceback is shown.
     """
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    of_libraries = (MisconfigurationException, OmegaConfBaseException, HydraException)
+    library_errors = (MisconfigurationException, OmegaConfBaseException, HydraException)
     try:
         yield
-    except (ValueError, OSError, ModuleNotFoundError, *of_libraries) as error:
-        if debug or TRACEBACKS:
+    except (ValueError, OSError, ModuleNotFoundError, *library_errors) as error:
+        if debug or SHOWS_TRACEBACKS:
             raise
-        _end(sentence(error))
+        _exit(sentence(error))
 
 
 @contextmanager
-def composition_errors(configs: Path, config_name: str = "config") -> Iterator[None]:
-    """The same for what Hydra says before the program begins: no such recipe, no such key, a value that is none."""
-    if TRACEBACKS:
+def composition_errors() -> Iterator[None]:
+    """The same for errors that Hydra finds before the program starts: an unknown recipe, an unknown key, a syntax error."""
+    if SHOWS_TRACEBACKS:
         yield
         return
-    os.environ[FULL] = "1"  # Hydra raises instead of printing
+    os.environ[FULL_ERROR] = "1"  # Hydra raises instead of printing
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        _end(composition_sentence(error, configs, config_name))
-    except OSError as error:  # before the program begins, Hydra makes its folder and nothing else
-        _end(f"the run's folder cannot be made ({sentence(error)}): set hydra.run.dir to a new folder.")
+        _exit(composition_sentence(error))
+    except OSError as error:  # before the program starts, Hydra creates the run's folder and nothing else
+        _exit(f"the run's folder cannot be created ({sentence(error)}): set hydra.run.dir to a new folder.")
     finally:
-        del os.environ[FULL]
+        del os.environ[FULL_ERROR]
 
 
 def sentence(error: BaseException) -> str:
-    """What a person is told about an error: the innermost message, in one line.
+    """The innermost message of an error, in one line.
 
-    >>> sentence(ValueError("bits=9 is no width:\\n  write 8."))
-    'bits=9 is no width: write 8.'
+    >>> sentence(ValueError("bits=9 is not a valid width:\\n  write 8."))
+    'bits=9 is not a valid width: write 8.'
     """
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
@@ -72,45 +72,37 @@ def sentence(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def composition_sentence(error: BaseException, configs: Path, config_name: str) -> str:
-    """What a person is told when no configuration can be composed."""
+def composition_sentence(error: BaseException) -> str:
+    """One sentence for a configuration that cannot be composed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = ", ".join(sorted(p.stem for p in (configs / group).glob("*.yaml")))
+        options = ", ".join(sorted(error.options or ()))
         return f"{group or 'configuration'} {name!r} does not exist: write {group}=NAME with one of {options}."
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: write key=value, and quote values with special characters twice."
     text = str(error)
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found[1], configs, config_name)
-    if found := re.search(r"Could not override '([^']+)'|No match in the defaults list\.? ?.*?'?([\w/@.]+)=", text):
-        return _unknown_key(next(g for g in found.groups() if g), configs, config_name)
+    if match := re.search(r"Could not override '([^']+)'|No match in the defaults list\.? ?.*?'?([\w/@.]+)=", text):
+        return _unknown_key(next(group for group in match.groups() if group))
     return textwrap.shorten(" ".join(text.split("\nSee ")[0].split()), 300)
 
 
-def _unknown_key(key: str, configs: Path, config_name: str) -> str:
-    keys = list(_keys(configs, config_name))
+def _unknown_key(key: str) -> str:
+    keys = list(_dotted_keys(compose()))
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
     top = ", ".join(k for k in keys if "." not in k)
-    hint = f"did you mean {close[0]}?" if close else f"the keys at the top are {top}."
-    return f"{key} is no key of the configuration; {hint}"
+    hint = f"did you mean {close[0]}?" if close else f"the top-level keys are {top}."
+    return f"unknown key {key}; {hint}"
 
 
-def _keys(configs: Path, config_name: str) -> Iterator[str]:
-    """All keys of the default configuration, with dots."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
-        yield from _dotted(compose(config_name), "")
-
-
-def _dotted(config: DictConfig, prefix: str) -> Iterator[str]:
+def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
+    """All keys of a configuration, such as `trainer` and `trainer.max_steps`."""
     for key in map(str, config):
         yield f"{prefix}{key}"
         child = None if OmegaConf.is_missing(config, key) else OmegaConf.to_container(config).get(key)  # type: ignore[union-attr]
         if isinstance(child, dict):
-            yield from _dotted(OmegaConf.create(child), f"{prefix}{key}.")
+            yield from _dotted_keys(OmegaConf.create(child), f"{prefix}{key}.")
 
 
-def _end(text: str) -> None:
+def _exit(text: str) -> None:
     print(f"error: {text}", file=sys.stderr)
     sys.exit(1)

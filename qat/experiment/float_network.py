@@ -1,4 +1,4 @@
-"""The float network that everything starts from: from a checkpoint, from torchvision, or trained here once and kept."""
+"""The float network that a run starts from: read from a checkpoint, from torchvision, or trained once and cached."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ import torchvision.models
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qat.data import FolderImages, ImageData, ImageDataset, TensorImages
+from qat.data import LazyImages, ImageData, ImageDataset, TensorImages
 from qat.experiment.build import classifier, datamodule, part, trainer
 from qat.experiment.console import Progress
 from qat.files import cache_folder
 from qat.models import check_model, load_weights, save_weights
+from qat.version import version
 
 log = logging.getLogger(__name__)
 
 
 def build(model: DictConfig, data: ImageData) -> nn.Module:
-    """The network of the configuration, for this data: random weights, or torchvision's.
+    """The network of the configuration for this data, with random weights or torchvision's.
 
     Raises:
-        ValueError: it does not fit the data. FileNotFoundError: weights cannot be had.
+        ValueError: the network does not fit the data.
+        FileNotFoundError: torchvision's weights cannot be loaded.
     """
     options = {key: value for key, value in model.items() if key != "checkpoint"}
     network: nn.Module = part(options, "model", **_shape(data))
@@ -38,7 +40,7 @@ def build(model: DictConfig, data: ImageData) -> nn.Module:
 
 
 def built_from(model: DictConfig, data: ImageData) -> dict[str, Any]:
-    """What builds the same network again, without its weights: for checkpoints."""
+    """The `_target_` and options that rebuild the network without its weights, for checkpoints."""
     options: Any = OmegaConf.to_container(model, resolve=True)
     unweighted = {key: None if key == "weights" else value for key, value in options.items() if key != "checkpoint"}
     return {**unweighted, **_shape(data)}
@@ -49,10 +51,11 @@ def _shape(data: ImageData) -> dict[str, int]:
 
 
 def check_source(config: DictConfig, data: ImageData) -> None:
-    """Before anything is trained: the float weights have a source.
+    """Check, before anything is trained, that the float weights have a source.
 
     Raises:
-        ValueError: nothing would ever train the network, or its new head. FileNotFoundError: no such checkpoint.
+        ValueError: nothing would train the network, or its new head.
+        FileNotFoundError: the checkpoint does not exist.
     """
     epochs = config.float.epochs
     if config.model.checkpoint is not None:
@@ -70,16 +73,19 @@ def check_source(config: DictConfig, data: ImageData) -> None:
         )
     if epochs == 0 and (known := _classes_of(config.model.name, weights)) != data.num_classes:
         raise ValueError(
-            f"{config.model.name}'s weights know {known} classes, the data have {data.num_classes}, so its head is new: set "
+            f"{config.model.name}'s weights have {known} classes, the data {data.num_classes}, so its head is new: set "
             "float.epochs to train it first, for example float.epochs=3."
         )
 
 
 def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path) -> str:
-    """Give `network` its float weights, in place. Returns where they come from, for people.
+    """Load or train the weights of `network`, in place.
 
-    Trained weights are kept in the environment's QAT_CACHE_DIR (default ~/.cache/qat), in float/<hash>.safetensors: the hash
-    covers model, training settings, seed, threads, versions, and the images themselves.
+    Trained weights are cached as float/<fingerprint>.safetensors in the folder of the environment variable QAT_CACHE_DIR
+    (default ~/.cache/qat).
+
+    Returns:
+        Where the weights come from, for the log.
     """
     if config.model.checkpoint is not None:
         load_weights(network, config.model.checkpoint)
@@ -91,30 +97,33 @@ def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folde
         try:
             load_weights(network, path)
         except ValueError as error:
-            log.warning("the kept float network is unusable and is trained again: %s", error)
+            log.warning("the cached float network is unusable and is trained again: %s", error)
         else:
-            return f"trained before, kept in {path}"
+            return f"trained before, cached in {path}"
     start = time.perf_counter()
     top1 = _train(network, config, data, folder)
     try:
         save_weights(network, path, {"val_top1": "" if top1 is None else f"{top1:.6f}"})
     except OSError as error:
-        log.warning("the float network is not kept in %s (%s): set QAT_CACHE_DIR to a writable folder.", path, error)
+        log.warning("the float network is not cached in %s (%s): set QAT_CACHE_DIR to a writable folder.", path, error)
     accuracy = "" if top1 is None else f", validation accuracy {100 * top1:.2f} %"
     return f"trained for {config.float.epochs} epochs in {time.perf_counter() - start:.0f} s{accuracy}"
 
 
 def fingerprint(config: DictConfig, data: ImageData) -> str:
-    """Changes with all that decides the float weights, and with nothing else: not with policy, QAT settings or test images."""
+    """A hash of everything that determines the float weights: model, training settings, seed, threads, versions, images.
+
+    Policy, QAT settings and test images do not change it.
+    """
     settings = {
         "model": OmegaConf.to_container(config.model, resolve=True),
         "float": OmegaConf.to_container(config.float, resolve=True),
         "seed": config.seed,
-        "threads": torch.get_num_threads(),  # sums are made in another order
+        "threads": torch.get_num_threads(),  # sums are rounded in another order
         "batch": [config.batch_size, config.trainer.get("precision"), config.trainer.get("accelerator")],
         "transform": repr(data.batch_transform()),
         "normalisation": [data.mean, data.std],
-        "versions": [metadata.version(package) for package in ("qat", "torch")],
+        "versions": [version(), metadata.version("torch")],
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     _digest_images(digest, data.train)
@@ -126,7 +135,7 @@ def _digest_images(digest: Any, images: ImageDataset) -> None:
         digest.update(str(tuple(images.images.shape)).encode())
         digest.update(images.images.contiguous().numpy().data)
         digest.update(images.labels.numpy().data)
-    elif isinstance(images, FolderImages):
+    elif isinstance(images, LazyImages):
         digest.update(f"{images.image_size} {images.channels}".encode())
         for path, label in zip(images.files.paths, images.files.labels, strict=True):
             file = Path(path)
@@ -134,7 +143,7 @@ def _digest_images(digest: Any, images: ImageDataset) -> None:
 
 
 def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path) -> float | None:
-    """Train in place; the accuracy on the validation images afterwards, if there are any."""
+    """Train `network` in place. Returns its accuracy on the validation images; None if there are none."""
     log.info("training the float network first: %d epochs", config.float.epochs)
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = classifier(network, config.float, data)
@@ -143,7 +152,7 @@ def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path
         folder,
         callbacks=[Progress("float")],
         logger=False,
-        devices=1,  # however many train afterwards: one float network for all
+        devices=1,  # also if several train afterwards: one float network for all
         num_nodes=1,
         strategy="auto",
         max_epochs=config.float.epochs,

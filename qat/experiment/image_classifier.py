@@ -1,4 +1,4 @@
-"""The project's own LightningModule: image classification."""
+"""The LightningModule of a run: image classification."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from qat.experiment.distillation import Distillation
-from qat.training.lightning.strategies import copy_from_rank_zero
+from qat.training.lightning.rank_zero import copy_from_rank_zero
 from qat.transform.policy_record import BUILT_FROM
 
 Batch = tuple[Tensor, Tensor]
@@ -23,18 +23,24 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ImageClassifier(L.LightningModule):
-    """Trains `network` with cross entropy, and logs train/loss and, for val and test, loss, top1, top5, calibration_error.
+    """Trains `network` with cross entropy. Logs train/loss and, for val and test, loss, top1, top5 and calibration_error.
 
-    top5 is logged where there are more than five classes. calibration_error is the expected one, of 15 bins (Guo et al.
-    2017). All are fractions.
+    top5 is logged if there are more than five classes. calibration_error is the expected calibration error with 15 bins
+    (Guo et al. 2017). All but the losses are fractions.
 
     Args:
         network: (N, C, H, W) -> logits (N, num_classes).
-        optimizer: makes one from the parameters. scheduler: makes one from the optimizer and the number of steps of the
-            whole fit; it moves once a step. None: a constant learning rate.
-        label_smoothing: in [0, 1); of the training loss alone.
-        distillation: adds what a teacher says to the training loss.
-        built_from: `_target_` and options of the network, plain data, for checkpoints: `qat.load_checkpoint` needs no more.
+        num_classes: number of classes.
+        optimizer: builds the optimizer from the parameters.
+        scheduler: builds the schedule from the optimizer and the number of steps of the whole fit; it advances once a step.
+            None: a constant learning rate.
+        label_smoothing: in [0, 1); of the training loss only.
+        distillation: adds a teacher to the training loss.
+        built_from: `_target_` and options of the network, plain data, saved in checkpoints: `qat.load_checkpoint` rebuilds
+            the network from them.
+
+    Raises:
+        ValueError: label_smoothing is out of range.
     """
 
     def __init__(

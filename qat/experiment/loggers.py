@@ -1,4 +1,4 @@
-"""Weights & Biases, offline unless somebody is logged in."""
+"""Weights & Biases, offline unless the user is logged in."""
 
 from __future__ import annotations
 
@@ -12,27 +12,22 @@ from qat.report import Results
 
 
 def wandb_logger(save_dir: str | Path, **options: Any) -> WandbLogger:
-    """A WandbLogger that never asks a question: offline, into `save_dir`, where `wandb login` was not run.
+    """A WandbLogger that never prompts: without `wandb login`, it works offline and writes into `save_dir`.
 
-    The environment's WANDB_MODE decides, if it is set. An offline run is uploaded later with `wandb sync`.
-
-    Raises:
-        ModuleNotFoundError: wandb is not installed.
+    The environment variable WANDB_MODE decides, if it is set. `wandb sync` uploads an offline run later.
     """
-    try:
-        import wandb
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("logger=wandb needs wandb: pip install 'qat[loggers]', or use logger=csv.") from error
+    import wandb  # late: a second that only a run with this logger should wait
+
     os.environ.setdefault("WANDB_SILENT", "true")
     mode = os.environ.get("WANDB_MODE")
     offline = mode in ("offline", "dryrun") if mode else not _logged_in(wandb)
     if offline:
-        options["mode"] = "offline"  # said to wandb itself: it has read its environment by now
+        options["mode"] = "offline"  # wandb has read its environment by now, so it is told directly
     return WandbLogger(save_dir=str(save_dir), offline=offline, **options)
 
 
 def finish(logger: Any, results: Results) -> None:
-    """End a W&B run with the table of the report as its summary; nothing to do for other loggers."""
+    """End a W&B run with the table of the report as its summary. Other loggers need nothing."""
     if isinstance(logger, WandbLogger):
         run = logger.experiment
         run.summary.update({f"{row.name}/top1": row.top1 for row in results.rows})
@@ -43,5 +38,5 @@ def finish(logger: Any, results: Results) -> None:
 def _logged_in(wandb: Any) -> bool:
     try:
         return bool(wandb.login(prompt=False))
-    except TypeError:  # older versions cannot be told not to ask
+    except TypeError:  # older versions have no such option
         return wandb.api.api_key is not None

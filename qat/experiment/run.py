@@ -1,4 +1,4 @@
-"""One run: from a composed configuration to results.json."""
+"""One run, from a composed configuration to results.json."""
 
 from __future__ import annotations
 
@@ -18,31 +18,38 @@ from torch import nn
 from qat.data import ImageData
 from qat.experiment import build, float_network, loggers
 from qat.experiment.check import check_folder, check_same_run, check_values
-from qat.experiment.console import Progress, quiet
+from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
 from qat.files import write_atomically
 from qat.report import Data, Results
 from qat.training.callbacks import ProgressiveBits, Report
 from qat.training.checkpoint.latest import checkpoint_to_resume
 from qat.training.lightning.callback_lookup import NetworkExtension
-from qat.training.lightning.strategies import check_launched, process_count
+from qat.training.lightning.strategies import check_launched_processes, process_count
 from qat.transform import Policy, prepare
 
 log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
-    """Float network, PTQ baselines, QAT, export, verification, report. Everything is written into `folder`.
+    """Float network, PTQ baselines, QAT, export, verification and report. Everything is written into `folder`.
 
-    All that can be wrong with the configuration is found before the first training step.
+    Every mistake in the configuration is found before the first training step.
+
+    Args:
+        config: the composed configuration.
+        folder: the run's folder; it holds no other run.
+        recipe: name of the run in log and report.
+        command: the command that repeats the run, for the report.
 
     Raises:
-        ValueError, FileNotFoundError: something is; the message says what to write instead.
+        ValueError: the configuration or the data are not valid; the message says what to write instead.
+        FileNotFoundError: a file that the configuration names does not exist.
     """
-    quiet()
+    simplify_output()
     check_values(config)
     rank_zero_only(check_folder)(folder)
-    resume = _resume(config)
+    checkpoint = _checkpoint_to_resume(config)
     timings: dict[str, float] = {}
     policy = build.policy(config)
     rank_zero_only(write_atomically)(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
@@ -52,7 +59,7 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
         data: ImageData = build.part(config.data, "data")
     batches = build.datamodule(config, data)
     network = float_network.build(config.model, data)
-    processes = _check(config, folder, network, data, policy)
+    processes = _check_parts(config, folder, network, data, policy)
     log.info(
         "%s on %s, %s training images; everything is written to %s", recipe, data.label, f"{len(data.train):,}", folder
     )
@@ -69,23 +76,12 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
         distillation=build.distillation(config, network),
         built_from=float_network.built_from(config.model, data),
     )
-    report = Report(
-        folder=folder,
-        metric="test/top1",
-        top5="test/top5" if data.num_classes > 5 else None,
-        calibration_error="test/calibration_error",
-        name=recipe,
-        data=_data_record(data),
-        config=_plain(config),
-        command=command,
-        seed=config.seed,
-        timings=timings,
-    )
+    report = _report(config, folder, data, name=recipe, command=command, timings=timings)
     callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), report]
-    steps = build.validation_plan(config, len(batches.train_dataloader()) // processes)
+    validation = build.validation_plan(config, len(batches.train_dataloader()) // processes)
     logger = build.part(config.logger, "logger", save_dir=str(folder))
-    trainer = build.trainer(config, folder, callbacks, logger, **steps)
-    trainer.fit(module, datamodule=batches, ckpt_path=resume, weights_only=True)
+    trainer = build.trainer(config, folder, callbacks, logger, **validation)
+    trainer.fit(module, datamodule=batches, ckpt_path=checkpoint, weights_only=True)
     if report.results is None:
         raise RuntimeError("the fit ended before its report was written.")
     if trainer.is_global_zero:
@@ -93,12 +89,16 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
     return report.results
 
 
-def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> int:
-    """What only shows when the parts meet, on parts that are thrown away. Returns the number of processes that will train."""
+def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: ImageData, policy: Policy) -> int:
+    """Build every part once and discard it: some mistakes only show when the parts meet.
+
+    Returns:
+        The number of processes that will train.
+    """
     float_network.check_source(config, data)
     prepared = prepare(network, policy, torch.zeros(2, *data.image_shape))
-    for part in (config, config.float):
-        build.classifier(network, part, data)
+    for training in (config, config.float):
+        build.classifier(network, training, data)
     build.distillation(config, network)
     batches = build.datamodule(config, data)
     batches.calibration_batches(config.calibration_images)
@@ -109,12 +109,12 @@ def _check(config: DictConfig, folder: Path, network: nn.Module, data: ImageData
         if isinstance(callback, ProgressiveBits):
             callback.check_bits(prepared)
     trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
-    check_launched(trainer)
+    check_launched_processes(trainer)
     return process_count(trainer)
 
 
-def _resume(config: DictConfig) -> Path | None:
-    """The checkpoint that a run goes on from."""
+def _checkpoint_to_resume(config: DictConfig) -> Path | None:
+    """The checkpoint from which the run continues an interrupted one; None if it is a new run."""
     if config.resume is None:
         return None
     if not Path(config.resume).expanduser().exists():
@@ -127,7 +127,7 @@ def _resume(config: DictConfig) -> Path | None:
 
 
 def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageDataModule) -> list[L.Callback]:
-    """Those of the configuration, each with what only the run knows."""
+    """The callbacks of the configuration, each with the arguments that only the run knows."""
     given: dict[str, dict[str, Any]] = {
         "qat": {"policy": policy, "batches": batches.calibration_batches(config.calibration_images, seed=config.seed)},
         "checkpoint": {"dirpath": str(folder / "checkpoints")},
@@ -135,23 +135,41 @@ def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageD
     }
     if len(batches.data.val) == 0:
         given["checkpoint"]["monitor"] = None
-    found = [
+    callbacks = [
         build.part(options, f"callbacks.{name}", **given.get(name, {}))
         for name, options in config.callbacks.items()
         if options is not None
     ]
     if config.oscillation.get("_target_"):
-        found.append(build.part(config.oscillation, "oscillation"))
+        callbacks.append(build.part(config.oscillation, "oscillation"))
     if config.ptq.get("_target_"):
-        found.append(build.part(config.ptq, "ptq"))
+        callbacks.append(build.part(config.ptq, "ptq"))
     if config.export.get("_target_"):
         files = {key: folder / config.export[key] for key in ("path", "float_path") if config.export.get(key)}
-        found.append(build.part(config.export, "export", **files))
-    return found
+        callbacks.append(build.part(config.export, "export", **files))
+    return callbacks
+
+
+def _report(
+    config: DictConfig, folder: Path, data: ImageData, name: str, command: str, timings: dict[str, float]
+) -> Report:
+    plain_config: Any = OmegaConf.to_container(config, resolve=True)
+    return Report(
+        folder=folder,
+        metric="test/top1",
+        top5="test/top5" if data.num_classes > 5 else None,
+        calibration_error="test/calibration_error",
+        name=name,
+        data=_data_record(data),
+        config=plain_config,
+        command=command,
+        seed=config.seed,
+        timings=timings,
+    )
 
 
 def _data_record(data: ImageData) -> Data:
-    copied = data.label != data.name
+    is_copy = data.label != data.name
     return Data(
         name=data.name,
         label=data.label,
@@ -160,13 +178,8 @@ def _data_record(data: ImageData) -> Data:
         test=len(data.test),
         image_shape=data.image_shape,
         classes=data.num_classes,
-        note="A copy, not the original files: accuracies differ from published ones." if copied else "",
+        note="A copy, not the original files: accuracies differ from published ones." if is_copy else "",
     )
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    content: Any = OmegaConf.to_container(config, resolve=True)
-    return content
 
 
 @contextmanager

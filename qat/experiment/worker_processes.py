@@ -1,4 +1,4 @@
-"""Processes of a run beyond its first: they train and measure with it, and neither write nor say anything."""
+"""The processes of a run beyond its first: they train and evaluate with it, but write and print nothing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Where torchrun, Lightning's own launcher and SLURM say which process this is; the first that is set decides."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Environment variables with the rank of this process, set by torchrun, Lightning's launcher and SLURM; the first set one counts."""
 
 
 @contextmanager
 def worker_process() -> Iterator[None]:
-    """Inside the `with`, a program with Hydra that is not the first of its run has a folder of its own, thrown away at the end.
+    """Inside the `with` block, Hydra in a process of rank 1 or more writes into a temporary folder and prints errors only.
 
-    What Hydra makes before anybody knows of the others (the folder of a run is named after the second it began in) lands
-    there, and so does no log: only errors are printed. Nothing changes for the first process.
+    Hydra names the run's folder after the second in which the process starts, so each process would create its own. Nothing
+    changes for rank 0.
     """
     if _rank() == 0:
         yield
@@ -30,4 +30,5 @@ def worker_process() -> Iterator[None]:
 
 
 def _rank() -> int:
-    return next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()), 0)
+    ranks = (os.environ.get(name, "") for name in RANK_VARIABLES)
+    return next((int(rank) for rank in ranks if rank.isdigit()), 0)

@@ -1,10 +1,15 @@
-"""One file per target; each target can be written and run. The only floor that knows ONNX."""
+"""Files for deployment: one folder per target, each of which can be written, run and verified."""
 
-from qat.export.onnx.export import export_onnx
-from qat.export.onnx.float_network import export_float_onnx
-from qat.export.quantize_static import QuantizeStatic
-from qat.export.runtime import OnnxRuntimeNetwork, latency, operators
-from qat.export.verify import Verification, verify
+from qat.export.onnx import (
+    OnnxRuntimeNetwork,
+    QuantizeStatic,
+    export_float_onnx,
+    export_onnx,
+    latency,
+    operators,
+    verify,
+)
+from qat.export.verification import Verification
 
 __all__ = [
     "OnnxRuntimeNetwork",

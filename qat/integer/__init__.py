@@ -1,7 +1,8 @@
-"""Integer modules and `convert`: what the artefact must compute, in torch."""
+"""`convert` and the integer modules it builds: what the artefact must compute, in torch."""
 
-from qat.integer.arithmetic import Codes
-from qat.integer.convert import IntegerModel, convert
+from qat.integer.arithmetic import Encoding
+from qat.integer.convert import convert
+from qat.integer.integer_model import IntegerModel
 from qat.integer.size import stored_bytes
 
-__all__ = ["Codes", "IntegerModel", "convert", "stored_bytes"]
+__all__ = ["Encoding", "IntegerModel", "convert", "stored_bytes"]

@@ -1,4 +1,4 @@
-"""BatchNorm's affine map, absorbed into the integers of the layer before it."""
+"""Absorb BatchNorm into the integer weights and bias of the layer before it."""
 
 from __future__ import annotations
 
@@ -7,53 +7,62 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qat.integer.arithmetic import Codes
-from qat.nn import QuantizedLayer, affine_of
+from qat.integer.arithmetic import Encoding
+from qat.nn import QuantizedLayer, gain_and_shift
 
 BIAS_LIMIT = 2.0**30
-"""|bias| in units of the accumulator stays below this, so bias + products fit int32."""
+"""Bound of |bias| in units of the accumulator, so that the bias plus all products fits int32."""
 
 
 class IntegerWeights(NamedTuple):
-    """weight: whole numbers, the shape of the float weight. bias: (out,), whole numbers or real. scale: (out,).
+    """A layer's weights as whole numbers.
 
-    steps: how many units of the accumulator, and of a whole bias, one product of codes is.
+    Attributes:
+        weight: whole numbers in the shape of the float weight.
+        bias: (out,): real, or whole numbers in units of the accumulator.
+        scale: (out,).
+        product_units: how many units of the accumulator one product of codes is.
     """
 
     weight: Tensor
     bias: Tensor
     scale: Tensor
-    steps: int = 1
+    product_units: int = 1
 
 
-def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Codes) -> IntegerWeights:
-    """Weight codes, int32 bias and per-channel scale of layer + BatchNorm, for inputs on the grid `x`.
+def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Encoding) -> IntegerWeights:
+    """Weight codes, int32 bias and per-channel scale of layer + BatchNorm, for inputs with encoding `x`.
 
     With y = gamma * (w * x + b - mean) / sigma + beta, the scale becomes scale * |gamma| / sigma, the bias
     (b - mean) * gamma / sigma + beta, and a negative gamma flips the sign of the codes, which is exact on a narrow grid.
-    The scale of a dead channel (no weight, or gamma near 0) is raised until its bias fits into int32; its codes shrink in
-    proportion. The bias is a whole number of x.scale * scale / steps.
+    The scale of a dead channel (zero weights, or gamma near 0) is raised until its bias fits int32; its codes shrink in
+    proportion. The unit of the bias is x.scale * scale / product_units.
 
     Raises:
         ValueError: an affine weight grid, or a sign flip on a grid that is not narrow.
     """
     codes, bias, scale, _ = absorb_batch_norm(layer, norm)
-    steps = product_units_for(int(codes.abs().max()), x.highest)
-    smallest = (bias.abs() * steps / (x.scale * BIAS_LIMIT)).clamp(min=2.0**-60)
+    product_units = product_units_for(int(codes.abs().max()), x.highest)
+    smallest = (bias.abs() * product_units / (x.scale * BIAS_LIMIT)).clamp(min=2.0**-60)
     raised = torch.maximum(scale, smallest)
     shrink = (scale / raised).reshape(-1, *[1] * (codes.dim() - 1))
     codes = torch.where(shrink < 1, torch.round(codes * shrink), codes)
     stored = raised.float()
-    unit = torch.tensor(x.scale, device=stored.device) * stored / steps
-    return IntegerWeights(codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored, steps)
+    unit = torch.tensor(x.scale, device=stored.device) * stored / product_units
+    return IntegerWeights(
+        codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored, product_units
+    )
 
 
 def product_units_for(largest: int, highest: int) -> int:
-    """The largest power of two whose multiples of weight codes up to `largest` fit int8, and never saturate (`IntegerLayer.
-    may_saturate`) with input codes up to `highest`, where those of 7 bits never do.
+    """How many units of the accumulator one product of codes should be: the largest power of two that is safe.
 
-    A bias is rounded to whole units of the accumulator. With codes of 2 bits one product is a large part of a step of the
-    output; multiplied by 64, in int8, they leave the bias 64 times as exact and every sum what it was.
+    Weight codes up to `largest`, multiplied by the result, fit int8 and never saturate (`IntegerLayer.may_saturate`) with
+    input codes up to `highest`. The result is 1 if no larger power of two is safe.
+
+    The bias is rounded to whole units of the accumulator. With 2-bit weights one product of codes is a large part of a step
+    of the output, so units of one product would round the bias coarsely. Multiplying the codes by 64, still in int8, makes
+    the bias 64 times as exact and does not change what the sums mean.
 
     >>> product_units_for(1, 255), product_units_for(7, 255), product_units_for(7, 15), product_units_for(127, 15)
     (64, 8, 16, 1)
@@ -82,7 +91,7 @@ def absorb_batch_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerW
         if layer.bias is not None:
             bias = layer.bias.double()
         if norm is not None:
-            gain, shift = affine_of(norm)
+            gain, shift = gain_and_shift(norm)
             scale, bias = scale * gain.abs(), bias * gain + shift
             flip = torch.where(gain < 0, -1.0, 1.0).reshape(-1, *[1] * (codes.dim() - 1))
             codes = codes * flip

@@ -1,4 +1,4 @@
-"""What an integer runtime computes, operation by operation, on uint8 codes: the definition of the artefact.
+"""The definition of the artefact: what an integer runtime computes on uint8 codes, operation by operation.
 
 Every formula is a fixed sequence of float32 operations on exact integers, chosen so that ONNX Runtime's fused int8 kernels
 give the same code for every input (`docs/integer_arithmetic.md` has the measurements). Rounding is half to even.
@@ -16,14 +16,18 @@ from qat.quantizers import Quantizer
 from qat.spec import QParams, QuantSpec
 
 DYNAMIC = QuantSpec(Grid(8, signed=False), symmetric=False)
-"""How an activation without a range of its own is quantized."""
+"""The spec of an activation that is quantized on its own range, tensor by tensor."""
 
 
 @dataclass(frozen=True)
-class Codes:
-    """How a stored activation is read: real value = (code - zero_point) * scale, with code in lowest..highest of 0..255.
+class Encoding:
+    """How a stored activation is read: real value = (code - zero_point) * scale.
 
-    A signed grid is stored with zero_point 2**(bits - 1). `scale` is a float32 number.
+    Attributes:
+        scale: a float32 number.
+        zero_point: the code of 0.0; 2**(bits - 1) for a signed symmetric grid.
+        lowest: smallest code in use, at least 0.
+        highest: largest code in use, at most 255.
     """
 
     scale: float
@@ -32,31 +36,35 @@ class Codes:
     highest: int = 255
 
     @classmethod
-    def of(cls, quantizer: Quantizer) -> Codes:
-        """The stored form of an activation quantizer's grid. Raises ValueError unless it is per tensor."""
+    def of_quantizer(cls, quantizer: Quantizer) -> Encoding:
+        """The encoding of an activation quantizer's codes.
+
+        Raises:
+            ValueError: the quantizer is not per tensor.
+        """
         if quantizer.n_qparams != 1:
             raise ValueError(
                 f"activation {quantizer.label!r} has {quantizer.n_qparams} scales: write granularity: per_tensor."
             )
-        return cls.on(quantizer.spec.grid, quantizer.qparams())
+        return cls.of_grid(quantizer.spec.grid, quantizer.qparams())
 
     @classmethod
-    def on(cls, grid: Grid, qparams: QParams) -> Codes:
-        """The stored form of a grid with one scale."""
+    def of_grid(cls, grid: Grid, qparams: QParams) -> Encoding:
+        """The encoding of a grid's codes with one scale and zero-point."""
         scale, zero_point = qparams
         shift = 2 ** (grid.bits - 1) if grid.signed else 0
         return cls(float(scale.item()), int(zero_point.item()) + shift, grid.qmin + shift, grid.qmax + shift)
 
-    def after_relu(self, ceiling: float | None = None) -> Codes:
-        """The same codes after max(x, 0), and min(x, ceiling) where one is given: only the bounds change."""
+    def after_relu(self, ceiling: float | None = None) -> Encoding:
+        """The encoding after max(x, 0) and, if there is a `ceiling`, min(x, ceiling): only the bounds change."""
         highest = self.highest
         if ceiling is not None:
             steps = torch.round(torch.tensor(ceiling) / torch.tensor(self.scale))
             highest = min(highest, self.zero_point + int(steps))
-        return Codes(self.scale, self.zero_point, max(self.lowest, self.zero_point), highest)
+        return Encoding(self.scale, self.zero_point, max(self.lowest, self.zero_point), highest)
 
     def clip(self, rounded: Tensor) -> Tensor:
-        """Whole numbers, held in float, to uint8 codes."""
+        """Clamp whole numbers held in float to the bounds, as uint8 codes."""
         return rounded.clamp(self.lowest, self.highest).to(torch.uint8)
 
 
@@ -64,26 +72,26 @@ def _f32(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32)
 
 
-def quantize(x: Tensor, y: Codes) -> Tensor:
+def quantize(x: Tensor, y: Encoding) -> Tensor:
     """float32 -> codes, ONNX QuantizeLinear: rint(x / scale) + zero_point."""
     return y.clip(torch.round(x.float() / y.scale) + y.zero_point)
 
 
 def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """float32 -> (uint8 codes, scale [], zero_point []) on the range of x itself: ONNX DynamicQuantizeLinear."""
+    """float32 -> (uint8 codes, scale [], zero_point []), using the range of x: ONNX DynamicQuantizeLinear."""
     lo, hi = torch.aminmax(x.float())
     scale, zero_point = (p.reshape(()) for p in DYNAMIC.qparams(lo[None], hi[None]))
     codes = (torch.round(x.float() / scale) + zero_point).clamp(DYNAMIC.grid.qmin, DYNAMIC.grid.qmax)
     return codes.to(torch.uint8), scale, zero_point
 
 
-def dequantize(codes: Tensor, x: Codes) -> Tensor:
+def dequantize(codes: Tensor, x: Encoding) -> Tensor:
     """codes -> float32, ONNX DequantizeLinear."""
     return (codes.float() - x.zero_point) * x.scale
 
 
-def requantize(codes: Tensor, x: Codes, y: Codes) -> Tensor:
-    """codes of one grid -> codes of another: quantize(dequantize(codes))."""
+def requantize(codes: Tensor, x: Encoding, y: Encoding) -> Tensor:
+    """codes in encoding x -> codes in encoding y: quantize(dequantize(codes))."""
     return quantize(dequantize(codes, x), y)
 
 
@@ -92,10 +100,10 @@ def look_up(codes: Tensor, table: Tensor) -> Tensor:
     return table.to(codes.device)[codes.long()]
 
 
-def accumulator_to_codes(accumulator: Tensor, x_scale: float, weight_scale: Tensor, y: Codes) -> Tensor:
+def accumulator_to_codes(accumulator: Tensor, x_scale: float, weight_scale: Tensor, y: Encoding) -> Tensor:
     """int32 -> codes: rint(float32(accumulator) * ((x_scale * weight_scale) / y.scale)) + zero_point, in this order.
 
-    weight_scale broadcasts against the accumulator: one multiplier per output channel.
+    weight_scale must broadcast against the accumulator: one multiplier per output channel.
     """
     multiplier = (_f32(x_scale).to(weight_scale.device) * weight_scale) / _f32(y.scale).to(weight_scale.device)
     return y.clip(torch.round(accumulator.float() * multiplier) + y.zero_point)
@@ -106,14 +114,14 @@ def accumulator_to_float(accumulator: Tensor, x_scale: float, weight_scale: Tens
     return accumulator.float() * (_f32(x_scale).to(weight_scale.device) * weight_scale)
 
 
-def add(a: Tensor, b: Tensor, a_codes: Codes, b_codes: Codes, y: Codes) -> Tensor:
-    """Codes of a + b, with fused multiply-adds: rint(fma(a, ra, fma(b, rb, c))), c gathering the zero-points.
+def add(a: Tensor, b: Tensor, a_encoding: Encoding, b_encoding: Encoding, y: Encoding) -> Tensor:
+    """Codes of a + b, with fused multiply-adds: rint(fma(a, ra, fma(b, rb, c))), where c gathers the zero-points.
 
     ra = a.scale / y.scale, rb = b.scale / y.scale, c = y.zero_point - fma(ra, a.zero_point, rb * b.zero_point). A fused
-    multiply-add is calculated in float64, where the product is exact, and rounded to float32 once.
+    multiply-add is computed in float64, where the product is exact, and rounded to float32 once.
     """
-    ratio_a, ratio_b = _f32(a_codes.scale) / _f32(y.scale), _f32(b_codes.scale) / _f32(y.scale)
-    shift = (ratio_a.double() * a_codes.zero_point + (ratio_b * b_codes.zero_point).double()).float()
+    ratio_a, ratio_b = _f32(a_encoding.scale) / _f32(y.scale), _f32(b_encoding.scale) / _f32(y.scale)
+    shift = (ratio_a.double() * a_encoding.zero_point + (ratio_b * b_encoding.zero_point).double()).float()
     fixed = (y.zero_point - shift.double()).float()
     table = ratio_table(ratio_b, fixed).to(b.device)[b.long()]
     return y.clip(torch.round((a.double() * ratio_a.item() + table.double()).float()))
@@ -124,7 +132,7 @@ def ratio_table(ratio: Tensor, fixed: Tensor) -> Tensor:
     return (torch.arange(256, dtype=torch.float64) * ratio.double() + fixed.double()).float()
 
 
-def global_average(codes: Tensor, x: Codes, y: Codes) -> Tensor:
+def global_average(codes: Tensor, x: Encoding, y: Encoding) -> Tensor:
     """Codes [N, C, H, W] -> codes [N, C, 1, 1]: rint(float32(sum) * (x.scale / (y.scale * H*W))) + zero_point."""
     elements = codes.shape[-1] * codes.shape[-2]
     total = codes.sum(dim=(-2, -1), keepdim=True, dtype=torch.int32) - x.zero_point * elements
@@ -134,22 +142,29 @@ def global_average(codes: Tensor, x: Codes, y: Codes) -> Tensor:
 
 def window_average(
     codes: Tensor,
-    x: Codes,
-    y: Codes,
+    x: Encoding,
+    y: Encoding,
     kernel: tuple[int, int],
     stride: tuple[int, int],
     padding: tuple[int, int],
-    pads: bool,
+    count_include_pad: bool,
 ) -> Tensor:
     """Codes of an average over windows: rint(sum / count / y.scale + zero_point), the sum in float32, row by row.
 
-    pads: whether padded zeros count.
+    Args:
+        codes: [N, C, H, W].
+        x: encoding of `codes`.
+        y: encoding of the result.
+        kernel: (height, width) of the window.
+        stride: along (height, width).
+        padding: zeros on each side along (height, width).
+        count_include_pad: whether padded zeros count.
     """
     real = dequantize(codes, x)
     (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
     height, width = (real.shape[-2] + 2 * ph - kh) // sh + 1, (real.shape[-1] + 2 * pw - kw) // sw + 1
     padded = torch.nn.functional.pad(real, (pw, pw, ph, ph))
-    inside = torch.nn.functional.pad(torch.ones_like(real[:1, :1]), (pw, pw, ph, ph), value=float(pads))
+    inside = torch.nn.functional.pad(torch.ones_like(real[:1, :1]), (pw, pw, ph, ph), value=float(count_include_pad))
     total = torch.zeros((*real.shape[:-2], height, width), device=real.device)
     count = torch.zeros((1, 1, height, width), device=real.device)
     for i in range(kh):

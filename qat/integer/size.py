@@ -1,4 +1,4 @@
-"""How many bytes a model's numbers take when each is stored in the bits that it needs."""
+"""The size of a model whose numbers are each stored in the bits they need."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qat.nn import as_quantized, is_quantized
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers; quantized weights count their bits, and four bytes a scale.
+    """Bytes of all parameters and buffers. Quantized weights count with their bits, plus four bytes per scale.
 
     >>> stored_bytes(nn.Linear(4, 2))
     40

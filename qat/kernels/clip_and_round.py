@@ -1,4 +1,4 @@
-"""Clipping to learned bounds and rounding, with the gradient of an estimator."""
+"""Clipping to learned bounds, and rounding with the gradient of an estimator."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qat.kernels.cpu import operators as native
+from qat.kernels.cpu import operators as cpu_operators
+from qat.kernels.dispatch import uses_native_by_rows
 from qat.kernels.fake_quantize import zero_outside
-from qat.kernels.layout import is_native_by_rows
 
 
 class Rounding(Protocol):
-    """How whole numbers are found, and the gradient that is taken for it. v, float32: values in units of the scale."""
+    """Rounding to whole numbers, and the gradient that replaces its own. v = x / scale is float32."""
 
     def round(self, v: Tensor) -> Tensor:
         """Whole numbers, same shape."""
@@ -22,26 +22,27 @@ class Rounding(Protocol):
         """grad * r'(v), same shape; may be `grad` itself."""
 
     @property
-    def to_nearest(self) -> bool:
-        """Whether `round` is now torch.round."""
+    def rounds_to_nearest(self) -> bool:
+        """Whether `round` is torch.round at the moment."""
 
     @property
     def slopes(self) -> Tensor | None:
-        """r'(v) at v - round(v) = -0.5 .. 0.5 in equal steps, in a row for positive gradients and a row for negative ones;
-        None where it depends on more than that.
+        """r'(v) at equally spaced v - round(v) = -0.5 .. 0.5, (2, points): for positive gradients, then for negative ones.
+
+        None if r'(v) depends on anything else.
         """
 
 
 class ClipAndRound(torch.autograd.Function):
-    """Saves its input and output, which neighbouring layers keep alive anyway. One native pass each way where there can be."""
+    """`qat.functional.clip_and_round`. Saves only its input and output, which neighbouring layers keep alive anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, rounding: Rounding) -> Tensor:
         ctx.native = (
-            is_native_by_rows(x, scale) and lo.shape == hi.shape == scale.shape and not torch.compiler.is_compiling()
+            uses_native_by_rows(x, scale) and lo.shape == hi.shape == scale.shape and not torch.compiler.is_compiling()
         )
-        if ctx.native and rounding.to_nearest:
-            y = native.clip_and_round(x.float(), lo, hi, scale)
+        if ctx.native and rounding.rounds_to_nearest:
+            y = cpu_operators.clip_and_round(x.float(), lo, hi, scale)
         else:
             y = rounding.round(torch.clamp(x.float(), lo, hi).div_(scale)).mul_(scale)
         ctx.rounding = rounding
@@ -55,7 +56,7 @@ class ClipAndRound(torch.autograd.Function):
         learned = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         slopes = ctx.rounding.slopes if ctx.native else None
         if slopes is not None:
-            dx, below, above, inner = native.clip_and_round_backward(g, x, y, lo, hi, scale, slopes)
+            dx, below, above, inner = cpu_operators.clip_and_round_backward(g, x, y, lo, hi, scale, slopes)
             if learned:
                 return dx.to(grad.dtype), below, above, inner / scale, None
             return dx.to(grad.dtype), None, None, (inner + below * lo + above * hi) / scale, None

@@ -1,4 +1,4 @@
-"""Fake quantization with straight-through gradients: one native pass each way, or torch's own operations."""
+"""Fake quantization with straight-through gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qat.kernels.cpu.operators import operators
-from qat.kernels.layout import is_native_by_rows
+from qat.kernels.dispatch import uses_native_by_rows
 from qat.kernels.saved_codes import remember_encoding
 
 
@@ -17,24 +17,26 @@ def fake_quantize(x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, 
     """`round(clamp(x / scale, lo, hi)) * scale`, with the gradients that `qat.functional.fake_quantize` states.
 
     Args:
-        x: float, any shape. scale: float32, broadcasts against x. lo, hi: bounds of x / scale.
+        x: float, any shape; the result has its shape and dtype.
+        scale: float32, broadcasts against x.
+        lo, hi: bounds of x / scale.
         gradient_scale: factor of the gradient of the scale.
     """
-    native = _is_native(x, scale, lo)
+    native = _uses_native(x, scale, lo)
     result: Tensor = (_Native if native else _Composite).apply(x, scale, lo, hi, gradient_scale)
     if native and not x.is_leaf and not torch.compiler.is_compiling() and x.dtype is torch.float32:
         remember_encoding(result, scale, float(lo), float(hi))
     return result
 
 
-def _is_native(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
-    """Whether the compiled kernels know this case: Python numbers as bounds."""
+def _uses_native(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
+    """Whether the compiled kernels compute this: they take one pair of bounds, as Python numbers."""
     one_bound = not isinstance(lo, Tensor) or (lo.numel() == 1 and not torch.compiler.is_compiling())
-    return one_bound and is_native_by_rows(x, scale)
+    return one_bound and uses_native_by_rows(x, scale)
 
 
 class _Native(torch.autograd.Function):
-    """One native pass each way. Keeps a leaf as it is, and of any other tensor one byte an element."""
+    """One pass of a compiled kernel each way. Saves a leaf itself, and one byte per element of any other tensor."""
 
     @staticmethod
     def forward(
@@ -45,24 +47,24 @@ class _Native(torch.autograd.Function):
             ctx.save_for_backward(x, scale)
             y = operators().fake_quantize(x.float(), scale, *ctx.bounds)
         else:
-            y, kept = operators().fake_quantize_and_keep(x.float(), scale, *ctx.bounds)
-            ctx.save_for_backward(kept, scale)
+            y, saved = operators().fake_quantize_and_save(x.float(), scale, *ctx.bounds)
+            ctx.save_for_backward(saved, scale)
         return y.to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, scale = ctx.saved_tensors
+        saved, scale = ctx.saved_tensors
         if ctx.leaf:
-            dx, dscale = operators().backward(grad.float(), kept.float(), scale, *ctx.bounds)
+            dx, dscale = operators().fake_quantize_backward(grad.float(), saved.float(), scale, *ctx.bounds)
         else:
-            dx, dscale = operators().backward_kept(grad.float(), kept, scale, *ctx.bounds)
+            dx, dscale = operators().fake_quantize_backward_from_saved(grad.float(), saved, scale, *ctx.bounds)
         return dx.to(grad.dtype), dscale * ctx.gradient_scale, None, None, None
 
 
 class _Composite(torch.autograd.Function):
     """torch's own operations, on any device and under torch.compile.
 
-    Saves its input and output, which neighbouring layers keep alive anyway, and no tensor of its own.
+    Saves only its input and output, which neighbouring layers keep alive anyway.
     """
 
     @staticmethod
@@ -79,24 +81,26 @@ class _Composite(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale = ctx.saved_tensors
         lo, hi = ctx.bounds
-        if x.element_size() < 4:  # half precision: y was rounded a second time, and bounds would be to compare with x
+        if (
+            x.element_size() < 4
+        ):  # half precision: the saved y was rounded again, and x must be compared with float32 bounds
             x = x.float()
             y = torch.div(x, scale).clamp_(lo, hi).round_().mul_(scale)
         inside = zero_outside(x, lo * scale, hi * scale)
         dscale = None
         if ctx.needs_input_grad[1]:
             # (y - x) / scale is round(v) - v inside, and y / scale is the bound outside.
-            residual = torch.sub(y, inside(x.float()))
-            dscale = residual.mul_(grad).sum_to_size(scale.shape).div_(scale).mul_(ctx.gradient_scale)
+            error = torch.sub(y, inside(x.float()))
+            dscale = error.mul_(grad).sum_to_size(scale.shape).div_(scale).mul_(ctx.gradient_scale)
         dx = inside(grad) if ctx.needs_input_grad[0] else None
         return dx, dscale, None, None, None
 
 
 def zero_outside(x: Tensor, lo: Tensor, hi: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function that keeps values where lo < x < hi and makes the others 0; same dtype and shape as its argument."""
+    """A function that keeps its argument where lo < x < hi and makes it 0 elsewhere; shape and dtype stay."""
     if lo.numel() == 1 and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        # Without a C compiler: one pass of torch's. The bounds must be Python numbers, which costs nothing on a CPU.
-        least, most = lo.item(), hi.item()
-        return lambda values: torch.ops.aten.hardtanh_backward(values, x.to(values.dtype), least, most)
+        # One pass instead of three. It needs Python numbers as bounds, which cost nothing on a CPU.
+        lowest, highest = lo.item(), hi.item()
+        return lambda values: torch.ops.aten.hardtanh_backward(values, x.to(values.dtype), lowest, highest)
     mask = (x > lo).logical_and_(x < hi)
     return lambda values: torch.where(mask, values, 0)

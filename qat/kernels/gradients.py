@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.autograd import Function
 
 
-class ScaleGradient(Function):
+class ScaleGradient(torch.autograd.Function):
     """The identity; the gradient is multiplied by a factor."""
 
     @staticmethod
@@ -21,7 +21,7 @@ class ScaleGradient(Function):
         return grad * ctx.factor, None
 
 
-class StraightThroughClamp(Function):
+class StraightThroughClamp(torch.autograd.Function):
     """min(max(x, lowest), highest); the gradient of x is 1 everywhere."""
 
     @staticmethod

@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat.kernels.cpu import operators as native
-from qat.kernels.layout import is_channels_last, is_native
+from qat.kernels.cpu import operators as cpu_operators
+from qat.kernels.dispatch import uses_native
+from qat.kernels.layout import is_channels_last
 
 
 class LookUp(torch.autograd.Function):
-    """Keeps one byte an element. One native pass each way on a CPU with a C compiler, else torch's own operations."""
+    """`qat.functional.look_up`. Saves one byte per element."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int, values: Tensor, slopes: Tensor) -> Tensor:
-        ctx.native = is_native(x) and not torch.compiler.is_compiling()
+        ctx.native = uses_native(x) and not torch.compiler.is_compiling()
         if ctx.native:
-            y, codes = native.look_up(x.float(), scale.item(), qmin, qmax, values)
+            y, codes = cpu_operators.look_up(x.float(), scale.item(), qmin, qmax, values)
         else:
             v = torch.div(x.float(), scale)
             codes = v.nan_to_num(qmin).clamp_(qmin, qmax).round_().sub_(qmin).to(torch.uint8)
@@ -30,7 +31,7 @@ class LookUp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         codes, slopes = ctx.saved_tensors
         if ctx.native:
-            dx, dvalues = native.look_up_backward(grad.float(), codes, slopes)
+            dx, dvalues = cpu_operators.look_up_backward(grad.float(), codes, slopes)
         else:
             dx = _gather(slopes, codes).mul_(grad)
             dvalues = torch.bincount(codes.flatten(), grad.flatten().double(), len(slopes)).float()

@@ -1,4 +1,4 @@
-"""What a layer keeps of its quantized input for the backward pass: one byte an element instead of four."""
+"""Saving the quantized input of a layer for its backward pass in one byte per element instead of four."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from qat.kernels.cpu.library import compiled
+from qat.kernels.cpu.library import loaded_kernels
+from qat.torch_private import tensor_version
 
 
 class ByteEncoding(NamedTuple):
-    """All values of a tensor are (lo + byte) * scale, as long as nobody writes into it: `version` counts that."""
+    """How a tensor is saved as bytes: its values are (lo + byte) * scale, as long as its `version` has not changed."""
 
     scale: float
     lo: float
@@ -21,48 +22,50 @@ class ByteEncoding(NamedTuple):
 
 
 class SavedCodes(NamedTuple):
-    """A tensor that autograd keeps as bytes."""
+    """A tensor that autograd saves as bytes."""
 
     codes: Tensor
     encoding: ByteEncoding
 
 
 _encodings = WeakTensorKeyDictionary()
-"""Results of `fake_quantize` that are alive -> their `ByteEncoding`."""
+"""Live results of `fake_quantize` -> their `ByteEncoding`."""
 
 
 def remember_encoding(y: Tensor, scale: Tensor, lo: float, hi: float) -> None:
-    """Note that `y` is a result of `fake_quantize`. Without effect where a byte does not hold its codes."""
+    """Record that `y` is a result of `fake_quantize`. Without effect if its codes do not fit in a byte."""
     if scale.numel() == 1 and hi - lo <= 255:
-        _encodings[y] = ByteEncoding(scale.item(), lo, y._version)
+        _encodings[y] = ByteEncoding(scale.item(), lo, tensor_version(y))
 
 
 def byte_encoding(x: Tensor) -> ByteEncoding | None:
-    """How the values of `x` can be kept as bytes; None where they cannot, because it was not quantized or has changed."""
+    """How `x` can be kept as bytes; None if it is not a result of `fake_quantize` or has changed since."""
+    if torch.compiler.is_compiling():  # the compiler itself decides what it saves
+        return None
     encoding: ByteEncoding | None = _encodings.get(x)
-    return encoding if encoding is not None and encoding.version == x._version else None
+    return encoding if encoding is not None and encoding.version == tensor_version(x) else None
 
 
 def saving_as_codes(x: Tensor, encoding: ByteEncoding | None) -> AbstractContextManager[Any]:
-    """A `with` block in which autograd keeps `x` as codes and makes the same floats of them in the backward pass.
+    """A `with` block in which autograd saves `x` as codes, from which the backward pass restores the same floats.
 
     Args:
-        encoding: that of `x`. None: autograd keeps the floats.
+        encoding: that of `x`. None: autograd saves the floats.
     """
     if encoding is None or not torch.is_grad_enabled():
         return nullcontext()
     memory, stride = x.untyped_storage().data_ptr(), x.stride()
 
-    def pack(kept: Tensor) -> Tensor | SavedCodes:
-        is_x = kept.untyped_storage().data_ptr() == memory and kept.numel() == x.numel()
-        if not is_x or kept.dtype is not torch.float32 or not (kept.is_contiguous() or kept.stride() == stride):
-            return kept  # the weight, or a view with another memory order
-        return SavedCodes(compiled().to_codes(kept, encoding.scale, encoding.lo), encoding)
+    def pack(saved: Tensor) -> Tensor | SavedCodes:
+        is_x = saved.untyped_storage().data_ptr() == memory and saved.numel() == x.numel()
+        if not is_x or saved.dtype is not torch.float32 or not (saved.is_contiguous() or saved.stride() == stride):
+            return saved  # the weight, or a view with another memory order
+        return SavedCodes(loaded_kernels().to_codes(saved, encoding.scale, encoding.lo), encoding)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 
 
-def _unpack(kept: Tensor | SavedCodes) -> Tensor:
-    if isinstance(kept, Tensor):
-        return kept
-    return compiled().from_codes(kept.codes, kept.encoding.scale, kept.encoding.lo)
+def _unpack(saved: Tensor | SavedCodes) -> Tensor:
+    if isinstance(saved, Tensor):
+        return saved
+    return loaded_kernels().from_codes(saved.codes, saved.encoding.scale, saved.encoding.lo)

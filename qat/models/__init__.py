@@ -1,4 +1,4 @@
-"""Networks, their checkpoints, and the check that they fit the data. No quantization in here."""
+"""Float networks, their weights on disk, and the check that a model fits its data. No quantization."""
 
 from qat.models.compatibility import check_model
 from qat.models.lenet import LeNet5

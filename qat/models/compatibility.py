@@ -1,4 +1,4 @@
-"""Whether a model fits the data, found out before a run and not in the middle of it."""
+"""The check, before a run, that a model fits the data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from qat.contexts import training_mode
 
 
 def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Run two black images (C, H, W) through the model, in eval mode and without gradients, and look at the result.
+    """Check the logits of two black images, in eval mode and without gradients.
 
-    As in training they lie in memory channels last: what calls `view` on them must call `flatten` or `reshape`.
+    As in training, the images are channels last in memory: a model that calls `view` on them must call `flatten` or
+    `reshape` instead.
+
+    Args:
+        image_shape: (C, H, W).
 
     Raises:
         ValueError: the model does not take such images, or does not return logits (N, num_classes).

@@ -1,4 +1,4 @@
-"""LeNet-5 for 28x28 images, in the ReLU and max-pool form that is usual today."""
+"""LeNet-5 for 28x28 images, with ReLU and max-pooling as is usual today."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class LeNet5(nn.Module):
     """Two convolutions and three linear layers: (N, in_channels, 28, 28) -> logits (N, num_classes); 61,706 parameters.
 
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition".
-    Differs from the paper: ReLU for tanh, max for trained average pooling, every map of conv2 sees every map of conv1,
-    plain logits.
+    Differs from the paper: ReLU instead of tanh, max-pooling instead of trained average pooling, every map of conv2 sees
+    every map of conv1, plain logits.
 
     >>> sum(parameter.numel() for parameter in LeNet5(10, 1).parameters())
     61706

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut: (N, in_width, H, W) -> (N, out_width, H / stride, W / stride).
 
-    The shortcut is option A: every `stride`-th pixel, and zeros for the channels that are new (half before, half after).
+    The shortcut is option A of the paper: every `stride`-th pixel, and zeros for new channels (half before, half after).
     """
 
     def __init__(self, in_width: int, out_width: int, stride: int) -> None:
@@ -35,9 +35,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """ResNet-20 and its kin: (N, in_channels, H, W) -> logits (N, num_classes), for H and W of 8 and more.
+    """ResNet-20 and its relatives: (N, in_channels, H, W) -> logits (N, num_classes), for H and W of at least 8.
 
-    Source: He et al. 2016, "Deep residual learning for image recognition", section 4.2. Initialised as there (He normal).
+    Source: He et al. 2016, "Deep residual learning for image recognition", section 4.2; He-normal initialisation as there.
 
     Args:
         depth: 6n + 2 layers: 8, 14, 20, 32, 44, 56, 110, ...
@@ -57,7 +57,7 @@ class ResNetCifar(nn.Module):
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth={depth} is not 6n + 2: write 8, 14, 20, 32, 44, 56 or 110.")
         if width < 1:
-            raise ValueError(f"width={width} is not positive: write the channels of the first stage, as 16.")
+            raise ValueError(f"width={width} is not positive: write the number of channels of the first stage, as 16.")
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -1,4 +1,4 @@
-"""Any image classifier of torchvision, by name."""
+"""Every image classifier of torchvision, by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torchvision.models
 from torch import nn
 
-# these two would return a tuple while training
+# these models would return a tuple in training
 WITHOUT_AUXILIARY_HEADS = {"aux_logits": False, "init_weights": False}
 HAVE_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
@@ -23,12 +23,12 @@ def torchvision_model(
     Args:
         name: as in `torchvision.models.list_models(torchvision.models)`: "resnet18", "mobilenet_v2", ...
         num_classes: number of logits. Pretrained weights keep their head only if it has as many; a new head is random.
-        in_channels: 3, the only number torchvision's classifiers take.
-        weights: "DEFAULT", or the name of one of the model's weights such as "IMAGENET1K_V1"; None is random weights.
+        in_channels: 3, the only number that torchvision's classifiers accept.
+        weights: "DEFAULT", or a name from the model's weights enum such as "IMAGENET1K_V1"; None is random weights.
 
     Raises:
-        ValueError: `name`, `weights` or `in_channels` is not one that torchvision has.
-        FileNotFoundError: the weights are neither on this computer nor can they be downloaded.
+        ValueError: torchvision has no such `name` or `weights`, or `in_channels` is not 3.
+        FileNotFoundError: the weights are not on this computer and cannot be downloaded.
     """
     names = torchvision.models.list_models(torchvision.models)
     if name not in names:
@@ -48,14 +48,14 @@ def torchvision_model(
 
 
 def _pretrained(name: str, weights: str) -> nn.Module:
-    known = torchvision.models.get_model_weights(name)
-    if weights not in (*known.__members__, "DEFAULT"):
-        members = ", ".join(known.__members__)
+    weights_enum = torchvision.models.get_model_weights(name)
+    if weights not in (*weights_enum.__members__, "DEFAULT"):
+        members = ", ".join(weights_enum.__members__)
         raise ValueError(f"model.weights={weights!r} is not one of {name}'s: write {members}, DEFAULT or null.")
     try:
         return torchvision.models.get_model(name, weights=weights)
     except (OSError, RuntimeError) as error:  # no network, no space, a damaged file
-        file = Path(torch.hub.get_dir(), "checkpoints", Path(known[weights].url).name)
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(weights_enum[weights].url).name)
         raise FileNotFoundError(
             f"the weights {weights} of {name} cannot be downloaded ({textwrap.shorten(str(error), 120)}): "
             f"put them at {file}, or set model.weights=null."
@@ -63,7 +63,7 @@ def _pretrained(name: str, weights: str) -> nn.Module:
 
 
 def _copy_all_but_the_head(source: nn.Module, target: nn.Module) -> None:
-    """The head is what differs in shape: it alone depends on the number of classes."""
-    wanted = target.state_dict()
-    fitting = {k: v for k, v in source.state_dict().items() if k in wanted and v.shape == wanted[k].shape}
+    """Copy all tensors of equal shape: only the shape of the head depends on the number of classes."""
+    target_state = target.state_dict()
+    fitting = {k: v for k, v in source.state_dict().items() if k in target_state and v.shape == target_state[k].shape}
     target.load_state_dict(fitting, strict=False)

@@ -1,4 +1,4 @@
-"""Weights from and to files: strict by name and shape, and without ever running code that a file brings along."""
+"""Float weights in files: checked strictly by name and shape, and loaded without running code from the file."""
 
 from __future__ import annotations
 
@@ -15,55 +15,56 @@ from torch import Tensor, nn
 
 from qat.files import write_atomically
 
-PREFIXES = ("model.", "network.", "module.", "net.", "_orig_mod.")
+WRAPPER_PREFIXES = ("model.", "network.", "module.", "net.", "_orig_mod.")
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
-STATE_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights in a larger file
+STATE_KEYS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the weights
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Copy all weights of a file into `model`, in place: parameters keep their identity, dtype and device.
 
-    Names and shapes must be exactly the model's. A prefix that wrappers add ("model.", "module.", ...) is taken off
-    when the names fit then; what lies outside of it (a metric, a teacher) is not the network's and is ignored.
-    Counters `num_batches_tracked` may be missing, as they are in older files.
+    Names and shapes must be exactly those of the model. A prefix that wrappers add ("model.", "module.", ...) is removed
+    if the names then fit; tensors without this prefix (a metric, a teacher) do not belong to the network and are
+    ignored. Counters `num_batches_tracked` may be missing, as they are in older files.
 
     Args:
         path: .safetensors, or .ckpt, .pt, .pth of Lightning or torch (read with `weights_only=True`).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read safely, or its names or shapes are not the model's.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file cannot be read safely, or its names or shapes differ from those of the model.
     """
     path = Path(path).expanduser()
-    wanted = model.state_dict()
-    found = _without_prefix(_read(path), wanted)
+    expected = model.state_dict()
+    loaded = _without_prefix(_read(path), expected)
 
-    misshaped = [name for name in found if name in wanted and found[name].shape != wanted[name].shape]
-    missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
-    unexpected = sorted(name for name in found if name not in wanted)
+    misshaped = [name for name in loaded if name in expected and loaded[name].shape != expected[name].shape]
+    missing = [name for name in expected if name not in loaded and not name.endswith("num_batches_tracked")]
+    unexpected = sorted(name for name in loaded if name not in expected)
     if missing or unexpected:
         raise ValueError(
-            f"checkpoint {path} is not one of {type(model).__name__}: {_count(missing, 'missing')}, "
-            f"{_count(unexpected, 'unexpected')}; choose the model it was saved from, or another checkpoint."
+            f"checkpoint {path} is not one of {type(model).__name__}: {_count_names(missing, 'missing')}, "
+            f"{_count_names(unexpected, 'unexpected')}; choose the model it was saved from, or another checkpoint."
         )
     if misshaped:
-        raise ValueError(_misshaped_message(path, misshaped, found, wanted))
-    model.load_state_dict(found, strict=False)
+        raise ValueError(_misshaped_message(path, misshaped, loaded, expected))
+    model.load_state_dict(loaded, strict=False)
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the model's state_dict as .safetensors, under a temporary name first: `path` is never half a file.
+    """Write the state_dict of the model as .safetensors; a reader never sees a partial file.
 
     Args:
-        metadata: what to remember about the weights, as text: {"accuracy": "0.8792"}.
+        metadata: remarks about the weights, as {"accuracy": "0.8792"}.
 
     Raises:
         ValueError: `path` does not end in .safetensors.
+        OSError: the file cannot be written; the old one, if any, is intact.
     """
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"checkpoint {path} ends in {path.suffix!r}: write a name that ends in .safetensors.")
-    # tensors that share memory (tied weights) are saved once each, which safetensors asks for
+    # clone, because safetensors refuses tensors that share memory (tied weights)
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(path, save(state, metadata=None if metadata is None else dict(metadata)))
 
@@ -95,7 +96,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The weights in what torch.load returned: a state_dict, or a dict that has one under a usual key."""
+    """The weights in the result of torch.load: a state_dict, or a dict that holds one under a usual key."""
     for candidate in (loaded, *(loaded.get(key) for key in STATE_KEYS if isinstance(loaded, dict))):
         if isinstance(candidate, dict) and candidate and all(isinstance(value, Tensor) for value in candidate.values()):
             return candidate
@@ -104,24 +105,25 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     )
 
 
-def _without_prefix(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """`state` without the prefixes that wrappers add, as many as it takes for the most names to be wanted."""
-    names = set(wanted)
-    best, layers = state, [state]
+def _without_prefix(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    """`state` without wrapper prefixes: as many are removed as make the most names fit."""
+    names = set(expected)
+    best, candidates = state, [state]
     for _ in range(3):  # LightningModule around DistributedDataParallel around torch.compile
-        layers = [
-            {name.removeprefix(prefix): value for name, value in layer.items() if name.startswith(prefix)}
-            for layer in layers
-            for prefix in PREFIXES
+        candidates = [
+            {name.removeprefix(prefix): value for name, value in candidate.items() if name.startswith(prefix)}
+            for candidate in candidates
+            for prefix in WRAPPER_PREFIXES
         ]
-        best = max([best, *layers], key=lambda layer: len(names & layer.keys()))  # the first of the equals: fewest cuts
+        # max returns the first of equals, which has the fewest prefixes removed
+        best = max([best, *candidates], key=lambda candidate: len(names & candidate.keys()))
     return best
 
 
-def _misshaped_message(path: Path, misshaped: list[str], found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    name = max(misshaped, key=lambda name: found[name].ndim)  # of a head, the weight
-    have, want = tuple(found[name].shape), tuple(wanted[name].shape)
-    head = list(wanted)[-1].rpartition(".")[0]
+def _misshaped_message(path: Path, misshaped: list[str], loaded: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    name = max(misshaped, key=lambda name: loaded[name].ndim)  # prefers the weight of a head to its bias
+    have, want = tuple(loaded[name].shape), tuple(expected[name].shape)
+    head = list(expected)[-1].rpartition(".")[0]
     only_the_head = all(name.rpartition(".")[0] == head for name in misshaped)
     if only_the_head and len(have) == len(want) and have[1:] == want[1:]:
         return (
@@ -134,7 +136,7 @@ def _misshaped_message(path: Path, misshaped: list[str], found: dict[str, Tensor
     )
 
 
-def _count(names: list[str], what: str) -> str:
+def _count_names(names: list[str], what: str) -> str:
     """'2 names missing ('fc.weight', 'fc.bias')'."""
     shown = ", ".join(repr(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} names {what}" + (f" ({shown})" if names else "")

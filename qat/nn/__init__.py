@@ -1,7 +1,7 @@
-"""Layers that own quantizers: Conv1d, Conv2d, Linear."""
+"""Quantized layers: Conv1d, Conv2d and Linear with a weight quantizer."""
 
-from qat.nn.batch_norm import affine_of
-from qat.nn.layers import LAYERS, Conv1d, Conv2d, Linear, QuantizedLayer, as_quantized, is_quantized, quantized
+from qat.nn.batch_norm import gain_and_shift
+from qat.nn.layers import LAYERS, Conv1d, Conv2d, Linear, QuantizedLayer, as_quantized, is_quantized, quantize_layer
 
 __all__ = [
     "LAYERS",
@@ -9,8 +9,8 @@ __all__ = [
     "Conv2d",
     "Linear",
     "QuantizedLayer",
-    "affine_of",
     "as_quantized",
+    "gain_and_shift",
     "is_quantized",
-    "quantized",
+    "quantize_layer",
 ]

@@ -1,16 +1,26 @@
-"""BatchNorm as what it is in evaluation mode: one gain and one shift a channel."""
+"""BatchNorm in evaluation mode: one gain and one shift per channel."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from qat.torch_private import BatchNorm
 
 
-def affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """(gain, shift) of a BatchNorm in evaluation mode, float64 (channels,). Raises ValueError without running statistics."""
-    assert isinstance(norm, _BatchNorm)
+def gain_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """y = gain * x + shift is what `norm` computes in evaluation mode.
+
+    Returns:
+        (gain, shift), each float64 (channels,).
+
+    Raises:
+        ValueError: `norm` has no running statistics.
+    """
+    assert isinstance(norm, BatchNorm)
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a BatchNorm with track_running_stats=False has no constants to absorb.")
+        raise ValueError(
+            "a BatchNorm with track_running_stats=False has no running statistics, so it cannot be absorbed into a layer."
+        )
     gain = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         gain = gain * norm.weight.double()

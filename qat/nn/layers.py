@@ -1,7 +1,7 @@
 """Layers that own quantizers.
 
-`quantized(layer, ...)` re-classes the user's own module object: its parameters, hooks and state_dict names stay what they
-were, and only `weight_quantizer` (and, without a graph, `input_quantizer`) is added. A new layer type is one class here
+`quantize_layer(layer, ...)` changes the class of the user's own module object: parameters, hooks and state_dict names stay,
+and only `weight_quantizer` (and, if no graph was captured, `input_quantizer`) is added. A new layer type costs one class here
 and one line in `LAYERS`.
 """
 
@@ -17,7 +17,7 @@ from qat.quantizers import Quantizer
 
 
 class QuantizedLayer(Protocol):
-    """A layer with a quantized weight [out, in, ...] and, where no graph could be captured, a quantized input."""
+    """A layer with a quantized weight [out, in, ...] and, if no graph could be captured, a quantized input."""
 
     weight: Tensor
     bias: Tensor | None
@@ -33,7 +33,7 @@ class Conv1d(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, C, L] or [C, L]."""
-        x, weight = _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight)
+        x, weight = _quantize_if_given(self.input_quantizer, x), _quantize_if_given(self.weight_quantizer, self.weight)
         with saving_as_codes(x, byte_encoding(x)):
             return self._conv_forward(x, weight, self.bias)
 
@@ -46,7 +46,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, C, H, W] or [C, H, W]."""
-        x, weight = _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight)
+        x, weight = _quantize_if_given(self.input_quantizer, x), _quantize_if_given(self.weight_quantizer, self.weight)
         with saving_as_codes(x, byte_encoding(x)):
             return self._conv_forward(x, weight, self.bias)
 
@@ -59,17 +59,26 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_features]."""
-        x, weight = _maybe(self.input_quantizer, x), _maybe(self.weight_quantizer, self.weight)
+        x, weight = _quantize_if_given(self.input_quantizer, x), _quantize_if_given(self.weight_quantizer, self.weight)
         with saving_as_codes(x, byte_encoding(x)):
             return F.linear(x, weight, self.bias)
 
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.Linear: Linear}
-"""Float layer -> layer that owns quantizers."""
+"""Float layer -> quantized layer."""
 
 
-def quantized(layer: nn.Module, weight: Quantizer | None, input: Quantizer | None = None) -> nn.Module:
-    """Turn `layer`, in place, into its quantized class. Returns the same object."""
+def quantize_layer(layer: nn.Module, weight: Quantizer | None, input: Quantizer | None = None) -> nn.Module:
+    """Turn `layer` into a quantized layer, in place.
+
+    Args:
+        layer: an instance of a key of `LAYERS`, not of a subclass.
+        weight: quantizer of the weight; None leaves it in float.
+        input: quantizer of the input; None leaves it as it comes.
+
+    Returns:
+        `layer`.
+    """
     layer.__class__ = LAYERS[type(layer)]
     layer.register_module("weight_quantizer", weight)
     layer.register_module("input_quantizer", input)
@@ -77,7 +86,7 @@ def quantized(layer: nn.Module, weight: Quantizer | None, input: Quantizer | Non
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether `quantized` was called on this module."""
+    """Whether `quantize_layer` was called on this module."""
     return type(module) in LAYERS.values()
 
 
@@ -86,5 +95,5 @@ def as_quantized(module: nn.Module) -> QuantizedLayer:
     return cast(QuantizedLayer, module)
 
 
-def _maybe(quantizer: Quantizer | None, x: Tensor) -> Tensor:
+def _quantize_if_given(quantizer: Quantizer | None, x: Tensor) -> Tensor:
     return x if quantizer is None else quantizer(x)

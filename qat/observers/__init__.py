@@ -1,4 +1,7 @@
-"""First guesses of a range from data. One class a file; adding one costs a file here and a YAML in `configs/observer/`."""
+"""Observers: the first range of a tensor, from data, one per file.
+
+A new one costs a file here, a YAML in `configs/observer/` and a row in `docs/observers.md`.
+"""
 
 from qat.observers.base import Observer
 from qat.observers.kl import KL

@@ -1,4 +1,4 @@
-"""What every observer does: look at data, answer with a range."""
+"""The base class of all observers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from qat.spec import QuantSpec
 
 
 class Observer(ABC):
-    """First guess of a range from data. Never sees an axis: rows share nothing, the elements of a row share qparams.
+    """Finds the first range of a tensor from data. It sees rows, not axes: the elements of a row share qparams.
 
-    State is kept only between `reset()` and `range()`; the result lives in the quantizer. `merge` joins what several
-    processes saw: afterwards each has the statistics of all the data.
+    Its state is temporary: the quantizer stores the range that it finds. After `merge`, an observer has the statistics of the
+    data of several processes.
+
+    Args:
+        spec: the spec of the tensor, which decides what range is best.
     """
 
     def __init__(self, spec: QuantSpec) -> None:
@@ -27,17 +30,25 @@ class Observer(ABC):
 
     @abstractmethod
     def update(self, x: Tensor) -> None:
-        """Look at x: (n_qparams, n_elements), detached."""
+        """Add x to the data: (n_qparams, n_elements), detached."""
 
     @abstractmethod
     def range(self) -> tuple[Tensor, Tensor]:
-        """(lo, hi), each float32 (n_qparams,). Raises RuntimeError before the first update."""
+        """The range of the data.
+
+        Returns:
+            (lo, hi), each float32 (n_qparams,).
+
+        Raises:
+            RuntimeError: no data yet.
+        """
 
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Add the data that `other` saw."""
 
-    def _seen(self, statistic: Tensor | None) -> Tensor:
+    def _require_data(self, statistic: Tensor | None) -> Tensor:
+        """`statistic`; raise RuntimeError if it is None, before the first update."""
         if statistic is None:
             raise RuntimeError(
                 f"{type(self).__name__} has seen no data: call update(x), or qat.calibrate(model, batches)."

@@ -15,14 +15,14 @@ class MeanAbs(Observer):
     """The range whose scale is 2 * mean(|x|) / sqrt(qmax) (Esser et al. 2020, section 2.1). Order-independent.
 
     Raises:
-        ValueError: an affine spec, for which this is no range: every negative value would be clipped.
+        ValueError: an affine spec: all negative values would be clipped.
     """
 
     total: Tensor | None
 
     def __init__(self, spec: QuantSpec) -> None:
         if not spec.symmetric:
-            raise ValueError("MeanAbs gives a scale and no zero-point: write symmetric: true, or another observer.")
+            raise ValueError("MeanAbs finds a scale but no zero-point: write symmetric: true, or another observer.")
         super().__init__(spec)
 
     def reset(self) -> None:
@@ -35,7 +35,7 @@ class MeanAbs(Observer):
         self.elements += x.shape[1]
 
     def range(self) -> tuple[Tensor, Tensor]:
-        mean = self._seen(self.total) / self.elements
+        mean = self._require_data(self.total) / self.elements
         qmax = self.spec.grid.qmax
         hi = (2 * mean / qmax**0.5 * qmax).float()
         return (-hi if self.spec.grid.signed else torch.zeros_like(hi)), hi

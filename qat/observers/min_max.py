@@ -24,7 +24,7 @@ class MinMax(Observer):
         self._widen(lo, hi)
 
     def range(self) -> tuple[Tensor, Tensor]:
-        return self._seen(self.lo), self._seen(self.hi)
+        return self._require_data(self.lo), self._require_data(self.hi)
 
     def merge(self, other: Self) -> None:
         if other.lo is not None and other.hi is not None:

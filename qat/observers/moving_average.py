@@ -1,4 +1,4 @@
-"""The range of a typical batch."""
+"""The average range of the batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from qat.spec import QuantSpec
 class MovingAverage(Observer):
     """Exponential average of each batch's smallest and largest value (Jacob et al. 2018, section 3.1).
 
-    Depends on the order of the batches. `merge` averages the two sides by the number of batches each has seen.
+    Depends on the order of the batches. `merge` averages both sides, weighted by their numbers of batches.
+
+    Args:
+        momentum: weight of the old average.
+
+    Raises:
+        ValueError: momentum outside [0, 1).
     """
 
     lo: Tensor | None
@@ -32,13 +38,13 @@ class MovingAverage(Observer):
 
     def update(self, x: Tensor) -> None:
         lo, hi = torch.aminmax(x.float(), dim=1)
-        keep = self.momentum
-        self.lo = lo if self.lo is None else keep * self.lo + (1 - keep) * lo
-        self.hi = hi if self.hi is None else keep * self.hi + (1 - keep) * hi
+        momentum = self.momentum
+        self.lo = lo if self.lo is None else momentum * self.lo + (1 - momentum) * lo
+        self.hi = hi if self.hi is None else momentum * self.hi + (1 - momentum) * hi
         self.batches += 1
 
     def range(self) -> tuple[Tensor, Tensor]:
-        return self._seen(self.lo), self._seen(self.hi)
+        return self._require_data(self.lo), self._require_data(self.hi)
 
     def merge(self, other: Self) -> None:
         if other.lo is None or other.hi is None:

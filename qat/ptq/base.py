@@ -14,7 +14,8 @@ from torch import nn
 
 from qat.ptq.state import Listener, PTQState, nobody
 from qat.transform import is_prepared
-from qat.transform.policy import Policy, load_policy
+from qat.transform.policy import Policy
+from qat.transform.presets import load_policy
 
 
 class Stage(Enum):

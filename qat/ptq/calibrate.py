@@ -8,7 +8,8 @@ from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
 from qat.quantizers import Mode
 from qat.transform import calibrate, prepare, quantizers
-from qat.transform.policy import Part, TensorRule
+from qat.transform.class_names import Part
+from qat.transform.policy import TensorRule
 
 
 class Calibrate(Pass):

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qat.nn import LAYERS, affine_of
+from qat.nn import LAYERS, gain_and_shift
 from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
-from qat.transform.plan import Kind, kind_of
+from qat.transform.operation_kind import OperationKind, kind_of
 
 PASSING: tuple[object, ...] = (
     nn.ReLU, F.relu, torch.relu, "relu", "relu_", nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d,
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
         weight = _weight(self.first).double()
         r1 = weight.abs().flatten(1).amax(dim=1)
         if self.norm is not None:
-            r1 = r1 * affine_of(self.norm)[0].abs()
+            r1 = r1 * gain_and_shift(self.norm)[0].abs()
         return r1, _by_input(self.second).double().abs().amax(dim=(1, 3)).flatten()
 
     def rescale(self, s: Tensor) -> None:
@@ -94,7 +94,7 @@ def find_pairs(network: nn.Module, graph: fx.Graph, once: Mapping[fx.Node, nn.Mo
         if (first := once.get(node)) is None or type(first) not in LAYERS:
             continue
         norm, end = None, _next(node)
-        if end is not None and kind_of(network, end) is Kind.NORM:
+        if end is not None and kind_of(network, end) is OperationKind.NORM:
             norm, end = once.get(end), _next(end)
             if norm is None or getattr(norm, "weight", None) is None:
                 continue  # nowhere to put the factor

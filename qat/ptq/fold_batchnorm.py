@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qat.nn import LAYERS, affine_of
+from qat.nn import LAYERS, gain_and_shift
 from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
-from qat.transform.plan import Kind, kind_of
+from qat.transform.operation_kind import OperationKind, kind_of
 
 
 class FoldBatchNorm(Pass):
@@ -25,7 +25,7 @@ class FoldBatchNorm(Pass):
         graph = piece.graph()
         once = piece.used_once(graph)
         for node in graph.nodes:
-            if kind_of(piece.network, node) is not Kind.NORM:
+            if kind_of(piece.network, node) is not OperationKind.NORM:
                 continue
             source = node.all_input_nodes[0]
             layer, norm = once.get(source), once.get(node)
@@ -36,7 +36,7 @@ class FoldBatchNorm(Pass):
 
 @torch.no_grad()
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
-    gain, shift = affine_of(norm)
+    gain, shift = gain_and_shift(norm)
     assert isinstance(layer.weight, nn.Parameter)
     if isinstance(layer.bias, nn.Parameter):
         shift = shift + layer.bias.double() * gain

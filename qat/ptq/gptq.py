@@ -81,7 +81,7 @@ def round_columns(
 def _each(p: Tensor, quantizer: Quantizer, weight: Tensor) -> Tensor:
     """qparams for every single weight: (n_qparams,) -> (out, in)."""
     granularity, shape = quantizer.spec.granularity, tuple(weight.shape)
-    return granularity.shaped(p, shape).expand(granularity.view(weight).shape).reshape(shape).flatten(1)
+    return granularity.broadcastable(p, shape).expand(granularity.view(weight).shape).reshape(shape).flatten(1)
 
 
 def _hessians(layer: nn.Module, batches: list[Tensor], groups: int) -> Tensor:

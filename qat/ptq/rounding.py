@@ -39,7 +39,7 @@ class SoftRounding(nn.Module):
         spec, shape = quantizer.spec, tuple(weight.shape)
         self.quantizer = [quantizer]  # in a list: it is no part of this module
         self.granularity, self.shape, self.dtype = spec.granularity, shape, weight.dtype
-        self.scale, zero_point = (self.granularity.shaped(p, shape) for p in quantizer.qparams())
+        self.scale, zero_point = (self.granularity.broadcastable(p, shape) for p in quantizer.qparams())
         self.lo, self.hi = spec.grid.qmin - zero_point, spec.grid.qmax - zero_point
         steps = self.granularity.view(weight.detach().float()) / self.scale
         self.below = torch.floor(steps)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qat.nn import as_quantized, is_quantized
-from qat.transform.plan import Kind, kind_of
+from qat.transform.operation_kind import OperationKind, kind_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def layer_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
         if node.target not in seen and weighted(network, [node]):
             seen.add(node.target)
             nodes = [node]
-            for kind in (Kind.NORM, Kind.RECTIFY):
+            for kind in (OperationKind.NORM, OperationKind.RECTIFY):
                 users = list(nodes[-1].users)
                 if len(users) == 1 and kind_of(network, users[0]) is kind:
                     nodes.append(users[0])
@@ -83,7 +83,10 @@ def block_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
 def _ends_here(network: nn.Module, node: fx.Node) -> bool:
     """Whether the tensor is finished: its users are sites, layers or the output, and it is no site itself."""
     kinds = {kind_of(network, user) for user in node.users}
-    return kinds <= {Kind.SITE, Kind.COMPUTE, Kind.OUTPUT} and kind_of(network, node) is not Kind.SITE
+    return (
+        kinds <= {OperationKind.SITE, OperationKind.COMPUTE, OperationKind.OUTPUT}
+        and kind_of(network, node) is not OperationKind.SITE
+    )
 
 
 def _cuts(graph: fx.Graph) -> Iterator[tuple[fx.Node, bool]]:

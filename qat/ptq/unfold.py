@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qat.torch_private import padding_of_every_side
+
 
 def patches(layer: nn.Module, x: Tensor) -> Tensor:
     """What each output is a product with: (rows, in of all groups)."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-    padded = F.pad(
-        x, layer._reversed_padding_repeated_twice, "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    )
+    padded = F.pad(x, padding_of_every_side(layer), "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     flat = isinstance(layer, nn.Conv1d)  # as images of one row
     options = [(1, p[0]) if flat else tuple(p) for p in (layer.kernel_size, layer.dilation, layer.stride)]
     columns = F.unfold(padded.unsqueeze(2) if flat else padded, options[0], options[1], 0, options[2])

@@ -1,12 +1,16 @@
-"""How scale and rounding learn: one paper a file. Adding one costs a file here and a YAML in `configs/quantizer/`."""
+"""Quantizers: how scale and rounding learn, one paper per file.
+
+A new one costs a file here, a YAML in `configs/quantizer/` and a section in `docs/quantizers.md`.
+"""
 
 from qat.quantizers.apot import APoT
-from qat.quantizers.base import Mode, Quantizer, Table
+from qat.quantizers.base import LookupTable, Mode, Quantizer
 from qat.quantizers.binary import Binary
 from qat.quantizers.dorefa import DoReFa
 from qat.quantizers.dynamic import Dynamic
 from qat.quantizers.k_means import KMeans
 from qat.quantizers.lcq import LCQ
+from qat.quantizers.lookup_table import LookupTableQuantizer
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
 from qat.quantizers.n2uq import N2UQ
@@ -35,11 +39,12 @@ __all__ = [
     "Dynamic",
     "KMeans",
     "LSQPlus",
+    "LookupTable",
+    "LookupTableQuantizer",
     "Mode",
     "Oscillations",
     "PowersOfTwo",
     "Quantizer",
     "Static",
-    "Table",
     "Ternary",
 ]

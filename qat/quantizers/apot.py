@@ -18,12 +18,12 @@ TERMS: dict[int, tuple[tuple[int, ...], ...]] = {
     5: ((2, 8, 32), (1, 4, 16)),
     6: ((2, 16, 64), (1, 8, 32), (4,)),
 }
-"""For each number of bits of a signed grid, the powers of two of which a level adds none or one out of each group
-(the paper's k = 2; groups as in the authors' code). An unsigned grid, without a sign to store, has those of one bit more."""
+"""Bits of a signed grid -> groups of powers of two; a level is a sum of at most one out of each group (the paper's k = 2;
+groups as in the authors' code). An unsigned grid stores no sign, so it has the groups of one bit more."""
 
 
 class APoT(Codebook):
-    """Levels ± a sum of powers of two, one or none out of each group of `TERMS`, times the scale: dense near 0, without the
+    """Levels are ± sums of powers of two, at most one out of each group of `TERMS`, times the scale: dense near 0, without the
     coarse outer steps of plain powers of two. 4 bits: 0, ±1, ±2, ±3, ±4, ±6, ±8, ±10. The scale learns as in LSQ.
 
     Differs from the paper: weights are not normalised to mean 0 and variance 1 before rounding; their gradient is 0 beyond the
@@ -38,18 +38,19 @@ class APoT(Codebook):
 
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
-        groups = [(0, *powers) for powers in TERMS[self.bits + self._no_sign]]
+        groups = [(0, *powers) for powers in TERMS[self.bits + self._bits_without_sign]]
         magnitudes = {sum(chosen) for chosen in product(*groups)}
-        sums = sorted(magnitudes if self._no_sign else magnitudes | {-m for m in magnitudes})
+        sums = sorted(magnitudes if self._bits_without_sign else magnitudes | {-m for m in magnitudes})
         self.register_buffer("sums", torch.tensor(sums, dtype=torch.float32), persistent=False)
 
     def possible_bits(self) -> tuple[int, ...]:
-        widths = [bits - self._no_sign for bits in TERMS]
+        widths = [bits - self._bits_without_sign for bits in TERMS]
         return (4, *(bits for bits in widths if bits not in (1, 4)))
 
     @property
-    def _no_sign(self) -> int:
-        return 0 if self.fine.signed else 1
+    def _bits_without_sign(self) -> int:
+        """The bits that an unsigned grid saves because it stores no sign."""
+        return 0 if self.fine_grid.signed else 1
 
     def levels(self) -> Tensor:
         return self.sums

@@ -1,4 +1,4 @@
-"""What every quantizer is: a spec, a range that was observed or learned, and a mode."""
+"""The base class of all quantizers: a spec, an observed or learned range, and a mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.estimators import Estimator, StraightThrough
-from qat.functional import dequantize, fake_quantize, fake_quantize_with, quantize
+from qat.functional import dequantize, fake_quantize, fake_quantize_with_estimator, quantize
 from qat.grid import Grid
 from qat.observers import MinMax, Observer
 from qat.quantizers.oscillations import Oscillations
@@ -32,47 +32,46 @@ class Mode(Enum):
     """Round the tensor to its grid."""
 
 
-class Table(NamedTuple):
-    """What an integer runtime does with an activation whose codes are looked up: it rounds to a fine grid first.
-
-    grid, qparams: of the fine grid. codes: float32, the code of each code of the fine grid, ascending.
-    """
+class LookupTable(NamedTuple):
+    """How an integer runtime finds the codes of an activation: it rounds to a fine grid and looks the result up."""
 
     grid: Grid
+    """The fine grid."""
     qparams: QParams
+    """Scale and zero-point of the fine grid."""
     codes: Tensor
+    """float32 (qmax - qmin + 1,): the final code for each code of the fine grid, from the lowest to the highest."""
 
 
 class Quantizer(nn.Module):
     """Rounds one tensor to the grid of its spec. Subclasses say how scale and rounding learn.
 
-    Every parameter and buffer has its final shape from the start, so optimizers, checkpoints, EMA and DDP see all of it
-    before any data does. `initialized`, a buffer, travels with the checkpoint: a restored range is never observed again.
+    Every parameter and buffer has its final shape from the start, so optimizers, checkpoints, EMA and DDP can rely on it
+    before the first batch. The buffer `initialized` travels with the checkpoint: a restored range is never observed again.
 
     Args:
         spec: grid, granularity and symmetry.
-        shape: shape of the tensor; needed per channel and per group, where it decides the number of scales.
-        observer: gives the first range. Default: MinMax(spec).
-        estimator: how the gradient of rounding is faked. Default: StraightThrough().
+        shape: shape of the weight, which decides the number of scales; () for an activation.
+        observer: finds the first range. Default: MinMax(spec).
+        estimator: the gradient of rounding. Default: StraightThrough().
+
+    Raises:
+        ValueError: a spec that this quantizer does not support.
     """
 
-    is_dynamic: ClassVar[bool] = False
-    """Whether the range is that of each tensor, so that there is nothing to calibrate, and only inputs of layers have one."""
-
-    by_table: ClassVar[bool] = False
-    """Whether codes of an activation are looked up: for inputs of layers, while what flows between layers stays uniform."""
-
     starts_as_static: ClassVar[bool] = True
-    """Whether it first rounds as Static does on the same range, so that a network predicts what PTQ predicts."""
+    """Whether, right after calibration, it rounds exactly as `Static` does on the same range. If all quantizers of a network
+    do, step 0 of QAT predicts what PTQ predicts."""
+    supports_other_bits: ClassVar[bool] = True
+    """Whether `set_bits` may change the width. False if the number of bits also decides levels, coefficients or shapes."""
+    idempotent: ClassVar[bool] = True
+    """Whether `quantize(dequantize(codes))` returns the same codes. Freezing and dampening of weights rely on it."""
 
     initialized: Tensor
     zero_point: Tensor
-    supports_other_bits = True
-    """Whether `set_bits` may change the grid. False where bits are more than a width: levels, or fitted coefficients."""
-    idempotent = True
-    """Whether the real values of codes have the same codes again."""
     oscillations: Oscillations | None
-    """Of a weight whose oscillations somebody counts. Who does not count loads a checkpoint of who does, without them."""
+    """Oscillation counters of this weight; None if they are not tracked. A checkpoint with counters loads into a quantizer
+    without them."""
 
     def __init__(
         self,
@@ -84,14 +83,15 @@ class Quantizer(nn.Module):
         super().__init__()
         self.spec = spec
         self.policy_grid = spec.grid
-        """What the policy says; `set_bits` may put a wider one in force for a while."""
+        """The grid of the policy; `set_bits` may replace it by a wider one for a while."""
         self.is_weight = len(shape) > 0
         self.observer = observer if observer is not None else MinMax(spec)
         self.estimator = estimator if estimator is not None else StraightThrough()
         self.mode = Mode.QUANTIZE
         self.label = ""
         self.fuses_relu = False
-        """Whether this stands for the ReLU before it, too: an unsigned symmetric grid cuts at zero, value and gradient."""
+        """Whether this also replaces the ReLU before it: an unsigned symmetric grid cuts values and gradients at zero.
+        Depends on the graph, so `prepare` sets it."""
         self.n_qparams = spec.granularity.n_qparams(shape)
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("zero_point", torch.zeros(self.n_qparams, dtype=torch.int32))
@@ -100,7 +100,11 @@ class Quantizer(nn.Module):
         self._build()
 
     def _build(self) -> None:
-        """Make what this quantizer has besides, at its final shape. Raises ValueError for a spec that it cannot have."""
+        """Create the parameters and buffers of a subclass, at their final shape.
+
+        Raises:
+            ValueError: a spec that this quantizer does not support.
+        """
 
     @abstractmethod
     def qparams(self) -> QParams:
@@ -112,7 +116,7 @@ class Quantizer(nn.Module):
 
     @abstractmethod
     def _store(self, qparams: QParams) -> None:
-        """Keep an observed scale, in place."""
+        """Store an observed scale, in place."""
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:
         """Start from the real range [lo, hi], each (n_qparams,). In place; marks the quantizer initialized."""
@@ -131,13 +135,13 @@ class Quantizer(nn.Module):
         scale, zero_point = self.qparams()
         grid, granularity = self.spec.grid, self.spec.granularity
         view = granularity.view(x)
-        scale, zero_point = (granularity.shaped(p, tuple(x.shape)) for p in (scale, zero_point))
+        scale, zero_point = (granularity.broadcastable(p, tuple(x.shape)) for p in (scale, zero_point))
         return quantize(view, scale, zero_point, grid.qmin, grid.qmax).reshape(x.shape)
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """Real values of codes, float32, same shape."""
         granularity, shape = self.spec.granularity, tuple(codes.shape)
-        scale, zero_point = (granularity.shaped(p, shape) for p in self.qparams())
+        scale, zero_point = (granularity.broadcastable(p, shape) for p in self.qparams())
         return dequantize(granularity.view(codes), scale, zero_point).reshape(shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,9 +156,7 @@ class Quantizer(nn.Module):
                     f"quantizer {self.label!r} has no range yet: call qat.calibrate(model, batches) or load a checkpoint "
                     "of the prepared model first."
                 )
-            if (
-                x.dtype is torch.float64
-            ):  # of Trainer(precision="64-true"): scales, codes and their gradients are float32
+            if x.dtype is torch.float64:  # Trainer(precision="64-true"): scales, codes and their gradients stay float32
                 return self.fake_quantize(x.float()).to(x.dtype)
             return self.fake_quantize(x)
         x = F.relu(x) if self.fuses_relu else x
@@ -163,17 +165,20 @@ class Quantizer(nn.Module):
         return x
 
     def nearest_code(self, average: Tensor) -> Tensor:
-        """The codes nearest to averages of codes, float32, same shape; of -inf and inf the outermost ones."""
+        """The codes nearest to averages of codes, float32, same shape; -inf and inf give the lowest and the highest code."""
         return average.round().clamp(self.spec.grid.qmin, self.spec.grid.qmax)
 
-    def on_grid(self, x: Tensor, scale: Tensor, gradient_scale: float = 1.0) -> Tensor:
-        """x rounded to the codes times `scale` (n_qparams,), with the estimator's gradients for both."""
+    def round_to_grid(self, x: Tensor, scale: Tensor, gradient_scale: float = 1.0) -> Tensor:
+        """x fake-quantized with `scale` (n_qparams,), with the estimator's gradients for both. Same shape as x."""
         grid, granularity = self.spec.grid, self.spec.granularity
         shape = tuple(x.shape)
-        zero_point = granularity.shaped(self.zero_point, shape) if not self.spec.symmetric else 0
-        given = granularity.view(x), granularity.shaped(scale, shape), zero_point, grid.qmin, grid.qmax, gradient_scale
-        straight = isinstance(self.estimator, StraightThrough)
-        y = fake_quantize(*given) if straight else fake_quantize_with(self.estimator, *given)
+        zero_point = granularity.broadcastable(self.zero_point, shape) if not self.spec.symmetric else 0
+        scale = granularity.broadcastable(scale, shape)
+        arguments = (granularity.view(x), scale, zero_point, grid.qmin, grid.qmax, gradient_scale)
+        if isinstance(self.estimator, StraightThrough):
+            y = fake_quantize(*arguments)
+        else:
+            y = fake_quantize_with_estimator(self.estimator, *arguments)
         return y if y.shape == x.shape else y.reshape(shape)
 
     def lsq_gradient_scale(self, x: Tensor) -> float:
@@ -181,21 +186,23 @@ class Quantizer(nn.Module):
         return float((self.elements_per_scale(x) * self.spec.grid.qmax) ** -0.5)
 
     def elements_per_scale(self, x: Tensor) -> int:
-        """The number of elements that share a scale: of a weight, those of one channel or group; of an activation, those
+        """The number of elements that share a scale: in a weight, those of one channel or group; in an activation, those
         of one sample, so that the gradient does not depend on the batch size.
         """
         return max(1, x.numel() // self.n_qparams if self.is_weight else prod(x.shape[1:]))
 
-    def table(self) -> Table | None:
-        """How an integer runtime finds the codes of this activation, where rounding to the grid is not all; else None."""
+    def lookup_table(self) -> LookupTable | None:
+        """The table that gives the codes of this activation; None if rounding to the grid does."""
         return None
 
     def set_bits(self, bits: int) -> bool:
-        """Round to max(bits, those of the policy) from now on. Returns whether that is another grid: then the range has to be
-        observed anew. Final shapes stay.
+        """Round to max(bits, bits of the policy) from now on. Shapes stay as they are.
+
+        Returns:
+            Whether the grid has changed. If so, the range is forgotten and must be observed again.
 
         Raises:
-            ValueError: no such width.
+            ValueError: bits is not a valid width.
         """
         grid = replace(self.policy_grid, bits=max(bits, self.policy_grid.bits))
         if not self.supports_other_bits or grid == self.spec.grid:
@@ -205,27 +212,27 @@ class Quantizer(nn.Module):
         return True
 
     def forget_range(self) -> None:
-        """Wait for a range, as before the first calibration; codes counted so far say nothing about it. In place."""
+        """Return to the state before the first calibration, in place. Oscillation counters start again, too."""
         self.initialized.fill_(False)
         self.ready = False
         if self.oscillations is not None:
             self.oscillations.reset()
 
     def finish_observing(self) -> None:
-        """Set the range that the observer found, and forget the data."""
+        """Set the range that the observer found, and reset the observer. Without effect on a quantizer that is ready."""
         if not self.ready:
             self.set_range(*self.observer.range())
             self.observer.reset()
 
     def require_symmetric(self) -> None:
-        """Raises ValueError for an affine spec."""
+        """Raise ValueError for an affine spec."""
         if not self.spec.symmetric:
             raise ValueError(
                 f"{type(self).__name__} has no zero-point: write symmetric: true, or quantizer: LSQPlus, which has one."
             )
 
     def require_weight(self) -> None:
-        """Raises ValueError for an activation, and for a grid that is not symmetric and signed."""
+        """Raise ValueError for an activation, and for a grid that is not symmetric and signed."""
         if not self.is_weight:
             raise ValueError(
                 f"{type(self).__name__} is for weights: give activations another quantizer, for example "
@@ -233,14 +240,14 @@ class Quantizer(nn.Module):
             )
         self.require_symmetric()
         if not self.spec.grid.signed:
-            raise ValueError(f"{type(self).__name__} is for weights, which have both signs: write signed: true.")
+            raise ValueError(f"{type(self).__name__} is for weights, which can be negative: write signed: true.")
 
     def require_bits(self, *possible: int) -> None:
-        """Raises ValueError for a width that is none of `possible`."""
+        """Raise ValueError for a width that is not in `possible`, whose first entry the message recommends."""
         if self.spec.grid.bits not in possible:
             raise ValueError(
                 f"{type(self).__name__} has {' or '.join(map(str, sorted(possible)))} bits, not {self.spec.grid.bits}: write "
-                f"bits: {possible[0]}, or give this layer another quantizer (the first and the last layer: "
+                f"bits: {possible[0]}, or give this layer another quantizer (for the first and the last layer, "
                 "first_last_quantizer: LSQ)."
             )
 
@@ -250,8 +257,8 @@ class Quantizer(nn.Module):
         return f"{sign}{grid.bits}, {self.n_qparams} scale{'s' if self.n_qparams > 1 else ''}, ready={self.ready}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
-        """`.to`, `.half()`, ... move a quantizer but never change its types: a scale in bfloat16 could not learn, because
-        its steps are smaller than its last bit.
+        """Let `.to`, `.half()`, ... move a quantizer but never change its dtypes: a scale in bfloat16 could not learn, because
+        its updates are smaller than its last bit.
         """
 
         def moved(tensor: Tensor) -> Tensor:

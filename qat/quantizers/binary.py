@@ -16,11 +16,11 @@ from qat.spec import QuantSpec
 class Binary(WeightStatisticsQuantizer):
     """Weights -scale and scale, scale = mean|w| (eq. 6): one bit a weight. sign(0) is 1.
 
-    Gradient: that of scale * sign(w) with the sign's taken as 1 for |w| < 1 and 0 elsewhere:
+    Gradient: that of scale * sign(w), where the derivative of sign is taken as 1 for |w| < 1 and 0 elsewhere:
     dw_i = g_i * scale * [|w_i| < 1] + sign(w_i) * mean_j(g_j * sign(w_j)).
 
-    Differs from the paper: its formula (and the authors' code) has only the term j = i of the mean, where the derivative has
-    them all; activations stay as the policy says. The codes -1 and 1 are those of a narrow 2-bit grid, so that convert and
+    Differs from the paper: its formula (and the authors' code) has only the term j = i of the mean, the derivative has all of
+    them; activations stay as the policy says. The codes -1 and 1 are those of a narrow 2-bit grid, so that convert and
     export need nothing new; a file stores two bits a weight.
 
     Raises:
@@ -38,7 +38,7 @@ class Binary(WeightStatisticsQuantizer):
     def fake_quantize(self, x: Tensor) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
         view = granularity.view(x.float())
-        scale = granularity.shaped(self.follow(x), shape)
+        scale = granularity.broadcastable(self.update_scale(x), shape)
         one = torch.ones((), device=x.device)
         signs = with_gradient_of(self._codes(view), clip(view, -one, one))
         return (signs * scale).to(x.dtype).reshape(shape)

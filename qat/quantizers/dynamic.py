@@ -1,4 +1,4 @@
-"""A range from the tensor at hand: ONNX DynamicQuantizeLinear."""
+"""Dynamic quantization: each tensor has its own range (ONNX DynamicQuantizeLinear)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qat.spec import QParams, QuantSpec
 
 
 class Dynamic(Quantizer):
-    """Each tensor on its own range, widened to contain 0: scale = (max - min) / 255, zero_point = round(-min / scale), uint8.
+    """Uses the range of each tensor, widened to contain 0: scale = (max - min) / 255, zero_point = round(-min / scale), uint8.
 
     That is ONNX DynamicQuantizeLinear, bit for bit. Nothing is calibrated or learned; `qparams` are those of the last tensor.
-    Gradient: straight-through everywhere, for nothing is clipped. For inputs of layers: what flows between layers stays float.
+    Gradient: straight-through everywhere, because nothing is clipped. For inputs of layers; tensors between layers stay float.
 
-    The range is that of the whole batch: what a network computes for one image depends on the others beside it. Evaluate with
-    the batch size that will be deployed.
+    The range is that of the whole batch, so the result for one image depends on the others in its batch: evaluate with the
+    batch size that will be deployed.
 
     Raises:
         ValueError: a weight, or a grid other than 8 bits, affine, per tensor.
@@ -35,7 +35,7 @@ class Dynamic(Quantizer):
         grid = self.spec.grid
         if self.is_weight:
             raise ValueError(
-                "Dynamic is for activations: a weight does not change when it is used; write quantizer: Static."
+                "Dynamic is for activations, because a weight is the same in every forward: write quantizer: Static."
             )
         if self.spec.symmetric or grid.bits != 8 or self.n_qparams != 1:
             raise ValueError(
@@ -50,15 +50,15 @@ class Dynamic(Quantizer):
         return QParams(self.scale, self.zero_point)
 
     def quantize(self, x: Tensor) -> Tensor:
-        self._follow(x)
+        self._update_range(x)
         return super().quantize(x)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         codes = self.quantize(x.detach())
         return with_gradient_of(dequantize(codes, self.scale, self.zero_point).to(x.dtype), x)
 
-    def _follow(self, x: Tensor) -> None:
-        """Takes the range of x, which may be empty."""
+    def _update_range(self, x: Tensor) -> None:
+        """Store the qparams of x; an empty x changes nothing."""
         if x.numel():
             lo, hi = torch.aminmax(x.detach().float())
             self._store(self.spec.qparams(lo[None], hi[None]))

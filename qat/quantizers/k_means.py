@@ -16,15 +16,15 @@ from qat.spec import QParams, QuantSpec
 
 
 class KMeans(Codebook):
-    """2^bits levels, found by k-means among the weights and then learned: the gradient of a level is the sum over the weights
-    that it stands for, times 1 / sqrt(N * qmax), with N the weights of the layer and qmax that of a uniform grid of as many
-    bits. All channels or groups share the levels and have their own scale.
+    """2^bits levels, found by k-means among the weights and then learned. The gradient of a level is the sum over its weights,
+    times 1 / sqrt(N * qmax), with N the number of weights of the layer and qmax that of a uniform grid of as many bits. All
+    channels or groups share the levels; each has its own scale.
 
-    The parameter `codebook` holds levels in -1..1, in units of 127 codes.
+    The parameter `codebook` holds the levels divided by 127, in -1..1.
 
     Differs from the paper: it sums without the factor; levels are rounded to whole codes in -127..127, straight-through, so
-    that they are int8 codes; the assignment of weights to levels is renewed in each step; the float weights train, too;
-    nothing is pruned or coded by frequency. Where a range is set by hand, without weights to look at, levels start evenly.
+    that they are int8 codes; weights are assigned to levels anew in each step; the float weights train, too; nothing
+    is pruned or entropy-coded. If a range is set by hand, without observing a weight, the levels start evenly spaced.
 
     Raises:
         ValueError: an activation, or a grid that is not symmetric and signed.
@@ -35,37 +35,37 @@ class KMeans(Codebook):
         self.require_weight()
         self.codebook = nn.Parameter(torch.linspace(-1.0, 1.0, 2**self.bits))
         self._gradient_scale = (prod(shape) * self.uniform_qmax) ** -0.5
-        self._shown: Tensor | None = None
+        self._observed_weight: Tensor | None = None
 
     def levels(self) -> Tensor:
-        """127 * codebook, rounded and sorted: a level that overtakes another changes places with it."""
+        """127 * codebook, rounded and sorted; a level that overtakes another changes places with it."""
         real = 127.0 * scale_gradient(clamp_straight_through(self.codebook, -1.0, 1.0), self._gradient_scale)
         return with_gradient_of(torch.round(real), real).sort().values
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode is Mode.OBSERVE and not self.ready:
-            self._shown = x.detach().float()
+            self._observed_weight = x.detach().float()
         return super().forward(x)
 
     def set_qparams(self, qparams: QParams) -> None:
-        """Start from this scale; where a weight was observed, its levels are clustered in units of it."""
+        """Start from this scale; if a weight was observed, cluster its values, divided by the scale, into levels."""
         super().set_qparams(qparams)
-        if self._shown is not None:
-            self._cluster(self._shown)
-            self._shown = None
+        if self._observed_weight is not None:
+            self._cluster(self._observed_weight)
+            self._observed_weight = None
 
     def _cluster(self, weight: Tensor) -> None:
-        """k-means from evenly spaced levels (the paper's linear initialization, its best). A weight with fewer different values
-        than levels keeps even levels.
+        """Run k-means from evenly spaced levels (linear initialization, the paper's best). A weight with fewer distinct values
+        than levels keeps evenly spaced levels.
         """
         from sklearn.cluster import KMeans as Clustering  # takes a second to import
 
         granularity, shape = self.spec.granularity, tuple(weight.shape)
-        v = granularity.view(weight) / granularity.shaped(self.qparams().scale, shape)
+        v = granularity.view(weight) / granularity.broadcastable(self.qparams().scale, shape)
         values = v.div(127.0).clamp(-1.0, 1.0).reshape(-1, 1).double().cpu().numpy()
         if len(np.unique(values)) < 2**self.bits:
             return
         start = np.linspace(values.min(), values.max(), 2**self.bits)[:, None]
-        found = Clustering(2**self.bits, init=start, n_init=1).fit(values).cluster_centers_
+        centers = Clustering(2**self.bits, init=start, n_init=1).fit(values).cluster_centers_
         with torch.no_grad():
-            self.codebook.copy_(torch.from_numpy(np.sort(found[:, 0])))
+            self.codebook.copy_(torch.from_numpy(np.sort(centers[:, 0])))

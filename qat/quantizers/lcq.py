@@ -10,27 +10,27 @@ from qat.observers import Observer
 from qat.quantizers.codebook import Codebook
 from qat.spec import QuantSpec
 
-STEEPEST = 3.0
-"""theta stays in -3..3: no slope is more than e^6 times another, and none is 0."""
+MAX_THETA = 3.0
+"""theta stays in -3..3: no slope is 0 or more than e^6 times another."""
 
 
 class LCQ(Codebook):
     """Uniform rounding between a learned compressing function and its inverse: sign(x) f^-1(round(qmax f(|x|)) / qmax).
 
-    f maps 0..1, the range, to 0..1. It is linear in each of `intervals` equal pieces, with slopes intervals * softmax(theta):
-    where it is steep, levels lie close together. theta, (intervals,), is shared by all channels or groups; 0 at first, which is
-    plain rounding.
+    f maps the range, scaled to 0..1, to 0..1. It is linear in each of `intervals` equal pieces, with slopes
+    intervals * softmax(theta); where it is steep, levels lie close together. theta, (intervals,), is shared by all channels or
+    groups and starts at 0, which is plain rounding.
 
-    Gradient: straight-through for the rounding alone. Inside the range dx = g f'(|x|) / f'(level), theta learns through f and
-    through its inverse, and the scale as in LSQ, with f'(|x|) / f'(level) for the slope of the rounding.
+    Gradient: straight-through for the rounding only. Inside the range dx = g f'(|x|) / f'(level), theta learns through f and
+    through its inverse, and the scale as in LSQ, with f'(|x|) / f'(level) as the slope of rounding.
 
     Differs from the paper: weights are not normalised before rounding (its limited weight normalization); levels are rounded
-    to whole codes of 8 bits, straight-through (its re-quantization, at the end of training there); the gradient of the
-    scale is multiplied by LSQ's factor; theta counts as -3..3, with a gradient that passes; an activation is rounded to 8
+    to whole codes of 8 bits, straight-through (its re-quantization, at the end of training there); the gradient of the scale
+    is multiplied by LSQ's factor; theta is clamped to -3..3, with a straight-through gradient; an activation is rounded to 8
     bits first.
 
     Args:
-        intervals: pieces of f.
+        intervals: number of pieces of f.
 
     Raises:
         ValueError: a grid that is not symmetric, an unsigned one for a weight, or intervals < 1.
@@ -43,41 +43,41 @@ class LCQ(Codebook):
         if intervals < 1:
             raise ValueError(f"intervals={intervals!r} of LCQ must be at least 1: write for example 16.")
         self.intervals = intervals
-        self.top = float(self.fine.qmax)
+        self.highest_level = float(self.fine_grid.qmax)
         self.theta = nn.Parameter(torch.zeros(intervals, dtype=torch.float32))
 
     def levels(self) -> Tensor:
         with torch.no_grad():
             q = torch.arange(self.uniform_qmax + 1, device=self.theta.device) / self.uniform_qmax
-            positive = torch.round(self.top * self._expand(q))
-        return torch.cat([-positive[1:].flip(0), positive]) if self.fine.signed else positive
+            positive = torch.round(self.highest_level * self._expand(q))
+        return torch.cat([-positive[1:].flip(0), positive]) if self.fine_grid.signed else positive
 
     def _index(self, v: Tensor, levels: Tensor) -> Tensor:
         with torch.no_grad():
-            v = v.nan_to_num(0.0)  # a code, while the value stays what it is
-            code = torch.round(self.uniform_qmax * self._compress((v.abs() / self.top).clamp(max=1.0)))
+            v = v.nan_to_num(0.0)  # NaN needs some index; its value stays NaN
+            code = torch.round(self.uniform_qmax * self._compress((v.abs() / self.highest_level).clamp(max=1.0)))
             return (torch.sign(v) * code).long() + len(levels) - 1 - self.uniform_qmax
 
     def _round(self, v: Tensor, levels: Tensor) -> Tensor:
         index = self._index(v.detach(), levels)
         sign = torch.where(v < 0, -1.0, 1.0)
         code = (index - (len(levels) - 1 - self.uniform_qmax)).abs() / self.uniform_qmax
-        line = self._expand(with_gradient_of(code, self._compress(sign * v / self.top)))
-        return with_gradient_of(levels[index], sign * self.top * line)
+        magnitude = self._expand(with_gradient_of(code, self._compress(sign * v / self.highest_level)))
+        return with_gradient_of(levels[index], sign * self.highest_level * magnitude)
 
     def _compress(self, u: Tensor) -> Tensor:
-        """f: 0..1 -> 0..1, any shape."""
+        """f(u), for u in 0..1 of any shape."""
         slope, start = self._pieces()
         piece = (u.detach().nan_to_num(0.0) * self.intervals).long().clamp(max=self.intervals - 1)
         return start[piece] + slope[piece] * (u - piece / self.intervals)
 
     def _expand(self, q: Tensor) -> Tensor:
-        """The inverse of f."""
+        """The inverse of f, for q in 0..1 of any shape."""
         slope, start = self._pieces()
         piece = torch.bucketize(q.detach(), start.detach()[1:], right=True)
         return piece / self.intervals + (q - start[piece]) / slope[piece]
 
     def _pieces(self) -> tuple[Tensor, Tensor]:
-        """Slope of each piece of f, and its value where the piece begins: both (intervals,)."""
-        rise = torch.softmax(clamp_straight_through(self.theta, -STEEPEST, STEEPEST), dim=0)
+        """The slope of each piece of f, and the value of f where the piece begins: both (intervals,)."""
+        rise = torch.softmax(clamp_straight_through(self.theta, -MAX_THETA, MAX_THETA), dim=0)
         return rise * self.intervals, rise.cumsum(dim=0) - rise

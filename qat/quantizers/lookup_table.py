@@ -1,4 +1,4 @@
-"""Functions of a value that no uniform rounding computes: learned levels, learned thresholds."""
+"""Quantizers whose rounding is not uniform: learned levels, learned thresholds."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from torch import Tensor
 from qat.estimators import StraightThrough
 from qat.functional import look_up, quantize
 from qat.grid import Grid
-from qat.quantizers.base import Quantizer, Table
+from qat.quantizers.base import LookupTable, Quantizer
 from qat.spec import QParams
 
 
 class LookupTableQuantizer(Quantizer):
-    """A weight is quantized by a function of its values. An activation is rounded to 8 bits first, narrow if signed, from 0 to
-    the `reach` of the function, and what the function makes of those codes is a table of at most 256 entries, which is what
-    an integer runtime has: thresholds lie on multiples of reach / 255, and nothing else changes.
+    """A weight is quantized by a function of its values, an activation by the same function in the form of a table.
 
-    Gradient: that of the function, at the 8-bit value. An element adds to the gradient of its entry, and the entries to those
-    of what the function learns.
+    An activation is first rounded to `fine_grid`, 8 bits (narrow if signed) from 0 to the function's `saturation_point`. The
+    function of those codes is a table of at most 256 entries, which is what an integer runtime has. So thresholds lie on
+    multiples of saturation_point / 255; nothing else changes. Such quantizers are for inputs of layers; tensors between
+    layers stay uniform.
+
+    Gradient: that of the function, at the 8-bit value. Each element adds to the gradient of its table entry, and the entries
+    pass their gradients on to what the function learns.
 
     Raises:
         ValueError: an affine grid, an unsigned one for a weight, or an estimator for an activation.
     """
 
-    by_table = True
     starts_as_static = False
 
     def _build(self) -> None:
@@ -34,17 +36,19 @@ class LookupTableQuantizer(Quantizer):
             self.require_weight()
         elif not isinstance(self.estimator, StraightThrough):
             raise ValueError(
-                f"{type(self).__name__} looks activations up, where rounding has no gradient of its own: give the weight alone "
-                "an estimator."
+                f"{type(self).__name__} quantizes activations with a table, which needs no gradient of rounding: give an "
+                "estimator to the weight only."
             )
         self.require_symmetric()
-        self.fine = Grid(8, self.spec.grid.signed, narrow=self.spec.grid.signed)
+        self.fine_grid = Grid(8, self.spec.grid.signed, narrow=self.spec.grid.signed)
 
     @abstractmethod
     def function(self, x: Tensor, elements_per_scale: int) -> Tensor:
-        """x, float32, rounded to the levels, with this quantizer's gradients; same shape.
+        """x rounded to the levels, with this quantizer's gradients.
 
-        sharing: the N of LSQ's 1 / sqrt(N * qmax), as `Quantizer.elements_per_scale` has it.
+        Args:
+            x: float32, any shape; the result has its shape.
+            elements_per_scale: the N of LSQ's 1 / sqrt(N * qmax), see `Quantizer.elements_per_scale`.
         """
 
     @abstractmethod
@@ -52,45 +56,46 @@ class LookupTableQuantizer(Quantizer):
         """The codes of `function(x)`, float32, same shape."""
 
     @abstractmethod
-    def reach(self) -> Tensor:
-        """From where on an activation has the highest code (1,), detached, > 0."""
+    def saturation_point(self) -> Tensor:
+        """The value from which on an activation has the highest code: (1,), > 0, detached."""
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         if self.is_weight:
             return self.function(x.float(), self.elements_per_scale(x)).to(x.dtype)
-        scale, points = self._points()
-        values, slopes = self._values_and_slopes(points, self.elements_per_scale(x))
-        return look_up(x, scale, self.fine.qmin, self.fine.qmax, values, slopes)
+        scale, fine_values = self._fine_values()
+        values, slopes = self._values_and_slopes(fine_values, self.elements_per_scale(x))
+        return look_up(x, scale, self.fine_grid.qmin, self.fine_grid.qmax, values, slopes)
 
     def quantize(self, x: Tensor) -> Tensor:
         if self.is_weight:
             return self.codes_of(x.detach().float())
-        scale, points = self._points()
-        fine = quantize(x, scale, 0, self.fine.qmin, self.fine.qmax)
-        return self.codes_of(points)[(fine - self.fine.qmin).long()]
+        scale, fine_values = self._fine_values()
+        fine_codes = quantize(x, scale, 0, self.fine_grid.qmin, self.fine_grid.qmax)
+        return self.codes_of(fine_values)[(fine_codes - self.fine_grid.qmin).long()]
 
-    def table(self) -> Table | None:
+    def lookup_table(self) -> LookupTable | None:
         if self.is_weight:
             return None
-        scale, points = self._points()
-        return Table(self.fine, QParams(scale, self.zero_point), self.codes_of(points))
+        scale, fine_values = self._fine_values()
+        return LookupTable(self.fine_grid, QParams(scale, self.zero_point), self.codes_of(fine_values))
 
-    def _points(self) -> tuple[Tensor, Tensor]:
-        """The fine scale (1,), and the values of the fine grid, ascending. The outermost stand for all that is clipped, so they
-        lie beyond the reach.
+    def _fine_values(self) -> tuple[Tensor, Tensor]:
+        """The scale of the fine grid (1,), and the real values of its codes, ascending.
+
+        The outermost values also represent everything that is clipped, so they are doubled, beyond the saturation point.
         """
-        scale = self.reach() / self.fine.qmax
-        points = scale * torch.arange(self.fine.qmin, self.fine.qmax + 1, device=scale.device)
-        points[-1:] *= 2
-        if self.fine.signed:
-            points[:1] *= 2
-        return scale, points
+        scale = self.saturation_point() / self.fine_grid.qmax
+        values = scale * torch.arange(self.fine_grid.qmin, self.fine_grid.qmax + 1, device=scale.device)
+        values[-1:] *= 2
+        if self.fine_grid.signed:
+            values[:1] *= 2
+        return scale, values
 
-    def _values_and_slopes(self, points: Tensor, elements_per_scale: int) -> tuple[Tensor, Tensor]:
-        """The function at each point, and its gradient there: detached, 0 where values are clipped."""
+    def _values_and_slopes(self, fine_values: Tensor, elements_per_scale: int) -> tuple[Tensor, Tensor]:
+        """The function of each fine value, and its derivative there: detached, 0 where values are clipped."""
         if not torch.is_grad_enabled():
-            return self.function(points, elements_per_scale), points
-        points.requires_grad_()
-        values = self.function(points, elements_per_scale)
-        (slopes,) = torch.autograd.grad(values.sum(), points, retain_graph=True)
+            return self.function(fine_values, elements_per_scale), fine_values
+        fine_values.requires_grad_()
+        values = self.function(fine_values, elements_per_scale)
+        (slopes,) = torch.autograd.grad(values.sum(), fine_values, retain_graph=True)
         return values, slopes

@@ -9,18 +9,18 @@ from qat.functional import clamp_straight_through
 from qat.quantizers.base import Quantizer
 from qat.spec import QParams
 
-FLOOR = 2.0**-10
-"""A learned scale never falls below its first value times this."""
+FLOOR_FACTOR = 2.0**-10
+"""A learned scale never falls below this times its first value."""
 
 
 class LSQ(Quantizer):
     """The scale is a parameter, with the gradient of eq. 3 times g = 1 / sqrt(N * qmax) (section 2.2).
 
-    N is the number of elements that share a scale: of a weight, those of one channel or group; of an activation, those of
+    N is the number of elements that share a scale: in a weight, those of one channel or group; in an activation, those of
     one sample, so that the gradient does not depend on the batch size.
 
     Differs from the paper: the first range comes from any observer (the paper's is `MeanAbs`); weights may have one scale
-    a channel or group; the scale in force is max(scale, floor), with floor = first scale / 1024, so that no optimizer step
+    per channel or group; the scale in force is max(scale, floor), with floor = first scale / 1024, so that no optimizer step
     can make it zero or negative; the gradient passes through the floor, so that a scale below it can recover.
     """
 
@@ -28,14 +28,14 @@ class LSQ(Quantizer):
 
     def _build(self) -> None:
         self.scale = nn.Parameter(torch.ones(self.n_qparams, dtype=torch.float32))
-        self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR, dtype=torch.float32))
+        self.register_buffer("floor", torch.full((self.n_qparams,), FLOOR_FACTOR, dtype=torch.float32))
 
     def qparams(self) -> QParams:
         return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return self.on_grid(x, clamp_straight_through(self.scale, self.floor), self.lsq_gradient_scale(x))
+        return self.round_to_grid(x, clamp_straight_through(self.scale, self.floor), self.lsq_gradient_scale(x))
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)
-        self.floor.copy_(qparams.scale * FLOOR)
+        self.floor.copy_(qparams.scale * FLOOR_FACTOR)

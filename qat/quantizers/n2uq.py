@@ -8,28 +8,28 @@ from torch import Tensor, nn
 from qat.functional import clamp_straight_through, scale_gradient, with_gradient_of
 from qat.observers import Observer
 from qat.quantizers.lookup_table import LookupTableQuantizer
-from qat.quantizers.lsq import FLOOR
+from qat.quantizers.lsq import FLOOR_FACTOR
 from qat.spec import SMALLEST_SCALE, QParams, QuantSpec
 
 
 class N2UQ(LookupTableQuantizer):
-    """Learned thresholds between uniform codes: a nonuniform quantizer's freedom, a uniform one's integers.
+    """Learned thresholds between uniform codes: as flexible as nonuniform levels, with the integers of a uniform quantizer.
 
-    The input is cut into segments, one between each two neighbouring codes, of learned lengths a_i > 0 in steps of the scale
-    (`interval`, (qmax,)); code i begins in the middle of segment i. Gradient, the generalized straight-through estimator:
-    that of the line through the segments, which climbs one code in each. In segment i of the magnitudes, which begins
-    at b_i = a_1 + ... + a_(i-1), with g' = g * scale: dv = g' / a_i; da_j = -sign(v) g' / a_i for j < i and
+    The input range is cut into segments, one between each two neighbouring codes, with learned lengths a_i > 0 in units of the
+    scale (`interval`, (qmax,)); code i begins in the middle of segment i. Gradient, the generalized straight-through estimator:
+    that of the line that rises by one code in each segment. In segment i of the magnitudes, which begins at
+    b_i = a_1 + ... + a_(i-1), with g' = g * scale: dv = g' / a_i; da_j = -sign(v) g' / a_i for j < i and
     da_i = -sign(v) g' (|v| - b_i) / a_i^2, where v = x / scale; beyond the last segment all 0.
 
     The scale of an activation learns: dscale = g * (code - v / a_i) inside and g * code outside, times LSQ's
-    1 / sqrt(N * qmax). That of a weight follows it: 4 mean|w| / (number of codes), at which weights that are uniformly
-    distributed fill all codes equally (the paper's entropy preserving regularization); it is a constant in the backward, as in
-    the authors' code.
+    1 / sqrt(N * qmax). The scale of a weight follows it: 4 mean|w| / (number of codes), at which uniformly distributed weights
+    fill all codes equally (the paper's entropy preserving regularization); it is a constant in the backward pass, as in the
+    authors' code.
 
     Differs from the paper: weights have thresholds, too; segments of negative values mirror those of positive ones and the
     first begins at 0, so that 0 keeps the code 0; a grid whose lowest code is dropped has 2^bits - 1 codes, with 0 among them;
     the gradient of the lengths is multiplied by 1 / sqrt(N qmax), with N the weights of the layer, or the elements of one
-    sample, and lengths never fall below 1 / 1024, with a gradient that passes; an activation is rounded to 8 bits first.
+    sample, and lengths never fall below 1 / 1024, with a straight-through gradient; an activation is rounded to 8 bits first.
 
     Raises:
         ValueError: a grid that is not symmetric, or an unsigned one for a weight.
@@ -51,70 +51,71 @@ class N2UQ(LookupTableQuantizer):
             self.register_buffer("scale", ones)
         else:
             self.scale = nn.Parameter(ones)
-        self.register_buffer("floor", self._lowest * ones)
+        self.register_buffer("floor", self._floor_factor * ones)
 
     def qparams(self) -> QParams:
         return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
 
-    def reach(self) -> Tensor:
+    def saturation_point(self) -> Tensor:
         return self._segments(self.interval.detach())[-self.spec.grid.qmax :].sum() * self.qparams().scale
 
     def function(self, x: Tensor, elements_per_scale: int) -> Tensor:
         granularity, shape, qmax = self.spec.granularity, tuple(x.shape), self.spec.grid.qmax
         lengths = scale_gradient(self.interval, (elements_per_scale * self.n_qparams * qmax) ** -0.5)
         learned = scale_gradient(clamp_straight_through(self.scale, self.floor), (elements_per_scale * qmax) ** -0.5)
-        scale = granularity.shaped(self._follow(x) if self.is_weight else learned, shape)
+        scale = granularity.broadcastable(self._update_scale(x) if self.is_weight else learned, shape)
         v, segments = granularity.view(x) / scale, self._segments(lengths)
-        ends = _ends(segments, signed=self.spec.grid.signed)
-        return (with_gradient_of(self._staircase(v, ends), _line(v, segments, ends)) * scale).reshape(shape)
+        boundaries = _boundaries(segments, signed=self.spec.grid.signed)
+        codes = with_gradient_of(self._rounded_codes(v, boundaries), _interpolated_codes(v, segments, boundaries))
+        return (codes * scale).reshape(shape)
 
     def codes_of(self, x: Tensor) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
-        scale = self._follow(x) if self.is_weight else self.qparams().scale
-        v = granularity.view(x) / granularity.shaped(scale, shape)
-        ends = _ends(self._segments(self.interval), signed=self.spec.grid.signed)
-        return self._staircase(v, ends).reshape(shape)
+        scale = self._update_scale(x) if self.is_weight else self.qparams().scale
+        v = granularity.view(x) / granularity.broadcastable(scale, shape)
+        boundaries = _boundaries(self._segments(self.interval), signed=self.spec.grid.signed)
+        return self._rounded_codes(v, boundaries).reshape(shape)
 
-    def _follow(self, weight: Tensor) -> Tensor:
-        """The scale of this weight (n_qparams,), detached and positive; from now on the one in force."""
+    def _update_scale(self, weight: Tensor) -> Tensor:
+        """Set the scale to that of this weight. Returns it: (n_qparams,), positive, detached."""
         with torch.no_grad():
             mean = self.spec.granularity.rows(weight.detach()).abs().mean(dim=1)
             scale = (4.0 * mean / (2 * self.spec.grid.qmax + 1)).clamp(min=SMALLEST_SCALE)
-            self.scale.copy_(scale)  # not what the graph gets: the next forward writes here before this one's backward
+            self.scale.copy_(scale)  # the graph gets `scale`: the next forward writes here before this one's backward
         return scale
 
     def _segments(self, interval: Tensor) -> Tensor:
-        """The length of each segment, in steps, from the lowest to the highest values: (qmax,), or of both signs (2 qmax,)."""
-        positive = clamp_straight_through(interval, FLOOR)
+        """The length of each segment in steps, ascending by value: (qmax,), or (2 * qmax,) on a signed grid."""
+        positive = clamp_straight_through(interval, FLOOR_FACTOR)
         return torch.cat([positive.flip(0), positive]) if self.spec.grid.signed else positive
 
-    def _staircase(self, v: Tensor, ends: Tensor) -> Tensor:
-        """The code of each v: how many middles of segments lie below it, less those of negative values."""
-        ends = ends.detach()
-        middles = (ends[1:] + ends[:-1]) / 2
+    def _rounded_codes(self, v: Tensor, boundaries: Tensor) -> Tensor:
+        """The code of each v: the number of segment middles below it, less those of negative values."""
+        boundaries = boundaries.detach()
+        middles = (boundaries[1:] + boundaries[:-1]) / 2
         return torch.bucketize(v.detach(), middles).float() - (len(middles) - self.spec.grid.qmax)
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)
-        self.floor.copy_(qparams.scale * self._lowest)
+        self.floor.copy_(qparams.scale * self._floor_factor)
 
     @property
-    def _lowest(self) -> float:
-        """What a learned scale may fall to, as a share of the first."""
-        return 0.0 if self.is_weight else FLOOR
+    def _floor_factor(self) -> float:
+        """The smallest scale, as a fraction of the first one."""
+        return 0.0 if self.is_weight else FLOOR_FACTOR
 
 
-def _ends(segments: Tensor, signed: bool) -> Tensor:
-    """Where segments begin and end, in steps: ascending, 0 in the middle, or at the begin where nothing is negative."""
+def _boundaries(segments: Tensor, signed: bool) -> Tensor:
+    """Where segments begin and end, in steps: ascending; 0 is in the middle, or first on an unsigned grid."""
     positive = segments[len(segments) // 2 if signed else 0 :].cumsum(dim=0)
     zero = positive.new_zeros(1)
     return torch.cat([-positive.flip(0), zero, positive]) if signed else torch.cat([zero, positive])
 
 
-def _line(v: Tensor, segments: Tensor, ends: Tensor) -> Tensor:
-    """The codes climbed, up to a constant for each segment: its gradient is the estimator's. Lengths are not differences of
-    `ends`, where short ones far from 0 would be lost.
+def _interpolated_codes(v: Tensor, segments: Tensor, boundaries: Tensor) -> Tensor:
+    """The line through the codes, up to a constant per segment; only its gradient is used. Lengths are given because
+    differences of `boundaries` would lose short segments far from 0.
     """
-    segment = torch.bucketize(v.detach(), ends.detach()[1:-1])
-    inside = (v > ends[0]) & (v < ends[-1])
-    return torch.where(inside, (v - ends[segment]) / segments[segment], 0.0)
+    segment = torch.bucketize(v.detach(), boundaries.detach()[1:-1])
+    inside = (v > boundaries[0]) & (v < boundaries[-1])
+    return torch.where(inside, (v - boundaries[segment]) / segments[segment], 0.0)

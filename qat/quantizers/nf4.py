@@ -17,11 +17,11 @@ NORMAL_FLOAT = (
 
 
 class NF4(Codebook):
-    """The 16 levels of NF4: equally likely where weights are normal. The scale learns as in LSQ.
+    """The 16 levels of NF4, equally likely for normally distributed weights. The scale learns as in LSQ.
 
     Differs from the paper: levels are rounded to multiples of 1/127, so that they are int8 codes; the scale starts from the
-    observer (the paper's is the largest |w| of 64 weights: MinMax, per_group with group_size: 64) and learns; it is not
-    quantized itself.
+    observer (the paper's is the largest |w| of 64 weights: MinMax, per_group with group_size: 64) and learns; the scale
+    itself is not quantized.
 
     Raises:
         ValueError: an activation, a grid that is not symmetric and signed, or bits other than 4.

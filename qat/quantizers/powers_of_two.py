@@ -11,11 +11,12 @@ from qat.spec import QuantSpec
 
 
 class PowersOfTwo(Codebook):
-    """Levels 0 and ±2^0 ... ±2^(n - 1) times the scale, n = 2^(bits - 1) - 1: a product is a shift. The scale learns as in
-    LSQ.
+    """Levels 0 and ±2^0 ... ±2^(n - 1) times the scale, n = 2^(bits - 1) - 1: multiplications are shifts.
 
-    Differs from the paper: of b bits, one for 0 and one for the sign, it makes 2^(b - 2) magnitudes, where a code has room for
-    2^(b - 1) - 1; the scale is learned and need not be a power of two; all weights train together, and go to the
+    The scale learns as in LSQ.
+
+    Differs from the paper: with b bits, one of them for 0 and one for the sign, the paper has 2^(b - 2) magnitudes; a code has
+    room for 2^(b - 1) - 1; the scale is learned and need not be a power of two; all weights train together, and go to the
     nearest level (the paper freezes them in portions).
 
     Raises:

@@ -1,4 +1,4 @@
-"""A range that never learns."""
+"""A fixed range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qat.spec import QParams
 
 
 class Static(Quantizer):
-    """The observed range, kept: post-training quantization, and QAT of the weights alone. Gradient: straight-through."""
+    """Keeps the observed range: for post-training quantization, and for QAT of the weights only. Gradient: straight-through."""
 
     scale: Tensor
 
@@ -21,7 +21,7 @@ class Static(Quantizer):
         return QParams(self.scale, self.zero_point)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return self.on_grid(x, self.scale)
+        return self.round_to_grid(x, self.scale)
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

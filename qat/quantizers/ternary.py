@@ -16,7 +16,7 @@ from qat.spec import QuantSpec
 class Ternary(WeightStatisticsQuantizer):
     """Weights -scale, 0, scale: 0 where |w| <= threshold = 0.7 * mean|w|, scale = mean of |w| over the others (section 2).
 
-    Gradient: dw = g everywhere: the float weight is updated with the gradient of the ternary one.
+    Gradient: dw = g everywhere; the float weight is updated with the gradient of the ternary one.
 
     Differs from the paper: threshold and scale are those of the weights that share a scale (the paper's: of a layer). The
     codes are those of a narrow 2-bit grid, so that convert and export need nothing new.
@@ -36,7 +36,7 @@ class Ternary(WeightStatisticsQuantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         granularity, shape = self.spec.granularity, tuple(x.shape)
-        scale = granularity.shaped(self.follow(x.detach()), shape)
+        scale = granularity.broadcastable(self.update_scale(x.detach()), shape)
         ternary = granularity.view(self._codes(x.detach())) * scale
         return with_gradient_of(ternary.reshape(shape).to(x.dtype), x)
 
@@ -44,9 +44,9 @@ class Ternary(WeightStatisticsQuantizer):
         granularity, shape = self.spec.granularity, tuple(x.shape)
         mean = granularity.rows(x.float()).abs().mean(dim=1)
         view = granularity.view(x.float())
-        return (torch.sign(view) * _is_kept(view, granularity.shaped(mean, shape))).reshape(shape)
+        return (torch.sign(view) * _is_kept(view, granularity.broadcastable(mean, shape))).reshape(shape)
 
 
 def _is_kept(weight: Tensor, mean: Tensor) -> Tensor:
-    """Which weights are not 0: 1.0 or 0.0."""
+    """1.0 for weights that do not become 0, else 0.0."""
     return (weight.abs() > 0.7 * mean).float()

@@ -19,14 +19,14 @@ LARGEST_EXPONENT = 60.0
 class TQT(Quantizer):
     """The scale is a power of two, 2^ceil(log2_scale) (eq. 4), so that requantization on hardware is a shift.
 
-    Gradient (eq. 7 and 8): dx as LSQ's; dlog2_scale = scale * ln 2 * (the gradient of the scale as in LSQ), the ceiling being
-    straight-through.
+    Gradient (eq. 7 and 8): dx as LSQ's; dlog2_scale = scale * ln 2 * (the gradient of the scale as in LSQ); the ceiling
+    is straight-through.
 
-    Differs from the paper: the parameter is log2 of the scale, log2 t - (bits - 1), or - bits without sign, of the paper's
-    threshold t, which has the same gradient; what lies beyond the outermost code counts as clipped, as in LSQ (the paper:
-    what lies half a step beyond it); it is multiplied by LSQ's g = 1 / sqrt(N * qmax) (the paper needs Adam, or
-    gradients divided by their size); it starts from the observer; weights may have one scale a channel or group; exponents
-    stay in -60..60.
+    Differs from the paper: the parameter is log2 of the scale, which is log2 t - (bits - 1), or log2 t - bits on an unsigned
+    grid, for the paper's threshold t, and has the same gradient; values beyond the outermost code count as clipped, as in LSQ
+    (the paper: values half a step beyond it); the gradient is multiplied by LSQ's g = 1 / sqrt(N * qmax) (the paper needs
+    Adam, or gradients divided by their size); the scale starts from the observer; weights may have one per channel or group;
+    exponents stay in -60..60.
 
     Raises:
         ValueError: an affine spec.
@@ -42,7 +42,7 @@ class TQT(Quantizer):
         return QParams(self._scale().detach(), self.zero_point)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return self.on_grid(x, self._scale(), self.lsq_gradient_scale(x))
+        return self.round_to_grid(x, self._scale(), self.lsq_gradient_scale(x))
 
     def _scale(self) -> Tensor:
         scale: Tensor = _PowerOfTwo.apply(clamp_straight_through(self.log2_scale, -LARGEST_EXPONENT, LARGEST_EXPONENT))
@@ -53,7 +53,7 @@ class TQT(Quantizer):
 
 
 class _PowerOfTwo(torch.autograd.Function):
-    """2^ceil(x), exactly; its gradient is that of 2^x there."""
+    """2^ceil(x), exactly, with the gradient ln 2 * 2^ceil(x)."""
 
     @staticmethod
     def forward(ctx: Any, exponent: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scales that are calculated from the weight itself."""
+"""The base class of quantizers whose scale is calculated from the weight itself."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qat.spec import SMALLEST_SCALE, QParams
 
 
 class WeightStatisticsQuantizer(Quantizer):
-    """The scale follows the weight: each time that a weight is quantized, it is calculated from it and kept.
+    """The scale follows the weight: it is calculated anew each time that the weight is quantized.
 
-    The observed range is in force only until the first weight comes; there is nothing to learn but the weight.
+    The observed range is used only until then. Nothing but the weight is learned.
 
     Raises:
         ValueError: an activation, or a grid that is not symmetric and signed.
@@ -30,10 +30,10 @@ class WeightStatisticsQuantizer(Quantizer):
 
     @abstractmethod
     def scale_of(self, rows: Tensor) -> Tensor:
-        """(n_qparams, n_elements) -> (n_qparams,), differentiable; may be 0 for a dead row."""
+        """The scale of each row: (n_qparams, n_elements) -> (n_qparams,), differentiable; may be 0 for a dead row."""
 
-    def follow(self, weight: Tensor) -> Tensor:
-        """The scale of this weight (n_qparams,), differentiable and positive; from now on the one in force."""
+    def update_scale(self, weight: Tensor) -> Tensor:
+        """Set the scale to that of this weight. Returns it: (n_qparams,), positive, differentiable."""
         scale = self.scale_of(self.spec.granularity.rows(weight.float())).clamp(min=SMALLEST_SCALE)
         with torch.no_grad():
             self.scale.copy_(scale)
@@ -43,11 +43,11 @@ class WeightStatisticsQuantizer(Quantizer):
         return QParams(self.scale, self.zero_point)
 
     def quantize(self, x: Tensor) -> Tensor:
-        self.follow(x.detach())
+        self.update_scale(x.detach())
         return self._codes(x)
 
     def _codes(self, x: Tensor) -> Tensor:
-        """Codes of x for the scale in force, same shape."""
+        """Codes of x at the current scale, same shape."""
         return super().quantize(x)
 
     def _store(self, qparams: QParams) -> None:

@@ -1,12 +1,13 @@
-"""What a run found: a documented results file, and the console, Markdown and pictures made from it alone.
+"""The results of a run: a documented file, and the console output, Markdown and pictures made from it alone.
 
-Ground floor: no torch, nothing else of qat. Pictures and ``write_report`` are in :mod:`qat.report.markdown`, which is
-not imported here because it needs matplotlib.
+Imports no torch, and of qat only `qat.files` and `qat.version`. Pictures and `write_report` are in
+`qat.report.markdown`, which is not imported here because it needs matplotlib.
 """
 
 from qat.report.console import make_console, print_report, print_sites
 from qat.report.environment import Environment
-from qat.report.records import SchemaError
+from qat.report.json_records import SchemaError
+from qat.report.results_file import read_results, write_results
 from qat.report.schema import (
     SCHEMA_VERSION,
     Data,
@@ -22,7 +23,6 @@ from qat.report.schema import (
     timing_free,
 )
 from qat.report.verdicts import verdict
-from qat.report.writing import read_results, write_results
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -1,16 +1,20 @@
-"""``python -m qat.report path/to/results.json``: write report.md and its pictures next to a results file, again."""
+"""`python -m qat.report path/to/results.json`: write report.md and its pictures next to a results file."""
 
 import argparse
 from pathlib import Path
 
 from qat.report.console import print_report
+from qat.report.json_records import SchemaError
 from qat.report.markdown import write_report
-from qat.report.records import SchemaError
-from qat.report.writing import read_results
+from qat.report.results_file import read_results
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the file, print the report, write it beside the file. Ends with one sentence if it cannot be read."""
+    """Read the results file, print its report and write it beside the file.
+
+    Raises:
+        SystemExit: the file cannot be read; one sentence says why.
+    """
     parser = argparse.ArgumentParser(prog="python -m qat.report", description=__doc__)
     parser.add_argument("results", type=Path, help="a results.json")
     path: Path = parser.parse_args(arguments).results

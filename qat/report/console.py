@@ -1,11 +1,11 @@
-"""The report in the terminal: what gets quantized before a run, who won after it. Plain text when it is not one."""
+"""The report in the terminal: the quantized sites before a run, the comparison after it. Plain text in files and pipes."""
 
 from collections.abc import Collection, Sequence
 from typing import TextIO
 
 from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
 from qat.report import tables
@@ -21,7 +21,7 @@ STYLES: dict[Outcome, str] = {
 
 
 def make_console(file: TextIO | None = None) -> Console:
-    """A console as wide as the terminal, or 110 columns of plain text when the output is a file or a pipe."""
+    """Make a console as wide as the terminal, or 110 columns of plain text if the output is a file or a pipe."""
     console = Console(file=file, highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
         console.width = LOG_WIDTH
@@ -29,9 +29,9 @@ def make_console(file: TextIO | None = None) -> Console:
 
 
 def print_sites(sites: Sequence[SiteInfo], float_edges: Sequence[str], console: Console | None = None) -> None:
-    """What gets quantized, to what, and what stays in float."""
+    """Print which sites are quantized, to which formats, and which edges stay in float."""
     console = console or make_console()
-    console.print(_rich_table(tables.quantized_sites(sites), f"What is quantized: {len(sites)} sites"))
+    console.print(_rich_table(tables.site_table(sites), f"What is quantized: {len(sites)} sites"))
     console.print()
     if not float_edges:
         console.print(Text("Nothing else stays in float.", "green"))
@@ -42,15 +42,15 @@ def print_sites(sites: Sequence[SiteInfo], float_edges: Sequence[str], console: 
 
 
 def print_report(results: Results, console: Console | None = None) -> None:
-    """Oscillations, comparison, verification and the verdict, which comes last because the last line is the one read."""
+    """Print oscillations, comparison, verification and, because the last line is the one people read, the verdict."""
     console = console or make_console()
     data = results.data
     title = f"{results.recipe}: {data.label}, {data.test:,} test images"
     if results.oscillations is not None:
-        table = _rich_table(tables.oscillations(results.oscillations), "Oscillations at the end of the training")
+        table = _rich_table(tables.oscillation_table(results.oscillations), "Oscillations at the end of the training")
         console.print(table, Text(tables.oscillation_sentence(results.oscillations)), "", sep="\n")
-    judged = {results.verdict.qat, results.verdict.ptq}
-    console.print(_rich_table(tables.comparison(results.rows, data.test), title, bold=judged))
+    compared = {results.verdict.qat, results.verdict.ptq}
+    console.print(_rich_table(tables.comparison_table(results.rows, data.test), title, bold=compared))
     console.print()
     if any(row.size_kind == "stored" for row in results.rows):
         console.print(Text(tables.STORED_NOTE, "dim"))
@@ -64,8 +64,8 @@ def print_report(results: Results, console: Console | None = None) -> None:
     console.print(Text(results.verdict.text, STYLES[results.verdict.outcome]))
 
 
-def _rich_table(table: tables.Table, title: str, bold: Collection[str | None] = ()) -> RichTable:
-    rendered = RichTable(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+def _rich_table(table: tables.TextTable, title: str, bold: Collection[str | None] = ()) -> Table:
+    rendered = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     for index, name in enumerate(table.header):
         is_text = index < table.text_columns
         rendered.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")

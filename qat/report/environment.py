@@ -1,4 +1,4 @@
-"""Where a run happened: enough to repeat it, nothing that names a person or a machine."""
+"""Where a run happened: enough to repeat it, without names of people or machines."""
 
 import os
 import platform
@@ -8,7 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Self
 
-from qat.report.records import Record
+from qat.report.json_records import Record
+from qat.version import DISTRIBUTION
 
 PACKAGES = ("qat", "torch", "torchvision", "lightning", "onnx", "onnxruntime", "numpy", "hydra-core")
 
@@ -17,8 +18,8 @@ PACKAGES = ("qat", "torch", "torchvision", "lightning", "onnx", "onnxruntime", "
 class Environment(Record):
     """Software, processor and source state of one run.
 
-    ``commit`` and ``dirty`` are None when the package does not run from its own git checkout. ``dirty`` counts
-    untracked files too: a forgotten ``git add`` is the commonest reason why a commit does not reproduce.
+    `commit` and `dirty` are None if the package does not run from its own git checkout. `dirty` counts untracked
+    files too: a forgotten `git add` is the most common reason why a commit does not reproduce a result.
     """
 
     python: str
@@ -32,10 +33,12 @@ class Environment(Record):
 
     @classmethod
     def collect(cls, threads: int | None = None, accelerator: str | None = None) -> Self:
-        """The environment of this process.
+        """Describe the environment of this process.
 
-        ``threads``: what the run computes with (``torch.get_num_threads()``); default: the cores this process may use.
-        ``accelerator``: the device's name, e.g. ``torch.cuda.get_device_name()``; None: the run used the processor.
+        Args:
+            threads: the number the run computes with, as `torch.get_num_threads()`; None is the cores this process may
+                use.
+            accelerator: name of the device, as `torch.cuda.get_device_name()`; None if the run used the processor.
 
         >>> Environment.collect(threads=2).threads
         2
@@ -54,7 +57,7 @@ class Environment(Record):
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's model name from ``/proc/cpuinfo``, else what ``platform`` knows."""
+    """Name of the processor model from `/proc/cpuinfo`, else from `platform`."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -64,28 +67,28 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on: its affinity where the system tells it, else all of them."""
+    """Number of cores this process may run on: its affinity where the system reports it, else all of them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that decide the numbers; absent packages are left out."""
+    """Versions of the installed packages that influence the results; absent packages are left out."""
     versions = {}
     for package in PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            versions[package] = metadata.version(DISTRIBUTION if package == "qat" else package)
         except metadata.PackageNotFoundError:
             continue
     return versions
 
 
 def source_state(folder: Path) -> tuple[str | None, bool | None]:
-    """``(commit, dirty)`` of the git checkout that tracks this package in ``folder``, else ``(None, None)``.
+    """`(commit, dirty)` of the git checkout that tracks the package in `folder`, else `(None, None)`.
 
-    Being inside *a* repository is not enough: an installed copy in somebody's project virtual environment would report
-    that project's commit. So the package's own ``__init__.py`` must be a tracked file.
+    Being inside a repository is not enough: a copy installed in the virtual environment of another project would report
+    that project's commit. So the package's own `__init__.py` must be a tracked file.
     """
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None, None
@@ -95,7 +98,7 @@ def source_state(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers in ``folder``; None when git is absent, slow or says no."""
+    """Output of a git command in `folder`; None if git is absent, fails or takes too long."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True

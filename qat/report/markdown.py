@@ -1,4 +1,4 @@
-"""``report.md``, from a :class:`Results` alone: a results file is all that is needed to make it again."""
+"""`report.md`, made from a `Results` alone, so that a results file is enough to make it again."""
 
 import json
 import re
@@ -13,7 +13,14 @@ SIGNS: dict[Outcome, str] = {"qat_won": "✅", "no_difference": "➖", "qat_lost
 
 
 def write_report(results: Results, folder: str | Path) -> Path:
-    """Write ``report.md`` and its pictures into ``folder``; returns the path of ``report.md``."""
+    """Write `report.md` and its pictures into `folder`.
+
+    Returns:
+        The path of `report.md`.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     folder = Path(folder)
     pictures = plots.draw_all(results)
     for name, png in pictures.items():
@@ -22,7 +29,11 @@ def write_report(results: Results, folder: str | Path) -> Path:
 
 
 def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
-    """The report as Markdown; ``pictures`` are the file names, next to it, that exist."""
+    """The report as Markdown.
+
+    Args:
+        pictures: file names of the pictures that exist beside the report.
+    """
     available = set(pictures)
     sections = [
         f"# {results.recipe}",
@@ -40,7 +51,7 @@ def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
 
 
 def _comparison(results: Results, available: set[str]) -> list[str]:
-    sections = ["## Comparison", _table(tables.comparison(results.rows, results.data.test, full=True))]
+    sections = ["## Comparison", _table(tables.comparison_table(results.rows, results.data.test, full=True))]
     notes = [f"- {_escape(row.name)}: {_escape(row.note)}" for row in results.rows if row.note]
     if any(row.size_kind == "stored" for row in results.rows):
         notes.append(f"- {tables.STORED_NOTE}")
@@ -52,19 +63,21 @@ def _comparison(results: Results, available: set[str]) -> list[str]:
 
 
 def _verification(results: Results) -> list[str]:
-    found = results.verification
-    if found is None:
+    verification = results.verification
+    if verification is None:
         return ["## Verification", "No artefact was verified in this run."]
-    sign = "✅" if found.exact else "❌"
-    sentence = f"{sign} {tables.verification_sentence(found)}, over {found.images:,} images."
+    sign = "✅" if verification.exact else "❌"
+    sentence = f"{sign} {tables.verification_sentence(verification)}, over {verification.images:,} images."
     sections = ["## Verification", sentence]
-    return [*sections, _table(tables.verified_sites(found), code=1)] if found.sites else sections
+    return (
+        [*sections, _table(tables.verification_table(verification), code_columns=1)] if verification.sites else sections
+    )
 
 
 def _quantized(results: Results) -> list[str]:
     sections = ["## What is quantized"]
     if results.sites:
-        sections.append(_table(tables.quantized_sites(results.sites), code=1))
+        sections.append(_table(tables.site_table(results.sites), code_columns=1))
     if results.float_edges:
         edges = "\n".join(f"- {_escape(edge)}" for edge in results.float_edges)
         return [*sections, f"Stays in float:\n\n{edges}"]
@@ -82,12 +95,12 @@ def _training(results: Results, available: set[str]) -> list[str]:
 
 
 def _oscillations(results: Results, available: set[str]) -> list[str]:
-    found = results.oscillations
-    if found is None:
+    oscillations = results.oscillations
+    if oscillations is None:
         return []
-    sections = ["## Oscillations", f"At the end of the training {tables.oscillation_sentence(found)}."]
+    sections = ["## Oscillations", f"At the end of the training {tables.oscillation_sentence(oscillations)}."]
     pictures = _pictures(available, (plots.OSCILLATIONS, "Oscillating and frozen weights of each layer"))
-    return [*sections, *pictures, _table(tables.oscillations(found), code=1)]
+    return [*sections, *pictures, _table(tables.oscillation_table(oscillations), code_columns=1)]
 
 
 def _data(results: Results) -> list[str]:
@@ -101,16 +114,15 @@ def _data(results: Results) -> list[str]:
 
 
 def _environment(results: Results) -> list[str]:
-    found = results.environment
-    source = (
-        "not a checkout" if found.commit is None else f"`{found.commit}`" + (" with changes" if found.dirty else "")
-    )
+    environment = results.environment
+    commit = "not a checkout" if environment.commit is None else f"`{environment.commit}`"
+    versions = {"python": environment.python, **environment.versions}
     facts = {
-        "processor": f"{_escape(found.cpu)}, {found.threads} threads",
-        "accelerator": _escape(found.accelerator or "none"),
-        "platform": _escape(found.platform),
-        "commit": source,
-        "versions": ", ".join([f"python {found.python}", *(f"{name} {v}" for name, v in found.versions.items())]),
+        "processor": f"{_escape(environment.cpu)}, {environment.threads} threads",
+        "accelerator": _escape(environment.accelerator or "none"),
+        "platform": _escape(environment.platform),
+        "commit": commit + (" with changes" if environment.commit is not None and environment.dirty else ""),
+        "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
     }
     if results.timings:
         facts["time"] = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in results.timings.items())
@@ -124,18 +136,18 @@ def _reproduce(results: Results) -> list[str]:
     return ["## Reproduce", f"```sh\n{results.command}\n```", seed, *([details] if results.config else [])]
 
 
-def _pictures(available: set[str], *wanted: tuple[str, str]) -> list[str]:
-    return [f"![{caption}]({name})" for name, caption in wanted if name in available]
+def _pictures(available: set[str], *captions: tuple[str, str]) -> list[str]:
+    return [f"![{caption}]({name})" for name, caption in captions if name in available]
 
 
-def _table(table: tables.Table, code: int = 0) -> str:
-    """A pipe table; the first ``code`` columns in code type."""
+def _table(table: tables.TextTable, code_columns: int = 0) -> str:
+    """A pipe table; the first `code_columns` columns are set as code."""
     rule = ["---" if index < table.text_columns else "---:" for index in range(len(table.header))]
-    body = [[_code(c) if i < code else _escape(c) for i, c in enumerate(cells)] for cells in table.cells]
-    return "\n".join(_pipes(line) for line in [table.header, rule, *body])
+    body = [[_code(c) if i < code_columns else _escape(c) for i, c in enumerate(cells)] for cells in table.cells]
+    return "\n".join(_pipe_row(line) for line in [table.header, rule, *body])
 
 
-def _pipes(cells: Sequence[str]) -> str:
+def _pipe_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
@@ -144,7 +156,7 @@ def _code(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    r"""Text that Markdown shows as it is: no accidental column, emphasis, tag or line break.
+    r"""Escape text so that Markdown shows it as it is: no accidental column, emphasis, tag or line break.
 
     >>> _escape("per_channel, *really*") == r"per_channel, \*really\*"
     True

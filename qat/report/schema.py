@@ -1,4 +1,4 @@
-"""The results of one run, documented field by field in ``docs/results_schema.md``.
+"""The results of one run, documented field by field in `docs/results_schema.md`.
 
 Units: accuracies, errors and agreements are fractions in [0, 1], sizes are bytes, latencies milliseconds per call,
 durations seconds. None means "not measured".
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qat.report.environment import Environment
-from qat.report.records import Record, SchemaError
+from qat.report.json_records import Record, SchemaError
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["float", "ptq", "outside", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
+RowKind = Literal["float", "ptq", "outside", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
 SizeKind = Literal["file", "stored"]
 Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided"]
 
@@ -24,11 +24,11 @@ class Row(Record):
 
     >>> Row("PTQ MSE", "ptq", top1=91.2, size_bytes=280_000, size_kind="stored")
     Traceback (most recent call last):
-    qat.report.records.SchemaError: Row 'PTQ MSE': top1=91.2 is not a fraction in [0, 1]; for 91.2 % write top1=0.912
+    qat.report.json_records.SchemaError: Row 'PTQ MSE': top1=91.2 is not a fraction in [0, 1]; for 91.2 % write top1=0.912
     """
 
     name: str
-    kind: Kind
+    kind: RowKind
     top1: float
     top5: float | None = None
     calibration_error: float | None = None
@@ -50,9 +50,9 @@ class Row(Record):
 
 @dataclass(frozen=True)
 class Verdict(Record):
-    """QAT against the best PTQ row; made by :func:`qat.report.verdict`.
+    """QAT compared with the best PTQ row; made by `qat.report.verdict`.
 
-    ``difference_points`` is QAT minus PTQ in percentage points, ``standard_error_points`` its standard error.
+    `difference_points` is QAT minus PTQ in percentage points, `standard_error_points` its standard error.
     """
 
     outcome: Outcome
@@ -65,7 +65,7 @@ class Verdict(Record):
 
 @dataclass(frozen=True)
 class SiteResult(Record):
-    """How many integer codes of one site the artefact's runtime computed differently from the integer model."""
+    """Comparison of one site: how many integer codes the artefact's runtime computed differently from the integer model."""
 
     name: str
     shape: tuple[int, ...]
@@ -76,9 +76,9 @@ class SiteResult(Record):
 
 @dataclass(frozen=True)
 class VerificationResult(Record):
-    """The written artefact, loaded in its own runtime, against the integer model, code by code.
+    """Code-by-code comparison of the written artefact, run in its own runtime, with the integer model.
 
-    ``quantized_operators`` counts the artefact's operators by type, e.g. ``{"QLinearConv": 19, "Conv": 0}``.
+    `quantized_operators` counts the artefact's operators by type, e.g. `{"QLinearConv": 19, "Conv": 0}`.
     """
 
     codes_compared: int
@@ -94,13 +94,13 @@ class VerificationResult(Record):
 
     @property
     def exact(self) -> bool:
-        """Something was compared and nothing differs."""
+        """Whether something was compared and nothing differs."""
         return self.codes_compared > 0 and self.code_mismatches == 0 and self.top1_agreement == 1.0
 
 
 @dataclass(frozen=True)
 class Data(Record):
-    """What was trained and tested on; ``test`` is the number of images behind every accuracy in ``rows``."""
+    """The data set of the run; `test` is the number of images behind every accuracy in `rows`."""
 
     name: str
     label: str
@@ -114,7 +114,7 @@ class Data(Record):
 
 @dataclass(frozen=True)
 class SiteInfo(Record):
-    """What one site is quantized to; ``weight`` is None where the operator has none."""
+    """The formats that one site is quantized to; `weight` is None if the operator has no weight."""
 
     site: str
     op: str
@@ -125,9 +125,9 @@ class SiteInfo(Record):
 
 @dataclass(frozen=True)
 class Training(Record):
-    """The QAT training; curves hold one value per epoch, None where it was not finite.
+    """The QAT training. Curves hold one value per epoch, None where it was not finite.
 
-    ``best_epoch`` counts from 1, like the curves' epochs; 0 when none was validated.
+    `best_epoch` counts from 1; 0 if no epoch was validated.
     """
 
     epochs: int
@@ -145,7 +145,7 @@ class Training(Record):
 
 @dataclass(frozen=True)
 class LayerOscillations(Record):
-    """Weights of one layer at the end of the training: all, those that oscillate, those that were frozen before."""
+    """Numbers of weights in one layer at the end of the training: all, those that oscillate, those that are frozen."""
 
     layer: str
     weights: int
@@ -155,7 +155,7 @@ class LayerOscillations(Record):
 
 @dataclass(frozen=True)
 class OscillationResult(Record):
-    """Weights whose integer still jumped back and forth when the training ended, more often than ``threshold``."""
+    """Weights whose integer code still changed back and forth more often than `threshold` when the training ended."""
 
     threshold: float
     momentum: float
@@ -163,23 +163,23 @@ class OscillationResult(Record):
 
     @property
     def weights(self) -> int:
-        """How many were counted."""
+        """Number of weights in all layers."""
         return sum(layer.weights for layer in self.layers)
 
     @property
     def oscillating(self) -> float:
-        """Fraction of all weights."""
+        """Fraction of all weights that oscillate."""
         return sum(layer.oscillating for layer in self.layers) / self.weights
 
     @property
     def frozen(self) -> float:
-        """Fraction of all weights."""
+        """Fraction of all weights that are frozen."""
         return sum(layer.frozen for layer in self.layers) / self.weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results(Record):
-    """Everything one run found; the console, Markdown and plots are functions of this alone."""
+    """All results of one run; the console output, Markdown and pictures depend on nothing else."""
 
     schema_version: int = SCHEMA_VERSION
     recipe: str
@@ -204,10 +204,10 @@ class Results(Record):
 
 
 def timing_free(results: Mapping[str, Any]) -> dict[str, Any]:
-    """``Results.to_dict()`` without what may differ between two faithful repetitions.
+    """`Results.to_dict()` without the values that may differ between two repetitions of the same run.
 
-    Gone are seconds, latencies and timings, and the parts of the environment that name the processor or the state of
-    the checkout. ``config`` stays as it is, whatever its keys are called.
+    Seconds, latencies and timings are removed, and the parts of the environment that describe the processor or the
+    checkout. `config` stays as it is, whatever its keys are called.
 
     >>> timing_free({"seed": 1, "timings": {"ptq": 2.5}, "rows": [{"top1": 0.9, "seconds": 3.0}]})
     {'seed': 1, 'rows': [{'top1': 0.9}]}

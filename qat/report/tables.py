@@ -1,4 +1,4 @@
-"""The report's tables and sentences as plain strings; the console and Markdown only decide how they look."""
+"""The tables and sentences of the report as plain strings; `console` and `markdown` decide how they look."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,48 +11,51 @@ ABSENT = "–"
 STORED_MARK = "†"
 STORED_NOTE = f"{STORED_MARK} stored: bytes of the codes, scales and biases; the other sizes are of files on disk."
 
-FAMILIES = {  # what is counted together, integer operators first: "19 of 19 convolutions are QLinearConv"
+# name -> (integer operators, float operators), counted together: "19 of 19 convolutions are QLinearConv"
+OPERATOR_FAMILIES = {
     "convolutions": (("QLinearConv", "ConvInteger"), ("Conv",)),
     "matrix products": (("QLinearMatMul", "QGemm", "MatMulInteger"), ("MatMul", "Gemm")),
 }
 
 
-class Table(NamedTuple):
-    """A header, rows of as many cells, and how many leading columns are text (the others are numbers)."""
+class TextTable(NamedTuple):
+    """A header, rows with one cell per column, and the number of leading columns that hold text (the others hold numbers)."""
 
     header: tuple[str, ...]
     cells: Sequence[tuple[str, ...]]
     text_columns: int
 
 
-def comparison(rows: Sequence[Row], n_test: int, *, full: bool = False) -> Table:
-    """The rows side by side: accuracy ± its standard error, difference to float, size, latency, minutes to make it.
+def comparison_table(rows: Sequence[Row], n_test: int, *, full: bool = False) -> TextTable:
+    """Accuracy ± its standard error, difference to float, size, latency and minutes of every model.
 
-    ``full`` adds top-5 and calibration error, where any row has them.
+    Args:
+        n_test: number of test images behind each accuracy.
+        full: whether to add top-5 accuracy and calibration error, if any row has them.
     """
-    reference = next((row for row in rows if row.kind == "float"), None)
+    float_row = next((row for row in rows if row.kind == "float"), None)
     columns: dict[str, list[str]] = {
         "model": [row.name for row in rows],
         "top-1 %": [f"{100 * row.top1:.2f} ± {100 * binomial_error(row.top1, n_test):.2f}" for row in rows],
-        "vs float": [_points(row, reference) for row in rows],
+        "vs float": [_points(row, float_row) for row in rows],
     }
     if full and any(row.top5 is not None for row in rows):
         columns["top-5 %"] = [_number(row.top5, 100) for row in rows]
     if full and any(row.calibration_error is not None for row in rows):
         columns["calibration error %"] = [_number(row.calibration_error, 100) for row in rows]
     columns |= {
-        "size": [size(row.size_bytes) + (STORED_MARK if row.size_kind == "stored" else "") for row in rows],
-        "of float": [_ratio(row, reference) for row in rows],
+        "size": [format_size(row.size_bytes) + (STORED_MARK if row.size_kind == "stored" else "") for row in rows],
+        "of float": [_size_ratio(row, float_row) for row in rows],
         "ms, batch 1": [_number(row.latency_ms_batch1) for row in rows],
         "batch 32": [_number(row.latency_ms_batch32) for row in rows],
     }
     if any(row.seconds is not None for row in rows):
         columns["minutes"] = [_number(None if row.seconds is None else row.seconds / 60) for row in rows]
-    return Table(tuple(columns), list(zip(*columns.values(), strict=True)), text_columns=1)
+    return TextTable(tuple(columns), list(zip(*columns.values(), strict=True)), text_columns=1)
 
 
-def quantized_sites(sites: Sequence[SiteInfo]) -> Table:
-    """What is quantized, and to what."""
+def site_table(sites: Sequence[SiteInfo]) -> TextTable:
+    """The quantized sites and their formats."""
     columns = {
         "site": [site.site for site in sites],
         "op": [site.op for site in sites],
@@ -61,11 +64,11 @@ def quantized_sites(sites: Sequence[SiteInfo]) -> Table:
     }
     if any(site.note for site in sites):
         columns["note"] = [site.note for site in sites]
-    return Table(tuple(columns), list(zip(*columns.values(), strict=True)), text_columns=len(columns))
+    return TextTable(tuple(columns), list(zip(*columns.values(), strict=True)), text_columns=len(columns))
 
 
-def verified_sites(verification: VerificationResult) -> Table:
-    """The code-by-code comparison, site by site."""
+def verification_table(verification: VerificationResult) -> TextTable:
+    """The code-by-code comparison of every site."""
     cells = [
         (
             site.name,
@@ -76,11 +79,12 @@ def verified_sites(verification: VerificationResult) -> Table:
         )
         for site in verification.sites
     ]
-    return Table(("site", "shape", "codes compared", "codes that differ", "largest difference, steps"), cells, 2)
+    header = ("site", "shape", "codes compared", "codes that differ", "largest difference, steps")
+    return TextTable(header, cells, text_columns=2)
 
 
 def verification_sentence(verification: VerificationResult) -> str:
-    """The whole verification in a line.
+    """The verification in one line.
 
     >>> print(verification_sentence(VerificationResult(1_234_567, 0, 1.0, 0, 100, {"QLinearConv": 19, "Conv": 0})))
     0 of 1,234,567 codes differ, top-1 agreement 100 %, 19 of 19 convolutions are QLinearConv
@@ -92,9 +96,9 @@ def verification_sentence(verification: VerificationResult) -> str:
     return ", ".join([codes, agreement, *_operator_phrases(verification.quantized_operators)])
 
 
-def oscillations(found: OscillationResult) -> Table:
-    """The shares of every layer, the largest share of oscillating weights first."""
-    layers = sorted(found.layers, key=lambda layer: -layer.oscillating / layer.weights)
+def oscillation_table(oscillations: OscillationResult) -> TextTable:
+    """The shares of every layer; the largest share of oscillating weights comes first."""
+    layers = sorted(oscillations.layers, key=lambda layer: -layer.oscillating / layer.weights)
     cells = [
         (
             layer.layer,
@@ -104,24 +108,24 @@ def oscillations(found: OscillationResult) -> Table:
         )
         for layer in layers
     ]
-    return Table(("layer", "weights", "oscillating %", "frozen %"), cells, 1)
+    return TextTable(("layer", "weights", "oscillating %", "frozen %"), cells, text_columns=1)
 
 
-def oscillation_sentence(found: OscillationResult) -> str:
-    """All layers in a line.
+def oscillation_sentence(oscillations: OscillationResult) -> str:
+    """The shares of all layers together in one line.
 
     >>> from qat.report import LayerOscillations
     >>> print(oscillation_sentence(OscillationResult(0.005, 0.01, [LayerOscillations("stem", 2_000, 30, 5)])))
     1.50 % of 2,000 weights oscillate (frequency above 0.005), 0.25 % are frozen
     """
     return (
-        f"{100 * found.oscillating:.2f} % of {found.weights:,} weights oscillate (frequency above {found.threshold:g}), "
-        f"{100 * found.frozen:.2f} % are frozen"
+        f"{100 * oscillations.oscillating:.2f} % of {oscillations.weights:,} weights oscillate "
+        f"(frequency above {oscillations.threshold:g}), {100 * oscillations.frozen:.2f} % are frozen"
     )
 
 
 def agreement_percent(fraction: float) -> str:
-    """Rounded down, so that 100 % means all of them.
+    """A fraction in percent, rounded down, so that 100 % means all of them.
 
     >>> agreement_percent(1.0), agreement_percent(0.99999)
     ('100 %', '99.99 %')
@@ -129,10 +133,10 @@ def agreement_percent(fraction: float) -> str:
     return "100 %" if fraction == 1.0 else f"{math.floor(10_000 * fraction) / 100:.2f} %"
 
 
-def size(n_bytes: int) -> str:
-    """Decimal units, three digits.
+def format_size(n_bytes: int) -> str:
+    """A size in decimal units, with three digits.
 
-    >>> size(950), size(273_400), size(1_093_456)
+    >>> format_size(950), format_size(273_400), format_size(1_093_456)
     ('950 B', '273 kB', '1.09 MB')
     """
     value, unit = float(n_bytes), "B"
@@ -146,7 +150,7 @@ def size(n_bytes: int) -> str:
 
 def _operator_phrases(counts: Mapping[str, int]) -> list[str]:
     phrases = []
-    for family, (integer, floating) in FAMILIES.items():
+    for family, (integer, floating) in OPERATOR_FAMILIES.items():
         present = [name for name in integer if counts.get(name)] or [name for name in integer[:1] if name in counts]
         done = sum(counts.get(name, 0) for name in integer)
         total = done + sum(counts.get(name, 0) for name in floating)
@@ -155,12 +159,12 @@ def _operator_phrases(counts: Mapping[str, int]) -> list[str]:
     return phrases
 
 
-def _points(row: Row, reference: Row | None) -> str:
-    return ABSENT if reference is None or row is reference else f"{100 * (row.top1 - reference.top1):+.2f}"
+def _points(row: Row, float_row: Row | None) -> str:
+    return ABSENT if float_row is None or row is float_row else f"{100 * (row.top1 - float_row.top1):+.2f}"
 
 
-def _ratio(row: Row, reference: Row | None) -> str:
-    return ABSENT if reference is None or not reference.size_bytes else f"{row.size_bytes / reference.size_bytes:.2f}×"
+def _size_ratio(row: Row, float_row: Row | None) -> str:
+    return ABSENT if float_row is None or not float_row.size_bytes else f"{row.size_bytes / float_row.size_bytes:.2f}×"
 
 
 def _number(value: float | None, factor: float = 1.0) -> str:

@@ -1,15 +1,15 @@
-"""Who won: QAT or post-training quantization, said so that nobody can misread it."""
+"""The verdict: whether QAT beats post-training quantization, in words that cannot be misread."""
 
 import math
 from collections.abc import Sequence
 
 from qat.report.schema import Outcome, Row, Verdict
 
-SHIPPED_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
+NEAREST_TO_ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
 
 
 def binomial_error(fraction: float, n: int) -> float:
-    """Standard error of an accuracy measured on ``n`` images, as a fraction.
+    """Standard error of an accuracy measured on `n` images, as a fraction.
 
     >>> round(binomial_error(0.9, 10_000), 4)
     0.003
@@ -18,25 +18,32 @@ def binomial_error(fraction: float, n: int) -> float:
 
 
 def verdict(rows: Sequence[Row], n_test: int) -> Verdict:
-    """QAT as it is shipped, against the best PTQ row, over ``n_test`` test images.
+    """Compare QAT with the best PTQ row.
 
-    QAT is the row nearest to the artefact: in ONNX Runtime, else the integer model, else fake-quant. Taking the best
-    PTQ row favours PTQ when there are several, which is the side to err on here.
+    QAT is represented by the row nearest to the artefact: ONNX Runtime, else the integer model, else fake-quant. Taking
+    the best of several PTQ rows favours PTQ, which is the safe side to err on.
 
-    A difference counts from two standard errors up. The error adds both rows' binomial variances as if they had seen
-    different images; on the same images the true error is smaller, so "no measurable difference" is said too often
-    rather than too rarely.
+    A difference counts if it is at least two standard errors. The error adds the binomial variances of both rows as if
+    they had seen different images. They saw the same images, which makes the true error smaller, so the verdict is "no
+    measurable difference" too often rather than too rarely.
 
-    >>> made = {"size_bytes": 280_000, "size_kind": "stored"}
-    >>> rows = [Row("PTQ MSE", "ptq", 0.90, **made), Row("QAT integer", "qat_integer", 0.92, **made)]
+    Args:
+        rows: the models that were compared.
+        n_test: number of test images behind each accuracy.
+
+    Raises:
+        ValueError: `n_test` is less than 1.
+
+    >>> size = {"size_bytes": 280_000, "size_kind": "stored"}
+    >>> rows = [Row("PTQ MSE", "ptq", 0.90, **size), Row("QAT integer", "qat_integer", 0.92, **size)]
     >>> print(verdict(rows, n_test=10_000).text)
     QAT WON: QAT integer is 2.00 points above PTQ MSE (92.00 % against 90.00 %, standard error 0.40, 10,000 test images).
     """
     if n_test < 1:
         raise ValueError(f"n_test={n_test}: give the number of test images behind the rows, at least 1")
-    qat = max(rows, key=lambda row: (_shipping_rank(row), row.top1), default=None)
+    qat = max(rows, key=lambda row: (_artefact_rank(row), row.top1), default=None)
     ptq = max((row for row in rows if row.kind == "ptq"), key=lambda row: row.top1, default=None)
-    if qat is None or not _shipping_rank(qat):
+    if qat is None or not _artefact_rank(qat):
         return Verdict("undecided", "Undecided: no QAT row was measured.", ptq=ptq.name if ptq else None)
     if ptq is None:
         return Verdict("undecided", "Undecided: no PTQ row to compare QAT with.", qat=qat.name)
@@ -62,6 +69,7 @@ def verdict(rows: Sequence[Row], n_test: int) -> Verdict:
     return Verdict(outcome, text, qat.name, ptq.name, 100 * difference, 100 * error)
 
 
-def _shipping_rank(row: Row) -> int:
-    """3 for the artefact in its runtime, down to 1 for fake-quant; 0 for rows that are not trained QAT."""
-    return len(SHIPPED_FIRST) - SHIPPED_FIRST.index(row.kind) if row.kind in SHIPPED_FIRST else 0
+def _artefact_rank(row: Row) -> int:
+    """3 for the artefact in its runtime, 2 for the integer model, 1 for fake-quant, 0 for rows without QAT."""
+    order = NEAREST_TO_ARTEFACT_FIRST
+    return len(order) - order.index(row.kind) if row.kind in order else 0

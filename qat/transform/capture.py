@@ -9,12 +9,12 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.contexts import training_mode
 from qat.nn import is_quantized
 from qat.quantizers import Quantizer
-from qat.transform.plan import is_identity_in_evaluation
+from qat.torch_private import BatchNorm
+from qat.transform.operation_kind import is_identity_in_evaluation
 
 ADDED = "dropout_of_graph_"
 """How the names of modules that a graph got begin."""
@@ -29,7 +29,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
         # SyncBatchNorm comes back as a class of Lightning; what differs between training and evaluation would be frozen
-        own = isinstance(m, Quantizer | _BatchNorm) or is_quantized(m) or is_identity_in_evaluation(m)
+        own = isinstance(m, Quantizer | BatchNorm) or is_quantized(m) or is_identity_in_evaluation(m)
         return own or super().is_leaf_module(m, qualified_name)
 
 

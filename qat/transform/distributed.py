@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from qat.observers import Observer
 from qat.quantizers import Quantizer
+from qat.torch_private import tree_map_only
 from qat.transform.mode import quantizers
 
 T = TypeVar("T")

@@ -10,6 +10,7 @@ from qat.granularity import PerChannel, PerGroup
 from qat.nn import LAYERS, as_quantized, is_quantized
 from qat.quantizers import Quantizer
 from qat.quantizers.codebook import Codebook
+from qat.transform.record import record_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Inspection:
 
 def inspect(model: nn.Module) -> Inspection:
     """The table of a prepared model; of any other model, everything is float."""
-    known = getattr(model, "_qat", None)
+    record = record_of(model)
     lines = []
     for name, module in model.named_modules():
         if is_quantized(module):
@@ -54,9 +55,9 @@ def inspect(model: nn.Module) -> Inspection:
             lines.append(Line(name, "layer", type(module).__name__, "float", ""))
         elif isinstance(module, Quantizer) and name.startswith("sites."):
             lines.append(Line(name.removeprefix("sites."), "site", "tensor", "", describe(module)))
-    if known is None:
+    if record is None:
         return Inspection(lines, ["everything"] if all(line.weight == "float" for line in lines) else [])
-    return Inspection(lines, known["inspection"].float_edges, known["inspection"].notes)
+    return Inspection(lines, record.inspection.float_edges, record.inspection.notes)
 
 
 def weights_in_float(model: nn.Module, named: int = 3) -> list[str]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from qat.contexts import training_mode
-from qat.nn import LAYERS, quantized
+from qat.nn import LAYERS, quantize_layer
 from qat.quantizers import Mode, Quantizer
+from qat.torch_private import tree_leaves
 from qat.transform.capture import (
     CaptureError,
     capture,
@@ -23,8 +23,11 @@ from qat.transform.capture import (
 )
 from qat.transform.inspect import inspect, weights_in_float
 from qat.transform.mode import mode
-from qat.transform.plan import Kind, Plan, Site, ceiling, kind_of, plan
-from qat.transform.policy import Policy, TensorRule, load_policy
+from qat.transform.operation_kind import OperationKind, kind_of, relu_upper_bound
+from qat.transform.plan import Plan, Site, plan
+from qat.transform.policy import Policy, TensorRule
+from qat.transform.presets import load_policy
+from qat.transform.record import PreparedRecord, record_of, write_record
 
 Example = Tensor | tuple[Any, ...]
 
@@ -62,10 +65,11 @@ def prepare_(model: nn.Module, policy: Policy, inputs: int | None = None) -> Non
     inputs: how many forward is called with, where that is known: a graph has those without a default alone.
     """
     if is_prepared(model):
-        before = getattr(model, "_qat", {}).get("policy", policy)
-        if before != policy:
+        record = record_of(model)
+        if record is not None and record.policy != policy:
             raise ValueError(
-                f"the model is prepared with policy {before.name!r} already, not {policy.name!r}: prepare the float one."
+                f"the model is already prepared with policy {record.policy.name!r}, not {policy.name!r}: prepare the float "
+                "model."
             )
         return
     try:
@@ -87,7 +91,7 @@ def prepare_(model: nn.Module, policy: Policy, inputs: int | None = None) -> Non
             inspection.notes.append(differs)
             warnings.warn(differs, stacklevel=2)
     inspection.notes += weights_in_float(model)
-    model._qat = {"policy": policy, "inspection": inspection}  # type: ignore[assignment]
+    write_record(model, PreparedRecord(policy, inspection))
 
 
 def is_prepared(model: nn.Module) -> bool:
@@ -132,7 +136,7 @@ def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
 
 def _replaces_relu(model: nn.Module, site: Site, quantizer: Quantizer) -> bool:
     """Whether the quantizer makes the ReLU before it superfluous, which saves its passes over the tensor and its output."""
-    relu = kind_of(model, site.node) is Kind.RECTIFY and ceiling(model, site.node) is None
+    relu = kind_of(model, site.node) is OperationKind.RECTIFY and relu_upper_bound(model, site.node) is None
     return relu and not site.consumers and quantizer.spec.symmetric and not quantizer.spec.grid.signed
 
 
@@ -165,7 +169,7 @@ def _quantize_layer(layer: nn.Module, name: str, rule: TensorRule | None, input_
         if quantizer is not None:
             quantizer.label = f"{name}.{suffix}"
             quantizer.to(weight.device)
-    quantized(layer, weight_quantizer, input_quantizer)
+    quantize_layer(layer, weight_quantizer, input_quantizer)
 
 
 def _check_same(model: nn.Module, prepared: nn.Module, example: Example) -> None:

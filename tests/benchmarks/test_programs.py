@@ -1,4 +1,4 @@
-"""Every program runs on something tiny and writes what it promises. Nothing here looks at a time."""
+"""Every program runs on a tiny network and writes the promised fields. No test depends on a time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import qat
-from benchmarks import peers, record
-from benchmarks.peers.peer import peer
-from benchmarks.subject import SUBJECTS, Subject
+from benchmarks import command_line, peers
+from benchmarks.networks import NETWORKS, BenchmarkNetwork
+from benchmarks.peers.peer import load_peer
 from benchmarks.training_step import TrainingStep
 from benchmarks.vision_transformer import VisionTransformer
 from qat.models import ResNetCifar
@@ -25,13 +25,13 @@ from qat.models import ResNetCifar
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run a program with arguments on a network smaller than it says; returns what it wrote."""
+    """Run a program on a small network; returns the content of its results file."""
 
-    small = Subject("ResNet-20", lambda: ResNetCifar(8, width=4), 4, 32, 10)
-    monkeypatch.setitem(SUBJECTS, "ResNet-20", small)
+    small = BenchmarkNetwork("ResNet-20", lambda: ResNetCifar(8, width=4), 4, 32, 10)
+    monkeypatch.setitem(NETWORKS, "ResNet-20", small)
 
     def running(program: str, *arguments: object) -> dict[str, Any]:
-        out = tmp_path / "found.json"
+        out = tmp_path / "measurement.json"
         module = importlib.import_module(f"benchmarks.{program}")
         monkeypatch.setattr(sys, "argv", [f"benchmarks/{program}.py", *map(str, arguments), "--out", str(out)])
         module.main()
@@ -47,11 +47,11 @@ def is_row(row: dict[str, float]) -> bool:
 
 def test_step_time(run):
     arguments = ["--networks", "ResNet-20", "--modes", "eager", "--policies", "w8a8"]
-    found = run("step_time", *arguments, "--rounds", 1, "--batch", 2, "--threads", 1)
-    assert found["command"].startswith("python -m benchmarks.step_time --networks ResNet-20 --modes eager")
-    assert found["environment"]["threads"] == 1
-    assert [case["precision"] for case in found["cases"]] == ["float32", "bfloat16"]
-    for case in found["cases"]:
+    measurement = run("step_time", *arguments, "--rounds", 1, "--batch", 2, "--threads", 1)
+    assert measurement["command"].startswith("python -m benchmarks.step_time --networks ResNet-20 --modes eager")
+    assert measurement["environment"]["threads"] == 1
+    assert [case["precision"] for case in measurement["cases"]] == ["float32", "bfloat16"]
+    for case in measurement["cases"]:
         assert set(case["steps"]) == {"float", "w8a8"}, case
         assert all(is_row(row) for row in case["steps"].values())
         assert case["steps"]["w8a8"]["memory_ratio"] > 1
@@ -70,16 +70,16 @@ def test_the_vision_transformer_trains_quantized():
 
 
 def test_what_fails_is_recorded_and_the_next_case_runs(run):
-    found = run("step_time", "--networks", "ResNet-20", "--modes", "eager", "--policies", "w99a8", "--rounds", 1,
+    measurement = run("step_time", "--networks", "ResNet-20", "--modes", "eager", "--policies", "w99a8", "--rounds", 1,
                 "--batch", 2, "--threads", 1)  # fmt: skip
-    assert len(found["cases"]) == 2
-    assert all("bits=99 is no width" in case["error"] for case in found["cases"])
+    assert len(measurement["cases"]) == 2
+    assert all("bits=99 is not a valid width" in case["error"] for case in measurement["cases"])
 
 
 def test_operation(run):
-    found = run("operation", "--small", "--modes", "eager", "--rounds", 1, "--threads", 1)
-    assert [case["kind"] for case in found["cases"]] == ["per tensor", "per channel"]
-    for case in found["cases"]:
+    measurement = run("operation", "--small", "--modes", "eager", "--rounds", 1, "--threads", 1)
+    assert [case["kind"] for case in measurement["cases"]] == ["per tensor", "per channel"]
+    for case in measurement["cases"]:
         assert case["errors"] == {}
         assert len(case["operations"]) == 5
         assert all(is_row(row) for row in case["operations"].values())
@@ -87,46 +87,46 @@ def test_operation(run):
 
 @pytest.mark.slow
 def test_compiled_networks_have_no_graph_breaks(run):
-    found = run("step_time", "--networks", "ResNet-20", "--modes", "compiled", "--precisions", "float32", "--policies",
+    measurement = run("step_time", "--networks", "ResNet-20", "--modes", "compiled", "--precisions", "float32", "--policies",
                 "w8a8", "--rounds", 1, "--batch", 2, "--threads", 1)  # fmt: skip
-    step = found["cases"][0]["steps"]["w8a8"]
+    step = measurement["cases"][0]["steps"]["w8a8"]
     assert (step["graphs"], step["graph_breaks"]) == (1, 0)
 
 
 def test_pipeline(run):
-    found = run("pipeline", "--images", 32, "--batch", 4, "--rounds", 1, "--threads", 1)
-    assert set(found["candidates"]) == {"float", "w8a8", "batch"}
-    assert all(is_row(row) for row in found["candidates"].values())
+    measurement = run("pipeline", "--images", 32, "--batch", 4, "--rounds", 1, "--threads", 1)
+    assert set(measurement["candidates"]) == {"float", "w8a8", "batch"}
+    assert all(is_row(row) for row in measurement["candidates"].values())
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*")
 def test_oscillation(run):
-    found = run("oscillation", "--images", 64, "--batch", 32, "--float-epochs", 1, "--epochs", 1, "--seeds", 0,
+    measurement = run("oscillation", "--images", 64, "--batch", 32, "--float-epochs", 1, "--epochs", 1, "--seeds", 0,
                 "--width", 2, "--lr", 1e-4, "--threads", 1)  # fmt: skip
-    assert found["steps"] == 2
-    assert {name: len(runs) for name, runs in found["controls"].items()} == {
+    assert measurement["steps"] == 2
+    assert {name: len(runs) for name, runs in measurement["controls"].items()} == {
         "nothing": 1,
         "dampening": 1,
         "freezing": 1,
     }
-    for (one,) in found["controls"].values():
-        assert all(0 <= one[key] <= 1 for key in one if key not in ("seed", "seconds"))
+    for (run_of_seed,) in measurement["controls"].values():
+        assert all(0 <= run_of_seed[key] <= 1 for key in run_of_seed if key not in ("seed", "seconds"))
 
 
 @pytest.mark.slow
 def test_artefact_time(run, monkeypatch):
-    monkeypatch.setattr("benchmarks.measure.WARMUP", 0)
-    found = run("artefact_time", "--images", 4, "--batch", 2, "--rounds", 1, "--threads", 1)
-    assert set(found["candidates"]) == {"float export", "convert", "export", "verify"}
-    assert all(is_row(row) for row in found["candidates"].values())
+    monkeypatch.setattr("benchmarks.timing.WARMUP", 0)
+    measurement = run("artefact_time", "--images", 4, "--batch", 2, "--rounds", 1, "--threads", 1)
+    assert set(measurement["candidates"]) == {"float export", "convert", "export", "verify"}
+    assert all(is_row(row) for row in measurement["candidates"].values())
 
 
 def test_profile(run):
-    found = run("profile_step", "--rounds", 1, "--batch", 2, "--top", 5, "--threads", 1)
-    for rows in found["steps"].values():
+    measurement = run("profile_step", "--rounds", 1, "--batch", 2, "--top", 5, "--threads", 1)
+    for rows in measurement["steps"].values():
         assert len(rows) == 5
         assert 0 < sum(row["share"] for row in rows) <= 1
-    assert any("convolution" in row["operation"] for row in found["steps"]["float"])
+    assert any("convolution" in row["operation"] for row in measurement["steps"]["float"])
 
 
 def test_latency(run, tmp_path):
@@ -138,26 +138,30 @@ def test_latency(run, tmp_path):
     folder.mkdir()
     for name in ("float.onnx", "model.onnx"):
         onnx.save(model, folder / name)
-    found = run("latency", folder, "--rounds", 3)
-    assert set(found["latency"]["some_recipe"]["ratio"]) == {"1", "32"}
+    measurement = run("latency", folder, "--rounds", 3)
+    assert set(measurement["latency"]["some_recipe"]["ratio"]) == {"1", "32"}
 
 
 @pytest.mark.slow
 def test_peers_run_in_their_own_process(run):
-    found = run("peers.__main__", "--names", "qat", "--modes", "eager", "--rounds", 1, "--batch", 2, "--threads", 1)
-    assert is_row(found["peers"]["qat"]["eager"]["steps"]["qat"])
-    assert found["peers"]["qat"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    measurement = run(
+        "peers.__main__", "--names", "qat", "--modes", "eager", "--rounds", 1, "--batch", 2, "--threads", 1
+    )
+    assert is_row(measurement["peers"]["qat"]["eager"]["steps"]["qat"])
+    assert measurement["peers"]["qat"]["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
 def test_a_peer_that_cannot_be_installed_is_recorded(run, monkeypatch, tmp_path):
     import benchmarks.peers.__main__ as driver
 
     def refuse(command: list[str], timeout: float | None = None) -> None:
-        raise driver.PeerFailed("no matching distribution")
+        raise driver.PeerError("no matching distribution")
 
     monkeypatch.setattr(driver, "_run", refuse)
-    found = run("peers.__main__", "--names", "brevitas", "nncf", "--rounds", 1, "--batch", 2, "--folder", tmp_path)
-    assert {name: one["error"] for name, one in found["peers"].items()} == {
+    measurement = run(
+        "peers.__main__", "--names", "brevitas", "nncf", "--rounds", 1, "--batch", 2, "--folder", tmp_path
+    )
+    assert {name: peer["error"] for name, peer in measurement["peers"].items()} == {
         "brevitas": "no matching distribution",
         "nncf": "no matching distribution",
     }
@@ -166,15 +170,15 @@ def test_a_peer_that_cannot_be_installed_is_recorded(run, monkeypatch, tmp_path)
 def test_a_worker_that_is_stopped_keeps_what_it_found(monkeypatch, tmp_path):
     import benchmarks.peers.__main__ as driver
 
-    out = tmp_path / "found.json"
+    out = tmp_path / "measurement.json"
 
     def stopped_in_the_second_mode(command: list[str], timeout: float | None = None) -> None:
         out.write_text(json.dumps({"eager": {"steps": {}}}))
-        raise driver.PeerFailed("stopped after 9 seconds")
+        raise driver.PeerError("stopped after 9 seconds")
 
     monkeypatch.setattr(driver, "_run", stopped_in_the_second_mode)
     options = argparse.Namespace(batch=1, rounds=1, threads=1, modes=["eager", "compiled"], timeout=9.0)
-    assert driver.work(Path("python"), "nncf", out, options) == {
+    assert driver.run_worker(Path("python"), "nncf", out, options) == {
         "eager": {"steps": {}},
         "compiled": {"error": "stopped after 9 seconds"},
     }
@@ -183,15 +187,15 @@ def test_a_worker_that_is_stopped_keeps_what_it_found(monkeypatch, tmp_path):
 def test_a_command_that_fails_says_why_in_one_line():
     import benchmarks.peers.__main__ as driver
 
-    with pytest.raises(driver.PeerFailed, match=r"^ValueError: broken$"):
+    with pytest.raises(driver.PeerError, match=r"^ValueError: broken$"):
         driver._run([sys.executable, "-c", "raise ValueError('broken')"])
-    with pytest.raises(driver.PeerFailed, match="stopped after 0 seconds"):
+    with pytest.raises(driver.PeerError, match="stopped after 0 seconds"):
         driver._run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.1)
 
 
 @pytest.mark.parametrize("name", peers.NAMES)
 def test_every_peer_has_what_the_driver_needs(name):
-    library = peer(name)  # imports nothing of the library: none of them is installed here
+    library = load_peer(name)  # imports nothing of the library: none of them is installed here
     assert isinstance(library.PACKAGES, tuple)
     assert library.SETTINGS
     assert callable(library.prepare)
@@ -206,4 +210,4 @@ def test_every_file_of_a_peer_is_listed():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_a_gpu_that_is_not_there():
     with pytest.raises(SystemExit, match="write --device cpu"):
-        record.check_device("cuda")
+        command_line.check_device("cuda")

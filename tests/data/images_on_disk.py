@@ -1,4 +1,4 @@
-"""Folders of random images, and a cache for them that is not the one of whoever runs the tests."""
+"""Folders of random images, and a cache that is separate from that of the user who runs the tests."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def write_images(
 
 
 def cache_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Makes `folder` the cache, and forgets the default root of the environment."""
+    """Make `folder` the cache folder, and ignore QAT_DATA_DIR."""
     monkeypatch.setenv("QAT_CACHE_DIR", str(folder))
     monkeypatch.delenv("QAT_DATA_DIR", raising=False)
     return folder

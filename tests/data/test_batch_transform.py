@@ -41,8 +41,8 @@ def test_a_crop_is_a_window_of_the_padded_image(pad_mode: PadMode) -> None:
         [(y, x) for y in range(5) for x in range(5) if np.array_equal(big[:, y : y + 8, x : x + 10], small)]
         for big, small in zip(padded, out, strict=True)
     ]
-    assert all(len(found) == 1 for found in offsets)
-    assert len({found[0] for found in offsets}) == 25  # every offset is drawn, for each image on its own
+    assert all(len(matches) == 1 for matches in offsets)
+    assert len({matches[0] for matches in offsets}) == 25  # every offset is drawn, independently for each image
 
 
 def test_a_flip_mirrors_about_half_of_the_images() -> None:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import qat.data.decode as decoding
-from qat.data.decode import ImageFiles, decode
+import qat.data.decode as decode_module
+from qat.data.decode import decode_images
+from qat.data.image_files import ImageFiles
 from tests.data.images_on_disk import cache_in, write_images
 
 
@@ -16,8 +17,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def test_images_are_those_of_pil(tmp_path: Path) -> None:
-    files = ImageFiles.listed(write_images(tmp_path / "train", n=300, size=(9, 6)))  # more than one chunk
-    images = decode(files, channels=3, image_size=None)
+    files = ImageFiles.in_folder(write_images(tmp_path / "train", n=300, size=(9, 6)))  # more than one chunk
+    images = decode_images(files, channels=3, image_size=None)
     assert images.images.shape == (600, 3, 6, 9)
     for i in (0, 255, 256, 599):
         expected = np.asarray(Image.open(files.paths[i])).transpose(2, 0, 1)
@@ -26,8 +27,8 @@ def test_images_are_those_of_pil(tmp_path: Path) -> None:
 
 
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
-    files = ImageFiles.listed(write_images(tmp_path / "train"))
-    images = decode(files, channels=1, image_size=None)
+    files = ImageFiles.in_folder(write_images(tmp_path / "train"))
+    images = decode_images(files, channels=1, image_size=None)
     expected = np.asarray(Image.open(files.paths[2]).convert("L"))
     assert np.array_equal(images.images[2, 0].numpy(), expected)
 
@@ -35,31 +36,31 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
 def test_image_size_brings_all_to_one_size(tmp_path: Path) -> None:
     write_images(tmp_path / "train", ("cat",), size=(20, 10))
     write_images(tmp_path / "train", ("dog",), size=(10, 30))
-    files = ImageFiles.listed(tmp_path / "train")
-    assert decode(files, 3, image_size=10).images.shape == (6, 3, 10, 10)
+    files = ImageFiles.in_folder(tmp_path / "train")
+    assert decode_images(files, 3, image_size=10).images.shape == (6, 3, 10, 10)
     with pytest.raises(ValueError, match=r"dog/0.png is 10x30 pixels, .*cat/0.png is 20x10: set data.image_size"):
-        decode(files, 3, image_size=None)
+        decode_images(files, 3, image_size=None)
 
 
 def test_the_second_time_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    files = ImageFiles.listed(write_images(tmp_path / "train"))
-    first = decode(files, 3, None)
-    monkeypatch.setattr(decoding, "open_image", None)
-    second = decode(files, 3, None)
+    files = ImageFiles.in_folder(write_images(tmp_path / "train"))
+    first = decode_images(files, 3, None)
+    monkeypatch.setattr(decode_module, "open_image", None)
+    second = decode_images(files, 3, None)
     assert second.images.equal(first.images)
     assert second.labels.equal(first.labels)
     assert [file.suffix for file in cache.iterdir()] == [".safetensors"]  # and nothing unfinished
     with pytest.raises(TypeError):
-        decode(files, 1, None)  # grey images are another entry
+        decode_images(files, 1, None)  # grey images are another entry
 
 
 @pytest.mark.parametrize("what", ["time", "size", "name"])
 def test_a_changed_file_is_decoded_again(tmp_path: Path, what: str) -> None:
-    """Each of the three alone is enough: bitmaps of one mode have one size, and all have one time."""
+    """Each of the three is enough: bitmaps of equal mode have equal size, and all files have equal times."""
     folder = write_images(tmp_path / "train", suffix="bmp")
     for file in folder.rglob("*.bmp"):
         os.utime(file, ns=(0, 10**18))
-    before = decode(ImageFiles.listed(folder), 3, None)
+    before = decode_images(ImageFiles.in_folder(folder), 3, None)
     changed = folder / "cat" / "0.bmp"
     old = changed.stat()
     if what == "name":
@@ -71,7 +72,7 @@ def test_a_changed_file_is_decoded_again(tmp_path: Path, what: str) -> None:
         assert (changed.stat().st_size == old.st_size) == (what == "time")
         expected = before.images.clone()
         expected[0] = 255
-    assert decode(ImageFiles.listed(folder), 3, None).images.equal(expected)
+    assert decode_images(ImageFiles.in_folder(folder), 3, None).images.equal(expected)
 
 
 def test_a_broken_image_is_named(tmp_path: Path, cache: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_broken_image_is_named(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(
         ValueError, match=r"image .*train/dog/1.png cannot be decoded .*: replace the file or remove it"
     ):
-        decode(ImageFiles.listed(folder), 3, None)
+        decode_images(ImageFiles.in_folder(folder), 3, None)
     assert list(cache.iterdir()) == []
 
 
@@ -94,19 +95,19 @@ def test_a_failed_write_leaves_nothing_and_does_not_stop_the_run(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", disk_full)
-    files = ImageFiles.listed(write_images(tmp_path / "train"))
+    files = ImageFiles.in_folder(write_images(tmp_path / "train"))
     with pytest.warns(UserWarning, match="not cached in .*No space left on device.*set QAT_CACHE_DIR"):
-        images = decode(files, 3, None)
+        images = decode_images(files, 3, None)
     assert len(images) == 6
     assert list(cache.iterdir()) == []
 
 
 def test_an_unreadable_cache_is_written_again(tmp_path: Path, cache: Path) -> None:
-    files = ImageFiles.listed(write_images(tmp_path / "train"))
-    first = decode(files, 3, None)
+    files = ImageFiles.in_folder(write_images(tmp_path / "train"))
+    first = decode_images(files, 3, None)
     (entry,) = cache.iterdir()
     entry.write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="cannot be read .*: decoding them again"):
-        second = decode(files, 3, None)
+        second = decode_images(files, 3, None)
     assert second.images.equal(first.images)
-    assert decode(files, 3, None).images.equal(first.images)
+    assert decode_images(files, 3, None).images.equal(first.images)

@@ -8,13 +8,13 @@ from qat.data import ImageData, TensorImages, digits
 
 def rows(*splits: object) -> list[bytes]:
     """Every image with its label, as bytes, sorted."""
-    found: list[bytes] = []
+    records: list[bytes] = []
     for split in splits:
         assert isinstance(split, TensorImages)
-        found += [
+        records += [
             image.numpy().tobytes() + bytes([label]) for image, label in zip(split.images, split.labels, strict=True)
         ]
-    return sorted(found)
+    return sorted(records)
 
 
 def test_each_of_the_1797_digits_is_in_one_split() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qat.data import FolderImages, TensorImages, image_folder
+from qat.data import LazyImages, TensorImages, image_folder
 from tests.data.images_on_disk import cache_in, write_images
 
 
@@ -44,7 +44,7 @@ def test_val_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_large_images_are_decoded_on_access(tmp_path: Path, cache: Path) -> None:
     folder(tmp_path, "train", "test", n=5, size=(100, 80))
     data = image_folder(tmp_path, image_size=70)
-    assert isinstance(data.train, FolderImages)
+    assert isinstance(data.train, LazyImages)
     assert data.image_shape == (3, 70, 70)
     assert list(cache.iterdir()) == []
 
@@ -57,11 +57,11 @@ def test_large_images_are_decoded_on_access(tmp_path: Path, cache: Path) -> None
     assert image_folder(tmp_path).image_shape == (3, 224, 224)
 
 
-def test_train_and_its_unaugmented_twin_are_the_same_images(tmp_path: Path) -> None:
+def test_train_and_train_unaugmented_are_the_same_images(tmp_path: Path) -> None:
     data = image_folder(folder(tmp_path, "train", "test", n=8, size=(80, 80)))
-    assert isinstance(data.train, FolderImages)
-    assert isinstance(data.train_unaugmented, FolderImages)
-    assert isinstance(data.val, FolderImages)
+    assert isinstance(data.train, LazyImages)
+    assert isinstance(data.train_unaugmented, LazyImages)
+    assert isinstance(data.val, LazyImages)
     assert data.train.files == data.train_unaugmented.files
     assert not set(data.train.files.paths) & set(data.val.files.paths)
     assert [Path(path).parent.name for path in data.train.files.paths] == [
@@ -71,7 +71,7 @@ def test_train_and_its_unaugmented_twin_are_the_same_images(tmp_path: Path) -> N
 
 def test_small_images_enlarged_are_not_held_in_memory(tmp_path: Path) -> None:
     data = image_folder(folder(tmp_path, "train", "test"), image_size=96)
-    assert isinstance(data.train, FolderImages)
+    assert isinstance(data.train, LazyImages)
     assert data.image_shape == (3, 96, 96)
 
 

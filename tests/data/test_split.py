@@ -42,7 +42,7 @@ def test_the_seed_alone_decides() -> None:
 
 
 def test_the_split_is_the_same_forever() -> None:
-    """A checkpoint of last year must not be validated on what it was trained on."""
+    """An old checkpoint must not be validated on images it was trained on."""
     assert Split().train_val(50_000)[1][:5].tolist() == [1, 11, 23, 39, 44]
 
 

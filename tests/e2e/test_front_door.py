@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_results_from_the_kept_float_network(
 ) -> None:
     kept = train(tmp_path / "kept", cache, *TINY)
     assert "training the float network first" in first.said
-    assert "float network: trained before, kept in" in kept.said
+    assert "float network: trained before, cached in" in kept.said
     assert same(kept, first)
 
 

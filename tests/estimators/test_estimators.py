@@ -113,5 +113,5 @@ def test_impossible_values_and_names_are_refused() -> None:
         EWGS(3)
     with pytest.raises(ValueError, match=r"DSQ with alpha=1.0: write a number between 0"):
         DSQ(1.0)
-    with pytest.raises(ValueError, match=r"'EWGSS' is no estimator: write one of DSQ, EWGS"):
+    with pytest.raises(ValueError, match=r"'EWGSS' is not an estimator: write one of DSQ, EWGS"):
         TensorRule(4, quantizer={"_target_": "LSQ", "estimator": "EWGSS"})

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from qat.experiment import errors as boundary
-from tests.experiment.configurations import CONFIGS, ROOT
+from qat.experiment import errors
+from tests.experiment.configurations import RECIPES, ROOT
 from tests.training.user_modules import LIGHTNING
 
 pytestmark = [
@@ -16,14 +16,14 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:.*GPU available but not used.*"),
 ]
 
-TOP = "the keys at the top are"
+TOP = "the top-level keys are"
 MISTAKES = {
     "no such recipe": (
         ["recipe=digits_w4a9"],
         "recipe 'digits_w4a9' does not exist: write recipe=NAME with one of cifar10_",
     ),
     "no such option": (["optim=adamx"], "optim 'adamx' does not exist: write optim=NAME with one of adam, adamw, sgd."),
-    "bits": (["policy.preset=w9a8"], "weight of rule 'all': bits=9 is no width for a signed grid"),
+    "bits": (["policy.preset=w9a8"], "weight of rule 'all': bits=9 is not a valid width for a signed grid"),
     "preset": (["policy.preset=wxa8"], "preset='wxa8' does not exist: write w<bits>a<bits>"),
     "rule that matches nothing": (
         ["policy.rules={a: {match: 'layer9.*', weight: {bits: 8}}}"],
@@ -31,15 +31,15 @@ MISTAKES = {
     ),
     "key": (
         ["trainer.max_step=20"],
-        "trainer.max_step is no key of the configuration; did you mean trainer.max_steps?",
+        "unknown key trainer.max_step; did you mean trainer.max_steps?",
     ),
-    "key at the top": (["xyz=20"], f"xyz is no key of the configuration; {TOP} data, model,"),
+    "key at the top": (["xyz=20"], f"unknown key xyz; {TOP} data, model,"),
     "value": (["batch_size=abc"], "batch_size='abc' is not possible: write a whole number, 1 or more."),
     "syntax": (["seed=]"], "'seed=]' cannot be read: write key=value"),
     "checkpoint": (["model.checkpoint=/nowhere.safetensors"], "model.checkpoint=/nowhere.safetensors does not exist"),
     "data folder": (
         ["data=cifar10", "data.root=/nowhere/x"],
-        "CIFAR-10 is not in /nowhere/x, and neither is that folder",
+        "CIFAR-10 is not in /nowhere/x, a folder that does not exist",
     ),
     "image folder": (
         ["data=image_folder", "data.root=/nowhere"],
@@ -54,7 +54,7 @@ MISTAKES = {
     ),
     "observer": (
         ["+ptq.ladder.mine=[{_target_: qat.ptq.Calibrate, observer: Foo}]"],
-        "'Foo' is no observer: write one of",
+        "'Foo' is not an observer: write one of",
     ),
     "order of passes": (
         ["+ptq.ladder.mine=[{_target_: qat.ptq.AdaRound}]"],
@@ -65,7 +65,7 @@ MISTAKES = {
         ["callbacks.qat.quantizer_optimizer={_target_: torch.optim.Adam, lr: 1e-3}"],
         "callbacks.qat.quantizer_optimizer has no parameters yet: add _partial_: true, as in",
     ),
-    "share": (["freeze.batch_norm=2"], "batch_norm=2 is no share of the fit: write a number from 0 to 1"),
+    "share": (["freeze.batch_norm=2"], "batch_norm=2 is not a valid share of the fit: write a number from 0 to 1"),
     "oscillation": (
         ["oscillation=freeze", "oscillation.freezing=2"],
         "freezing=2 is not possible: write a number, from 0 to 1, as 0.02, or",
@@ -141,18 +141,18 @@ def test_help_lists_the_recipes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     said = capfd.readouterr().out
-    for path in (CONFIGS / "recipe").glob("*.yaml"):
+    for path in RECIPES.glob("*.yaml"):
         assert path.stem in said
     assert said.count("\n") < 30
 
 
 def test_the_sentence_of_an_operating_system_error_names_the_file() -> None:
-    assert boundary.sentence(PermissionError(13, "Permission denied", "/root/x")) == "/root/x: Permission denied"
+    assert errors.sentence(PermissionError(13, "Permission denied", "/root/x")) == "/root/x: Permission denied"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as ended, boundary.composition_errors(CONFIGS):
+    with pytest.raises(SystemExit) as ended, errors.composition_errors():
         (tmp_path / "file").mkdir()
     assert ended.value.code == 1
     assert "file: File exists): set hydra.run.dir to a new folder" in capsys.readouterr().err

@@ -29,24 +29,24 @@ def load(config: DictConfig, tmp_path: Path) -> tuple[nn.Module, str]:
     return network, float_network.load_or_train(network, config, data, tmp_path)
 
 
-def test_a_network_is_trained_once_and_kept(tmp_path: Path) -> None:
+def test_a_network_is_trained_once_and_cached(tmp_path: Path) -> None:
     first, source = load(composed(*QUICK), tmp_path)
     assert source.startswith("trained for 1 epochs in ")
     second, again = load(composed(*QUICK, "policy=w2a2", "optim.lr=0.5", "data.limit_test=10"), tmp_path)
-    assert again.startswith(f"trained before, kept in {tmp_path / 'cache' / 'float'}")
+    assert again.startswith(f"trained before, cached in {tmp_path / 'cache' / 'float'}")
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
 
 
-def test_a_kept_file_that_is_broken_is_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_cached_file_is_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, _ = load(composed(*QUICK), tmp_path)
     file = next((tmp_path / "cache" / "float").iterdir())
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
     second, source = load(composed(*QUICK), tmp_path)
     assert source.startswith("trained for")
-    assert "the kept float network is unusable" in caplog.text
+    assert "the cached float network is unusable" in caplog.text
     assert file.read_bytes() == whole
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
@@ -101,7 +101,7 @@ def test_a_checkpoint_comes_before_training(tmp_path: Path) -> None:
         ),
         (
             ["model=torchvision", "model.weights=DEFAULT", "float.epochs=0"],
-            "resnet18's weights know 1000 classes, the data have 10, so its head is new: set float.epochs",
+            "resnet18's weights have 1000 classes, the data 10, so its head is new: set float.epochs",
         ),
     ],
 )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qat.experiment.distillation import Distillation
 from qat.experiment.image_classifier import ImageClassifier
-from qat.experiment.learning_rate import cosine
+from qat.experiment.learning_rate import warmup_cosine
 from tests.training.user_modules import CLASSES, LIGHTNING, Data, Net, trainer
 
 pytestmark = LIGHTNING
@@ -16,7 +16,7 @@ SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 
 def test_it_learns_and_logs_fractions(tmp_path: Path) -> None:
-    module = ImageClassifier(Net(), CLASSES, SGD, cosine)
+    module = ImageClassifier(Net(), CLASSES, SGD, warmup_cosine)
     fitting = trainer(tmp_path, epochs=8)
     fitting.fit(module, datamodule=Data())
     assert {"train/loss", "val/top1", "val/loss"} <= fitting.callback_metrics.keys()
@@ -44,7 +44,7 @@ def test_the_schedule_moves_once_a_step_over_the_whole_fit(tmp_path: Path) -> No
 
     def schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         lengths.append(steps)
-        return cosine(optimizer, steps)
+        return warmup_cosine(optimizer, steps)
 
     fitting = trainer(tmp_path, epochs=3)
     fitting.fit(ImageClassifier(Net(), CLASSES, SGD, schedule), datamodule=Data())

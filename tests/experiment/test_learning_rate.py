@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from qat.experiment.learning_rate import cosine
+from qat.experiment.learning_rate import warmup_cosine
 
 
 def rates(steps: int, **options: float) -> list[list[float]]:
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": [parameters[0]]}, {"params": [parameters[1]], "lr": 0.1}], lr=1.0)
-    scheduler = cosine(optimizer, steps, **options)
+    scheduler = warmup_cosine(optimizer, steps, **options)
     found = []
     for _ in range(steps):
         found.append([group["lr"] for group in optimizer.param_groups])

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import qat
-from qat.integer.modules import DynamicLayer, DynamicQuantize
+from qat.integer.layers import DynamicLayer
+from qat.integer.modules import DynamicQuantize
 from qat.ptq import AdaRound, Calibrate, apply_passes
 from qat.transform import quantizers
 from tests.networks import Gate, Inception, Inverted, OptionA, Rows, build, images

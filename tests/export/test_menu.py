@@ -83,7 +83,7 @@ def test_codes_that_are_looked_up_are_those_of_the_quantizer(name: str) -> None:
         prepared.sites.x_input.center.mul_(1.2) if name == "qil" else None
     x = 2 * images(40, 3)
     _, codes = qat.convert(prepared).codes(x)
-    quantizer, table = prepared.sites.x_input, prepared.sites.x_input.table()
+    quantizer, table = prepared.sites.x_input, prepared.sites.x_input.lookup_table()
     shift = 2 ** (quantizer.spec.grid.bits - 1)
     assert torch.equal(codes["x_input"].float() - shift, quantizer.quantize(x))
     fine = qat.functional.quantize(x, table.qparams.scale, 0, -127, 127)

@@ -7,7 +7,7 @@ import torch
 from onnx import numpy_helper
 
 from qat.export import OnnxRuntimeNetwork, QuantizeStatic
-from qat.export.quantize_static import METHODS
+from qat.export.onnx.quantize_static import METHODS
 from tests.networks import OptionA, build, images
 
 
@@ -48,10 +48,10 @@ def test_the_file_predicts_nearly_what_the_network_predicts(
 
 
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="calibration='Max' does not exist: write MinMax, Entropy, Percentile"):
+    with pytest.raises(ValueError, match="calibration='Max' is unknown: write one of MinMax, Entropy, Percentile"):
         QuantizeStatic("Max")
     with pytest.raises(ValueError, match="batches is empty"):
         QuantizeStatic()(build(OptionA), [], tmp_path)
-    with pytest.raises(ValueError, match="give batches of positional tensors"):
+    with pytest.raises(ValueError, match="pass batches of positional tensors"):
         QuantizeStatic()(build(OptionA), [{"x": images(2)}], tmp_path)
     assert not list(tmp_path.iterdir())

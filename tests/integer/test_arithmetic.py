@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from qat.integer import arithmetic
-from qat.integer.arithmetic import Codes
-from qat.integer.modules import IntegerConv, IntegerLinear
+from qat.integer.arithmetic import Encoding
+from qat.integer.layers import IntegerConv, IntegerLinear
 from tests.oracles import integer as oracle
 
 SCALES = [(0.02, 0.013, 0.031), (0.25, 0.5, 1.0), (2.0**-7, 2.0**-9, 2.0**-6), (0.1, 0.0999, 0.2)]
@@ -25,7 +25,7 @@ def all_pairs() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("zeros", [(0, 0, 0), (128, 0, 0), (128, 128, 128), (3, 250, 77)])
 def test_add_equals_the_oracle_for_every_pair_of_codes(scales, zeros):
     a, b = all_pairs()
-    x, y, z = (Codes(float(np.float32(s)), zero) for s, zero in zip(scales, zeros, strict=True))
+    x, y, z = (Encoding(float(np.float32(s)), zero) for s, zero in zip(scales, zeros, strict=True))
     expected = oracle.add(a.numpy(), b.numpy(), x.scale, x.zero_point, y.scale, y.zero_point, z.scale, z.zero_point)
     assert np.array_equal(arithmetic.add(a, b, x, y, z).numpy(), expected)
     assert len(np.unique(expected)) > 50
@@ -34,14 +34,14 @@ def test_add_equals_the_oracle_for_every_pair_of_codes(scales, zeros):
 @pytest.mark.parametrize("scales", SCALES)
 def test_requantize_equals_the_oracle_for_every_code(scales):
     codes = torch.arange(256, dtype=torch.uint8)
-    x, y = Codes(float(np.float32(scales[0])), 5), Codes(float(np.float32(scales[2])), 8, 0, 15)
+    x, y = Encoding(float(np.float32(scales[0])), 5), Encoding(float(np.float32(scales[2])), 8, 0, 15)
     expected = oracle.lookup(codes.numpy(), x.scale, 5, y.scale, 8, 0, 15)
     assert np.array_equal(arithmetic.requantize(codes, x, y).numpy(), expected)
 
 
 def test_global_average_equals_the_oracle():
     codes = torch.randint(0, 256, (20, 16, 7, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    x, y = Codes(float(np.float32(0.037)), 120), Codes(float(np.float32(0.0151)), 100)
+    x, y = Encoding(float(np.float32(0.037)), 120), Encoding(float(np.float32(0.0151)), 100)
     expected = oracle.global_average(codes.numpy(), x.scale, 120, y.scale, 100)
     assert np.array_equal(arithmetic.global_average(codes, x, y).numpy(), expected)
     assert len(np.unique(expected)) > 20
@@ -55,7 +55,7 @@ def test_convolution_equals_the_oracle(stride, padding, groups):
     bias = random.integers(-50_000, 50_000, 12)
     scale = random.uniform(0.001, 0.02, 12).astype(np.float32)
     codes = random.integers(0, 256, (3, 8, 9, 9)).astype(np.uint8)
-    x, y = Codes(float(np.float32(0.03)), 131), Codes(float(np.float32(1.3)), 99)
+    x, y = Encoding(float(np.float32(0.03)), 131), Encoding(float(np.float32(1.3)), 99)
     module = IntegerConv(torch.tensor(weight), torch.tensor(bias), torch.tensor(scale), 8, x, y, conv=conv)
     accumulator = oracle.conv2d(codes, 131, weight, bias, stride, padding, groups)
     assert np.array_equal(module.accumulate(torch.tensor(codes)).numpy(), accumulator)
@@ -65,7 +65,7 @@ def test_convolution_equals_the_oracle(stride, padding, groups):
 
 
 def test_sums_that_float32_cannot_hold_are_accumulated_exactly():
-    x, weight = Codes(1.0, 0), torch.full((1, 1024), 127)
+    x, weight = Encoding(1.0, 0), torch.full((1, 1024), 127)
     weight[0, 0] = 126
     module = IntegerLinear(weight, torch.zeros(1), torch.ones(1), 8, x, None)
     codes = torch.full((1, 1024), 255, dtype=torch.uint8)
@@ -74,7 +74,7 @@ def test_sums_that_float32_cannot_hold_are_accumulated_exactly():
 
 
 def test_rectified_bounds_are_codes():
-    grid = Codes(0.05, 128)
-    assert grid.after_relu() == Codes(0.05, 128, 128, 255)
-    assert grid.after_relu(6.0) == Codes(0.05, 128, 128, 128 + 120)
-    assert Codes(0.02, 0).after_relu(6.0) == Codes(0.02, 0)
+    grid = Encoding(0.05, 128)
+    assert grid.after_relu() == Encoding(0.05, 128, 128, 255)
+    assert grid.after_relu(6.0) == Encoding(0.05, 128, 128, 128 + 120)
+    assert Encoding(0.02, 0).after_relu(6.0) == Encoding(0.02, 0)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import qat
 from qat.integer import IntegerModel, stored_bytes
 from qat.integer.absorb import absorb
-from qat.integer.arithmetic import Codes
-from qat.integer.modules import IntegerLayer, WeightOnlyLayer
+from qat.integer.arithmetic import Encoding
+from qat.integer.layers import IntegerLayer, WeightOnlyLayer
 from qat.nn import as_quantized
 from tests.networks import INTEGER, Gate, OptionA, Rows, build, images
 
@@ -38,8 +38,8 @@ def test_few_bits_leave_the_bias_exact():
     prepared = calibrated(OptionA, qat.load_policy("w2a2", first_last_bits=None))
     integer = qat.convert(prepared)
     layers = [m for m in integer.children() if isinstance(m, IntegerLayer)]
-    assert [layer.steps for layer in layers] == [64] * 4
-    assert all(int(layer.steps * layer.weight.long().abs().max()) <= 127 for layer in layers)
+    assert [layer.product_units for layer in layers] == [64] * 4
+    assert all(int(layer.product_units * layer.weight.long().abs().max()) <= 127 for layer in layers)
     x = images(64, seed=2)
     with torch.no_grad():
         _, codes = integer.codes(x)
@@ -79,7 +79,7 @@ def test_a_negative_gain_flips_codes_exactly():
     layer.weight_quantizer.finish_observing()
     norm = nn.BatchNorm1d(3, eps=0.0)
     norm.weight.data = torch.tensor([-2.0, 1.0, -0.5])
-    plain, absorbed = absorb(layer, None, Codes(1.0, 0)), absorb(layer, norm, Codes(1.0, 0))
+    plain, absorbed = absorb(layer, None, Encoding(1.0, 0)), absorb(layer, norm, Encoding(1.0, 0))
     assert torch.equal(absorbed.weight, plain.weight * torch.tensor([[-1.0], [1.0], [-1.0]]))
     assert torch.allclose(absorbed.scale, plain.scale * torch.tensor([2.0, 1.0, 0.5]), rtol=1e-6)
 
@@ -180,7 +180,9 @@ def test_a_mean_over_two_axes_of_other_tensors_is_refused(dims: tuple[int, int],
     x = torch.randn(shape)
     prepared = qat.prepare(Mean().eval(), "w8a8", x)
     qat.calibrate(prepared, [x])
-    with pytest.raises(ValueError, match=r"over two axes has no integer form, which only \(N, C, H, W\) has"):
+    with pytest.raises(
+        ValueError, match=r"over two axes has no integer form, only one of \(N, C, H, W\) over \(2, 3\) has"
+    ):
         qat.convert(prepared)(x)
 
 

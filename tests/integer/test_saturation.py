@@ -18,6 +18,6 @@ def test_weights_of_8_bits_may_saturate_and_7_bits_never(bits: int, may: bool) -
     assert [layer.may_saturate for layer in layers] == [may, may]
     for layer in layers:
         codes = np.sort(
-            layer.steps * np.abs(layer.weight.numpy().astype(np.int64)).reshape(len(layer.weight), -1), axis=1
+            layer.product_units * np.abs(layer.weight.numpy().astype(np.int64)).reshape(len(layer.weight), -1), axis=1
         )
         assert ((codes[:, -2:].sum(axis=1) * 255).max() > np.iinfo(np.int16).max) == may

@@ -12,14 +12,21 @@ import qat
 from qat.estimators import DSQ, EWGS, Estimator, Stochastic, StraightThrough
 from qat.functional import clip_and_round, fake_quantize, look_up
 from qat.kernels import byte_encoding, saving_as_codes
-from qat.kernels.cpu import build, kernels
-from qat.kernels.cpu.library import CHUNK, RESIDUAL_STEPS, WORTH_THREADS
+from qat.kernels.cpu import build, load_kernels
+from qat.kernels.cpu.library import CHUNK, MIN_ELEMENTS_FOR_THREADS, ROUNDING_ERROR_STEPS
 from tests.oracles import estimators
 from tests.oracles import fake_quantize as oracle
 
-native = pytest.mark.skipif(kernels() is None, reason="there is no C compiler, or QAT_NATIVE=0")
+native = pytest.mark.skipif(load_kernels() is None, reason="there is no C compiler, or QAT_NATIVE=0")
 
-SHAPES = [((5,), 1), ((CHUNK + 3,), 1), ((3, 7, 5, 5), 1), ((6, 5, 3, 3), 6), ((4, 33), 4), ((2, WORTH_THREADS), 1)]
+SHAPES = [
+    ((5,), 1),
+    ((CHUNK + 3,), 1),
+    ((3, 7, 5, 5), 1),
+    ((6, 5, 3, 3), 6),
+    ((4, 33), 4),
+    ((2, MIN_ELEMENTS_FOR_THREADS), 1),
+]
 
 
 def tensors(shape: tuple[int, ...], scales: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,7 +60,7 @@ def test_forward_and_mask_are_exact_and_the_scale_gradient_is_within_its_bound(s
     assert np.array_equal(y.numpy(), expected[0])
     assert np.array_equal(dx.numpy(), expected[1])
     terms = np.abs(grad.numpy()).reshape(scales, -1).sum(axis=1)
-    assert (np.abs(dscale.numpy().reshape(-1) - expected[2]) <= terms * (0.5 / RESIDUAL_STEPS + 1e-6)).all()
+    assert (np.abs(dscale.numpy().reshape(-1) - expected[2]) <= terms * (0.5 / ROUNDING_ERROR_STEPS + 1e-6)).all()
 
 
 @native
@@ -62,7 +69,9 @@ def test_the_scale_gradient_is_that_of_the_paper_but_for_its_last_byte() -> None
     x, scale, grad = tensors((64, 1024), 1)
     exact = of_oracle(x, scale, grad)[2].item()
     found = gradients(x, scale, grad)[2].item()
-    deviation = float(np.linalg.norm(grad.numpy())) / (2 * RESIDUAL_STEPS * 3**0.5)  # of uniform, independent errors
+    deviation = float(np.linalg.norm(grad.numpy())) / (
+        2 * ROUNDING_ERROR_STEPS * 3**0.5
+    )  # of uniform, independent errors
     assert found == pytest.approx(exact, abs=5 * deviation)
     assert found != np.float32(exact)  # it is kept in one byte: if it is not, memory doubles
 
@@ -110,7 +119,7 @@ def test_an_expanded_gradient() -> None:
 
 @native
 def test_no_number_depends_on_the_threads() -> None:
-    x, scale, grad = tensors((3, WORTH_THREADS), 1)
+    x, scale, grad = tensors((3, MIN_ELEMENTS_FOR_THREADS), 1)
     one = gradients(x, scale, grad)
     torch.set_num_threads(2)
     try:
@@ -131,7 +140,7 @@ def learned_bounds(x: Tensor, scale: Tensor, grad: Tensor, rounding: Estimator) 
 @native
 @pytest.mark.parametrize("rounding", [StraightThrough(), EWGS(0.5), DSQ(0.1)], ids=repr)
 @pytest.mark.parametrize(("shape", "scales"), SHAPES)
-def test_clip_and_snap_is_the_formula(shape, scales, rounding: Estimator) -> None:
+def test_clip_and_round_is_the_formula(shape, scales, rounding: Estimator) -> None:
     x, scale, grad = tensors(shape, scales)
     y, dx, dlo, dhi, dscale = (t.numpy() for t in learned_bounds(x, scale, grad, rounding))
     rows, g, s = (
@@ -160,7 +169,9 @@ def test_clip_and_snap_is_the_formula(shape, scales, rounding: Estimator) -> Non
 @native
 @pytest.mark.parametrize("rounding", [StraightThrough(), EWGS(0.5), DSQ(0.1), Stochastic()], ids=repr)
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
-def test_clip_and_snap_in_c_is_that_of_torch(rounding: Estimator, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_and_round_in_c_is_that_of_torch(
+    rounding: Estimator, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def seeded(x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         torch.manual_seed(0)
         return learned_bounds(x, scale, grad, rounding)
@@ -174,8 +185,8 @@ def test_clip_and_snap_in_c_is_that_of_torch(rounding: Estimator, layout: str, m
 
 
 @native
-def test_clip_and_snap_does_not_depend_on_the_threads_and_keeps_nan() -> None:
-    x, scale, grad = tensors((3, WORTH_THREADS), 1)
+def test_clip_and_round_does_not_depend_on_the_threads_and_keeps_nan() -> None:
+    x, scale, grad = tensors((3, MIN_ELEMENTS_FOR_THREADS), 1)
     one = learned_bounds(x, scale, grad, DSQ())
     torch.set_num_threads(2)
     try:
@@ -269,7 +280,7 @@ def test_sums_of_look_up_do_not_depend_on_the_threads() -> None:
         look_up(x, torch.tensor([0.2]), 0, 15, values, torch.ones(16)).backward(grad)
         return values.grad
 
-    x, grad = torch.rand(5, WORTH_THREADS) * 4, torch.randn(5, WORTH_THREADS)
+    x, grad = torch.rand(5, MIN_ELEMENTS_FOR_THREADS) * 4, torch.randn(5, MIN_ELEMENTS_FOR_THREADS)
     one = gradient()
     torch.set_num_threads(2)
     try:
@@ -305,11 +316,11 @@ def test_a_library_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QAT_NATIVE", "0")
-    kernels.cache_clear()
+    load_kernels.cache_clear()
     try:
-        assert kernels() is None
+        assert load_kernels() is None
     finally:
-        kernels.cache_clear()
+        load_kernels.cache_clear()
 
 
 @native
@@ -327,7 +338,7 @@ def test_a_layer_keeps_its_quantized_input_in_bytes_and_the_gradient_stays_bit_f
         return layer.weight.grad.clone()
 
     scale, packed = torch.tensor(0.013), []
-    found = kernels()
+    found = load_kernels()
     to_codes = found.to_codes
     found.to_codes = lambda *a: packed.append(result := to_codes(*a)) or result
     try:

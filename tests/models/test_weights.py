@@ -19,7 +19,7 @@ def shared() -> Path:
 
 
 class NotWeights:
-    """An object that no safe reader makes."""
+    """An object that a safe reader refuses to create."""
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import qat.nn
 from qat import Grid, Mode, PerChannel, QuantSpec
-from qat.nn import LAYERS, as_quantized, is_quantized, quantized
+from qat.nn import LAYERS, as_quantized, is_quantized, quantize_layer
 from qat.quantizers import LSQ, Static
 
 MAKE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -30,10 +30,10 @@ def on(layer: nn.Module, input_bits: int | None = None) -> nn.Module:
     weight = LSQ(QuantSpec(Grid(4, narrow=True), PerChannel()), shape)
     weight.set_range(*torch.aminmax(layer.weight.detach().flatten(1), dim=1))
     if input_bits is None:
-        return quantized(layer, weight)
+        return quantize_layer(layer, weight)
     source = Static(QuantSpec(Grid(input_bits)))
     source.set_range(torch.tensor([-3.0]), torch.tensor([3.0]))
-    return quantized(layer, weight, source)
+    return quantize_layer(layer, weight, source)
 
 
 @every
@@ -60,7 +60,7 @@ def test_off_and_none_are_the_float_layer(name: str) -> None:
     ours = on(layer(name)[0], input_bits=3)
     ours.weight_quantizer.mode = ours.input_quantizer.mode = Mode.OFF
     assert torch.equal(ours(x), float_layer(x))
-    assert torch.equal(quantized(layer(name)[0], None)(x), float_layer(x))
+    assert torch.equal(quantize_layer(layer(name)[0], None)(x), float_layer(x))
 
 
 @every

@@ -204,7 +204,7 @@ def test_mean_abs_gives_the_initial_scale_of_lsq(bits: int, signed: bool) -> Non
 
 def test_mean_abs_refuses_an_affine_spec() -> None:
     """Its range is [0, hi] there: every negative value would be clipped."""
-    with pytest.raises(ValueError, match=r"MeanAbs gives a scale and no zero-point: write symmetric"):
+    with pytest.raises(ValueError, match=r"MeanAbs finds a scale but no zero-point: write symmetric"):
         MeanAbs(SPECS["affine"])
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qat import Grid, PerChannel, PerGroup, PerTensor, QuantSpec
-from qat.nn import as_quantized, quantized
+from qat.nn import as_quantized, quantize_layer
 from qat.ptq import AdaRound, Calibrate, apply_passes
 from qat.ptq.reconstruction import QDropQuantizer, Reconstruction
 from qat.ptq.rounding import (
@@ -49,7 +49,7 @@ def layer(granularity: PerTensor | PerChannel | PerGroup, symmetric: bool = True
     quantizer = Static(spec, (5, 12))
     rows = granularity.rows(made.weight.detach())
     quantizer.set_range(0.8 * rows.amin(dim=1), 0.8 * rows.amax(dim=1))  # some weights are clipped
-    return quantized(made, quantizer)
+    return quantize_layer(made, quantizer)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -59,7 +59,7 @@ def test_it_starts_with_the_float_weight_and_decides_for_the_nearest_code(granul
     quantizer = made.weight_quantizer
     assert quantizer is not None
     spec, (scale, zero_point) = quantizer.spec, quantizer.qparams()
-    scale, zero_point = (granularity.shaped(p, (5, 12)) for p in (scale, zero_point))
+    scale, zero_point = (granularity.broadcastable(p, (5, 12)) for p in (scale, zero_point))
     view = granularity.view(made.weight.detach())
     lo, hi = (spec.grid.qmin - zero_point) * scale, (spec.grid.qmax - zero_point) * scale
     clipped = torch.clamp(view, lo, hi)

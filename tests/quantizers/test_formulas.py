@@ -41,9 +41,9 @@ def number(parameter: Tensor, shared: Array) -> Array:
 
 def table_input(quantizer: Quantizer, x: Array) -> Array:
     """What the function of an activation sees: values of 8 bits, and twice the reach for what is clipped."""
-    n = np.float32(quantizer.fine.qmax)
-    scale = quantizer.reach().numpy() / n
-    codes = np.clip(np.rint(x.astype(np.float32) / scale), quantizer.fine.qmin, n).astype(np.float64)
+    n = np.float32(quantizer.fine_grid.qmax)
+    scale = quantizer.saturation_point().numpy() / n
+    codes = np.clip(np.rint(x.astype(np.float32) / scale), quantizer.fine_grid.qmin, n).astype(np.float64)
     return np.where(np.abs(codes) == n, 2 * codes, codes) * scale.astype(np.float64)
 
 
@@ -295,7 +295,9 @@ def test_qil(layout: str, form: str) -> None:
 
 
 def test_a_table_leaves_no_other_gradient_for_rounding() -> None:
-    with pytest.raises(ValueError, match=r"QIL looks activations up, .* give the weight alone an estimator"):
+    with pytest.raises(
+        ValueError, match=r"QIL quantizes activations with a table, .* give an estimator to the weight only"
+    ):
         QIL(QuantSpec(Grid(4, signed=False)), estimator=EWGS())
     assert isinstance(QIL(QuantSpec(Grid(4, narrow=True)), SHAPE, estimator=EWGS()).estimator, EWGS)
 

@@ -1,4 +1,4 @@
-"""The environment is that of this process, and the commit is never somebody else's."""
+"""The environment describes this process, and the commit is never that of another repository."""
 
 import platform
 import subprocess
@@ -27,11 +27,15 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_collect_describes_this_process() -> None:
-    found = Environment.collect(threads=3, accelerator="Example GPU")
-    assert (found.python, found.threads, found.accelerator) == (platform.python_version(), 3, "Example GPU")
-    assert found.versions["numpy"] == metadata.version("numpy")
-    assert found.cpu
-    assert Environment.from_dict(found.to_dict()) == found
+    environment = Environment.collect(threads=3, accelerator="Example GPU")
+    assert (environment.python, environment.threads, environment.accelerator) == (
+        platform.python_version(),
+        3,
+        "Example GPU",
+    )
+    assert environment.versions["numpy"] == metadata.version("numpy")
+    assert environment.cpu
+    assert Environment.from_dict(environment.to_dict()) == environment
 
 
 def test_commit_of_a_clean_and_a_changed_checkout(checkout: Path) -> None:
@@ -46,7 +50,7 @@ def test_commit_of_a_clean_and_a_changed_checkout(checkout: Path) -> None:
 def test_a_package_installed_inside_another_repository_has_no_commit(checkout: Path) -> None:
     (checkout.parent / "main.py").write_text("")
     git(checkout.parent, "add", "main.py")
-    git(checkout.parent, "commit", "-qm", "somebody's project; the package in it is not tracked")
+    git(checkout.parent, "commit", "-qm", "another project; the package in it is not tracked")
     assert source_state(checkout) == (None, None)
 
 

@@ -1,4 +1,4 @@
-"""Pictures: valid, drawn for what there is, reproducible, readable without colour."""
+"""Pictures are valid, reproducible, readable without colour, and drawn only if there are data."""
 
 import dataclasses
 import io
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from qat.report import Results, Row
-from qat.report.labels import spread
-from qat.report.plots import LOOKS, draw_all, draw_training
+from qat.report.picture_labels import spread
+from qat.report.plots import ROW_STYLES, draw_all, draw_training
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_equal_rows_of_equal_size_can_be_drawn(results: Results, top1: float) ->
 
 
 def test_kinds_differ_in_shape_and_not_only_in_colour() -> None:
-    assert len({look.marker for look in LOOKS.values()}) == len(LOOKS)
+    assert len({style.marker for style in ROW_STYLES.values()}) == len(ROW_STYLES)
 
 
 @given(st.lists(st.floats(-100, 100), max_size=8), st.floats(0.1, 10))

@@ -1,4 +1,4 @@
-"""Console and Markdown against golden files; regenerate with ``REGOLD=1 pytest tests/report`` and read the diff."""
+"""Console and Markdown output compared with golden files; regenerate with `REGOLD=1 pytest tests/report` and read the diff."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ from qat.report import (
 )
 from qat.report.__main__ import main
 from qat.report.markdown import markdown, write_report
-from qat.report.tables import agreement_percent, size, verification_sentence
+from qat.report.tables import agreement_percent, format_size, verification_sentence
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -128,7 +128,7 @@ def test_agreement_is_never_rounded_up_to_all() -> None:
      (45_000_000, "45.0 MB"), (2_500_000_000, "2.50 GB"), (3_000_000_000_000, "3000 GB")],
 )  # fmt: skip
 def test_size_has_three_digits(n_bytes: int, text: str) -> None:
-    assert size(n_bytes) == text
+    assert format_size(n_bytes) == text
 
 
 def test_command_line_makes_the_report_from_the_file_alone(

@@ -56,7 +56,7 @@ def test_document_marks_exactly_the_optional_fields_of(record: type) -> None:
     assert marked == optional - {"schema_version"}  # has a default in code, but a file without it is refused
 
 
-def test_numbers_json_has_no_word_for_become_null(results: Results) -> None:
+def test_nan_and_infinity_become_null(results: Results) -> None:
     assert results.training is not None
     curve = [float("nan"), float("inf"), 0.5]
     diverged = dataclasses.replace(results, training=dataclasses.replace(results.training, val_loss=curve))
@@ -117,12 +117,19 @@ def test_a_missing_field_is_named(results: Results) -> None:
 def test_timing_free_ignores_speed_and_processor_but_nothing_else(results: Results) -> None:
     assert results.training is not None
     times = {"latency_ms_batch1": 99.0, "latency_ms_batch32": 99.0, "seconds": 99.0}
-    elsewhere = {"cpu": "Other", "platform": "Other", "threads": 64, "commit": None, "dirty": None, "accelerator": None}
+    other_machine = {
+        "cpu": "Other",
+        "platform": "Other",
+        "threads": 64,
+        "commit": None,
+        "dirty": None,
+        "accelerator": None,
+    }
     slower = dataclasses.replace(
         results,
         rows=[dataclasses.replace(row, **times) for row in results.rows],
         training=dataclasses.replace(results.training, seconds=9999.0),
-        environment=dataclasses.replace(results.environment, **elsewhere),
+        environment=dataclasses.replace(results.environment, **other_machine),
         timings={"qat": 9999.0},
     )
     assert slower.to_dict() != results.to_dict()

@@ -1,4 +1,4 @@
-"""Two processes on gloo, started once by torchrun (tests/training/two_processes.py), against one process, here."""
+"""Two processes on gloo, started once by torchrun (two_processes.py), compared with this single process."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ import qat
 from qat.report import Results
 from qat.training.callbacks import QuantizationAwareTraining
 from qat.training.checkpoint.epoch_sampler import EpochSampler
-from qat.training.lightning.strategies import check_launched, check_strategy
+from qat.training.lightning.strategies import check_launched_processes, check_strategy
 from tests.paths import ROOT
 from tests.training import two_processes
 from tests.training.two_processes import BATCH, OBSERVERS, fit, ranges
@@ -29,11 +29,11 @@ from tests.training.user_modules import LIGHTNING, Classifier, Data, Net, images
 pytestmark = LIGHTNING
 
 ROUNDING = 1e-6
-"""Of ranges of order 1: sums in another order."""
+"""Tolerance for ranges of order 1 whose sums have another order."""
 
 
 def run(script: Path, *arguments: str, torchrun: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The script in two processes, or, without torchrun, in one that starts the other."""
+    """Run the script in two processes; without torchrun, the first starts the second."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
     paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests", ROOT / "tests" / "training"))
     return subprocess.run(
@@ -47,7 +47,7 @@ def run(script: Path, *arguments: str, torchrun: bool = True, **variables: str) 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the two processes found, by rank."""
+    """The results of the two processes, by rank."""
     folder = tmp_path_factory.mktemp("both")
     done = run(Path(two_processes.__file__), str(folder))
     assert done.returncode == 0, done.stderr
@@ -78,7 +78,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 def apart(a: dict[str, Tensor], b: dict[str, Tensor], start: dict[str, Tensor]) -> float:
-    """How far two trained states are from each other, as a share of the way from `start`; of the worst tensor.
+    """The distance of two trained states over their distance from `start`, for the worst tensor.
 
     Sums of gradients in another order differ in the last bits, and so may a weight or scale itself: 4 of its steps in
     float32 are no difference. (A code that flips at a tie would be one, and is not seen in eight steps.)
@@ -91,9 +91,11 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor], start: dict[str, Tensor]) 
     return max(shares)
 
 
-@pytest.mark.parametrize("kind", two_processes.KINDS)
-def test_every_kind_of_policy_ends_alike_in_both_processes(both: list[dict[str, Any]], kind: str) -> None:
-    first, second = (found["kinds"][kind] for found in both)
+@pytest.mark.parametrize("policy", two_processes.POLICIES)
+def test_every_kind_of_policy_ends_with_the_same_bits_in_both_processes(
+    both: list[dict[str, Any]], policy: str
+) -> None:
+    first, second = (found["policies"][policy] for found in both)
     assert equal(first, second)
     assert not torch.equal(first["net.conv2.weight"], both[0]["fit"]["float"]["conv2.weight"])
 
@@ -121,7 +123,7 @@ def test_the_share_of_one_process_alone_would_give_other_ranges(both: list[dict[
     assert not equal(both[0]["ranges"][3]["MSE"], both[0]["ranges"][5]["MSE"])
 
 
-def test_a_fit_calibrates_alike_although_the_processes_began_with_other_weights(
+def test_processes_that_began_with_different_weights_calibrate_the_same_ranges(
     both: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
     assert equal(both[0]["fit"]["start"], both[1]["fit"]["start"])
@@ -195,8 +197,8 @@ def test_a_quantizer_that_only_one_process_has_to_calibrate_is_named(both: list[
         )
 
 
-def test_what_fails_in_the_first_process_ends_the_others(both: list[dict[str, Any]]) -> None:
-    first, second = (found["failures"]["once"] for found in both)
+def test_a_failure_in_process_0_ends_the_others(both: list[dict[str, Any]]) -> None:
+    first, second = (found["failures"]["rank_zero"] for found in both)
     assert first.startswith("ValueError: test_step logs no 'test/none'")
     assert second.startswith("RuntimeError: process 0 failed, so this one stops, too (ValueError: test_step logs no")
 
@@ -238,7 +240,7 @@ def batch_norms(module: nn.Module) -> set[str]:
 
 
 def test_synchronized_batch_norm_is_calibrated_and_converted_like_batch_norm(tmp_path: Path) -> None:
-    """What Lightning makes of it before a fit, and what it leaves behind afterwards."""
+    """As Lightning converts it before a fit, and as it reverts it afterwards."""
     x = images(16).tensors[0]
     prepared = qat.prepare(Net().eval(), "w4a4")
     qat.calibrate(prepared, [x])
@@ -274,7 +276,7 @@ def test_a_strategy_that_splits_parameters_is_refused(strategy: type[Any]) -> No
         check_strategy(strategy())
 
 
-def test_it_is_refused_before_the_network_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_strategy_leaves_the_network_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, fitting = Classifier(), trainer(tmp_path)
     monkeypatch.setattr(L.Trainer, "strategy", property(lambda self: FSDPStrategy()))
     with pytest.raises(ValueError, match="strategy FSDPStrategy does not keep"):
@@ -282,18 +284,18 @@ def test_it_is_refused_before_the_network_is_touched(tmp_path: Path, monkeypatch
     assert not hasattr(model.net, "sites")
 
 
-def test_spawned_processes_would_keep_the_quantizers_for_themselves(tmp_path: Path) -> None:
+def test_a_strategy_that_spawns_processes_is_refused(tmp_path: Path) -> None:
     spawning = trainer(tmp_path, strategy="ddp_spawn", devices=2)
     with pytest.raises(ValueError, match=r"your model would come back without its quantizers: write L\.Trainer"):
         QuantizationAwareTraining("w4a4").setup(spawning, Classifier(), "fit")
 
 
-def test_more_processes_than_the_trainer_wants_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_launched(trainer(tmp_path))
+def test_more_processes_than_the_trainer_uses_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_launched_processes(trainer(tmp_path))
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"torchrun has started 2 processes, the trainer uses 1: write trainer\.strat"):
-        check_launched(trainer(tmp_path))
+        check_launched_processes(trainer(tmp_path))
 
 
 # The front door --------------------------------------------------------------------------------------------------------

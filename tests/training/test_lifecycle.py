@@ -1,4 +1,4 @@
-"""Ways in which people run fits, validations and tests, with no line of code that is there for quantization."""
+"""Fits, validations and tests as people run them, without any code for quantization."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ RATIO = 0.01
 
 
 QUICK = load_policy("w4a4").with_parts("LSQ", "MinMax")
-"""Calibrated in no time."""
+"""Calibrates quickly."""
 
 
-class Never:
-    """Calibration data that must not be asked for."""
+class NeverRead:
+    """Calibration data that must not be read."""
 
     def __iter__(self) -> Iterator[Tensor]:
         pytest.fail("a network with ranges was calibrated again")
@@ -54,8 +54,8 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-class AtStart(L.Callback):
-    """The module as the first step finds it."""
+class RecordStart(L.Callback):
+    """Records the module right before the first step."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.state, self.scales = snapshot(pl_module), scales(pl_module)
@@ -66,15 +66,15 @@ class AtStart(L.Callback):
 
 
 @pytest.mark.parametrize("way", ["same trainer", "same callback", "new callback"])
-def test_a_second_fit_goes_on_with_what_was_learned(way: str, tmp_path: Path) -> None:
-    model, start = Classifier(), AtStart()
+def test_a_second_fit_continues_with_what_was_learned(way: str, tmp_path: Path) -> None:
+    model, start = Classifier(), RecordStart()
     callback = qat()
     first = trainer(tmp_path, callback, start)
     first.fit(model, datamodule=Data())
     learned, names = snapshot(model), set(model.state_dict())
     if way == "new callback":
         callback = qat()
-    callback.batches = Never()
+    callback.batches = NeverRead()
     if way == "same trainer":
         first.fit_loop.max_epochs = 2
         second = first
@@ -106,7 +106,7 @@ def test_checkpoints_best_and_last_are_tested_after_the_fit(tmp_path: Path) -> N
         assert equal(snapshot(fresh), saved)
 
 
-def test_early_stopping_ends_the_fit_and_its_checkpoint_goes_on(tmp_path: Path) -> None:
+def test_early_stopping_ends_the_fit_and_its_checkpoint_can_be_resumed(tmp_path: Path) -> None:
     class Stuck(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.log("val/loss", 1.0)
@@ -116,7 +116,7 @@ def test_early_stopping_ends_the_fit_and_its_checkpoint_goes_on(tmp_path: Path) 
     fitting.fit(Stuck(), datamodule=Data())
     assert fitting.current_epoch == 2
     fitting.save_checkpoint(tmp_path / "stopped.ckpt")
-    again = trainer(tmp_path, qat(batches=Never()), EarlyStopping("val/loss", patience=3), epochs=9)
+    again = trainer(tmp_path, qat(batches=NeverRead()), EarlyStopping("val/loss", patience=3), epochs=9)
     again.fit(Stuck(), datamodule=Data(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
     assert again.current_epoch > 2
 
@@ -141,7 +141,7 @@ def test_before_the_first_fit_the_float_network_is_measured(stage: str, tmp_path
     assert all(q.mode is Mode.QUANTIZE for q in quantizers(model).values())
 
 
-def test_a_fit_after_a_validation_is_the_fit_without_one(tmp_path: Path) -> None:
+def test_a_validation_before_a_fit_does_not_change_the_fit(tmp_path: Path) -> None:
     found = []
     for validating in (False, True):
         torch.manual_seed(0)
@@ -170,8 +170,8 @@ def test_an_interrupted_validation_leaves_the_quantizers_on(tmp_path: Path) -> N
 # Optimization --------------------------------------------------------------------------------------------------------
 
 
-class FrozenNorm(Classifier):
-    """BatchNorm in evaluation mode, so that the gradient of a batch is the mean of the gradients of its parts."""
+class FrozenBatchNorm(Classifier):
+    """BatchNorm in evaluation mode, so the gradient of a batch is the mean of the gradients of its parts."""
 
     def on_train_epoch_start(self) -> None:
         for module in self.modules():
@@ -182,7 +182,7 @@ class FrozenNorm(Classifier):
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     found = []
     for size, accumulate in ((32, 1), (8, 4)):
-        model, start = FrozenNorm(lr=0.1), AtStart()
+        model, start = FrozenBatchNorm(lr=0.1), RecordStart()
         loader = DataLoader(images(64), size)
         fitting = trainer(tmp_path, qat(), start, accumulate_grad_batches=accumulate)
         fitting.fit(model, loader)
@@ -193,8 +193,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
         torch.testing.assert_close(found[1][name], moved, rtol=1e-3, atol=1e-7)
 
 
-class Clipped(L.Callback):
-    """Norm and greatest value of all gradients, those of the scales among them, as the optimizer got them."""
+class RecordGradients(L.Callback):
+    """Records norm and greatest value of all gradients, those of the scales included, as the optimizer gets them."""
 
     def __init__(self) -> None:
         self.norms: list[float] = []
@@ -237,7 +237,7 @@ class OwnClipping(Classifier):
 def test_clipping_includes_the_scales(
     kind: type[Classifier], options: dict[str, Any], norm: float, greatest: float, tmp_path: Path
 ) -> None:
-    model, clipped = kind(), Clipped()
+    model, clipped = kind(), RecordGradients()
     trainer(tmp_path, qat(), clipped, **options).fit(model, datamodule=Data())
     assert clipped.scales == len(quantizers(model))
     assert len(clipped.norms) > 1
@@ -264,11 +264,11 @@ def test_two_optimizers_keep_their_schedules(tmp_path: Path) -> None:
 
 
 def test_lbfgs_gets_its_one_group_and_its_closure(tmp_path: Path) -> None:
-    class Second(Classifier):
+    class WithLBFGS(Classifier):
         def configure_optimizers(self) -> Any:
             return torch.optim.LBFGS(self.parameters(), lr=1e-3, max_iter=2)
 
-    model, start = Second(), AtStart()
+    model, start = WithLBFGS(), RecordStart()
     fitting = trainer(tmp_path, qat(), start, limit_train_batches=1)
     fitting.fit(model, datamodule=Data())
     assert len(fitting.optimizers[0].param_groups) == 1
@@ -301,8 +301,8 @@ class Gan(L.LightningModule):
         return torch.optim.Adam(self.generator.parameters(), 1e-3), torch.optim.Adam(self.critic.parameters(), 1e-3)
 
 
-def test_of_two_networks_one_is_quantized(tmp_path: Path) -> None:
-    model, start = Gan(), AtStart()
+def test_only_the_named_one_of_two_networks_is_quantized(tmp_path: Path) -> None:
+    model, start = Gan(), RecordStart()
     callback = qat("w8a8", network="generator", inputs=lambda batch: batch[0][:, 0, 0])
     trainer(tmp_path, callback, start).fit(model, DataLoader(images(64), 32))
     assert is_prepared(model.generator)
@@ -349,21 +349,21 @@ class Sized(Data):
 quiet_tuners = pytest.mark.filterwarnings("ignore:.*is in `eval` mode")
 
 
-def find_rate(path: Path, model: Classifier, start: AtStart) -> L.Trainer:
+def find_rate(path: Path, model: Classifier, start: RecordStart) -> L.Trainer:
     finder = LearningRateFinder(1e-5, 1e-2, num_training_steps=20)
     fitting = trainer(path, finder, qat(), start)
     fitting.fit(model, datamodule=Sized())
     return fitting
 
 
-def find_rate_first(path: Path, model: Classifier, start: AtStart) -> L.Trainer:
+def find_rate_first(path: Path, model: Classifier, start: RecordStart) -> L.Trainer:
     fitting = trainer(path, qat(), start)
     Tuner(fitting).lr_find(model, datamodule=Sized(), min_lr=1e-5, max_lr=1e-2, num_training=20)
     fitting.fit(model, datamodule=Data())
     return fitting
 
 
-def find_size(path: Path, model: Classifier, start: AtStart) -> L.Trainer:
+def find_size(path: Path, model: Classifier, start: RecordStart) -> L.Trainer:
     fitting = trainer(path, BatchSizeFinder(steps_per_trial=1, init_val=8, max_trials=2), qat(), start)
     fitting.fit(model, datamodule=Sized())
     return fitting
@@ -371,11 +371,11 @@ def find_size(path: Path, model: Classifier, start: AtStart) -> L.Trainer:
 
 @quiet_tuners
 @pytest.mark.parametrize("find", [find_rate, find_rate_first, find_size], ids=lambda f: f.__name__)
-def test_what_a_tuner_tries_leaves_no_trace(find: Callable[..., L.Trainer], tmp_path: Path) -> None:
-    expected = AtStart()
+def test_trials_of_a_tuner_leave_no_trace(find: Callable[..., L.Trainer], tmp_path: Path) -> None:
+    expected = RecordStart()
     torch.manual_seed(0)
     trainer(tmp_path, qat(), expected).fit(Classifier(), datamodule=Sized())
-    start = AtStart()
+    start = RecordStart()
     torch.manual_seed(0)
     model = Classifier()
     fitting = find(tmp_path, model, start)

@@ -18,7 +18,7 @@ from qat.functional import fake_quantize
 from qat.quantizers import LSQ
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from qat.transform import load_policy, quantizers
-from tests.training.user_modules import LIGHTNING, Classifier, Data, Itself, Manual, trainer
+from tests.training.user_modules import LIGHTNING, Classifier, Data, Manual, ModuleAsNetwork, trainer
 
 pytestmark = LIGHTNING
 
@@ -31,11 +31,11 @@ def qat() -> QuantizationAwareTraining:
 
 
 QUICK = load_policy("w4a4").with_parts("LSQ", "MinMax")
-"""Calibrated in no time."""
+"""Calibrates quickly."""
 
 
-class Types(L.Callback):
-    """What quantizers are given and give back, and the types of parameters, gradients and scales in the first step."""
+class RecordDtypes(L.Callback):
+    """Checks what quantizers get and return, and records the dtypes of parameters, gradients and scales in the first step."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.handles = [q.register_forward_hook(self._note) for q in quantizers(pl_module).values()]
@@ -67,14 +67,14 @@ class Types(L.Callback):
     [
         (Classifier, "bf16-mixed"),
         (Manual, "bf16-mixed"),
-        (Itself, "bf16-true"),
+        (ModuleAsNetwork, "bf16-true"),
         (Classifier, "64-true"),
         pytest.param(Classifier, "16-mixed", marks=GPU),
         pytest.param(Manual, "16-mixed", marks=GPU),
     ],
 )
-def test_scales_and_their_maths_are_float32_in_every_precision(kind: Any, precision: Any, tmp_path: Path) -> None:
-    model, types = kind(), Types()
+def test_scales_and_their_arithmetic_are_float32_in_every_precision(kind: Any, precision: Any, tmp_path: Path) -> None:
+    model, types = kind(), RecordDtypes()
     accelerator = "gpu" if precision == "16-mixed" else "cpu"
     before = {}
 
@@ -157,7 +157,7 @@ def test_the_report_compares_in_float32_and_notes_the_precision_of_the_fit(preci
     assert isinstance(export.artefact.network(), OnnxRuntimeNetwork)  # type: ignore[union-attr]
 
 
-def test_a_fit_in_float32_has_no_such_note(tmp_path: Path) -> None:
+def test_the_report_of_a_fit_in_float32_has_no_note_of_the_precision(tmp_path: Path) -> None:
     report = Report(tmp_path)
     trainer(tmp_path, qat(), report).fit(Classifier(), datamodule=Data())
     assert report.results is not None

@@ -1,8 +1,8 @@
-"""What every process of a distributed test does; torchrun starts two. `one_process` reuses the scenarios alone.
+"""What each process of test_distributed.py does; torchrun starts two. The test also runs some scenarios in a single process.
 
     torchrun --nproc-per-node 2 tests/training/two_processes.py FOLDER
 
-Process r leaves its findings in FOLDER/r.pt.
+Process r saves its results in FOLDER/r.pt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OBSERVERS = ("MinMax", "MSE", "Percentile", "MeanAbs", "MovingAverage")
 BATCH = 32
 """Images of one step, in all processes together."""
 
-Found = dict[str, Any]
+Results = dict[str, Any]
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -51,8 +51,8 @@ def quantizer_state(module: nn.Module) -> dict[str, Tensor]:
     return {f"{n}.{k}": v for n, q in quantizers(module).items() for k, v in state(q).items()}
 
 
-class Frozen(Classifier):
-    """BatchNorm keeps its statistics; every process begins with other weights, as an unseeded script would."""
+class FrozenBatchNorm(Classifier):
+    """BatchNorm keeps its statistics; every process begins with different weights, as in a script without a seed."""
 
     def __init__(self, lr: float = 0.01) -> None:
         super().__init__(lr)
@@ -79,7 +79,7 @@ class AtStart(L.Callback):
         self.state = quantizer_state(pl_module)
 
 
-class Meddling(L.Callback):
+class ChangeOneScale(L.Callback):
     """One process changes one scale by one bit."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -95,15 +95,15 @@ def strategy() -> dict[str, Any]:
 
 
 def loader(data: Any, batch: int) -> DataLoader[Any]:
-    """Image i of a step is on rank i % processes, so the step has the images of `data` in their order."""
+    """Image i of a step is on rank i % processes, so a step has the images of `data` in order."""
     processes = strategy()["devices"]
     split = DistributedSampler(data, processes, int(os.environ.get("RANK", 0)), shuffle=False)
     return DataLoader(data, batch // processes, sampler=split)
 
 
-def fit(folder: Path, policy: str = "w4a4", batch: int = BATCH, data: Any = None) -> Found:
-    """Eight steps. batch: images in all processes together."""
-    model, start = Frozen(), AtStart()
+def fit(folder: Path, policy: str = "w4a4", batch: int = BATCH, data: Any = None) -> Results:
+    """Eight steps. batch: the number of images in all processes together."""
+    model, start = FrozenBatchNorm(), AtStart()
     callback = QuantizationAwareTraining(policy, calibration_images=80, quantizer_lr_ratio=0.1)
     fitting = trainer(folder, callback, start, epochs=2, **strategy())
     fitting.fit(model, loader(data or images(128), batch))
@@ -117,27 +117,27 @@ def fit(folder: Path, policy: str = "w4a4", batch: int = BATCH, data: Any = None
     }
 
 
-def oscillations(folder: Path) -> Found:
+def oscillations(folder: Path) -> Results:
     """Eight steps in which weights are dampened and frozen."""
-    model = Frozen(lr=0.3)
+    model = FrozenBatchNorm(lr=0.3)
     control = OscillationControl(dampening=0.1, freezing=0.05, momentum=0.2, max_bits=8)
     callback = QuantizationAwareTraining("w4a4", calibration_images=80, quantizer_lr_ratio=0.001)
     trainer(folder, callback, control, epochs=2, **strategy()).fit(model, loader(images(128), BATCH))
     return {"end": state(model), "not_sent": model._ddp_params_and_buffers_to_ignore}
 
 
-KINDS: dict[str, dict[str, Any]] = {
+POLICIES: dict[str, dict[str, Any]] = {
     "in stages": {"preset": "w4a4"},
     "dynamic": {"preset": "w8_dynamic"},
     "by table": {"preset": "w4a4", "weight": {"quantizer": "KMeans"}, "activation": {"quantizer": "LCQ"}},
 }
 
 
-def kinds(folder: Path) -> Found:
+def policies(folder: Path) -> Results:
     """Eight steps with each policy."""
     found = {}
-    for name, content in KINDS.items():
-        model = Frozen()
+    for name, content in POLICIES.items():
+        model = FrozenBatchNorm()
         policy = qat.load_policy(content)
         callbacks: list[L.Callback] = [QuantizationAwareTraining(policy, calibration_images=80, quantizer_lr_ratio=0.1)]
         callbacks += [ProgressiveBits([8, 4])] if name == "in stages" else []
@@ -146,8 +146,8 @@ def kinds(folder: Path) -> Found:
     return found
 
 
-def ranges(n_batches: int, observers: Sequence[str] = OBSERVERS) -> Found:
-    """What each observer finds in batches of which this process has its share."""
+def ranges(n_batches: int, observers: Sequence[str] = OBSERVERS) -> Results:
+    """The ranges that each observer finds when this process sees its share of the batches."""
     found = {}
     for observer in observers:
         policy = qat.load_policy("w4a4").with_parts("LSQ", observer)
@@ -158,8 +158,8 @@ def ranges(n_batches: int, observers: Sequence[str] = OBSERVERS) -> Found:
     return found
 
 
-def order(folder: Path) -> Found:
-    """Labels of every batch of the project's own data, two epochs; they are the numbers of the images."""
+def order(folder: Path) -> Results:
+    """Labels of every batch of ImageDataModule in two epochs; the label of an image is its number."""
     numbers = TensorImages(torch.zeros(103, 1, 8, 8, dtype=torch.uint8), torch.arange(103))
     few = TensorImages(numbers.images[:8], numbers.labels[:8])
     classes = tuple(map(str, range(103)))
@@ -178,8 +178,8 @@ def order(folder: Path) -> Found:
     return {"labels": torch.stack(seen)}
 
 
-def report(folder: Path) -> Found:
-    """Everything that a run makes, with the four callbacks and a checkpoint."""
+def report(folder: Path) -> Results:
+    """The results of a fit with four callbacks and a checkpoint."""
     made, export = Report(), ExportONNX(folder / "model.onnx", float_path=folder / "float.onnx")
     ptq = PTQBaselines(["MSE"])
     checkpoint = ModelCheckpoint(folder / "checkpoints", monitor="val/top1", mode="max")
@@ -200,13 +200,13 @@ def report(folder: Path) -> Found:
 
 
 def failures(folder: Path) -> dict[str, str]:
-    """What is said where the processes differ."""
-    said = {}
+    """Error messages of fits in which the processes differ."""
+    messages = {}
     try:
-        callbacks = [QuantizationAwareTraining("w4a4", calibration_images=32), Meddling()]
+        callbacks = [QuantizationAwareTraining("w4a4", calibration_images=32), ChangeOneScale()]
         trainer(folder, *callbacks, **strategy()).fit(Classifier(), DataLoader(images(32), BATCH // 2))
     except RuntimeError as error:
-        said["meddling"] = str(error)
+        messages["meddling"] = str(error)
     prepared = qat.prepare(Classifier().net, "w4a4")
     batches = images(8).tensors[0].split(4)
     if rank() == 1:
@@ -214,21 +214,21 @@ def failures(folder: Path) -> dict[str, str]:
     try:
         calibrate(prepared, share(batches))
     except RuntimeError as error:
-        said["names"] = str(error)
+        messages["names"] = str(error)
     report = Report(metric="test/none")
     callbacks = [QuantizationAwareTraining("w4a4", calibration_images=32), report]
     try:
         trainer(folder, *callbacks, **strategy()).fit(Classifier(), datamodule=Data())
     except (RuntimeError, ValueError) as error:
-        said["once"] = f"{type(error).__name__}: {error}"
-    return said
+        messages["rank_zero"] = f"{type(error).__name__}: {error}"
+    return messages
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="lightning|torch")
-    found: Found = {"fit": fit(folder), "ranges": {n: ranges(n) for n in (1, 3, 5)}, "order": order(folder)}
-    found |= {"oscillations": oscillations(folder), "kinds": kinds(folder)}
+    found: Results = {"fit": fit(folder), "ranges": {n: ranges(n) for n in (1, 3, 5)}, "order": order(folder)}
+    found |= {"oscillations": oscillations(folder), "policies": policies(folder)}
     found |= {"report": report(folder / "report"), "failures": failures(folder)}
     torch.save(found, folder / f"{rank()}.pt")
 

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 CLASSES = 4
 
-LIGHTNING = [  # what Lightning says about small runs, and with recent versions of torch
+LIGHTNING = [  # warnings of Lightning about small runs, and with recent versions of torch
     pytest.mark.filterwarnings(r"ignore:.*LeafSpec.*"),
     pytest.mark.filterwarnings(r"ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings(r"ignore:.*smaller than the logging interval.*"),
@@ -64,7 +64,7 @@ class Net(nn.Module):
 
 
 class Classifier(L.LightningModule):
-    """The usual one: a network in an attribute, a forward that calls it."""
+    """The usual LightningModule: a network in an attribute and a forward that calls it."""
 
     def __init__(self, lr: float = 0.01) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Classifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
 
-class Itself(Classifier):
+class ModuleAsNetwork(Classifier):
     """The LightningModule is the network."""
 
     def __init__(self, lr: float = 0.01) -> None:
@@ -109,7 +109,7 @@ class Itself(Classifier):
 
 
 class Manual(Classifier):
-    """Manual optimization with an optimizer for each half."""
+    """Manual optimization, with one optimizer for the body and one for the head."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ def test_a_preset_leaves_the_ends_in_8_bits(name: str) -> None:
     assert policy.name == name
 
 
-def test_the_ends_and_the_residual_stream_are_switchable() -> None:
+def test_the_ends_and_the_residual_are_switchable() -> None:
     assert bits(load_policy("w2a2", first_last_bits=4)) == [(4, 4), (2, 2), (2, 2), (4, 4)]
     assert bits(load_policy("w2a2", first_last_bits=None)) == [(2, 2)] * 4
 
@@ -50,11 +50,11 @@ def test_the_ends_may_have_another_quantizer() -> None:
 def test_what_flows_between_layers_is_uniform(residual_bits: int | None) -> None:
     policy = load_policy("w4a4", activation={"quantizer": "APoT"}, first_last_bits=None, residual_bits=residual_bits)
     assert policy.assign(LAYERS)["fc"].activation.quantizer == "APoT"
-    assert (policy.stream().quantizer, policy.stream().bits) == ("LSQ", residual_bits or 4)
-    assert load_policy("w4a4", activation={"quantizer": "PACT"}).stream().quantizer == "PACT"
-    assert load_policy("w2a2", residual_bits=4).stream() == TensorRule(4)
-    assert load_policy("w2a2", residual_bits=None).stream() == TensorRule(2)
-    assert load_policy("w2a2").stream() == TensorRule(8)
+    assert (policy.residual_rule().quantizer, policy.residual_rule().bits) == ("LSQ", residual_bits or 4)
+    assert load_policy("w4a4", activation={"quantizer": "PACT"}).residual_rule().quantizer == "PACT"
+    assert load_policy("w2a2", residual_bits=4).residual_rule() == TensorRule(4)
+    assert load_policy("w2a2", residual_bits=None).residual_rule() == TensorRule(2)
+    assert load_policy("w2a2").residual_rule() == TensorRule(8)
 
 
 @pytest.mark.parametrize("name", ["w4", "w8"])
@@ -66,14 +66,14 @@ def test_a_preset_without_activations_quantizes_weights_alone(name: str) -> None
     ]
     assert all(rule.activation is None for rule in [*policy.rules.values(), *ends.rules.values()])
     assert list(ends.rules) == ["all"]
-    assert policy.stream() is None
+    assert policy.residual_rule() is None
 
 
-def test_a_dynamic_preset_rounds_the_inputs_of_layers_and_no_stream() -> None:
+def test_a_dynamic_preset_rounds_the_inputs_of_layers_and_no_residual() -> None:
     policy = load_policy("w4_dynamic", activation={"quantizer": "PACT"})
     assert [rule.weight.bits for rule in policy.rules.values() if rule.weight] == [4, 8, 8]
     assert {rule.activation for rule in policy.rules.values()} == {TensorRule(8, symmetric=False, quantizer="Dynamic")}
-    assert policy.stream() is None
+    assert policy.residual_rule() is None
     swapped = policy.with_parts("Static", "MinMax")
     assert [
         (r.weight.quantizer, r.activation.quantizer) for r in swapped.rules.values() if r.weight and r.activation
@@ -224,19 +224,22 @@ def rule(**changes: Any) -> dict[str, Any]:
     [
         ("w4b8", "policy 'w4b8' is neither a preset .* nor a .yaml file"),
         ({"preset": "4w4a"}, "preset='4w4a' does not exist: write w<bits>a<bits>, for example w4a8"),
-        ("w9a8", "weight of rule 'all': bits=9 is no width"),
-        ("w4a1", "activation of rule 'all': bits=1 is no width"),
-        ({"preset": "w4a4", "first_last_bits": 16}, "weight of rule 'first': bits=16 is no width"),
-        ({"preset": "w4a4", "residual_bits": 16}, "residual_bits: bits=16 is no width"),
+        ("w9a8", "weight of rule 'all': bits=9 is not a valid width"),
+        ("w4a1", "activation of rule 'all': bits=1 is not a valid width"),
+        ({"preset": "w4a4", "first_last_bits": 16}, "weight of rule 'first': bits=16 is not a valid width"),
+        ({"preset": "w4a4", "residual_bits": 16}, "residual_bits: bits=16 is not a valid width"),
         (
             {"preset": "w4a4", "first_last_bit": 8},
-            "'first_last_bit' is no key of a policy; did you mean 'first_last_bits'",
+            "unknown key 'first_last_bit' in a policy; did you mean 'first_last_bits'",
         ),
-        ({"preset": "w4a4", "xyz": 8}, "'xyz' is no key of a policy; known keys: preset, rules, residual_bits"),
-        (rule(weigth={"bits": 4}), "'weigth' is no key of rule 'all'; did you mean 'weight'"),
-        (rule(weight={"bits": 4, "granularty": "x"}), "no key of weight of rule 'all'; did you mean 'granularity'"),
+        ({"preset": "w4a4", "xyz": 8}, "unknown key 'xyz' in a policy; known keys: preset, rules, residual_bits"),
+        (rule(weigth={"bits": 4}), "unknown key 'weigth' in rule 'all'; did you mean 'weight'"),
+        (
+            rule(weight={"bits": 4, "granularty": "x"}),
+            "unknown key 'granularty' in weight of rule 'all'; did you mean 'granularity'",
+        ),
         (rule(weight={"narrow": True}), "weight of rule 'all' has no bits: write for example bits: 8"),
-        (rule(weight={"bits": "4"}), "weight of rule 'all': bits='4' is no width"),
+        (rule(weight={"bits": "4"}), "weight of rule 'all': bits='4' is not a valid width"),
         (rule(weight={"bits": 4, "granularity": "per_row"}), "granularity='per_row' does not exist: write per_tensor"),
         (rule(weight={"bits": 4, "granularity": "per_group"}), "per_group needs a group_size such as 32"),
         (
@@ -245,35 +248,38 @@ def rule(**changes: Any) -> dict[str, Any]:
         ),
         (
             rule(weight={"bits": 4, "quantizer": "LSQQ"}),
-            "'LSQQ' is no quantizer: write one of LCQ, LSQ, .*PACT, .*LSQPlus, PowersOfTwo, .*Ternary, or the import path",
+            "'LSQQ' is not a quantizer: write one of LCQ, LSQ, .*PACT, .*LSQPlus, PowersOfTwo, .*Ternary, or the import path",
         ),
         (
             rule(weight={"bits": 4, "quantizer": {"_target_": "APoT", "estimator": "EWGS"}}),
-            "weight of rule 'all': 'estimator' is no option of APoT; it has none",
+            "weight of rule 'all': 'estimator' is not an option of APoT; it has none",
         ),
         (
             rule(weight={"bits": 4, "quantizer": {"_target_": "LSQ", "estimator": {"_target_": "EWGS", "beta": 1}}}),
-            "'beta' is no option of EWGS; it has delta",
+            "'beta' is not an option of EWGS; it has delta",
         ),
         (
             rule(weight={"bits": 4, "observer": {"_target_": "Percentile", "percent": 99}}),
-            "'percent' is no option of Percentile; it has percentile",
+            "'percent' is not an option of Percentile; it has percentile",
         ),
         (
             rule(weight={"bits": 4, "quantizer": {"_target_": "LSQ", "estimator": {"delta": 3}}}),
-            "{'delta': 3} names no estimator: add _target_",
+            "{'delta': 3} does not name an estimator: add _target_",
         ),
         (
             rule(activation={"bits": 8, "symmetric": False, "quantizer": {"_target_": "Dynamic", "estimator": "EWGS"}}),
-            "'estimator' is no option of Dynamic; it has none",
+            "'estimator' is not an option of Dynamic; it has none",
         ),
-        (rule(weight={"bits": 4, "observer": "LSQ"}), "'LSQ' is no observer: write one of KL, MSE, MeanAbs"),
-        (rule(weight={"bits": 4, "observer": "no.such.Thing"}), "'no.such.Thing' is no observer"),
-        (rule(weight={"bits": 4, "observer": "os.system"}), "'os.system' is no observer"),
-        (rule(activation={"bits": 8, "granularity": "per_channel"}), "an activation has one scale; write per_tensor"),
+        (rule(weight={"bits": 4, "observer": "LSQ"}), "'LSQ' is not an observer: write one of KL, MSE, MeanAbs"),
+        (rule(weight={"bits": 4, "observer": "no.such.Thing"}), "'no.such.Thing' is not an observer"),
+        (rule(weight={"bits": 4, "observer": "os.system"}), "'os.system' is not an observer"),
+        (
+            rule(activation={"bits": 8, "granularity": "per_channel"}),
+            "because an activation has one scale: write per_tensor",
+        ),
         ({"rules": {"all": {"weight": {"bits": 4}}}}, "rule 'all' does not say which layers: add match"),
         ({}, "a policy without rules quantizes nothing: name a preset"),
-        ({"weight": {"bit": 4}, "preset": "w4a4"}, "'bit' is no key of weight"),
+        ({"weight": {"bit": 4}, "preset": "w4a4"}, "unknown key 'bit' in weight"),
     ],
 )
 def test_a_mistake_says_what_to_write(source: Any, message: str) -> None:
@@ -291,15 +297,18 @@ def test_a_yaml_file_that_does_not_exist() -> None:
     [
         ({"preset": "w4a8", "activation": {"symmetric": "no"}}, "symmetric='no' is neither true nor false"),
         ({"preset": "w4a8", "weight": {"narrow": "yes"}}, "narrow='yes' is neither true nor false"),
-        ({"preset": "w4a8", "weight": {"bits": 2}}, "weight.bits=2 beside preset=w4a8, which says them"),
+        (
+            {"preset": "w4a8", "weight": {"bits": 2}},
+            "weight.bits=2 cannot stand beside preset=w4a8, which sets the bits",
+        ),
         ({"preset": "w4a8", "weight": 8}, "weight=8 has no keys"),
         ({"preset": "w4a8", "rules": ["conv1"]}, r"rules=\['conv1'\] has no keys: write for example \{mine: \{match"),
         ({"preset": "w4a8", "rules": {"a": "conv1"}}, "rule 'a'='conv1' has no keys"),
         ({"preset": "w4a8", "rules": {"a": {"match": "*", "weight": 8}}}, "weight of rule 'a'=8 has no keys"),
-        ({"preset": "w4a8", "weight": {"quantizer": 8}}, "8 is no quantizer: write the name of a class"),
+        ({"preset": "w4a8", "weight": {"quantizer": 8}}, "8 is not a quantizer: write the name of a class"),
         (
             {"preset": "w4a8", "weight": {"observer": {"_target_": "Percentile", "percentile": "abc"}}},
-            "Percentile cannot be made with {'percentile': 'abc'}",
+            "Percentile cannot be built with {'percentile': 'abc'}",
         ),
     ],
 )

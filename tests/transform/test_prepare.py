@@ -11,6 +11,7 @@ import qat
 from qat import Mode, load_policy, prepare
 from qat.quantizers import LSQ, Quantizer
 from qat.transform import is_prepared, prepare_, quantizers
+from qat.transform.record import record_of
 from tests.transform.small_networks import NETS, Bottleneck, Branches, Residual, net
 
 every = pytest.mark.parametrize("name", NETS)
@@ -98,7 +99,7 @@ def test_weights_of_a_residual_network() -> None:
         ("w8a8", {}, ["int8", "uint8", "uint8", "int8", "uint8", "uint8"]),
         ("w4a8", {}, ["int8", "uint8", "uint8", "int8", "uint8", "uint8"]),
         ("w2a2", {"residual_bits": 4}, ["int8", "uint4", "uint2", "uint2", "int4", "uint4", "uint8"]),
-        ("w8a8", {"residual_bits": 4}, ["int8", "uint4", "uint8", "int4", "uint4", "uint8"]),  # the stream decides
+        ("w8a8", {"residual_bits": 4}, ["int8", "uint4", "uint8", "int4", "uint4", "uint8"]),  # residual_bits decides
         ("w2a2", {"residual_bits": None}, ["int8", "uint2", "uint2", "int2", "uint2", "uint8"]),
         ("w3a3", {"first_last_bits": 4}, ["int4", "uint8", "uint3", "uint3", "int8", "uint8", "uint4"]),
         ("w3a3", {"first_last_bits": None}, ["int3", "uint8", "uint3", "uint3", "int8", "uint8", "uint3"]),
@@ -243,7 +244,7 @@ def test_hooks_and_the_class_survive() -> None:
 @every
 def test_preparing_twice_is_preparing_once(name: str) -> None:
     once, x = ready(name)
-    twice = prepare(once, once._qat["policy"])
+    twice = prepare(once, record_of(once).policy)
     assert is_prepared(once)
     assert list(twice.state_dict()) == list(once.state_dict())
     assert str(qat.inspect(twice)) == str(qat.inspect(once))
@@ -582,7 +583,7 @@ def test_optional_arguments_that_are_used_keep_the_forward_as_it_is() -> None:
 
 def test_another_policy_for_a_prepared_model_is_refused() -> None:
     prepared = qat.prepare(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), "w4a8")
-    with pytest.raises(ValueError, match="prepared with policy 'w4a8' already, not 'w4a4': prepare the float one"):
+    with pytest.raises(ValueError, match="already prepared with policy 'w4a8', not 'w4a4': prepare the float model"):
         qat.prepare(prepared, "w4a4")
     assert str(qat.inspect(qat.prepare(prepared, "w4a8"))) == str(qat.inspect(prepared))
 
@@ -659,7 +660,7 @@ def test_a_change_in_place_that_somebody_reads_again_is_refused() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda m: prepare(m, 8), "policy 8 is no policy: write a preset such as 'w8a8'"),
+        (lambda m: prepare(m, 8), "policy 8 is not a policy: write a preset such as 'w8a8'"),
         (
             lambda m: prepare(m, "w8a8", {"x": torch.randn(2, 4)}),
             "example_inputs is a dict: write a tensor, or a tuple",

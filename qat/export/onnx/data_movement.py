@@ -1,4 +1,4 @@
-"""ONNX forms of operations that pick or reorder values: they work on codes and on floats alike."""
+"""ONNX forms of operations that pick or reorder values, of codes and floats alike."""
 
 from __future__ import annotations
 
@@ -12,71 +12,70 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import fx
 
-from qat.export.onnx.graph_writer import GraphWriter, NoOnnxFormError
-from qat.transform.plan import pads_with_zeros
+from qat.export.onnx.graph_writer import NoOnnxFormError
+from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
+from qat.transform.operation_kind import pads_with_zeros
 
-Writer = Callable[[GraphWriter, fx.Node, str, tuple[int, ...], str], str]
 
-
-def write_slice(graph: GraphWriter, node: fx.Node, tensor: str, shape: tuple[int, ...], name: str) -> str:
-    """x[:, :, ::2, ::2]. shape: of the input.
+def write_slice(graph: QdqGraph, node: fx.Node) -> str:
+    """x[:, :, ::2, ::2].
 
     Raises:
-        NoOnnxFormError: the index is more than slices of fixed bounds.
+        NoOnnxFormError: the index has other elements than `...` and slices with fixed bounds.
     """
     index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     fixed = (v is None or isinstance(v, int) for i in index if isinstance(i, slice) for v in (i.start, i.stop, i.step))
     if not all(isinstance(i, slice) or i is Ellipsis for i in index) or not all(fixed):
-        raise NoOnnxFormError(node.target, name)
-    gap = len(shape) - (len(index) - (Ellipsis in index))
-    used: list[tuple[int, slice]] = []
+        raise NoOnnxFormError(node.target, tensor_name(node))
+    axes_of_ellipsis = len(graph.input_shape(node)) - (len(index) - (Ellipsis in index))
+    slices: list[tuple[int, slice]] = []
     axis = 0
     for part in index:
         if isinstance(part, slice):
             if part != slice(None):
-                used.append((axis, part))
+                slices.append((axis, part))
             axis += 1
         else:
-            axis += gap
-    far = np.iinfo(np.int64).max
+            axis += axes_of_ellipsis
+    end_of_axis = np.iinfo(np.int64).max
     columns = (
-        [part.start or 0 for _, part in used],
-        [far if part.stop is None else part.stop for _, part in used],
-        [axis for axis, _ in used],
-        [part.step or 1 for _, part in used],
+        [part.start or 0 for _, part in slices],
+        [end_of_axis if part.stop is None else part.stop for _, part in slices],
+        [axis for axis, _ in slices],
+        [part.step or 1 for _, part in slices],
     )
     constants = [graph.constant(np.array(column, dtype=np.int64)) for column in columns]
-    return graph.node("Slice", [tensor, *constants], name)
+    return graph.node("Slice", [graph.input(node), *constants], tensor_name(node))
 
 
-def write_transpose(graph: GraphWriter, node: fx.Node, tensor: str, shape: tuple[int, ...], name: str) -> str:
+def write_transpose(graph: QdqGraph, node: fx.Node) -> str:
     """x.permute(...), torch.permute(x, ...) and x.transpose(a, b)."""
-    rank = len(shape)
-    rest: Any = node.args[1:]
+    rank = len(graph.input_shape(node))
+    axes: Any = node.args[1:]
     if node.target == "transpose":
         order = list(range(rank))
-        a, b = (i % rank for i in rest)
+        a, b = (i % rank for i in axes)
         order[a], order[b] = order[b], order[a]
     else:
-        listed = rest[0] if isinstance(rest[0], tuple | list) else rest
-        order = [i % rank for i in listed]
-    return graph.node("Transpose", [tensor], name, perm=order)
+        order = [i % rank for i in (axes[0] if isinstance(axes[0], tuple | list) else axes)]
+    return graph.node("Transpose", [graph.input(node)], tensor_name(node), perm=order)
 
 
-def write_pad(graph: GraphWriter, node: fx.Node, tensor: str, shape: tuple[int, ...], name: str) -> str:
-    """F.pad(x, pad) with zeros, of a float tensor; codes are padded by an integer module.
+def write_pad(graph: QdqGraph, node: fx.Node) -> str:
+    """F.pad(x, pad) of a float tensor; `IntegerPad` pads codes.
 
     Raises:
-        NoOnnxFormError: it pads with something else.
+        NoOnnxFormError: it does not pad with zeros.
     """
     if not pads_with_zeros(*node.args, **node.kwargs):
-        raise NoOnnxFormError(node.target, name)
+        raise NoOnnxFormError(node.target, tensor_name(node))
     pad: Any = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
-    return graph.node("Pad", [tensor, graph.constant(pads_of_axes(pad, len(shape)))], name)
+    pads = graph.constant(pads_of_axes(pad, len(graph.input_shape(node))))
+    return graph.node("Pad", [graph.input(node), pads], tensor_name(node))
 
 
 def pads_of_axes(pad: tuple[int, ...], rank: int) -> NDArray[np.int64]:
-    """torch's padding, last axis first, as ONNX has it: before each axis, then behind each.
+    """Convert torch's padding (last axis first) to ONNX's: before each axis, then behind each axis.
 
     >>> pads_of_axes((1, 2, 0, 3), 4).tolist()
     [0, 0, 0, 1, 0, 0, 3, 2]
@@ -86,9 +85,8 @@ def pads_of_axes(pad: tuple[int, ...], rank: int) -> NDArray[np.int64]:
     return np.array([before for before, _ in pairs] + [behind for _, behind in pairs], dtype=np.int64)
 
 
-MOVES: dict[Any, Writer] = {
+DATA_MOVEMENT: dict[Any, Callable[[QdqGraph, fx.Node], str]] = {
     operator.getitem: write_slice,
     F.pad: write_pad,
     **dict.fromkeys(("permute", "transpose", torch.permute), write_transpose),
 }
-"""One line per operation."""

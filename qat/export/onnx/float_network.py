@@ -1,4 +1,4 @@
-"""The float network as an ONNX file: what the int8 file's size and latency are compared with."""
+"""The float network as an ONNX file, with which the integer file's size and latency are compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from qat.files import atomic_path
 
 
 def export_float_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | Path) -> None:
-    """Write a float model with torch's own exporter, weights inside, first axis free. Whole or not at all."""
+    """Write a float model with torch's own exporter, whole or not at all: weights inside, first axis (the batch) free.
+
+    Args:
+        model: any module; it is copied and exported in evaluation mode.
+        example_inputs: one batch of the model's inputs.
+        path: the file to write.
+    """
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     batch = torch.export.Dim("batch")
     with atomic_path(path) as unfinished, quiet():

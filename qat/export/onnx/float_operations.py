@@ -1,4 +1,4 @@
-"""ONNX forms of the commonest operations that stay in float; the others are written by `island.py`."""
+"""ONNX forms of the commonest operations that stay in float; `torch_onnx.py` writes all others."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, fx, nn
 
 from qat.export.onnx.graph_writer import GraphWriter, NoOnnxFormError
-from qat.integer.modules import explicit_padding
-from qat.transform.plan import is_identity_in_evaluation, mean_axes
+from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
+from qat.integer.layers import explicit_padding
+from qat.torch_private import BatchNorm
+from qat.transform.operation_kind import is_identity_in_evaluation, mean_axes
 
-_ELEMENTWISE: dict[Any, str] = {
+ELEMENTWISE: dict[Any, str] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), "Relu"),
     **dict.fromkeys((nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"), "Sigmoid"),
     **dict.fromkeys((nn.Tanh, torch.tanh, "tanh"), "Tanh"),
@@ -24,7 +25,7 @@ _ELEMENTWISE: dict[Any, str] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), "Add"),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul"), "Mul"),
 }
-_AS_MODULES: dict[Any, Callable[..., nn.Module]] = {
+AS_MODULES: dict[Any, Callable[..., nn.Module]] = {
     F.relu6: nn.ReLU6,
     F.silu: nn.SiLU,
     F.gelu: nn.GELU,
@@ -32,97 +33,163 @@ _AS_MODULES: dict[Any, Callable[..., nn.Module]] = {
     F.avg_pool2d: nn.AvgPool2d,
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
 }
-"""Functions whose further arguments are those of a module."""
+"""Functions whose arguments after the first are those of a module."""
 
 
-def write_float(
-    graph: GraphWriter,
-    operation: Any,
-    inputs: list[str],
-    name: str,
-    node: fx.Node | None = None,
-    weight: str | None = None,
-) -> str:
-    """Write a module or function in float; returns the name of its result.
-
-    Args:
-        operation: a module, a function or a method's name. node: its fx node, for functions. weight: the name of a weight
-            to use instead of the module's own.
+def write_float_function(graph: QdqGraph, node: fx.Node) -> str:
+    """Write a call of a function or method; return the name of its result.
 
     Raises:
-        NoOnnxFormError: none is known here.
+        NoOnnxFormError: it has no writer here.
     """
-    key = type(operation) if isinstance(operation, nn.Module) else operation
-    if key in _ELEMENTWISE and (node is None or (len(inputs) == len(node.args) and not node.kwargs)):
-        return graph.node(_ELEMENTWISE[key], inputs, name)
-    if node is not None and key in _AS_MODULES:
-        operation = _AS_MODULES[key](*node.args[1:], **node.kwargs)
-    if isinstance(operation, nn.Module) and is_identity_in_evaluation(operation):
+    function, inputs, name = node.target, graph.inputs(node), tensor_name(node)
+    if function in ELEMENTWISE and len(inputs) == len(node.args) and not node.kwargs:
+        return graph.node(ELEMENTWISE[function], inputs, name)
+    if function in AS_MODULES:
+        return write_float_module(graph, AS_MODULES[function](*node.args[1:], **node.kwargs), inputs, name)
+    if function is torch.cat:
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        return graph.node("Concat", inputs, name, axis=dim)
+    if function in ("mean", torch.mean) and len(graph.input_shape(node)) == 4 and mean_axes(node) == (2, 3):
+        keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+        axes = graph.constant(np.array([2, 3], dtype=np.int64))
+        return graph.node("ReduceMean", [*inputs, axes], name, keepdims=int(bool(keepdim)))
+    raise NoOnnxFormError(function, name)
+
+
+def write_float_module(
+    graph: GraphWriter, module: nn.Module, inputs: list[str], name: str, weight: str | None = None
+) -> str:
+    """Write a call of a module; return the name of its result.
+
+    Args:
+        graph: the graph to add nodes to.
+        module: any module.
+        inputs: names of its inputs.
+        name: name of its result.
+        weight: name of a tensor to use instead of the module's own weight.
+
+    Raises:
+        NoOnnxFormError: it has no writer here.
+    """
+    if type(module) in ELEMENTWISE:
+        return graph.node(ELEMENTWISE[type(module)], inputs, name)
+    if is_identity_in_evaluation(module):
         return inputs[0]
-    match operation:
-        case nn.ReLU6():
-            bounds = [graph.constant(np.array(b, dtype=np.float32)) for b in (0.0, 6.0)]
-            return graph.node("Clip", [*inputs, *bounds], name)
-        case nn.SiLU():
-            return graph.node("Mul", [inputs[0], graph.node("Sigmoid", inputs, f"{name}_gate")], name)
-        case nn.Hardsigmoid():
-            return graph.node("HardSigmoid", inputs, name, alpha=1 / 6, beta=0.5)
-        case nn.GELU():
-            return graph.node("Gelu", inputs, name, approximate=operation.approximate)
-        case _BatchNorm():
-            tensors = (operation.weight, operation.bias, operation.running_mean, operation.running_var)
-            names = [graph.constant(t.detach().numpy()) for t in tensors if t is not None]
-            if len(names) == 4:
-                return graph.node("BatchNormalization", [*inputs, *names], name, epsilon=operation.eps)
-        case nn.Conv1d() | nn.Conv2d() if operation.padding_mode == "zeros":
-            before, after = explicit_padding(operation)
-            return graph.node(
-                "Conv",
-                [*inputs, weight or graph.constant(operation.weight.detach().numpy()), *_bias(graph, operation.bias)],
-                name,
-                strides=list(operation.stride),
-                pads=[*before, *after],
-                dilations=list(operation.dilation),
-                group=operation.groups,
-                kernel_shape=list(operation.kernel_size),
-            )
-        case nn.Linear():
-            matrix = weight or graph.constant(operation.weight.detach().numpy())
-            turned = graph.node("Transpose", [matrix], f"{name}_turned", perm=[1, 0])
-            if operation.bias is None:
-                return graph.node("MatMul", [*inputs, turned], name)
-            product = graph.node("MatMul", [*inputs, turned], f"{name}_product")
-            return graph.node("Add", [product, *_bias(graph, operation.bias)], name)
-        case nn.AdaptiveAvgPool2d() if operation.output_size in (1, (1, 1)):
-            return graph.node("GlobalAveragePool", inputs, name)
-        case nn.MaxPool2d() if not operation.ceil_mode and not operation.return_indices:
-            window = _window(operation.kernel_size, operation.stride, operation.padding)
-            return graph.node("MaxPool", inputs, name, **window, dilations=_pair(operation.dilation))
-        case nn.AvgPool2d() if not operation.ceil_mode:
-            window = _window(operation.kernel_size, operation.stride, operation.padding)
-            if operation.divisor_override is None:
-                counts = int(operation.count_include_pad)
-                return graph.node("AveragePool", inputs, name, **window, count_include_pad=counts)
-            mean = graph.node("AveragePool", inputs, f"{name}_mean", **window, count_include_pad=1)
-            factor = np.float32(np.prod(window["kernel_shape"]) / operation.divisor_override)
-            return graph.node("Mul", [mean, graph.constant(np.array(factor))], name)
-        case torch.cat if node is not None:
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-            return graph.node("Concat", inputs, name, axis=dim)
-        case "mean" | torch.mean if node is not None and mean_axes(node) == (2, 3):
-            keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-            axes = graph.constant(np.array([2, 3], dtype=np.int64))
-            return graph.node("ReduceMean", [*inputs, axes], name, keepdims=int(bool(keepdim)))
-    raise NoOnnxFormError(operation, name)
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return _write_convolution(graph, module, inputs, name, weight)
+    if isinstance(module, nn.Linear):
+        return _write_linear(graph, module, inputs, name, weight)
+    for kind, writer in MODULES.items():
+        if isinstance(module, kind):
+            return writer(graph, module, inputs, name)
+    raise NoOnnxFormError(module, name)
 
 
-def _window(kernel: Any, stride: Any, padding: Any) -> dict[str, Any]:
-    return {"kernel_shape": _pair(kernel), "strides": _pair(stride), "pads": _pair(padding) * 2}
+def _write_convolution(
+    graph: GraphWriter, conv: nn.Conv1d | nn.Conv2d, inputs: list[str], name: str, weight: str | None
+) -> str:
+    if conv.padding_mode != "zeros":
+        raise NoOnnxFormError(conv, name)
+    before, after = explicit_padding(conv)
+    return graph.node(
+        "Conv",
+        [*inputs, weight or _parameter(graph, conv.weight), *_bias(graph, conv)],
+        name,
+        strides=list(conv.stride),
+        pads=[*before, *after],
+        dilations=list(conv.dilation),
+        group=conv.groups,
+        kernel_shape=list(conv.kernel_size),
+    )
+
+
+def _write_linear(graph: GraphWriter, linear: nn.Linear, inputs: list[str], name: str, weight: str | None) -> str:
+    matrix = weight or _parameter(graph, linear.weight)
+    transposed = graph.node("Transpose", [matrix], f"{name}_turned", perm=[1, 0])
+    if linear.bias is None:
+        return graph.node("MatMul", [*inputs, transposed], name)
+    product = graph.node("MatMul", [*inputs, transposed], f"{name}_product")
+    return graph.node("Add", [product, *_bias(graph, linear)], name)
+
+
+def _write_relu6(graph: GraphWriter, module: nn.ReLU6, inputs: list[str], name: str) -> str:
+    bounds = [graph.constant(np.array(b, dtype=np.float32)) for b in (0.0, 6.0)]
+    return graph.node("Clip", [*inputs, *bounds], name)
+
+
+def _write_silu(graph: GraphWriter, module: nn.SiLU, inputs: list[str], name: str) -> str:
+    return graph.node("Mul", [inputs[0], graph.node("Sigmoid", inputs, f"{name}_gate")], name)
+
+
+def _write_hard_sigmoid(graph: GraphWriter, module: nn.Hardsigmoid, inputs: list[str], name: str) -> str:
+    return graph.node("HardSigmoid", inputs, name, alpha=1 / 6, beta=0.5)
+
+
+def _write_gelu(graph: GraphWriter, gelu: nn.GELU, inputs: list[str], name: str) -> str:
+    return graph.node("Gelu", inputs, name, approximate=gelu.approximate)
+
+
+def _write_batch_norm(graph: GraphWriter, norm: BatchNorm, inputs: list[str], name: str) -> str:
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    names = [_parameter(graph, t) for t in tensors if t is not None]
+    if len(names) < len(tensors):
+        raise NoOnnxFormError(norm, name)
+    return graph.node("BatchNormalization", [*inputs, *names], name, epsilon=norm.eps)
+
+
+def _write_global_average(graph: GraphWriter, pool: nn.AdaptiveAvgPool2d, inputs: list[str], name: str) -> str:
+    if pool.output_size not in (1, (1, 1)):
+        raise NoOnnxFormError(pool, name)
+    return graph.node("GlobalAveragePool", inputs, name)
+
+
+def _write_max_pool(graph: GraphWriter, pool: nn.MaxPool2d, inputs: list[str], name: str) -> str:
+    if pool.ceil_mode or pool.return_indices:
+        raise NoOnnxFormError(pool, name)
+    return graph.node("MaxPool", inputs, name, **_window(pool), dilations=_pair(pool.dilation))
+
+
+def _write_average_pool(graph: GraphWriter, pool: nn.AvgPool2d, inputs: list[str], name: str) -> str:
+    if pool.ceil_mode:
+        raise NoOnnxFormError(pool, name)
+    window = _window(pool)
+    if pool.divisor_override is None:
+        counts = int(pool.count_include_pad)
+        return graph.node("AveragePool", inputs, name, **window, count_include_pad=counts)
+    mean = graph.node("AveragePool", inputs, f"{name}_mean", **window, count_include_pad=1)
+    factor = np.float32(np.prod(window["kernel_shape"]) / pool.divisor_override)
+    return graph.node("Mul", [mean, graph.constant(np.array(factor))], name)
+
+
+MODULES: dict[type[nn.Module], Callable[[GraphWriter, Any, list[str], str], str]] = {
+    nn.ReLU6: _write_relu6,
+    nn.SiLU: _write_silu,
+    nn.Hardsigmoid: _write_hard_sigmoid,
+    nn.GELU: _write_gelu,
+    BatchNorm: _write_batch_norm,
+    nn.AdaptiveAvgPool2d: _write_global_average,
+    nn.MaxPool2d: _write_max_pool,
+    nn.AvgPool2d: _write_average_pool,
+}
+"""Modules of these types, and of types derived from them."""
+
+
+def _window(pool: nn.MaxPool2d | nn.AvgPool2d) -> dict[str, Any]:
+    return {
+        "kernel_shape": _pair(pool.kernel_size),
+        "strides": _pair(pool.stride),
+        "pads": _pair(pool.padding) * 2,
+    }
 
 
 def _pair(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
-def _bias(graph: GraphWriter, bias: torch.Tensor | None) -> list[str]:
-    return [] if bias is None else [graph.constant(bias.detach().numpy())]
+def _bias(graph: GraphWriter, layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> list[str]:
+    return [] if layer.bias is None else [_parameter(graph, layer.bias)]
+
+
+def _parameter(graph: GraphWriter, tensor: Tensor) -> str:
+    return graph.constant(tensor.detach().numpy())

@@ -14,19 +14,19 @@ from onnx import TensorProto, helper
 from qat.files import write_atomically
 
 OPSET, IR = 21, 10
-"""The oldest that have INT4."""
+"""The oldest versions with INT4."""
 OPSET_INT2, IR_INT2 = 25, 12
-"""The oldest that have INT2; used only by files with 2-bit weights."""
+"""The oldest versions with INT2; only files with 2-bit weights use them."""
 
 
 class NoOnnxFormError(ValueError):
-    """An operation that nobody here can write."""
+    """There is no writer for an operation."""
 
     def __init__(self, operation: Any, name: str) -> None:
-        called = getattr(operation, "__name__", type(operation).__name__)
+        operation_name = getattr(operation, "__name__", type(operation).__name__)
         super().__init__(
-            f"{operation if isinstance(operation, str) else called} ({name}) stays in float and has no ONNX form: quantize the "
-            "model without it, or run the result of qat.convert in torch."
+            f"{operation if isinstance(operation, str) else operation_name} ({name}) stays in float and has no ONNX form: "
+            "quantize the model without it, or run the result of qat.convert in torch."
         )
 
 
@@ -37,44 +37,52 @@ class GraphWriter:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.has_int2 = False
-        self._known: dict[Any, str] = {}
+        self._constant_names: dict[Any, str] = {}
 
     def node(
-        self, operation: str, inputs: list[str], output: str, further: Sequence[str] = (), **attributes: Any
+        self, operation: str, inputs: list[str], output: str, more_outputs: Sequence[str] = (), **attributes: Any
     ) -> str:
-        """Add one node; returns the name of its first output. further: the names of its others."""
-        self.nodes.append(helper.make_node(operation, inputs, [output, *further], name=output, **attributes))
+        """Add one node, named after its first output; return that name."""
+        self.nodes.append(helper.make_node(operation, inputs, [output, *more_outputs], name=output, **attributes))
         return output
 
     def constant(self, value: NDArray[Any]) -> str:
         """The name of a constant with this value and dtype."""
         array = np.asarray(value)
         key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._known:
-            self._known[key] = f"/c{len(self.constants)}"  # no name of a module or of an input
-            self.constants.append(onnx.numpy_helper.from_array(array, self._known[key]))
-        return self._known[key]
+        if key not in self._constant_names:
+            self._constant_names[key] = f"/c{len(self.constants)}"  # no name of a module or of an input
+            self.constants.append(onnx.numpy_helper.from_array(array, self._constant_names[key]))
+        return self._constant_names[key]
 
-    def own_constant(self, value: NDArray[Any], name: str) -> str:
-        """The name of a constant that nobody else gets."""
+    def unshared_constant(self, value: NDArray[Any], name: str) -> str:
+        """Store a constant under this name, even if an equal one exists."""
         self.constants.append(onnx.numpy_helper.from_array(value, name))
         return name
 
     def stored_weight(self, codes: NDArray[Any], name: str, to: int, times: int = 1) -> str:
-        """`times` the int8 or uint8 weight codes as type `to`, stored in 2 or 4 bits each where they fit; widened and
-        multiplied once, by the runtime.
+        """Store weight codes in 2, 4 or 8 bits each, as few as they need; the runtime widens them once, when it loads.
+
+        Args:
+            codes: int8 or uint8.
+            name: name of the tensor that results.
+            to: its ONNX type.
+            times: factor by which the runtime multiplies the codes.
+
+        Returns:
+            The name of the tensor with `times * codes`.
         """
         lowest, highest = int(np.min(codes)), int(np.max(codes))
         sign = int(codes.dtype == np.int8)
         bits = next(b for b in (2, 4, 8) if -sign * 2 ** (b - 1) <= lowest and highest < 2 ** (b - sign))
-        kind = f"{codes.dtype.name.removesuffix('8')}{bits}"
-        form = getattr(TensorProto, kind.upper())
-        stored = name if form == to and times == 1 else f"{name}_{kind}"
+        type_name = f"{codes.dtype.name.removesuffix('8')}{bits}"
+        stored_type = getattr(TensorProto, type_name.upper())
+        stored = name if stored_type == to and times == 1 else f"{name}_{type_name}"
         self.has_int2 |= bits == 2
         packed = codes.tobytes() if bits == 8 else pack(codes, bits)
-        self.constants.append(helper.make_tensor(stored, form, codes.shape, packed, raw=True))
+        self.constants.append(helper.make_tensor(stored, stored_type, codes.shape, packed, raw=True))
         if times == 1:
-            return stored if form == to else self.node("Cast", [stored], name, to=to)
+            return stored if stored_type == to else self.node("Cast", [stored], name, to=to)
         wide = self.node("Cast", [stored], f"{name}_int32", to=TensorProto.INT32)
         product = self.node("Mul", [wide, self.constant(np.array(times, dtype=np.int32))], f"{name}_times_{times}")
         return self.node("Cast", [product], name, to=to)
@@ -98,8 +106,7 @@ class GraphWriter:
 
 
 def pack(codes: NDArray[Any], bits: int) -> bytes:
-    """Codes of 2 or 4 bits, two's complement where they have a sign, first code in the lowest bits of a byte: the layout of
-    ONNX's small integers.
+    """Pack codes of 2 or 4 bits as ONNX stores them: two's complement, the first code in the lowest bits of a byte.
 
     >>> pack(np.array([1, -1, 7], dtype=np.int8), 4).hex()
     'f107'

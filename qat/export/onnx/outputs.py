@@ -1,25 +1,26 @@
-"""What a network returns, and what that is called in the file."""
+"""The tensors a network returns, and their names in the file."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path
+
+from qat.torch_private import MappingKey, SequenceKey, tree_flatten_with_path
 
 
 def named_outputs(returned: Any) -> dict[str, Any]:
-    """Every tensor, or node of a graph, in nested tuples, lists and dicts; numbers and None are left out.
+    """Name every tensor, or node of a graph, in nested tuples, lists and dicts; numbers and None are left out.
 
     >>> x = Tensor([1.0])
     >>> list(named_outputs(x)), list(named_outputs((x, [x, 3]))), list(named_outputs({"logits": x, "loss": None}))
     (['output'], ['output_0', 'output_1_0'], ['output_logits'])
     """
-    found = {}
+    outputs = {}
     for path, leaf in tree_flatten_with_path(returned)[0]:
         if isinstance(leaf, Tensor | fx.Node):
-            found["_".join(["output", *(_key(step) for step in path)])] = leaf
-    return found
+            outputs["_".join(["output", *(_key(step) for step in path)])] = leaf
+    return outputs
 
 
 def _key(step: Any) -> str:

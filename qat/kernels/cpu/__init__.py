@@ -2,12 +2,12 @@
 
 import torch
 
-from qat.kernels.cpu.library import Kernels, kernels
+from qat.kernels.cpu.library import Kernels, load_kernels
 
-__all__ = ["Kernels", "available", "kernels"]
+__all__ = ["Kernels", "available", "load_kernels"]
 
 
 @torch.compiler.assume_constant_result
 def available() -> bool:
     """Whether the compiled kernels can be used in this process."""
-    return kernels() is not None
+    return load_kernels() is not None

@@ -1,4 +1,4 @@
-"""From C source to a shared library, once for each machine."""
+"""Compiles C source to a shared library, once per machine."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch
 from qat.files import atomic_path, cache_folder
 
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp"]
-"""None of them changes a result: no reassociation, no reciprocals, no fused multiply-add."""
+"""None of them changes results: no reassociation, no reciprocals, no fused multiply-add."""
 
 
 class BuildError(Exception):
-    """Why there is no library; the message is one sentence."""
+    """The library cannot be built; the message says why in one sentence."""
 
 
 def shared_library(source: Path) -> Path:
-    """The compiled `source`, in the environment's QAT_CACHE_DIR (default ~/.cache/qat), in native/<hash>.so.
+    """The path of the compiled `source`: native/<hash>.so in the cache folder (`qat.files.cache_folder`).
 
-    It shares the threads of torch: a second OpenMP beside torch's would fight it for the cores.
+    It is linked with torch's own OpenMP, whose threads it shares: a second OpenMP would compete with torch for the cores.
 
     Raises:
         BuildError: no C compiler (CC, cc, gcc or clang), not Linux, a torch without its own OpenMP, or the compiler failed.
@@ -37,14 +37,15 @@ def shared_library(source: Path) -> Path:
         raise BuildError("there is no C compiler")
     openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
     if platform.system() != "Linux" or not openmp:
-        raise BuildError("torch brings no libgomp here")
-    library = _folder() / f"{_fingerprint(source, compiler)}.so"
+        raise BuildError("this torch has no libgomp of its own")
+    library = _library_folder() / f"{_fingerprint(source, compiler)}.so"
     if not library.is_file():
         _compile([compiler, *FLAGS, "-shared", "-fPIC", str(source), str(openmp[0]), "-lm"], library)
     return library
 
 
-def _folder() -> Path:
+def _library_folder() -> Path:
+    """A writable folder: in the cache, or else a temporary one."""
     folder = cache_folder() / "native"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,12 +57,12 @@ def _folder() -> Path:
 
 
 def _fingerprint(source: Path, compiler: str) -> str:
-    """Changes with source, flags, compiler, and with what the processor can do: homes are shared between machines."""
-    described = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    """A hash of source, flags, compiler and processor features, because machines may share a home folder."""
+    compiler_version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     processor = next(
         (line for line in _lines("/proc/cpuinfo") if line.startswith(("flags", "Features"))), platform.machine()
     )
-    parts = (source.read_bytes(), " ".join(FLAGS).encode(), described, processor.encode())
+    parts = (source.read_bytes(), " ".join(FLAGS).encode(), compiler_version, processor.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
@@ -74,6 +75,6 @@ def _lines(path: str) -> list[str]:
 
 def _compile(command: list[str], library: Path) -> None:
     with atomic_path(library) as unfinished:
-        done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BuildError(f"{command[0]} failed: {' '.join(done.stderr.split())[:300]}")
+        process = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
+        if process.returncode:
+            raise BuildError(f"{command[0]} failed: {' '.join(process.stderr.split())[:300]}")

@@ -1,11 +1,11 @@
 /* Fake quantization in one pass each way, for float32 tensors in memory order.
 
-A tensor is rows of `columns` values, the last one maybe shorter; row r has the scale scales[r * step], so step 1 is one scale a
-row and step 0 one for all. The backward either reads x again, or what the forward kept of it in one byte an element: OUTSIDE
-(below: -OUTSIDE) on a bound or beyond it, and inside the bounds the rounding residual round(v) - v, v = x / scale, in steps of
-1 / STEPS.
+A tensor consists of rows of `columns` values; the last row may be shorter. Row r has the scale scales[r * step]: step 1 is one
+scale per row, step 0 one for all. The backward pass reads either x again, or one byte per element that the forward saved:
+OUTSIDE (-OUTSIDE) on or beyond the upper (lower) bound, and inside the bounds the rounding error round(v) - v, v = x / scale,
+in steps of 1 / STEPS.
 
-Rows are summed on their own, so that no sum depends on the number of threads. */
+Each row has its own sum, so that no sum depends on the number of threads. */
 
 #include <math.h>
 #include <stdint.h>
@@ -18,55 +18,55 @@ static int64_t end_of(int64_t row, int64_t columns, int64_t size) {
     return end < size ? end : size;
 }
 
-/* y = round(clamp(x / scale, lo, hi)) * scale; NaN stays NaN. `kept` may be null. */
+/* y = round(clamp(x / scale, lo, hi)) * scale; NaN stays NaN. `saved` may be null. */
 void fake_quantize_forward(const float *restrict x, const float *restrict scales, int64_t step, float lo, float hi,
-                           float *restrict y, int8_t *restrict kept, int64_t size, int64_t columns, int threads) {
+                           float *restrict y, int8_t *restrict saved, int64_t size, int64_t columns, int threads) {
     const int64_t rows = (size + columns - 1) / columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        const float scale = scales[row * step], least = lo * scale, most = hi * scale;
+        const float scale = scales[row * step], lowest = lo * scale, highest = hi * scale;
         const int64_t end = end_of(row, columns, size);
         for (int64_t i = row * columns; i < end; i++) {
             const float v = x[i] / scale;
             float inside = v < lo ? lo : v;
             inside = inside > hi ? hi : inside;
             const float rounded = rintf(inside);
-            if (kept) {
-                float residual = rintf((rounded - v) * STEPS);
-                residual = x[i] <= least ? -OUTSIDE : residual;
-                residual = x[i] >= most ? OUTSIDE : residual;
-                kept[i] = (int8_t)(int32_t)residual;
+            if (saved) {
+                float error = rintf((rounded - v) * STEPS);
+                error = x[i] <= lowest ? -OUTSIDE : error;
+                error = x[i] >= highest ? OUTSIDE : error;
+                saved[i] = (int8_t)(int32_t)error;
             }
             y[i] = rounded * scale;
         }
     }
 }
 
-/* dx = grad inside the bounds, else 0; dscale[row] = sum of grad * (the residual inside, the bound outside). */
+/* dx = grad inside the bounds, else 0; dscale[row] = sum of grad * (the rounding error inside, the bound outside). */
 void fake_quantize_backward(const float *restrict grad, const float *restrict x, const float *restrict scales, int64_t step,
                             float lo, float hi, float *restrict dx, float *restrict dscale, int64_t size, int64_t columns,
                             int threads) {
     const int64_t rows = (size + columns - 1) / columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        const float scale = scales[row * step], least = lo * scale, most = hi * scale;
+        const float scale = scales[row * step], lowest = lo * scale, highest = hi * scale;
         const int64_t end = end_of(row, columns, size);
         float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = row * columns; i < end; i++) {
             const float v = x[i] / scale;
             float factor = rintf(v) - v;
-            factor = x[i] >= most ? hi : factor;
-            factor = x[i] <= least ? lo : factor;
-            dx[i] = (x[i] >= most) | (x[i] <= least) ? 0.0f : grad[i];
+            factor = x[i] >= highest ? hi : factor;
+            factor = x[i] <= lowest ? lo : factor;
+            dx[i] = (x[i] >= highest) | (x[i] <= lowest) ? 0.0f : grad[i];
             sum += grad[i] * factor;
         }
         dscale[row] = sum;
     }
 }
 
-/* The same from what was kept. */
-void fake_quantize_backward_kept(const float *restrict grad, const int8_t *restrict kept, float lo, float hi,
+/* The same from the saved bytes. */
+void fake_quantize_backward_from_saved(const float *restrict grad, const int8_t *restrict saved, float lo, float hi,
                                  float *restrict dx, float *restrict dscale, int64_t size, int64_t columns, int threads) {
     const int64_t rows = (size + columns - 1) / columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -75,7 +75,7 @@ void fake_quantize_backward_kept(const float *restrict grad, const int8_t *restr
         float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = row * columns; i < end; i++) {
-            const int32_t code = kept[i];
+            const int32_t code = saved[i];
             float factor = (float)code * (1.0f / STEPS);
             factor = code > OUTSIDE - 1 ? hi : factor;
             factor = code < 1 - OUTSIDE ? lo : factor;
@@ -86,7 +86,7 @@ void fake_quantize_backward_kept(const float *restrict grad, const int8_t *restr
     }
 }
 
-/* y = round(clamp(x, lo, hi) / scale) * scale; NaN stays NaN. Each row has its lo, hi and scale, or all have one. */
+/* y = round(clamp(x, lo, hi) / scale) * scale; NaN stays NaN. Each row has its own lo, hi and scale, or all share one. */
 void clip_and_round_forward(const float *restrict x, const float *restrict lows, const float *restrict highs,
                            const float *restrict scales, int64_t step, float *restrict y, int64_t size, int64_t columns,
                            int threads) {
@@ -103,19 +103,19 @@ void clip_and_round_forward(const float *restrict x, const float *restrict lows,
     }
 }
 
-/* The slope of rounding at v for a gradient of this sign. `slopes` has it at residuals -0.5 .. 0.5, `points` of them, first for
-positive gradients, then for negative ones; in between it is a line. One point is one slope everywhere. */
+/* The slope of rounding at v for the sign of grad. `slopes` has it at `points` values of v - round(v) = -0.5 .. 0.5, first for
+positive gradients, then for negative ones; values in between are interpolated linearly. One point is a constant slope. */
 static inline float slope_at(const float *restrict slopes, int points, float v, float grad) {
     const float *restrict table = slopes + (grad < 0.0f ? points : 0);
     float at = (v - rintf(v) + 0.5f) * (float)(points - 1);
-    at = at > 0.0f ? at : 0.0f; /* of NaN: 0 */
+    at = at > 0.0f ? at : 0.0f; /* 0 for NaN */
     int32_t left = (int32_t)at;
     left = left < points - 2 ? left : points - 2;
     return table[left] + (at - (float)left) * (table[left + 1] - table[left]);
 }
 
-/* dx = grad * slope inside the bounds, else 0. sums: of grad at lo or below, of grad at hi or above, and of grad * y - dx * x
-inside; `rows` of each. */
+/* dx = grad * slope inside the bounds, else 0. sums: of grad where x <= lo, of grad where x >= hi, and of grad * y - dx * x
+in between, `rows` of each. */
 static inline void clip_and_round_row(const float *restrict grad, const float *restrict x, const float *restrict y, float lo,
                                      float hi, float scale, const float *restrict slopes, int points, float *restrict dx,
                                      float *restrict sums, int64_t rows, int64_t start, int64_t end) {
@@ -144,14 +144,14 @@ void clip_and_round_backward(const float *restrict grad, const float *restrict x
     for (int64_t row = 0; row < rows; row++) {
         const int64_t at = row * step, start = row * columns, end = end_of(row, columns, size);
         const float lo = lows[at], hi = highs[at], scale = scales[at];
-        if (points > 1) /* two calls, so that the compiler knows */
+        if (points > 1) /* two calls, so that the compiler specializes the constant slope */
             clip_and_round_row(grad, x, y, lo, hi, scale, slopes, points, dx, sums + row, rows, start, end);
         else
             clip_and_round_row(grad, x, y, lo, hi, scale, slopes, 1, dx, sums + row, rows, start, end);
     }
 }
 
-/* Values of a grid as bytes, round(x / scale) - lo, and back again: bit for bit what fake_quantize_forward wrote. */
+/* Values of a grid as bytes, round(x / scale) - lo, and back: bit for bit what fake_quantize_forward wrote. */
 void to_codes(const float *restrict x, float scale, float lo, uint8_t *restrict codes, int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < size; i++) codes[i] = (uint8_t)(int32_t)(rintf(x[i] / scale) - lo);
@@ -162,13 +162,13 @@ void from_codes(const uint8_t *restrict codes, float scale, float lo, float *res
     for (int64_t i = 0; i < size; i++) x[i] = ((float)(int32_t)codes[i] + lo) * scale;
 }
 
-/* y = values[code], code = round(clamp(x / scale, lo, hi)) - lo, which is kept; NaN stays NaN. */
+/* y = values[code], with code = round(clamp(x / scale, lo, hi)) - lo, which is stored; NaN stays NaN. */
 void look_up_forward(const float *restrict x, float scale, float lo, float hi, const float *restrict values, float *restrict y,
                      uint8_t *restrict codes, int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < size; i++) {
         const float v = x[i] / scale;
-        float inside = v > lo ? v : lo; /* of NaN: lo */
+        float inside = v > lo ? v : lo; /* lo for NaN */
         inside = inside > hi ? hi : inside;
         const int32_t code = (int32_t)(rintf(inside) - lo);
         codes[i] = (uint8_t)code;
@@ -176,7 +176,7 @@ void look_up_forward(const float *restrict x, float scale, float lo, float hi, c
     }
 }
 
-/* dx = grad * slopes[code]; sums[row * 256 + code] = sum of the row's grad. */
+/* dx = grad * slopes[code]; sums[row * 256 + code] = sum of grad of the row's elements with that code. */
 void look_up_backward(const float *restrict grad, const uint8_t *restrict codes, const float *restrict slopes,
                       float *restrict dx, float *restrict sums, int64_t size, int64_t columns, int threads) {
     const int64_t rows = (size + columns - 1) / columns;

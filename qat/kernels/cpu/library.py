@@ -16,17 +16,17 @@ from qat.kernels.cpu.build import BuildError, shared_library
 log = logging.getLogger(__name__)
 
 CHUNK = 4096
-"""Elements that are summed together where one scale is shared by all."""
-WORTH_THREADS = 1 << 15
-"""Elements below which one thread is faster than several."""
+"""Elements that are summed together if all share one scale."""
 LOOK_UP_CHUNK = 1 << 16
-"""Elements whose gradients are summed together, into 256 sums."""
-RESIDUAL_STEPS = 252
-"""The rounding residual, in [-0.5, 0.5], is kept in steps of 1 / 252."""
+"""Elements whose gradients are summed together in `look_up_backward`, into 256 sums."""
+MIN_ELEMENTS_FOR_THREADS = 1 << 15
+"""Below this size, one thread is faster than several."""
+ROUNDING_ERROR_STEPS = 252
+"""The rounding error, in [-0.5, 0.5], is saved in steps of 1 / 252."""
 
 
 @functools.cache
-def kernels() -> Kernels | None:
+def load_kernels() -> Kernels | None:
     """The compiled functions; None without a C compiler, or with QAT_NATIVE=0 in the environment."""
     if os.environ.get("QAT_NATIVE") == "0":
         return None
@@ -38,133 +38,146 @@ def kernels() -> Kernels | None:
     return Kernels(library)
 
 
-def compiled() -> Kernels:
-    """`kernels()`, where it is known that there are some."""
-    found = kernels()
-    assert found is not None
-    return found
+def loaded_kernels() -> Kernels:
+    """`load_kernels()`, for callers that know that they are available."""
+    kernels = load_kernels()
+    assert kernels is not None
+    return kernels
 
 
 class Kernels:
-    """All tensors float32 on the CPU, dense, and in one common memory order.
+    """The compiled functions. All tensors are float32 on the CPU, dense, and in one common memory order.
 
     A scale is one value, or one for each row of x: runs of equal length in memory order.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, size, real, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-        shape = [size, size, count]
-        self._forward = library.fake_quantize_forward
-        self._forward.argtypes = [pointer, pointer, size, real, real, pointer, pointer, *shape]
-        self._backward = library.fake_quantize_backward
-        self._backward.argtypes = [pointer, pointer, pointer, size, real, real, pointer, pointer, *shape]
-        self._backward_kept = library.fake_quantize_backward_kept
-        self._backward_kept.argtypes = [pointer, pointer, real, real, pointer, pointer, *shape]
+        sizes = [size, size, count]
+        self._fake_quantize = library.fake_quantize_forward
+        self._fake_quantize.argtypes = [pointer, pointer, size, real, real, pointer, pointer, *sizes]
+        self._fake_quantize_backward = library.fake_quantize_backward
+        self._fake_quantize_backward.argtypes = [*[pointer] * 3, size, real, real, pointer, pointer, *sizes]
+        self._fake_quantize_backward_from_saved = library.fake_quantize_backward_from_saved
+        self._fake_quantize_backward_from_saved.argtypes = [pointer, pointer, real, real, pointer, pointer, *sizes]
         self._clip_and_round = library.clip_and_round_forward
-        self._clip_and_round.argtypes = [pointer, pointer, pointer, pointer, size, pointer, *shape]
+        self._clip_and_round.argtypes = [*[pointer] * 4, size, pointer, *sizes]
         self._clip_and_round_backward = library.clip_and_round_backward
-        self._clip_and_round_backward.argtypes = [*[pointer] * 6, size, pointer, count, pointer, pointer, *shape]
+        self._clip_and_round_backward.argtypes = [*[pointer] * 6, size, pointer, count, pointer, pointer, *sizes]
         self._look_up = library.look_up_forward
-        self._look_up.argtypes = [pointer, real, real, real, pointer, pointer, pointer, size, count]
+        self._look_up.argtypes = [pointer, real, real, real, *[pointer] * 3, size, count]
         self._look_up_backward = library.look_up_backward
-        self._look_up_backward.argtypes = [pointer, pointer, pointer, pointer, pointer, *shape]
+        self._look_up_backward.argtypes = [*[pointer] * 5, *sizes]
         self._to_codes, self._from_codes = library.to_codes, library.from_codes
         self._to_codes.argtypes = self._from_codes.argtypes = [pointer, real, real, pointer, size, count]
 
-    def forward(self, x: Tensor, scale: Tensor, lo: float, hi: float, keep: bool) -> tuple[Tensor, Tensor | None]:
-        """`round(clamp(x / scale, lo, hi)) * scale`, and with `keep` what `backward_kept` needs: int8."""
+    def fake_quantize(self, x: Tensor, scale: Tensor, lo: float, hi: float, save: bool) -> tuple[Tensor, Tensor | None]:
+        """`round(clamp(x / scale, lo, hi)) * scale`; with `save`, also int8 for `fake_quantize_backward_from_saved`."""
         y = torch.empty_like(x)
-        kept = torch.empty_like(x, dtype=torch.int8) if keep else None
-        kept_at = None if kept is None else kept.data_ptr()
-        shape = _shape(x, scale.numel())
-        self._forward(x.data_ptr(), scale.data_ptr(), _step(scale), lo, hi, y.data_ptr(), kept_at, *shape)
-        return y, kept
+        saved = torch.empty_like(x, dtype=torch.int8) if save else None
+        outputs = (y.data_ptr(), None if saved is None else saved.data_ptr())
+        self._fake_quantize(
+            x.data_ptr(), scale.data_ptr(), _scale_step(scale), lo, hi, *outputs, *_sizes(x, scale.numel())
+        )
+        return y, saved
 
-    def backward(self, grad: Tensor, x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
-        """dx, and dscale: one value for each scale."""
-        dx, rows = _results(grad, scale.numel())
-        shape = _shape(grad, scale.numel())
-        at = (grad.data_ptr(), x.data_ptr(), scale.data_ptr())
-        self._backward(*at, _step(scale), lo, hi, dx.data_ptr(), rows.data_ptr(), *shape)
-        return dx, _joined(rows, scale.numel())
+    def fake_quantize_backward(
+        self, grad: Tensor, x: Tensor, scale: Tensor, lo: float, hi: float
+    ) -> tuple[Tensor, Tensor]:
+        """(dx, dscale): one dscale for each scale."""
+        dx, sums = _empty_gradients(grad, scale.numel())
+        inputs = (grad.data_ptr(), x.data_ptr(), scale.data_ptr(), _scale_step(scale), lo, hi)
+        self._fake_quantize_backward(*inputs, dx.data_ptr(), sums.data_ptr(), *_sizes(grad, scale.numel()))
+        return dx, _per_scale(sums, scale.numel())
 
-    def backward_kept(self, grad: Tensor, kept: Tensor, lo: float, hi: float, scales: int) -> tuple[Tensor, Tensor]:
-        """The same; each term of dscale is off by at most |grad| / (2 * RESIDUAL_STEPS)."""
-        dx, rows = _results(grad, scales)
-        shape = _shape(grad, scales)
-        self._backward_kept(grad.data_ptr(), kept.data_ptr(), lo, hi, dx.data_ptr(), rows.data_ptr(), *shape)
-        return dx, _joined(rows, scales)
+    def fake_quantize_backward_from_saved(
+        self, grad: Tensor, saved: Tensor, lo: float, hi: float, n_scales: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same; each term of dscale is off by at most |grad| / (2 * ROUNDING_ERROR_STEPS)."""
+        dx, sums = _empty_gradients(grad, n_scales)
+        inputs = (grad.data_ptr(), saved.data_ptr(), lo, hi)
+        self._fake_quantize_backward_from_saved(*inputs, dx.data_ptr(), sums.data_ptr(), *_sizes(grad, n_scales))
+        return dx, _per_scale(sums, n_scales)
 
     def clip_and_round(self, x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor) -> Tensor:
-        """`round(clamp(x, lo, hi) / scale) * scale`; lo and hi as many as scales."""
+        """`round(clamp(x, lo, hi) / scale) * scale`, with one lo and hi for each scale."""
         y = torch.empty_like(x)
-        ranges = (lo.data_ptr(), hi.data_ptr(), scale.data_ptr(), _step(scale))
-        self._clip_and_round(x.data_ptr(), *ranges, y.data_ptr(), *_shape(x, scale.numel()))
+        ranges = (lo.data_ptr(), hi.data_ptr(), scale.data_ptr(), _scale_step(scale))
+        self._clip_and_round(x.data_ptr(), *ranges, y.data_ptr(), *_sizes(x, scale.numel()))
         return y
 
     def clip_and_round_backward(
         self, grad: Tensor, x: Tensor, y: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, slopes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """dx; and (3, scales): sums of grad at lo or below, of grad at hi or above, of grad * y - dx * x inside.
+        """dx and (3, n_scales): sums of grad where x <= lo, of grad where x >= hi, of grad * y - dx * x in between.
 
-        slopes: (2, points), the slope of rounding at residuals -0.5 .. 0.5, for positive and for negative gradients; one
-        point is one slope everywhere.
+        Args:
+            slopes: (2, points), the slope of rounding at x / scale - round(x / scale) = -0.5 .. 0.5, for positive and for
+                negative gradients; a single point is a constant slope.
         """
-        dx, scales = torch.empty_like(grad), scale.numel()
-        sums = torch.empty(3, -(-grad.numel() // _columns(grad, scales)))
-        ranges = (lo.data_ptr(), hi.data_ptr(), scale.data_ptr(), _step(scale))
-        given = (grad.data_ptr(), x.data_ptr(), y.data_ptr(), *ranges, slopes.data_ptr(), slopes.shape[1])
-        self._clip_and_round_backward(*given, dx.data_ptr(), sums.data_ptr(), *_shape(grad, scales))
-        return dx, sums if scales > 1 else sums.sum(dim=1, keepdim=True)
+        dx, n_scales = torch.empty_like(grad), scale.numel()
+        sums = torch.empty(3, _n_rows(grad, n_scales))
+        ranges = (lo.data_ptr(), hi.data_ptr(), scale.data_ptr(), _scale_step(scale))
+        inputs = (grad.data_ptr(), x.data_ptr(), y.data_ptr(), *ranges, slopes.data_ptr(), slopes.shape[1])
+        self._clip_and_round_backward(*inputs, dx.data_ptr(), sums.data_ptr(), *_sizes(grad, n_scales))
+        return dx, sums if n_scales > 1 else sums.sum(dim=1, keepdim=True)
 
     def to_codes(self, x: Tensor, scale: float, lo: float) -> Tensor:
-        """uint8 `round(x / scale) - lo` of values that `forward` made."""
+        """uint8 `round(x / scale) - lo` of values that `fake_quantize` returned."""
         codes = torch.empty_like(x, dtype=torch.uint8)
         self._to_codes(x.data_ptr(), scale, lo, codes.data_ptr(), x.numel(), _threads(x))
         return codes
 
     def from_codes(self, codes: Tensor, scale: float, lo: float) -> Tensor:
-        """The same values again, bit for bit."""
+        """The values of `to_codes` again, bit for bit."""
         x = torch.empty_like(codes, dtype=torch.float32)
         self._from_codes(codes.data_ptr(), scale, lo, x.data_ptr(), codes.numel(), _threads(codes))
         return x
 
     def look_up(self, x: Tensor, scale: float, lo: float, hi: float, values: Tensor) -> tuple[Tensor, Tensor]:
-        """`values[code]`, and the codes `round(clamp(x / scale, lo, hi)) - lo`: uint8."""
+        """(values[codes], codes), with codes = `round(clamp(x / scale, lo, hi)) - lo`, uint8."""
         y, codes = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
-        ends = (y.data_ptr(), codes.data_ptr(), x.numel(), _threads(x))
-        self._look_up(x.data_ptr(), scale, lo, hi, values.contiguous().data_ptr(), *ends)
+        outputs = (y.data_ptr(), codes.data_ptr())
+        values = values.contiguous()
+        self._look_up(x.data_ptr(), scale, lo, hi, values.data_ptr(), *outputs, x.numel(), _threads(x))
         return y, codes
 
     def look_up_backward(self, grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """grad * slopes[codes], and for each slope the sum of grad at its code."""
         dx, sums = torch.empty_like(grad), torch.empty(-(-grad.numel() // LOOK_UP_CHUNK), 256)
-        at = (grad.data_ptr(), codes.data_ptr(), slopes.contiguous().data_ptr(), dx.data_ptr(), sums.data_ptr())
-        self._look_up_backward(*at, grad.numel(), LOOK_UP_CHUNK, _threads(grad))
+        slopes = slopes.contiguous()
+        inputs = (grad.data_ptr(), codes.data_ptr(), slopes.data_ptr())
+        self._look_up_backward(*inputs, dx.data_ptr(), sums.data_ptr(), grad.numel(), LOOK_UP_CHUNK, _threads(grad))
         return dx, sums.sum(dim=0)[: len(slopes)]
 
 
 def _threads(x: Tensor) -> int:
-    return torch.get_num_threads() if x.numel() >= WORTH_THREADS else 1
+    return torch.get_num_threads() if x.numel() >= MIN_ELEMENTS_FOR_THREADS else 1
 
 
-def _shape(x: Tensor, scales: int) -> tuple[int, int, int]:
-    """Elements, elements of a row, threads."""
-    return x.numel(), _columns(x, scales), _threads(x)
+def _sizes(x: Tensor, n_scales: int) -> tuple[int, int, int]:
+    """Elements, elements per row, threads: the last arguments of the C functions."""
+    return x.numel(), _row_length(x, n_scales), _threads(x)
 
 
-def _columns(x: Tensor, scales: int) -> int:
-    return x.numel() // scales if scales > 1 else CHUNK
+def _row_length(x: Tensor, n_scales: int) -> int:
+    return x.numel() // n_scales if n_scales > 1 else CHUNK
 
 
-def _step(scale: Tensor) -> int:
+def _n_rows(x: Tensor, n_scales: int) -> int:
+    return -(-x.numel() // _row_length(x, n_scales))
+
+
+def _scale_step(scale: Tensor) -> int:
+    """How far the scales of two neighbouring rows are apart: 0 if all rows share one."""
     return int(scale.numel() > 1)
 
 
-def _results(grad: Tensor, scales: int) -> tuple[Tensor, Tensor]:
-    """Empty dx, and empty sums, one a row."""
-    return torch.empty_like(grad), torch.empty(-(-grad.numel() // _columns(grad, scales)))
+def _empty_gradients(grad: Tensor, n_scales: int) -> tuple[Tensor, Tensor]:
+    """Empty dx, and empty sums, one per row."""
+    return torch.empty_like(grad), torch.empty(_n_rows(grad, n_scales))
 
 
-def _joined(rows: Tensor, scales: int) -> Tensor:
-    return rows if scales > 1 else rows.sum()
+def _per_scale(sums: Tensor, n_scales: int) -> Tensor:
+    """The sums of rows as sums per scale."""
+    return sums if n_scales > 1 else sums.sum()

@@ -1,6 +1,7 @@
-"""The kernels for autograd, called directly, and as operators of torch, which torch.compile can call.
+"""The functions that the autograd functions call: plain ones, and the same as operators of torch for torch.compile.
 
-Only where `kernels()` is not None. scale: one value, or one for each row of x. lo, hi: bounds of x / scale.
+Call them only if `cpu.available()`. scale: one value, or one for each row of x. lo, hi: bounds of x / scale, or of x in
+`clip_and_round`. Only the four of `Operators` can be called under torch.compile.
 """
 
 from __future__ import annotations
@@ -11,96 +12,109 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qat.kernels.cpu.library import compiled
+from qat.kernels.cpu.library import loaded_kernels
 from qat.kernels.layout import dense, in_layout_of
 
 
 class Operators(NamedTuple):
-    """The first four functions below, or what stands for them."""
+    """The first four functions below, plain or registered with torch."""
 
     fake_quantize: Callable[..., Tensor]
-    fake_quantize_and_keep: Callable[..., tuple[Tensor, Tensor]]
-    backward: Callable[..., tuple[Tensor, Tensor]]
-    backward_kept: Callable[..., tuple[Tensor, Tensor]]
+    fake_quantize_and_save: Callable[..., tuple[Tensor, Tensor]]
+    fake_quantize_backward: Callable[..., tuple[Tensor, Tensor]]
+    fake_quantize_backward_from_saved: Callable[..., tuple[Tensor, Tensor]]
 
 
 def fake_quantize(x: Tensor, scale: Tensor, lo: float, hi: float) -> Tensor:
-    """y; nothing is kept, the backward reads x again."""
-    return compiled().forward(dense(x), scale.contiguous(), lo, hi, keep=False)[0]
+    """y. Nothing is saved: the backward pass reads x again."""
+    return loaded_kernels().fake_quantize(dense(x), scale.contiguous(), lo, hi, save=False)[0]
 
 
-def fake_quantize_and_keep(x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
-    """(y, kept): int8, one byte an element."""
-    y, kept = compiled().forward(dense(x), scale.contiguous(), lo, hi, keep=True)
-    assert kept is not None
-    return y, kept
+def fake_quantize_and_save(x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
+    """(y, saved): `saved` is int8, one byte per element, for `fake_quantize_backward_from_saved`."""
+    y, saved = loaded_kernels().fake_quantize(dense(x), scale.contiguous(), lo, hi, save=True)
+    assert saved is not None
+    return y, saved
 
 
-def backward(grad: Tensor, x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
-    """(dx, dscale), dscale of the shape of scale."""
+def fake_quantize_backward(grad: Tensor, x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
+    """(dx, dscale); dscale has the shape of scale."""
     x = dense(x)
-    dx, dscale = compiled().backward(in_layout_of(grad, x), x, scale.contiguous(), lo, hi)
+    dx, dscale = loaded_kernels().fake_quantize_backward(in_layout_of(grad, x), x, scale.contiguous(), lo, hi)
     return dx, dscale.reshape(scale.shape)
 
 
-def backward_kept(grad: Tensor, kept: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
-    """The same from what was kept. Of scale only the shape matters."""
-    dx, dscale = compiled().backward_kept(in_layout_of(grad, kept), kept, lo, hi, scale.numel())
+def fake_quantize_backward_from_saved(
+    grad: Tensor, saved: Tensor, scale: Tensor, lo: float, hi: float
+) -> tuple[Tensor, Tensor]:
+    """(dx, dscale) from the saved bytes. Only the shape of scale is used."""
+    grad = in_layout_of(grad, saved)
+    dx, dscale = loaded_kernels().fake_quantize_backward_from_saved(grad, saved, lo, hi, scale.numel())
     return dx, dscale.reshape(scale.shape)
 
 
 def clip_and_round(x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor) -> Tensor:
-    """`round(clamp(x, lo, hi) / scale) * scale`; not for torch.compile."""
-    return compiled().clip_and_round(dense(x), lo.contiguous(), hi.contiguous(), scale.contiguous())
+    """`round(clamp(x, lo, hi) / scale) * scale`."""
+    return loaded_kernels().clip_and_round(dense(x), lo.contiguous(), hi.contiguous(), scale.contiguous())
 
 
 def clip_and_round_backward(
     grad: Tensor, x: Tensor, y: Tensor, lo: Tensor, hi: Tensor, scale: Tensor, slopes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(dx, below, above, inner): sums of grad at lo or below, of grad at hi or above, of grad * y - dx * x between them, of the
-    shape of scale; not for torch.compile.
+    """(dx, below, above, inner): sums of grad where x <= lo, of grad where x >= hi, and of grad * y - dx * x in between; each
+    has the shape of scale.
     """
     x = dense(x)
-    same = (in_layout_of(grad, x), x, in_layout_of(y, x))
-    dx, sums = compiled().clip_and_round_backward(*same, lo.contiguous(), hi.contiguous(), scale.contiguous(), slopes)
+    tensors = (in_layout_of(grad, x), x, in_layout_of(y, x))
+    ranges = (lo.contiguous(), hi.contiguous(), scale.contiguous())
+    dx, sums = loaded_kernels().clip_and_round_backward(*tensors, *ranges, slopes)
     below, above, inner = sums.reshape(3, *scale.shape)
     return dx, below, above, inner
 
 
 def look_up(x: Tensor, scale: float, lo: float, hi: float, values: Tensor) -> tuple[Tensor, Tensor]:
-    """(values[code], codes); not for torch.compile."""
-    return compiled().look_up(dense(x), scale, lo, hi, values)
+    """(values[codes], codes), with codes = `round(clamp(x / scale, lo, hi)) - lo`, uint8."""
+    return loaded_kernels().look_up(dense(x), scale, lo, hi, values)
 
 
 def look_up_backward(grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
     """(dx, dvalues) of `look_up`."""
-    return compiled().look_up_backward(in_layout_of(grad, codes), codes, slopes)
+    return loaded_kernels().look_up_backward(in_layout_of(grad, codes), codes, slopes)
 
 
-def _registered(function: Callable[..., Any], shapes: Callable[..., Any]) -> Any:
-    """shapes: the same function without values. Any memory order will do: the compiler need not copy into the usual one."""
+def _registered(function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """`function` as an operator of torch.
+
+    Its tag lets the compiler pass any memory order, instead of copying to the contiguous one.
+
+    Args:
+        fake: the same function without values: only shapes and dtypes.
+    """
     name, tags = f"qat::{function.__name__}", [torch.Tag.flexible_layout]
     operator = torch.library.custom_op(name, function, mutates_args=(), tags=tags)
-    operator.register_fake(shapes)
+    operator.register_fake(fake)
     return operator
 
 
-DIRECT = Operators(fake_quantize, fake_quantize_and_keep, backward, backward_kept)
+PLAIN = Operators(fake_quantize, fake_quantize_and_save, fake_quantize_backward, fake_quantize_backward_from_saved)
 
 REGISTERED = Operators(
     _registered(fake_quantize, lambda x, scale, lo, hi: torch.empty_like(dense(x))),
     _registered(
-        fake_quantize_and_keep,
+        fake_quantize_and_save,
         lambda x, scale, lo, hi: (torch.empty_like(dense(x)), torch.empty_like(dense(x), dtype=torch.int8)),
     ),
-    _registered(backward, lambda grad, x, scale, lo, hi: (torch.empty_like(dense(x)), torch.empty_like(scale))),
     _registered(
-        backward_kept,
-        lambda grad, kept, scale, lo, hi: (torch.empty_like(kept, dtype=grad.dtype), torch.empty_like(scale)),
+        fake_quantize_backward,
+        lambda grad, x, scale, lo, hi: (torch.empty_like(dense(x)), torch.empty_like(scale)),
+    ),
+    _registered(
+        fake_quantize_backward_from_saved,
+        lambda grad, saved, scale, lo, hi: (torch.empty_like(saved, dtype=grad.dtype), torch.empty_like(scale)),
     ),
 )
 
 
 def operators() -> Operators:
-    """The operators that torch.compile knows while it is compiling, else plain functions, which cost less."""
-    return REGISTERED if torch.compiler.is_compiling() else DIRECT
+    """The registered operators while torch.compile traces, otherwise the plain functions, which have less overhead."""
+    return REGISTERED if torch.compiler.is_compiling() else PLAIN

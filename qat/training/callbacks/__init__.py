@@ -1,4 +1,4 @@
-"""Lightning callbacks for anybody's LightningModule: `qat.callbacks`."""
+"""Lightning callbacks for any LightningModule, public as `qat.callbacks`."""
 
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.freeze import Freeze

@@ -1,1 +1,1 @@
-"""Fits that go on from a checkpoint as if they had never stopped: `docs/resume.md`."""
+"""Fits that continue from a checkpoint as if they had never stopped: `docs/resume.md`."""

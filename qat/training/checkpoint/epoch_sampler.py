@@ -1,4 +1,4 @@
-"""An order of the training images that a resumed run finds again."""
+"""An order of the training images that a resumed run reproduces."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from torch.utils.data import DistributedSampler
 
 
 class EpochSampler(DistributedSampler[int]):
-    """`n` indices in an order that depends on the seed and the epoch alone, so that a resumed run shuffles as the first one.
+    """The indices of `n` images in an order that depends on seed and epoch alone.
 
-    Of several processes each takes every `world_size`-th index, so that together they see in one step what one process
-    sees with a batch as large as theirs together; up to world_size - 1 images are left out of an epoch. Lightning calls
-    `set_epoch`, and does not split what is a DistributedSampler already; without it every pass is the next epoch.
+    Each of several processes takes every `world_size`-th index, so in one step they see the images that a single process sees
+    with a batch as large as theirs together; up to `world_size - 1` images are left out of an epoch. Lightning calls
+    `set_epoch`, and does not split a DistributedSampler again. Without `set_epoch`, every pass is the next epoch.
+
+    Args:
+        n: the number of images.
+        seed: of the order.
+        world_size: the number of processes.
+        rank: which of them this is.
     """
 
     def __init__(self, n: int, seed: int, world_size: int = 1, rank: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run to go on from: the newest that is whole."""
+"""The checkpoint to resume: the newest that is not damaged."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DAMAGES = ("is empty", "is damaged")
-"""What a checkpoint can be when it was not written to its end, or changed afterwards."""
-NUMBERS_AND_TEXTS = ("BININT", "BININT1", "BININT2", "LONG1", "INT", "BINUNICODE", "SHORT_BINUNICODE")
-"""Instructions of a pickle that put such a value on its stack."""
+"""Defects of a checkpoint that was not written completely or was changed afterwards."""
+NUMBER_AND_TEXT_OPCODES = ("BININT", "BININT1", "BININT2", "LONG1", "INT", "BINUNICODE", "SHORT_BINUNICODE")
+"""Instructions of a pickle that push a number or a text on its stack."""
 
 
-class Found(NamedTuple):
-    """A readable checkpoint: `step` counts optimizer steps, `written` is the file's time."""
+class ReadableCheckpoint(NamedTuple):
+    """A checkpoint without defects. step: optimizer steps; written: modification time of the file."""
 
     step: int
     written: float
@@ -23,14 +23,18 @@ class Found(NamedTuple):
 
 
 def latest_checkpoint(folder: str | Path) -> Path:
-    """The newest readable checkpoint (`*.ckpt`) of a run, by its step, in `folder` or in its subfolder `checkpoints`.
+    """The readable checkpoint (`*.ckpt`) with the most steps in `folder` or in its subfolder `checkpoints`.
 
         trainer.fit(model, datamodule=data, ckpt_path=qat.latest_checkpoint("outputs/run"))
 
-    What cannot be read is left out with a warning. The files' objects are not loaded, so nothing in them is executed.
+    Checkpoints that cannot be read are left out with a warning. Objects in the files are not loaded, so nothing is executed.
+
+    Args:
+        folder: the folder of a run, or the folder that holds its checkpoints.
 
     Raises:
-        FileNotFoundError: there is no checkpoint. ValueError: none is readable; the message says why.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: none is readable; the message says why.
     """
     folder = Path(folder).expanduser()
     paths = [*sorted(folder.glob("*.ckpt")), *sorted((folder / "checkpoints").glob("*.ckpt"))]
@@ -42,27 +46,31 @@ def latest_checkpoint(folder: str | Path) -> Path:
 
 
 def checkpoint_to_resume(path: str | Path) -> Path:
-    """`path` itself; the next older readable checkpoint beside it, if it is damaged; of a folder, the newest.
+    """`path` itself; if it is damaged, the next older readable checkpoint beside it; if it is a folder, the newest in it.
 
     Raises:
-        FileNotFoundError: `path` does not exist, or is a folder without checkpoints. ValueError: none is readable, or `path` is
-            whole, but no checkpoint of a fit.
+        FileNotFoundError: `path` does not exist, or is a folder without checkpoints.
+        ValueError: none is readable, or `path` is not damaged, but not a checkpoint of a fit.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         return latest_checkpoint(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a checkpoint, or the folder of a run.")
-    why = defect(path)
-    if why and why not in DAMAGES:
-        raise ValueError(f"{path} {why}: give a checkpoint that a fit has written.")
-    before = path.stat().st_mtime
-    older = [other for other in sorted(path.parent.glob("*.ckpt")) if other != path and other.stat().st_mtime <= before]
-    return _newest([path, *older], f"neither {path} nor an older checkpoint beside it") if why else path
+    found = defect(path)
+    if not found:
+        return path
+    if found not in DAMAGES:
+        raise ValueError(f"{path} {found}: give a checkpoint that a fit has written.")
+    written = path.stat().st_mtime
+    older = [
+        other for other in sorted(path.parent.glob("*.ckpt")) if other != path and other.stat().st_mtime <= written
+    ]
+    return _newest([path, *older], f"neither {path} nor an older checkpoint beside it")
 
 
 def defect(path: Path) -> str:
-    """Why a fit cannot go on from a checkpoint, as the end of a sentence; "" if it can."""
+    """The reason why a fit cannot resume a checkpoint, as the end of a sentence; "" if it can."""
     try:
         _step(path)
     except ValueError as error:
@@ -70,27 +78,30 @@ def defect(path: Path) -> str:
     return ""
 
 
-def _newest(paths: list[Path], none: str) -> Path:
-    found, defects = [], {}
+def _newest(paths: list[Path], subject: str) -> Path:
+    """The readable checkpoint with the most steps. subject: of the error's sentence "... can be read"."""
+    readable, defects = [], {}
     for path in paths:
         try:
-            found.append(Found(_step(path), path.stat().st_mtime, path))
+            readable.append(ReadableCheckpoint(_step(path), path.stat().st_mtime, path))
         except ValueError as error:
             defects[path] = str(error)
-    if not found:
-        reasons = "; ".join(f"{path.name} {why}" for path, why in defects.items())
-        raise ValueError(f"{none} can be read ({reasons}): start the run again.")
-    newest = max(found)
-    for path, why in defects.items():
-        warnings.warn(f"the checkpoint {path} {why}: {newest.path.name}, of step {newest.step}, is used.", stacklevel=3)
+    if not readable:
+        reasons = "; ".join(f"{path.name} {reason}" for path, reason in defects.items())
+        raise ValueError(f"{subject} can be read ({reasons}): start the run again.")
+    newest = max(readable)
+    for path, reason in defects.items():
+        warnings.warn(
+            f"the checkpoint {path} {reason}: {newest.path.name}, of step {newest.step}, is used.", stacklevel=3
+        )
     return newest.path
 
 
 def _step(path: Path) -> int:
-    """Read from the pickle's instructions, without following them.
+    """The optimizer steps of a checkpoint, read from the instructions of its pickle without executing them.
 
     Raises:
-        ValueError: the file is damaged, or no checkpoint of a fit.
+        ValueError: the file is damaged, or not a checkpoint of a fit.
     """
     if path.stat().st_size == 0:
         raise ValueError("is empty")
@@ -99,12 +110,12 @@ def _step(path: Path) -> int:
             if archive.testzip() is not None:  # the checksum of every tensor
                 raise zipfile.BadZipFile
             content = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
-        values = [value for code, value, _ in pickletools.genops(content) if code.name in NUMBERS_AND_TEXTS]
+        values = [value for code, value, _ in pickletools.genops(content) if code.name in NUMBER_AND_TEXT_OPCODES]
     except (zipfile.BadZipFile, StopIteration, OSError, EOFError, NotImplementedError, ValueError) as error:
         raise ValueError("is damaged") from error
     if "global_step" not in values or "loops" not in values:
-        raise ValueError("is no checkpoint of Lightning")
+        raise ValueError("is not a checkpoint of Lightning")
     if "optimizer_states" not in values:
-        raise ValueError("holds weights alone")
+        raise ValueError("holds only weights")
     step: Any = values[values.index("global_step") + 1]
     return int(step)

@@ -1,4 +1,4 @@
-"""All random state that a training step can see, taken and put back."""
+"""All random state that a training step can see: read, kept in a checkpoint, and restored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """The global state of torch, its CUDA devices, numpy and Python, and that of some generators, at one moment."""
+    """The global random state of torch, its CUDA devices, numpy and Python, and that of some generators, at one moment."""
 
     torch: Tensor
     cuda: list[Tensor]
@@ -23,8 +23,8 @@ class RandomState:
     generators: list[Tensor]
 
     @classmethod
-    def now(cls, generators: Sequence[Generator] = ()) -> RandomState:
-        """CUDA's only where this process uses it: asking would start it."""
+    def current(cls, generators: Sequence[Generator] = ()) -> RandomState:
+        """The state of this moment; that of CUDA only if this process uses it, as reading it would start CUDA."""
         return cls(
             torch=torch.get_rng_state(),
             cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
@@ -33,8 +33,8 @@ class RandomState:
             generators=[generator.get_state() for generator in generators],
         )
 
-    def put_back(self, generators: Sequence[Generator] = ()) -> None:
-        """Devices and generators of another number than there were keep the state they have."""
+    def restore(self, generators: Sequence[Generator] = ()) -> None:
+        """Restore this state. CUDA devices or generators keep theirs if their number has changed."""
         torch.set_rng_state(self.torch)
         if self.cuda and len(self.cuda) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(self.cuda)
@@ -44,8 +44,8 @@ class RandomState:
             for generator, state in zip(generators, self.generators, strict=True):
                 generator.set_state(state)
 
-    def plain(self) -> dict[str, Any]:
-        """Tensors and numbers alone, which any checkpoint reader accepts."""
+    def to_plain(self) -> dict[str, Any]:
+        """The state as tensors and plain values, which `torch.load(weights_only=True)` accepts."""
         kind, keys, *rest = self.numpy
         version, words, gauss = self.python
         return {
@@ -57,14 +57,14 @@ class RandomState:
         }
 
     @classmethod
-    def from_plain(cls, found: Mapping[str, Any]) -> RandomState:
-        """What `plain` gave."""
-        kind, keys, *rest = found["numpy"]
-        version, words, gauss = found["python"]
+    def from_plain(cls, record: Mapping[str, Any]) -> RandomState:
+        """Counterpart of `to_plain`."""
+        kind, keys, *rest = record["numpy"]
+        version, words, gauss = record["python"]
         return cls(
-            torch=found["torch"].cpu(),
-            cuda=[state.cpu() for state in found["cuda"]],
+            torch=record["torch"].cpu(),
+            cuda=[state.cpu() for state in record["cuda"]],
             numpy=(kind, keys.cpu().numpy().astype(np.uint32), *rest),
             python=(version, tuple(words.tolist()), gauss),
-            generators=[state.cpu() for state in found["generators"]],
+            generators=[state.cpu() for state in record["generators"]],
         )

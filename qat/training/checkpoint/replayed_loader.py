@@ -1,8 +1,8 @@
-"""The train dataloaders of a fit, which can go back to the batch where another process stopped."""
+"""The train dataloaders of a fit, which can go back to the batch at which another process stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,77 +20,98 @@ from torch.utils.data.distributed import DistributedSampler
 
 from qat.training.checkpoint.epoch_sampler import EpochSampler
 from qat.training.checkpoint.random_state import RandomState
+from qat.training.lightning.private_api import combination_mode, index_batches, load_loader_states
 
-DRAWN_AT_ONCE = (
+SAMPLERS_INDEPENDENT_OF_LOADING = (
     *(SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler),
     *(DistributedSampler, EpochSampler),
 )
-"""Samplers that look at the global random state before their first index at most, whatever is loaded in between."""
+"""Samplers that read the global random state at most before their first index, whatever is loaded in between."""
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A pass over the train dataloaders as a checkpoint found it.
+class InterruptedEpoch:
+    """A pass over the train dataloaders as far as it had come when the checkpoint was written.
 
     Args:
-        began: the random state right before it began; None: it had not begun.
-        first_draw: the random state right before its first batch; in a first epoch, hooks lie between the two.
-        batches: how many of it were trained.
-        then: the random state to go on in; None: that which is found.
-        loaders: states of the dataloaders that keep one themselves (torchdata's StatefulDataLoader).
+        at_start: the random state right before the pass began; None: it had not begun.
+        at_first_batch: the random state right before its first batch; in a first epoch, hooks run between the two.
+        batches: the number of its batches that were trained.
+        afterwards: the random state to continue in; None: that of the process.
+        loader_states: states of the dataloaders that keep one themselves (torchdata's StatefulDataLoader).
     """
 
-    began: RandomState | None = None
-    first_draw: RandomState | None = None
+    at_start: RandomState | None = None
+    at_first_batch: RandomState | None = None
     batches: int = 0
-    then: RandomState | None = None
-    loaders: list[dict[str, Any]] = field(default_factory=list)
+    afterwards: RandomState | None = None
+    loader_states: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> InterruptedEpoch:
+        """From what `Resume.record` keeps for one process, with the states of dataloaders as "loaders"."""
+        if record["began"] is None:
+            return cls()
+        first = record["first_draw"]
+        return cls(
+            at_start=RandomState.from_plain(record["began"]),
+            at_first_batch=None if first is None else RandomState.from_plain(first),
+            batches=record["batches"],
+            afterwards=RandomState.from_plain(record["random"]) if record["where"]["in_step"] else None,
+            loader_states=record["loaders"],
+        )
 
 
 class ReplayedLoader(CombinedLoader):
-    """Lightning's CombinedLoader, which remembers how its pass began, and goes back into one that was interrupted.
+    """Lightning's CombinedLoader, which records how its pass began and can go back into an interrupted one.
 
-    Going back means: the random state of then, the same pass from its start, and the batches that were trained drawn again
-    and thrown away; afterwards the random state is that of the interruption. Worker processes are seeded when a pass begins,
-    so they draw what they drew. What this process loads itself need not be loaded again: only indices are drawn.
+    To go back, it restores the random state of the start, begins the same pass, draws the trained batches again and throws
+    them away, and restores the random state of the interruption. Worker processes are seeded when a pass begins, so they
+    draw what they drew before. Batches that this process loads itself are not loaded again: only their indices are drawn.
 
     Args:
         loaders: the CombinedLoader that Lightning would have used.
-        interrupted: asked in front of every batch; the Pass to go back to, or None.
-        notes_draws: whether `before_draw` is kept, for checkpoints that an exception in a step writes.
+        take_interrupted: called before every batch; returns the epoch to go back into, or None.
+        records_draws: whether to record `before_draw` for every batch, for checkpoints that are written when a step raises.
     """
 
     def __init__(
-        self, loaders: CombinedLoader, interrupted: Callable[[], Pass | None], notes_draws: bool = False
+        self,
+        loaders: CombinedLoader,
+        take_interrupted: Callable[[], InterruptedEpoch | None],
+        records_draws: bool = False,
     ) -> None:
-        super().__init__(loaders.iterables, loaders._mode)
-        self.interrupted = interrupted
-        self.notes_draws = notes_draws
-        self.began: RandomState | None = None
-        self.first_draw: RandomState | None = None
+        super().__init__(loaders.iterables, combination_mode(loaders))
+        self.take_interrupted = take_interrupted
+        self.records_draws = records_draws
+        self.at_start: RandomState | None = None
+        """The random state right before this pass."""
+        self.at_first_batch: RandomState | None = None
+        """The random state right before its first batch."""
         self.before_draw: RandomState | None = None
-        self.asked = 0
-        """Batches that were asked of this pass."""
+        """The random state right before its latest batch, or before its first one unless `records_draws`."""
+        self.requested = 0
+        """The number of batches that were requested in this pass."""
 
     def __iter__(self) -> ReplayedLoader:
-        self.began = RandomState.now(self.generators)
-        self.first_draw = self.before_draw = None
-        self.asked = 0
+        self.at_start = RandomState.current(self.generators)
+        self.at_first_batch = self.before_draw = None
+        self.requested = 0
         super().__iter__()
         return self
 
     def __next__(self) -> Any:
-        if (interrupted := self.interrupted()) is not None:
+        if (interrupted := self.take_interrupted()) is not None:
             self._go_back(interrupted)
-        if self.notes_draws or self.first_draw is None:
-            self.before_draw = RandomState.now(self.generators)
-            self.first_draw = self.first_draw or self.before_draw
-        self.asked += 1
+        if self.records_draws or self.at_first_batch is None:
+            self.before_draw = RandomState.current(self.generators)
+            self.at_first_batch = self.at_first_batch or self.before_draw
+        self.requested += 1
         return super().__next__()
 
     @property
     def generators(self) -> list[Generator]:
-        """Those of the loaders and of their samplers, each once."""
+        """The generators of the loaders and of their samplers, each once."""
         found: dict[int, Generator] = {}
         for loader in self.flattened:
             batch_sampler = getattr(loader, "batch_sampler", None)
@@ -100,29 +121,28 @@ class ReplayedLoader(CombinedLoader):
                     found[id(generator)] = generator
         return list(found.values())
 
-    def _go_back(self, interrupted: Pass) -> None:
-        # Lightning has begun a pass before the checkpoint was restored, in another random state: its workers end here.
+    def _go_back(self, interrupted: InterruptedEpoch) -> None:
+        # Before the checkpoint was restored, Lightning began a pass in another random state: its workers end here.
         self.reset()
-        now = RandomState.now(self.generators)
-        if interrupted.loaders:
-            self._load_state_dicts(interrupted.loaders)
-        if interrupted.began is None:
+        now = RandomState.current(self.generators)
+        if interrupted.loader_states:
+            load_loader_states(self, interrupted.loader_states)
+        if interrupted.at_start is None:
             iter(self)
             return
-        interrupted.began.put_back(self.generators)
+        interrupted.at_start.restore(self.generators)
         iter(self)
-        self.first_draw = interrupted.first_draw
-        if self.first_draw is not None:
-            self.first_draw.put_back(self.generators)
-        if not interrupted.loaders:
+        self.at_first_batch = interrupted.at_first_batch
+        if self.at_first_batch is not None:
+            self.at_first_batch.restore(self.generators)
+        if not interrupted.loader_states:
             self._skip(interrupted.batches)
-        self.asked = interrupted.batches
-        (interrupted.then or now).put_back(self.generators)
+        self.requested = interrupted.batches
+        (interrupted.afterwards or now).restore(self.generators)
 
     def _skip(self, batches: int) -> None:
-        if len(self.flattened) == 1 and _draws_indices_alone(self.flattened[0]):
-            assert self._iterator is not None
-            indices = self._iterator.iterators[0]._sampler_iter  # type: ignore[attr-defined]
+        if len(self.flattened) == 1 and _can_skip_loading(self.flattened[0]):
+            indices = index_batches(self)
             for _ in range(batches):
                 next(indices)
             return
@@ -130,10 +150,11 @@ class ReplayedLoader(CombinedLoader):
             super().__next__()
 
 
-def _draws_indices_alone(loader: Any) -> bool:
+def _can_skip_loading(loader: Any) -> bool:
+    """Whether drawing the indices of batches leaves the samplers as loading the batches would."""
     return (
         type(loader) is DataLoader
         and loader.num_workers == 0
         and type(loader.batch_sampler) is BatchSampler
-        and type(loader.sampler) in DRAWN_AT_ONCE
+        and type(loader.sampler) in SAMPLERS_INDEPENDENT_OF_LOADING
     )

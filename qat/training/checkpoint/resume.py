@@ -1,10 +1,11 @@
-"""A fit that goes on from a checkpoint as if it had never stopped."""
+"""A fit that continues from a checkpoint as if it had never stopped."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,108 +17,133 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Generator, Tensor
 
-from qat.training.checkpoint import logged_metrics as epoch_metrics
 from qat.training.checkpoint.atomic_io import AtomicCheckpointIO
-from qat.training.checkpoint.best_checkpoints import bring_best_checkpoints
+from qat.training.checkpoint.best_checkpoints import copy_best_checkpoints
 from qat.training.checkpoint.latest import DAMAGES, checkpoint_to_resume, defect
-from qat.training.checkpoint.loop_position import LoopPosition, end_restart
+from qat.training.checkpoint.logged_metrics import record_logged_metrics, restore_logged_metrics
+from qat.training.checkpoint.loop_position import LoopPosition
 from qat.training.checkpoint.random_state import RandomState
-from qat.training.checkpoint.replayed_loader import Pass, ReplayedLoader
-from qat.training.lightning.hooks import unwrap_hook, wrap_hook
+from qat.training.checkpoint.replayed_loader import InterruptedEpoch, ReplayedLoader
+from qat.training.lightning.hooks import run_after, unwrap_hook, wrap_hook
+from qat.training.lightning.private_api import (
+    end_restart,
+    get_reload_epoch,
+    set_reload_epoch,
+    train_data_source,
+    train_loader,
+)
 
-KEY = "qat_resume"
-"""Where a checkpoint keeps what Lightning's own part lacks, for each process."""
+RESUME_KEY = "qat_resume"
+"""Key under which a checkpoint keeps what Lightning's part of it lacks, with one entry for each process."""
 
 
 class Resume:
-    """Makes every checkpoint of a fit one from which it goes on bit for bit: order of the data, random numbers, means that are
-    being logged, gradients that wait, and whatever was to happen right after the checkpoint was written.
+    """Makes every checkpoint of a fit one from which the fit continues bit for bit.
 
-    A callback calls it: `watch` in setup, `record` in on_save_checkpoint, `load` in on_load_checkpoint, `stop_watching` in
-    teardown. Everything else it does in hooks of the LightningModule and in the dataloaders.
+    That includes the order of the data, random numbers, means that are being logged, gradients that wait, and whatever
+    was to happen right after the checkpoint was written.
+
+    A callback calls `attach` in setup, `extend_limits` in on_fit_start, `end_epoch` in on_train_epoch_end, `record` in
+    on_save_checkpoint, `load` in on_load_checkpoint and `detach` in teardown. The rest happens in wrapped hooks of the
+    LightningModule and in the dataloaders.
     """
 
     def __init__(self) -> None:
-        self._begins = False
-        self._found: dict[str, Any] | None = None
+        self._fit_begins = False
+        self._record: dict[str, Any] | None = None
+        """What the checkpoint recorded for this process, until the fit has continued from there."""
         self._limits: tuple[int | None, int] = (None, -1)
-        self._interrupted: Pass | None = None
+        """`max_epochs` and `max_steps` of the Trainer, while they are extended."""
+        self._interrupted: InterruptedEpoch | None = None
         self._before_validation: RandomState | None = None
 
-    def watch(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """From before the train dataloaders are asked for."""
-        self._begins = True
-        self._found = self._interrupted = self._before_validation = None
+    def attach(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Wrap the hooks, before the train dataloaders are requested."""
+        self._fit_begins = True
+        self._record = self._interrupted = self._before_validation = None
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        careful = any(_writes_on_exception(callback) for callback in callbacks)
-
-        def replayed(hook: Callable[[], Any]) -> Callable[[], Any]:
-            def dataloader() -> Any:
-                found = hook()
-                if not isinstance(found, CombinedLoader):
-                    found = CombinedLoader(found, "max_size_cycle")  # as Lightning does
-                return ReplayedLoader(found, self._take_interrupted, careful)
-
-            return dataloader
-
+        saves_on_exception = any(_saves_on_exception(callback) for callback in callbacks)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        wrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint", _readable)
-        # through the data source, and not the user's hook: loaders that were given to `fit` have none
-        wrap_hook(trainer.fit_loop._data_source, "dataloader", replayed)
-        if careful:
-            wrap_hook(module, "on_validation_model_zero_grad", lambda hook: self._noting_validation(trainer, hook))
-        wrap_hook(module, "on_train_start", lambda hook: self._going_on(trainer, module, hook))
+        wrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint", _load_undamaged)
+        # through the data source and not the user's hook: loaders that were given to `fit` have none
+        wrap_hook(train_data_source(trainer), "dataloader", partial(self._replayed, saves_on_exception))
+        if saves_on_exception:
+            run_after(module, "on_validation_model_zero_grad", partial(self._note_validation, trainer))
+        run_after(module, "on_train_start", partial(self._resume, trainer, module))
 
-    def stop_watching(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """What `watch` wrapped is as before."""
+    def detach(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Undo `attach`."""
         unwrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint")
-        unwrap_hook(trainer.fit_loop._data_source, "dataloader")
+        unwrap_hook(train_data_source(trainer), "dataloader")
         unwrap_hook(module, "on_train_start")
         unwrap_hook(module, "on_validation_model_zero_grad")
 
-    def record(self, trainer: L.Trainer, module: L.LightningModule) -> list[dict[str, Any]]:
-        """Tensors and plain values, one entry for each process; to be kept in the checkpoint under KEY.
+    # Writing a checkpoint --------------------------------------------------------------------------------------------
 
-        Nothing, before the train dataloaders were asked for.
+    def record(self, trainer: L.Trainer, module: L.LightningModule) -> list[dict[str, Any]]:
+        """What a checkpoint keeps under `RESUME_KEY`: tensors and plain values, one entry for each process.
+
+        Empty before the train dataloaders were requested.
         """
-        loader = trainer.fit_loop._combined_loader
+        loader = train_loader(trainer)
         if not isinstance(loader, ReplayedLoader):
             return []
-        own = self._record(trainer, module, loader)
+        record = self._record_process(trainer, module, loader)
         if not (dist.is_available() and dist.is_initialized()):
-            return [own]
-        everybodys: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everybodys, own)
-        return everybodys
+            return [record]
+        records: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(records, record)
+        return records
+
+    def _record_process(self, trainer: L.Trainer, module: L.LightningModule, loader: ReplayedLoader) -> dict[str, Any]:
+        position = LoopPosition.current(trainer, loader.requested)
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        before_validation = self._before_validation if position.in_validation else None
+        random = loader.before_draw if position.in_step else before_validation
+        begun = position.in_epoch or (trainer.current_epoch == 0 and loader.requested == 0)
+        gradients_wait = position.accumulating or not module.automatic_optimization
+        return {  # old checkpoints have these keys, too
+            "where": asdict(position),
+            "random": (random or RandomState.current(loader.generators)).to_plain(),
+            "began": loader.at_start.to_plain() if begun and loader.at_start else None,
+            "first_draw": loader.at_first_batch.to_plain() if begun and loader.at_first_batch else None,
+            "reloaded": get_reload_epoch(trainer),
+            "batches": batches.processed,
+            "metrics": record_logged_metrics(trainer, module, position.in_epoch),
+            "gradients": _gradients(module) if gradients_wait else {},
+        }
+
+    # Continuing from a checkpoint ------------------------------------------------------------------------------------
 
     def load(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-        """Before Lightning restores its loops; their part of the checkpoint is changed in place.
+        """Read a checkpoint before Lightning restores its loops, and change the loops' part of it in place.
 
-        Only what a fit begins with counts: a tuner restores the state of its start later on.
+        Only a checkpoint that a fit begins with counts: later, a tuner restores the state that the fit began with.
         """
-        if not self._begins:
+        if not self._fit_begins:
             return
-        bring_best_checkpoints(trainer, checkpoint)
-        found = checkpoint.get(KEY)
-        if not found:
+        copy_best_checkpoints(trainer, checkpoint)
+        records = checkpoint.get(RESUME_KEY)
+        if not records:
             return
-        if len(found) != trainer.world_size:
+        if len(records) != trainer.world_size:
             rank_zero_warn(
-                f"the checkpoint was written by {len(found)} processes and is resumed by {trainer.world_size}: the data come "
+                f"the checkpoint was written by {len(records)} processes and is resumed by {trainer.world_size}: the data come "
                 "in another order than they would have."
             )
             return
-        self._found = found[trainer.global_rank]
+        loops = checkpoint["loops"]["fit_loop"]
+        loader_states = loops["state_dict"].get("combined_loader", [])
+        self._record = {**records[trainer.global_rank], "loaders": loader_states}
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
-        LoopPosition(**self._found["where"]).rewrite(checkpoint["loops"]["fit_loop"])
-        self._found["loaders"] = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+        LoopPosition(**self._record["where"]).rewrite(loops)
 
-    def lift_limits(self, trainer: L.Trainer) -> None:
-        """In on_fit_start: Lightning enters its loops although no step is left, so that hooks run and the end is not lost."""
-        self._begins = False
-        unwrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint")  # another one is meant from now on
-        if self._found is None:
+    def extend_limits(self, trainer: L.Trainer) -> None:
+        """Make Lightning enter its loops even if no step is left, so that hooks run and the end of the fit is not lost."""
+        self._fit_begins = False
+        unwrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint")  # from now on other checkpoints are loaded
+        if self._record is None:
             return
         loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._limits = (loop.max_epochs, steps.max_steps)
@@ -126,62 +152,47 @@ class Resume:
         if steps.max_steps >= 0:
             steps.max_steps += 1
 
-    def _noting_validation(self, trainer: L.Trainer, hook: Callable[[], None]) -> Callable[[], None]:
-        def on_validation_model_zero_grad() -> None:
-            hook()
-            self._before_validation = RandomState.now(_generators(trainer))
-
-        return on_validation_model_zero_grad
-
-    def _going_on(self, trainer: L.Trainer, module: L.LightningModule, hook: Callable[[], None]) -> Callable[[], None]:
-        def on_train_start() -> None:
-            hook()
-            if self._found is not None:
-                found, self._found = self._found, None
-                self._go_on(trainer, module, found)
-
-        return on_train_start
-
-    def _go_on(self, trainer: L.Trainer, module: L.LightningModule, found: dict[str, Any]) -> None:
+    def _resume(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """After on_train_start, restore what Lightning has not restored."""
+        if self._record is None:
+            return
+        record, self._record = self._record, None
         trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = self._limits
-        where = LoopPosition(**found["where"])
-        trainer.fit_loop._last_train_dl_reload_epoch = found["reloaded"]
-        self._interrupted = _pass(found)
-        epoch_metrics.put_back(trainer, module, found["metrics"])
+        set_reload_epoch(trainer, record["reloaded"])
+        self._interrupted = InterruptedEpoch.from_record(record)
+        restore_logged_metrics(trainer, module, record["metrics"])
         parameters = dict(module.named_parameters())
-        for name, gradient in found["gradients"].items():
+        for name, gradient in record["gradients"].items():
             parameters[name].grad = gradient.to(parameters[name].device)
-        RandomState.from_plain(found["random"]).put_back(_generators(trainer))
-        where.go_on(trainer)
+        RandomState.from_plain(record["random"]).restore(_generators(trainer))
+        LoopPosition(**record["where"]).resume(trainer)
 
     def end_epoch(self, trainer: L.Trainer) -> None:
-        """In on_train_epoch_end: the epoch that was interrupted is over, whether or not a batch of it was left."""
+        """The interrupted epoch is over, whether or not a batch of it was left."""
         self._interrupted = None
         end_restart(trainer)
 
-    def _take_interrupted(self) -> Pass | None:
-        found, self._interrupted = self._interrupted, None
-        return found
+    # Wrapped hooks ---------------------------------------------------------------------------------------------------
 
-    def _record(self, trainer: L.Trainer, module: L.LightningModule, loader: ReplayedLoader) -> dict[str, Any]:
-        where = LoopPosition.now(trainer, loader.asked)
-        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        random = loader.before_draw if where.in_step else self._before_validation if where.in_validation else None
-        begun = where.in_epoch or (trainer.current_epoch == 0 and loader.asked == 0)
-        return {
-            "where": asdict(where),
-            "random": (random or RandomState.now(loader.generators)).plain(),
-            "began": loader.began.plain() if begun and loader.began else None,
-            "first_draw": loader.first_draw.plain() if begun and loader.first_draw else None,
-            "reloaded": float(trainer.fit_loop._last_train_dl_reload_epoch),
-            "batches": batches.processed,
-            "metrics": epoch_metrics.collect(trainer, module, where.in_epoch),
-            "gradients": _gradients(module) if where.accumulating or not module.automatic_optimization else {},
-        }
+    def _replayed(self, saves_on_exception: bool, hook: Callable[[], Any]) -> Callable[[], Any]:
+        def dataloader() -> ReplayedLoader:
+            loaders = hook()
+            if not isinstance(loaders, CombinedLoader):
+                loaders = CombinedLoader(loaders, "max_size_cycle")  # as Lightning does
+            return ReplayedLoader(loaders, self._take_interrupted, saves_on_exception)
+
+        return dataloader
+
+    def _take_interrupted(self) -> InterruptedEpoch | None:
+        interrupted, self._interrupted = self._interrupted, None
+        return interrupted
+
+    def _note_validation(self, trainer: L.Trainer) -> None:
+        self._before_validation = RandomState.current(_generators(trainer))
 
 
-def _readable(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """In place of a damaged checkpoint, the one before it."""
+def _load_undamaged(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Around `load_checkpoint`: instead of a damaged checkpoint, load the one before it."""
 
     def load_checkpoint(path: str | Path, *args: Any, **options: Any) -> Any:
         damaged = Path(path).is_file() and defect(Path(path)) in DAMAGES
@@ -191,26 +202,13 @@ def _readable(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _generators(trainer: L.Trainer) -> list[Generator]:
-    loader = trainer.fit_loop._combined_loader
+    loader = train_loader(trainer)
     return loader.generators if isinstance(loader, ReplayedLoader) else []
-
-
-def _pass(found: dict[str, Any]) -> Pass:
-    if found["began"] is None:
-        return Pass()
-    first = found["first_draw"]
-    return Pass(
-        began=RandomState.from_plain(found["began"]),
-        first_draw=None if first is None else RandomState.from_plain(first),
-        batches=found["batches"],
-        then=RandomState.from_plain(found["random"]) if found["where"]["in_step"] else None,
-        loaders=found["loaders"],
-    )
 
 
 def _gradients(module: L.LightningModule) -> dict[str, Tensor]:
     return {name: p.grad.detach().cpu().clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def _writes_on_exception(callback: L.Callback) -> bool:
+def _saves_on_exception(callback: L.Callback) -> bool:
     return isinstance(callback, OnExceptionCheckpoint) or bool(getattr(callback, "save_on_exception", False))

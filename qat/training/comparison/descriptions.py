@@ -1,4 +1,4 @@
-"""What a fit found, in the words of `qat.report`."""
+"""Sites, verification, data and environment of a fit as records of `qat.report`."""
 
 from __future__ import annotations
 
@@ -13,64 +13,74 @@ from torch import nn
 
 from qat.export import Verification
 from qat.report import Data, Environment, SiteInfo, SiteResult, VerificationResult
-from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.lightning.inputs import batch_as_in_evaluation, find_test_dataloaders
+from qat.training.lightning.evaluation_data import find_test_dataloaders
+from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
 from qat.transform import inspect
 
 
-def sites(network: nn.Module) -> tuple[list[SiteInfo], list[str]]:
-    """The sites of a prepared network, and what stays in float."""
-    found = inspect(network)
-    infos = [SiteInfo(line.name, line.operation, line.weight or None, line.activation or None) for line in found.lines]
-    return infos, [*found.float_edges, *found.notes]
+def describe_sites(network: nn.Module) -> tuple[list[SiteInfo], list[str]]:
+    """The sites of a prepared network, and the edges that stay in float with further notes."""
+    summary = inspect(network)
+    sites = [
+        SiteInfo(line.name, line.operation, line.weight or None, line.activation or None) for line in summary.lines
+    ]
+    return sites, [*summary.float_edges, *summary.notes]
 
 
-def verification(found: Verification) -> VerificationResult:
-    """Differences are rounded up to whole steps, so that none disappears."""
+def describe_verification(verification: Verification) -> VerificationResult:
+    """The record of a verification. Differences are rounded up to whole steps, so that none disappears."""
     return VerificationResult(
-        codes_compared=found.codes_compared,
-        code_mismatches=found.code_mismatches,
-        top1_agreement=found.top1_agreement,
-        max_step_difference=math.ceil(found.max_step_difference),
-        images=found.images,
-        quantized_operators=dict(found.operators),
+        codes_compared=verification.codes_compared,
+        code_mismatches=verification.code_mismatches,
+        top1_agreement=verification.top1_agreement,
+        max_step_difference=math.ceil(verification.max_step_difference),
+        images=verification.images,
+        quantized_operators=dict(verification.operators),
         sites=[
             SiteResult(s.name, tuple(s.shape), s.codes_compared, s.code_mismatches, math.ceil(s.max_step_difference))
-            for s in found.sites
+            for s in verification.sites
         ],
     )
 
 
-def data(
-    trainer: L.Trainer, module: L.LightningModule, qat: QuantizationAwareTraining, dataloaders: Any = None
+def describe_data(
+    trainer: L.Trainer, module: L.LightningModule, inputs: BatchToInputs, network: nn.Module, dataloaders: Any = None
 ) -> Data:
-    """The data of a fit, as far as its dataloaders tell."""
+    """The data of a fit, as far as its dataloaders tell.
+
+    Args:
+        trainer: the Trainer of the fit.
+        module: the user's LightningModule.
+        inputs: from a batch to the network's inputs.
+        network: tells the number of classes; a copy of it sees one image.
+        dataloaders: test dataloaders, if neither datamodule nor module has them.
+    """
     source = getattr(trainer, "datamodule", None) or module
     loaders = find_test_dataloaders(trainer, module, dataloaders)
-    first = qat.inputs(batch_as_in_evaluation(trainer, module, next(iter(loaders[0])), torch.device("cpu")))
-    image = next(iter(first.values())) if isinstance(first, dict) else first[0] if isinstance(first, tuple) else first
+    given = inputs(batch_as_in_evaluation(trainer, module, next(iter(loaders[0])), torch.device("cpu")))
+    image = next(iter(given.values())) if isinstance(given, dict) else given[0] if isinstance(given, tuple) else given
     with torch.no_grad():
-        output = (qat.float_network or copy.deepcopy(qat.network_of(module))).cpu().eval()(image[:1])
+        output = copy.deepcopy(network).cpu().eval()(image[:1])
     return Data(
         name=type(source).__name__,
         label=type(source).__name__,
-        train=_images(trainer.train_dataloader),
-        val=_images(trainer.val_dataloaders),
-        test=_images(loaders),
+        train=_count_images(trainer.train_dataloader),
+        val=_count_images(trainer.val_dataloaders),
+        test=_count_images(loaders),
         image_shape=tuple(image.shape[1:]),
         classes=output.shape[-1],
     )
 
 
-def environment(trainer: L.Trainer) -> Environment:
-    """This process, and the device that it trained on."""
+def describe_environment(trainer: L.Trainer) -> Environment:
+    """The environment of this process, and the device that it trained on."""
     device = trainer.strategy.root_device
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return Environment.collect(threads=torch.get_num_threads(), accelerator=accelerator)
 
 
-def _images(loaders: Any) -> int:
-    """Number of samples behind one dataloader or several; 0 where it is unknown."""
+def _count_images(loaders: Any) -> int:
+    """Number of samples of one dataloader or several; those of unknown length count 0."""
     flat = loaders if isinstance(loaders, list | tuple) else [] if loaders is None else [loaders]
     datasets = [getattr(loader, "dataset", None) for loader in flat]
     return sum(len(dataset) for dataset in datasets if isinstance(dataset, Sized))

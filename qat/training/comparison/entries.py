@@ -1,27 +1,36 @@
-"""The networks that a fit compares, and the rows that they become."""
+"""The networks that a fit compares, in the order of the table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
+from qat.export import OnnxRuntimeNetwork
 from qat.integer import convert, stored_bytes
-from qat.report import Row
-from qat.report.schema import Kind, SizeKind
-from qat.training.callbacks.export_onnx import Artefact
-from qat.training.callbacks.ptq_baselines import PTQBaselines
-from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.comparison.evaluate import Evaluation
+from qat.report.schema import RowKind, SizeKind
+from qat.training.comparison import row_names
+from qat.training.comparison.artefact import Artefact
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One network to be measured. cpu_only: it runs nowhere else."""
+class Entry:
+    """One network to be measured.
+
+    Args:
+        name: of its row.
+        kind: of its row.
+        network: what is measured.
+        size_bytes: its size.
+        size_kind: whether that is the size of a file, or of what would be stored.
+        cpu_only: whether it runs on the CPU only.
+        seconds: how long it took to make.
+        latency_ms: batch size -> milliseconds in ONNX Runtime.
+    """
 
     name: str
-    kind: Kind
+    kind: RowKind
     network: nn.Module
     size_bytes: int
     size_kind: SizeKind = "stored"
@@ -30,73 +39,63 @@ class Candidate:
     latency_ms: Mapping[int, float] = field(default_factory=dict)
 
 
-def candidates(
-    qat: QuantizationAwareTraining,
-    ptq: PTQBaselines | None,
-    step0: nn.Module | None,
-    best: nn.Module,
-    artefact: Artefact | None,
-    seconds: float,
-) -> list[Candidate]:
-    """In the order of the table. best: the prepared network that the fit ends with. seconds: of calibration and fit."""
-    found = []
+def float_entries(network: nn.Module, artefact: Artefact | None) -> list[Entry]:
+    """The float network, with the size and latency of its ONNX file if there is one."""
+    name = row_names.FLOAT
+    if artefact is None or artefact.float_path is None:
+        return [Entry(name, "float", network, stored_bytes(network))]
+    size = artefact.float_path.stat().st_size
+    return [Entry(name, "float", network, size, "file", latency_ms=artefact.latency_ms["float"])]
+
+
+def ptq_entries(networks: Mapping[str, nn.Module], seconds: Mapping[str, float]) -> list[Entry]:
+    """The networks of the PTQ ladder, by name."""
+    return [
+        Entry(name, "ptq", network, stored_bytes(network), seconds=seconds[name]) for name, network in networks.items()
+    ]
+
+
+def outside_entries(
+    networks: Mapping[str, OnnxRuntimeNetwork], seconds: Mapping[str, float], artefact: Artefact | None
+) -> list[Entry]:
+    """The networks that other libraries made, by name."""
     latency = artefact.latency_ms if artefact is not None else {}
-    if (network := qat.float_network) is not None:
-        file = artefact.float_path if artefact is not None else None
-        size, kind = (stored_bytes(network), "stored") if file is None else (file.stat().st_size, "file")
-        found.append(Candidate("float", "float", network, size, kind, latency_ms=latency.get("float", {})))  # type: ignore[arg-type]
-    if ptq is not None:
-        found += [
-            Candidate(name, "ptq", network, stored_bytes(network), seconds=ptq.seconds[name])
-            for name, network in ptq.networks.items()
-        ]
-        found += [
-            Candidate(name, "outside", made, made.size_bytes, "file", True, ptq.seconds[name], latency.get(name, {}))
-            for name, made in ptq.outside_networks.items()
-        ]
-    if step0 is not None:
-        found.append(Candidate("QAT step 0", "step0", step0, stored_bytes(step0), seconds=qat.calibration_seconds))
-    stored = stored_bytes(best)
+    return [
+        Entry(name, "outside", network, network.size_bytes, "file", True, seconds[name], latency.get(name, {}))
+        for name, network in networks.items()
+    ]
+
+
+def step0_entries(network: nn.Module, seconds: float) -> list[Entry]:
+    """The prepared network before the first step. seconds: duration of the calibration."""
+    return [Entry(row_names.STEP0, "step0", network, stored_bytes(network), seconds=seconds)]
+
+
+def trained_entries(best: nn.Module, artefact: Artefact | None, seconds: float) -> list[Entry]:
+    """The network that the fit ends with: fake-quantized, as an integer model, and in ONNX Runtime.
+
+    Args:
+        best: the prepared network that the fit ends with.
+        artefact: its file, if one was written.
+        seconds: duration of calibration and fit.
+    """
+    size = stored_bytes(best)
     integer = artefact.integer if artefact is not None else convert(best)
-    found.append(Candidate("QAT fake-quant", "qat_fake_quant", best, stored, seconds=seconds))
-    found.append(Candidate("QAT integer", "qat_integer", integer, stored, cpu_only=True, seconds=seconds))
+    entries = [
+        Entry(row_names.FAKE_QUANT, "qat_fake_quant", best, size, seconds=seconds),
+        Entry(row_names.INTEGER, "qat_integer", integer, size, cpu_only=True, seconds=seconds),
+    ]
     if artefact is not None:
-        found.append(
-            Candidate(
-                "QAT in ONNX Runtime",
+        entries.append(
+            Entry(
+                row_names.ONNX_RUNTIME,
                 "qat_onnxruntime",
                 artefact.network(),
                 artefact.path.stat().st_size,
                 "file",
                 cpu_only=True,
                 seconds=seconds,
-                latency_ms=latency["quantized"],
+                latency_ms=artefact.latency_ms["quantized"],
             )
         )
-    return found
-
-
-def rows(
-    measured: Sequence[tuple[Candidate, Evaluation]], metrics: Mapping[str, str | None], notes: Mapping[str, str]
-) -> list[Row]:
-    """The table. metrics: field of `Row` -> name under which test_step logs it; None: not logged."""
-    table = []
-    for candidate, found in measured:
-        values = {field: None if name is None else found.metric(name) for field, name in metrics.items()}
-        top1 = values.pop("top1")
-        assert top1 is not None
-        table.append(
-            Row(
-                name=candidate.name,
-                kind=candidate.kind,
-                top1=top1,
-                **values,
-                size_bytes=candidate.size_bytes,
-                size_kind=candidate.size_kind,
-                latency_ms_batch1=candidate.latency_ms.get(1),
-                latency_ms_batch32=candidate.latency_ms.get(32),
-                seconds=candidate.seconds,
-                note=notes.get(candidate.name, ""),
-            )
-        )
-    return table
+    return entries

@@ -1,11 +1,7 @@
-"""One way to measure every network: inside the user's own LightningModule, by its own test_step."""
+"""Measure a network inside the user's own LightningModule, by its own test_step."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +9,26 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from qat.training.lightning.inputs import NO_TEST_DATA, has_test_data
-from qat.training.lightning.network import with_network
+from qat.contexts import training_mode
+from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
+from qat.training.lightning.network import copy_with_network
+from qat.training.lightning.quiet import quiet_lightning
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: what test_step logged. predictions: int64 (images,), where the network returns (N, classes)."""
+    """The result of `evaluate`."""
 
     metrics: dict[str, float]
+    """The values that test_step logged, by name."""
     predictions: Tensor | None
+    """Predicted classes, int64 (images,); None unless the network returns (N, classes)."""
 
     def metric(self, name: str) -> float:
-        """One logged value.
+        """The value that test_step logged under `name`.
 
         Raises:
-            ValueError: test_step logs no such metric; the message lists what it logs.
+            ValueError: it logged none; the message lists the names that it logged.
         """
         if name not in self.metrics:
             logged = ", ".join(self.metrics) or "nothing"
@@ -47,14 +47,18 @@ def evaluate(
     accelerator: str | None = None,
     precision: Any = "32-true",
 ) -> Evaluation:
-    """The test metrics of `module` with `network` in the place of the submodule `network_name`.
+    """The test metrics of `module` with `network` in place of the submodule `network_name`.
 
-    A fresh, silent Trainer runs `module.test_step` on the test data of the fit; `trainer` and `module` stay as they are.
+    A new, quiet Trainer runs `module.test_step` on the test data of the fit; `trainer` and `module` stay as they are.
 
     Args:
-        dataloaders: test dataloaders, where neither datamodule nor module has them.
+        trainer: the Trainer of the fit.
+        module: the user's LightningModule.
+        network_name: name of its network, "" for the module itself.
+        network: the network to measure.
+        dataloaders: test dataloaders, if neither datamodule nor module has them.
         accelerator: "cpu" for networks that run there only; None: that of `trainer`.
-        precision: as Lightning's Trainer takes it. One that ends in "true" changes the weights of `network`.
+        precision: Lightning's Trainer argument. One that ends in "true" changes the weights of `network`.
 
     Raises:
         ValueError: there are no test data.
@@ -62,20 +66,19 @@ def evaluate(
     datamodule = getattr(trainer, "datamodule", None)
     if not has_test_data(trainer, module, dataloaders):
         raise ValueError(NO_TEST_DATA)
-    twin = with_network(module, network_name, network)
+    measured = copy_with_network(module, network_name, network)
     if precision != trainer.precision and str(trainer.precision).endswith("true"):
-        twin.float()  # the fit has changed the types of what stands around the network
+        measured.float()  # the fit has also changed the dtype of the modules around the network
     predictions: list[Tensor] = []
 
-    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    def note_predictions(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 2:
             predictions.append(output.argmax(dim=1).cpu())
 
-    handle = network.register_forward_hook(note)
-    before = {m: m.training for m in network.modules()}
+    handle = network.register_forward_hook(note_predictions)
     try:
-        with silence():
-            silent = L.Trainer(
+        with training_mode(network, False), quiet_lightning():
+            tester = L.Trainer(
                 accelerator=accelerator or _accelerator(trainer),
                 devices=1,
                 logger=False,
@@ -87,32 +90,15 @@ def evaluate(
                 default_root_dir=trainer.default_root_dir,
             )
             if dataloaders is not None:
-                logged = silent.test(twin, dataloaders, verbose=False)
+                logged = tester.test(measured, dataloaders, verbose=False)
             else:
-                logged = silent.test(twin, datamodule=datamodule, verbose=False)
+                logged = tester.test(measured, datamodule=datamodule, verbose=False)
     finally:
         handle.remove()
-        for m, was in before.items():
-            m.training = was
         if datamodule is not None:
             datamodule.trainer = trainer
-    metrics = {key: float(value) for part in logged for key, value in part.items()}
+    metrics = {name: float(value) for of_dataloader in logged for name, value in of_dataloader.items()}
     return Evaluation(metrics, torch.cat(predictions) if predictions else None)
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Lightning says nothing about devices, and warns of nothing that a measurement does not care about."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def _accelerator(trainer: L.Trainer) -> str:

@@ -1,4 +1,4 @@
-"""What happened during a fit: one value per epoch, and the time it took."""
+"""The history of a fit: curves with one value per epoch, and the duration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CURVES = ("val_top1", "val_loss", "train_loss")
 
 @dataclass
 class History:
-    """Collects logged metrics by epoch. The names are those under which the module logs them."""
+    """Collects metrics epoch by epoch. The names are those under which the LightningModule logs them."""
 
     val_top1_name: str
     val_loss_name: str
@@ -26,15 +26,15 @@ class History:
     train_loss: list[float | None] = field(default_factory=list)
     started: float | None = None
     seconds: float = 0.0
-    """Before `start`, those of the fits that this one goes on from."""
+    """Duration of the training up to `start`, that of the interrupted fits, or up to `stop`."""
 
     def start(self) -> None:
-        """The first step begins; what other callbacks do before it is not training."""
+        """Start the clock, at the first step: what other callbacks do before it is not training."""
         if self.started is None:
             self.started = time.perf_counter()
 
     def end_epoch(self, trainer: L.Trainer) -> None:
-        """Note the values of an epoch; None where one was not logged."""
+        """Append the values of an epoch; None for one that was not logged."""
         for name, curve in (
             (self.val_top1_name, self.val_top1),
             (self.val_loss_name, self.val_loss),
@@ -44,24 +44,24 @@ class History:
             curve.append(None if value is None else float(value))
 
     def stop(self) -> None:
-        """The fit is over."""
+        """Stop the clock: the fit is over."""
         self.seconds = self._elapsed()
         self.started = None
 
     def state(self) -> dict[str, Any]:
-        """Numbers alone, for a checkpoint."""
+        """The state for a checkpoint, in plain numbers."""
         return {**{name: list(getattr(self, name)) for name in CURVES}, "seconds": self._elapsed()}
 
-    def go_on_from(self, state: Mapping[str, Any]) -> None:
-        """What `state` gave, in the fit that goes on."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned in the interrupted fit."""
         for name in (*CURVES, "seconds"):
             setattr(self, name, state[name])
 
     def _elapsed(self) -> float:
         return self.seconds + (0.0 if self.started is None else time.perf_counter() - self.started)
 
-    def record(self, trainer: L.Trainer, best_epoch: int) -> Training:
-        """For the report; best_epoch counts from 1, 0 where none was validated."""
+    def summarize(self, trainer: L.Trainer, best_epoch: int) -> Training:
+        """The record for the report. best_epoch: counted from 1, as the record does; 0 if there was no checkpoint."""
         validated = any(value is not None for value in self.val_top1)
         return Training(
             epochs=len(self.train_loss),

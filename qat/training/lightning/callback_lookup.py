@@ -1,4 +1,4 @@
-"""How a callback finds the one that it works with, and how QuantizationAwareTraining finds those that add to its network."""
+"""How a callback finds the callbacks that it needs, and how `QuantizationAwareTraining` finds those that extend its network."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ C = TypeVar("C", bound=L.Callback)
 
 
 def find_callback(trainer: Any, kind: type[C]) -> C | None:
-    """The callback of class `kind` in the same Trainer, if there is one."""
+    """The callback of class `kind` in the Trainer; None if there is none."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
-def require_callback(trainer: Any, kind: type[C], asking: L.Callback) -> C:
-    """The callback of class `kind` in the same Trainer.
+def require_callback(trainer: Any, kind: type[C], needed_by: L.Callback) -> C:
+    """The callback of class `kind` in the Trainer, which `needed_by` needs.
 
     Raises:
         ValueError: there is none.
     """
-    found = find_callback(trainer, kind)
-    if found is None:
+    callback = find_callback(trainer, kind)
+    if callback is None:
         raise ValueError(
-            f"{type(asking).__name__} needs {kind.__name__} beside it: L.Trainer(callbacks=[{kind.__name__}(...), "
-            f"{type(asking).__name__}(...)])."
+            f"{type(needed_by).__name__} needs {kind.__name__} beside it: L.Trainer(callbacks=[{kind.__name__}(...), "
+            f"{type(needed_by).__name__}(...)])."
         )
-    return found
+    return callback
 
 
 class NetworkExtension(L.Callback):
-    """A callback that adds to the structure of the prepared network. Its turn comes right after QuantizationAwareTraining's."""
+    """A callback that adds to the structure of the prepared network. It runs right after `QuantizationAwareTraining`."""
 
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
-        """Called by QuantizationAwareTraining in setup, of every stage, before anybody copies, restores or optimizes.
+        """Extend the network in place: in setup, of every stage, before it is copied, restored or optimized.
 
-        network: the prepared one, inside of `pl_module` or itself.
+        Args:
+            pl_module: the user's LightningModule.
+            network: the prepared network inside it, or `pl_module` itself.
         """

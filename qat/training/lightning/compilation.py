@@ -9,9 +9,11 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from qat.training.lightning.private_api import get_compiled_call, set_compiled_call
+
 
 def check_compiler(accelerator: str) -> None:
-    """There is what torch.compile needs: on a CPU, a C++ compiler.
+    """Check that torch.compile has what it needs: on a CPU, a C++ compiler.
 
     Raises:
         ValueError: there is none.
@@ -22,21 +24,21 @@ def check_compiler(accelerator: str) -> None:
 
 
 def compile_in_place(network: nn.Module) -> None:
-    """Calls of `network` run compiled code from now on. Names in its state_dict stay; a copy of it is not compiled."""
+    """Make calls of `network` run compiled code. Names in its state_dict stay; a copy of it is not compiled."""
     network.compile()
 
 
 def remove_compilation(network: nn.Module) -> None:
-    """What `compile_in_place` did is undone."""
-    network._compiled_call_impl = None
+    """Undo `compile_in_place`."""
+    set_compiled_call(network, None)
 
 
 @contextmanager
 def without_compilation(network: nn.Module) -> Iterator[None]:
-    """Inside the `with`, calls of `network` run its Python; afterwards compiled code again, if they did before."""
-    compiled = network._compiled_call_impl
+    """Inside the `with` block, calls of `network` run its Python code."""
+    compiled = get_compiled_call(network)
     remove_compilation(network)
     try:
         yield
     finally:
-        network._compiled_call_impl = compiled
+        set_compiled_call(network, compiled)

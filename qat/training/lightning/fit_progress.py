@@ -1,4 +1,4 @@
-"""How far a fit is, for schedules that are functions of nothing else: a resumed fit goes on with them exactly."""
+"""How far a fit is: schedules are functions of nothing else, so a resumed fit continues them exactly."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any
 import lightning as L
 
 
-def progress(trainer: L.Trainer, batch_idx: int) -> float:
-    """The share of a fit that is over when batch `batch_idx` of its current epoch begins, in [0, 1).
+def fraction_of_fit(trainer: L.Trainer, batch_idx: int) -> float:
+    """The fraction of a fit that is over when batch `batch_idx` of its current epoch begins, in [0, 1).
 
-    Counted in steps or epochs, whichever limit of the Trainer comes first; where the length of an epoch is unknown, in
-    whole epochs.
+    Counted in steps or epochs, whichever limit of the Trainer comes first; in whole epochs if the length of an epoch is
+    unknown.
     """
-    shares = [0.0]
+    fractions = [0.0]
     if trainer.max_steps > 0:
-        shares.append(trainer.global_step / trainer.max_steps)
+        fractions.append(trainer.global_step / trainer.max_steps)
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         batches = trainer.num_training_batches
         known = math.isfinite(batches)
         done = trainer.current_epoch * batches + batch_idx if known else trainer.current_epoch
-        shares.append(done / (trainer.max_epochs * (batches if known else 1)))
-    return max(shares)
+        fractions.append(done / (trainer.max_epochs * (batches if known else 1)))
+    return max(fractions)
 
 
-def check_length(trainer: L.Trainer, asking: L.Callback) -> None:
-    """The fit has an end that is known when it begins.
+def check_known_length(trainer: L.Trainer, callback: L.Callback) -> None:
+    """Check that the end of the fit is known when it begins, which `callback` needs.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it is not.
     """
     if trainer.max_steps < 1 and (trainer.max_epochs is None or trainer.max_epochs < 1):
         raise ValueError(
-            f"{type(asking).__name__} needs the length of the fit: write L.Trainer(max_epochs=...) or max_steps=...."
+            f"{type(callback).__name__} needs the length of the fit: write L.Trainer(max_epochs=...) or max_steps=...."
         )
 
 
 def is_fraction(value: Any) -> bool:
-    """Whether this is a number from 0 to 1."""
+    """Whether `value` is a number from 0 to 1."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

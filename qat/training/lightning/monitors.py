@@ -1,52 +1,56 @@
-"""What goes wrong silently in quantization-aware training, said aloud."""
+"""Faults of quantization-aware training that would otherwise go unnoticed."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from qat.quantizers import Quantizer
+from qat.torch_private import BatchNorm
 from qat.transform import quantizers
 
 
-class Watch:
-    """Whether a stretch of code runs the forward that was prepared: its activation quantizers tell.
+class ForwardMonitor:
+    """Notes whether the prepared forward runs, with hooks on its activation quantizers.
 
     A LightningModule that is prepared itself, but calls `self.backbone(x)` in training_step, would train without them.
+
+    Args:
+        network: the prepared network.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        found = quantizers(network)
-        watched = [q for name, q in found.items() if not name.endswith("weight_quantizer")] or list(found.values())
+        by_name = quantizers(network)
+        activation = [q for name, q in by_name.items() if not name.endswith("weight_quantizer")]
         self.ran = False
-        self._handles = [quantizer.register_forward_pre_hook(self._note) for quantizer in watched]
+        self._handles = [q.register_forward_pre_hook(self._note) for q in activation or by_name.values()]
 
     def _note(self, *_: object) -> None:
         self.ran = True
 
     def stop(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
 
 def is_in_evaluation_mode(network: nn.Module) -> bool:
-    """Whether somebody called eval() on a network with BatchNorm and no train() afterwards. Single layers that are at rest in
-    a network in training mode are meant to be.
+    """Whether a network with BatchNorm is in evaluation mode as a whole.
+
+    Single layers in evaluation mode inside a network in training mode do not count: somebody chose them.
     """
-    return not network.training and any(isinstance(module, _BatchNorm) for module in network.modules())
+    return not network.training and any(isinstance(module, BatchNorm) for module in network.modules())
 
 
-def trouble(quantizer: Quantizer) -> str:
-    """What is wrong with a learned scale or range, as the end of a sentence; "" if nothing is."""
+def learned_scale_fault(quantizer: Quantizer) -> str:
+    """The fault of a learned scale or range, as the end of a sentence; "" if there is none."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in quantizer.parameters()):
-        return "is not finite any more: this training is lost; lower the learning rate, or look for NaN in the loss."
+        return "is no longer finite: this training is lost; lower the learning rate, or look for NaN in the loss."
     scale, floor = getattr(quantizer, "scale", None), getattr(quantizer, "floor", None)
     if isinstance(scale, nn.Parameter) and isinstance(floor, torch.Tensor) and bool((scale <= floor).any()):
-        fallen = f"{int((scale <= floor).sum())} of {scale.numel()}"
         return (
-            f"has fallen to its floor ({fallen}): lower the learning rate or quantizer_lr_ratio, or give it more bits."
+            f"has fallen to its floor ({int((scale <= floor).sum())} of {scale.numel()}): lower the learning rate or "
+            "quantizer_lr_ratio, or give it more bits."
         )
     return ""

@@ -1,4 +1,4 @@
-"""Which part of a LightningModule is the network, and the same LightningModule around another network."""
+"""The network inside a LightningModule: its name, and a copy of the module with another network in its place."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import lightning as L
 from torch import nn
 
 from qat.nn import LAYERS, is_quantized
+from qat.training.lightning.private_api import forget_logged_metrics, set_children
 from qat.transform.capture import CaptureError, capture
+from qat.transform.record import is_prepared_root
 
 
-def find_network(module: L.LightningModule, name: str | None = None) -> str:
-    """The name of the submodule to quantize; "" is the LightningModule itself, whose own forward is the network.
+def find_network_name(module: L.LightningModule, name: str | None = None) -> str:
+    """The name of the submodule to quantize; "" if the forward of the LightningModule itself is the network.
 
-    That is `name`, if given; else what was prepared before; else the only child with layers inside; else the
+    In this order: `name`, if given; the submodule that was prepared before; the only child with layers inside; the
     LightningModule itself, if its forward can be traced.
 
     Raises:
@@ -25,7 +27,9 @@ def find_network(module: L.LightningModule, name: str | None = None) -> str:
     if name is not None:
         if name not in dict(module.named_modules()):
             choices = ", ".join(repr(n) for n, child in module.named_children() if _has_layers(child)) or "none"
-            raise ValueError(f"network={name!r} is no submodule of {kind}; its submodules with layers are: {choices}.")
+            raise ValueError(
+                f"network={name!r} is not a submodule of {kind}; its submodules with layers are: {choices}."
+            )
         return name
     if is_prepared_root(module):
         return ""
@@ -38,8 +42,8 @@ def find_network(module: L.LightningModule, name: str | None = None) -> str:
     only = module.get_submodule(children[0])
     if len(children) == 1 and not _is_layer(only):
         return children[0]
-    loose = any(_is_layer(module.get_submodule(n)) for n in children)
-    if _has_own_forward(module) and (loose or _can_be_captured(module)):
+    has_layer_of_its_own = any(_is_layer(module.get_submodule(n)) for n in children)
+    if _overrides_forward(module) and (has_layer_of_its_own or _can_be_captured(module)):
         return ""
     names = ", ".join(repr(n) for n in children)
     raise ValueError(
@@ -48,34 +52,35 @@ def find_network(module: L.LightningModule, name: str | None = None) -> str:
     )
 
 
-def is_prepared_root(module: nn.Module) -> bool:
-    """Whether `prepare` was called on this very module, not on one around it or inside it."""
-    return "_qat" in vars(module)
+def copy_with_network(module: L.LightningModule, name: str, network: nn.Module) -> L.LightningModule:
+    """A copy of `module` that computes with `network` instead, in the user's own steps.
 
+    It shares everything with `module` but the children (metrics, losses), which are copies.
 
-def with_network(module: L.LightningModule, name: str, network: nn.Module) -> L.LightningModule:
-    """A LightningModule that shares everything with `module` but its submodules, and computes with `network` instead.
-
-    The steps are the user's own. Its children (metrics, losses) are copies; the network at `name` is replaced, and for
-    name "" the forward is.
+    Args:
+        module: the user's LightningModule.
+        name: the submodule that `network` replaces; "": it replaces the forward of `module` itself.
+        network: is not copied.
     """
-    twin = copy.copy(module)  # Lightning leaves the trainer out
-    vars(twin)["_modules"] = {n: child if n == name else copy.deepcopy(child) for n, child in module.named_children()}
+    duplicate = copy.copy(module)  # Lightning leaves the trainer out
+    set_children(duplicate, {n: c if n == name else copy.deepcopy(c) for n, c in module.named_children()})
     for attribute, value in vars(module).items():
         if isinstance(value, MethodType) and value.__self__ is module:  # such as the forward that DDP leaves behind
-            vars(twin)[attribute] = MethodType(value.__func__, twin)
+            vars(duplicate)[attribute] = MethodType(value.__func__, duplicate)
     if name:
         owner, _, attribute = name.rpartition(".")
-        setattr(twin.get_submodule(owner), attribute, network)
+        setattr(duplicate.get_submodule(owner), attribute, network)
     else:
-        twin.add_module("network_under_test", network)
-        vars(twin)["forward"] = network.__call__
-    vars(twin)["_metric_attributes"] = None  # where Lightning remembers the metrics of `module` by identity
-    vars(twin)["configure_callbacks"] = list  # a callback that comes with the module would prepare the network again
-    return twin
+        duplicate.add_module("network_under_test", network)
+        vars(duplicate)["forward"] = network.__call__
+    forget_logged_metrics(duplicate)
+    vars(duplicate)["configure_callbacks"] = (
+        list  # a callback that comes with the module would prepare the network again
+    )
+    return duplicate
 
 
-def _has_own_forward(module: L.LightningModule) -> bool:
+def _overrides_forward(module: L.LightningModule) -> bool:
     return type(module).forward is not L.LightningModule.forward
 
 

@@ -1,4 +1,4 @@
-"""How far something is that takes minutes, for whoever watches."""
+"""A progress bar for work that takes minutes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from qat.ptq import Listener
 
 
 def has_terminal() -> bool:
-    """Whether somebody watches: a progress bar in a file is noise."""
+    """Whether standard output is a terminal: a progress bar in a file is noise."""
     return sys.stdout.isatty()
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Listener]:
-    """Inside the `with`, `listener(what, done, total)` moves a bar. Without a terminal, or beside a bar that takes it all,
-    nothing is shown."""
+    """Inside the `with` block, `listener(what, done, total)` moves a bar.
+
+    Nothing is shown without a terminal, or while another bar is on it.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, transient=True, disable=not has_terminal())
     try:

@@ -1,26 +1,17 @@
-"""What several processes of one fit must agree on, and what only one of them does."""
+"""Checks of the Trainer's strategy and of its processes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, TypeVar
 
 import lightning as L
-import torch.distributed as dist
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy, XLAStrategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from torch import nn
 
-T = TypeVar("T")
-
-AS_LONG_AS_IT_TAKES = timedelta(days=365)
+from qat.training.lightning.private_api import MultiProcessingLauncher
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Quantizers need every parameter whole, in every process.
+    """Check that every process has each parameter whole, which quantizers need.
 
     Raises:
         ValueError: the strategy splits parameters.
@@ -32,13 +23,13 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-def check_model_comes_back(strategy: Strategy) -> None:
-    """Asked where quantizers are about to be inserted by a fit: the process that holds the model must be one that trains it.
+def check_trains_in_this_process(strategy: Strategy) -> None:
+    """Check that a fit that inserts quantizers trains in the process that holds the caller's model.
 
     Raises:
         ValueError: the fit runs in processes that end with it, and the caller's model would come back without quantizers.
     """
-    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+    if isinstance(strategy.launcher, MultiProcessingLauncher):
         raise ValueError(
             "this strategy trains in processes that end with the fit, and your model would come back without its quantizers: "
             "write L.Trainer(strategy='ddp'), or in a notebook prepare the network first, "
@@ -46,11 +37,11 @@ def check_model_comes_back(strategy: Strategy) -> None:
         )
 
 
-def check_launched(trainer: L.Trainer) -> None:
-    """The launcher (torchrun, SLURM) has started as many processes as the Trainer wants.
+def check_launched_processes(trainer: L.Trainer) -> None:
+    """Check that torchrun has started as many processes as the Trainer uses.
 
     Raises:
-        ValueError: it has started others; they would all do the same and overwrite each other's files.
+        ValueError: it has started another number; each process would do the same and overwrite the files of the others.
     """
     started, wanted = os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("WORLD_SIZE"), process_count(trainer)
     if started and int(started) != wanted:
@@ -61,52 +52,5 @@ def check_launched(trainer: L.Trainer) -> None:
 
 
 def process_count(trainer: L.Trainer) -> int:
-    """How many processes will train, known before they are started."""
+    """The number of processes that will train, known before they are started."""
     return trainer.num_devices * trainer.num_nodes
-
-
-def copy_from_rank_zero(trainer: L.Trainer, network: nn.Module) -> None:
-    """Give `network`, in place, the weights that it has in process 0. DDP does so for its own module alone."""
-    if trainer.world_size > 1:
-        network.load_state_dict(trainer.strategy.broadcast(network.state_dict()))
-
-
-def once(trainer: L.Trainer, work: Callable[[], T]) -> T:
-    """What `work` returns in process 0, in all of them: the others wait for it, longer than the timeout of collectives.
-
-    `work` finds itself alone: metrics, loops and barriers in it behave as if there were one process. Its value must be
-    picklable. All processes must call this.
-
-    Raises:
-        RuntimeError: in the other processes, where `work` raised in process 0.
-    """
-    if trainer.world_size == 1:
-        return work()
-    group: Any = dist.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES)
-    told: list[Any] = [None, "it ended"]
-    try:
-        if trainer.is_global_zero:
-            with _alone():
-                told = [work(), ""]
-    except BaseException as error:
-        told = [None, f"{type(error).__name__}: {error}"]
-        raise
-    finally:
-        dist.broadcast_object_list(told, src=0, group=group)
-        dist.destroy_process_group(group)
-    value, failure = told
-    if failure:
-        raise RuntimeError(f"process 0 failed, so this one stops, too ({failure})")
-    found: T = value
-    return found
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Inside the `with`, nobody sees the process group: a Trainer or a metric that asks would wait for the others."""
-    asking = dist.is_initialized
-    dist.is_initialized = lambda: False
-    try:
-        yield
-    finally:
-        dist.is_initialized = asking

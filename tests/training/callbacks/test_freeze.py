@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qat.training.callbacks import Freeze, QuantizationAwareTraining
-from qat.training.lightning.fit_progress import progress
+from qat.training.lightning.fit_progress import fraction_of_fit
 from qat.training.optimization.parameter_groups import quantizer_parameters
 from tests.training.user_modules import LIGHTNING, Classifier, Data, Manual, Net, images, trainer
 
@@ -33,7 +33,7 @@ class Steps(L.Callback):
         self.norms: list[float] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        self.progress.append(progress(trainer, batch_idx))
+        self.progress.append(fraction_of_fit(trainer, batch_idx))
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         def all_of(values: Any) -> Tensor:
@@ -123,7 +123,9 @@ def test_without_shares_nothing_rests(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [1.5, -0.1, True, "late"])
 def test_what_is_no_share_is_refused(share: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^scales={share!r} is no share of the fit: write a number from 0 to 1"):
+    with pytest.raises(
+        ValueError, match=rf"^scales={share!r} is not a valid share of the fit: write a number from 0 to 1"
+    ):
         Freeze(scales=share)
 
 

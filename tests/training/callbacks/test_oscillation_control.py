@@ -27,9 +27,10 @@ from qat.training.callbacks import (
     QuantizationAwareTraining,
     Report,
 )
-from qat.training.callbacks.oscillation_control import cosine, dampening_gradient
+from qat.training.optimization.cosine_schedule import cosine_between
+from qat.training.optimization.dampening import dampening_gradient
 from qat.transform import FLOAT, bits_in_force
-from tests.training.user_modules import LIGHTNING, Classifier, Data, Itself, Manual, images, trainer
+from tests.training.user_modules import LIGHTNING, Classifier, Data, Manual, ModuleAsNetwork, images, trainer
 
 pytestmark = LIGHTNING
 
@@ -73,7 +74,7 @@ def frequencies(codes: list[np.ndarray], momentum: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "kind",
-    [lambda: Classifier(lr=0.5), lambda: Itself(lr=0.5), Manual],
+    [lambda: Classifier(lr=0.5), lambda: ModuleAsNetwork(lr=0.5), Manual],
     ids=["child network", "the module itself", "manual optimization"],
 )
 def test_a_fit_is_counted_without_being_changed(kind: Callable[[], Classifier], tmp_path: Path) -> None:
@@ -261,7 +262,7 @@ def test_the_schedule_is_half_a_cosine_over_the_steps(tmp_path: Path) -> None:
     trainer(tmp_path, callback(), Noted(freezing=[0.1, 0.01]), epochs=2).fit(Classifier(), datamodule=Data())
     expected = 0.01 + 0.09 * (1 + np.cos(np.pi * np.arange(1, 9) / 8)) / 2
     assert used == pytest.approx(expected.tolist())
-    assert cosine(0.0, 0.1, 7.0) == pytest.approx(0.1)
+    assert cosine_between(0.0, 0.1, 7.0) == pytest.approx(0.1)
 
 
 def test_a_fit_without_freezing_releases(tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ def test_results_and_report_have_the_counts_and_frozen_codes_are_exported(tmp_pa
     ("options", "message"),
     [
         ({"momentum": 0.0}, "momentum=0.0 is not between 0 and 1: write 0.01"),
-        ({"threshold": 1.5}, "threshold=1.5 is no frequency between 0 and 1"),
+        ({"threshold": 1.5}, "threshold=1.5 is not a frequency between 0 and 1"),
         ({"dampening": -0.1}, "dampening=-0.1 is not possible: write a number, 0 or more, as 0.1, or"),
         ({"freezing": "0.1"}, "freezing='0.1' is not possible: write a number, from 0 to 1, as 0.02, or"),
         ({"freezing": [0.1]}, r"freezing=\[0.1\] is not possible"),

@@ -15,7 +15,7 @@ import qat
 from qat.training.callbacks import ProgressiveBits, QuantizationAwareTraining, Report
 from qat.training.comparison.best_model import best_model
 from qat.transform import FLOAT, bits_in_force, load_policy, prepare, quantizers
-from tests.training.named_modules import Saved
+from tests.training.importable_modules import WithHyperparameters
 from tests.training.user_modules import LIGHTNING, Classifier, Data, images, trainer
 
 pytestmark = LIGHTNING
@@ -204,12 +204,12 @@ def test_a_checkpoint_of_an_earlier_stage_is_the_network_of_that_stage(tmp_path:
                 module.train()
 
     at8 = At8()
-    trainer(tmp_path, callback(), ProgressiveBits([8, 2]), at8, epochs=2).fit(Saved(), datamodule=Data())
+    trainer(tmp_path, callback(), ProgressiveBits([8, 2]), at8, epochs=2).fit(WithHyperparameters(), datamodule=Data())
     with pytest.warns(UserWarning, match="at8.ckpt was written at 8 bits, on the way to fewer, and so is the network"):
-        loaded = qat.load_checkpoint(tmp_path / "at8.ckpt", Saved)
+        loaded = qat.load_checkpoint(tmp_path / "at8.ckpt", WithHyperparameters)
     assert bits_in_force(loaded) == 8
     assert torch.equal(outputs(loaded), at8.outputs)
-    tested = Saved()
+    tested = WithHyperparameters()
     testing = trainer(tmp_path, callback(), ProgressiveBits([8, 2]))
     testing.test(tested, datamodule=Data(), ckpt_path=tmp_path / "at8.ckpt", verbose=False, weights_only=True)
     assert torch.equal(outputs(tested), at8.outputs)
@@ -217,13 +217,13 @@ def test_a_checkpoint_of_an_earlier_stage_is_the_network_of_that_stage(tmp_path:
         ValueError, match=r"^the checkpoint was written at 8 bits, on the way to fewer: put the Progressive"
     ):
         trainer(tmp_path, callback(), epochs=2).fit(
-            Saved(), datamodule=Data(), ckpt_path=tmp_path / "at8.ckpt", weights_only=True
+            WithHyperparameters(), datamodule=Data(), ckpt_path=tmp_path / "at8.ckpt", weights_only=True
         )
     with pytest.raises(
         ValueError, match=r"^the checkpoint was trained with the stages \{0.0: 8, 0.5: 2\}, this run has"
     ):
         trainer(tmp_path, callback(), ProgressiveBits([8, 3, 2]), epochs=2).fit(
-            Saved(), datamodule=Data(), ckpt_path=tmp_path / "at8.ckpt", weights_only=True
+            WithHyperparameters(), datamodule=Data(), ckpt_path=tmp_path / "at8.ckpt", weights_only=True
         )
 
 
@@ -233,8 +233,8 @@ def test_a_checkpoint_of_an_earlier_stage_is_the_network_of_that_stage(tmp_path:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ("8,4", r"^stages='8,4' is no list of bits: write \[8, 4, 2\]"),
-        ([], r"^stages=\[\] is no list of bits"),
+        ("8,4", r"^stages='8,4' is not a list of bits: write \[8, 4, 2\]"),
+        ([], r"^stages=\[\] is not a list of bits"),
         ([8, 9], "^stages have 9 bits: write whole numbers from 2 to 8, or 32 for float"),
         ([8, 4.0], "^stages have 4.0 bits"),
         ([4, 4, 2], r"^stages have \[4, 4, 2\] bits: write fewer in each"),

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from qat.quantizers import LSQ, Static
 from qat.training.callbacks import QuantizationAwareTraining
 from qat.transform import is_prepared, load_policy, quantizers
-from tests.training.user_modules import LIGHTNING, Classifier, Data, Itself, Manual, images, trainer
+from tests.training.user_modules import LIGHTNING, Classifier, Data, Manual, ModuleAsNetwork, images, trainer
 
 pytestmark = LIGHTNING
 
@@ -47,7 +47,7 @@ def never() -> Iterator[Tensor]:
     yield
 
 
-@pytest.mark.parametrize("kind", [Classifier, Itself, Manual])
+@pytest.mark.parametrize("kind", [Classifier, ModuleAsNetwork, Manual])
 def test_one_line_quantizes_calibrates_and_trains(kind: type[Classifier], tmp_path: Path) -> None:
     model, start = kind(), AtStart()
     names = set(model.state_dict())
@@ -60,11 +60,11 @@ def test_one_line_quantizes_calibrates_and_trains(kind: type[Classifier], tmp_pa
 
 
 def test_a_module_that_is_itself_the_network_keeps_its_steps_and_gets_sites(tmp_path: Path) -> None:
-    model = Itself()
+    model = ModuleAsNetwork()
     callback = qat()
     trainer(tmp_path, callback).fit(model, datamodule=Data())
     assert callback.network_name == ""
-    assert isinstance(model, Itself)
+    assert isinstance(model, ModuleAsNetwork)
     assert "sites" in dict(model.named_children())
 
 
@@ -223,7 +223,7 @@ def test_a_network_that_was_prepared_otherwise_is_refused(tmp_path: Path) -> Non
             2,
             r"epoch 0: the learned scale of 'conv1.weight' has fallen to its floor \(4 of 4\): lower the learning rate",
         ),
-        (torch.nan, 1, r"epoch 0: the learned scale of 'conv1.weight' is not finite any more: this training is lost"),
+        (torch.nan, 1, r"epoch 0: the learned scale of 'conv1.weight' is no longer finite: this training is lost"),
     ],
 )
 def test_a_scale_at_its_floor_or_nan_is_named_once(value: float, epochs: int, message: str, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_scale_at_its_floor_or_nan_is_named_once(value: float, epochs: int, me
 
 
 def test_a_training_step_that_goes_around_the_prepared_network_is_found_out(tmp_path: Path) -> None:
-    class Around(Itself):
+    class Around(ModuleAsNetwork):
         def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
             return self.head(self.conv(batch[0])[:, :, :2, :2].flatten(1)).sum()
 
@@ -315,7 +315,7 @@ def test_a_float_copy_from_before_is_kept_for_baselines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "w9a8"}, "bits=9 is no width"),
+        ({"policy": "w9a8"}, "bits=9 is not a valid width"),
         ({"policy": "w4a4", "calibration_images": 0}, "calibration_images=0 calibrates nothing"),
         ({"policy": "w4a4", "quantizer_lr_ratio": -1.0}, "quantizer_lr_ratio=-1.0 is negative"),
     ],

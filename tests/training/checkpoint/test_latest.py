@@ -15,7 +15,7 @@ class Hyperparameters:
 
 
 def written(path: Path, step: int, at: float = 0.0, **content: Any) -> Path:
-    """What Lightning writes, as far as it matters."""
+    """Writes the part of Lightning's checkpoints that matters here."""
     path.parent.mkdir(exist_ok=True)
     state = {
         "epoch": 70000,
@@ -49,7 +49,7 @@ def one_flipped_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [0, 3, 300, 70_000, 3_000_000_000])
-def test_the_newest_is_the_one_of_the_highest_step(step: int, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_the_one_with_the_most_steps(step: int, tmp_path: Path) -> None:
     newest = written(tmp_path / "checkpoints" / "a.ckpt", step + 1, at=1.0, hyper_parameters={"x": Hyperparameters()})
     written(tmp_path / "checkpoints" / "b.ckpt", step, at=2.0)
     for where in (tmp_path, tmp_path / "checkpoints", str(tmp_path)):
@@ -58,7 +58,7 @@ def test_the_newest_is_the_one_of_the_highest_step(step: int, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", [truncated, emptied, garbage, one_flipped_bit])
-def test_what_is_damaged_is_left_out_aloud(damage: Any, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_left_out_with_a_warning(damage: Any, tmp_path: Path) -> None:
     before = written(tmp_path / "step=1.ckpt", 1, at=1.0)
     last = written(tmp_path / "step=2.ckpt", 2, at=2.0)
     later = written(tmp_path / "step=3.ckpt", 3, at=3.0)
@@ -72,15 +72,15 @@ def test_what_is_damaged_is_left_out_aloud(damage: Any, tmp_path: Path) -> None:
         assert qat.latest_checkpoint(tmp_path) == later
 
 
-def test_weights_alone_are_no_checkpoint_of_a_fit(tmp_path: Path) -> None:
+def test_a_file_of_weights_is_not_a_checkpoint_of_a_fit(tmp_path: Path) -> None:
     path = tmp_path / "weights.ckpt"
     torch.save({"global_step": 9, "state_dict": {}, "loops": {}}, path)
-    assert defect(path) == "holds weights alone"
-    with pytest.raises(ValueError, match=r"weights.ckpt holds weights alone: give a checkpoint that a fit has written"):
+    assert defect(path) == "holds only weights"
+    with pytest.raises(ValueError, match=r"weights.ckpt holds only weights: give a checkpoint that a fit has written"):
         checkpoint_to_resume(path)
 
 
-def test_nothing_to_go_on_from(tmp_path: Path) -> None:
+def test_a_folder_without_a_readable_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no checkpoint: give a \.ckpt file"):
         qat.latest_checkpoint(tmp_path)
     only = written(tmp_path / "only.ckpt", 4)
@@ -91,7 +91,7 @@ def test_nothing_to_go_on_from(tmp_path: Path) -> None:
         checkpoint_to_resume(only)
 
 
-def test_nothing_is_said_when_nothing_is_damaged(tmp_path: Path) -> None:
+def test_undamaged_checkpoints_cause_no_warning(tmp_path: Path) -> None:
     path = written(tmp_path / "a.ckpt", 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

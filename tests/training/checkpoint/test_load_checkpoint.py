@@ -1,4 +1,4 @@
-"""`qat.load_checkpoint`: in another process, with nothing but the file."""
+"""`qat.load_checkpoint`: in another process, from the file alone."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from qat.models import ResNetCifar
 from qat.training.callbacks import QuantizationAwareTraining
 from qat.transform import is_prepared, quantizers
 from tests.paths import ROOT
-from tests.training.named_modules import Forgetful, Saved
-from tests.training.user_modules import CLASSES, LIGHTNING, Data, Itself, Net, images, trainer
+from tests.training.importable_modules import WithHyperparameters, WithoutHyperparameters
+from tests.training.user_modules import CLASSES, LIGHTNING, Data, ModuleAsNetwork, Net, images, trainer
 
 pytestmark = LIGHTNING
 
@@ -31,11 +31,11 @@ POLICY = {
     "activation": {"symmetric": False, "observer": {"_target_": "Percentile", "percentile": 99.0}},
     "rules": {"head": {"match": "*head", "weight": {"bits": 2, "granularity": "per_group", "group_size": 4}}},
 }
-"""Something of everything that a policy can say."""
+"""A policy that uses every kind of option."""
 
 
 class Trained:
-    """A checkpoint, some images, and what the trained network says about them."""
+    """A checkpoint, some images, and the outputs of the trained network for them."""
 
     def __init__(self, folder: Path, model: L.LightningModule, policy: Any = POLICY) -> None:
         callback = QuantizationAwareTraining(policy, quantizer_lr_ratio=0.01, calibration_images=64)
@@ -44,9 +44,9 @@ class Trained:
         self.path, self.folder = folder / "trained.ckpt", folder
         fitting.save_checkpoint(self.path)
         self.network, self.pixels = callback.network_of(model).eval(), images(16, 3).tensors[0]
-        self.expected = self.says(self.network)
+        self.expected = self.outputs_of(self.network)
 
-    def says(self, network: nn.Module) -> Tensor:
+    def outputs_of(self, network: nn.Module) -> Tensor:
         with torch.no_grad():
             found: Tensor = network(self.pixels)
         return found
@@ -61,12 +61,12 @@ def changed(path: Path, name: str, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("saved"), Saved(hidden=8))
+    return Trained(tmp_path_factory.mktemp("saved"), WithHyperparameters(hidden=8))
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """As train.py trains."""
+    """Trained like train.py does."""
     options = {"depth": 8, "num_classes": CLASSES, "in_channels": 1, "width": 4}
     module = ImageClassifier(
         ResNetCifar(**options),
@@ -88,8 +88,8 @@ assert torch.equal(network(pixels), of_recipe)
 qat.export_onnx(qat.convert(network), pixels[:1], "model.onnx")
 heavy = {{name.partition(".")[0] for name in sys.modules}} & {{"lightning", "hydra"}}
 
-from tests.training.named_modules import Saved
-module = qat.load_checkpoint({module}, Saved)
+from tests.training.importable_modules import WithHyperparameters
+module = qat.load_checkpoint({module}, WithHyperparameters)
 assert not module.training and module.hparams.hidden == 8
 assert torch.equal(module(pixels), of_module)
 print(type(network).__name__, type(module).__name__, sorted(heavy))
@@ -102,23 +102,23 @@ def test_a_new_process_predicts_the_same_from_the_file(recipe: Trained, saved: T
     code = ELSEWHERE.format(paths=paths, recipe=repr(str(recipe.path)), module=repr(str(saved.path)))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split(maxsplit=2) == ["ResNetCifar", "Saved", "[]\n"]
+    assert done.stdout.split(maxsplit=2) == ["ResNetCifar", "WithHyperparameters", "[]\n"]
     assert (tmp_path / "model.onnx").is_file()
 
 
 def test_a_network_is_copied_and_prepared(saved: Trained) -> None:
-    given = Saved(hidden=8).net
+    given = WithHyperparameters(hidden=8).net
     found = qat.load_checkpoint(saved.path, given)
-    assert torch.equal(saved.says(found), saved.expected)
+    assert torch.equal(saved.outputs_of(found), saved.expected)
     assert not is_prepared(given)
-    module = qat.load_checkpoint(saved.path, Saved(hidden=8))
-    assert isinstance(module, Saved)
-    assert torch.equal(saved.says(module), saved.expected)
+    module = qat.load_checkpoint(saved.path, WithHyperparameters(hidden=8))
+    assert isinstance(module, WithHyperparameters)
+    assert torch.equal(saved.outputs_of(module), saved.expected)
 
 
-def test_everything_is_as_it_was_trained(saved: Trained) -> None:
-    found = qat.load_checkpoint(saved.path, Saved)
-    assert isinstance(found, Saved)
+def test_the_loaded_module_has_the_trained_state(saved: Trained) -> None:
+    found = qat.load_checkpoint(saved.path, WithHyperparameters)
+    assert isinstance(found, WithHyperparameters)
     state, trained = found.net.state_dict(), saved.network.state_dict()
     assert state.keys() == trained.keys()
     assert all(torch.equal(state[name], value) for name, value in trained.items())
@@ -126,33 +126,34 @@ def test_everything_is_as_it_was_trained(saved: Trained) -> None:
     assert {name: q.extra_repr() for name, q in ours.items()} == {name: q.extra_repr() for name, q in theirs.items()}
     assert {name: q.spec for name, q in ours.items()} == {name: q.spec for name, q in theirs.items()}
     integer, expected = qat.convert(found.net), qat.convert(copy.deepcopy(saved.network))
-    assert torch.equal(saved.says(integer), saved.says(expected))
+    assert torch.equal(saved.outputs_of(integer), saved.outputs_of(expected))
 
 
 def test_a_module_that_is_itself_the_network(tmp_path: Path) -> None:
-    trained = Trained(tmp_path, Itself())
-    found = qat.load_checkpoint(trained.path, Itself)
-    assert torch.equal(trained.says(found), trained.expected)
+    trained = Trained(tmp_path, ModuleAsNetwork())
+    found = qat.load_checkpoint(trained.path, ModuleAsNetwork)
+    assert torch.equal(trained.outputs_of(found), trained.expected)
 
 
 def test_a_module_without_saved_hyperparameters_gets_them_as_keywords(tmp_path: Path) -> None:
-    trained = Trained(tmp_path, Forgetful(lr=0.02))
-    found = qat.load_checkpoint(trained.path, Forgetful, lr=0.5)
-    assert isinstance(found, Forgetful)
+    trained = Trained(tmp_path, WithoutHyperparameters(lr=0.02))
+    found = qat.load_checkpoint(trained.path, WithoutHyperparameters, lr=0.5)
+    assert isinstance(found, WithoutHyperparameters)
     assert found.lr == 0.5
-    assert torch.equal(trained.says(found), trained.expected)
+    assert torch.equal(trained.outputs_of(found), trained.expected)
     with pytest.raises(
         ValueError,
-        match=r"^Forgetful cannot be built \(.*'lr'\): pass what the checkpoint does not remember, "
-        r"qat\.load_checkpoint\(path, Forgetful, name=value\), or call self\.save_hyperparameters\(\) in its __init__",
+        match=r"^WithoutHyperparameters cannot be built \(.*'lr'\): pass what the checkpoint does not remember, "
+        r"qat\.load_checkpoint\(path, WithoutHyperparameters, name=value\), or call self\.save_hyperparameters\(\) in its "
+        "__init__",
     ):
-        qat.load_checkpoint(trained.path, Forgetful)
+        qat.load_checkpoint(trained.path, WithoutHyperparameters)
 
 
-def test_lightnings_own_way_says_that_the_quantizers_are_missing(saved: Trained) -> None:
-    """Why there is `qat.load_checkpoint`."""
+def test_load_from_checkpoint_of_lightning_fails_with_missing_quantizers(saved: Trained) -> None:
+    """The reason for `qat.load_checkpoint`."""
     with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: .*weight_quantizer"):
-        Saved.load_from_checkpoint(saved.path)
+        WithHyperparameters.load_from_checkpoint(saved.path)
 
 
 class Executed:
@@ -160,7 +161,7 @@ class Executed:
         return pytest.fail, ("a pickle was executed",)
 
 
-def test_what_is_wrong_with_a_file_is_one_sentence(saved: Trained, tmp_path: Path) -> None:
+def test_a_wrong_file_is_an_error_of_one_sentence(saved: Trained, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt does not exist: give a \.ckpt file"):
         qat.load_checkpoint(tmp_path / "nothing.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
@@ -171,16 +172,18 @@ def test_what_is_wrong_with_a_file_is_one_sentence(saved: Trained, tmp_path: Pat
         qat.load_checkpoint(tmp_path / "float.ckpt", Net())
     torch.save({"state_dict": {}, "hyper_parameters": Executed()}, tmp_path / "pickle.ckpt")
     with pytest.raises(ValueError, match=r"holds pickled objects, which could run code and are never loaded"):
-        qat.load_checkpoint(tmp_path / "pickle.ckpt", Saved)
+        qat.load_checkpoint(tmp_path / "pickle.ckpt", WithHyperparameters)
     with pytest.raises(ValueError, match=r"does not say what its network is built from: pass it"):
         qat.load_checkpoint(saved.path)
 
 
-def test_what_does_not_fit_the_file_is_one_sentence(saved: Trained) -> None:
+def test_a_module_that_does_not_fit_the_file_is_an_error_of_one_sentence(saved: Trained) -> None:
     with pytest.raises(ValueError, match=r"is not one of Net \(.*size mismatch.*\): pass the class, or the network"):
         qat.load_checkpoint(saved.path, Net())
-    with pytest.raises(ValueError, match=r"with its network in 'net', where Itself has nothing: pass the class"):
-        qat.load_checkpoint(saved.path, Itself)
+    with pytest.raises(
+        ValueError, match=r"with its network in 'net', where ModuleAsNetwork has nothing: pass the class"
+    ):
+        qat.load_checkpoint(saved.path, ModuleAsNetwork)
     with pytest.raises(ValueError, match=r"lr cannot be set: Net is built already; pass its class"):
         qat.load_checkpoint(saved.path, Net(), lr=1.0)
 
@@ -188,7 +191,7 @@ def test_what_does_not_fit_the_file_is_one_sentence(saved: Trained) -> None:
 @pytest.mark.parametrize(
     "target", ["os.system", "builtins.eval", "antigravity.Net", "torch.nn.init.zeros_", "eval", ""]
 )
-def test_a_foreign_file_calls_nothing(target: str, recipe: Trained) -> None:
+def test_nothing_in_a_foreign_file_is_called(target: str, recipe: Trained) -> None:
     path = changed(recipe.path, "foreign.ckpt", built_from={"_target_": target, "command": "false"})
     with pytest.raises(ValueError, match="which is no network that is imported here"):
         qat.load_checkpoint(path)
@@ -204,7 +207,7 @@ def test_a_foreign_file_calls_nothing(target: str, recipe: Trained) -> None:
     ],
     ids=["quantizer", "estimator", "estimators_name"],
 )
-def test_a_foreign_file_imports_nothing(part: dict[str, Any], recipe: Trained) -> None:
+def test_nothing_that_a_foreign_file_names_is_imported(part: dict[str, Any], recipe: Trained) -> None:
     record = torch.load(recipe.path, weights_only=True)["qat"]
     record["policy"]["rules"]["all"]["weight"]["quantizer"] = part
     path = changed(recipe.path, "foreign.ckpt", qat=record)
@@ -213,9 +216,9 @@ def test_a_foreign_file_imports_nothing(part: dict[str, Any], recipe: Trained) -
     assert "antigravity" not in sys.modules
 
 
-def test_a_network_class_of_ones_own_is_found_once_it_is_imported(tmp_path: Path) -> None:
+def test_a_network_class_of_the_user_is_found_once_it_is_imported(tmp_path: Path) -> None:
     module = ImageClassifier(
         Net(), CLASSES, functools.partial(torch.optim.SGD, lr=0.01), built_from={"_target_": f"{Net.__module__}.Net"}
     )
     trained = Trained(tmp_path, module)
-    assert torch.equal(trained.says(qat.load_checkpoint(trained.path)), trained.expected)
+    assert torch.equal(trained.outputs_of(qat.load_checkpoint(trained.path)), trained.expected)

@@ -1,4 +1,4 @@
-"""A fit that is interrupted anywhere ends as one that is not: the same bits, and the same diary of what was seen and logged."""
+"""A fit that is interrupted anywhere ends like one that is not: the same bits, the same batches and the same logged values."""
 
 import os
 import random
@@ -17,36 +17,43 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from qat.training.callbacks import OscillationControl, QuantizationAwareTraining
 from qat.training.checkpoint.random_state import RandomState
-from qat.training.checkpoint.resume import KEY
-from tests.training.checkpoint.interrupted import Augmented, Everywhere, Fit, Noisy, differences, own_generator
+from qat.training.checkpoint.resume import RESUME_KEY
+from tests.training.checkpoint.interrupted_fits import (
+    AugmentedImages,
+    CheckpointInEveryHook,
+    Fit,
+    RandomClassifier,
+    differences,
+    loader_with_generator,
+)
 from tests.training.user_modules import LIGHTNING
 
 pytestmark = [*LIGHTNING, pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")]
 
 
 def shuffled() -> DataLoader[Any]:
-    return DataLoader(Augmented(), 8, shuffle=True)
+    return DataLoader(AugmentedImages(), 8, shuffle=True)
 
 
-def drawn_while_loading() -> DataLoader[Any]:
+def loader_that_draws_late() -> DataLoader[Any]:
     sampler = RandomSampler(range(40), replacement=True, generator=Generator().manual_seed(1))
-    return DataLoader(Augmented(), 8, sampler=sampler)
+    return DataLoader(AugmentedImages(), 8, sampler=sampler)
 
 
-def in_workers() -> DataLoader[Any]:
-    return DataLoader(Augmented(), 8, shuffle=True, num_workers=2)
+def loader_with_workers() -> DataLoader[Any]:
+    return DataLoader(AugmentedImages(), 8, shuffle=True, num_workers=2)
 
 
 def two_loaders() -> dict[str, DataLoader[Any]]:
-    shorter = DataLoader(Augmented(24), 8, shuffle=True, generator=Generator().manual_seed(5))
+    shorter = DataLoader(AugmentedImages(24), 8, shuffle=True, generator=Generator().manual_seed(5))
     return {"a": shuffled(), "b": shorter}
 
 
-class Placed(DataLoader[Any]):
-    """Keeps its own place, as torchdata's StatefulDataLoader."""
+class StatefulLoader(DataLoader[Any]):
+    """Keeps its position, like torchdata's StatefulDataLoader."""
 
     def __init__(self) -> None:
-        super().__init__(Augmented(), 8)
+        super().__init__(AugmentedImages(), 8)
         self.begin = self.at = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -61,7 +68,7 @@ class Placed(DataLoader[Any]):
             yield self.collate_fn([self.dataset[i] for i in range(8 * self.at - 8, 8 * self.at)])
 
 
-class AccumulatingByHand(Noisy):
+class AccumulatingByHand(RandomClassifier):
     """Two optimizers that step after every other batch."""
 
     def __init__(self, loader: Callable[[], Any]) -> None:
@@ -81,11 +88,13 @@ class AccumulatingByHand(Noisy):
 
 
 BY_STEPS = {"epochs": -1, "max_steps": 12}
-CASES: dict[str, tuple[Callable[[], Any], dict[str, Any], slice]] = {  # the checkpoints of a fit that are resumed
+CASES: dict[
+    str, tuple[Callable[[], Any], dict[str, Any], slice]
+] = {  # the slice chooses the checkpoints that are resumed
     "validated after each epoch": (shuffled, {}, slice(None)),
-    "own generator, validated within epochs": (own_generator, {"val_check_interval": 2}, slice(0, None, 4)),
+    "own generator, validated within epochs": (loader_with_generator, {"val_check_interval": 2}, slice(0, None, 4)),
     "a sampler that draws late, validated across epochs": (
-        drawn_while_loading,
+        loader_that_draws_late,
         {"val_check_interval": 3, "check_val_every_n_epoch": None},
         slice(1, None, 5),
     ),
@@ -100,16 +109,16 @@ CASES: dict[str, tuple[Callable[[], Any], dict[str, Any], slice]] = {  # the che
         slice(1, None, 2),
     ),
     "two loaders": (two_loaders, {"epochs": 2}, slice(0, None, 3)),
-    "a loader that keeps its place": (Placed, {"epochs": 2}, slice(0, None, 3)),
-    "loading in workers": (in_workers, {"epochs": 2}, slice(6, 9)),
+    "a loader that keeps its place": (StatefulLoader, {"epochs": 2}, slice(0, None, 3)),
+    "loading in workers": (loader_with_workers, {"epochs": 2}, slice(6, 9)),
 }
 
 
 @pytest.mark.parametrize(("loader", "options", "some"), CASES.values(), ids=CASES.keys())
-def test_from_wherever_it_goes_on_it_ends_the_same(
+def test_a_fit_resumed_from_any_checkpoint_ends_with_the_same_bits(
     loader: Callable[[], Any], options: dict[str, Any], some: slice, tmp_path: Path
 ) -> None:
-    whole = Fit(tmp_path, loader, callbacks=[Everywhere(tmp_path)], **options).run()
+    whole = Fit(tmp_path, loader, callbacks=[CheckpointInEveryHook(tmp_path)], **options).run()
     end = whole.end()
     written = sorted(tmp_path.glob("*.ckpt"))[some]
     assert written
@@ -120,11 +129,11 @@ def test_from_wherever_it_goes_on_it_ends_the_same(
         assert seen == 0 or resumed.diary.pages == whole.diary.pages[-seen:], path.name
 
 
-def test_oscillations_that_are_dampened_and_frozen_go_on(tmp_path: Path) -> None:
+def test_dampened_and_frozen_oscillations_are_resumed(tmp_path: Path) -> None:
     def control() -> OscillationControl:
         return OscillationControl(dampening=(0.0, 0.5), freezing=(0.3, 0.02), momentum=0.2, max_bits=8)
 
-    whole = Fit(tmp_path, shuffled, callbacks=[control(), Everywhere(tmp_path)]).run()
+    whole = Fit(tmp_path, shuffled, callbacks=[control(), CheckpointInEveryHook(tmp_path)]).run()
     state = {name: value for name, value in whole.end()["weights"].items() if ".oscillations." in name}
     assert any(value.any() for name, value in state.items() if name.endswith(".frozen"))
     for path in sorted(tmp_path.glob("*.ckpt"))[::5]:
@@ -132,26 +141,26 @@ def test_oscillations_that_are_dampened_and_frozen_go_on(tmp_path: Path) -> None
         assert differences(whole.end(), resumed.end()) == [], path.name
 
 
-def test_twice_interrupted_in_one_epoch(tmp_path: Path) -> None:
-    end = Fit(tmp_path, shuffled, callbacks=[Everywhere(tmp_path)]).run().end()
+def test_a_fit_interrupted_twice_in_one_epoch_ends_with_the_same_bits(tmp_path: Path) -> None:
+    end = Fit(tmp_path, shuffled, callbacks=[CheckpointInEveryHook(tmp_path)]).run().end()
     again = tmp_path / "again"
     again.mkdir()
-    Fit(tmp_path, shuffled, seed=1, callbacks=[Everywhere(again)]).run(tmp_path / "07_batch_6.ckpt")
+    Fit(tmp_path, shuffled, seed=1, callbacks=[CheckpointInEveryHook(again)]).run(tmp_path / "07_batch_6.ckpt")
     assert differences(end, Fit(tmp_path, shuffled, seed=2).run(again / "01_batch_8.ckpt").end()) == []
 
 
 @pytest.mark.parametrize("name", ["02_batch_3", "04_batch_5", "05_validation_5", "06_epoch_5"])
-def test_without_the_record_it_ends_differently(name: str, tmp_path: Path) -> None:
-    end = Fit(tmp_path, shuffled, callbacks=[Everywhere(tmp_path)]).run().end()
+def test_without_its_record_a_resumed_fit_ends_differently(name: str, tmp_path: Path) -> None:
+    end = Fit(tmp_path, shuffled, callbacks=[CheckpointInEveryHook(tmp_path)]).run().end()
     checkpoint = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
-    del checkpoint[KEY]
+    del checkpoint[RESUME_KEY]
     torch.save(checkpoint, tmp_path / "without.ckpt")
     with pytest.warns(match="not resumable") if name == "02_batch_3" else nullcontext():
         resumed = Fit(tmp_path, shuffled).run(tmp_path / "without.ckpt")
     assert "['weights']['net.conv1.weight']" in differences(end, resumed.end())
 
 
-class Failing(L.Callback):
+class RaiseInHook(L.Callback):
     """Raises in the n-th call of a hook."""
 
     def __init__(self, hook: str, n: int) -> None:
@@ -161,10 +170,10 @@ class Failing(L.Callback):
     def fail(self, *_: Any) -> None:
         self.left -= 1
         if self.left == 0:
-            raise Interrupted
+            raise InterruptionError
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     pass
 
 
@@ -177,26 +186,28 @@ class Interrupted(Exception):
         ("on_train_batch_end", 5, 1),
         ("on_train_epoch_start", 2, 1),
         ("on_train_epoch_end", 2, 1),
-        ("on_validation_start", 2, 1),  # the first one is of the sanity check
+        ("on_validation_start", 2, 1),  # the first belongs to the sanity check
         ("on_validation_batch_end", 3, 1),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*ckpt_path=.*")
-def test_what_an_exception_between_two_steps_saves(hook: str, n: int, every: int, tmp_path: Path) -> None:
+def test_a_checkpoint_saved_by_an_exception_between_two_steps_is_exact(
+    hook: str, n: int, every: int, tmp_path: Path
+) -> None:
     options = {"accumulate_grad_batches": every, "epochs": 2}
     end = Fit(tmp_path, shuffled, **options).run().end()
-    failing = [Failing(hook, n), OnExceptionCheckpoint(tmp_path, "saved")]
-    with pytest.raises(Interrupted):
+    failing = [RaiseInHook(hook, n), OnExceptionCheckpoint(tmp_path, "saved")]
+    with pytest.raises(InterruptionError):
         Fit(tmp_path, shuffled, callbacks=failing, **options).run()
     assert differences(end, Fit(tmp_path, shuffled, seed=9, **options).run(tmp_path / "saved.ckpt").end()) == []
 
 
-def test_the_best_checkpoint_comes_along_into_another_folder(tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_copied_into_another_folder(tmp_path: Path) -> None:
     def best(folder: str) -> ModelCheckpoint:
         return ModelCheckpoint(tmp_path / folder, "best", monitor="val/top1", mode="max")
 
     first = best("first")
-    Fit(tmp_path, shuffled, callbacks=[first, Everywhere(tmp_path)]).run()
+    Fit(tmp_path, shuffled, callbacks=[first, CheckpointInEveryHook(tmp_path)]).run()
     (tmp_path / "first").rename(tmp_path / "moved")
     late = tmp_path / "moved" / "late.ckpt"
     sorted(tmp_path.glob("*_epoch_*.ckpt"))[-1].rename(late)
@@ -212,8 +223,8 @@ def test_the_best_checkpoint_comes_along_into_another_folder(tmp_path: Path) -> 
     assert third.best_model_path == ""
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
-    end = Fit(tmp_path, shuffled, callbacks=[Everywhere(tmp_path)]).run().end()
+def test_instead_of_a_damaged_last_checkpoint_the_one_before_is_used(tmp_path: Path) -> None:
+    end = Fit(tmp_path, shuffled, callbacks=[CheckpointInEveryHook(tmp_path)]).run().end()
     last = tmp_path / "12_validation_10.ckpt"
     written = last.stat().st_mtime
     last.write_bytes(last.read_bytes()[:5000])
@@ -227,18 +238,18 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path: Path) 
 def test_random_state_survives_a_checkpoint(tmp_path: Path) -> None:
     random.gauss(0, 1), np.random.randn(3)  # noqa: NPY002 (each keeps a second number for later)
     own = Generator().manual_seed(7)
-    torch.save(RandomState.now([own]).plain(), tmp_path / "state.pt")
+    torch.save(RandomState.current([own]).to_plain(), tmp_path / "state.pt")
 
     def draw() -> list[Any]:
         return [torch.rand(3).tolist(), np.random.randn(3).tolist(), random.gauss(0, 1), torch.rand(1, generator=own)]  # noqa: NPY002
 
     first = draw()
     assert draw() != first
-    RandomState.from_plain(torch.load(tmp_path / "state.pt", weights_only=True)).put_back([own])
+    RandomState.from_plain(torch.load(tmp_path / "state.pt", weights_only=True)).restore([own])
     assert draw() == first
 
 
-def test_after_the_fit_everything_is_the_users_again(tmp_path: Path) -> None:
+def test_after_the_fit_no_hook_stays_wrapped(tmp_path: Path) -> None:
     fit = Fit(tmp_path, shuffled, epochs=1).run()
     assert not {"on_train_start", "on_validation_model_zero_grad"} & vars(fit.module).keys()
     assert "dataloader" not in vars(fit.trainer.fit_loop._data_source)
@@ -246,7 +257,7 @@ def test_after_the_fit_everything_is_the_users_again(tmp_path: Path) -> None:
     assert isinstance(fit.qat, QuantizationAwareTraining)
 
 
-def test_a_checkpoint_may_be_written_before_there_are_data_and_after_the_fit(tmp_path: Path) -> None:
+def test_a_checkpoint_may_be_written_before_dataloaders_exist_and_after_the_fit(tmp_path: Path) -> None:
     class Early(L.Callback):
         def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
             trainer.save_checkpoint(tmp_path / "early.ckpt")

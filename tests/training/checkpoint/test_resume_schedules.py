@@ -1,4 +1,4 @@
-"""Schedules over a fit go on, wherever it was interrupted, as if it had not been: the same bits."""
+"""Schedules over a fit end with the same bits, wherever the fit was interrupted."""
 
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from qat.training.callbacks import Freeze, ProgressiveBits, QuantizationAwareTraining
-from tests.training.checkpoint.interrupted import Everywhere, Fit, differences, own_generator
+from tests.training.checkpoint.interrupted_fits import CheckpointInEveryHook, Fit, differences, loader_with_generator
 from tests.training.user_modules import LIGHTNING, images
 
 pytestmark = [*LIGHTNING, pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric")]
@@ -18,21 +18,21 @@ BY_STEPS = {"epochs": -1, "max_steps": 12, "val_check_interval": 4}
 
 
 @pytest.mark.parametrize("length", [{}, BY_STEPS], ids=["epochs", "steps"])
-def test_what_is_frozen_stays_frozen(length: dict[str, Any], tmp_path: Path) -> None:
+def test_frozen_statistics_and_scales_stay_frozen_in_a_resumed_fit(length: dict[str, Any], tmp_path: Path) -> None:
     def fit(*callbacks: Any, seed: int = 0) -> Fit:
         freeze = Freeze(batch_norm=0.3, scales=0.6)
-        return Fit(tmp_path, own_generator, seed=seed, callbacks=[freeze, *callbacks], **length)
+        return Fit(tmp_path, loader_with_generator, seed=seed, callbacks=[freeze, *callbacks], **length)
 
-    end = fit(Everywhere(tmp_path)).run().end()
+    end = fit(CheckpointInEveryHook(tmp_path)).run().end()
     for path in sorted(tmp_path.glob("*.ckpt"))[1::4]:
         assert differences(end, fit(seed=99).run(path).end()) == [], path.name
 
 
-class Apart(Fit):
-    """With Adam for the scales, beside SGD and a schedule that watches what is logged."""
+class FitWithQuantizerOptimizer(Fit):
+    """With Adam for the scales, beside SGD and a schedule that depends on what is logged."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        super().__init__(folder, own_generator, **options)
+        super().__init__(folder, loader_with_generator, **options)
         qat = QuantizationAwareTraining(
             "w4a8", batches=[images(16).tensors[0]], quantizer_optimizer=partial(torch.optim.Adam, lr=1e-4)
         )
@@ -40,21 +40,21 @@ class Apart(Fit):
         callbacks[callbacks.index(self.qat)] = qat
 
 
-def test_an_optimizer_for_scales_goes_on_with_its_state(tmp_path: Path) -> None:
-    end = Apart(tmp_path, callbacks=[Everywhere(tmp_path)]).run().end()
+def test_a_quantizer_optimizer_is_resumed_with_its_state(tmp_path: Path) -> None:
+    end = FitWithQuantizerOptimizer(tmp_path, callbacks=[CheckpointInEveryHook(tmp_path)]).run().end()
     assert {"exp_avg", "momentum_buffer"} <= {key for s in end["optimizers"][0]["state"].values() for key in s}
     for path in sorted(tmp_path.glob("*.ckpt"))[1::4]:
-        assert differences(end, Apart(tmp_path, seed=99).run(path).end()) == [], path.name
+        assert differences(end, FitWithQuantizerOptimizer(tmp_path, seed=99).run(path).end()) == [], path.name
 
 
 @pytest.mark.parametrize("length", [{}, BY_STEPS], ids=["epochs", "steps"])
-def test_stages_of_bits_go_on_and_the_best_is_the_same(length: dict[str, Any], tmp_path: Path) -> None:
+def test_stages_of_bits_and_the_best_score_are_resumed(length: dict[str, Any], tmp_path: Path) -> None:
     def fit(folder: str, *callbacks: Any, seed: int = 0) -> tuple[Fit, ModelCheckpoint]:
         best = ModelCheckpoint(tmp_path / folder, "best", monitor="val/top1", mode="max", every_n_train_steps=1)
         stages = ProgressiveBits({0.0: 32, 0.2: 8, 0.7: 4})
-        return Fit(tmp_path, own_generator, seed=seed, callbacks=[stages, best, *callbacks], **length), best
+        return Fit(tmp_path, loader_with_generator, seed=seed, callbacks=[stages, best, *callbacks], **length), best
 
-    whole, best = fit("whole", Everywhere(tmp_path))
+    whole, best = fit("whole", CheckpointInEveryHook(tmp_path))
     end = whole.run().end()
     paths = sorted(tmp_path.glob("*.ckpt"))
     stages = [torch.load(path, weights_only=True)["qat"]["bits"] for path in paths]

@@ -8,6 +8,7 @@ import qat
 from qat.models import ResNetCifar
 from qat.training.callbacks import QuantizationAwareTraining
 from qat.training.lightning.compilation import check_compiler
+from qat.training.lightning.private_api import get_compiled_call
 from qat.transform.bits import FLOAT, set_bits
 from tests.training.user_modules import LIGHTNING, Classifier, Data, Net, trainer
 
@@ -27,7 +28,7 @@ def calibrated(policy: qat.Policy, x: Tensor) -> nn.Module:
 
 
 def assert_same_numbers(network: nn.Module, compiled: nn.Module, x: Tensor) -> None:
-    """Outputs and gradients; the eager kernels keep the scales' residuals in one byte."""
+    """Outputs and gradients. The eager kernels keep the residuals of the scales in one byte."""
     with torch.no_grad():
         assert torch.allclose(network(x), compiled(x), atol=1e-5)
     eager = gradients(network, network, x)
@@ -39,7 +40,7 @@ def assert_same_numbers(network: nn.Module, compiled: nn.Module, x: Tensor) -> N
 @pytest.mark.parametrize("policy", ["w8a8", "w4a4", "w2a2"])
 @pytest.mark.parametrize("quantizer", ["LSQ", "Static", "TQT", "PACT"])
 def test_one_graph_and_the_same_numbers(policy: str, quantizer: str) -> None:
-    """fullgraph: a graph break is an error. The compiler's own arithmetic is another test."""
+    """With fullgraph, a graph break is an error. The compiler's own arithmetic is not tested here."""
     torch._dynamo.reset()
     x = torch.randn(4, 3, 8, 8)
     network = calibrated(qat.load_policy(policy).with_parts(quantizer, "MinMax"), x)
@@ -55,7 +56,7 @@ def test_with_breaks_in_the_graph_the_same_numbers(policy: qat.Policy) -> None:
     assert_same_numbers(network, torch.compile(network, backend="aot_eager"), x)
 
 
-def test_another_width_is_compiled_anew() -> None:
+def test_another_width_is_recompiled() -> None:
     torch._dynamo.reset()
     x = torch.randn(4, 3, 8, 8)
     network = calibrated(qat.load_policy("w2a2"), x)
@@ -70,7 +71,7 @@ def test_another_width_is_compiled_anew() -> None:
 
 
 def qat_of(compile: bool) -> QuantizationAwareTraining:
-    """Slow scales: this network is untrained and tiny, and its scales would run away."""
+    """With slow scales: this network is untrained and tiny, and its scales would diverge."""
     return QuantizationAwareTraining("w8a8", compile=compile, quantizer_lr_ratio=0.01)
 
 
@@ -83,21 +84,21 @@ def test_a_compiled_fit_is_an_eager_fit(tmp_path: Path) -> None:
         model, fitting = Classifier(), trainer(tmp_path, callback := qat_of(compile))
         fitting.fit(model, Data())
         losses.append(float(fitting.callback_metrics["train/loss"]))
-        assert callback.network_of(model)._compiled_call_impl is None, "after the fit it runs as written"
+        assert get_compiled_call(callback.network_of(model)) is None, "after the fit it runs as written"
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] > 0, "something was compiled"
     assert counters["graph_break"] == {}
 
 
-def test_without_a_compiler_the_sentence_comes_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_an_error_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qat.training.lightning.compilation.shutil.which", lambda name: None)
     with pytest.raises(ValueError, match=r"compile=True needs a C\+\+ compiler, and there is none: install g\+\+"):
         trainer(".", QuantizationAwareTraining("w8a8", compile=True)).fit(Classifier(), Data())
     check_compiler("cuda")
 
 
-def test_compile_is_a_switch() -> None:
+def test_compile_must_be_a_bool() -> None:
     with pytest.raises(ValueError, match="compile='maybe' is not possible: write true or false"):
         QuantizationAwareTraining("w8a8", compile="maybe")
 

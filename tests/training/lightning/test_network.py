@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from qat.training.lightning.network import find_network, with_network
+from qat.training.lightning.network import copy_with_network, find_network_name
 from qat.transform import load_policy, prepare_
-from tests.training.user_modules import Classifier, Itself, Net
+from tests.training.user_modules import Classifier, ModuleAsNetwork, Net
 
 
 class Two(L.LightningModule):
@@ -38,48 +38,48 @@ class Loose(L.LightningModule):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(Classifier(), "net"), (Itself(), ""), (TwoWithForward(), ""), (Loose(), "")], ids=str
+    ("module", "name"), [(Classifier(), "net"), (ModuleAsNetwork(), ""), (TwoWithForward(), ""), (Loose(), "")], ids=str
 )
 def test_the_network_is_found(module: L.LightningModule, name: str) -> None:
-    assert find_network(module) == name
+    assert find_network_name(module) == name
 
 
-def test_a_name_decides() -> None:
-    assert find_network(Two(), "teacher") == "teacher"
-    assert find_network(Classifier(), "") == ""
+def test_a_given_name_is_used() -> None:
+    assert find_network_name(Two(), "teacher") == "teacher"
+    assert find_network_name(Classifier(), "") == ""
     with pytest.raises(
         ValueError,
-        match=r"network='net' is no submodule of Two; its submodules with layers are: 'encoder', 'teacher'\.",
+        match=r"network='net' is not a submodule of Two; its submodules with layers are: 'encoder', 'teacher'\.",
     ):
-        find_network(Two(), "net")
+        find_network_name(Two(), "net")
 
 
 @pytest.mark.parametrize("kind", [Two, Untraceable])
-def test_several_candidates_are_a_question(kind: type[Two]) -> None:
+def test_several_candidates_are_an_error(kind: type[Two]) -> None:
     message = (
         f"{kind.__name__} has several submodules with layers ('encoder', 'teacher') and no forward that can be traced: "
     )
     with pytest.raises(ValueError, match="^" + re.escape(message) + "say which one is the network"):
-        find_network(kind())
+        find_network_name(kind())
 
 
-def test_nothing_to_quantize_is_said() -> None:
+def test_a_module_without_layers_is_an_error() -> None:
     with pytest.raises(
         ValueError, match="LightningModule has no Conv1d, Conv2d or Linear: build its layers in __init__"
     ):
-        find_network(L.LightningModule())
+        find_network_name(L.LightningModule())
 
 
-def test_what_is_prepared_is_found_again() -> None:
+def test_a_prepared_network_is_found_again() -> None:
     two = Two()
     prepare_(two.teacher, load_policy("w4a4"))
-    assert find_network(two) == "teacher"
-    itself = Itself()
+    assert find_network_name(two) == "teacher"
+    itself = ModuleAsNetwork()
     prepare_(itself, load_policy("w4a4"))
-    assert find_network(itself) == ""
+    assert find_network_name(itself) == ""
 
 
-@pytest.mark.parametrize(("module", "name"), [(Classifier(), "net"), (Itself(), "")], ids=["child", "itself"])
+@pytest.mark.parametrize(("module", "name"), [(Classifier(), "net"), (ModuleAsNetwork(), "")], ids=["child", "itself"])
 def test_the_same_steps_run_with_another_network(module: L.LightningModule, name: str) -> None:
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_the_same_steps_run_with_another_network(module: L.LightningModule, name
 
     before = {key: id(value) for key, value in vars(module).items()}
     children = dict(module.named_children())
-    twin = with_network(module, name, Constant())
+    twin = copy_with_network(module, name, Constant())
     assert type(twin) is type(module)
     assert twin(torch.zeros(2, 1, 8, 8)).tolist() == [[3.0] * 4] * 2
     assert module(torch.zeros(2, 1, 8, 8)).tolist() != [[3.0] * 4] * 2
@@ -105,20 +105,20 @@ def test_a_network_deep_inside_can_be_replaced() -> None:
             self.outer = nn.ModuleDict({"inner": Net()})
 
     module, other = Deep(), nn.Identity()
-    twin = with_network(module, "outer.inner", other)
+    twin = copy_with_network(module, "outer.inner", other)
     assert twin.get_submodule("outer.inner") is other
     assert isinstance(module.get_submodule("outer.inner"), Net)
 
 
-@pytest.mark.parametrize("kind", [Classifier, Itself])
-def test_a_forward_that_ddp_bound_to_the_module_does_not_survive(kind: type[Classifier]) -> None:
+@pytest.mark.parametrize("kind", [Classifier, ModuleAsNetwork])
+def test_a_copy_does_not_keep_the_forward_that_ddp_bound_to_the_module(kind: type[Classifier]) -> None:
     """Lightning's DDP strategy leaves `module.forward = <bound method of module>` behind."""
     module, other, x = kind().eval(), Net().eval(), torch.randn(2, 1, 8, 8)
     module.forward = module.forward  # type: ignore[method-assign]
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(2)
-    twin = with_network(module, "net" if kind is Classifier else "", other)
+    twin = copy_with_network(module, "net" if kind is Classifier else "", other)
     assert torch.equal(twin(x), other(x))
     assert not torch.equal(module(x), other(x))
     network = module.net if kind is Classifier else module

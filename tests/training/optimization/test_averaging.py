@@ -1,4 +1,4 @@
-"""Averages of weights: EMA and SWA of Lightning, and copies that people keep themselves."""
+"""Averages of weights: EMA and SWA of Lightning, and copies that a LightningModule keeps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 QUICK = load_policy("w4a4").with_parts("LSQ", "MinMax")
-"""Calibrated in no time."""
+"""Calibrates quickly."""
 
 AFFINE = {
     "preset": "w4a4",
@@ -34,7 +34,7 @@ AFFINE = {
     "activation": {"symmetric": False, "observer": "MinMax"},
     "residual_bits": None,
 }
-"""Zero-points that are not 0, so that it shows when they are averaged."""
+"""Zero-points other than 0, so that the test notices if they are averaged."""
 
 
 def qat(policy: Any = QUICK, **options: Any) -> QuantizationAwareTraining:
@@ -46,7 +46,7 @@ def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
 
 
 class Recorder(L.Callback):
-    """The state after calibration and after each optimizer step, and what validation runs with."""
+    """Records the state after calibration, after each optimizer step and in each validation batch."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Tensor]] = []
@@ -79,7 +79,7 @@ AVERAGES = {
 
 
 @pytest.mark.parametrize(("kind", "first"), [*((kind, False) for kind in AVERAGES), ("EMA", True)])
-def test_an_average_is_the_average_of_the_steps_and_has_their_integers(kind: str, first: bool, tmp_path: Path) -> None:
+def test_an_average_averages_the_steps_and_copies_integers(kind: str, first: bool, tmp_path: Path) -> None:
     average, recorder = AVERAGES[kind](), Recorder()
     callbacks = [qat(AFFINE), average] if first else [average, qat(AFFINE)]
     model, _ = fit(tmp_path, *callbacks, recorder)
@@ -111,7 +111,7 @@ def test_a_zero_point_would_lose_a_step_if_it_were_averaged() -> None:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["qat first", "qat last"])
-def test_before_its_first_step_an_average_is_the_calibrated_network(first: bool, tmp_path: Path) -> None:
+def test_before_its_first_update_an_average_is_the_calibrated_network(first: bool, tmp_path: Path) -> None:
     average, recorder = EMAWeightAveraging(update_starting_at_step=100), Recorder()
     callbacks = [qat(), average] if first else [average, qat()]
     fit(tmp_path, *callbacks, recorder, num_sanity_val_steps=1)

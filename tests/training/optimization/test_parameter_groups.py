@@ -53,7 +53,7 @@ def test_named_parameters_generators_and_single_tensors_are_split_too(network: n
 
 def test_a_wrapping_optimizer_does_not_slow_the_scales_twice(network: nn.Module) -> None:
     class Wrapping(torch.optim.SGD):
-        """As sharpness-aware minimization does: an optimizer that is given the groups of another."""
+        """Like sharpness-aware minimization: an optimizer that gets the groups of another."""
 
         def __init__(self, params: Any, **options: Any) -> None:
             super().__init__(params, **options)
@@ -64,7 +64,7 @@ def test_a_wrapping_optimizer_does_not_slow_the_scales_twice(network: nn.Module)
     assert [g["lr"] for g in optimizer.base.param_groups] == [1.0, 0.1]
 
 
-def test_outside_of_the_with_everything_is_as_before(network: nn.Module) -> None:
+def test_after_the_with_block_groups_are_not_split(network: nn.Module) -> None:
     original = torch.optim.Optimizer.add_param_group
     with pytest.raises(ZeroDivisionError), split_parameter_groups(network, 0.1):
         raise ZeroDivisionError

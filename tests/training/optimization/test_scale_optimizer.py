@@ -1,4 +1,4 @@
-"""One optimizer from outside, two inside: against the same two, stepped by hand."""
+"""The combined optimizer, compared with the same two optimizers stepped by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAIRS: dict[str, tuple[Make, Make]] = {
     "AdamW and SGD": (partial(AdamW, lr=0.01), partial(SGD, lr=1e-3, momentum=0.9)),
     "Adam twice": (partial(Adam, lr=0.01), partial(Adam, lr=1e-4, betas=(0.5, 0.9))),
 }
-"""Of weights, of scales. Their states have other names, which must not be mixed up."""
+"""Optimizers of weights and of scales. Their states have different names, which must not be mixed up."""
 
 
 def factor(step: int) -> float:
@@ -89,7 +89,7 @@ def test_steps_are_those_of_the_two_optimizers(weights: Make, scales: Make) -> N
 
 
 @pytest.mark.parametrize(("weights", "scales"), PAIRS.values(), ids=PAIRS.keys())
-def test_a_saved_state_goes_on(weights: Make, scales: Make) -> None:
+def test_a_saved_state_is_resumed(weights: Make, scales: Make) -> None:
     whole = network()
     optimizer = joined(whole, weights, scales)
     for step in range(4):
@@ -171,7 +171,7 @@ def callback(**options: Any) -> QuantizationAwareTraining:
 
 
 class ByHand(Classifier):
-    """The same fit with manual optimization: what a person would write without the option."""
+    """The same fit with manual optimization, as people would write it without the option."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ def test_without_learned_scales_there_is_one_optimizer(tmp_path: Path) -> None:
 # Refused -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_ratio_beside_it_is_refused() -> None:
+def test_quantizer_lr_ratio_beside_a_quantizer_optimizer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^quantizer_lr_ratio=0.1 beside a quantizer_optimizer, which has"):
         callback(quantizer_lr_ratio=0.1)
 
@@ -261,7 +261,7 @@ def test_a_ratio_beside_it_is_refused() -> None:
         ),
     ],
 )
-def test_what_makes_no_optimizer_is_refused(make: Any, message: str) -> None:
+def test_a_factory_that_makes_no_optimizer_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QuantizationAwareTraining("w4a4", quantizer_optimizer=make)
 
@@ -270,7 +270,7 @@ def test_what_makes_no_optimizer_is_refused(make: Any, message: str) -> None:
     ("make", "message"),
     [(torch.optim.LBFGS, "^LBFGS cannot share its steps"), (partial(SGD, fused=True), "^a fused SGD cannot share")],
 )
-def test_optimizers_that_step_otherwise_are_refused(make: Make, message: str) -> None:
+def test_lbfgs_and_fused_optimizers_are_refused(make: Make, message: str) -> None:
     model = network()
     with pytest.raises(ValueError, match=message), split_parameter_groups(model, 1.0, partial(Adam, lr=1e-4)):
         make(model.parameters(), lr=0.1)

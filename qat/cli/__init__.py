@@ -1,0 +1,1 @@
+"""The command line, `qat COMMAND`. Adding a command costs a module here and a line in `main.py`."""

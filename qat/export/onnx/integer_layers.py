@@ -1,0 +1,125 @@
+"""ONNX forms of the layers in `qat/integer/layers.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import TensorProto
+from torch import fx, nn
+
+from qat.export.onnx.float_operations import write_float_module
+from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
+from qat.integer.layers import DynamicLayer, IntegerConv, IntegerLayer, IntegerLinear, WeightOnlyLayer
+
+
+def write_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConv) -> str:
+    name = tensor_name(node)
+    x = graph.dequantized(graph.input(node), layer.input)
+    # Unfused, because no QuantizeLinear follows, the weight is rewritten to uint8 by the runtime, with its zero-point.
+    zero_points = {"weight": np.int8} if layer.output is None else {}
+    weights = _dequantized_weights(graph, name, layer, zero_points)
+    return _quantized_output(graph, "Conv", [x, *weights], layer, name, **_convolution_attributes(layer))
+
+
+def write_linear(graph: QdqGraph, node: fx.Node, layer: IntegerLinear) -> str:
+    name, shape, codes = tensor_name(node), graph.input_shape(node), graph.input(node)
+    is_matrix = len(shape) == 2
+    if not is_matrix:
+        codes = graph.reshape(codes, (-1, shape[-1]), f"{name}_rows")
+    x = graph.dequantized(codes, layer.input)
+    # The runtime fuses Gemm only if the zero-points, although 0, are written out.
+    weights = _dequantized_weights(graph, name, layer, {"weight": np.int8, "bias": np.int32})
+    matrix = _quantized_output(graph, "Gemm", [x, *weights], layer, name if is_matrix else f"{name}_matrix", transB=1)
+    return matrix if is_matrix else graph.reshape(matrix, graph.shapes[node], name)
+
+
+def _dequantized_weights(
+    graph: QdqGraph, name: str, layer: IntegerLayer, zero_points: dict[str, type[np.signedinteger[Any]]]
+) -> list[str]:
+    """Weight and bias behind DequantizeLinear. zero_points: dtype of those that are written out."""
+    scale = graph.constant(layer.unit_scale.numpy())
+    weight = graph.stored_weight(layer.weight.numpy(), f"{name}_weight", TensorProto.INT8, layer.product_units)
+    zeros = {  # not shared with other layers: the runtime may rewrite them
+        tensor: [graph.unshared_constant(np.zeros(len(layer.bias), dtype), f"{name}_{tensor}_zero_point")]
+        for tensor, dtype in zero_points.items()
+    }
+    weight = graph.node("DequantizeLinear", [weight, scale, *zeros.get("weight", [])], f"{name}_weight_dq", axis=0)
+    unit = torch.tensor(layer.input.scale) * layer.unit_scale
+    bias = [graph.constant(layer.bias.numpy()), graph.constant(unit.numpy())]
+    return [weight, graph.node("DequantizeLinear", [*bias, *zeros.get("bias", [])], f"{name}_bias_dq", axis=0)]
+
+
+def _quantized_output(
+    graph: QdqGraph, operation: str, inputs: list[str], layer: IntegerLayer, name: str, **attributes: Any
+) -> str:
+    if layer.output is None:
+        return graph.node(operation, inputs, name, **attributes)
+    return graph.quantized(graph.node(operation, inputs, f"{name}_real", **attributes), layer.output, name)
+
+
+def _convolution_attributes(layer: IntegerConv) -> dict[str, Any]:
+    """The attributes of Conv and ConvInteger."""
+    before, after = layer.padding
+    return {
+        "strides": list(layer.stride),
+        "dilations": list(layer.dilation),
+        "group": layer.groups,
+        "pads": [*before, *after],
+        "kernel_shape": list(layer.weight.shape[2:]),
+    }
+
+
+def write_dynamic_layer(graph: QdqGraph, node: fx.Node, dynamic: DynamicLayer) -> str:
+    name, codes, layer = tensor_name(node), graph.input(node), dynamic.layer
+    scale, zero_point = f"{codes}_scale", f"{codes}_zero_point"
+    weight_scale, bias = (graph.constant(layer.per_channel(p).numpy()) for p in (layer.weight_scale, dynamic.bias))
+    if isinstance(layer, IntegerConv):
+        operation, stored, attributes = "ConvInteger", layer.weight, _convolution_attributes(layer)
+    else:
+        operation, stored, attributes = "MatMulInteger", layer.weight.T.contiguous(), {}
+    weight = graph.stored_weight(stored.numpy(), f"{name}_weight", TensorProto.INT8)
+    products = graph.node(operation, [codes, weight, zero_point], f"{name}_products", **attributes)
+    real = graph.node("Cast", [products], f"{name}_real", to=TensorProto.FLOAT)
+    unit = graph.node("Mul", [scale, weight_scale], f"{name}_unit")
+    return graph.node("Add", [graph.node("Mul", [real, unit], f"{name}_scaled"), bias], name)
+
+
+def write_weight_only_layer(graph: QdqGraph, node: fx.Node, module: WeightOnlyLayer) -> str:
+    weight = _dequantized_once(graph, module, f"{tensor_name(node)}_weight")
+    return write_float_layer(graph, node, module.layer, weight)
+
+
+def _dequantized_once(graph: QdqGraph, module: WeightOnlyLayer, name: str) -> str:
+    """(codes - zero_point) * scale, as the module computes it; the runtime does so once, when it loads the file.
+
+    A DequantizeLinear would be computed in every call, keep BatchNorm from being folded, and make ONNX Runtime replace
+    matrix products by MatMulNBits, which rounds their inputs to 8 bits.
+    """
+    codes, scale, zero_point = module.weight, module.weight_scale, module.weight_zero_point
+    real = graph.stored_weight(codes.reshape(module.view).numpy(), f"{name}_codes", TensorProto.FLOAT)
+    if zero_point.any():
+        real = graph.node("Sub", [real, graph.constant(zero_point.float().numpy())], f"{name}_centred")
+    scaled = graph.node("Mul", [real, graph.constant(scale.numpy())], f"{name}_scaled")
+    shape = graph.constant(np.array(codes.shape, dtype=np.int64))
+    return scaled if codes.shape == module.view else graph.node("Reshape", [scaled, shape], name)
+
+
+def write_float_layer(graph: QdqGraph, node: fx.Node, layer: nn.Module, weight: str | None = None) -> str:
+    """A module that computes in float. weight: name of a tensor to use instead of the module's own weight."""
+    inputs, name = graph.inputs(node), tensor_name(node)
+    if not (isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and graph.reads_dequantized(node)):
+        return write_float_module(graph, layer, inputs, name, weight)
+    # Between DequantizeLinear and QuantizeLinear the runtime would round weights and bias to 8 and 32 bits. What stands
+    # between here is computed together with the layer.
+    return graph.unchanged(write_float_module(graph, layer, inputs, f"{name}_float", weight), name)
+
+
+LAYERS: dict[type[nn.Module], Callable[[QdqGraph, fx.Node, Any], str]] = {
+    IntegerConv: write_convolution,
+    IntegerLinear: write_linear,
+    DynamicLayer: write_dynamic_layer,
+    WeightOnlyLayer: write_weight_only_layer,
+}

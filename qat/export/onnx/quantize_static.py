@@ -1,0 +1,97 @@
+"""ONNX Runtime's own post-training quantization: the baseline that needs nothing of this library but its float export."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qat.contexts import quiet
+from qat.export.onnx.float_network import export_float_onnx
+from qat.export.onnx.runtime import feeds, session
+from qat.files import write_atomically
+from qat.transform.calibrate import arguments
+
+METHODS = ("MinMax", "Entropy", "Percentile")
+
+
+@dataclass(frozen=True)
+class QuantizeStatic:
+    """`onnxruntime.quantization.quantize_static` of the float network: QDQ, uint8 activations, int8 weights per channel.
+
+    Always W8A8, with its own ranges and its own choice of what to quantize. BatchNorm is folded and shapes are inferred
+    first, as its documentation advises.
+
+        path = QuantizeStatic()(network, batches, folder)
+
+    Args:
+        calibration: how to find ranges: MinMax, Entropy or Percentile.
+        file: name of the file to write.
+
+    Raises:
+        ValueError: the calibration is unknown.
+    """
+
+    calibration: str = "MinMax"
+    file: str = "quantize_static.onnx"
+
+    def __post_init__(self) -> None:
+        if self.calibration not in METHODS:
+            raise ValueError(f"calibration={self.calibration!r} is unknown: write one of {', '.join(METHODS)}.")
+
+    def __call__(self, model: nn.Module, batches: Iterable[Any], folder: str | Path) -> Path:
+        """Write the quantized file into `folder`, whole or not at all, and return its path.
+
+        Args:
+            model: the float network; it is not changed.
+            batches: tensors, or sequences that begin with the network's arguments.
+            folder: the folder to write to; it is created if it does not exist.
+
+        Raises:
+            ValueError: there are no batches, or a batch is a dict.
+        """
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        inputs = [tuple(x.cpu() for x in _tensors(model, batch)) for batch in batches]
+        if not inputs:
+            raise ValueError("there is nothing to calibrate with: batches is empty.")
+        with tempfile.TemporaryDirectory() as temporary, quiet():
+            source, prepared, result = (Path(temporary) / f"{name}.onnx" for name in ("float", "prepared", "quantized"))
+            export_float_onnx(copy.deepcopy(model).cpu(), tuple(x[:1] for x in inputs[0]), source)
+            quant_pre_process(str(source), str(prepared))
+            quantize_static(
+                str(prepared),
+                str(result),
+                _Reader([feeds(session(prepared), batch) for batch in inputs]),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod[self.calibration],
+            )
+            return write_atomically(Path(folder) / self.file, result.read_bytes())
+
+
+class _Reader:
+    """The data reader `quantize_static` asks for: one batch per call, then None."""
+
+    def __init__(self, batches: list[dict[str, NDArray[Any]]]) -> None:
+        self.batches = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        return next(self.batches, None)
+
+
+def _tensors(model: nn.Module, batch: Any) -> tuple[Tensor, ...]:
+    if isinstance(batch, dict):
+        raise ValueError(
+            "a network that is called with keyword arguments cannot be exported to ONNX: pass batches of positional tensors."
+        )
+    return arguments(model, batch)

@@ -1,0 +1,165 @@
+"""Run ONNX files in ONNX Runtime: as a module, with the codes of their sites, or against the clock."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+EXACT = ("session.x64quantprecision", "1")
+"""Session option. Without it, on x86 without VNNI the runtime adds uint8 x int8 products in pairs, in 16 bits that saturate."""
+
+
+def session(
+    model: str | Path | bytes, threads: int | None = None, spinning: bool = True
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU, with all optimisations on and exact on every processor.
+
+    Args:
+        model: path of a file, or its bytes.
+        threads: number of threads; None lets the runtime choose.
+        spinning: whether idle threads keep a core busy while they wait for work.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxRuntimeNetwork(nn.Module):
+    """An ONNX file as a module: tensors in, and the file's output out, or a tuple of several.
+
+    Args:
+        path: the file.
+        threads: number of threads; None lets the runtime choose.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        super().__init__()
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path)."
+            )
+        self.path, self.threads = str(path), threads
+        self.session = session(path, threads)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file on disk."""
+        return Path(self.path).stat().st_size
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        results = tuple(torch.from_numpy(r) for r in self.session.run(None, feeds(self.session, inputs)))
+        return results[0] if len(results) == 1 else results
+
+    def __deepcopy__(self, memo: object) -> OnnxRuntimeNetwork:
+        return OnnxRuntimeNetwork(self.path, self.threads)
+
+
+class SiteSession:
+    """A session that also returns the uint8 tensors of the named sites. The file is not changed.
+
+    Args:
+        path: the file.
+        sites: names of sites; those that the file does not have are left out of `self.sites`.
+    """
+
+    def __init__(self, path: str | Path, sites: Sequence[str]) -> None:
+        model = onnx.load(str(path))
+        self.outputs = [output.name for output in model.graph.output]
+        tensors = {name for node in model.graph.node for name in node.output}
+        self.sites = [name for name in sites if name in tensors]
+        for name in self.sites:
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+        self.session = session(model.SerializeToString())
+
+    def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """(outputs, {site: codes})."""
+        names = [*self.outputs, *self.sites]
+        values = [torch.from_numpy(v) for v in self.session.run(names, feeds(self.session, inputs))]
+        count = len(self.outputs)
+        return values[:count], dict(zip(self.sites, values[count:], strict=True))
+
+
+def stored_codes(path: str | Path, layers: Iterable[str]) -> dict[str, Tensor]:
+    """The unpacked weight codes in the file of those `layers` that are quantized in their weight alone."""
+    tensors = {
+        t.name.partition("_weight_codes")[0]: t for t in onnx.load(str(path)).graph.initializer if "_codes" in t.name
+    }
+    codes = {name: onnx.numpy_helper.to_array(tensors[name]) for name in layers if name in tensors}
+    return {name: torch.from_numpy(c.astype(np.int16)) for name, c in codes.items()}
+
+
+def operators(path: str | Path) -> dict[str, int]:
+    """How often each operator occurs after ONNX Runtime's own optimisations, most frequent first."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath).graph
+    return dict(Counter(node.op_type for node in graph.node).most_common())
+
+
+def latency(
+    paths: Mapping[str, str | Path],
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batch_sizes: Sequence[int] = (1, 32),
+    rounds: int = 50,
+    threads: int | None = None,
+) -> dict[str, dict[int, float]]:
+    """Median milliseconds per batch in ONNX Runtime for each file and batch size.
+
+    The files take turns within one process, so a busy machine slows all of them alike: compare the ratios. Idle threads do
+    not spin, because those of one file would take the cores from the other.
+
+    Args:
+        paths: name -> file.
+        example_inputs: inputs whose first sample is repeated to fill a batch.
+        batch_sizes: which sizes to measure.
+        rounds: how many batches of each size each file gets.
+        threads: number of threads; None lets the runtime choose.
+
+    Returns:
+        name -> batch size -> milliseconds.
+    """
+    examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    sessions = {name: session(path, threads, spinning=False) for name, path in paths.items()}
+    result: dict[str, dict[int, float]] = {name: {} for name in paths}
+    for size in batch_sizes:
+        batch = tuple(x[:1].expand(size, *x.shape[1:]).contiguous() for x in examples)
+        times: dict[str, list[float]] = {name: [] for name in paths}
+        for turn in range(rounds + 3):
+            for name, session_of_file in sessions.items():
+                inputs = feeds(session_of_file, batch)
+                start = time.perf_counter()
+                session_of_file.run(None, inputs)
+                if turn >= 3:  # the first turns allocate
+                    times[name].append(1000 * (time.perf_counter() - start))
+        for name, measured in times.items():
+            result[name][size] = statistics.median(measured)
+    return result
+
+
+def feeds(session: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """The inputs by name, as arrays; floats of any width become float32."""
+    names = [i.name for i in session.get_inputs()]
+    tensors = ((x.float() if x.is_floating_point() else x).detach().cpu() for x in inputs)
+    return {n: x.contiguous().numpy() for n, x in zip(names, tensors, strict=True)}

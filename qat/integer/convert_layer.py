@@ -1,0 +1,58 @@
+"""One quantized layer, and the BatchNorm behind it, in integer form."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from qat.granularity import PerGroup
+from qat.integer.absorb import IntegerWeights, absorb, absorb_batch_norm
+from qat.integer.arithmetic import Encoding
+from qat.integer.layers import DynamicLayer, IntegerConv, IntegerLayer, IntegerLinear, WeightOnlyLayer
+from qat.nn import as_quantized, is_quantized
+
+
+def has_integer_form(layer: nn.Module) -> bool:
+    """Whether the weight is stored as codes with one scale per output channel or per tensor, and padding is zeros."""
+    quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
+    zero_padding = getattr(layer, "padding_mode", "zeros") == "zeros"  # codes can only be padded with their zero-point
+    return quantizer is not None and zero_padding and not isinstance(quantizer.spec.granularity, PerGroup)
+
+
+def integer_layer(layer: nn.Module, norm: nn.Module | None, x: Encoding, output: Encoding | None) -> IntegerLayer:
+    """Layer + BatchNorm on codes with encoding `x`; float32 out if `output` is None."""
+    return _with_weights(layer, absorb(as_quantized(layer), norm, x), x, output, norm is not None)
+
+
+def dynamic_layer(layer: nn.Module, norm: nn.Module | None) -> DynamicLayer:
+    """Layer + BatchNorm on an input that is quantized on its own range; float32 out."""
+    weights = absorb_batch_norm(as_quantized(layer), norm)
+    without_bias = weights._replace(bias=torch.zeros_like(weights.bias))
+    return DynamicLayer(_with_weights(layer, without_bias, Encoding(1.0, 0), None, norm is not None), weights.bias)
+
+
+def weight_only_layer(layer: nn.Module) -> nn.Module:
+    """The layer with stored weight codes and float arithmetic; the layer itself if its weight is not quantized."""
+    if not is_quantized(layer) or as_quantized(layer).weight_quantizer is None:
+        return layer
+    quantizer = as_quantized(layer).weight_quantizer
+    assert quantizer is not None
+    weight = as_quantized(layer).weight.detach()
+    granularity, shape = quantizer.spec.granularity, tuple(weight.shape)
+    codes = quantizer.quantize(weight)  # first: some quantizers take their scale from the weight they see
+    scale, zero_point = (granularity.broadcastable(p, shape) for p in quantizer.qparams())
+    layer.register_module("weight_quantizer", None)
+    return WeightOnlyLayer(layer, codes, scale, zero_point, granularity.view(weight).shape, quantizer.spec.grid.bits)
+
+
+def _with_weights(
+    layer: nn.Module, weights: IntegerWeights, x: Encoding, output: Encoding | None, absorbed: bool
+) -> IntegerLayer:
+    """An integer layer with the shape of `layer` and these weights. absorbed: whether they contain a BatchNorm."""
+    quantizer = as_quantized(layer).weight_quantizer
+    assert quantizer is not None
+    codes, bias, scale, product_units = weights
+    arguments = (codes, bias, scale, quantizer.spec.grid.bits, x, output, product_units)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return IntegerConv(*arguments, conv=layer)
+    return IntegerLinear(*arguments, absorbed=absorbed)

@@ -1,0 +1,197 @@
+"""Convolution and linear layers: on codes, on dynamic inputs, and with integer weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qat.integer import arithmetic
+from qat.integer.arithmetic import Encoding
+from qat.integer.modules import IntegerModule
+
+
+class IntegerLayer(IntegerModule):
+    """A convolution or linear layer: int8 weight codes, int32 bias, one float32 scale per output channel.
+
+    One unit of the accumulator is worth `input.scale * weight_scale / product_units`. Products are summed exactly: in
+    float32 on a CPU if no sum can reach 2**24, otherwise in float64.
+
+    Args:
+        weight: whole numbers in the shape of the float weight; stored as int8.
+        bias: whole numbers (out,), in units of the accumulator; stored as int32.
+        weight_scale: (out,); stored as float32.
+        weight_bits: how many bits the weight codes need.
+        input: encoding of the input.
+        output: encoding of the output; None if the layer returns float32.
+        product_units: how many units of the accumulator one product of codes is.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    weight_scale: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        weight_scale: Tensor,
+        weight_bits: int,
+        input: Encoding,
+        output: Encoding | None,
+        product_units: int = 1,
+    ) -> None:
+        super().__init__(output)
+        self.input, self.weight_bits, self.product_units = input, weight_bits, product_units
+        self.register_buffer("weight", weight.to(torch.int8))
+        self.register_buffer("bias", bias.to(torch.int32))
+        self.register_buffer("weight_scale", weight_scale.float())
+        reach = max(input.highest - input.zero_point, input.zero_point - input.lowest)
+        largest = int(weight.long().abs().flatten(1).sum(dim=1).max()) * reach
+        self.fits_float32 = largest < 2**24
+
+    @property
+    def may_saturate(self) -> bool:
+        """Whether two neighbouring products can exceed 16 bits, in which x86 processors without VNNI would add them."""
+        rows = self.product_units * self.weight.long().abs().flatten(1)
+        pairs = rows.topk(min(2, rows.shape[1]), dim=1).values.sum(dim=1)
+        return int(pairs.max()) * self.input.highest > 2**15 - 1
+
+    def products(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution or matrix product, without bias. x and weight hold whole numbers."""
+        raise TypeError(f"{type(self).__name__} must define products")
+
+    def accumulate(self, codes: Tensor, zero_point: Tensor | None = None) -> Tensor:
+        """The int32 accumulators, bias included. zero_point: that of these codes; by default that of `input`."""
+        dtype = torch.float32 if self.fits_float32 and not codes.is_cuda else torch.float64
+        zero = self.input.zero_point if zero_point is None else zero_point
+        # Scale the weights, not the sums: a power of two keeps floats exact, and this needs no pass over the activations.
+        products = self.products(codes.to(dtype) - zero, self.product_units * self.weight.to(dtype))
+        return products.to(torch.int32) + self.per_channel(self.bias)
+
+    @property
+    def unit_scale(self) -> Tensor:
+        """One unit of the accumulator, divided by the input's scale: weight_scale / product_units, exactly; float32 (out,)."""
+        return self.weight_scale / self.product_units
+
+    def forward(self, codes: Tensor) -> Tensor:
+        accumulator = self.accumulate(codes)
+        scale = self.per_channel(self.unit_scale)
+        if self.output is None:
+            return arithmetic.accumulator_to_float(accumulator, self.input.scale, scale)
+        return arithmetic.accumulator_to_codes(accumulator, self.input.scale, scale, self.output)
+
+    def per_channel(self, p: Tensor) -> Tensor:
+        """Reshape (out,) so that it broadcasts against accumulators."""
+        return p
+
+
+class IntegerConv(IntegerLayer):
+    """Conv1d or Conv2d on codes; pads with the zero-point."""
+
+    def __init__(self, *args: object, conv: nn.Conv1d | nn.Conv2d, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.padding = explicit_padding(conv)
+        self.operation: Callable[..., Tensor] = F.conv1d if isinstance(conv, nn.Conv1d) else F.conv2d
+
+    def products(self, x: Tensor, weight: Tensor) -> Tensor:
+        before, after = self.padding
+        if before != after:
+            x = F.pad(x, [side for b, a in zip(reversed(before), reversed(after), strict=True) for side in (b, a)])
+        padding = before if before == after else 0
+        return self.operation(x, weight, None, self.stride, padding, self.dilation, self.groups)
+
+    def per_channel(self, p: Tensor) -> Tensor:
+        return p.reshape(-1, *[1] * (self.weight.dim() - 2))
+
+
+class IntegerLinear(IntegerLayer):
+    """Linear on codes.
+
+    Args:
+        absorbed: whether a BatchNorm1d has been absorbed, so that inputs must have two axes.
+    """
+
+    def __init__(self, *args: object, absorbed: bool = False, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.absorbed = absorbed
+
+    def products(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.absorbed and x.ndim != 2:
+            raise ValueError(
+                f"the BatchNorm1d after a linear layer normalises the second axis of {tuple(x.shape)}, which is not the axis "
+                "of the layer's outputs, so it has no integer form: write nn.LayerNorm, or a rule with weight: null for that "
+                "layer."
+            )
+        return F.linear(x, weight)
+
+
+class DynamicLayer(IntegerModule):
+    """A layer on the output of `DynamicQuantize`: float32(accumulator) * (scale * weight_scale) + bias, in this order.
+
+    Args:
+        layer: int8 weight codes and their scales, with a bias of 0; takes any uint8 code.
+        bias: (out,); stored as float32.
+    """
+
+    bias: Tensor
+
+    def __init__(self, layer: IntegerLayer, bias: Tensor) -> None:
+        super().__init__(None)
+        self.layer = layer
+        self.register_buffer("bias", bias.float())
+
+    def forward(self, x: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        codes, scale, zero_point = x
+        accumulator = self.layer.accumulate(codes, zero_point)
+        multiplier = scale * self.layer.per_channel(self.layer.weight_scale)
+        return accumulator.float() * multiplier + self.layer.per_channel(self.bias)
+
+
+class WeightOnlyLayer(nn.Module):
+    """A layer whose weight is stored as codes and whose arithmetic is float32: weight-only and per-group quantization.
+
+    Args:
+        layer: the float layer; its own weight is not used.
+        codes: weight codes; stored as int8, or as uint8 if none is negative.
+        scale: one per channel or group; broadcasts against `view`. Stored as float32.
+        zero_point: likewise.
+        view: shape of the weight in which scale and zero_point broadcast.
+        bits: how many bits the codes need.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+
+    def __init__(
+        self, layer: nn.Module, codes: Tensor, scale: Tensor, zero_point: Tensor, view: torch.Size, bits: int
+    ) -> None:
+        super().__init__()
+        self.layer, self.view, self.weight_bits = layer, view, bits
+        self.register_buffer("weight", codes.to(torch.int8 if int(codes.min()) < 0 else torch.uint8))
+        self.register_buffer("weight_scale", scale.float())
+        self.register_buffer("weight_zero_point", zero_point)
+
+    def dequantized(self) -> Tensor:
+        """The float weight, in the shape of the layer's weight."""
+        codes = self.weight.reshape(self.view).float()
+        return ((codes - self.weight_zero_point) * self.weight_scale).reshape(self.weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parameters = {"weight": self.dequantized()}
+        return torch.func.functional_call(self.layer, parameters, (x,))
+
+
+def explicit_padding(conv: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Padding (before, after) of every spatial axis; padding="same" puts the odd element after, as torch does."""
+    if isinstance(conv.padding, str):
+        axes = len(conv.kernel_size)
+        if conv.padding == "valid":
+            return (0,) * axes, (0,) * axes
+        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+    return tuple(conv.padding), tuple(conv.padding)

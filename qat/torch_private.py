@@ -1,0 +1,36 @@
+"""The private members of torch that code below `qat/training` uses, under public names.
+
+`tests/test_private_api.py` checks that the installed torch has every one of them. Training has a file of its own,
+`qat/training/lightning/private_api.py`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_leaves, tree_map, tree_map_only
+
+__all__ = [
+    "BatchNorm",
+    "MappingKey",
+    "SequenceKey",
+    "padding_of_every_side",
+    "tensor_version",
+    "tree_flatten_with_path",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
+]
+
+BatchNorm = _BatchNorm
+"""Base class of BatchNorm1d, 2d, 3d and SyncBatchNorm, and of what Lightning leaves behind of the latter."""
+
+
+def tensor_version(tensor: Tensor) -> int:
+    """How often the tensor was changed in place; autograd compares it, too."""
+    return tensor._version
+
+
+def padding_of_every_side(layer: nn.Conv1d | nn.Conv2d) -> list[int]:
+    """The padding of a convolution as `F.pad` wants it: the last dimension first, both sides of each."""
+    return layer._reversed_padding_repeated_twice

@@ -1,0 +1,1 @@
+"""How training meets Lightning: everything that neither quantizes nor optimizes."""

@@ -1,0 +1,118 @@
+"""Calibration images from anybody's train dataloader, and the calibration of a network with them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from qat.contexts import training_mode
+from qat.torch_private import tree_leaves
+from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, batch_as_in_evaluation, move_inputs
+from qat.transform import calibrate
+from qat.transform.distributed import share
+
+CALIBRATION_BATCH = 32
+"""The largest number of images in a batch, whatever a training step has: so several processes get a share each."""
+
+
+def calibrate_in_module(module: L.LightningModule, network: nn.Module, batches: Iterable[NetworkInputs]) -> int:
+    """Give every quantizer of `network` that has no range its first one, with `module` in evaluation mode.
+
+    All processes must call it, with the same batches: each runs through its share of them.
+
+    Returns:
+        The number of quantizers that were set.
+    """
+    with training_mode(module, False):
+        dtype = next(network.parameters()).dtype  # bfloat16 with Trainer(precision="bf16-true")
+        return calibrate(network, (move_inputs(batch, dtype=dtype) for batch in share(batches)))
+
+
+def calibration_inputs(
+    trainer: L.Trainer, module: L.LightningModule, n_images: int, inputs: BatchToInputs, seed: int = 0
+) -> Iterator[NetworkInputs]:
+    """About `n_images` network inputs from the train dataloader of a running fit, without its augmentation.
+
+    A loader over a map-style dataset is not iterated: `seed` draws images from its dataset. Transfer hooks run as in
+    validation. Equal seeds give equal batches. The random state of torch, numpy and Python is restored between two batches
+    and afterwards.
+
+    Args:
+        trainer: the Trainer of the fit.
+        module: the user's LightningModule.
+        n_images: the number of images after which no further batch is drawn.
+        inputs: from a batch to the network's inputs.
+        seed: of the images and of random numbers that datasets and hooks use.
+
+    Raises:
+        ValueError: the train dataloader is not a single DataLoader of torch.
+    """
+    trainer.fit_loop.setup_data()
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            f"the train dataloader is a {type(loader).__name__}: pass the network's inputs yourself, "
+            "QuantizationAwareTraining(policy, batches=[...])."
+        )
+    with isolate_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 (datasets augment with the global state)
+        random.seed(seed)
+        with _generators_restored(loader):
+            batches = list(_draw_batches(loader, n_images, seed))
+    remaining = n_images
+    for batch in batches:
+        if remaining <= 0:
+            return
+        remaining -= _batch_size(batch, n_images)
+        with isolate_rng():
+            torch.manual_seed(seed)
+            yield inputs(batch_as_in_evaluation(trainer, module, batch))
+
+
+def _draw_batches(loader: DataLoader[Any], n_images: int, seed: int) -> Iterator[Any]:
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or loader.batch_sampler is None:
+        drawn = 0
+        for batch in loader:
+            yield batch
+            drawn += _batch_size(batch, n_images)
+            if drawn >= n_images:
+                return
+        return
+    order = torch.randperm(len(dataset), generator=Generator().manual_seed(seed))[:n_images].tolist()
+    yield from DataLoader(
+        dataset,
+        batch_size=min(loader.batch_size or CALIBRATION_BATCH, CALIBRATION_BATCH),
+        sampler=order,
+        collate_fn=loader.collate_fn,
+        generator=Generator().manual_seed(seed),
+    )
+
+
+def _batch_size(batch: Any, default: int) -> int:
+    """The length of the first tensor in a batch; `default` if there is none."""
+    tensor = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), None)
+    return len(tensor) if tensor is not None else default
+
+
+@contextmanager
+def _generators_restored(loader: DataLoader[Any]) -> Iterator[None]:
+    """Restore the generators of a loader after the `with` block, so that the fit shuffles as it would have."""
+    owners = (loader, loader.sampler, loader.batch_sampler)
+    generators = [g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, Generator)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

@@ -1,0 +1,1 @@
+"""Parameter groups, optimizers and weight averages of a network with quantizers."""

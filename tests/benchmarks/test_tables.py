@@ -1,0 +1,144 @@
+"""Tables from results written by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import menu, program_tables, tables
+from benchmarks.program_tables import NOT_MEASURED
+
+NOT_IN_THE_MENU = {"dynamic"}  # 8 bits and between float layers
+
+MACHINE = {"accelerator": None, "cpu": "A CPU", "threads": 2, "versions": {"torch": "9.9"}, "commit": "0123456789abc"}
+ABOUT = {"command": "python -m benchmarks.x", "environment": MACHINE}
+
+
+def row(ratio: float, **more: float) -> dict[str, float]:
+    return {
+        "seconds": 0.5,
+        "ratio": ratio,
+        "ratio_lower_quartile": ratio - 0.1,
+        "ratio_upper_quartile": ratio + 0.1,
+        **more,
+    }
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")][2:]
+
+
+def test_without_files_everything_is_not_measured(tmp_path):
+    for marker, text in tables.tables_of_programs(tmp_path).items():
+        assert NOT_MEASURED in text, marker
+        assert "commit" not in text
+
+
+def test_step_time():
+    step = {"float": row(1.0, memory_ratio=1.0), "w8a8": row(1.25, memory_ratio=1.125, graph_breaks=0)}
+    same = {"network": "ResNet-20", "batch": 128, "mode": "compiled"}
+    cases = [
+        {**same, "precision": "float32", "steps": step},
+        {**same, "precision": "bfloat16", "error": "RuntimeError: a | b"},
+    ]
+    text = program_tables.step_time_table({**ABOUT, "cases": cases})
+    assert "| ResNet-20, batch 128 | float32 | compiled | w8a8 | 1.25 [1.15, 1.35] | 1.12 | 0 |" in lines(text)
+    assert "| ResNet-20, batch 128 | bfloat16 | compiled |  | fails: RuntimeError: a \\| b |  |  |" in lines(text)
+    assert sum(NOT_MEASURED in line for line in lines(text)) == 12 - 2
+    assert text.endswith("`python -m benchmarks.x`; A CPU, 2 threads; torch 9.9; commit 0123456789.")
+
+
+def test_operation():
+    case = {
+        "kind": "per tensor",
+        "shape": [2, 3],
+        "mode": "eager",
+        "operations": {"a + b": row(1.0)},
+        "errors": {"q": "no"},
+    }
+    text = program_tables.operation_table({**ABOUT, "cases": [case]})
+    assert lines(text) == [
+        "| per tensor | 2 × 3 | eager | a + b | 500.00 | 1.00 [0.90, 1.10] |",
+        "| per tensor | 2 × 3 | eager | q |  | fails: no |",
+    ]
+
+
+def test_peers():
+    found = {
+        "brevitas": {
+            "versions": {"brevitas": "1.2", "torch": "9.9"},
+            "settings": "defaults",
+            "parameters": 7,
+            "eager": {"steps": {"float": row(1.0), "brevitas": row(2.0, memory_ratio=1.5)}},
+            "compiled": {"error": "Unsupported: x"},
+        },
+        "nncf": {"settings": "defaults", "error": "no wheel"},
+    }
+    found_lines = lines(program_tables.peer_table({**ABOUT, "peers": found}))
+    assert "| brevitas 1.2 | 2.00 [1.90, 2.10] | 1.50 | fails: Unsupported: x |  |  | 7 | defaults |" in found_lines
+    assert "| nncf | fails: no wheel |  |  |  |  |  | defaults |" in found_lines
+    assert sum(NOT_MEASURED in line for line in found_lines) == len(program_tables.NAMES) - 2
+
+
+def test_candidates_latency_and_profile():
+    assert lines(program_tables.candidate_table({**ABOUT, "candidates": {"batch": row(0.3)}}, "a step")) == [
+        "| batch | 500.0 | 0.300 [0.200, 0.400] |"
+    ]
+    run = {"ratio": {"1": 0.5, "32": 0.25}}
+    assert lines(program_tables.latency_table({**ABOUT, "latency": {"digits": run}})) == ["| `digits` | 0.50 | 0.25 |"]
+    spent = {"operation": "conv", "calls": 19.0, "milliseconds": 8.0, "share": 0.5}
+    steps = {"float": [{**spent, "milliseconds": 7.0}], "w8a8": [spent, {**spent, "operation": "clamp"}]}
+    assert lines(program_tables.profile_table({**ABOUT, "steps": steps})) == [
+        "| `conv` | 19 | 8.0 | 50.0 | 7.0 |",
+        "| `clamp` | 19 | 8.0 | 50.0 |  |",
+    ]
+
+
+def test_oscillation():
+    keys = ("oscillating", "oscillating_depthwise", "frozen", "frozen_depthwise", "top1", "top1_after_estimation")
+    runs = [dict.fromkeys(keys, 0.25), dict.fromkeys(keys, 0.75)]
+    about = {"policy": "w3a8", "data": "digits", "steps": 7, "batch": 32, "test_images": 1234, "float_top1": 0.5}
+    text = program_tables.oscillation_table({**ABOUT, **about, "controls": {"nothing": runs, "freezing": runs}})
+    assert lines(text)[1] == f"| freezing | 2 | {' | '.join(['50.00 ± 35.36'] * 6)} |"
+    assert text.endswith("over the seeds. w3a8, digits: 7 steps of 32 images, 1,234 test images; float 50.00 %.")
+
+
+def test_the_readme_has_a_place_for_every_table(tmp_path):
+    readme = (tables.ROOT / "benchmarks/README.md").read_text()
+    for marker in tables.tables_of_programs(tmp_path):
+        assert readme.count(f"<!-- {marker} -->") == readme.count(f"<!-- end of {marker} -->") == 1
+
+
+def test_check_finds_a_table_that_is_out_of_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- peers -->\nold\n<!-- end of peers -->\n")
+    with pytest.raises(SystemExit, match=r"page.md is out of date: run python -m benchmarks.tables"):
+        tables.fill(page, "peers", "new", check=True)
+    tables.fill(page, "peers", "new", check=False)
+    assert page.read_text() == "<!-- peers -->\nnew\n<!-- end of peers -->\n"
+    with pytest.raises(SystemExit, match="no place for 'step time'"):
+        tables.fill(page, "step time", "new", check=False)
+
+
+def test_a_results_file_is_read(tmp_path):
+    path = tmp_path / "x.json"
+    assert program_tables.read_measurement(path) is None
+    path.write_text(json.dumps({"peers": {}}))
+    assert program_tables.read_measurement(path) == {"peers": {}}
+
+
+def test_menu():
+    cells = {f"w4a4, seed {seed}": {"top1": top1, "commit": "abc"} for seed, top1 in enumerate((0.80, 0.81, 0.82))}
+    cells["w2a2, seed 0"] = {"top1": 0.5, "commit": "abc"}
+    about = {**ABOUT, "data": "cifar10", "test": 10000, "float": 0.8792}
+    found = program_tables.menu_table([{**about, "row": "lsq", "cells": cells}], ("w4a4", "w3a3", "w2a2"))
+    assert lines(found) == ["| `lsq` | 81.00 ± 1.00 |  | 50.00 (1 seed) | abc |"]
+    assert "float 87.92" in found
+
+
+def test_the_menu_has_every_quantizer():
+    known = {path.stem for path in (tables.ROOT / "configs" / "quantizer").glob("*.yaml")}
+    measured_ones = {name.split(",")[0].split(" + ")[0] for name in menu.ROWS}
+    assert known - NOT_IN_THE_MENU <= measured_ones

@@ -1,0 +1,65 @@
+"""The command `qat`."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qat.cli.main
+from qat.cli.main import COMMANDS, main
+from qat.version import version
+
+CLI = Path(qat.cli.main.__file__).parent
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert main(arguments) == 0
+    except SystemExit as ended:
+        assert ended.code == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name}" in said for name in COMMANDS)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = "import sys, qat.cli.main\ntry: qat.cli.main.main(['--help'])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"qat {version()}\n"
+    assert version()[0].isdigit()
+
+
+def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["recipe=digits_w4a8"])
+    assert "invalid choice: 'recipe=digits_w4a8'" in capsys.readouterr().err
+
+
+def test_every_command_is_a_module() -> None:
+    assert {path.stem for path in CLI.glob("*.py")} - {"__init__", "main"} >= set(COMMANDS)
+
+
+def test_train_is_the_program_of_train_py(monkeypatch: pytest.MonkeyPatch) -> None:
+    import __main__
+
+    seen: dict[str, Any] = {}
+
+    def program() -> None:
+        seen.update(argv=list(sys.argv), module=__main__.__spec__.name, folder_is_importable=str(Path.cwd()) in sys.path)
+
+    monkeypatch.setattr("qat.experiment.main.main", program)
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/qat", "train", "recipe=digits_w8a8", "--cfg", "job"])
+    before = list(sys.argv), __main__.__spec__, list(sys.path)
+    assert main() == 0
+    assert seen["argv"] == ["/usr/bin/qat", "recipe=digits_w8a8", "--cfg", "job"]
+    assert seen["module"] == "qat.experiment.main"  # what Lightning starts on further devices, with sys.argv[1:]
+    assert seen["folder_is_importable"]
+    assert (sys.argv, __main__.__spec__, sys.path) == before

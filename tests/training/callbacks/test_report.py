@@ -1,0 +1,159 @@
+"""The report of a fit, with all callbacks of the comparison."""
+
+import itertools
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from qat.report import read_results
+from qat.training.callbacks import PTQBaselines, QuantizationAwareTraining, Report
+from qat.transform import load_policy, prepare, quantizers
+from tests.training.callbacks.comparison_fits import MAKERS, ROW_NAMES, callback_of, fit
+from tests.training.user_modules import LIGHTNING, Classifier, Data, ModuleAsNetwork, images, trainer
+
+pytestmark = LIGHTNING
+
+
+@pytest.mark.parametrize("kind", [Classifier, ModuleAsNetwork])
+def test_four_callbacks_report_on_anybodys_module(kind: type[Classifier], tmp_path: Path) -> None:
+    model = kind()
+    fitting = fit(model, tmp_path)
+    results = read_results(tmp_path / "results.json")
+    assert results == callback_of(fitting, Report).results
+    assert [row.name for row in results.rows] == ROW_NAMES
+    rows = {row.name: row for row in results.rows}
+    assert rows["QAT step 0"].top1 == rows["PTQ MSE"].top1
+    assert "predicts the same class as PTQ MSE" in rows["QAT step 0"].note
+    assert rows["QAT integer"].top1 == rows["QAT in ONNX Runtime"].top1
+    assert rows["QAT in ONNX Runtime"].size_bytes == (tmp_path / "model.onnx").stat().st_size
+    assert rows["QAT in ONNX Runtime"].latency_ms_batch1 is not None
+    assert rows["PTQ MSE"].size_bytes < rows["float"].size_bytes
+    assert results.verification is not None
+    assert results.verification.exact
+    assert results.verification.images == 48
+    assert (results.data.train, results.data.val, results.data.test) == (128, 32, 48)
+    assert (results.data.image_shape, results.data.classes) == ((1, 8, 8), 4)
+    assert results.training is not None
+    assert (results.training.epochs, results.training.steps) == (2, 8)
+    assert len(results.training.val_top1) == 2
+    assert "QAT in ONNX Runtime" in (tmp_path / "report.md").read_text()
+    assert isinstance(model, kind)
+
+
+def test_the_order_of_the_callbacks_does_not_matter(tmp_path: Path) -> None:
+    found = []
+    for i, order in enumerate(itertools.islice(itertools.permutations(MAKERS), 0, 24, 7)):
+        torch.manual_seed(1)
+        fit(Classifier(), tmp_path / str(i), order)
+        rows = read_results(tmp_path / str(i) / "results.json").rows
+        found.append([(row.name, row.top1, row.size_bytes) for row in rows])
+    assert found.count(found[0]) == len(found) == 4
+
+
+def test_measuring_leaves_the_users_module_and_data_as_they_are(tmp_path: Path) -> None:
+    model, data = Classifier(), Data()
+    fitting = trainer(tmp_path, *(make(tmp_path) for make in MAKERS.values()), epochs=1)
+
+    class Before(L.Callback):
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self.state = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+    before = Before()
+    fitting.callbacks.append(before)  # type: ignore[attr-defined]
+    fitting.fit(model, datamodule=data)
+    assert all(torch.equal(v, before.state[k]) for k, v in model.state_dict().items())
+    assert data.trainer is fitting
+    assert model.trainer is fitting
+    assert all(not q._forward_hooks and not q._forward_pre_hooks for q in quantizers(model).values())
+    assert not model.net._forward_hooks
+
+
+def test_dataloaders_can_be_passed_where_there_is_no_datamodule(tmp_path: Path) -> None:
+    test = DataLoader(images(20, 5), 10)
+    report = Report(tmp_path, dataloaders=test)
+    callbacks = [MAKERS["qat"](tmp_path), PTQBaselines(["MSE"]), report]
+    trainer(tmp_path, *callbacks).fit(Classifier(), DataLoader(images(64), 32))
+    assert report.results is not None
+    assert report.results.data.test == 20
+    assert [row.name for row in report.results.rows] == [ROW_NAMES[0], *ROW_NAMES[2:6]]
+    assert report.results.verification is None
+
+
+def test_a_resumed_fit_has_its_step_0_again(tmp_path: Path) -> None:
+    first = fit(Classifier(), tmp_path)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    expected = {row.name: row.top1 for row in callback_of(first, Report).results.rows}
+    again = trainer(tmp_path, *(make(tmp_path) for make in MAKERS.values()), epochs=3)
+    again.fit(Classifier(), datamodule=Data(), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    found = {row.name: row.top1 for row in callback_of(again, Report).results.rows}
+    assert [found[name] for name in ROW_NAMES[:4]] == [expected[name] for name in ROW_NAMES[:4]]
+
+
+def test_a_step_0_that_is_not_ptq_is_reported_loudly(tmp_path: Path) -> None:
+    class ChangeOneScale(L.Callback):
+        def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            with torch.no_grad():
+                for parameter in (pl_module.net.head.weight, pl_module.net.head.bias):  # type: ignore[union-attr]
+                    parameter.neg_()
+
+    report = Report(tmp_path)
+    callbacks = [MAKERS["qat"](tmp_path), ChangeOneScale(), PTQBaselines(), report]
+    with pytest.warns(UserWarning, match="QAT before its first step predicts another class than PTQ MSE for"):
+        trainer(tmp_path, *callbacks).fit(Classifier(), datamodule=Data())
+    assert report.results is not None
+    note = next(row.note for row in report.results.rows if row.name == "QAT step 0")
+    assert note.startswith("WARNING: predicts another class")
+
+
+def test_a_step_0_on_other_levels_than_those_of_ptq_is_no_alarm(tmp_path: Path) -> None:
+    report = Report(tmp_path)
+    policy = load_policy("w3a8", weight={"quantizer": "PowersOfTwo"}, first_last_bits=None)
+    callbacks = [QuantizationAwareTraining(policy, calibration_images=64), PTQBaselines(), report]
+    trainer(tmp_path, *callbacks).fit(Classifier(), datamodule=Data())
+    assert report.results is not None
+    assert not next(row.note for row in report.results.rows if row.name == "QAT step 0")
+
+
+@pytest.mark.parametrize("name", ["ptq", "export", "report"])
+def test_a_missing_companion_is_one_sentence(name: str, tmp_path: Path) -> None:
+    kind = type(MAKERS[name](tmp_path)).__name__
+    with pytest.raises(ValueError, match=f"^{kind} needs QuantizationAwareTraining beside it: L.Trainer"):
+        trainer(tmp_path, MAKERS[name](tmp_path)).fit(Classifier(), datamodule=Data())
+
+
+@pytest.mark.parametrize("name", ["export", "report"])
+def test_no_test_data_is_said_before_the_fit(name: str, tmp_path: Path) -> None:
+    class Untouched(Classifier):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            pytest.fail("training began")
+
+    with pytest.raises(ValueError, match=r"there is no test data to measure on: give trainer\.fit a datamodule"):
+        trainer(tmp_path, MAKERS["qat"](tmp_path), MAKERS[name](tmp_path)).fit(Untouched(), DataLoader(images(64), 32))
+
+
+def test_a_metric_that_is_not_logged_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"test_step logs no 'test/acc' \(it logs test/top1\): pass the name"):
+        trainer(tmp_path, MAKERS["qat"](tmp_path), Report(tmp_path, metric="test/acc")).fit(
+            Classifier(), datamodule=Data()
+        )
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_results_are_plain_json(tmp_path: Path) -> None:
+    fit(Classifier(), tmp_path, ("qat", "report"))
+    data = json.loads((tmp_path / "results.json").read_text())
+    assert data["rows"][0]["name"] == "float"
+    assert data["recipe"] == "Classifier"
+
+
+def test_a_network_that_was_prepared_before_is_reported_on_and_stays_in_training_mode(tmp_path: Path) -> None:
+    model = Classifier()
+    model.net = prepare(model.net, "w4a4")  # type: ignore[assignment]
+    fit(model, tmp_path, ("qat", "report"))
+    assert read_results(tmp_path / "results.json").data.classes == 4
+    assert all(module.training for module in model.net.modules())
