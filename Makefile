@@ -1,8 +1,8 @@
-# The same doors as ./dev, for people who type make. `make` alone lists them.
+# The tasks of ./dev for people who type make. `make` alone lists them.
 .PHONY: help train test slow check bench menu
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-train: ## the main job: digits, 4-bit weights, 8-bit activations
+train: ## the default recipe: digits, 4-bit weights, 8-bit activations
 	./dev train
 test: ## the tests, under 12 minutes on 2 cores
 	./dev test
@@ -18,7 +18,7 @@ bench: ## every benchmark: step, memory, operation, data, export, peers; up to 3
 	./dev python -m benchmarks.step_time
 	./dev python -m benchmarks.peers
 	./dev python -m benchmarks.tables
-menu: ## every quantizer at 4, 3 and 2 bits, 3 seeds: hours; CHECKPOINT=resnet20.safetensors DATA=folder of CIFAR-10; goes on
+menu: ## every quantizer at 4, 3 and 2 bits, 3 seeds, hours: CHECKPOINT=resnet20.safetensors DATA=folder of CIFAR-10; can be interrupted
 	./dev python -m benchmarks.menu --checkpoint $(CHECKPOINT) --data $(DATA)
 	./dev python -m benchmarks.tables
 	./dev python docs/draw_quantizers.py

@@ -112,7 +112,7 @@ def test_imports_between_the_rooms_of_training_only_go_down(path: Path) -> None:
 
 
 def test_the_roof_imports_nothing_until_it_is_used() -> None:
-    """`import qat` needs no Lightning, and `qat --help` no torch: `qat/__init__.py` imports its names for type checkers only."""
+    """`import qat` needs no Lightning, and `qat --help` no torch: `qat/__init__.py` imports names for type checkers only."""
     program = "import sys, qat; print([n for n in ('torch', 'lightning', 'hydra') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

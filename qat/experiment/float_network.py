@@ -16,7 +16,7 @@ import torchvision.models
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qat.data import LazyImages, ImageData, ImageDataset, TensorImages
+from qat.data import ImageData, ImageDataset, LazyImages, TensorImages
 from qat.experiment.build import classifier, datamodule, part, trainer
 from qat.experiment.console import Progress
 from qat.files import cache_folder

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 
 from qat.experiment.distillation import Distillation
 from qat.training.lightning.rank_zero import copy_from_rank_zero
-from qat.transform.policy_record import BUILT_FROM
+from qat.transform.policy_record import BUILT_FROM_KEY
 
 Batch = tuple[Tensor, Tensor]
 """Network inputs float32 (N, C, H, W), labels int64 (N,)."""
@@ -99,7 +99,7 @@ class ImageClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.built_from is not None:
-            checkpoint[BUILT_FROM] = dict(self.built_from)
+            checkpoint[BUILT_FROM_KEY] = dict(self.built_from)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

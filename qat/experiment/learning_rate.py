@@ -23,7 +23,9 @@ def warmup_cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05, final:
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup={warmup} is not in [0, 1): write the fraction of the steps, as 0.05.")
     if not 0 <= final <= 1:
-        raise ValueError(f"final={final} is not in [0, 1]: write the fraction of the learning rate that is left, as 0.0.")
+        raise ValueError(
+            f"final={final} is not in [0, 1]: write the fraction of the learning rate that is left, as 0.0."
+        )
     return LambdaLR(optimizer, lambda step: factor(step, steps, warmup, final))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Environment variables with the rank of this process, set by torchrun, Lightning's launcher and SLURM; the first set one counts."""
+"""Variables in which torchrun, Lightning's launcher and SLURM give the rank of this process; the first that is set counts."""
 
 
 @contextmanager

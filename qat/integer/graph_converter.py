@@ -55,6 +55,7 @@ class GraphConverter:
         """How the codes of an old tensor in `as_codes` are read."""
 
     def convert(self) -> IntegerModel:
+        """Build the integer model."""
         output = None
         for node in self.graph.nodes:
             if node.op == "placeholder":

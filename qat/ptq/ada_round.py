@@ -28,5 +28,5 @@ class AdaRound(Pass):
     ) -> None:
         self.reconstruction = Reconstruction(iterations, batch_size, lr, regularization=regularization)
 
-    def apply(self, piece: PTQState) -> None:
-        self.reconstruction.along(piece, layer_segments, "AdaRound")
+    def apply(self, state: PTQState) -> None:
+        self.reconstruction.along(state, layer_segments, "AdaRound")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qat.ptq.state import Listener, PTQState, nobody
+from qat.ptq.state import ProgressCallback, PTQState, nobody
 from qat.transform import is_prepared
 from qat.transform.policy import Policy
 from qat.transform.presets import load_policy
@@ -36,8 +36,8 @@ class Pass(ABC):
     """Whether it finds new ranges for weights, which would round those that lie on the old grid once more."""
 
     @abstractmethod
-    def apply(self, piece: PTQState) -> None:
-        """Change `piece.network`, in place or by another one."""
+    def apply(self, state: PTQState) -> None:
+        """Change `state.network`, in place or by another one."""
 
 
 def apply_passes(
@@ -46,7 +46,7 @@ def apply_passes(
     policy: Policy | str,
     batches: Iterable[Any],
     seed: int = 0,
-    listener: Listener = nobody,
+    listener: ProgressCallback = nobody,
 ) -> nn.Module:
     """A quantized copy of a float network, in evaluation mode; the network handed in is not changed.
 
@@ -64,14 +64,14 @@ def apply_passes(
     check_order(passes)
     if is_prepared(network):
         raise ValueError("the network already has quantizers: passes begin with the float network.")
-    piece = PTQState(copy.deepcopy(network).eval(), load_policy(policy), list(batches), listener)
-    if not piece.batches:
+    state = PTQState(copy.deepcopy(network).eval(), load_policy(policy), list(batches), listener)
+    if not state.batches:
         raise ValueError("there is nothing to calibrate with: batches is empty.")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step in passes:
-            step.apply(piece)
-    return piece.network
+            step.apply(state)
+    return state.network
 
 
 def check_order(passes: Sequence[Any]) -> None:

@@ -21,16 +21,16 @@ class BatchNormReestimation(Pass):
     images, without augmentation, differ from all training images, which on a few hundred images costs more than it brings.
     """
 
-    def apply(self, piece: PTQState) -> None:
-        walk, seen = Walk(piece), set()
-        norms = [m for m in piece.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    def apply(self, state: PTQState) -> None:
+        walk, seen = Walk(state), set()
+        norms = [m for m in state.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         for node in walk:
-            norm = piece.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            norm = state.network.get_submodule(str(node.target)) if node.op == "call_module" else None
             if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm not in seen:
                 seen.add(norm)
                 source = node.all_input_nodes[0]
                 _move(norm, _statistics(walk.quantized[source]), _statistics(walk.float[source]))
-                piece.listener("BatchNorm re-estimation", len(seen), len(norms))
+                state.listener("BatchNorm re-estimation", len(seen), len(norms))
 
 
 def _move(norm: nn.BatchNorm1d | nn.BatchNorm2d, after: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> None:

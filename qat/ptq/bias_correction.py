@@ -20,23 +20,23 @@ class BiasCorrection(Pass):
     Differs from the paper: the shift is measured (its appendix D), not calculated from BatchNorm's statistics.
     """
 
-    def apply(self, piece: PTQState) -> None:
-        walk = Walk(piece)
-        segments = {segment.nodes[0]: segment for segment in layer_segments(piece.network, walk.graph)}
+    def apply(self, state: PTQState) -> None:
+        walk = Walk(state)
+        segments = {segment.nodes[0]: segment for segment in layer_segments(state.network, walk.graph)}
         done = 0
         for node in walk:
             if node in segments:
-                _subtract(piece.network, segments[node].nodes, _shift(piece, walk, node))
+                _subtract(state.network, segments[node].nodes, _shift(state, walk, node))
                 done += 1
-                piece.listener("bias correction", done, len(segments))
+                state.listener("bias correction", done, len(segments))
 
 
 @torch.no_grad()
-def _shift(piece: PTQState, walk: Walk, node: fx.Node) -> Tensor:
+def _shift(state: PTQState, walk: Walk, node: fx.Node) -> Tensor:
     """E[quantized] - E[float] of the layer's output, over all its positions: float64 (channels,)."""
-    assert piece.reference is not None
+    assert state.reference is not None
     source, name = node.all_input_nodes[0], str(node.target)
-    layer, reference = piece.network.get_submodule(name), piece.reference.get_submodule(name)
+    layer, reference = state.network.get_submodule(name), state.reference.get_submodule(name)
     axis = 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else -1
     total, positions = torch.zeros((), dtype=torch.float64), 0
     for x, y in zip(walk.quantized[source], walk.float[source], strict=True):

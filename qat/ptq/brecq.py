@@ -37,5 +37,5 @@ class BRECQ(Pass):
     ) -> None:
         self.reconstruction = Reconstruction(iterations, batch_size, lr, scale_lr, drop, regularization)
 
-    def apply(self, piece: PTQState) -> None:
-        self.reconstruction.along(piece, block_segments, "QDrop" if self.reconstruction.drop else "BRECQ")
+    def apply(self, state: PTQState) -> None:
+        self.reconstruction.along(state, block_segments, "QDrop" if self.reconstruction.drop else "BRECQ")

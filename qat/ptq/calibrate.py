@@ -31,12 +31,12 @@ class Calibrate(Pass):
         for part in (self.observer, self.weight_observer):
             TensorRule(bits=8, quantizer="Static", observer=part)  # says now what is wrong with it
 
-    def apply(self, piece: PTQState) -> None:
-        policy = piece.policy.with_parts("Static", self.observer, self.weight_observer)
-        network = prepare(piece.network, policy).eval()
-        piece.listener("calibrate", 0, 1)
-        calibrate(network, piece.batches)
-        piece.listener("calibrate", 1, 1)
-        piece.network, piece.reference = network, copy.deepcopy(network)
-        for quantizer in quantizers(piece.reference).values():
+    def apply(self, state: PTQState) -> None:
+        policy = state.policy.with_parts("Static", self.observer, self.weight_observer)
+        network = prepare(state.network, policy).eval()
+        state.listener("calibrate", 0, 1)
+        calibrate(network, state.batches)
+        state.listener("calibrate", 1, 1)
+        state.network, state.reference = network, copy.deepcopy(network)
+        for quantizer in quantizers(state.reference).values():
             quantizer.mode = Mode.OFF

@@ -70,11 +70,11 @@ class CrossLayerEqualization(Pass):
         self.rounds = rounds
 
     @torch.no_grad()
-    def apply(self, piece: PTQState) -> None:
-        graph = piece.graph()
-        pairs = find_pairs(piece.network, graph, piece.used_once(graph))
+    def apply(self, state: PTQState) -> None:
+        graph = state.graph()
+        pairs = find_pairs(state.network, graph, state.used_once(graph))
         for i in range(self.rounds):
-            piece.listener("cross-layer equalization", i, self.rounds)
+            state.listener("cross-layer equalization", i, self.rounds)
             moved = 0.0
             for pair in pairs:
                 r1, r2 = pair.ranges()
@@ -84,7 +84,7 @@ class CrossLayerEqualization(Pass):
                 moved = max(moved, float(s.log().abs().max()))
             if moved < 1e-4:
                 break
-        piece.listener("cross-layer equalization", self.rounds, self.rounds)
+        state.listener("cross-layer equalization", self.rounds, self.rounds)
 
 
 def find_pairs(network: nn.Module, graph: fx.Graph, once: Mapping[fx.Node, nn.Module]) -> list[Pair]:

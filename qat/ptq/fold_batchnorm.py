@@ -21,17 +21,17 @@ class FoldBatchNorm(Pass):
 
     stage = Stage.FLOAT
 
-    def apply(self, piece: PTQState) -> None:
-        graph = piece.graph()
-        once = piece.used_once(graph)
+    def apply(self, state: PTQState) -> None:
+        graph = state.graph()
+        once = state.used_once(graph)
         for node in graph.nodes:
-            if kind_of(piece.network, node) is not OperationKind.NORM:
+            if kind_of(state.network, node) is not OperationKind.NORM:
                 continue
             source = node.all_input_nodes[0]
             layer, norm = once.get(source), once.get(node)
             if layer is not None and norm is not None and type(layer) in LAYERS and len(source.users) == 1:
                 _fold(layer, norm)
-                piece.network.set_submodule(str(node.target), nn.Identity())
+                state.network.set_submodule(str(node.target), nn.Identity())
 
 
 @torch.no_grad()

@@ -36,8 +36,8 @@ class GPTQ(Pass):
         self.damping = damping
 
     @torch.no_grad()
-    def apply(self, piece: PTQState) -> None:
-        for layer, inputs in each_layer(piece, "GPTQ"):
+    def apply(self, state: PTQState) -> None:
+        for layer, inputs in each_layer(state, "GPTQ"):
             self._round(layer, inputs)
 
     def _round(self, layer: nn.Module, batches: list[Tensor]) -> None:

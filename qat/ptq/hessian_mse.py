@@ -34,8 +34,8 @@ class HessianMSE(Pass):
         self.candidates = candidates
 
     @torch.no_grad()
-    def apply(self, piece: PTQState) -> None:
-        for layer, inputs in each_layer(piece, "Hessian MSE"):
+    def apply(self, state: PTQState) -> None:
+        for layer, inputs in each_layer(state, "Hessian MSE"):
             self._set_range(layer, inputs)
 
     def _set_range(self, layer: nn.Module, batches: list[Tensor]) -> None:

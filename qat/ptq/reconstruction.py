@@ -56,33 +56,33 @@ class Reconstruction:
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop={self.drop!r} is no probability below 1: write for example 0.5.")
 
-    def along(self, piece: PTQState, find: Callable[[nn.Module, fx.Graph], list[Segment]], name: str) -> None:
+    def along(self, state: PTQState, find: Callable[[nn.Module, fx.Graph], list[Segment]], name: str) -> None:
         """Reconstruct all segments that `find` finds in the graph, in their order, each behind the result of those before."""
-        walk = Walk(piece)
-        segments = {segment.nodes[0]: segment for segment in find(piece.network, walk.graph)}
+        walk = Walk(state)
+        segments = {segment.nodes[0]: segment for segment in find(state.network, walk.graph)}
         done = 0
-        piece.listener(name, done, len(segments))
+        state.listener(name, done, len(segments))
         for node in walk:
             if node in segments:
-                self._reconstruct(piece, walk, segments[node])
+                self._reconstruct(state, walk, segments[node])
                 done += 1
-                piece.listener(name, done, len(segments))
+                state.listener(name, done, len(segments))
 
     def beta(self, step: int) -> float:
         """The regularizer's exponent at `step`: the larger it is, the more weights may stay undecided."""
         progress = (step / self.iterations - self.warmup) / (1 - self.warmup)
         return self.beta_end + 0.5 * (self.beta_start - self.beta_end) * (1 + math.cos(math.pi * max(0.0, progress)))
 
-    def _reconstruct(self, piece: PTQState, walk: Walk, segment: Segment) -> None:
+    def _reconstruct(self, state: PTQState, walk: Walk, segment: Segment) -> None:
         """One segment, at whose first operation the walk has arrived; its layers and sites keep the result."""
-        assert piece.reference is not None
+        assert state.reference is not None
         data = _Data(
             walk.quantized.tensor(segment.start),
             walk.float.tensor(segment.start),
-            _outputs(segment.extract(piece.reference), walk.float[segment.start]),
+            _outputs(segment.extract(state.reference), walk.float[segment.start]),
         )
-        module = segment.extract(piece.network)
-        layers = [as_quantized(layer) for layer in weighted(piece.network, segment.nodes)]
+        module = segment.extract(state.network)
+        layers = [as_quantized(layer) for layer in weighted(state.network, segment.nodes)]
         roundings = [start_soft_rounding(layer) for layer in layers]
         scales = learn_scales(module, self.drop) if self.scale_lr or self.drop else {}
         self._learn(module, roundings, list(scales.values()), data)

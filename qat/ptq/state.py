@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.quantizers import Quantizer
-from qat.transform.calibrate import call
+from qat.transform.calibrate import call_model
 from qat.transform.capture import CaptureError, capture
 from qat.transform.policy import Policy
 
-Listener = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 """Hears how far a pass is: (what is being done, steps done, steps in total)."""
 
 
@@ -40,7 +40,7 @@ class PTQState:
     network: nn.Module
     policy: Policy
     batches: Sequence[Any]
-    listener: Listener = nobody
+    listener: ProgressCallback = nobody
     reference: nn.Module | None = None
 
     def graph(self) -> fx.Graph:
@@ -93,7 +93,7 @@ class PTQState:
                     found.add(norm)
 
             hooks = [norm.register_forward_pre_hook(look) for norm in norms]
-            call(self.network, self.batches[0])
+            call_model(self.network, self.batches[0])
             for hook in hooks:
                 hook.remove()
         return found

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from qat.ptq.segment import layer_segments
 from qat.ptq.state import PTQState
-from qat.transform.calibrate import arguments
+from qat.transform.calibrate import positional_arguments
 
 
 class Walk:
@@ -21,15 +21,15 @@ class Walk:
     errors of those before it (asymmetric reconstruction), at the price of two forward passes in all. Tensors are kept from
     their producer to their last user, for all the calibration data.
 
-        for node in (walk := Walk(piece)):
+        for node in (walk := Walk(state)):
             walk.quantized[node.args[0]]  # its input, a list with one value a batch
     """
 
-    def __init__(self, piece: PTQState) -> None:
-        assert piece.reference is not None, "Calibrate comes first"
-        self.graph = piece.graph()
-        self.quantized = Track(piece.network, self.graph, piece.batches)
-        self.float = Track(piece.reference, self.graph, piece.batches)
+    def __init__(self, state: PTQState) -> None:
+        assert state.reference is not None, "Calibrate comes first"
+        self.graph = state.graph()
+        self.quantized = Track(state.network, self.graph, state.batches)
+        self.float = Track(state.reference, self.graph, state.batches)
 
     def __iter__(self) -> Iterator[fx.Node]:
         for node in self.graph.nodes:
@@ -39,19 +39,19 @@ class Walk:
                 self.float.advance(node)
 
 
-def each_layer(piece: PTQState, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
+def each_layer(state: PTQState, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
     """Every quantized layer from first to last, with its inputs in the quantized network, one value a batch.
 
     What is changed in a layer when it is yielded is what the later ones see. name: of the pass, for whoever listens.
     """
-    walk = Walk(piece)
-    firsts = [segment.nodes[0] for segment in layer_segments(piece.network, walk.graph)]
+    walk = Walk(state)
+    firsts = [segment.nodes[0] for segment in layer_segments(state.network, walk.graph)]
     done = 0
     for node in walk:
         if node in firsts:
-            yield piece.network.get_submodule(str(node.target)), walk.quantized[node.all_input_nodes[0]]
+            yield state.network.get_submodule(str(node.target)), walk.quantized[node.all_input_nodes[0]]
             done += 1
-            piece.listener(name, done, len(firsts))
+            state.listener(name, done, len(firsts))
 
 
 class Track:
@@ -103,7 +103,7 @@ def _bind(network: nn.Module, batch: Any) -> dict[str, Any]:
     """Argument name -> value, as a call of the network would have it."""
     if isinstance(batch, dict):
         return batch
-    return dict(inspect.signature(network.forward).bind(*arguments(network, batch)).arguments)
+    return dict(inspect.signature(network.forward).bind(*positional_arguments(network, batch)).arguments)
 
 
 def _argument(node: fx.Node, bound: dict[str, Any]) -> Any:

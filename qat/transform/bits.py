@@ -1,4 +1,4 @@
-"""One width for a while: stages of progressive quantization."""
+"""Temporary widths for all quantizers: the stages of progressive quantization."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from qat.quantizers import Mode
 from qat.transform.mode import quantizers
 
 FLOAT = 32
-"""Bits of a stage in which nothing is rounded."""
+"""The bits of a stage in which nothing is rounded."""
 
 
 def set_bits(model: nn.Module, bits: int | None) -> None:
-    """Every quantizer rounds to max(bits, those of the policy); FLOAT: none rounds; None: as the policy says. In place.
+    """Make every quantizer round to max(bits, the bits of its policy). In place.
 
-    Whose grid has changed has no range any more: `calibrate` gives it one. After FLOAT all have none, because the network
-    has learned without them. Quantizers with levels of their own (`supports_other_bits` is False) keep them.
+    A quantizer loses its range if its grid changes; `calibrate` gives it a new one. After FLOAT all ranges are lost, because
+    the network has learned without quantizers. Quantizers with levels of their own (`supports_other_bits` is False) keep
+    them.
+
+    Args:
+        bits: a width; FLOAT: nothing is rounded; None: the bits of the policy.
     """
     was_float = bits_in_force(model) == FLOAT
     for quantizer in quantizers(model).values():
@@ -27,7 +31,7 @@ def set_bits(model: nn.Module, bits: int | None) -> None:
 
 
 def bits_in_force(model: nn.Module) -> int | None:
-    """What `set_bits` was called with last, as far as it matters: None where every quantizer is as the policy says."""
+    """The bits that `set_bits` set last; None if every quantizer has the bits of the policy."""
     found = quantizers(model).values()
     if found and all(quantizer.mode is Mode.OFF for quantizer in found):
         return FLOAT

@@ -21,36 +21,37 @@ def calibrate(
 ) -> int:
     """Run `batches` through the float network and set the range of every quantizer that has none yet. In place.
 
-    The network runs in evaluation mode without gradients (BatchNorm keeps its statistics), every quantizer sees float
-    tensors, and ranges that were calibrated, learned or loaded before stay. Training modes are restored.
+    The model runs in evaluation mode without gradients (BatchNorm keeps its statistics), and every quantizer sees float
+    tensors. Ranges that were calibrated, learned or loaded before stay. Training modes are restored.
 
     With a process group (DDP) every process must call it, with the same weights and its own share of the batches, which may
-    be none. What all of them observed is merged, so that all set the same ranges, to the bit: those of one process with all
-    the batches (sums, of MeanAbs, up to the order of summation; MovingAverage depends on the order of the batches).
+    be empty. The observations of all processes are merged, so that all set the same ranges, to the bit: those that one
+    process would find with all the batches (up to the order of summation for MeanAbs; MovingAverage depends on the order of
+    the batches).
 
     Args:
         model: a prepared module.
-        batches: model inputs: a tensor, a sequence of arguments (what forward does not take, such as labels, is left over)
-            or a dict of keyword arguments each.
-        forward: how a batch goes through the model, where that is not `model(*batch)`.
+        batches: model inputs. Each batch is a tensor, a sequence of arguments (those that forward does not take, such as
+            labels, are ignored) or a dict of keyword arguments.
+        forward: runs the model on a batch, if that is not `model(*batch)`.
 
     Returns:
-        The number of quantizers that were set; 0 consumes no batch.
+        The number of quantizers that were calibrated; if it is 0, no batch was consumed.
 
     Raises:
-        ValueError: the model has no quantizers, or a quantizer saw no data (no batches, or a layer that never runs), or NaN.
+        ValueError: the model has no quantizers, or a quantizer saw NaN or no data (no batches, or a layer that never runs).
         RuntimeError: the processes do not have the same quantizers to calibrate.
     """
     check_batches(batches)
     found = quantizers(model)
     if not found:
         raise ValueError("the model has no quantizers: call qat.prepare(model, policy) first and calibrate its result.")
-    waiting = {name: q for name, q in found.items() if not q.ready}
-    check_same_quantizers(waiting)
-    if not waiting:
+    uncalibrated = {name: q for name, q in found.items() if not q.ready}
+    check_same_quantizers(uncalibrated)
+    if not uncalibrated:
         return 0
-    for quantizer in waiting.values():
-        quantizer.observer.reset()  # of a calibration that failed
+    for quantizer in uncalibrated.values():
+        quantizer.observer.reset()  # drops what a failed calibration left behind
     with torch.no_grad(), training_mode(model, False), mode(model, Mode.OBSERVE):
         for module in filter(is_quantized, model.modules()):
             layer = as_quantized(module)
@@ -58,30 +59,30 @@ def calibrate(
                 layer.weight_quantizer(layer.weight)
         with weight_quantizers_off(model):
             for batch in batches:
-                (forward or call)(model, batch)
-        weights = set(_weight_quantizers(model))  # observed alike everywhere
-        merge_observers(q for q in waiting.values() if q not in weights)
-        for name, quantizer in waiting.items():
+                (forward or call_model)(model, batch)
+        weights = set(_weight_quantizers(model))  # observed alike in every process
+        merge_observers(q for q in uncalibrated.values() if q not in weights)
+        for name, quantizer in uncalibrated.items():
             try:
                 quantizer.finish_observing()
             except (RuntimeError, ValueError) as error:
                 raise ValueError(f"quantizer {name!r} cannot be calibrated: {error}") from None
-    return len(waiting)
+    return len(uncalibrated)
 
 
 def check_batches(batches: Any) -> None:
-    """Raises ValueError for a tensor, whose samples would count as batches."""
+    """Raise ValueError for a tensor, whose samples would count as batches."""
     if isinstance(batches, Tensor):
         raise ValueError(f"batches is one tensor of shape {tuple(batches.shape)}: write a list of batches, [tensor].")
 
 
 def weight_quantizers_off(model: nn.Module) -> Any:
-    """A `with` in which weight quantizers do nothing: a weight is observed once, not once a batch."""
+    """Turn weight quantizers off inside the `with`: a weight is observed once, not once per batch."""
     return mode(nn.ModuleList(_weight_quantizers(model)), Mode.OFF)
 
 
-def arguments(model: nn.Module, batch: Any) -> tuple[Any, ...]:
-    """Positional arguments of `model` from a batch: a tensor, or as many parts as forward takes; labels are left over."""
+def positional_arguments(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+    """Positional arguments of `model` from a batch: a tensor, or as many elements as forward takes, without labels."""
     if isinstance(batch, Tensor):
         return (batch,)
     parameters = inspect.signature(model.forward).parameters.values()
@@ -97,6 +98,6 @@ def _weight_quantizers(model: nn.Module) -> Iterator[Quantizer]:
             yield quantizer
 
 
-def call(model: nn.Module, batch: Any) -> object:
-    """The model on one batch: a tensor, a sequence that begins with the inputs, or a dict of them."""
-    return model(**batch) if isinstance(batch, dict) else model(*arguments(model, batch))
+def call_model(model: nn.Module, batch: Any) -> object:
+    """Run the model on one batch: a tensor, a sequence that begins with the inputs, or a dict of them."""
+    return model(**batch) if isinstance(batch, dict) else model(*positional_arguments(model, batch))

@@ -1,10 +1,11 @@
-"""From a module to its graph (torch.fx), and back into the same module."""
+"""From a module to its graph (torch.fx), and from a graph back into the same module."""
 
 from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,27 +17,27 @@ from qat.quantizers import Quantizer
 from qat.torch_private import BatchNorm
 from qat.transform.operation_kind import is_identity_in_evaluation
 
-ADDED = "dropout_of_graph_"
-"""How the names of modules that a graph got begin."""
+_ADDED_DROPOUT = "dropout_of_graph_"
+"""The beginning of the names of dropout modules that `capture` adds."""
 
 
 class CaptureError(Exception):
-    """Why a module has no graph; the message is one sentence."""
+    """A module has no graph. The message is one sentence that says why."""
 
 
 class _Tracer(fx.Tracer):
-    """Sees layers and quantizers as leaves, whatever module they come from."""
+    """Treats layers and quantizers as leaves, whatever module they come from."""
 
     def is_leaf_module(self, m: nn.Module, qualified_name: str) -> bool:
-        # SyncBatchNorm comes back as a class of Lightning; what differs between training and evaluation would be frozen
-        own = isinstance(m, Quantizer | BatchNorm) or is_quantized(m) or is_identity_in_evaluation(m)
-        return own or super().is_leaf_module(m, qualified_name)
+        # BatchNorm, because Lightning reverts SyncBatchNorm to a class of its own; dropout, because tracing would freeze it.
+        is_leaf = isinstance(m, Quantizer | BatchNorm) or is_quantized(m) or is_identity_in_evaluation(m)
+        return is_leaf or super().is_leaf_module(m, qualified_name)
 
 
 def capture(model: nn.Module) -> fx.Graph:
     """The graph of `model.forward`, whose nodes call submodules by name.
 
-    Branches on `self.training` are followed as in evaluation; functional dropout, which does so inside, becomes a module.
+    Branches on `self.training` are followed as in evaluation. Functional dropout, which depends on it, becomes a module.
 
     Raises:
         CaptureError: forward depends on values, or takes arguments that a graph cannot hold.
@@ -48,12 +49,12 @@ def capture(model: nn.Module) -> fx.Graph:
 
 
 def differs_in_training(model: nn.Module, graph: fx.Graph) -> str:
-    """A sentence for people, if forward has other operations in training than in `graph`, which is of evaluation; else ""."""
+    """A sentence to show if forward has other operations in training than in `graph`, the graph of evaluation; else ""."""
     try:
-        ours, theirs = _operations(graph), _operations(_traced(model, training=True))
+        evaluation, training = _operations(graph), _operations(_traced(model, training=True))
     except CaptureError:
-        ours, theirs = [], [""]
-    if ours == theirs:
+        evaluation, training = [], [""]
+    if evaluation == training:
         return ""
     return (
         f"{type(model).__name__} branches on self.training (auxiliary heads, noise): prepared, it computes in training what it "
@@ -62,23 +63,23 @@ def differs_in_training(model: nn.Module, graph: fx.Graph) -> str:
 
 
 def _traced(model: nn.Module, training: bool) -> fx.Graph:
-    """Raises CaptureError. Modes are restored."""
+    """The graph of forward in one mode. Raises CaptureError. Modes are restored."""
     try:
         with training_mode(model, training), _without_optional_arguments(model):
             graph = _Tracer().trace(model)
         graph.lint()
-    except Exception as error:  # whatever a user's forward raises when it meets a proxy
+    except Exception as error:  # a user's forward may raise anything when it gets a proxy
         raise CaptureError(f"{type(model).__name__} cannot be traced: {str(error).splitlines()[0]}") from error
     return graph
 
 
 def _operations(graph: fx.Graph) -> list[str]:
-    """What is calculated, in order, without dropout, which is a module or becomes one."""
+    """The operations of a graph in order, without dropout, which is a module or becomes one."""
     return [
         f"{node.op} {'' if node.op == 'get_attr' else node.target} {len(node.all_input_nodes)} "
         f"{[a for a in (*node.args, *node.kwargs.values()) if isinstance(a, int | float)]}"
         for node in graph.nodes
-        if node.target not in _DROPOUTS and not str(node.target).startswith(ADDED)
+        if node.target not in _DROPOUTS and not str(node.target).startswith(_ADDED_DROPOUT)
     ]
 
 
@@ -93,7 +94,7 @@ def works_in_place(model: nn.Module, node: fx.Node) -> bool:
 
 
 def make_out_of_place(model: nn.Module, node: fx.Node) -> None:
-    """The same operation with an output of its own."""
+    """Make an operation that overwrites its first argument write a new tensor instead."""
     if node.op == "call_module":
         model.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
     elif node.op == "call_method":
@@ -113,30 +114,28 @@ def install(model: nn.Module, graph: fx.Graph) -> None:
         del vars(model)["forward"]
 
 
-class _without_optional_arguments:
+@contextmanager
+def _without_optional_arguments(model: nn.Module) -> Iterator[None]:
     """Inside the `with`, forward takes only the arguments that have no default: a proxy would hide an `x is None`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.cls = model, type(model)
-
-    def __enter__(self) -> None:
-        parameters = list(inspect.signature(self.model.forward).parameters.values())
-        if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-            raise TypeError("forward takes *args or **kwargs")
-        names = [p.name for p in parameters if p.default is p.empty]
-        if not names:
-            raise TypeError("all arguments of forward are optional")
-        if len(names) < len(parameters):
-            scope: dict[str, Any] = {"original": self.cls.forward}
-            exec(f"def forward(self, {', '.join(names)}): return original(self, {', '.join(names)})", scope)
-            self.model.__class__ = type(self.cls.__name__, (self.cls,), {"forward": scope["forward"]})
-
-    def __exit__(self, *error: object) -> None:
-        self.model.__class__ = self.cls
+    cls = type(model)
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise TypeError("forward takes *args or **kwargs")
+    names = [p.name for p in parameters if p.default is p.empty]
+    if not names:
+        raise TypeError("all arguments of forward are optional")
+    if len(names) < len(parameters):
+        scope: dict[str, Any] = {"original": cls.forward}
+        exec(f"def forward(self, {', '.join(names)}): return original(self, {', '.join(names)})", scope)
+        model.__class__ = type(cls.__name__, (cls,), {"forward": scope["forward"]})
+    try:
+        yield
+    finally:
+        model.__class__ = cls
 
 
 def _refuse_rereading(model: nn.Module, graph: fx.Graph) -> None:
-    """Sites stand between an operation and its readers, so none may see what a later operation wrote in place."""
+    """Refuse graphs that read a tensor after it was overwritten: sites sit between a tensor and its readers, and copy it."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if node.op != "output" and node.all_input_nodes and works_in_place(model, node):
@@ -153,10 +152,10 @@ _DROPOUTS: dict[Any, Callable[[float], nn.Module]] = {
 
 
 def _dropout_as_module(model: nn.Module, graph: fx.Graph) -> None:
-    """F.dropout(x, p, self.training) has frozen its flag; nn.Dropout follows train() and eval()."""
+    """Replace F.dropout(x, p, self.training), whose flag tracing froze, by nn.Dropout, which follows train() and eval()."""
     found = [n for n in graph.nodes if n.op == "call_function" and n.target in _DROPOUTS]
     for i, node in enumerate(n for n in found if n.kwargs.get("training") is False):
-        name = f"{ADDED}{i}"
+        name = f"{_ADDED_DROPOUT}{i}"
         model.add_module(name, _DROPOUTS[node.target](node.kwargs["p"]).train(model.training))
         with graph.inserting_before(node):
             replacement = graph.call_module(name, (node.args[0],))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from qat.estimators import Estimator
 from qat.observers import Observer
-from qat.quantizers import Quantizer
+from qat.quantizers import LookupTableQuantizer, Quantizer
 
 T = TypeVar("T")
 
@@ -123,11 +123,11 @@ def _imported(name: str, package: str) -> Any:
 
 
 def _subclasses(base: type) -> list[str]:
-    """Names of the project's own subclasses of `base`, without the base classes beside it."""
+    """Names of the project's own subclasses of `base` that a policy can use."""
     package = importlib.import_module(_PACKAGES[base])
     exported = {name: getattr(package, name) for name in package.__all__}
     classes = {name: value for name, value in exported.items() if isinstance(value, type) and issubclass(value, base)}
-    return [name for name, cls in classes.items() if cls.__module__ != base.__module__]
+    return [name for name, cls in classes.items() if cls not in (base, LookupTableQuantizer)]
 
 
 def _check_options(cls: type, options: Mapping[str, Any]) -> None:

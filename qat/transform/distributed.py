@@ -1,6 +1,6 @@
-"""Several processes that train one network: who am I, what did the others see, are we still equal?
+"""Several processes that train one network: ranks, merged observations, and checks that all quantizers are equal.
 
-Everything here is about the default process group of torch.distributed. Without one there is one process, and nothing is
+Everything here uses the default process group of torch.distributed. Without one there is a single process, and nothing is
 sent.
 """
 
@@ -25,58 +25,59 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes work together; 1 without a process group."""
+    """The number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, counted from 0."""
+    """The number of this process, counted from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def share(batches: Iterable[T]) -> Iterator[T]:
-    """Of batches that are the same in every process, those of this one: every world_size-th.
+def shard(batches: Iterable[T]) -> Iterator[T]:
+    """The batches of this process: every world_size-th of `batches`, which are the same in every process.
 
-    Whole batches: a sum in a matrix product may depend on how many images are multiplied at once, and all processes
-    together are to observe exactly what one would.
+    Batches stay whole, because a sum in a matrix product may depend on how many images are multiplied at once, and all
+    processes together must observe exactly what one would.
     """
     return islice(batches, rank(), None, world_size())
 
 
 def gather(value: T) -> list[T]:
-    """The `value` of every process, by rank. All processes must call it. value: plain data and CPU tensors."""
+    """The `value` of every process, by rank: plain data and CPU tensors. All processes must call it."""
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def check_same_quantizers(waiting: Iterable[str]) -> None:
-    """Every process is about to calibrate the same quantizers.
+def check_same_quantizers(names: Iterable[str]) -> None:
+    """Check that every process is about to calibrate the same quantizers.
 
     Raises:
-        RuntimeError: one is not; the message names a quantizer and the ranks.
+        RuntimeError: they differ; the message names a quantizer and the ranks that lack it.
     """
-    found = [set(names) for names in gather(sorted(waiting))]
-    for name in sorted(set().union(*found)):
-        if lacking := [r for r, names in enumerate(found) if name not in names]:
+    names_by_rank = [set(names) for names in gather(sorted(names))]
+    for name in sorted(set().union(*names_by_rank)):
+        if lacking := [rank for rank, names in enumerate(names_by_rank) if name not in names]:
             raise RuntimeError(
                 f"quantizer {name!r} waits for calibration, but not on rank {_listed(lacking)}: prepare the same network and "
                 "load the same checkpoint in every process."
             )
 
 
-def merge_observers(waiting: Iterable[Quantizer]) -> None:
-    """Give each quantizer's observer what all processes saw, merged in the order of the ranks: all get the same bits.
+def merge_observers(uncalibrated: Iterable[Quantizer]) -> None:
+    """Give each quantizer's observer the observations of all processes, merged in the order of the ranks.
 
-    A process that saw nothing is no obstacle. All processes must call it, with the same quantizers in the same order.
+    All processes get the same bits. A process may have seen no data. All processes must call it, with the same quantizers in
+    the same order.
     """
     if world_size() == 1:
         return
-    found = list(waiting)
-    everyone = gather([_on(torch.device("cpu"), _statistics(q.observer)) for q in found])
-    for quantizer, *seen in zip(found, *everyone, strict=True):
+    merged = list(uncalibrated)
+    everyone = gather([_on(torch.device("cpu"), _statistics(q.observer)) for q in merged])
+    for quantizer, *seen in zip(merged, *everyone, strict=True):
         quantizer.observer.reset()
         for statistics in seen:
             other = copy.copy(quantizer.observer)
@@ -84,13 +85,13 @@ def merge_observers(waiting: Iterable[Quantizer]) -> None:
             quantizer.observer.merge(other)
 
 
-def check_equal(model: nn.Module, when: str) -> None:
-    """Every process has the same bits in all parameters and buffers of all quantizers of `model`.
+def check_quantizers_equal(model: nn.Module, when: str) -> None:
+    """Check that every process has the same bits in all parameters and buffers of all quantizers of `model`.
 
-    Costs one digest of 32 bytes a process; names are exchanged only after a difference. All processes must call it.
+    This sends a digest of 32 bytes per process; names are exchanged only after a difference. All processes must call it.
 
     Args:
-        when: the start of the message: "after calibration".
+        when: the start of the error message, such as "after calibration".
 
     Raises:
         RuntimeError: a quantizer differs; the message names it and the ranks that differ from rank 0.
@@ -115,7 +116,7 @@ def check_equal(model: nn.Module, when: str) -> None:
 
 
 def _statistics(observer: Observer) -> dict[str, Any]:
-    """What an observer keeps of the data; its spec is the same everywhere."""
+    """The state of an observer that depends on data; its spec is the same in every process."""
     return {name: value for name, value in vars(observer).items() if name != "spec"}
 
 
@@ -125,7 +126,7 @@ def _on(device: torch.device, statistics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(quantizer: Quantizer) -> str:
-    """Of every bit that decides how the quantizer rounds, now and after the next step."""
+    """A digest of every bit that decides how the quantizer rounds, now and after the next step."""
     digest = hashlib.sha256()
     for name, tensor in quantizer.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

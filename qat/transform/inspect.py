@@ -1,4 +1,4 @@
-"""What was quantized, to what, and what stays float."""
+"""A table of the quantized tensors of a model, and a list of those that stay in float."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Line:
 
 @dataclass
 class Inspection:
-    """lines: every layer and site. float_edges: tensors and operations left in float. notes: sentences for people."""
+    """lines: every layer and site. float_edges: tensors and operations left in float. notes: sentences to show."""
 
     lines: list[Line]
     float_edges: list[str] = field(default_factory=list)
@@ -37,12 +37,12 @@ class Inspection:
         rows += [(line.name, line.operation, line.weight, line.activation) for line in self.lines]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-        stays = ", ".join(self.float_edges) or "nothing"
-        return "\n".join([text, f"stays in float: {stays}", *self.notes])
+        in_float = ", ".join(self.float_edges) or "nothing"
+        return "\n".join([text, f"stays in float: {in_float}", *self.notes])
 
 
 def inspect(model: nn.Module) -> Inspection:
-    """The table of a prepared model; of any other model, everything is float."""
+    """The table of a prepared model. In any other model everything is float."""
     record = record_of(model)
     lines = []
     for name, module in model.named_modules():
@@ -61,16 +61,16 @@ def inspect(model: nn.Module) -> Inspection:
 
 
 def weights_in_float(model: nn.Module, named: int = 3) -> list[str]:
-    """A sentence about matrices that are in no line of the table: of embeddings, attention, recurrent layers, ...; or none.
+    """At most one sentence, about weight matrices that the table leaves out (embeddings, attention, recurrent layers, ...).
 
-    named: how many are named, the largest first.
+    named: how many of them the sentence names, the largest first.
     """
     owners = [(name, module) for name, module in model.named_modules() if type(module) not in LAYERS]
     found = {
-        f"{name}.{own}".lstrip("."): parameter.numel()
+        f"{name}.{parameter_name}".lstrip("."): parameter.numel()
         for name, module in owners
         if not is_quantized(module)
-        for own, parameter in module.named_parameters(recurse=False)
+        for parameter_name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim > 1
     }
     if not found:
@@ -82,7 +82,7 @@ def weights_in_float(model: nn.Module, named: int = 3) -> list[str]:
 
 
 def describe(quantizer: Quantizer | None) -> str:
-    """A few words: "int4 per channel, LSQ", or "4 bits of int8 per channel, APoT", whose levels are codes of 8 bits.
+    """A short text: "int4 per channel, LSQ", or "4 bits of int8 per channel, APoT" if the levels are codes of 8 bits.
 
     >>> describe(None)
     'float'
@@ -98,5 +98,7 @@ def describe(quantizer: Quantizer | None) -> str:
         case _:
             where = "per tensor"
     shape = "" if spec.symmetric else " affine"
-    few = f"{quantizer.bits} bits of " if isinstance(quantizer, Codebook) else ""
-    return f"{few}{'int' if spec.grid.signed else 'uint'}{spec.grid.bits} {where}{shape}, {type(quantizer).__name__}"
+    effective = f"{quantizer.bits} bits of " if isinstance(quantizer, Codebook) else ""
+    return (
+        f"{effective}{'int' if spec.grid.signed else 'uint'}{spec.grid.bits} {where}{shape}, {type(quantizer).__name__}"
+    )

@@ -1,4 +1,4 @@
-"""A prepared network back from a checkpoint, in another process, with nothing but the file: `qat.load_checkpoint`."""
+"""`qat.load_checkpoint`: a prepared network from a checkpoint, in another process, from the file alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 import qat.models
 from qat.transform import Policy, load_policy, prepare_, set_bits
-from qat.transform.policy_record import BUILT_FROM, KEY
+from qat.transform.policy_record import BUILT_FROM_KEY, CHECKPOINT_KEY
 
 
 def load_checkpoint(
@@ -25,7 +25,7 @@ def load_checkpoint(
     """The network that `QuantizationAwareTraining` trained, with its quantizers, weights and scales, in evaluation mode.
 
     The policy is in the checkpoint, so this needs no configuration: the result is ready for `qat.convert` and
-    `qat.export_onnx`. Nothing that a file could smuggle in is executed.
+    `qat.export_onnx`. Code that a file could contain is never executed.
 
         network = qat.load_checkpoint("best.ckpt")                   # written by train.py
         module = qat.load_checkpoint("best.ckpt", MyLightningModule)  # with the hyperparameters that it saved
@@ -34,20 +34,20 @@ def load_checkpoint(
     Args:
         path: a checkpoint that Lightning wrote.
         model: a class, which is built as `load_from_checkpoint` builds it; or an object, which is not changed: a
-            LightningModule, or the network inside of one. None: what the checkpoint says it was built from.
-        hyperparameters: arguments of the class, where the checkpoint has none or others are wanted.
+            LightningModule, or the network inside one. None: the class that the checkpoint names.
+        hyperparameters: arguments of the class, if the checkpoint has none or others are wanted.
 
     Returns:
-        A prepared object of the kind of `model`, on the CPU.
+        A prepared object of the type of `model`, on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no prepared network, or not one of `model`, or objects that could run code.
+        ValueError: the file holds no prepared network, not one that fits `model`, or objects that could run code.
     """
     path = Path(path).expanduser()
     checkpoint = _read(path)
     built = _build(path, checkpoint, model, hyperparameters)
-    name = checkpoint[KEY]["network"]
+    name = checkpoint[CHECKPOINT_KEY]["network"]
     if not _is_lightning_module(type(built)):
         prefix, name = f"{name}." if name else "", ""
         state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
@@ -58,8 +58,8 @@ def load_checkpoint(
             f"checkpoint {path} was trained with its network in {name!r}, where {type(built).__name__} has nothing: pass the "
             "class that was trained."
         )
-    prepare_(built.get_submodule(name), _policy(path, checkpoint))
-    if (bits := checkpoint[KEY].get("bits")) is not None:
+    prepare_(built.get_submodule(name), _policy_of(path, checkpoint))
+    if (bits := checkpoint[CHECKPOINT_KEY].get("bits")) is not None:
         warnings.warn(
             f"checkpoint {path} was written at {bits} bits, on the way to fewer, and so is the network: load a later one.",
             stacklevel=2,
@@ -89,9 +89,9 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
-            f"{path} is no checkpoint ({textwrap.shorten(str(error), 160)}): give a .ckpt file."
+            f"{path} is not a checkpoint ({textwrap.shorten(str(error), 160)}): give a .ckpt file."
         ) from error
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint or "state_dict" not in checkpoint:
         raise ValueError(
             f"checkpoint {path} holds no policy, so no quantizers: load it into the float network, "
             "model.load_state_dict(torch.load(path)['state_dict']), and give that to qat.prepare."
@@ -102,11 +102,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _build(
     path: Path, checkpoint: Mapping[str, Any], model: type[nn.Module] | nn.Module | None, options: Mapping[str, Any]
 ) -> nn.Module:
-    """The float network, or the module around it."""
+    """The float network, or the module around it, as its class or the checkpoint describes it."""
     if isinstance(model, nn.Module):
         if options:
             raise ValueError(
-                f"{', '.join(options)} cannot be set: {type(model).__name__} is built already; pass its class."
+                f"{', '.join(options)} cannot be set: {type(model).__name__} is already built; pass its class."
             )
         return copy.deepcopy(model).cpu()
     if model is None:
@@ -125,7 +125,7 @@ def _build(
 
 def _from_hyperparameters(path: Path, model: Any, options: Mapping[str, Any]) -> nn.Module:
     with warnings.catch_warnings():
-        # The quantizers' names: they are loaded once the quantizers are there.
+        # Lightning warns about the keys of the quantizers, which are loaded later.
         warnings.filterwarnings("ignore", message="Found keys that are")
         built: nn.Module = model.load_from_checkpoint(
             path, map_location="cpu", strict=False, weights_only=True, **options
@@ -134,28 +134,28 @@ def _from_hyperparameters(path: Path, model: Any, options: Mapping[str, Any]) ->
 
 
 def _built_from(path: Path, checkpoint: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What the network is built with, and its options, as the checkpoint says: plain data, and only from known places."""
-    description = checkpoint.get(BUILT_FROM)
+    """The class or function that the checkpoint names for its network, and its options. Nothing is imported for it."""
+    description = checkpoint.get(BUILT_FROM_KEY)
     if description is None:
         raise ValueError(
             f"checkpoint {path} does not say what its network is built from: pass it, qat.load_checkpoint(path, "
             "MyLightningModule) or qat.load_checkpoint(path, network)."
         )
-    found = {**description, **options}
-    target = str(found.pop("_target_"))
+    arguments = {**description, **options}
+    target = str(arguments.pop("_target_"))
     module, _, attribute = target.rpartition(".")
     known = getattr(sys.modules.get(module), attribute, None)
     if known is qat.models.torchvision_model or (isinstance(known, type) and issubclass(known, nn.Module)):
-        return known, found
+        return known, arguments
     raise ValueError(
-        f"checkpoint {path} says that its network is built from {target}, which is no network that is imported here: import "
+        f"checkpoint {path} says that its network is built from {target}, which is not a network that is imported here: import "
         f"{module or target} first, if you trust it, or pass the network."
     )
 
 
-def _policy(path: Path, checkpoint: Mapping[str, Any]) -> Policy:
-    """The policy of the checkpoint. Its quantizers and observers are imported already, or are the project's own."""
-    content = checkpoint[KEY]["policy"]
+def _policy_of(path: Path, checkpoint: Mapping[str, Any]) -> Policy:
+    """The policy of the checkpoint. Its classes must be the project's own, or imported already."""
+    content = checkpoint[CHECKPOINT_KEY]["policy"]
     for part in _parts(content):
         module = part.rpartition(".")[0]
         if module and module not in sys.modules:
@@ -164,7 +164,7 @@ def _policy(path: Path, checkpoint: Mapping[str, Any]) -> Policy:
 
 
 def _parts(policy: Mapping[str, Any]) -> Iterator[str]:
-    """Names of the classes that a policy's record wants."""
+    """The names of the classes in a policy's plain data."""
     for rule in policy["rules"].values():
         for tensor in filter(None, (rule["weight"], rule["activation"])):
             for part in (tensor["quantizer"], tensor["observer"]):
@@ -172,12 +172,12 @@ def _parts(policy: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _targets(part: str | Mapping[str, Any]) -> Iterator[str]:
-    """The class that a part names, and those that its options name (a quantizer's estimator)."""
+    """The class that a part names, and the one that its option `estimator` names."""
     yield part if isinstance(part, str) else str(part.get("_target_", ""))
     if not isinstance(part, str) and "estimator" in part:
         yield from _targets(part["estimator"])
 
 
-def _is_lightning_module(kind: Any) -> bool:
-    """Asked by name, so that a plain network is loaded without Lightning."""
-    return any(base.__name__ == "LightningModule" for base in getattr(kind, "__mro__", ()))
+def _is_lightning_module(cls: Any) -> bool:
+    """Whether `cls` is a LightningModule, by its name: a plain network loads without Lightning."""
+    return any(base.__name__ == "LightningModule" for base in getattr(cls, "__mro__", ()))

@@ -17,7 +17,7 @@ def quantizers(model: nn.Module) -> dict[str, Quantizer]:
 
 @contextmanager
 def mode(model: nn.Module, to: Mode) -> Iterator[None]:
-    """Inside the `with`, every quantizer is in mode `to`; afterwards, also after an exception, each is as it was.
+    """Put every quantizer in mode `to` inside the `with`; afterwards, also after an exception, each has its old mode again.
 
     >>> with mode(nn.Linear(2, 2), Mode.OFF):
     ...     pass

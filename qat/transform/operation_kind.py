@@ -1,4 +1,4 @@
-"""What the operations of a graph do, as far as quantization is concerned."""
+"""The kinds of operations that quantization distinguishes in a graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qat.torch_private import BatchNorm
 
 
 class OperationKind(Enum):
-    """What a node of the graph does, as far as quantization is concerned."""
+    """What a node of a graph does, as far as quantization is concerned."""
 
     INPUT = "input"
     COMPUTE = "compute"
@@ -27,9 +27,9 @@ class OperationKind(Enum):
     CAT = "cat"
     POOL = "pool"
     SAME = "same"
-    """Moves, drops or repeats values (or takes their maximum), so its output lies on the grid of its input."""
+    """Moves, drops or repeats values, or takes their maximum: its output lies on the grid of its input."""
     SHAPE = "shape"
-    """Sizes and what is calculated from sizes alone; no tensor."""
+    """A size, or a number that is calculated from sizes only; not a tensor."""
     SITE = "site"
     OUTPUT = "output"
     FLOAT = "float"
@@ -60,7 +60,7 @@ _METHODS: dict[str, OperationKind] = {
 
 
 def kind_of(model: nn.Module, node: fx.Node) -> OperationKind:
-    """What `node` does."""
+    """The kind of `node`. An operation that is not known here is FLOAT."""
     if node.op in ("placeholder", "output"):
         return OperationKind.INPUT if node.op == "placeholder" else OperationKind.OUTPUT
     if node.op == "call_module":
@@ -96,8 +96,9 @@ def kind_of(model: nn.Module, node: fx.Node) -> OperationKind:
 
 
 def is_identity_in_evaluation(module: nn.Module) -> bool:
-    """Whether it drops values, or whole branches (stochastic depth), in training alone. Drop paths are known by their name:
-    torchvision, timm and transformers have each their own.
+    """Whether the module drops values, or whole branches (stochastic depth), in training only.
+
+    Drop paths are recognized by the name of their class, because torchvision, timm and transformers each have their own.
     """
     dropouts = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
     return type(module) in dropouts or type(module).__name__.endswith(("StochasticDepth", "DropPath"))
@@ -116,7 +117,7 @@ def pads_with_zeros(x: Any, pad: Any, mode: Any = "constant", value: Any = None)
 
 
 def _is_one(size: Any) -> bool:
-    """Whether an adaptive pool is a global one; others have no integer form."""
+    """Whether an adaptive pool of this output size is a global one; others have no integer form."""
     return size in (1, (1, 1), [1, 1])
 
 
@@ -128,7 +129,7 @@ def mean_axes(node: fx.Node) -> tuple[int, ...]:
 
 
 def relu_upper_bound(model: nn.Module, node: fx.Node) -> float | None:
-    """Where a RECTIFY node cuts from above: 6 for ReLU6, None for ReLU."""
+    """The upper bound of a RECTIFY node: 6 for ReLU6, None for ReLU."""
     six = node.target is F.relu6 or (
         node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.ReLU6)
     )

@@ -7,29 +7,34 @@ from typing import Any
 
 from qat.transform import Policy
 
-KEY = "qat"
-"""Where a checkpoint keeps the policy, and the name of the network inside of the LightningModule."""
+CHECKPOINT_KEY = "qat"
+"""The key under which a checkpoint keeps the policy, and the name of the network inside the LightningModule."""
 
-BUILT_FROM = "built_from"
-"""Where a checkpoint keeps what its network is built from: a `_target_` and its options."""
+BUILT_FROM_KEY = "built_from"
+"""The key under which a checkpoint keeps what its network is built from: a `_target_` and its options."""
 
 
-def plain(policy: Any) -> Any:
-    """A policy as dicts, lists, texts and numbers alone, which any checkpoint reader accepts."""
+def plain_data(policy: Any) -> Any:
+    """A policy as dicts, lists, strings and numbers only, which any checkpoint reader accepts."""
     if isinstance(policy, Policy):
-        return plain(policy.to_dict())
+        return plain_data(policy.to_dict())
     if isinstance(policy, Mapping):
-        return {str(key): plain(value) for key, value in policy.items()}
-    return [plain(value) for value in policy] if isinstance(policy, list | tuple) else policy
+        return {str(key): plain_data(value) for key, value in policy.items()}
+    return [plain_data(value) for value in policy] if isinstance(policy, list | tuple) else policy
 
 
-def check_same(found: Any, mine: Policy, what: str) -> None:
-    """Nothing, if `found` (a Policy or its record) quantizes as `mine` does. Names do not matter.
+def check_same_policy(found: Any, mine: Policy, what: str) -> None:
+    """Check that two policies quantize alike. Their names do not matter.
+
+    Args:
+        found: the other policy, or its plain data.
+        mine: the policy of this run.
+        what: the start of the error message.
 
     Raises:
-        ValueError: it does not; the sentence starts with `what`.
+        ValueError: they do not; the message names the first difference.
     """
-    recorded, wanted = plain(found), plain(mine)
+    recorded, wanted = plain_data(found), plain_data(mine)
     difference = _difference(_nameless(recorded), _nameless(wanted))
     if difference:
         raise ValueError(
@@ -43,7 +48,7 @@ def _nameless(policy: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _difference(found: Any, mine: Any, where: str = "") -> str:
-    """The first one, depth first; "" if there is none.
+    """The first difference, depth first; "" if there is none.
 
     >>> _difference({"rules": {"all": {"bits": 4}}}, {"rules": {"all": {"bits": 2}}})
     'rules.all.bits is 4 there, 2 here'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,9 +41,10 @@ def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | No
     quantizers have no range yet: call `qat.calibrate(prepared, batches)` next.
 
     Args:
-        model: any module. policy: a Policy, a preset's name or a YAML path.
-        example_inputs: a tensor, or a tuple of arguments. With it, the copy is run once in float and must give exactly what
-            the model gives.
+        model: any module.
+        policy: a Policy, the name of a preset or the path of a YAML file.
+        example_inputs: a tensor, or a tuple of arguments. With it, the copy runs once in float and must return exactly what
+            the model returns.
 
     Raises:
         ValueError: a rule matches no layer, nothing can be quantized, or the copy computes something else.
@@ -52,17 +54,17 @@ def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | No
             f"example_inputs is a {type(example_inputs).__name__}: write a tensor, or a tuple of forward's arguments in order."
         )
     prepared = copy.deepcopy(model)
-    given = None if example_inputs is None else 1 if isinstance(example_inputs, Tensor) else len(example_inputs)
-    prepare_(prepared, load_policy(policy), given)
+    n_arguments = None if example_inputs is None else 1 if isinstance(example_inputs, Tensor) else len(example_inputs)
+    prepare_(prepared, load_policy(policy), n_arguments)
     if example_inputs is not None:
         _check_same(model, prepared, example_inputs)
     return prepared
 
 
-def prepare_(model: nn.Module, policy: Policy, inputs: int | None = None) -> None:
+def prepare_(model: nn.Module, policy: Policy, n_arguments: int | None = None) -> None:
     """`prepare`, in place. A model that is already prepared with this policy is left as it is.
 
-    inputs: how many forward is called with, where that is known: a graph has those without a default alone.
+    n_arguments: how many arguments forward is called with, if known. A graph has only those without a default.
     """
     if is_prepared(model):
         record = record_of(model)
@@ -75,18 +77,21 @@ def prepare_(model: nn.Module, policy: Policy, inputs: int | None = None) -> Non
     try:
         graph = capture(model)
         differs = differs_in_training(model, graph)
-        if inputs is not None and inputs > (has := sum(node.op == "placeholder" for node in graph.nodes)):
-            raise CaptureError(f"{type(model).__name__} is called with {inputs} arguments, and {has} have no default")
+        required = sum(node.op == "placeholder" for node in graph.nodes)
+        if n_arguments is not None and n_arguments > required:
+            raise CaptureError(
+                f"{type(model).__name__} is called with {n_arguments} arguments, and {required} have no default"
+            )
     except CaptureError as reason:
         _swap_layers(model, policy)
         inspection = inspect(model)
         inspection.float_edges = ["everything between layers"]
         inspection.notes.append(f"{reason}; layers own their input quantizers.")
     else:
-        decided = plan(model, graph, policy)
-        _insert(model, graph, decided)
+        planned = plan(model, graph, policy)
+        _insert_quantizers(model, graph, planned)
         inspection = inspect(model)
-        inspection.float_edges = decided.float_edges
+        inspection.float_edges = planned.float_edges
         if differs:
             inspection.notes.append(differs)
             warnings.warn(differs, stacklevel=2)
@@ -99,23 +104,30 @@ def is_prepared(model: nn.Module) -> bool:
     return any(isinstance(m, Quantizer) for m in model.modules())
 
 
-def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
-    """Rewrite the graph of `model` and its layers, in place."""
+def _insert_quantizers(model: nn.Module, graph: fx.Graph, planned: Plan) -> None:
+    """Quantize the layers of `model`, and rewrite its graph and its forward with the planned sites. In place."""
     if hasattr(model, "sites"):
         raise ValueError(f"{type(model).__name__} has an attribute 'sites', where its quantizers would go: rename it.")
-    for name, rule in decided.layers.items():
+    for name, rule in planned.layers.items():
         _quantize_layer(model.get_submodule(name), name, rule.weight, None)
     sites = nn.ModuleDict()
     model.add_module("sites", sites)
-    for site in decided.sites:
+    for site in planned.sites:
         quantizer = site.rule.build(signed=site.signed)
         quantizer.label = site.name
         quantizer.fuses_relu = _replaces_relu(model, site, quantizer)
         if (parameter := next(model.parameters(), None)) is not None:
             quantizer.to(parameter.device)
         sites[site.name] = quantizer
+    _insert_calls(model, graph, planned.sites)
+    graph.lint()
+    install(model, graph)
+
+
+def _insert_calls(model: nn.Module, graph: fx.Graph, sites: Sequence[Site]) -> None:
+    """Call the quantizer of each site in the graph, and let the consumers read its output."""
     # A requantization reads its tensor after the 8-bit site, so it is placed first and rewired with the other users.
-    for site in sorted(decided.sites, key=lambda site: not site.consumers):
+    for site in sorted(sites, key=lambda site: not site.consumers):
         with graph.inserting_after(site.node):
             call = graph.call_module(f"sites.{site.name}", (site.node,))
         if site.consumers:
@@ -127,22 +139,20 @@ def _insert(model: nn.Module, graph: fx.Graph, decided: Plan) -> None:
         for user in list(call.users):
             if user.all_input_nodes[0] is call and works_in_place(model, user):
                 make_out_of_place(model, user)  # a site needs its output for its gradient
-        if sites[site.name].fuses_relu:
+        if model.get_submodule(f"sites.{site.name}").fuses_relu:
             call.replace_input_with(site.node, site.node.all_input_nodes[0])
             graph.erase_node(site.node)
-    graph.lint()
-    install(model, graph)
 
 
 def _replaces_relu(model: nn.Module, site: Site, quantizer: Quantizer) -> bool:
-    """Whether the quantizer makes the ReLU before it superfluous, which saves its passes over the tensor and its output."""
+    """Whether the quantizer clips as the ReLU before it does, which saves a pass over the tensor and its memory."""
     relu = kind_of(model, site.node) is OperationKind.RECTIFY and relu_upper_bound(model, site.node) is None
     return relu and not site.consumers and quantizer.spec.symmetric and not quantizer.spec.grid.signed
 
 
 def _swap_layers(model: nn.Module, policy: Policy) -> None:
-    """Without a graph: every layer owns the quantizer of its input. In place."""
-    for module in model.modules():  # torch's fused transformer layer reads weights past the layers that own quantizers
+    """Without a graph, let every layer own the quantizer of its input. In place."""
+    for module in model.modules():  # torch's fused transformer layer would bypass the layers that own quantizers
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):
@@ -173,7 +183,7 @@ def _quantize_layer(layer: nn.Module, name: str, rule: TensorRule | None, input_
 
 
 def _check_same(model: nn.Module, prepared: nn.Module, example: Example) -> None:
-    """The prepared copy, with quantizers off, must compute what the model computes."""
+    """Check that the prepared copy, with quantizers off, computes what the model computes."""
     arguments = example if isinstance(example, tuple) else (example,)
     outputs = []
     for candidate in (model, prepared):
@@ -188,7 +198,7 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example) -> None
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two results are equal. Objects that nobody can look into (the cache of a language model) count as equal."""
+    """Whether two results are equal. Opaque objects (the cache of a language model) of one type count as equal."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and torch.equal(a, b)
     return type(a) is type(b) and (a == b or not isinstance(a, bool | int | float | complex | str))

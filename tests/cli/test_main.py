@@ -14,14 +14,13 @@ from qat.version import version
 CLI = Path(qat.cli.main.__file__).parent
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_help_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        assert main(arguments) == 0
-    except SystemExit as ended:
-        assert ended.code == 0
-    said = capsys.readouterr().out
-    assert all(f"  {name}" in said for name in COMMANDS)
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name}" in listed for name in COMMANDS)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert capsys.readouterr().out == listed
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -53,7 +52,9 @@ def test_train_is_the_program_of_train_py(monkeypatch: pytest.MonkeyPatch) -> No
     seen: dict[str, Any] = {}
 
     def program() -> None:
-        seen.update(argv=list(sys.argv), module=__main__.__spec__.name, folder_is_importable=str(Path.cwd()) in sys.path)
+        seen.update(
+            argv=list(sys.argv), module=__main__.__spec__.name, folder_is_importable=str(Path.cwd()) in sys.path
+        )
 
     monkeypatch.setattr("qat.experiment.main.main", program)
     monkeypatch.setattr(sys, "argv", ["/usr/bin/qat", "train", "recipe=digits_w8a8", "--cfg", "job"])

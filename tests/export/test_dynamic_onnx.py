@@ -1,4 +1,4 @@
-"""Dynamic inputs: what prepare inserts, what the integer model computes, what ONNX Runtime makes of the file."""
+"""Dynamic inputs: the sites of prepare, the integer model's result, and ONNX Runtime's."""
 
 from collections import Counter
 
@@ -37,7 +37,7 @@ def test_no_code_differs_and_outputs_agree_in_float32(network, policy, tmp_path)
         torch.testing.assert_close(integer(x).detach(), expected, rtol=0, atol=0.01 * expected.abs().max().item())
 
 
-def test_only_inputs_of_layers_are_quantized_and_the_residual_stream_is_float(tmp_path):
+def test_only_inputs_of_layers_are_quantized_and_the_residual_is_float(tmp_path):
     prepared, _, path = exported(OptionA, "w8_dynamic", tmp_path)
     found = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert (found["DynamicQuantizeLinear"], found["ConvInteger"], found["MatMulInteger"]) == (4, 3, 1)

@@ -75,10 +75,10 @@ def test_any_torchvision_resnet_with_random_statistics(name, tmp_path):
     assert "Conv" not in result.operators
 
 
-def test_float_islands_are_exported_and_agree(tmp_path):
+def test_operations_left_in_float_are_exported_and_agree(tmp_path):
     integer, path = exported(Gate, "w8a8", tmp_path)
     result = qat.verify(path, integer, [images(50, 2)])
-    assert result.code_mismatches <= 0.001 * result.codes_compared  # float islands round differently
+    assert result.code_mismatches <= 0.001 * result.codes_compared  # float sums round differently
     assert result.max_step_difference <= 1
     assert {"Sigmoid", "QLinearConv"} <= set(result.operators)
 
@@ -129,11 +129,11 @@ class Between(nn.Module):
 
 @pytest.mark.parametrize("layer", ["conv", "linear"])
 def test_float_weights_between_quantized_layers_stay_float(layer: str, tmp_path: Path) -> None:
-    """ONNX Runtime rounds those that stand right between DequantizeLinear and QuantizeLinear to 8 bits."""
+    """Right between DequantizeLinear and QuantizeLinear, ONNX Runtime would round them to 8 bits."""
     rule = {"match": layer, "weight": None, "activation": {"bits": 8}}
     integer, path = exported(Between, qat.load_policy("w8a8", rules={"mine": rule}), tmp_path)
     result = qat.verify(path, integer, [images(50)])
-    assert result.code_mismatches <= 1e-4 * result.codes_compared  # float islands round differently
+    assert result.code_mismatches <= 1e-4 * result.codes_compared  # float sums round differently
     assert {"conv": "Conv", "linear": "FusedGemm"}[layer] in result.operators, "in float"
 
 

@@ -47,7 +47,7 @@ def test_the_file_predicts_nearly_what_the_network_predicts(
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_is_wrong_is_said(tmp_path: Path) -> None:
+def test_an_unknown_calibration_and_unusable_batches_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="calibration='Max' is unknown: write one of MinMax, Entropy, Percentile"):
         QuantizeStatic("Max")
     with pytest.raises(ValueError, match="batches is empty"):

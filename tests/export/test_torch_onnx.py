@@ -1,4 +1,4 @@
-"""Float operations that torch.onnx writes into the file: in ONNX Runtime they are what they are in torch, for any batch."""
+"""Float operations written by torch.onnx compute in ONNX Runtime what they compute in torch, for any batch size."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Recurrent(nn.Module):
 
 
 class SequenceFirst(nn.Module):
-    """The batch is for a while a part of the second axis."""
+    """Between two reshapes, the batch is part of the second axis."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class SequenceFirst(nn.Module):
 
 
 class Words(nn.Module):
-    """Indices go in."""
+    """The inputs are indices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def written(model: nn.Module, x: Tensor, path: Path, policy: str = "w8a8") -> nn
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_it_is_what_it_is_in_torch(name: str, tmp_path: Path) -> None:
+def test_the_file_computes_what_torch_computes(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     build, shape = NETWORKS[name]
     integer = written(build(), batch(8, shape), tmp_path / "model.onnx")
@@ -166,7 +166,7 @@ def test_it_is_what_it_is_in_torch(name: str, tmp_path: Path) -> None:
     assert all(len(set(codes.flatten().tolist())) > 1 for codes in integer.codes(batch(8, shape))[1].values())
 
 
-def test_moves_stay_on_codes(tmp_path: Path) -> None:
+def test_data_movement_works_on_codes(tmp_path: Path) -> None:
     model = Between(lambda x: F.pixel_shuffle(x.unsqueeze(1).squeeze(1).flip(2), 1))
     integer = written(model, batch(4, IMAGES), tmp_path / "model.onnx")
     assert qat.inspect(qat.prepare(model, "w8a8")).float_edges == []
@@ -196,14 +196,14 @@ def test_torchvisions_transformers(name: str, tmp_path: Path) -> None:
     assert check.code_mismatches <= 1e-4 * check.codes_compared  # float sums of another order, before rounding
 
 
-def test_what_nobody_can_write_is_named(tmp_path: Path) -> None:
+def test_an_operation_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"special_bessel_j0 \(.*\) stays in float and has no ONNX form: quantize"):
         written(Between(torch.special.bessel_j0), batch(4, IMAGES), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_torch_writes_wrong_is_refused(tmp_path: Path) -> None:
-    """torch.onnx leaves the divisor out."""
+def test_an_operation_that_torch_writes_wrong_is_refused(tmp_path: Path) -> None:
+    """torch.onnx omits the divisor."""
     pool = nn.AvgPool3d((1, 2, 2), divisor_override=3)
     with pytest.raises(ValueError, match=r"AvgPool3d \(operation\) stays in float and has no ONNX form"):
         written(Between(pool), batch(4, IMAGES), tmp_path / "model.onnx")

@@ -1,4 +1,4 @@
-"""Weights in few bits, arithmetic in float: what the file holds, and what it computes."""
+"""Weights in few bits, arithmetic in float: what the file stores and what it computes."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""qat.integer.arithmetic and modules against the numpy executor."""
+"""qat.integer.arithmetic and layers against the numpy executor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qat.integer.layers import IntegerConv, IntegerLinear
 from tests.oracles import integer as oracle
 
 SCALES = [(0.02, 0.013, 0.031), (0.25, 0.5, 1.0), (2.0**-7, 2.0**-9, 2.0**-6), (0.1, 0.0999, 0.2)]
-"""Arbitrary ones, and powers of two, where exact ties abound."""
+"""Arbitrary scales, and powers of two, with which many sums are exact ties."""
 
 
 def all_pairs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +74,7 @@ def test_sums_that_float32_cannot_hold_are_accumulated_exactly():
 
 
 def test_rectified_bounds_are_codes():
-    grid = Encoding(0.05, 128)
-    assert grid.after_relu() == Encoding(0.05, 128, 128, 255)
-    assert grid.after_relu(6.0) == Encoding(0.05, 128, 128, 128 + 120)
+    encoding = Encoding(0.05, 128)
+    assert encoding.after_relu() == Encoding(0.05, 128, 128, 255)
+    assert encoding.after_relu(6.0) == Encoding(0.05, 128, 128, 128 + 120)
     assert Encoding(0.02, 0).after_relu(6.0) == Encoding(0.02, 0)

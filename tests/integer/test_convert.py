@@ -1,4 +1,4 @@
-"""qat.convert: what the integers mean."""
+"""qat.convert: the integers mean what was trained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_integer_model_computes_what_was_trained_up_to_rounding(network):
 
 
 def test_few_bits_leave_the_bias_exact():
-    """As exact as int8 weights can make it: rounded to units of one product, one code in five would be another."""
+    """As exact as int8 weights allow; if it were rounded to units of one product, one code in five would differ."""
     prepared = calibrated(OptionA, qat.load_policy("w2a2", first_last_bits=None))
     integer = qat.convert(prepared)
     layers = [m for m in integer.children() if isinstance(m, IntegerLayer)]
@@ -48,7 +48,7 @@ def test_few_bits_leave_the_bias_exact():
 
 
 @pytest.mark.parametrize("network", INTEGER)
-def test_nothing_but_the_ends_is_float(network):
+def test_only_input_and_output_are_float(network):
     integer = qat.convert(calibrated(network))
     assert isinstance(integer, IntegerModel)
     kinds = {type(m).__name__ for m in integer.children()}
@@ -56,7 +56,7 @@ def test_nothing_but_the_ends_is_float(network):
     assert sum(type(m).__name__ == "Quantize" for m in integer.children()) == 1
 
 
-def test_float_islands_stay_float():
+def test_operations_left_in_float_stay_float():
     prepared = calibrated(Gate)
     integer = qat.convert(prepared)
     with torch.no_grad():
@@ -152,7 +152,7 @@ def test_weights_use_the_bits_of_their_policy():
 
 @pytest.mark.parametrize("policy", ["w8a8", "w8_dynamic"])
 def test_a_batchnorm_of_tokens_is_refused(policy: str) -> None:
-    """It normalises the second axis; the integers would be those of the last."""
+    """It normalises the second axis, but would be absorbed into the last."""
     network, x = (
         nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).eval(),
         torch.randn(16, 6, 6),
@@ -186,7 +186,7 @@ def test_a_mean_over_two_axes_of_other_tensors_is_refused(dims: tuple[int, int],
         qat.convert(prepared)(x)
 
 
-def test_what_diverged_and_what_is_converted_are_named() -> None:
+def test_diverged_weights_and_converted_models_are_refused() -> None:
     x = torch.randn(8, 6)
     prepared = qat.prepare(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), "w8a8", x)
     qat.calibrate(prepared, [x])

@@ -1,4 +1,4 @@
-"""Which layers would saturate in the 16-bit sums of processors without VNNI."""
+"""Which layers can saturate in the 16-bit sums of processors without VNNI."""
 
 import numpy as np
 import pytest

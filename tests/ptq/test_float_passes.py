@@ -38,10 +38,10 @@ def skewed(network: nn.Module) -> nn.Module:
 
 
 def worked(network: nn.Module, *passes: CrossLayerEqualization | FoldBatchNorm) -> nn.Module:
-    piece = PTQState(copy.deepcopy(network), load_policy("w4a4"), [])
+    state = PTQState(copy.deepcopy(network), load_policy("w4a4"), [])
     for step in passes:
-        step.apply(piece)
-    return piece.network
+        step.apply(state)
+    return state.network
 
 
 def test_a_nearly_dead_channel_stays_as_it_is() -> None:
@@ -104,9 +104,9 @@ def test_dead_channels_stay_as_they_are() -> None:
 def test_pairs(network, pairs) -> None:
     made = build(network)
     names = {module: name for name, module in made.named_modules()}
-    piece = PTQState(made, load_policy("w4a4"), [])
-    graph = piece.graph()
-    assert [(names[p.first], names[p.second]) for p in find_pairs(made, graph, piece.used_once(graph))] == pairs
+    state = PTQState(made, load_policy("w4a4"), [])
+    graph = state.graph()
+    assert [(names[p.first], names[p.second]) for p in find_pairs(made, graph, state.used_once(graph))] == pairs
 
 
 @pytest.mark.parametrize("network", [Triple, OptionA])
@@ -161,6 +161,6 @@ def test_the_function_stays_the_same(network, shape, step) -> None:
     with torch.no_grad():
         for layer in (made.a, made.b):
             layer.weight.mul_(torch.logspace(-1, 1, 6)[:, None])
-    piece = PTQState(copy.deepcopy(made), load_policy("w4a4"), [x])
-    step().apply(piece)
-    torch.testing.assert_close(piece.network(x), made(x), rtol=1e-4, atol=1e-4)
+    state = PTQState(copy.deepcopy(made), load_policy("w4a4"), [x])
+    step().apply(state)
+    torch.testing.assert_close(state.network(x), made(x), rtol=1e-4, atol=1e-4)

@@ -35,10 +35,17 @@ ROUNDING = 1e-6
 def run(script: Path, *arguments: str, torchrun: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the script in two processes; without torchrun, the first starts the second."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
-    paths = os.pathsep.join(str(path) for path in (ROOT, ROOT / "tests", ROOT / "tests" / "training"))
     return subprocess.run(
         [sys.executable, *launcher, str(script), *arguments],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables},
+        # safe path: else tests/training/lightning, beside the script, would be imported as Lightning
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONSAFEPATH": "1",
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "120",
+            **variables,
+        },
         capture_output=True,
         text=True,
         timeout=600,

@@ -33,7 +33,7 @@ from qat.training.callbacks import (
     Report,
 )
 from qat.transform import calibrate, quantizers
-from qat.transform.distributed import rank, share
+from qat.transform.distributed import rank, shard
 from tests.training.user_modules import Classifier, Data, images, trainer
 
 OBSERVERS = ("MinMax", "MSE", "Percentile", "MeanAbs", "MovingAverage")
@@ -153,7 +153,7 @@ def ranges(n_batches: int, observers: Sequence[str] = OBSERVERS) -> Results:
         policy = qat.load_policy("w4a4").with_parts("LSQ", observer)
         prepared = qat.prepare(Classifier().net.eval(), policy)
         batches = images(96).tensors[0].mul(torch.linspace(1, 3, 96)[:, None, None, None]).split(20)[:n_batches]
-        calibrate(prepared, share(batches))
+        calibrate(prepared, shard(batches))
         found[observer] = quantizer_state(prepared)
     return found
 
@@ -212,7 +212,7 @@ def failures(folder: Path) -> dict[str, str]:
     if rank() == 1:
         prepared.sites["conv1"].set_range(torch.zeros(1), torch.ones(1))
     try:
-        calibrate(prepared, share(batches))
+        calibrate(prepared, shard(batches))
     except RuntimeError as error:
         messages["names"] = str(error)
     report = Report(metric="test/none")

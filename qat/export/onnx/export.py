@@ -71,6 +71,7 @@ class _Exporter:
         return twice, thrice
 
     def write(self, path: Path) -> None:
+        """Write all nodes that are read, then the file."""
         inputs, outputs = [], []
         for node in self.model.graph.nodes:
             if node.op == "placeholder":

@@ -16,7 +16,7 @@ from qat.contexts import quiet
 from qat.export.onnx.float_network import export_float_onnx
 from qat.export.onnx.runtime import feeds, session
 from qat.files import write_atomically
-from qat.transform.calibrate import arguments
+from qat.transform.calibrate import positional_arguments
 
 METHODS = ("MinMax", "Entropy", "Percentile")
 
@@ -94,4 +94,4 @@ def _tensors(model: nn.Module, batch: Any) -> tuple[Tensor, ...]:
         raise ValueError(
             "a network that is called with keyword arguments cannot be exported to ONNX: pass batches of positional tensors."
         )
-    return arguments(model, batch)
+    return positional_arguments(model, batch)

@@ -14,7 +14,7 @@ from qat.export.verification import SiteAgreement, Verification
 from qat.integer import IntegerModel
 from qat.integer.layers import DynamicLayer, IntegerConv, WeightOnlyLayer
 from qat.integer.modules import IntegerModule
-from qat.transform.calibrate import arguments, check_batches
+from qat.transform.calibrate import check_batches, positional_arguments
 from qat.transform.operation_kind import OperationKind, kind_of
 
 FLOAT_TOLERANCE = 1e-5
@@ -53,7 +53,7 @@ def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequ
     same_answers = answers = 0
     integer.eval()
     for batch in batches:
-        inputs = arguments(integer, batch)
+        inputs = positional_arguments(integer, batch)
         with torch.no_grad():
             returned, expected_codes = integer.codes(*inputs)
         outputs, codes = session(*inputs)

@@ -43,8 +43,8 @@ from qat.training.optimization.learning_rate_callbacks import (
 from qat.training.optimization.parameter_groups import split_parameter_groups
 from qat.training.optimization.scale_optimizer import OptimizerFactory, check_optimizer_factory
 from qat.transform import Policy, bits_in_force, is_prepared, load_policy, mode, prepare_, quantizers
-from qat.transform.distributed import check_equal
-from qat.transform.policy_record import KEY, check_same, plain
+from qat.transform.distributed import check_quantizers_equal
+from qat.transform.policy_record import CHECKPOINT_KEY, check_same_policy, plain_data
 from qat.transform.record import record_of
 
 
@@ -140,7 +140,7 @@ class QuantizationAwareTraining(L.Callback):
         network = self.network_of(pl_module)
         if is_prepared(network):
             if (record := record_of(network)) is not None:
-                check_same(record.policy, self.policy, "the network is prepared")
+                check_same_policy(record.policy, self.policy, "the network is prepared")
         else:
             if stage == "fit":
                 check_trains_in_this_process(trainer.strategy)
@@ -177,7 +177,7 @@ class QuantizationAwareTraining(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         bits = bits_in_force(self.network_of(pl_module)) if self.staged else None
-        checkpoint[KEY] = {"policy": plain(self.policy), "network": self.network_name, "bits": bits}
+        checkpoint[CHECKPOINT_KEY] = {"policy": plain_data(self.policy), "network": self.network_name, "bits": bits}
         if trainer.state.fn == TrainerFn.FITTING:
             checkpoint[RESUME_KEY] = self._resume.record(trainer, pl_module)
 
@@ -198,7 +198,7 @@ class QuantizationAwareTraining(L.Callback):
         start = time.perf_counter()
         self.calibrate(trainer, pl_module, network)
         self.calibration_seconds = time.perf_counter() - start
-        check_equal(network, "after calibration")
+        check_quantizers_equal(network, "after calibration")
         copy_ranges_to_averages(trainer, pl_module, network)
         copy_integers_into_averages(trainer)
         scale_swa_learning_rates(trainer, self.quantizer_lr_ratio)
@@ -272,7 +272,7 @@ class QuantizationAwareTraining(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._resume.end_epoch(trainer)
-        check_equal(self.network_of(pl_module), f"at the end of epoch {trainer.current_epoch}")
+        check_quantizers_equal(self.network_of(pl_module), f"at the end of epoch {trainer.current_epoch}")
         for name, quantizer in quantizers(self.network_of(pl_module)).items():
             if name not in self._warned_quantizers and (what := learned_scale_fault(quantizer)):
                 self._warned_quantizers.add(name)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from qat.transform import Policy, set_bits
-from qat.transform.policy_record import KEY, check_same
+from qat.transform.policy_record import CHECKPOINT_KEY, check_same_policy
 
 
 def check_policy(checkpoint: Mapping[str, Any], policy: Policy) -> int | None:
@@ -23,13 +23,13 @@ def check_policy(checkpoint: Mapping[str, Any], policy: Policy) -> int | None:
     Raises:
         ValueError: it holds a network without quantizers, or one that was prepared with another policy.
     """
-    record = checkpoint.get(KEY)
+    record = checkpoint.get(CHECKPOINT_KEY)
     if record is None:
         raise ValueError(
             "the checkpoint holds a network without quantizers: load it into the LightningModule before the fit, "
             "model.load_state_dict(torch.load(path)['state_dict']), and do not pass it as ckpt_path."
         )
-    check_same(record["policy"], policy, "the checkpoint was trained")
+    check_same_policy(record["policy"], policy, "the checkpoint was trained")
     bits: int | None = record.get("bits")
     return bits
 

@@ -9,7 +9,7 @@ import lightning as L
 from torch import nn
 
 from qat.transform import bits_in_force
-from qat.transform.policy_record import KEY
+from qat.transform.policy_record import CHECKPOINT_KEY
 
 
 class BestModel(NamedTuple):
@@ -47,7 +47,7 @@ def best_model(trainer: L.Trainer, network: nn.Module, network_name: str, staged
         return BestModel(best, 0)
     # This fit wrote the file, and the user's hyperparameters in it may be any objects.
     checkpoint = trainer.strategy.load_checkpoint(path, weights_only=False)
-    if checkpoint.get(KEY, {}).get("bits") is not None:
+    if checkpoint.get(CHECKPOINT_KEY, {}).get("bits") is not None:
         return BestModel(best, 0)
     prefix = f"{network_name}." if network_name else ""
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}

@@ -18,7 +18,7 @@ from qat.contexts import training_mode
 from qat.torch_private import tree_leaves
 from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, batch_as_in_evaluation, move_inputs
 from qat.transform import calibrate
-from qat.transform.distributed import share
+from qat.transform.distributed import shard
 
 CALIBRATION_BATCH = 32
 """The largest number of images in a batch, whatever a training step has: so several processes get a share each."""
@@ -34,7 +34,7 @@ def calibrate_in_module(module: L.LightningModule, network: nn.Module, batches: 
     """
     with training_mode(module, False):
         dtype = next(network.parameters()).dtype  # bfloat16 with Trainer(precision="bf16-true")
-        return calibrate(network, (move_inputs(batch, dtype=dtype) for batch in share(batches)))
+        return calibrate(network, (move_inputs(batch, dtype=dtype) for batch in shard(batches)))
 
 
 def calibration_inputs(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from qat.ptq import Listener
+from qat.ptq import ProgressCallback
 
 
 def has_terminal() -> bool:
@@ -18,7 +18,7 @@ def has_terminal() -> bool:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Listener]:
+def progress_bar(title: str) -> Iterator[ProgressCallback]:
     """Inside the `with` block, `listener(what, done, total)` moves a bar.
 
     Nothing is shown without a terminal, or while another bar is on it.

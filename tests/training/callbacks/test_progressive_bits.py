@@ -134,17 +134,17 @@ def test_before_it_those_that_resume_are_written_and_say_their_bits(tmp_path: Pa
 
 def test_the_newest_of_an_earlier_stage_is_not_what_the_fit_ends_with(tmp_path: Path) -> None:
     newest = ModelCheckpoint(tmp_path, "newest", every_n_train_steps=5)
-    qat_callback, model = callback(), Classifier()
+    model = Classifier()
     fitting = trainer(
-        tmp_path, newest, qat_callback, ProgressiveBits({0.0: 8, 0.7: 2}), epochs=2, enable_checkpointing=True
+        tmp_path, newest, callback(), ProgressiveBits({0.0: 8, 0.7: 2}), epochs=2, enable_checkpointing=True
     )
     fitting.fit(model, datamodule=Data())
     assert kept(tmp_path / "newest.ckpt") == 8
-    found = best_model(fitting, model, qat_callback)
+    found = best_model(fitting, model.net, "net", staged=True)
     assert found.epoch == 0
     assert all(torch.equal(value, found.network.state_dict()[n]) for n, value in model.net.state_dict().items())
     newest.best_model_path = str(tmp_path / "newest.ckpt")  # a callback of somebody's own that keeps it
-    assert best_model(fitting, model, qat_callback).epoch == 0
+    assert best_model(fitting, model.net, "net", staged=True).epoch == 0
 
 
 class Stopping(L.Callback):
@@ -205,7 +205,9 @@ def test_a_checkpoint_of_an_earlier_stage_is_the_network_of_that_stage(tmp_path:
 
     at8 = At8()
     trainer(tmp_path, callback(), ProgressiveBits([8, 2]), at8, epochs=2).fit(WithHyperparameters(), datamodule=Data())
-    with pytest.warns(UserWarning, match="at8.ckpt was written at 8 bits, on the way to fewer, and so is the network"):
+    with pytest.warns(
+        UserWarning, match="at8.ckpt was written at 8 bits, on the way to fewer, and so is the network"
+    ):
         loaded = qat.load_checkpoint(tmp_path / "at8.ckpt", WithHyperparameters)
     assert bits_in_force(loaded) == 8
     assert torch.equal(outputs(loaded), at8.outputs)

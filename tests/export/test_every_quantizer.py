@@ -1,4 +1,4 @@
-"""Every quantizer of `configs/quantizer/` becomes integers: fake-quantized network, integer model and file agree."""
+"""For every quantizer in `configs/quantizer/`, the fake-quantized network, the integer model and the file agree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(CONFIGS.
 
 
 BY_TABLE = ("apot", "lcq", "n2uq", "qil")
-"""Whose activations are looked up; the others' are for weights alone, or uniform."""
+"""Quantizers whose activations are looked up; the others are for weights only, or uniform."""
 
 
 def possible(bits: int, part: object, shape: tuple[int, ...]) -> bool:
@@ -33,7 +33,7 @@ def possible(bits: int, part: object, shape: tuple[int, ...]) -> bool:
 
 
 def policy_with(name: str) -> qat.Policy:
-    """Of 4 or 2 bits; where the quantizer is for weights alone, activations have LSQ."""
+    """A policy of 4 or, if the quantizer cannot, 2 bits; activations have LSQ if the quantizer is for weights only."""
     part = PARTS[name]
     bits = 4 if possible(4, part, (2, 2)) else 2
     activation = part if possible(4, part, ()) else "LSQ"
@@ -44,7 +44,7 @@ def policy_with(name: str) -> qat.Policy:
 
 
 def trained(name: str) -> nn.Module:
-    """Two steps of SGD, so that everything learned has left its first value and BatchNorm its statistics."""
+    """A network after two steps of SGD, which change everything learned and the statistics of BatchNorm."""
     prepared = qat.prepare(build(OptionA), policy_with(name), images(2))
     qat.calibrate(prepared, [images(32)])
     optimizer = torch.optim.SGD(prepared.train().parameters(), lr=1e-3)
@@ -77,7 +77,7 @@ def test_not_one_code_differs(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", BY_TABLE)
 def test_codes_that_are_looked_up_are_those_of_the_quantizer(name: str) -> None:
-    """Of the input, which has both signs: its codes are found without any arithmetic but the first rounding."""
+    """Checked on the input, which has both signs and needs no arithmetic but the first rounding."""
     prepared = trained(name)
     with torch.no_grad():
         prepared.sites.x_input.center.mul_(1.2) if name == "qil" else None
