@@ -1,11 +1,26 @@
 """Every test starts from the same random numbers, on one thread: small tensors wait longer for threads than they compute."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
 
+QUICK = ("data", "estimators", "integer", "models", "nn", "ptq", "report", "transform")
+"""Folders of `tests/` whose tests are marked `quick`, besides the files that lie directly in `tests/`."""
+HERE = Path(__file__).parent
+
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as quick by their folder."""
+    for item in items:
+        folder = item.path.parent
+        quick = folder == HERE or (folder.parent == HERE and folder.name in QUICK)
+        if quick and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")

@@ -10,7 +10,7 @@ from qat.ptq.cross_layer_equalization import CrossLayerEqualization
 from qat.ptq.fold_batchnorm import FoldBatchNorm
 from qat.ptq.gptq import GPTQ
 from qat.ptq.hessian_mse import HessianMSE
-from qat.ptq.state import ProgressCallback, NoGraphError, PTQState
+from qat.ptq.state import NoGraphError, ProgressCallback, PTQState
 
 __all__ = [
     "BRECQ",
@@ -22,10 +22,10 @@ __all__ = [
     "CrossLayerEqualization",
     "FoldBatchNorm",
     "HessianMSE",
-    "ProgressCallback",
     "NoGraphError",
     "PTQState",
     "Pass",
+    "ProgressCallback",
     "Stage",
     "apply_passes",
     "check_order",

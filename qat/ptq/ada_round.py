@@ -9,16 +9,19 @@ from qat.ptq.state import PTQState
 
 
 class AdaRound(Pass):
-    """Learns for every weight whether it is rounded up or down, layer by layer.
+    """Learns whether each weight is rounded up or down, layer by layer.
 
     Minimises |f(W x) - f(W~ x^)|^2 plus regularizer (eq. 25): f is the BatchNorm and activation function behind the layer, x
     the float network's input, x^ that of the quantized layers before it. Afterwards the layer's weight lies on its grid.
 
-    Differs from the paper: fewer iterations (10,000 there) at a higher learning rate (Adam's own 1e-3 there), beta falls on a
-    cosine, and BatchNorm is not folded.
+    Differs from the paper: fewer iterations (10,000 there) at a higher learning rate (Adam's default of 1e-3 there), beta falls
+    on a cosine, and BatchNorm is not folded.
 
     Args:
-        iterations: Adam steps for each layer. batch_size: images in each. lr: of V. regularization: lambda of eq. 21.
+        iterations: Adam steps for each layer.
+        batch_size: images in each step.
+        lr: learning rate of V.
+        regularization: lambda of eq. 21.
     """
 
     rounds_weights = True
@@ -29,4 +32,4 @@ class AdaRound(Pass):
         self.reconstruction = Reconstruction(iterations, batch_size, lr, regularization=regularization)
 
     def apply(self, state: PTQState) -> None:
-        self.reconstruction.along(state, layer_segments, "AdaRound")
+        self.reconstruction.run(state, layer_segments, "AdaRound")

@@ -1,4 +1,4 @@
-"""What a pass is, and how a list of them is applied."""
+"""The base class of passes, and how a list of them is applied."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from qat.ptq.state import ProgressCallback, PTQState, nobody
+from qat.ptq.state import ProgressCallback, PTQState, ignore_progress
 from qat.transform import is_prepared
 from qat.transform.policy import Policy
 from qat.transform.presets import load_policy
 
 
 class Stage(Enum):
-    """Where in a list a pass belongs."""
+    """The place of a pass in a list."""
 
     FLOAT = "before Calibrate: it changes the float network"
     CALIBRATE = "once"
@@ -31,13 +31,13 @@ class Pass(ABC):
 
     stage = Stage.QUANTIZED
     rounds_weights = False
-    """Whether weights lie on their grid afterwards."""
+    """Whether the weights lie on their grid after this pass."""
     moves_weight_ranges = False
-    """Whether it finds new ranges for weights, which would round those that lie on the old grid once more."""
+    """Whether it sets new ranges of weights, which would round weights on the old grid a second time."""
 
     @abstractmethod
     def apply(self, state: PTQState) -> None:
-        """Change `state.network`, in place or by another one."""
+        """Change `state.network` in place, or replace it."""
 
 
 def apply_passes(
@@ -46,27 +46,27 @@ def apply_passes(
     policy: Policy | str,
     batches: Iterable[Any],
     seed: int = 0,
-    listener: ProgressCallback = nobody,
+    on_progress: ProgressCallback = ignore_progress,
 ) -> nn.Module:
     """A quantized copy of a float network, in evaluation mode; the network handed in is not changed.
 
     The result is a prepared network like that of `qat.prepare`: `qat.convert` makes its integers. Equal seeds give equal
-    results, and all of torch's random state is afterwards as it was.
+    results. torch's random state is restored afterwards.
 
     Args:
-        passes: in this order; see `check_order`.
+        passes: applied in this order; see `check_order`.
         batches: calibration inputs, as for `qat.calibrate`.
-        listener: hears how far each pass is.
+        on_progress: called with the progress of each pass.
 
     Raises:
-        ValueError: the order is impossible, the network is already prepared, or there are no batches.
+        ValueError: the order is impossible, the network is already prepared, or `batches` is empty.
     """
     check_order(passes)
     if is_prepared(network):
-        raise ValueError("the network already has quantizers: passes begin with the float network.")
-    state = PTQState(copy.deepcopy(network).eval(), load_policy(policy), list(batches), listener)
+        raise ValueError("the network already has quantizers: apply passes to the float network.")
+    state = PTQState(copy.deepcopy(network).eval(), load_policy(policy), list(batches), on_progress)
     if not state.batches:
-        raise ValueError("there is nothing to calibrate with: batches is empty.")
+        raise ValueError("batches is empty: passes need calibration inputs.")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step in passes:
@@ -75,15 +75,15 @@ def apply_passes(
 
 
 def check_order(passes: Sequence[Any]) -> None:
-    """Float passes, one `Calibrate`, then the others.
+    """Check that float passes come first, then one `Calibrate`, then the others.
 
     Raises:
-        ValueError: something is no pass, or stands where it cannot work.
+        ValueError: an element is not a pass, or stands where it cannot work.
     """
     for step in passes:
         if not isinstance(step, Pass):
             raise ValueError(
-                f"{step!r} is no pass: write one of qat.ptq, for example qat.ptq.AdaRound(), or a subclass of qat.ptq.Pass."
+                f"{step!r} is not a pass: write one of qat.ptq, for example qat.ptq.AdaRound(), or a subclass of qat.ptq.Pass."
             )
     calibrations = [i for i, step in enumerate(passes) if step.stage is Stage.CALIBRATE]
     if len(calibrations) != 1:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from qat.ptq.base import Pass
+from qat.ptq.side_by_side import SideBySideRun
 from qat.ptq.state import PTQState
-from qat.ptq.walk import Walk
 
 
 class BatchNormReestimation(Pass):
@@ -17,20 +17,21 @@ class BatchNormReestimation(Pass):
     data, with x the input in the float network and x^ in the quantized one, behind the re-estimated BatchNorms before it. A
     BatchNorm that runs twice takes its first input.
 
-    Differs from the papers: they replace the statistics by those of x^. That also takes over by how much some calibration
-    images, without augmentation, differ from all training images, which on a few hundred images costs more than it brings.
+    Differs from the papers: they replace the statistics by those of x^. That also takes over the difference between a few
+    calibration images, without augmentation, and all training images, which with a few hundred images costs more than it
+    gains.
     """
 
     def apply(self, state: PTQState) -> None:
-        walk, seen = Walk(state), set()
+        networks, seen = SideBySideRun(state), set()
         norms = [m for m in state.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-        for node in walk:
+        for node in networks:
             norm = state.network.get_submodule(str(node.target)) if node.op == "call_module" else None
             if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm not in seen:
                 seen.add(norm)
                 source = node.all_input_nodes[0]
-                _move(norm, _statistics(walk.quantized[source]), _statistics(walk.float[source]))
-                state.listener("BatchNorm re-estimation", len(seen), len(norms))
+                _move(norm, _statistics(networks.quantized[source]), _statistics(networks.float[source]))
+                state.on_progress("BatchNorm re-estimation", len(seen), len(norms))
 
 
 def _move(norm: nn.BatchNorm1d | nn.BatchNorm2d, after: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> None:

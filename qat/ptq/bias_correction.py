@@ -7,39 +7,39 @@ from torch import Tensor, fx, nn
 
 from qat.ptq.base import Pass
 from qat.ptq.segment import layer_segments
+from qat.ptq.side_by_side import SideBySideRun
 from qat.ptq.state import PTQState
-from qat.ptq.walk import Walk
 
 
 class BiasCorrection(Pass):
-    """Gives every layer's output the mean, channel by channel, that it has in the float network, from first to last layer.
+    """Gives every layer's output the mean of the float network, channel by channel, from the first layer to the last.
 
-    The shift E[W~ x^] - E[W x] is measured on the calibration data behind the corrected layers before, and taken off the
-    layer's bias; where a BatchNorm follows a convolution it is added to the running mean, which is subtracted there.
+    The shift E[W~ x^] - E[W x] is measured on the calibration data, behind the layers corrected before, and subtracted from
+    the layer's bias; where a BatchNorm follows a convolution it is added to the running mean, which is subtracted there.
 
-    Differs from the paper: the shift is measured (its appendix D), not calculated from BatchNorm's statistics.
+    Differs from the paper: the shift is measured (its appendix D), not derived from BatchNorm's statistics.
     """
 
     def apply(self, state: PTQState) -> None:
-        walk = Walk(state)
-        segments = {segment.nodes[0]: segment for segment in layer_segments(state.network, walk.graph)}
+        networks = SideBySideRun(state)
+        segments = {segment.nodes[0]: segment for segment in layer_segments(state.network, networks.graph)}
         done = 0
-        for node in walk:
+        for node in networks:
             if node in segments:
-                _subtract(state.network, segments[node].nodes, _shift(state, walk, node))
+                _subtract(state.network, segments[node].nodes, _shift(state, networks, node))
                 done += 1
-                state.listener("bias correction", done, len(segments))
+                state.on_progress("bias correction", done, len(segments))
 
 
 @torch.no_grad()
-def _shift(state: PTQState, walk: Walk, node: fx.Node) -> Tensor:
+def _shift(state: PTQState, networks: SideBySideRun, node: fx.Node) -> Tensor:
     """E[quantized] - E[float] of the layer's output, over all its positions: float64 (channels,)."""
     assert state.reference is not None
     source, name = node.all_input_nodes[0], str(node.target)
     layer, reference = state.network.get_submodule(name), state.reference.get_submodule(name)
     axis = 1 if isinstance(layer, nn.Conv1d | nn.Conv2d) else -1
     total, positions = torch.zeros((), dtype=torch.float64), 0
-    for x, y in zip(walk.quantized[source], walk.float[source], strict=True):
+    for x, y in zip(networks.quantized[source], networks.float[source], strict=True):
         shift = (layer(x).double() - reference(y).double()).movedim(axis, -1).flatten(0, -2)
         total, positions = total.to(shift.device) + shift.sum(dim=0), positions + len(shift)
     return total / positions

@@ -11,17 +11,21 @@ from qat.ptq.state import PTQState
 class BRECQ(Pass):
     """Learns the rounding of weights and the step sizes of activations, block by block, against the float block's output.
 
-    Blocks are read off the graph: what lies between two tensors through which everything flows. With `drop`, every
+    Blocks are read off the graph: a block lies between two tensors through which all data flow. With `drop`, every
     activation value stays in float with that probability while the block learns (QDrop; 0.5 in its paper).
 
-    Differs from the papers: the error is not weighted with the Fisher information (the authors' default, too); weights and
-    step sizes are learned together, as QDrop does, and not one after the other; step sizes have a learning rate relative
-    to themselves; blocks need not be the author's: a chain without shortcuts is cut behind every layer; fewer iterations
-    (20,000 there) at a higher learning rate (1e-3), and beta falls on a cosine.
+    Differs from the papers: the error is not layers_with_quantized_weights with the Fisher information (the authors' default,
+    too); weights and step sizes are learned together, as QDrop does, and not one after the other; step sizes have a learning
+    rate relative to themselves; blocks need not be the author's: a chain without shortcuts is cut behind every layer; fewer
+    iterations (20,000 there) at a higher learning rate (1e-3), and beta falls on a cosine.
 
     Args:
-        iterations: Adam steps for each block. batch_size: images in each. lr: of V. scale_lr: of each step size, relative to
-            it. regularization: weight of AdaRound's regularizer. drop: 0 for BRECQ, 0.5 for QDrop.
+        iterations: Adam steps for each block.
+        batch_size: images in each step.
+        lr: learning rate of V.
+        scale_lr: learning rate of each step size, relative to it.
+        regularization: weight of AdaRound's regularizer.
+        drop: 0 for BRECQ, 0.5 for QDrop.
     """
 
     rounds_weights = True
@@ -38,4 +42,4 @@ class BRECQ(Pass):
         self.reconstruction = Reconstruction(iterations, batch_size, lr, scale_lr, drop, regularization)
 
     def apply(self, state: PTQState) -> None:
-        self.reconstruction.along(state, block_segments, "QDrop" if self.reconstruction.drop else "BRECQ")
+        self.reconstruction.run(state, block_segments, "QDrop" if self.reconstruction.drop else "BRECQ")

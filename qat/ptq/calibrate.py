@@ -16,27 +16,29 @@ class Calibrate(Pass):
     """Prepares the float network with the policy, with `Static` quantizers, and observes all batches in float.
 
     Args:
-        observer: of activations, and of weights unless they have their own: a class name of `qat.observers`, or
+        observer: of activations, and of weights unless they have their own: a class name of `qat.observers`, a class, or
             {"_target_": ..., option: value}.
-        weight_observer: of weights; where the activations' is made for large samples (KL), weights want another.
+        weight_observer: of weights. An observer that is made for large samples (KL) does not suit them.
 
     Raises:
-        ValueError: no such observer.
+        ValueError: there is no such observer, or it has no such option.
     """
 
     stage = Stage.CALIBRATE
 
     def __init__(self, observer: Part = "MSE", weight_observer: Part | None = None) -> None:
-        self.observer, self.weight_observer = observer, observer if weight_observer is None else weight_observer
-        for part in (self.observer, self.weight_observer):
-            TensorRule(bits=8, quantizer="Static", observer=part)  # says now what is wrong with it
+        weight_observer = observer if weight_observer is None else weight_observer
+        # A rule checks its observer, and replaces a class by its name.
+        self.observer, self.weight_observer = (
+            TensorRule(bits=8, quantizer="Static", observer=part).observer for part in (observer, weight_observer)
+        )
 
     def apply(self, state: PTQState) -> None:
         policy = state.policy.with_parts("Static", self.observer, self.weight_observer)
         network = prepare(state.network, policy).eval()
-        state.listener("calibrate", 0, 1)
+        state.on_progress("calibrate", 0, 1)
         calibrate(network, state.batches)
-        state.listener("calibrate", 1, 1)
+        state.on_progress("calibrate", 1, 1)
         state.network, state.reference = network, copy.deepcopy(network)
         for quantizer in quantizers(state.reference).values():
             quantizer.mode = Mode.OFF

@@ -14,19 +14,19 @@ from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
 from qat.transform.operation_kind import OperationKind, kind_of
 
-PASSING: tuple[object, ...] = (
+SCALE_EQUIVARIANT: tuple[object, ...] = (
     nn.ReLU, F.relu, torch.relu, "relu", "relu_", nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, F.max_pool2d, F.avg_pool2d,
 )  # fmt: skip
-"""f(s x) = s f(x) for every s > 0, channel by channel. ReLU6 is not among them: it cuts at 6, whatever the scale."""
+"""Operations with f(s x) = s f(x) for every s > 0, channel by channel. ReLU6 has a bound of 6 that does not scale."""
 
-DEAD = 1e-4
-"""A channel whose range is below this share of the largest one stays as it is: equalized, its bias would be all that the next
-layer sees."""
+DEAD_CHANNEL_RATIO = 1e-4
+"""A channel whose range is below this fraction of the largest one stays as it is: equalized, it would be dominated by its
+bias."""
 
 
-class Pair(NamedTuple):
-    """Two layers between which channels can be rescaled: first -> (norm) -> operations of PASSING -> second."""
+class LayerPair(NamedTuple):
+    """Two layers between which channels can be rescaled: first -> (norm) -> scale-equivariant operations -> second."""
 
     first: nn.Module
     norm: nn.Module | None
@@ -51,9 +51,9 @@ class Pair(NamedTuple):
 
 
 class CrossLayerEqualization(Pass):
-    """Rescales channels between pairs of layers until each is as wide behind the first as in front of the second.
+    """Rescales channels between pairs of layers until the ranges of outputs of the first and inputs of the second are equal.
 
-    s = sqrt(r1 r2) / r2 (eq. 11) makes both ranges sqrt(r1 r2); pairs take turns until nothing moves. Pairs are read off the
+    s = sqrt(r1 r2) / r2 (eq. 11) makes both ranges sqrt(r1 r2); pairs take turns until no scale changes. Pairs are read off the
     graph: a layer, its BatchNorm, ReLU and pooling, and one layer that alone reads the result. The float function stays the
     same.
 
@@ -74,49 +74,49 @@ class CrossLayerEqualization(Pass):
         graph = state.graph()
         pairs = find_pairs(state.network, graph, state.used_once(graph))
         for i in range(self.rounds):
-            state.listener("cross-layer equalization", i, self.rounds)
+            state.on_progress("cross-layer equalization", i, self.rounds)
             moved = 0.0
             for pair in pairs:
                 r1, r2 = pair.ranges()
-                alive = (r1 > DEAD * r1.max()) & (r2 > DEAD * r2.max())
+                alive = (r1 > DEAD_CHANNEL_RATIO * r1.max()) & (r2 > DEAD_CHANNEL_RATIO * r2.max())
                 s = torch.where(alive, torch.sqrt(r1 / r2), 1.0)
                 pair.rescale(s)
                 moved = max(moved, float(s.log().abs().max()))
             if moved < 1e-4:
                 break
-        state.listener("cross-layer equalization", self.rounds, self.rounds)
+        state.on_progress("cross-layer equalization", self.rounds, self.rounds)
 
 
-def find_pairs(network: nn.Module, graph: fx.Graph, once: Mapping[fx.Node, nn.Module]) -> list[Pair]:
-    """All pairs, in graph order. once: modules that can be changed for one place; no other takes part."""
+def find_pairs(network: nn.Module, graph: fx.Graph, once: Mapping[fx.Node, nn.Module]) -> list[LayerPair]:
+    """All pairs, in graph order. once: `PTQState.used_once`; no other module takes part."""
     found = []
     for node in graph.nodes:
         if (first := once.get(node)) is None or type(first) not in LAYERS:
             continue
-        norm, end = None, _next(node)
+        norm, end = None, _only_user(node)
         if end is not None and kind_of(network, end) is OperationKind.NORM:
-            norm, end = once.get(end), _next(end)
+            norm, end = once.get(end), _only_user(end)
             if norm is None or getattr(norm, "weight", None) is None:
                 continue  # nowhere to put the factor
-        while end is not None and _passes(network, end):
-            end = _next(end)
+        while end is not None and _is_scale_equivariant(network, end):
+            end = _only_user(end)
         second = None if end is None else once.get(end)
         if second is not None and type(second) in LAYERS and _channels_meet(first, second):
-            found.append(Pair(first, norm, second))
+            found.append(LayerPair(first, norm, second))
     return found
 
 
-def _next(node: fx.Node) -> fx.Node | None:
+def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _passes(network: nn.Module, node: fx.Node) -> bool:
-    what = type(network.get_submodule(str(node.target))) if node.op == "call_module" else node.target
-    return what in PASSING
+def _is_scale_equivariant(network: nn.Module, node: fx.Node) -> bool:
+    operation = type(network.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+    return operation in SCALE_EQUIVARIANT
 
 
 def _channels_meet(first: nn.Module, second: nn.Module) -> bool:
-    """Whether the outputs of one are, one by one, the inputs of the other."""
+    """Whether each output channel of `first` is one input channel of `second`."""
     both_linear = isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
     same_kind = both_linear or not (isinstance(first, nn.Linear) or isinstance(second, nn.Linear))
     return same_kind and len(_weight(first)) == _by_input(second).shape[0] * _by_input(second).shape[2]

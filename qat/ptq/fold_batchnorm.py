@@ -1,4 +1,4 @@
-"""BatchNorm into the weights before it."""
+"""BatchNorm folded into the weights of the layer before it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from qat.transform.operation_kind import OperationKind, kind_of
 class FoldBatchNorm(Pass):
     """Multiplies each layer's weight by the gain of the BatchNorm behind it, and puts nn.Identity in the BatchNorm's place.
 
-    Only `prepare`d networks keep BatchNorm live; deployed elsewhere, a network may have to be folded before its ranges are
-    observed. With one scale a channel, folding changes no rounding. A layer or BatchNorm that runs twice, or
+    `prepare` keeps BatchNorm as a module; a network for another runtime may have to be folded before its ranges are
+    observed. With one scale per channel, folding does not change any rounding. A layer or BatchNorm that runs twice, or
     shares its parameters, is left as it is, and so is a BatchNorm of tokens behind a linear layer.
     """
 

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from qat.functional import dequantize, quantize
 from qat.nn import as_quantized
 from qat.ptq.base import Pass
+from qat.ptq.side_by_side import layers_in_order
 from qat.ptq.state import PTQState
-from qat.ptq.unfold import patches
-from qat.ptq.walk import each_layer
+from qat.ptq.unfold import unfold_inputs
 from qat.quantizers import Quantizer
 
 
 class GPTQ(Pass):
-    """Rounds the weights of each layer one input at a time, and lets those not yet rounded make up for the error.
+    """Rounds the weights of each layer one input at a time; the weights not yet rounded compensate for the error.
 
     The Hessian of |W x^ - W^ x^|^2 is 2 X X^T over the layer's inputs x^ in the quantized network; errors are passed on along
     the rows of the Cholesky factor of its inverse (eq. 2 and 3, algorithm 1). Scales stay as they were calibrated. Afterwards
@@ -37,7 +37,7 @@ class GPTQ(Pass):
 
     @torch.no_grad()
     def apply(self, state: PTQState) -> None:
-        for layer, inputs in each_layer(state, "GPTQ"):
+        for layer, inputs in layers_in_order(state, "GPTQ"):
             self._round(layer, inputs)
 
     def _round(self, layer: nn.Module, batches: list[Tensor]) -> None:
@@ -45,7 +45,7 @@ class GPTQ(Pass):
         assert quantizer is not None
         groups = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
         hessians = _hessians(layer, batches, groups)
-        scale, zero_point = (_each(p, quantizer, weight).chunk(groups) for p in quantizer.qparams())
+        scale, zero_point = (_qparam_per_weight(p, quantizer, weight).chunk(groups) for p in quantizer.qparams())
         grid = quantizer.spec.grid
         rows = [
             round_columns(w, h, (s, z, grid.qmin, grid.qmax), self.damping)
@@ -60,13 +60,18 @@ def round_columns(
     """The weight on its grid, rounded column by column from the left (algorithm 1).
 
     Args:
-        weight: (out, in). hessian: (in, in), float64. grid: scale and zero_point, both (out, in), qmin, qmax.
+        weight: (out, in).
+        hessian: (in, in), float64.
+        grid: scale and zero_point, both (out, in), qmin, qmax.
+        damping: added to the Hessian's diagonal, as a fraction of its mean.
     """
     scale, zero_point, qmin, qmax = grid
     hessian, weight = hessian.clone(), weight.double().clone()
     diagonal = hessian.diagonal()
     dead = diagonal == 0
-    diagonal[dead] = diagonal[~dead].mean() if not dead.all() else 1.0  # no input ever: such a weight decides nothing
+    diagonal[dead] = (
+        diagonal[~dead].mean() if not dead.all() else 1.0
+    )  # the input is always 0: the weight does not matter
     diagonal += damping * diagonal.mean()
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     result = torch.empty_like(scale)
@@ -78,8 +83,8 @@ def round_columns(
     return result
 
 
-def _each(p: Tensor, quantizer: Quantizer, weight: Tensor) -> Tensor:
-    """qparams for every single weight: (n_qparams,) -> (out, in)."""
+def _qparam_per_weight(p: Tensor, quantizer: Quantizer, weight: Tensor) -> Tensor:
+    """A qparam for every single weight: (n_qparams,) -> (out, in)."""
     granularity, shape = quantizer.spec.granularity, tuple(weight.shape)
     return granularity.broadcastable(p, shape).expand(granularity.view(weight).shape).reshape(shape).flatten(1)
 
@@ -88,7 +93,7 @@ def _hessians(layer: nn.Module, batches: list[Tensor], groups: int) -> Tensor:
     """2 X X^T of each group: (groups, in, in), float64."""
     total = torch.zeros((), dtype=torch.float64)
     for batch in batches:
-        for x in batch.split(64):  # patches are nine times their image, or more
-            inputs = patches(layer, x.float()).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, rows, in)
+        for x in batch.split(64):  # patches are at least as large as their image, often nine times
+            inputs = unfold_inputs(layer, x.float()).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, rows, in)
             total = total.to(x.device) + 2.0 * (inputs.transpose(1, 2) @ inputs).double()
     return total

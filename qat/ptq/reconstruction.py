@@ -1,4 +1,4 @@
-"""Learns the rounding (and the step sizes) of one segment, against what the float network computes there."""
+"""Learns the rounding (and the step sizes) of segments, against the output of the float network."""
 
 from __future__ import annotations
 
@@ -19,21 +19,29 @@ from qat.ptq.rounding import (
     rounding_regularizer,
     start_soft_rounding,
 )
-from qat.ptq.segment import Segment, weighted
+from qat.ptq.segment import Segment, layers_with_quantized_weights
+from qat.ptq.side_by_side import SideBySideRun
 from qat.ptq.state import PTQState
-from qat.ptq.walk import Walk
 from qat.quantizers import LSQ, Quantizer
 from qat.transform import quantizers
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How a segment is reconstructed.
+    """How segments are reconstructed.
 
-    iterations, batch_size: Adam steps on random images of the calibration data. lr: of V, constant. scale_lr: of the step
-    sizes of activations, relative to each, falling to 0 on a cosine; 0 leaves them as they are. drop: probability with which
-    an activation value is left in float (QDrop). regularization: weight of the regularizer, whose beta falls from
-    `beta_start` to `beta_end` on a cosine after the first `warmup` of the iterations, which have none.
+    Args:
+        iterations: Adam steps for each segment.
+        batch_size: random images of the calibration data in each step.
+        lr: learning rate of V, constant.
+        scale_lr: learning rate of the step sizes of activations, relative to each, falling to 0 on a cosine; 0 leaves them
+            as they are.
+        drop: probability with which an activation value stays in float (QDrop).
+        regularization: weight of the regularizer, whose beta falls on a cosine from `beta_start` to `beta_end`.
+        warmup: fraction of the iterations, at the start, without the regularizer.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     iterations: int = 500
@@ -54,35 +62,35 @@ class Reconstruction:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not possible: write a number, 0 or more.")
         if not 0 <= self.drop < 1:
-            raise ValueError(f"drop={self.drop!r} is no probability below 1: write for example 0.5.")
+            raise ValueError(f"drop={self.drop!r} is not a probability below 1: write for example 0.5.")
 
-    def along(self, state: PTQState, find: Callable[[nn.Module, fx.Graph], list[Segment]], name: str) -> None:
-        """Reconstruct all segments that `find` finds in the graph, in their order, each behind the result of those before."""
-        walk = Walk(state)
-        segments = {segment.nodes[0]: segment for segment in find(state.network, walk.graph)}
+    def run(self, state: PTQState, find: Callable[[nn.Module, fx.Graph], list[Segment]], name: str) -> None:
+        """Reconstruct all segments that `find` returns, in their order, each on the outputs of those reconstructed before."""
+        networks = SideBySideRun(state)
+        segments = {segment.nodes[0]: segment for segment in find(state.network, networks.graph)}
         done = 0
-        state.listener(name, done, len(segments))
-        for node in walk:
+        state.on_progress(name, done, len(segments))
+        for node in networks:
             if node in segments:
-                self._reconstruct(state, walk, segments[node])
+                self._reconstruct(state, networks, segments[node])
                 done += 1
-                state.listener(name, done, len(segments))
+                state.on_progress(name, done, len(segments))
 
     def beta(self, step: int) -> float:
         """The regularizer's exponent at `step`: the larger it is, the more weights may stay undecided."""
         progress = (step / self.iterations - self.warmup) / (1 - self.warmup)
         return self.beta_end + 0.5 * (self.beta_start - self.beta_end) * (1 + math.cos(math.pi * max(0.0, progress)))
 
-    def _reconstruct(self, state: PTQState, walk: Walk, segment: Segment) -> None:
-        """One segment, at whose first operation the walk has arrived; its layers and sites keep the result."""
+    def _reconstruct(self, state: PTQState, networks: SideBySideRun, segment: Segment) -> None:
+        """Reconstruct the segment whose first operation is next. Its layers and sites keep the result."""
         assert state.reference is not None
         data = _Data(
-            walk.quantized.tensor(segment.start),
-            walk.float.tensor(segment.start),
-            _outputs(segment.extract(state.reference), walk.float[segment.start]),
+            networks.quantized.tensor(segment.start),
+            networks.float.tensor(segment.start),
+            _outputs(segment.extract(state.reference), networks.float[segment.start]),
         )
         module = segment.extract(state.network)
-        layers = [as_quantized(layer) for layer in weighted(state.network, segment.nodes)]
+        layers = [as_quantized(layer) for layer in layers_with_quantized_weights(state.network, segment.nodes)]
         roundings = [start_soft_rounding(layer) for layer in layers]
         scales = learn_scales(module, self.drop) if self.scale_lr or self.drop else {}
         self._learn(module, roundings, list(scales.values()), data)
@@ -111,7 +119,7 @@ class Reconstruction:
 
 
 class _Data(NamedTuple):
-    """Of one segment, for all images: what comes in quantized and in float, and what comes out in float."""
+    """The data of one segment, for all images: its input, quantized and in float, and its float output."""
 
     inputs: Tensor
     float_inputs: Tensor
@@ -143,7 +151,7 @@ def _outputs(module: nn.Module, batches: list[Tensor]) -> Tensor:
 
 
 def learn_scales(module: nn.Module, drop: float) -> dict[Quantizer, LSQ]:
-    """In an extracted module, and there alone, an LSQ (dropping values, if wanted) for each site. Site -> its LSQ."""
+    """Replace each site of an extracted module by an LSQ (with QDrop, if `drop` is not 0). Returns site -> its LSQ."""
     found = {n: q for n, q in quantizers(module).items() if not n.endswith(".weight_quantizer")}
     learned: dict[Quantizer, LSQ] = {}
     for name, site in found.items():

@@ -1,4 +1,4 @@
-"""Up or down, learned for every weight."""
+"""Soft rounding: whether a weight is rounded up or down is learned."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
 
 
 def rounding_regularizer(h: Tensor, beta: float) -> Tensor:
-    """The regularizer sum(1 - |2h - 1|^beta) (eq. 24): the number of weights that are neither up nor down."""
+    """The regularizer sum(1 - |2h - 1|^beta) (eq. 24): about the number of undecided weights."""
     return (1.0 - (2.0 * h - 1.0).abs().pow(beta)).sum()
 
 
 class SoftRounding(nn.Module):
-    """In the place of a layer's weight quantizer while its rounding is learned: codes are floor(w / scale) + h(V).
+    """Replaces a layer's weight quantizer while the rounding is learned: codes are floor(w / scale) + h(V).
 
     V starts where h(V) is the weight's distance from the code below, so that the layer first computes with its float weight
-    (clipped to the grid). The scale stays what it is.
+    (clipped to the grid). The scale does not change.
     """
 
     def __init__(self, quantizer: Quantizer, weight: Tensor) -> None:
         super().__init__()
         spec, shape = quantizer.spec, tuple(weight.shape)
-        self.quantizer = [quantizer]  # in a list: it is no part of this module
+        self.quantizer = [quantizer]  # in a list, so that it is not a submodule
         self.granularity, self.shape, self.dtype = spec.granularity, shape, weight.dtype
         self.scale, zero_point = (self.granularity.broadcastable(p, shape) for p in quantizer.qparams())
         self.lo, self.hi = spec.grid.qmin - zero_point, spec.grid.qmax - zero_point
@@ -50,8 +50,8 @@ class SoftRounding(nn.Module):
         """The weight with soft rounding, in its own dtype."""
         return self._weight(rectified_sigmoid(self.v))
 
-    def hard(self) -> Tensor:
-        """The weight with every decision made, on the grid."""
+    def hard_rounded(self) -> Tensor:
+        """The weight with every rounding decided: it lies on the grid."""
         return self._weight((self.v.detach() >= 0).float())
 
     def _weight(self, up: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class SoftRounding(nn.Module):
 
 
 def start_soft_rounding(layer: QuantizedLayer) -> SoftRounding:
-    """Put a SoftRounding in the place of the layer's weight quantizer, and return it."""
+    """Replace the layer's weight quantizer by a SoftRounding, and return that."""
     assert layer.weight_quantizer is not None
     rounding = SoftRounding(layer.weight_quantizer, layer.weight)
     layer.weight_quantizer = rounding  # type: ignore[assignment]
@@ -68,7 +68,7 @@ def start_soft_rounding(layer: QuantizedLayer) -> SoftRounding:
 
 
 def finish_soft_rounding(layer: QuantizedLayer, rounding: SoftRounding) -> None:
-    """Give the layer its quantizer back and, as its weight, real numbers that it rounds to exactly these codes."""
+    """Give the layer its quantizer back, and a weight that this quantizer rounds to exactly the learned codes."""
     with torch.no_grad():
-        layer.weight.copy_(rounding.hard())
+        layer.weight.copy_(rounding.hard_rounded())
     layer.weight_quantizer = rounding.quantizer[0]

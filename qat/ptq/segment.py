@@ -1,4 +1,4 @@
-"""Parts of a graph with one tensor in and one tensor out: what is reconstructed on its own."""
+"""Parts of a graph with one input and one output tensor, which are reconstructed separately."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from qat.transform.operation_kind import OperationKind, kind_of
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive operations. start: the tensor that goes in. nodes: in order; the last one's tensor comes out."""
+    """Consecutive operations. start: the input tensor. nodes: in order; the last one produces the output."""
 
     start: fx.Node
     nodes: tuple[fx.Node, ...]
 
     def extract(self, network: nn.Module) -> fx.GraphModule:
-        """The segment as a module of its own: tensor in, tensor out. Its layers and sites are those of `network`."""
+        """The segment as a separate module, from tensor to tensor. It shares layers and sites with `network`."""
         graph = fx.Graph()
         copies = {self.start: graph.placeholder("x")}
 
@@ -35,7 +35,7 @@ class Segment:
         return fx.GraphModule(network, graph).eval()
 
 
-def weighted(network: nn.Module, nodes: Iterable[fx.Node]) -> list[nn.Module]:
+def layers_with_quantized_weights(network: nn.Module, nodes: Iterable[fx.Node]) -> list[nn.Module]:
     """The layers among `nodes` that have a quantized weight, each once."""
     modules = {network.get_submodule(str(n.target)): None for n in nodes if n.op == "call_module"}
     return [m for m in modules if is_quantized(m) and as_quantized(m).weight_quantizer is not None]
@@ -45,7 +45,7 @@ def layer_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
     """Each layer with the BatchNorm and the activation function behind it. A layer that runs twice: its first run."""
     found, seen = [], set()
     for node in graph.nodes:
-        if node.target not in seen and weighted(network, [node]):
+        if node.target not in seen and layers_with_quantized_weights(network, [node]):
             seen.add(node.target)
             nodes = [node]
             for kind in (OperationKind.NORM, OperationKind.RECTIFY):
@@ -57,10 +57,10 @@ def layer_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
 
 
 def block_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
-    """The graph, cut at tensors through which everything flows, in front of their sites: residual blocks, and single layers.
+    """The graph, cut at tensors through which all data flow, in front of their sites: residual blocks and single layers.
 
-    A block ends behind its last activation function, and holds the sites of its own input. Blocks none of whose layers is
-    new (a module that runs twice) are left out.
+    A block ends behind its last activation function, and holds the sites of its own input. A block with
+    a layer of an earlier block (a module that runs twice) is left out.
     """
     found: list[Segment] = []
     seen: set[nn.Module] = set()
@@ -70,7 +70,7 @@ def block_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
             start = node
             continue
         nodes.append(node)
-        layers = set(weighted(network, nodes))
+        layers = set(layers_with_quantized_weights(network, nodes))
         if start is None or not is_cut or not layers or not _ends_here(network, node):
             continue
         if not layers & seen:
@@ -81,7 +81,7 @@ def block_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
 
 
 def _ends_here(network: nn.Module, node: fx.Node) -> bool:
-    """Whether the tensor is finished: its users are sites, layers or the output, and it is no site itself."""
+    """Whether a block can end with this tensor: its users are sites, layers or the output, and it is not a site itself."""
     kinds = {kind_of(network, user) for user in node.users}
     return (
         kinds <= {OperationKind.SITE, OperationKind.COMPUTE, OperationKind.OUTPUT}
@@ -90,7 +90,7 @@ def _ends_here(network: nn.Module, node: fx.Node) -> bool:
 
 
 def _cuts(graph: fx.Graph) -> Iterator[tuple[fx.Node, bool]]:
-    """(operation, whether its tensor alone is all that the rest of the graph reads)."""
+    """(operation, whether its tensor is the only one that the rest of the graph reads)."""
     last_user = {source: node for node in graph.nodes for source in node.all_input_nodes}
     alive: set[fx.Node] = set()
     for node in graph.nodes:

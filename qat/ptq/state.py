@@ -1,4 +1,4 @@
-"""What passes work on."""
+"""The state that passes work on."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from qat.transform.capture import CaptureError, capture
 from qat.transform.policy import Policy
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Hears how far a pass is: (what is being done, steps done, steps in total)."""
+"""Called with the progress of a pass: (what is being done, steps done, steps in total)."""
 
 
 class NoGraphError(ValueError):
-    """A pass needs the graph of a network that has none."""
+    """A pass needs the graph of a network that cannot be traced."""
 
 
-def nobody(_what: str, _done: int, _total: int) -> None:
-    """The listener that does nothing."""
+def ignore_progress(_what: str, _done: int, _total: int) -> None:
+    """The on_progress that does nothing."""
 
 
 @dataclass
@@ -32,28 +32,28 @@ class PTQState:
     """A network on its way from float to quantized; passes change it in place.
 
     network: float until `Calibrate`, prepared from then on; always in evaluation mode.
-    reference: from `Calibrate` on, a copy of the network as it was then, with all quantizers off: what the float network
-    computes, on the same graph.
-    batches: calibration inputs, each what the network is called with; used as often as passes like.
+    reference: from `Calibrate` on, a copy of the prepared network with all quantizers off. It computes what the float
+    network computes, on the same graph.
+    batches: calibration inputs, as for `qat.calibrate`; passes may iterate over them several times.
     """
 
     network: nn.Module
     policy: Policy
     batches: Sequence[Any]
-    listener: ProgressCallback = nobody
+    on_progress: ProgressCallback = ignore_progress
     reference: nn.Module | None = None
 
     def graph(self) -> fx.Graph:
-        """The graph of the network, as it is now; a ReLU that a site stands for is an operation of its own again.
+        """The graph of the network as it is now. A ReLU that is fused into a site is a separate operation again.
 
         Raises:
-            NoGraphError: it cannot be traced.
+            NoGraphError: the network cannot be traced.
         """
         try:
             graph = capture(self.network)
         except CaptureError as reason:
             raise NoGraphError(
-                f"{reason}, and this pass works along the graph: leave it out, or quantize the traceable submodules one by one."
+                f"{reason}, and this pass needs the graph: leave it out, or quantize the traceable submodules one by one."
             ) from reason
         for node in list(graph.nodes):
             site = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -64,8 +64,9 @@ class PTQState:
         return graph
 
     def used_once(self, graph: fx.Graph) -> dict[fx.Node, nn.Module]:
-        """The modules that can be changed for one place: called once, with parameters that no other module holds, and with
-        their channels where those of the layer before are.
+        """The modules that can be changed for one node, because they affect no other.
+
+        They are called once, share their parameters with no other module, and their channels are those of the layer before.
         """
         modules = {n: self.network.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"}
         calls = Counter(modules.values())
@@ -79,7 +80,7 @@ class PTQState:
 
     @torch.no_grad()
     def _token_norms(self, modules: Mapping[fx.Node, nn.Module]) -> set[nn.Module]:
-        """Each BatchNorm1d behind a linear layer that gets (N, tokens, features): it normalises tokens, not outputs."""
+        """Each BatchNorm1d that gets (N, tokens, features) from a linear layer: it normalises tokens, not the outputs."""
         norms = [
             module
             for node, module in modules.items()
@@ -88,11 +89,11 @@ class PTQState:
         found: set[nn.Module] = set()
         if norms and self.batches:
 
-            def look(norm: nn.Module, given: tuple[Tensor]) -> None:
-                if given[0].ndim > 2:
+            def note_tokens(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+                if inputs[0].ndim > 2:
                     found.add(norm)
 
-            hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+            hooks = [norm.register_forward_pre_hook(note_tokens) for norm in norms]
             call_model(self.network, self.batches[0])
             for hook in hooks:
                 hook.remove()

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from qat.torch_private import padding_of_every_side
 
 
-def patches(layer: nn.Module, x: Tensor) -> Tensor:
-    """What each output is a product with: (rows, in of all groups)."""
+def unfold_inputs(layer: nn.Module, x: Tensor) -> Tensor:
+    """The vector that each output is a product with, one per row: (rows, inputs of all groups)."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     padded = F.pad(x, padding_of_every_side(layer), "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    flat = isinstance(layer, nn.Conv1d)  # as images of one row
+    flat = isinstance(layer, nn.Conv1d)  # unfolded as images of one row
     options = [(1, p[0]) if flat else tuple(p) for p in (layer.kernel_size, layer.dilation, layer.stride)]
     columns = F.unfold(padded.unsqueeze(2) if flat else padded, options[0], options[1], 0, options[2])
     return columns.transpose(1, 2).flatten(0, 1)

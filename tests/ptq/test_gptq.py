@@ -8,7 +8,7 @@ from torch import nn
 
 from qat.ptq import GPTQ
 from qat.ptq.gptq import round_columns
-from qat.ptq.unfold import patches
+from qat.ptq.unfold import unfold_inputs
 
 
 def naive(weight: np.ndarray, hessian: np.ndarray, scale: np.ndarray, damping: float) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_inputs_that_are_always_zero_do_not_dampen_the_others() -> None:
 def test_outputs_are_products_with_the_patches(layer: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     groups = getattr(layer, "groups", 1)
-    inputs = patches(layer, x).unflatten(1, (groups, -1)).transpose(0, 1)
+    inputs = unfold_inputs(layer, x).unflatten(1, (groups, -1)).transpose(0, 1)
     weight = layer.weight.flatten(1).unflatten(0, (groups, -1))  # (groups, out, in)
     products = (inputs @ weight.transpose(1, 2)).transpose(0, 1).flatten(1)  # (rows, out)
     expected = layer(x)

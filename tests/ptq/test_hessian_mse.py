@@ -8,7 +8,7 @@ from torch import nn
 import qat
 from qat.nn import as_quantized, is_quantized
 from qat.ptq import Calibrate, HessianMSE, apply_passes
-from qat.ptq.hessian_mse import importance
+from qat.ptq.hessian_mse import input_second_moments
 from qat.transform import quantizers
 from tests.networks import OptionA, build, images
 
@@ -31,7 +31,7 @@ def test_importance_is_half_the_second_derivative_of_the_mean_square_of_the_outp
         y = torch.func.functional_call(layer, {"weight": w}, x).movedim(channels, 0).flatten(1)
         return y.square().mean(dim=1).detach().numpy()
 
-    weight, found = layer.weight.detach(), importance(layer, [x[:1], x[1:]]).numpy()
+    weight, found = layer.weight.detach(), input_second_moments(layer, [x[:1], x[1:]]).numpy()
     assert found.shape == tuple(weight.shape)
     for index in np.ndindex(*weight.shape):
         step = torch.zeros_like(weight)
@@ -71,7 +71,7 @@ def test_layers_see_the_inputs_that_the_layers_before_leave_them() -> None:
         module.register_forward_hook(lambda _m, i, _y, name=name: inputs.update({name: i[0].detach()}))
     found(x)
     for name, module in layers.items():
-        h = importance(module, [inputs[name]])
+        h = input_second_moments(module, [inputs[name]])
 
         def error(network: nn.Module, name: str = name, h: torch.Tensor = h) -> float:
             layer = as_quantized(network.get_submodule(name))

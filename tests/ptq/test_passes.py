@@ -201,9 +201,7 @@ def test_a_network_without_a_graph_is_calibrated_and_nothing_more() -> None:
     batches = [torch.ones(2, 4)]
     apply_passes([Calibrate()], Untraceable(), "w8a8", batches)
     for passes in ([Calibrate(), AdaRound()], [CrossLayerEqualization(), Calibrate()]):
-        with pytest.raises(
-            NoGraphError, match=r"Untraceable cannot be traced: .*, and this pass works along the graph"
-        ):
+        with pytest.raises(NoGraphError, match=r"Untraceable cannot be traced: .*, and this pass needs the graph"):
             apply_passes(passes, Untraceable(), "w8a8", batches)
 
 
@@ -215,7 +213,7 @@ def test_a_network_without_a_graph_is_calibrated_and_nothing_more() -> None:
         ([AdaRound(), Calibrate()], "AdaRound belongs after Calibrate: it needs quantizers with ranges"),
         ([Calibrate(), CrossLayerEqualization()], "CrossLayerEqualization belongs before Calibrate"),
         ([Calibrate(), GPTQ(), HessianMSE()], "HessianMSE belongs before GPTQ, whose rounding it would undo"),
-        ([Calibrate, AdaRound], "is no pass: write one of qat.ptq, for example"),
+        ([Calibrate, AdaRound], "is not a pass: write one of qat.ptq, for example"),
     ],
 )
 def test_an_impossible_order_says_so(passes: list[Pass], message: str) -> None:
@@ -234,15 +232,15 @@ def test_images_of_several_sizes_are_refused_where_they_are_joined() -> None:
 
 
 def test_there_must_be_data_and_a_float_network() -> None:
-    with pytest.raises(ValueError, match="there is nothing to calibrate with: batches is empty"):
+    with pytest.raises(ValueError, match="batches is empty: passes need calibration inputs"):
         apply_passes([Calibrate()], build(OptionA), "w8a8", [])
-    with pytest.raises(ValueError, match="already has quantizers: passes begin with the float network"):
+    with pytest.raises(ValueError, match="already has quantizers: apply passes to the float network"):
         apply_passes([Calibrate()], qat.prepare(build(OptionA), "w8a8"), "w8a8", BATCHES)
 
 
-def test_the_listener_hears_every_step() -> None:
+def test_the_progress_callback_gets_every_step() -> None:
     heard: list[tuple[str, int, int]] = []
-    apply_passes(LISTS["all"], build(OptionA), "w4a4", BATCHES, listener=lambda *what: heard.append(what))
+    apply_passes(LISTS["all"], build(OptionA), "w4a4", BATCHES, on_progress=lambda *what: heard.append(what))
     last = {what: (done, total) for what, done, total in heard}
     assert list(last) == ["cross-layer equalization", "calibrate", "bias correction", "AdaRound"]
     assert all(done == total > 0 for done, total in last.values())

@@ -66,7 +66,7 @@ def test_it_starts_with_the_float_weight_and_decides_for_the_nearest_code(granul
     assert (clipped != view).any()
     rounding = SoftRounding(quantizer, made.weight)
     torch.testing.assert_close(granularity.view(rounding(made.weight)), clipped, rtol=0, atol=2e-4)
-    assert torch.equal(rounding.hard(), quantizer(made.weight))
+    assert torch.equal(rounding.hard_rounded(), quantizer(made.weight))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -127,7 +127,7 @@ def test_dropping_leaves_that_share_in_float() -> None:
     [
         ({"iterations": 0}, "iterations=0 is not possible: write a whole number, 1 or more."),
         ({"lr": -1.0}, "lr=-1.0 is not possible: write a number, 0 or more."),
-        ({"drop": 1.0}, "drop=1.0 is no probability below 1: write for example 0.5."),
+        ({"drop": 1.0}, "drop=1.0 is not a probability below 1: write for example 0.5."),
     ],
 )
 def test_impossible_options_say_what_to_write(options, message) -> None:

@@ -6,7 +6,7 @@ import qat
 from qat.models import resnet_cifar
 from qat.ptq import Calibrate, PTQState
 from qat.ptq.segment import Segment, block_segments, layer_segments
-from qat.ptq.walk import Walk
+from qat.ptq.side_by_side import SideBySideRun
 from qat.transform import load_policy, quantizers
 from tests import networks
 from tests.networks import build, images
@@ -62,15 +62,15 @@ def test_every_layer_is_in_one_segment(network: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("network", [networks.OptionA, networks.Rows, networks.Inception])
 def test_segments_compute_what_the_walk_computes(network: type[nn.Module]) -> None:
-    """Quantized and in float; the walk, in turn, ends with what the network returns."""
+    """Quantized and in float; the run itself ends with what the network returns."""
     state = calibrated(network)
-    walk = Walk(state)
+    run = SideBySideRun(state)
     for find in (layer_segments, block_segments):
-        segments = {s.nodes[-1]: s for s in find(state.network, walk.graph)}
+        segments = {s.nodes[-1]: s for s in find(state.network, run.graph)}
         assert segments
         kept: dict[torch.fx.Node, list[torch.Tensor]] = {}
-        for node in (walk := Walk(state)):
-            kept.update({s: walk.quantized[s] for s in node.all_input_nodes if s in walk.quantized.values})
+        for node in (run := SideBySideRun(state)):
+            kept.update({s: run.quantized[s] for s in node.all_input_nodes if s in run.quantized.values})
         by_name = {n.name: values for n, values in kept.items()}
         last = [end for end in segments if end.name not in by_name]  # nothing reads it but the caller
         assert len(last) == 1
@@ -83,16 +83,16 @@ def test_segments_compute_what_the_walk_computes(network: type[nn.Module]) -> No
 def test_the_walk_ends_with_the_networks_result() -> None:
     state = calibrated(networks.OptionA)
     original = build(networks.OptionA)
-    walk = Walk(state)
-    for node in walk:
-        last, inputs = node, [walk.quantized[node.all_input_nodes[0]], walk.float[node.all_input_nodes[0]]]
+    run = SideBySideRun(state)
+    for node in run:
+        last, inputs = node, [run.quantized[node.all_input_nodes[0]], run.float[node.all_input_nodes[0]]]
     for network, values, expected in zip(
         (state.network, state.reference), inputs, (state.network, original), strict=True
     ):
         layer = network.get_submodule(str(last.target))
         for x, batch in zip(values, state.batches, strict=True):
             assert torch.equal(layer(x), expected(batch))
-    assert set(walk.quantized.values) == {last}  # nothing is kept longer than needed
+    assert set(run.quantized.values) == {last}  # nothing is kept longer than needed
 
 
 def test_the_walk_takes_batches_as_calibrate_does() -> None:
@@ -108,8 +108,8 @@ def test_the_walk_takes_batches_as_calibrate_does() -> None:
     for batch in ((x, y, labels), {"y": y, "x": x}):
         state = PTQState(Two().eval(), load_policy("w8a8", first_last_bits=None), [batch])
         Calibrate("MinMax").apply(state)
-        walk = Walk(state)
-        nodes = {n.target: walk.float[n.all_input_nodes[0]][0] for n in walk}
+        run = SideBySideRun(state)
+        nodes = {n.target: run.float[n.all_input_nodes[0]][0] for n in run}
         assert torch.equal(nodes["a"], x)
         assert torch.equal(nodes["b"], y)
 

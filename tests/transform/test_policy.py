@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from qat import Grid, PerChannel, PerGroup, PerTensor, Policy, QuantSpec, Rule, TensorRule, load_policy
+from qat.estimators import EWGS
 from qat.observers import MSE, MeanAbs, Percentile
 from qat.quantizers import LSQ, Static
 
@@ -315,3 +316,64 @@ def test_a_yaml_file_that_does_not_exist() -> None:
 def test_what_has_the_wrong_type_is_refused_in_a_sentence(content: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_policy(content).rules["all"].weight.build((4, 4))
+
+
+class UserQuantizer(LSQ):
+    """A class of the user, at the top level of a module."""
+
+    def __init__(self, *arguments: Any, option: int = 0, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.option = option
+
+
+MINE = f"{__name__}.UserQuantizer"
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (LSQ, "LSQ"),
+        (UserQuantizer, MINE),
+        ({"_target_": LSQ}, {"_target_": "LSQ"}),
+        ({"_target_": UserQuantizer, "option": 1}, {"_target_": MINE, "option": 1}),
+        ({"_target_": "LSQ", "estimator": EWGS}, {"_target_": "LSQ", "estimator": "EWGS"}),
+        (
+            {"_target_": LSQ, "estimator": {"_target_": EWGS, "delta": 0.1}},
+            {"_target_": "LSQ", "estimator": {"_target_": "EWGS", "delta": 0.1}},
+        ),
+    ],
+    ids=str,
+)
+def test_a_class_is_stored_by_its_name(given: Any, stored: Any, tmp_path: Path) -> None:
+    rule = TensorRule(4, quantizer=given, observer=MSE)
+    assert (rule.quantizer, rule.observer) == (stored, "MSE")
+    assert rule == TensorRule(4, quantizer=stored)
+    assert type(rule.build()) is rule.quantizer_class
+    policy = load_policy("w4a4", weight={"quantizer": given}, activation={"observer": {"_target_": Percentile}})
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy.to_dict(), sort_keys=False))
+    assert load_policy(tmp_path / "policy.yaml") == policy
+
+
+def test_options_of_a_class_reach_it() -> None:
+    built = TensorRule(4, quantizer={"_target_": UserQuantizer, "option": 3}).build()
+    assert isinstance(built, UserQuantizer)
+    assert built.option == 3
+
+
+def test_with_parts_takes_classes() -> None:
+    policy = load_policy("w4a4")
+    assert policy.with_parts(Static, MSE, MeanAbs) == policy.with_parts("Static", "MSE", "MeanAbs")
+
+
+def test_a_class_that_cannot_be_imported_is_refused() -> None:
+    class Local(LSQ):
+        pass
+
+    sentence = r"Local cannot be imported by this path, .*: define the class at the top level of a module\.$"
+    for quantizer in (Local, {"_target_": Local}):
+        with pytest.raises(ValueError, match=sentence):
+            TensorRule(4, quantizer=quantizer)
+    with pytest.raises(ValueError, match=r"<lambda> at .* is not a quantizer: write the name of a class"):
+        TensorRule(4, quantizer=lambda *_: None)
+    with pytest.raises(ValueError, match=r"'builtins\.int' is not an observer: write one of KL"):
+        TensorRule(4, observer=int)

@@ -58,7 +58,7 @@ class PTQBaselines(L.Callback):
         named: Mapping[str, Sequence[Pass]] = (
             ladder
             if isinstance(ladder, Mapping)
-            else {ptq_row_name(observer): [Calibrate(observer)] for observer in ladder}
+            else {ptq_row_name(calibration.observer): [calibration] for calibration in map(Calibrate, ladder)}
         )
         for name, passes in named.items():
             try:
@@ -89,8 +89,8 @@ class PTQBaselines(L.Callback):
         for name, passes in self.ladder.items():
             start = time.perf_counter()
             try:
-                with progress_bar(name) as listener:
-                    quantized = apply_passes(passes, network, qat.policy, batches, self.seed, listener)
+                with progress_bar(name) as on_progress:
+                    quantized = apply_passes(passes, network, qat.policy, batches, self.seed, on_progress)
             except NoGraphError as reason:
                 rank_zero_warn(f"{name} is left out: {reason}")
                 continue

@@ -19,7 +19,7 @@ def has_terminal() -> bool:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[ProgressCallback]:
-    """Inside the `with` block, `listener(what, done, total)` moves a bar.
+    """Inside the `with` block, `on_progress(what, done, total)` moves a bar.
 
     Nothing is shown without a terminal, or while another bar is on it.
     """

@@ -205,9 +205,7 @@ def test_a_checkpoint_of_an_earlier_stage_is_the_network_of_that_stage(tmp_path:
 
     at8 = At8()
     trainer(tmp_path, callback(), ProgressiveBits([8, 2]), at8, epochs=2).fit(WithHyperparameters(), datamodule=Data())
-    with pytest.warns(
-        UserWarning, match="at8.ckpt was written at 8 bits, on the way to fewer, and so is the network"
-    ):
+    with pytest.warns(UserWarning, match="at8.ckpt was written at 8 bits, on the way to fewer, and so is the network"):
         loaded = qat.load_checkpoint(tmp_path / "at8.ckpt", WithHyperparameters)
     assert bits_in_force(loaded) == 8
     assert torch.equal(outputs(loaded), at8.outputs)

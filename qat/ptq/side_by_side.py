@@ -1,4 +1,4 @@
-"""All calibration data through a network, operation by operation, quantized and in float side by side."""
+"""Run the quantized and the float network side by side on all calibration data, operation by operation."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from qat.ptq.state import PTQState
 from qat.transform.calibrate import positional_arguments
 
 
-class Walk:
+class SideBySideRun:
     """Yields every operation of the graph just before it is computed, for all batches at once.
 
-    What a pass changes in a layer when the layer is yielded is what the rest of the walk sees: each layer is treated with the
-    errors of those before it (asymmetric reconstruction), at the price of two forward passes in all. Tensors are kept from
-    their producer to their last user, for all the calibration data.
+    If a pass changes a layer when it is yielded, the rest of the run uses the changed layer. So each layer sees the errors of
+    the layers before it (asymmetric reconstruction), at the cost of two forward passes in total. Tensors of all calibration
+    data are kept from their producer to their last user.
 
-        for node in (walk := Walk(state)):
-            walk.quantized[node.args[0]]  # its input, a list with one value a batch
+        for node in (networks := SideBySideRun(state)):
+            networks.quantized[node.args[0]]  # its input, a list with one value per batch
     """
 
     def __init__(self, state: PTQState) -> None:
         assert state.reference is not None, "Calibrate comes first"
         self.graph = state.graph()
-        self.quantized = Track(state.network, self.graph, state.batches)
-        self.float = Track(state.reference, self.graph, state.batches)
+        self.quantized = TensorStore(state.network, self.graph, state.batches)
+        self.float = TensorStore(state.reference, self.graph, state.batches)
 
     def __iter__(self) -> Iterator[fx.Node]:
         for node in self.graph.nodes:
@@ -39,23 +39,26 @@ class Walk:
                 self.float.advance(node)
 
 
-def each_layer(state: PTQState, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
-    """Every quantized layer from first to last, with its inputs in the quantized network, one value a batch.
+def layers_in_order(state: PTQState, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
+    """Every quantized layer from first to last, with its inputs in the quantized network, one value per batch.
 
-    What is changed in a layer when it is yielded is what the later ones see. name: of the pass, for whoever listens.
+    Later layers see the changes that are made to a layer when it is yielded.
+
+    Args:
+        name: the name of the pass, for the progress callback.
     """
-    walk = Walk(state)
-    firsts = [segment.nodes[0] for segment in layer_segments(state.network, walk.graph)]
+    networks = SideBySideRun(state)
+    firsts = [segment.nodes[0] for segment in layer_segments(state.network, networks.graph)]
     done = 0
-    for node in walk:
+    for node in networks:
         if node in firsts:
-            yield state.network.get_submodule(str(node.target)), walk.quantized[node.all_input_nodes[0]]
+            yield state.network.get_submodule(str(node.target)), networks.quantized[node.all_input_nodes[0]]
             done += 1
-            state.listener(name, done, len(firsts))
+            state.on_progress(name, done, len(firsts))
 
 
-class Track:
-    """The tensors of one network that are still needed: `track[node]` is a list with one value a batch."""
+class TensorStore:
+    """The tensors of one network that are still needed: `store[node]` is a list with one value per batch."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph, batches: list[Any] | Any) -> None:
         self.interpreter = fx.Interpreter(network, graph=graph)
@@ -70,10 +73,10 @@ class Track:
         return self.values[node]
 
     def tensor(self, node: fx.Node) -> Tensor:
-        """The value for all the data, batches joined: (images, ...).
+        """The value for all data, batches joined: (images, ...).
 
         Raises:
-            ValueError: they cannot be joined.
+            ValueError: the batches differ in size.
         """
         shapes = sorted({tuple(value.shape[1:]) for value in self.values[node]})
         if len(shapes) > 1:
@@ -85,7 +88,7 @@ class Track:
 
     @torch.no_grad()
     def advance(self, node: fx.Node) -> None:
-        """Compute `node`, and forget what nobody needs any more."""
+        """Compute `node`, and drop the tensors that no later node reads."""
         sources = node.all_input_nodes
         results = []
         for i in range(self.n_batches):
@@ -100,7 +103,7 @@ class Track:
 
 
 def _bind(network: nn.Module, batch: Any) -> dict[str, Any]:
-    """Argument name -> value, as a call of the network would have it."""
+    """Argument name -> value, as a call of the network binds them."""
     if isinstance(batch, dict):
         return batch
     return dict(inspect.signature(network.forward).bind(*positional_arguments(network, batch)).arguments)
