@@ -65,15 +65,13 @@ def image_folder(
     root = data_root(root)
     files = _list_splits(root)
     splits = _open_splits(files, channels, image_size)
-
     train, val = _select_train_val(splits, split)
     test = splits["test"]
-
     default_mean, default_std = NORMALISATION[channels]
     height, width = test[0][0].shape[1:]
     return ImageData(
-        name=root.resolve().name,
-        label=root.resolve().name,
+        name=(name := root.resolve().name),
+        label=name,
         classes=files["train"].classes,
         mean=default_mean if mean is None else tuple(mean),
         std=default_std if std is None else tuple(std),

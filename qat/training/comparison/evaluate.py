@@ -78,17 +78,7 @@ def evaluate(
     handle = network.register_forward_hook(note_predictions)
     try:
         with training_mode(network, False), quiet_lightning():
-            tester = L.Trainer(
-                accelerator=accelerator or _accelerator(trainer),
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                inference_mode=False,
-                precision=precision,
-                default_root_dir=trainer.default_root_dir,
-            )
+            tester = _tester(trainer, accelerator, precision)
             if dataloaders is not None:
                 logged = tester.test(measured, dataloaders, verbose=False)
             else:
@@ -101,5 +91,16 @@ def evaluate(
     return Evaluation(metrics, torch.cat(predictions) if predictions else None)
 
 
-def _accelerator(trainer: L.Trainer) -> str:
-    return str(trainer.strategy.root_device.type).replace("cuda", "gpu")
+def _tester(trainer: L.Trainer, accelerator: str | None, precision: Any) -> L.Trainer:
+    """A Trainer that measures and does nothing else, on the accelerator of `trainer` unless one is given."""
+    return L.Trainer(
+        accelerator=accelerator or str(trainer.strategy.root_device.type).replace("cuda", "gpu"),
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=False,
+        precision=precision,
+        default_root_dir=trainer.default_root_dir,
+    )
