@@ -94,7 +94,7 @@ def test_a_resumed_run_sees_the_orders_it_would_have_seen(tmp_path: Path) -> Non
     first, second = Recorder(), Recorder()
     half = trainer(tmp_path)
     half.fit(first, datamodule=ImageDataModule(digits()))
-    half.save_weights(tmp_path / "half.ckpt")
+    half.save_checkpoint(tmp_path / "half.ckpt")
     trainer(tmp_path, epochs=2).fit(second, datamodule=ImageDataModule(digits()), ckpt_path=tmp_path / "half.ckpt")
     assert orders(first) + orders(second) == orders(whole)
     assert orders(first) != orders(second)

@@ -39,7 +39,15 @@ def assert_same_numbers(network: nn.Module, compiled: nn.Module, x: Tensor) -> N
 
 @pytest.mark.parametrize(
     ("quantizer", "policy"),
-    [("LSQ", "w8a8"), ("LSQ", "w4a4"), ("LSQ", "w2a2"), ("Static", "w8a8"), ("TQT", "w4a4"), ("PACT", "w2a2")],
+    [
+        ("LSQ", "w8a8"),
+        ("TQT", "w4a4"),
+        ("PACT", "w2a2"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("LSQ", "w4a4"), ("LSQ", "w2a2"), ("Static", "w8a8")]
+        ),
+    ],
 )
 def test_one_graph_and_the_same_numbers(quantizer: str, policy: str) -> None:
     """With fullgraph, a graph break is an error. The compiler's own arithmetic is not tested here."""
@@ -49,6 +57,7 @@ def test_one_graph_and_the_same_numbers(quantizer: str, policy: str) -> None:
     assert_same_numbers(network, torch.compile(network, backend="aot_eager", fullgraph=True), x)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch, at a break
 @pytest.mark.parametrize("policy", [qat.load_policy("w4a4").with_parts("LCQ", "MinMax"), qat.load_policy("w8_dynamic")])
 def test_with_breaks_in_the_graph_the_same_numbers(policy: qat.Policy) -> None:
@@ -58,6 +67,7 @@ def test_with_breaks_in_the_graph_the_same_numbers(policy: qat.Policy) -> None:
     assert_same_numbers(network, torch.compile(network, backend="aot_eager"), x)
 
 
+@pytest.mark.slow
 def test_another_width_is_recompiled() -> None:
     torch._dynamo.reset()
     x = torch.randn(4, 3, 8, 8)
