@@ -7,7 +7,7 @@ import torch
 
 torch.set_num_threads(1)
 
-QUICK = ("data", "estimators", "integer", "models", "nn", "ptq", "report", "transform")
+QUICK = ("estimators", "integer", "models", "nn", "report")
 """Folders of `tests/` whose tests are marked `quick`, besides the files that lie directly in `tests/`."""
 HERE = Path(__file__).parent
 
