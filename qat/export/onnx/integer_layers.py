@@ -16,6 +16,7 @@ from qat.integer.layers import DynamicLayer, IntegerConv, IntegerLayer, IntegerL
 
 
 def write_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConv) -> str:
+    """Write the integer module for convolution; returns the name of its result."""
     name = tensor_name(node)
     x = graph.dequantized(graph.input(node), layer.input)
     # Unfused, because no QuantizeLinear follows, the weight is rewritten to uint8 by the runtime, with its zero-point.
@@ -25,6 +26,7 @@ def write_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConv) -> str
 
 
 def write_linear(graph: QdqGraph, node: fx.Node, layer: IntegerLinear) -> str:
+    """Write the integer module for linear; returns the name of its result."""
     name, shape, codes = tensor_name(node), graph.input_shape(node), graph.input(node)
     is_matrix = len(shape) == 2
     if not is_matrix:
@@ -73,6 +75,7 @@ def _convolution_attributes(layer: IntegerConv) -> dict[str, Any]:
 
 
 def write_dynamic_layer(graph: QdqGraph, node: fx.Node, dynamic: DynamicLayer) -> str:
+    """Write the integer module for dynamic layer; returns the name of its result."""
     name, codes, layer = tensor_name(node), graph.input(node), dynamic.layer
     scale, zero_point = f"{codes}_scale", f"{codes}_zero_point"
     weight_scale, bias = (graph.constant(layer.per_channel(p).numpy()) for p in (layer.weight_scale, dynamic.bias))
@@ -88,6 +91,7 @@ def write_dynamic_layer(graph: QdqGraph, node: fx.Node, dynamic: DynamicLayer) -
 
 
 def write_weight_only_layer(graph: QdqGraph, node: fx.Node, module: WeightOnlyLayer) -> str:
+    """Write the integer module for weight only layer; returns the name of its result."""
     weight = _dequantized_once(graph, module, f"{tensor_name(node)}_weight")
     return write_float_layer(graph, node, module.layer, weight)
 
