@@ -39,7 +39,7 @@ def quiet(
     """Inside the `with` block, libraries report errors only.
 
     Args:
-        loggers: names of loggers that only report errors.
+        loggers: names of loggers that only report errors; `root` is every logger without a level of its own.
         warnings_from: names of the modules whose warnings are ignored; None ignores all warnings.
         drop_output: also drop what the block prints to standard output.
     """

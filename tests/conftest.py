@@ -1,5 +1,7 @@
 """Every test starts from the same random numbers, on one thread: small tensors wait longer for threads than they compute."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,18 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_logging() -> Iterator[None]:
+    """Undo what a test configured: Hydra logs to the standard output of its own test, which is closed in the next one."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for added in set(root.handlers) - set(handlers):
+        added.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

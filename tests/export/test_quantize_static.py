@@ -37,14 +37,15 @@ def test_ranges_come_from_the_batches_and_weights_are_int8_per_channel(tmp_path:
 
 @pytest.mark.parametrize("calibration", METHODS)
 def test_the_file_predicts_nearly_what_the_network_predicts(
-    calibration: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    calibration: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")  # as in a run of the front door, which prints what is logged
     network, x = build(OptionA), images(64)
     made = OnnxRuntimeNetwork(QuantizeStatic(calibration, "mine.onnx")(network, [(x, torch.zeros(64))], tmp_path))
     expected = network(x).detach()
     assert 0 < (made(x) - expected).abs().mean() < 0.1 * expected.abs().mean()
     assert made.size_bytes == (tmp_path / "mine.onnx").stat().st_size
-    assert capsys.readouterr() == ("", "")
+    assert (*capsys.readouterr(), caplog.messages) == ("", "", [])
 
 
 def test_an_unknown_calibration_and_unusable_batches_are_refused(tmp_path: Path) -> None:

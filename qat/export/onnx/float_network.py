@@ -22,7 +22,7 @@ def export_float_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, .
     """
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     batch = torch.export.Dim("batch")
-    with atomic_path(path) as unfinished, quiet():
+    with atomic_path(path) as unfinished, quiet(["root"]):
         doubled = tuple(torch.cat([x, x]) for x in examples)
         torch.onnx.export(
             copy.deepcopy(model).eval(),

@@ -62,7 +62,7 @@ class QuantizeStatic:
         inputs = [tuple(x.cpu() for x in _tensors(model, batch)) for batch in batches]
         if not inputs:
             raise ValueError("there is nothing to calibrate with: batches is empty.")
-        with tempfile.TemporaryDirectory() as temporary, quiet():
+        with tempfile.TemporaryDirectory() as temporary, quiet(["root"]):
             source, prepared, result = (Path(temporary) / f"{name}.onnx" for name in ("float", "prepared", "quantized"))
             export_float_onnx(copy.deepcopy(model).cpu(), tuple(x[:1] for x in inputs[0]), source)
             quant_pre_process(str(source), str(prepared))
