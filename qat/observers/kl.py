@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qat.functional import quantize
-from qat.observers.search import SearchingObserver, search
+from qat.observers.search import SearchingObserver, one_by_one, search
 
 
 class KL(SearchingObserver):
@@ -31,9 +31,8 @@ class KL(SearchingObserver):
         used = counts.sum(dim=0).nonzero()
         if len(used):
             counts, centers = (x[:, int(used[0]) : int(used[-1]) + 1] for x in (counts, centers))
-        return search(
-            self.spec, lo, hi, lambda lo, hi: self._divergence(counts, centers, lo, hi), self.candidates, rounds=1
-        )
+        divergence = one_by_one(lambda lo, hi: self._divergence(counts, centers, lo, hi))
+        return search(self.spec, lo, hi, divergence, self.candidates, rounds=1)
 
     def _without_zeros(self) -> Tensor:
         """The counts, float64, with the bin of 0.0 set to its neighbour's count."""

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from qat.observers.search import SearchingObserver, search
 
+AT_ONCE = 2**18
+"""Number of codes of all rows and ranges whose errors are computed in one call: 2 MB, which a cache holds."""
+
 
 class MSE(SearchingObserver):
     """Searches the range whose quantization error, summed over all the data, is smallest.
@@ -18,7 +21,10 @@ class MSE(SearchingObserver):
     def range(self) -> tuple[Tensor, Tensor]:
         counts, centers = self._require_data(self.counts).double(), self.centers().double()
         below = _cumulative(counts), _cumulative(counts * centers)
-        return search(self.spec, *super().range(), lambda lo, hi: self._error(below, lo, hi), self.candidates)
+        at_once = max(1, AT_ONCE // (len(counts) * 2**self.spec.grid.bits))
+        return search(
+            self.spec, *super().range(), lambda lo, hi: self._error(below, lo, hi), self.candidates, at_once=at_once
+        )
 
     def _error(self, below: tuple[Tensor, Tensor], lo: Tensor, hi: Tensor) -> Tensor:
         """sum(count * (value - center)^2) over the bins, minus the constant sum(count * center^2).
@@ -28,16 +34,20 @@ class MSE(SearchingObserver):
 
         Args:
             below: count and sum of the elements in the first 0, 1, ..., BINS bins, each (n_qparams, BINS + 1).
+            lo, hi: the ranges, float32 (..., n_qparams).
+
+        Returns:
+            The errors, float64 (..., n_qparams).
         """
         grid, half_width = self.spec.grid, self._require_data(self.half_width)[:, None]
-        scale, zero_point = (p.double()[:, None] for p in self.spec.qparams(lo, hi))
+        scale, zero_point = (p.double()[..., None] for p in self.spec.qparams(lo, hi))
         steps = torch.arange(grid.qmin, grid.qmax + 1, device=scale.device) - zero_point
-        thresholds = (steps[:, 1:] - 0.5) * scale
+        thresholds = (steps[..., 1:] - 0.5) * scale
         first = ((thresholds / half_width + 1.0) * (self.BINS / 2) - 0.5).ceil().clamp(0, self.BINS).long()
         first = torch.nn.functional.pad(torch.nn.functional.pad(first, (1, 0)), (0, 1), value=self.BINS)
-        count, total = (b.gather(1, first).diff(dim=1) for b in below)
+        count, total = (b.expand(*lo.shape, -1).gather(-1, first).diff(dim=-1) for b in below)
         value = steps * scale
-        return (value * (value * count - 2.0 * total)).sum(dim=1)
+        return (value * (value * count - 2.0 * total)).sum(dim=-1)
 
 
 def _cumulative(x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from qat.observers.histogram import Histogram
 from qat.spec import QuantSpec
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""The loss of the ranges [lo, hi]: lo, hi float32 (n_qparams,) -> float64 (n_qparams,)."""
+"""The losses of k ranges [lo, hi] of each row: lo, hi float32 (k, n_qparams) -> float64 (k, n_qparams)."""
 
 
 class SearchingObserver(Histogram):
@@ -33,7 +32,7 @@ class SearchingObserver(Histogram):
 
 
 def search(
-    spec: QuantSpec, lo: Tensor, hi: Tensor, loss: Loss, candidates: int, rounds: int = 2
+    spec: QuantSpec, lo: Tensor, hi: Tensor, loss: Loss, candidates: int, rounds: int = 2, at_once: int = 1
 ) -> tuple[Tensor, Tensor]:
     """The range with the smallest loss for each row, among the fractions 1 / candidates, 2 / candidates, ..., 1 of [lo, hi].
 
@@ -42,33 +41,35 @@ def search(
 
     Args:
         lo, hi: the full range, float32 (n_qparams,).
+        at_once: number of ranges of each row that `loss` gets in one call, at most.
     """
     if spec.symmetric:
         max_abs = (torch.maximum(-lo, hi) if spec.grid.signed else hi).clamp(min=0.0)
-        best = _best_fraction(lambda f: loss(-max_abs * f, max_abs * f), candidates)
+        best = _best_fraction(loss, -max_abs, max_abs, (True, True), candidates, at_once)
         return -max_abs * best, max_abs * best
     lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
     lo_fraction = hi_fraction = torch.ones_like(lo)
     for _ in range(rounds):
-        hi_fraction = _best_fraction(partial(_loss_of_hi, loss, lo * lo_fraction, hi), candidates)
-        lo_fraction = _best_fraction(partial(_loss_of_lo, loss, lo, hi * hi_fraction), candidates)
+        hi_fraction = _best_fraction(loss, lo * lo_fraction, hi, (False, True), candidates, at_once)
+        lo_fraction = _best_fraction(loss, lo, hi * hi_fraction, (True, False), candidates, at_once)
     return lo * lo_fraction, hi * hi_fraction
 
 
-def _loss_of_hi(loss: Loss, lo: Tensor, hi: Tensor, fraction: float) -> Tensor:
-    return loss(lo, hi * fraction)
+def one_by_one(loss: Loss) -> Loss:
+    """The losses of k ranges from a loss of one range: lo, hi float32 (n_qparams,) -> float64 (n_qparams,)."""
+    return lambda lo, hi: torch.stack([loss(*bounds) for bounds in zip(lo, hi, strict=True)])
 
 
-def _loss_of_lo(loss: Loss, lo: Tensor, hi: Tensor, fraction: float) -> Tensor:
-    return loss(lo * fraction, hi)
-
-
-def _best_fraction(loss: Callable[[float], Tensor], candidates: int) -> Tensor:
-    """The fraction in (0, 1] with the smallest loss for each row: float32 (n_qparams,)."""
-    smallest = loss(1.0)
-    best = torch.ones_like(smallest, dtype=torch.float32)
-    for step in range(candidates - 1, 0, -1):
-        losses = loss(step / candidates)
-        best = torch.where(losses < smallest, step / candidates, best)
-        smallest = torch.minimum(losses, smallest)
+def _best_fraction(
+    loss: Loss, lo: Tensor, hi: Tensor, shrinks: tuple[bool, bool], candidates: int, at_once: int
+) -> Tensor:
+    """The fraction in (0, 1] of the bounds that shrink with the smallest loss for each row: float32 (n_qparams,)."""
+    fractions = (torch.arange(candidates, 0, -1, dtype=torch.float64, device=lo.device) / candidates).float()
+    best, smallest = torch.ones_like(lo), torch.full_like(lo, torch.inf, dtype=torch.float64)
+    for tried in fractions.split(at_once):
+        shrunk = [bound * tried[:, None] if shrink else bound for bound, shrink in zip((lo, hi), shrinks, strict=True)]
+        losses = loss(*torch.broadcast_tensors(*shrunk))
+        least, widest = losses.amin(dim=0), losses.argmin(dim=0)
+        best = torch.where(least < smallest, tried[widest], best)
+        smallest = torch.minimum(least, smallest)
     return best

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qat.functional import dequantize, quantize
 from qat.nn import as_quantized
-from qat.observers.search import search
+from qat.observers.search import one_by_one, search
 from qat.ptq.base import Pass
 from qat.ptq.side_by_side import layers_in_order
 from qat.ptq.state import PTQState
@@ -49,7 +49,7 @@ class HessianMSE(Pass):
             rounded = dequantize(quantize(w, scale, zero_point, grid.qmin, grid.qmax), scale, zero_point)
             return ((rounded - w).double().square() * h).sum(dim=1)
 
-        quantizer.set_range(*search(spec, *torch.aminmax(w, dim=1), loss, self.candidates))
+        quantizer.set_range(*search(spec, *torch.aminmax(w, dim=1), one_by_one(loss), self.candidates))
 
 
 def input_second_moments(layer: nn.Module, batches: list[Tensor]) -> Tensor:
