@@ -82,6 +82,12 @@ MISTAKES = {
     "resume": (["resume=/nowhere.ckpt"], "resume=/nowhere.ckpt does not exist"),
 }
 
+ALSO_TESTED_WHERE_RAISED = {
+    "preset", "image folder", "order of passes", "ratio", "share", "stages",
+    "nothing that oscillates", "too many calibration images",
+}  # fmt: skip
+"""Sentences that a test of the part itself reads, which take the same way through the front door as others."""
+
 
 def front_door(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """`python train.py ...`, in this process. The exit status."""
@@ -93,7 +99,10 @@ def front_door(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return int(ended.value.code or 0)
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ALSO_TESTED_WHERE_RAISED else ()) for name in MISTAKES],
+)
 def test_a_mistake_is_one_sentence(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

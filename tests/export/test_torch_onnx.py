@@ -140,6 +140,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+BY_DEFAULT = ("recurrent", "sequence first", "picking", "chunks", "indices of a pool", "normalised", "picked")
+"""One network for each kind: nested results, a batch inside another axis, a size that depends on values, several results."""
+
+
 def batch(size: int, shape: tuple[int, ...]) -> Tensor:
     generator = torch.Generator().manual_seed(size)
     if not shape:
@@ -156,7 +160,9 @@ def written(model: nn.Module, x: Tensor, path: Path, policy: str = "w8a8") -> nn
     return integer
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_the_file_computes_what_torch_computes(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     build, shape = NETWORKS[name]
