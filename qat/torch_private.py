@@ -6,14 +6,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_leaves, tree_map, tree_map_only
 
 __all__ = [
     "BatchNorm",
     "MappingKey",
+    "Operator",
     "SequenceKey",
+    "assert_function",
     "padding_of_every_side",
     "tensor_version",
     "tree_flatten_with_path",
@@ -24,6 +28,12 @@ __all__ = [
 
 BatchNorm = _BatchNorm
 """Base class of BatchNorm1d, 2d, 3d and SyncBatchNorm, and of what Lightning leaves behind of the latter."""
+
+Operator = OpOverload
+"""An operation of torch.ops with its types of arguments, whose text is its path: "aten.conv2d.default"."""
+
+assert_function = torch._assert
+"""The `assert` of networks that want to be traced: (condition, message)."""
 
 
 def tensor_version(tensor: Tensor) -> int:

@@ -19,6 +19,8 @@ FLOORS: list[set[str]] = [
     {"observers", "estimators"},
     {"quantizers"},
     {"nn"},
+    {"operations"},
+    {"capture"},
     {"transform"},
     {"integer", "ptq"},
     {"export"},

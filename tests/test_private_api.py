@@ -131,6 +131,8 @@ MEMBERS = [
         of_torch("utils._pytree", name, lambda: torch.utils._pytree, "walk through nested values", BELOW_TRAINING)
         for name in ("MappingKey", "SequenceKey", "tree_flatten_with_path", "tree_leaves", "tree_map", "tree_map_only")
     ),
+    of_torch("torch", "_assert", lambda: torch, "leave assertions out of graphs", BELOW_TRAINING),
+    of_torch("torch", "_ops", lambda: torch, "name operations", BELOW_TRAINING),
     of_torch("Tensor", "_version", lambda: torch.zeros(1), "see that a tensor was changed in place", BELOW_TRAINING),
     of_torch(
         "Conv2d", "_reversed_padding_repeated_twice", lambda: nn.Conv2d(1, 1, 1), "pad an image by hand", BELOW_TRAINING

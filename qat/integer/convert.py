@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import nn
 
+from qat.capture import CaptureError, capture
 from qat.integer.convert_layer import weight_only_layer
 from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
 from qat.nn import is_quantized
-from qat.transform.capture import CaptureError, capture
 from qat.transform.mode import quantizers
 
 
@@ -46,7 +46,7 @@ def convert(model: nn.Module) -> nn.Module:
             )
     source = copy.deepcopy(model).eval()
     try:
-        graph = capture(source)
+        graph = capture(source).graph
     except CaptureError:
         return _with_weight_only_layers(source)
     with torch.no_grad():

@@ -26,10 +26,10 @@ from qat.integer.modules import (
     Quantize,
     Requantize,
 )
+from qat.nn import is_identity_in_evaluation
 from qat.quantizers import Dynamic, LookupTable, Quantizer
 from qat.transform.operation_kind import (
     OperationKind,
-    is_identity_in_evaluation,
     kind_of,
     mean_axes,
     relu_upper_bound,

@@ -1,10 +1,19 @@
-"""BatchNorm in evaluation mode: one gain and one shift per channel."""
+"""BatchNorm: what is one, and its gain and shift per channel in evaluation mode."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from qat.torch_private import BatchNorm
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether forward is that of BatchNorm or SyncBatchNorm: subclasses may do more (an activation), and are none then.
+
+    Lightning reverts SyncBatchNorm to a class of its own, whose forward is BatchNorm's.
+    """
+    own = (BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return isinstance(module, BatchNorm) and type(module).forward in own and "forward" not in vars(module)
 
 
 def gain_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:

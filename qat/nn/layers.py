@@ -1,98 +1,210 @@
 """Layers that own quantizers.
 
-`quantize_layer(layer, ...)` changes the class of the user's own module object: parameters, hooks and state_dict names stay,
-and only `weight_quantizer` (and, if no graph was captured, `input_quantizer`) is added. A new layer type costs one class here
-and one line in `LAYERS`.
+A layer is what it computes, not what its class is called: a subclass of nn.Conv2d that leaves forward alone is a Conv2d, one
+with a forward of its own is not. `quantize_layer(layer, ...)` changes the class of the user's own module object: parameters,
+hooks and state_dict names stay, and only `weight_quantizer` (and, if no graph was captured, `input_quantizer`) is added. A new
+layer type costs one class here and one line in `LAYERS`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qat.kernels import byte_encoding, saving_as_codes
+from qat.nn.rebuilt import with_class
 from qat.quantizers import Quantizer
 
 
 class QuantizedLayer(Protocol):
-    """A layer with a quantized weight [out, in, ...] and, if no graph could be captured, a quantized input."""
+    """A layer with a quantized weight and, if no graph could be captured, a quantized input."""
 
     weight: Tensor
+    """As the layer computes with it now: after its parametrization, if it has one."""
     bias: Tensor | None
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
 
 
-class Conv1d(nn.Conv1d):
-    """`nn.Conv1d` whose weight is fake-quantized once per forward."""
+class _FakeQuantized:
+    """The forward of a layer whose weight is fake-quantized once per forward."""
 
+    weight: Tensor
+    bias: Any
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [N, C, L] or [C, L]."""
-        x, weight = _quantize_if_given(self.input_quantizer, x), _quantize_if_given(self.weight_quantizer, self.weight)
+    def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:
+        """input: as the float layer takes it, and so are the others (`output_size` of a transposed convolution)."""
+        x, weight = (
+            _quantize_if_given(self.input_quantizer, input),
+            _quantize_if_given(self.weight_quantizer, self.weight),
+        )
         with saving_as_codes(x, byte_encoding(x)):
-            return self._conv_forward(x, weight, self.bias)
+            return self.compute(x, weight, *others, **named)
+
+    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What the float layer computes, with this weight."""
+        raise NotImplementedError
 
 
-class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` whose weight is fake-quantized once per forward."""
-
-    weight_quantizer: Quantizer | None
-    input_quantizer: Quantizer | None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [N, C, H, W] or [C, H, W]."""
-        x, weight = _quantize_if_given(self.input_quantizer, x), _quantize_if_given(self.weight_quantizer, self.weight)
-        with saving_as_codes(x, byte_encoding(x)):
-            return self._conv_forward(x, weight, self.bias)
+class _Convolution(_FakeQuantized):
+    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        result: Tensor = self._conv_forward(x, weight, self.bias)  # type: ignore[attr-defined]
+        return result
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` whose weight is fake-quantized once per forward."""
+class _ConvTransposed(_FakeQuantized):
+    def compute(self, x: Tensor, weight: Tensor, output_size: list[int] | None = None) -> Tensor:
+        layer: Any = self
+        axes = len(layer.kernel_size)
+        output_padding = self._output_padding(  # type: ignore[attr-defined]
+            x, output_size, layer.stride, layer.padding, layer.kernel_size, axes, layer.dilation
+        )
+        options = (layer.stride, layer.padding, output_padding, layer.groups, layer.dilation)
+        function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+        result: Tensor = function(x, weight, self.bias, *options)
+        return result
 
-    weight_quantizer: Quantizer | None
-    input_quantizer: Quantizer | None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in_features]."""
-        x, weight = _quantize_if_given(self.input_quantizer, x), _quantize_if_given(self.weight_quantizer, self.weight)
-        with saving_as_codes(x, byte_encoding(x)):
-            return F.linear(x, weight, self.bias)
+class Conv1d(_Convolution, nn.Conv1d):
+    """`nn.Conv1d` whose weight is fake-quantized once per forward. x: [N, C, L] or [C, L]."""
 
 
-LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.Linear: Linear}
+class Conv2d(_Convolution, nn.Conv2d):
+    """`nn.Conv2d` whose weight is fake-quantized once per forward. x: [N, C, H, W] or [C, H, W]."""
+
+
+class Conv3d(_Convolution, nn.Conv3d):
+    """`nn.Conv3d` whose weight is fake-quantized once per forward. x: [N, C, D, H, W] or [C, D, H, W]."""
+
+
+class ConvTranspose1d(_ConvTransposed, nn.ConvTranspose1d):
+    """`nn.ConvTranspose1d` whose weight is fake-quantized once per forward. x: [N, C, L] or [C, L]."""
+
+
+class ConvTranspose2d(_ConvTransposed, nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d` whose weight is fake-quantized once per forward. x: [N, C, H, W] or [C, H, W]."""
+
+
+class ConvTranspose3d(_ConvTransposed, nn.ConvTranspose3d):
+    """`nn.ConvTranspose3d` whose weight is fake-quantized once per forward. x: [N, C, D, H, W] or [C, D, H, W]."""
+
+
+class Linear(_FakeQuantized, nn.Linear):
+    """`nn.Linear` whose weight is fake-quantized once per forward. x: [..., in_features]."""
+
+    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
+
+
+class Embedding(_FakeQuantized, nn.Embedding):
+    """`nn.Embedding` whose weight is fake-quantized once per forward. x: integers of any shape."""
+
+    bias = None  # a layer has one, or None
+
+    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(x, weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: Conv1d,
+    nn.Conv2d: Conv2d,
+    nn.Conv3d: Conv3d,
+    nn.ConvTranspose1d: ConvTranspose1d,
+    nn.ConvTranspose2d: ConvTranspose2d,
+    nn.ConvTranspose3d: ConvTranspose3d,
+    nn.Linear: Linear,
+    nn.Embedding: Embedding,
+}
 """Float layer -> quantized layer."""
+
+COMPUTING = ("forward", "_conv_forward", "_output_padding")
+"""The methods that decide what a layer computes."""
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the module is a float layer: its forward is that of a key of `LAYERS`, whoever subclasses it."""
+    base = _torch_class(module)
+    if base is None or is_quantized(module) or isinstance(module, NonDynamicallyQuantizableLinear):
+        return False  # the last one's weight is read by nn.MultiheadAttention, past its forward
+    if getattr(module, "max_norm", None) is not None or "forward" in vars(module):
+        return False  # an embedding that changes its weight as it reads it; a module with another forward
+    names = (name for name in COMPUTING if hasattr(base, name))
+    return all(getattr(type(module), name) is getattr(base, name) for name in names)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether `quantize_layer` was called on this module."""
+    return isinstance(module, _FakeQuantized)
+
+
+def as_quantized(module: nn.Module) -> QuantizedLayer:
+    """The same module, typed."""
+    return cast(QuantizedLayer, module)
+
+
+def layer_type(module: nn.Module) -> type[nn.Module]:
+    """The key of `LAYERS` that a layer, float or quantized, computes.
+
+    Raises:
+        ValueError: the module is no layer.
+    """
+    base = _torch_class(module)
+    if base is None:
+        raise ValueError(f"{type(module).__name__} is no layer: ask is_layer or is_quantized first.")
+    return base
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of the weight with one scale per output channel: 0, but 1 in a transposed convolution, [in, out / groups, ...].
+
+    With several groups, outputs of the same number in each group share a scale. A depthwise one has axis 0 again.
+    """
+    if not isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return 0
+    return 0 if 1 < layer.groups == layer.out_channels else 1
+
+
+def owns_weight(layer: nn.Module) -> bool:
+    """Whether the weight is a parameter of the layer itself, which can be set: neither parametrized nor another module's."""
+    return any(name == "weight" for name, _ in layer.named_parameters(recurse=False))
 
 
 def quantize_layer(layer: nn.Module, weight: Quantizer | None, input: Quantizer | None = None) -> nn.Module:
     """Turn `layer` into a quantized layer, in place.
 
     Args:
-        layer: an instance of a key of `LAYERS`, not of a subclass.
+        layer: a float layer (`is_layer`).
         weight: quantizer of the weight; None leaves it in float.
         input: quantizer of the input; None leaves it as it comes.
 
     Returns:
         `layer`.
     """
-    layer.__class__ = LAYERS[type(layer)]
+    quantized = LAYERS[layer_type(layer)]
+    if type(layer) in LAYERS:
+        layer.__class__ = quantized
+    else:  # a subclass stays one
+        with_class(layer, _quantized_subclass)
     layer.register_module("weight_quantizer", weight)
     layer.register_module("input_quantizer", input)
     return layer
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """Whether `quantize_layer` was called on this module."""
-    return type(module) in LAYERS.values()
+def _quantized_subclass(base: type[nn.Module]) -> type[nn.Module]:
+    torch_class = next(c for c in base.__mro__ if c in LAYERS)
+    mixin = next(c for c in LAYERS[torch_class].__mro__ if "compute" in vars(c))
+    forward = next(c for c in LAYERS[torch_class].__mro__ if "forward" in vars(c))
+    members = {"compute": vars(mixin)["compute"], "forward": vars(forward)["forward"]}
+    return type(base.__name__, (_FakeQuantized, base), {**members, "__module__": base.__module__})
 
 
-def as_quantized(module: nn.Module) -> QuantizedLayer:
-    """The same module, typed."""
-    return cast(QuantizedLayer, module)
+def _torch_class(module: nn.Module) -> type[nn.Module] | None:
+    return next((c for c in type(module).__mro__ if c in LAYERS), None)
 
 
 def _quantize_if_given(quantizer: Quantizer | None, x: Tensor) -> Tensor:

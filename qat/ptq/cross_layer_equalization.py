@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qat.nn import LAYERS, gain_and_shift
+from qat.nn import gain_and_shift, is_layer, owns_weight
 from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
 from qat.transform.operation_kind import OperationKind, kind_of
@@ -91,7 +91,7 @@ def find_pairs(network: nn.Module, graph: fx.Graph, once: Mapping[fx.Node, nn.Mo
     """All pairs, in graph order. once: `PTQState.used_once`; no other module takes part."""
     found = []
     for node in graph.nodes:
-        if (first := once.get(node)) is None or type(first) not in LAYERS:
+        if (first := once.get(node)) is None or not _can_be_rescaled(first):
             continue
         norm, end = None, _only_user(node)
         if end is not None and kind_of(network, end) is OperationKind.NORM:
@@ -101,9 +101,14 @@ def find_pairs(network: nn.Module, graph: fx.Graph, once: Mapping[fx.Node, nn.Mo
         while end is not None and _is_scale_equivariant(network, end):
             end = _only_user(end)
         second = None if end is None else once.get(end)
-        if second is not None and type(second) in LAYERS and _channels_meet(first, second):
+        if second is not None and _can_be_rescaled(second) and _channels_meet(first, second):
             found.append(LayerPair(first, norm, second))
     return found
+
+
+def _can_be_rescaled(module: nn.Module) -> bool:
+    """Whether the module is a layer whose weight is [out, in, ...] and can be set."""
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and is_layer(module) and owns_weight(module)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qat.nn import LAYERS, gain_and_shift
+from qat.nn import gain_and_shift, is_layer, owns_weight
 from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
 from qat.transform.operation_kind import OperationKind, kind_of
@@ -29,7 +29,9 @@ class FoldBatchNorm(Pass):
                 continue
             source = node.all_input_nodes[0]
             layer, norm = once.get(source), once.get(node)
-            if layer is not None and norm is not None and type(layer) in LAYERS and len(source.users) == 1:
+            if layer is None or norm is None or len(source.users) != 1:
+                continue
+            if is_layer(layer) and owns_weight(layer):
                 _fold(layer, norm)
                 state.network.set_submodule(str(node.target), nn.Identity())
 

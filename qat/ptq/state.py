@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qat.capture import CaptureError, capture
 from qat.quantizers import Quantizer
 from qat.transform.calibrate import call_model
-from qat.transform.capture import CaptureError, capture
 from qat.transform.policy import Policy
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -50,7 +50,7 @@ class PTQState:
             NoGraphError: the network cannot be traced.
         """
         try:
-            graph = capture(self.network)
+            graph = capture(self.network).graph
         except CaptureError as reason:
             raise NoGraphError(
                 f"{reason}, and this pass needs the graph: leave it out, or quantize the traceable submodules one by one."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from qat.granularity import PerChannel, PerGroup
-from qat.nn import LAYERS, as_quantized, is_quantized
+from qat.nn import as_quantized, is_layer, is_quantized, layer_type, parameters_of_weight
 from qat.quantizers import Quantizer
 from qat.quantizers.codebook import Codebook
 from qat.transform.record import record_of
@@ -48,11 +48,11 @@ def inspect(model: nn.Module) -> Inspection:
     for name, module in model.named_modules():
         if is_quantized(module):
             layer = as_quantized(module)
-            operation = type(module).__name__
+            operation = layer_type(module).__name__
             weight, activation = describe(layer.weight_quantizer), describe(layer.input_quantizer)
             lines.append(Line(name, "layer", operation, weight, activation if layer.input_quantizer else ""))
-        elif type(module) in LAYERS:
-            lines.append(Line(name, "layer", type(module).__name__, "float", ""))
+        elif is_layer(module):
+            lines.append(Line(name, "layer", layer_type(module).__name__, "float", ""))
         elif isinstance(module, Quantizer) and name.startswith("sites."):
             lines.append(Line(name.removeprefix("sites."), "site", "tensor", "", describe(module)))
     if record is None:
@@ -65,13 +65,12 @@ def weights_in_float(model: nn.Module, named: int = 3) -> list[str]:
 
     named: how many of them the sentence names, the largest first.
     """
-    owners = [(name, module) for name, module in model.named_modules() if type(module) not in LAYERS]
+    layers = [module for module in model.modules() if is_layer(module) or is_quantized(module)]
+    in_table = {id(parameter) for layer in layers for parameter in parameters_of_weight(layer)}
     found = {
-        f"{name}.{parameter_name}".lstrip("."): parameter.numel()
-        for name, module in owners
-        if not is_quantized(module)
-        for parameter_name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim > 1
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and id(parameter) not in in_table and "quantizer" not in name
     }
     if not found:
         return []

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qat.nn import LAYERS, is_quantized
+from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized
 from qat.quantizers import Quantizer
-from qat.torch_private import BatchNorm
 
 
 class OperationKind(Enum):
@@ -67,7 +66,7 @@ def kind_of(model: nn.Module, node: fx.Node) -> OperationKind:
         module = model.get_submodule(str(node.target))
         if isinstance(module, Quantizer):
             return OperationKind.SITE
-        if type(module) in LAYERS or is_quantized(module):
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and (is_layer(module) or is_quantized(module)):
             return OperationKind.COMPUTE
         if isinstance(module, nn.AdaptiveAvgPool2d) and not _is_one(module.output_size):
             return OperationKind.FLOAT
@@ -75,7 +74,7 @@ def kind_of(model: nn.Module, node: fx.Node) -> OperationKind:
             return OperationKind.FLOAT
         if is_identity_in_evaluation(module):
             return OperationKind.SAME
-        return OperationKind.NORM if isinstance(module, BatchNorm) else _MODULES.get(type(module), OperationKind.FLOAT)
+        return OperationKind.NORM if is_batch_norm(module) else _MODULES.get(type(module), OperationKind.FLOAT)
     if _is_shape(node):
         return OperationKind.SHAPE
     table: Mapping[Any, OperationKind] = _METHODS if node.op == "call_method" else _FUNCTIONS
@@ -93,15 +92,6 @@ def kind_of(model: nn.Module, node: fx.Node) -> OperationKind:
     if node.target is operator.getitem and not isinstance(node.args[1], tuple):
         return OperationKind.FLOAT  # an element of a tuple, a shape, ...
     return kind
-
-
-def is_identity_in_evaluation(module: nn.Module) -> bool:
-    """Whether the module drops values, or whole branches (stochastic depth), in training only.
-
-    Drop paths are recognized by the name of their class, because torchvision, timm and transformers each have their own.
-    """
-    dropouts = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-    return type(module) in dropouts or type(module).__name__.endswith(("StochasticDepth", "DropPath"))
 
 
 def _is_shape(node: fx.Node) -> bool:

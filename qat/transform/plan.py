@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qat.nn import layer_type
 from qat.transform.operation_kind import OperationKind, kind_of
 from qat.transform.policy import Policy, Rule, TensorRule
 
@@ -62,7 +63,7 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
     """
     kinds = {node: kind_of(model, node) for node in graph.nodes}
     layer_names = [str(node.target) for node in graph.nodes if kinds[node] is OperationKind.COMPUTE]
-    types = {name: type(model.get_submodule(name)).__name__ for name in layer_names}
+    types = {name: layer_type(model.get_submodule(name)).__name__ for name in layer_names}
     layers = policy.assign(list(types.items()))
     residual = policy.residual_rule()
     sites: list[Site] = []

@@ -64,16 +64,22 @@ class TensorRule:
         resolve_quantizer(self.quantizer)
         resolve(self.observer, Observer)
 
-    def spec(self, signed: bool = True) -> QuantSpec:
-        """The QuantSpec. signed: what the graph says, used where this rule leaves it open. Affine grids are unsigned."""
-        if not self.symmetric:
-            return QuantSpec(Grid(self.bits, signed=False, narrow=self.narrow), self._granularity(), symmetric=False)
-        signed = signed if self.signed is None else self.signed
-        return QuantSpec(Grid(self.bits, signed, self.narrow and signed), self._granularity())
+    def spec(self, signed: bool = True, axis: int = 0) -> QuantSpec:
+        """The QuantSpec. Affine grids are unsigned.
 
-    def build(self, shape: tuple[int, ...] = (), signed: bool = True) -> Quantizer:
-        """A new quantizer for a tensor of this shape (() for an activation)."""
-        spec = self.spec(signed)
+        Args:
+            signed: what the graph says, used where this rule leaves it open.
+            axis: the axis of the output channels, for per_channel.
+        """
+        granularity = self._granularity(axis)
+        if not self.symmetric:
+            return QuantSpec(Grid(self.bits, signed=False, narrow=self.narrow), granularity, symmetric=False)
+        signed = signed if self.signed is None else self.signed
+        return QuantSpec(Grid(self.bits, signed, self.narrow and signed), granularity)
+
+    def build(self, shape: tuple[int, ...] = (), signed: bool = True, axis: int = 0) -> Quantizer:
+        """A new quantizer for a tensor of this shape (() for an activation). signed, axis: as in `spec`."""
+        spec = self.spec(signed, axis)
         observer_class, observer_options = resolve(self.observer, Observer)
         quantizer_class, quantizer_options = resolve_quantizer(self.quantizer)
         observer = construct(observer_class, spec, **observer_options)
@@ -89,10 +95,10 @@ class TensorRule:
         """The class that `quantizer` names."""
         return resolve_quantizer(self.quantizer)[0]
 
-    def _granularity(self) -> Granularity:
+    def _granularity(self, axis: int) -> Granularity:
         if self.group_size is not None:
             return PerGroup(self.group_size)
-        return PerChannel() if self.granularity == "per_channel" else PerTensor()
+        return PerChannel(axis) if self.granularity == "per_channel" else PerTensor()
 
 
 @dataclass(frozen=True)

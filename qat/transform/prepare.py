@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qat.capture import CaptureError, capture, copy_model, install, make_out_of_place, works_in_place
 from qat.contexts import training_mode
-from qat.nn import LAYERS, quantize_layer
+from qat.nn import channel_axis, is_layer, layer_type, quantize_layer
 from qat.quantizers import Mode, Quantizer
 from qat.torch_private import tree_leaves
-from qat.transform.capture import (
-    CaptureError,
-    capture,
-    differs_in_training,
-    install,
-    make_out_of_place,
-    works_in_place,
-)
 from qat.transform.inspect import inspect, weights_in_float
 from qat.transform.mode import mode
 from qat.transform.operation_kind import OperationKind, kind_of, relu_upper_bound
@@ -53,7 +45,7 @@ def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | No
         raise ValueError(
             f"example_inputs is a {type(example_inputs).__name__}: write a tensor, or a tuple of forward's arguments in order."
         )
-    prepared = copy.deepcopy(model)
+    prepared = copy_model(model)
     n_arguments = None if example_inputs is None else 1 if isinstance(example_inputs, Tensor) else len(example_inputs)
     prepare_(prepared, load_policy(policy), n_arguments)
     if example_inputs is not None:
@@ -75,8 +67,8 @@ def prepare_(model: nn.Module, policy: Policy, n_arguments: int | None = None) -
             )
         return
     try:
-        graph = capture(model)
-        differs = differs_in_training(model, graph)
+        captured = capture(model)
+        graph, differs = captured.graph, captured.differs_in_training
         required = sum(node.op == "placeholder" for node in graph.nodes)
         if n_arguments is not None and n_arguments > required:
             raise CaptureError(
@@ -157,7 +149,11 @@ def _swap_layers(model: nn.Module, policy: Policy) -> None:
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
-    named = {name: type(m).__name__ for name, m in model.named_modules() if type(m) in LAYERS}
+    named = {
+        name: layer_type(m).__name__
+        for name, m in model.named_modules()
+        if is_layer(m) and not isinstance(m, nn.Embedding)
+    }
     for name, rule in policy.assign(list(named.items())).items():
         layer = model.get_submodule(name)
         input_quantizer = rule.activation.build() if rule.activation else None
@@ -172,7 +168,7 @@ def _quantize_layer(layer: nn.Module, name: str, rule: TensorRule | None, input_
     weight = layer.weight
     assert isinstance(weight, Tensor)
     try:
-        weight_quantizer = rule.build(tuple(weight.shape)) if rule else None
+        weight_quantizer = rule.build(tuple(weight.shape), axis=channel_axis(layer)) if rule else None
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from None
     for quantizer, suffix in ((weight_quantizer, "weight"), (input_quantizer, "input")):

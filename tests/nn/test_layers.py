@@ -1,12 +1,16 @@
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 import qat.nn
 from qat import Grid, Mode, PerChannel, QuantSpec
-from qat.nn import LAYERS, as_quantized, is_quantized, quantize_layer
+from qat.nn import LAYERS, as_quantized, channel_axis, is_layer, is_quantized, layer_type, quantize_layer
 from qat.quantizers import LSQ, Static
 
 MAKE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -14,6 +18,12 @@ MAKE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Conv1d_reflect": (lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="reflect", bias=False), (2, 4, 9)),
     "Conv2d": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, dilation=2), (2, 4, 9, 9)),
     "Conv2d_depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4, padding="same"), (2, 4, 9, 9)),
+    "Conv3d": (lambda: nn.Conv3d(2, 4, 2), (2, 2, 3, 4, 3)),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, groups=2), (2, 4, 5)),
+    "ConvTranspose2d": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5, 5)),
+    "ConvTranspose2d_depthwise": (lambda: nn.ConvTranspose2d(4, 4, 3, groups=4), (2, 4, 5, 5)),
+    "ConvTranspose3d": (lambda: nn.ConvTranspose3d(2, 4, 2), (2, 2, 3, 3, 2)),
+    "Embedding": (lambda: nn.Embedding(5, 4, padding_idx=1), (3, 2)),
     "Linear": (lambda: nn.Linear(4, 6), (2, 4)),
     "Linear_3d": (lambda: nn.Linear(4, 6, bias=False), (2, 5, 4)),
 }
@@ -22,13 +32,15 @@ every = pytest.mark.parametrize("name", MAKE)
 
 def layer(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    return MAKE[name][0](), torch.randn(MAKE[name][1])
+    made, shape = MAKE[name][0](), MAKE[name][1]
+    return made, torch.randint(0, 5, shape) if name == "Embedding" else torch.randn(shape)
 
 
 def on(layer: nn.Module, input_bits: int | None = None) -> nn.Module:
     shape = tuple(layer.weight.shape)
-    weight = LSQ(QuantSpec(Grid(4, narrow=True), PerChannel()), shape)
-    weight.set_range(*torch.aminmax(layer.weight.detach().flatten(1), dim=1))
+    granularity = PerChannel(channel_axis(layer))
+    weight = LSQ(QuantSpec(Grid(4, narrow=True), granularity), shape)
+    weight.set_range(*torch.aminmax(granularity.rows(layer.weight.detach()), dim=1))
     if input_bits is None:
         return quantize_layer(layer, weight)
     source = Static(QuantSpec(Grid(input_bits)))
@@ -82,9 +94,9 @@ def test_object_parameters_hooks_and_names_stay(name: str) -> None:
 def test_gradients_reach_weight_bias_input_and_scale(name: str) -> None:
     model, x = layer(name)
     ours = on(model)
-    x.requires_grad_()
+    inputs = [x.requires_grad_()] if x.is_floating_point() else []
     ours(x).square().sum().backward()
-    for tensor in [x, *ours.parameters()]:
+    for tensor in [*inputs, *ours.parameters()]:
         assert tensor.grad is not None
         assert tensor.grad.abs().sum() > 0
 
@@ -94,4 +106,42 @@ def test_every_layer_type_has_its_class_and_both_are_exported() -> None:
         assert issubclass(ours, source)
         assert getattr(qat.nn, ours.__name__) is ours
         assert source.__name__ in MAKE
-        assert not is_quantized(source(2, 2, *([1] if source is not nn.Linear else [])))
+        float_layer = source(2, 2, *([1] if issubclass(source, _ConvNd) else []))
+        assert is_layer(float_layer)
+        assert not is_quantized(float_layer)
+        assert layer_type(ours(2, 2, *([1] if issubclass(source, _ConvNd) else []))) is source
+
+
+class Renamed(nn.Linear):
+    """Computes what its base computes."""
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Padded(nn.Conv2d):
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(F.pad(x, (0, 1, 0, 1)), weight, bias)
+
+
+def test_a_layer_is_what_it_computes() -> None:
+    assert is_layer(Renamed(2, 2))
+    assert not any(is_layer(m) for m in (Doubled(2, 2), Padded(2, 2, 2), nn.Embedding(2, 2, max_norm=1.0)))
+    attention = nn.MultiheadAttention(4, 2)
+    assert not is_layer(attention.out_proj)  # its weight is read past its forward
+    patched = nn.Linear(2, 2)
+    patched.forward = lambda x: x
+    assert not is_layer(patched)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_quantized_subclass_stays_one_and_is_copied_and_pickled(again: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+    ours = quantize_layer(Renamed(4, 3), None)
+    x = torch.randn(2, 4)
+    result = again(ours)
+    assert isinstance(result, Renamed)
+    assert is_quantized(result)
+    assert torch.equal(result(x), ours(x))

@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from qat.export.onnx.graph_writer import GraphWriter, NoOnnxFormError
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.integer.layers import explicit_padding
+from qat.nn import is_identity_in_evaluation
 from qat.torch_private import BatchNorm
-from qat.transform.operation_kind import is_identity_in_evaluation, mean_axes
+from qat.transform.operation_kind import mean_axes
 
 ELEMENTWISE: dict[Any, str] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), "Relu"),

@@ -8,9 +8,9 @@ from types import MethodType
 import lightning as L
 from torch import nn
 
-from qat.nn import LAYERS, is_quantized
+from qat.capture import can_be_captured
+from qat.nn import is_layer, is_quantized
 from qat.training.lightning.private_api import forget_logged_metrics, set_children
-from qat.transform.capture import CaptureError, capture
 from qat.transform.record import is_prepared_root
 
 
@@ -43,7 +43,7 @@ def find_network_name(module: L.LightningModule, name: str | None = None) -> str
     if len(children) == 1 and not _is_layer(only):
         return children[0]
     has_layer_of_its_own = any(_is_layer(module.get_submodule(n)) for n in children)
-    if _overrides_forward(module) and (has_layer_of_its_own or _can_be_captured(module)):
+    if _overrides_forward(module) and (has_layer_of_its_own or can_be_captured(module)):
         return ""
     names = ", ".join(repr(n) for n in children)
     raise ValueError(
@@ -84,16 +84,8 @@ def _overrides_forward(module: L.LightningModule) -> bool:
     return type(module).forward is not L.LightningModule.forward
 
 
-def _can_be_captured(module: nn.Module) -> bool:
-    try:
-        capture(module)
-    except CaptureError:
-        return False
-    return True
-
-
 def _is_layer(module: nn.Module) -> bool:
-    return type(module) in LAYERS or is_quantized(module)
+    return is_layer(module) or is_quantized(module)
 
 
 def _has_layers(module: nn.Module) -> bool:

@@ -1,0 +1,18 @@
+"""From a module to one canonical graph, and back into the same module."""
+
+from qat.capture.capture import Captured, CaptureError, can_be_captured, capture
+from qat.capture.copying import copy_model
+from qat.capture.in_place import make_out_of_place, works_in_place
+from qat.capture.install import install, installed_graph
+
+__all__ = [
+    "CaptureError",
+    "Captured",
+    "can_be_captured",
+    "capture",
+    "copy_model",
+    "install",
+    "installed_graph",
+    "make_out_of_place",
+    "works_in_place",
+]

@@ -1,0 +1,117 @@
+"""What forward stores on its modules: tracing must leave no proxies behind, and a graph must not lose it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx, nn
+
+from qat.torch_private import tree_leaves
+
+
+class NotInGraphError(Exception):
+    """Forward changes an attribute in a way that a graph would do once, at capture, or never. The message names it."""
+
+
+class _Value(NamedTuple):
+    """value: of an attribute. contents: what was in it, if it is a list or a dict."""
+
+    value: Any
+    contents: list[Any] | None
+
+    def is_now(self, value: Any) -> bool:
+        contents = _contents(value)
+        if contents is None or self.contents is None:
+            return _same(value, self.value)
+        return value is self.value and len(contents) == len(self.contents) and all(map(_same, contents, self.contents))
+
+    def restored(self) -> Any:
+        """The value, with its contents in place."""
+        if isinstance(self.value, list) and self.contents is not None:
+            self.value[:] = self.contents
+        elif isinstance(self.value, dict) and self.contents is not None:
+            self.value.clear()
+            self.value.update(zip(self.contents[::2], self.contents[1::2], strict=True))
+        return self.value
+
+
+class Attributes:
+    """The attributes of a model and of its submodules, at one moment."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
+        self.before = {
+            name: {key: _Value(value, _contents(value)) for key, value in vars(module).items()}
+            for name, module in self.modules.items()
+        }
+
+    def restore(self) -> dict[str, fx.Node]:
+        """Set everything back, in place.
+
+        Returns:
+            The tensors that forward stored while it was traced: "module.attribute" -> its node.
+
+        Raises:
+            NotInGraphError: forward changed something else. Everything has been set back.
+        """
+        stored: dict[str, fx.Node] = {}
+        lost: list[str] = []
+        for name, module in self.modules.items():
+            now, before = module.__dict__, self.before[name]
+            for key in list(now):
+                value = now[key]
+                if key in before and before[key].is_now(value):
+                    continue
+                path = f"{name}.{key}".lstrip(".")
+                if isinstance(value, fx.Proxy):
+                    stored[path] = value.node
+                elif _has_proxies(value) or (key in before and _counts(before[key], value)):
+                    lost.append(path)
+                if key in before:
+                    now[key] = before[key].restored()
+                elif _has_proxies(value):
+                    del now[key]
+        if lost:
+            raise NotInGraphError(f"forward changes {', '.join(lost)}, which a graph would not repeat")
+        return stored
+
+
+class Remember(nn.Module):
+    """Stores what it is called with as an attribute of another module, as the forward did that it was traced from."""
+
+    def __init__(self, owner: nn.Module, attribute: str) -> None:
+        super().__init__()
+        self.owner, self.attribute = (owner,), attribute  # a tuple: the owner is no submodule
+
+    def forward(self, value: Any) -> None:
+        setattr(self.owner[0], self.attribute, value)
+
+
+def _contents(value: Any) -> list[Any] | None:
+    if isinstance(value, list):
+        return list(value)
+    return [part for item in value.items() for part in item] if isinstance(value, dict) else None
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and isinstance(a, int | float | str | tuple) and _equal(a, b))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def _has_proxies(value: Any) -> bool:
+    return any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(value))
+
+
+def _counts(before: _Value, value: Any) -> bool:
+    """Whether a number, a tensor or what lies in a list goes on changing; a cache is filled once, and may be."""
+    if isinstance(value, list):
+        return True
+    if isinstance(value, dict):
+        kept = dict(zip(before.contents[::2], before.contents[1::2], strict=True)) if before.contents else {}
+        return any(key not in value or not _same(value[key], old) for key, old in kept.items())
+    return isinstance(value, int | float | Tensor) and before.value is not None

@@ -1,0 +1,104 @@
+"""The canonical graph: every convolution, linear layer, embedding, BatchNorm and dropout is a call of a module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qat.capture.layers import layers_as_modules
+from qat.capture.rewriting import erase_unused, owner_of, replace_by_module
+from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized, recast
+from qat.torch_private import BatchNorm
+
+ADDED_DROPOUT = "dropout_of_graph_"
+"""The beginning of the names of dropout modules that are added."""
+
+DROPOUTS: dict[Any, Callable[[float], nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+
+
+def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bool:
+    """Rewrite the graph of evaluation, and add to the model or recast in it what the new calls need, in place.
+
+    Args:
+        training: the graph of the same forward in training, if there is one: it says which flags follow `model.training`.
+
+    Returns:
+        Whether modules were recast, so that from now on only the graph, and not the user's forward, is right.
+    """
+    dropouts_as_modules(model, graph, training)
+    _positional_arguments(model, graph)
+    recast_norms = batch_norms_as_modules(model, graph, training)
+    recast_layers = layers_as_modules(model, graph)
+    erase_unused([node for node in graph.nodes if node.op == "get_attr"])
+    graph.lint()
+    return recast_norms or recast_layers
+
+
+def dropouts_as_modules(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> None:
+    """Replace F.dropout(x, p, self.training), whose flag tracing froze, by nn.Dropout, which follows train() and eval()."""
+    found, in_training = _calls(graph, DROPOUTS), _calls(training, DROPOUTS)
+    number = 0
+    for i, node in enumerate(found):
+        arguments = _bound(node)
+        if arguments["training"] is not False:
+            continue  # always on
+        twin = in_training[i] if len(in_training) == len(found) else node
+        name = f"{ADDED_DROPOUT}{number}"
+        p = _bound(twin)["p"]  # in evaluation, some networks pass 0
+        model.add_module(name, DROPOUTS[node.target](p).train(model.training))
+        replace_by_module(node, name, (arguments["input"],))
+        number += 1
+
+
+def batch_norms_as_modules(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bool:
+    """Replace F.batch_norm by calls of the BatchNorm that owns its statistics. Returns whether one was recast for it."""
+    follows = {owner_of(_bound(n)["running_mean"]) for n in _calls(training, [F.batch_norm]) if _bound(n)["training"]}
+    changed = False
+    for node in _calls(graph, [F.batch_norm]):
+        arguments = _bound(node)
+        name = owner_of(arguments["running_mean"])
+        norm = model.get_submodule(name) if name is not None else None
+        if not isinstance(norm, BatchNorm) or arguments["training"] or (training is not None and name not in follows):
+            continue  # without statistics of its own, or frozen
+        tensors = ("running_mean", "running_var", "weight", "bias")
+        present = [getattr(norm, key) is not None for key in tensors]
+        if [owner_of(arguments[key]) == name for key in tensors] != present or arguments["eps"] != norm.eps:
+            continue
+        if not is_batch_norm(norm):
+            recast(norm, BatchNorm)
+            changed = True
+        replace_by_module(node, str(name), (arguments["input"],))
+    return changed
+
+
+def _positional_arguments(model: nn.Module, graph: fx.Graph) -> None:
+    """Write layer(input=x) as layer(x), for layers, BatchNorm and dropout."""
+    for node in graph.nodes:
+        if node.op == "call_module" and node.kwargs:
+            module = model.get_submodule(str(node.target))
+            if is_layer(module) or is_quantized(module) or is_batch_norm(module) or is_identity_in_evaluation(module):
+                bound = inspect.signature(module.forward).bind(*node.args, **node.kwargs)
+                node.args, node.kwargs = bound.args, bound.kwargs
+
+
+def _calls(graph: fx.Graph | None, functions: Iterable[Any]) -> list[fx.Node]:
+    known = list(functions)
+    return [n for n in graph.nodes if n.op == "call_function" and n.target in known] if graph is not None else []
+
+
+def _bound(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a function of torch.nn.functional by name, with its defaults."""
+    bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    bound.apply_defaults()
+    return bound.arguments

@@ -1,0 +1,130 @@
+"""From a module to its canonical graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qat.capture.attributes import Attributes, NotInGraphError, Remember
+from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS, make_canonical
+from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
+from qat.capture.install import install, installed_graph
+from qat.capture.tracer import traced
+
+
+class CaptureError(Exception):
+    """A module has no graph. The message is one sentence that says why."""
+
+
+@dataclass
+class Captured:
+    """The canonical graph of a model.
+
+    Attributes:
+        graph: its nodes name submodules and parameters of the model.
+        way: how it was found.
+        reason: why an earlier way was not taken; "".
+        differs_in_training: a sentence to show if forward has other operations in training, which the graph does not have.
+    """
+
+    graph: fx.Graph
+    way: Literal["torch.fx", "torch.export"]
+    reason: str = ""
+    differs_in_training: str = ""
+
+
+def capture(model: nn.Module) -> Captured:
+    """The canonical graph of `model.forward`.
+
+    Branches on `self.training` are followed as in evaluation. The model computes the same afterwards, but is changed in
+    place: dropout and layers that forward calls as functions become submodules. If a submodule had to be turned into the
+    layer that it computes, the graph is the model's forward from now on.
+
+    Raises:
+        CaptureError: forward depends on values, or takes arguments that a graph cannot hold.
+    """
+    if (installed := installed_graph(model)) is not None:
+        return Captured(installed, "torch.fx")
+    graph, stored = _traced(model, training=False)
+    try:
+        training, _ = _traced(model, training=True)
+    except CaptureError:
+        training = None
+    _refuse_what_changes(model, graph, training)
+    differs = "" if training is not None and _operations(graph) == _operations(training) else _differs(model)
+    _remember(model, graph, stored)
+    if make_canonical(model, graph, training):
+        install(model, graph)
+    return Captured(graph, "torch.fx", differs_in_training=differs)
+
+
+def can_be_captured(model: nn.Module) -> bool:
+    """Whether torch.fx can trace forward. The model is not changed."""
+    try:
+        _traced(model, training=False)
+    except CaptureError:
+        return False
+    return True
+
+
+def _traced(model: nn.Module, training: bool) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """The graph of forward in one mode, and what it stores on its modules. Raises CaptureError. The model is restored."""
+    attributes = Attributes(model)
+    try:
+        try:
+            graph = traced(model, training)
+        finally:
+            stored = attributes.restore()
+    except NotInGraphError as error:
+        raise CaptureError(f"{type(model).__name__}: {error}") from error
+    except Exception as error:  # a user's forward may raise anything when it gets a proxy
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise CaptureError(f"{type(model).__name__} cannot be traced: {said[0]}") from error
+    alive = set(graph.nodes)
+    return graph, {path: node for path, node in stored.items() if node in alive}
+
+
+def _refuse_what_changes(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> None:
+    """Refuse graphs that read what they have overwritten, and those that would stop counters and moving statistics."""
+    if (changed := overwritten_and_read_again(model, graph)) is not None:
+        raise CaptureError(f"{type(model).__name__} overwrites {changed.name!r} in place and reads it again")
+    if training is not None:
+        lost = overwritten_buffers(model, training) - overwritten_buffers(model, graph)
+        if lost := {name for name in lost if not name.endswith("num_batches_tracked")}:
+            raise CaptureError(f"{type(model).__name__} updates {', '.join(sorted(lost))} in training")
+
+
+def _differs(model: nn.Module) -> str:
+    return (
+        f"{type(model).__name__} branches on self.training (auxiliary heads, noise): prepared, it computes in training what it "
+        "computes in evaluation."
+    )
+
+
+def _remember(model: nn.Module, graph: fx.Graph, stored: dict[str, fx.Node]) -> None:
+    """Let the graph store what forward stores on its modules."""
+    output = next(iter(reversed(graph.nodes)))
+    for i, (path, node) in enumerate(stored.items()):
+        owner, _, attribute = path.rpartition(".")
+        name = f"remembered_{i}"
+        model.add_module(name, Remember(model.get_submodule(owner), attribute))
+        with graph.inserting_before(output):
+            graph.call_module(name, (node,))
+
+
+def _operations(graph: fx.Graph) -> list[str]:
+    """The operations of a graph in order, without dropout and BatchNorm's flags and counters, which modules decide."""
+
+    def numbers(node: fx.Node) -> list[float]:
+        values = () if node.target is F.batch_norm else (*node.args, *node.kwargs.values())
+        return [value for value in values if isinstance(value, int | float)]
+
+    return [
+        f"{node.op} {node.target} {len(node.all_input_nodes)} {numbers(node)}"
+        for node in graph.nodes
+        if node.op != "get_attr" and node.target not in DROPOUTS and not str(node.target).startswith(ADDED_DROPOUT)
+        if not any("num_batches_tracked" in str(n.target) for n in node.all_input_nodes)
+    ]

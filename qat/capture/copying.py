@@ -1,0 +1,25 @@
+"""A copy of a model, also of one that keeps results of its last forward."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from qat.torch_private import tree_leaves
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def copy_model(model: Model) -> Model:
+    """A deep copy. Tensors with a history (a weight under weight_norm or a mask, a stored loss), which torch refuses to copy,
+    become tensors without one: each forward computes them anew.
+    """
+    memo: dict[int, object] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            for leaf in [value] if isinstance(value, Tensor) else tree_leaves(value):
+                if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                    memo[id(leaf)] = leaf.detach().clone()
+    return copy.deepcopy(model, memo)

@@ -1,0 +1,46 @@
+"""Operations that overwrite their first argument."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import Tensor, fx, nn
+
+
+def works_in_place(model: nn.Module, node: fx.Node) -> bool:
+    """Whether `node` overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") and callable(getattr(Tensor, name.removesuffix("_"), None))
+    return node.target is operator.iadd or bool(node.kwargs.get("inplace"))
+
+
+def make_out_of_place(model: nn.Module, node: fx.Node) -> None:
+    """Make an operation that overwrites its first argument write a new tensor instead."""
+    if node.op == "call_module":
+        model.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
+    elif node.op == "call_method":
+        node.target = str(node.target).removesuffix("_")
+    elif node.target is operator.iadd:
+        node.target = operator.add
+    else:
+        node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def overwritten_and_read_again(model: nn.Module, graph: fx.Graph) -> fx.Node | None:
+    """The first tensor that is read after it was overwritten: sites sit between a tensor and its readers, and copy it."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.op != "output" and node.all_input_nodes and works_in_place(model, node):
+            changed = node.all_input_nodes[0]
+            if any(order[user] > order[node] for user in changed.users):
+                return changed
+    return None
+
+
+def overwritten_buffers(model: nn.Module, graph: fx.Graph) -> set[str]:
+    """Names of the parameters and buffers that the graph changes: counters, moving statistics."""
+    changing = [n for n in graph.nodes if n.op != "output" and n.all_input_nodes and works_in_place(model, n)]
+    return {str(n.all_input_nodes[0].target) for n in changing if n.all_input_nodes[0].op == "get_attr"}

@@ -1,0 +1,117 @@
+"""Functions with a parameter as weight (F.conv2d, F.linear, x @ w, ...) become calls of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.capture.functional_call import FunctionalCall, functional_call, template
+from qat.capture.rewriting import (
+    attribute_of,
+    common_owner,
+    erase_unused,
+    lookup,
+    owner_of,
+    parameter_nodes,
+    replace_by_module,
+)
+from qat.nn import borrowing_layer, copy_options, is_layer, is_quantized, recast
+
+
+def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
+    """Replace functions whose weight depends on parameters alone by calls of layers, in place.
+
+    The module that owns the weight becomes the layer itself, if it is a convolution that pads on its own, or the like.
+    Otherwise a layer is added under it, which borrows the weight.
+
+    Returns:
+        Whether a module was recast.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    by_weight: dict[tuple[fx.Node, fx.Node | None], list[FunctionalCall]] = {}
+    for node in graph.nodes:
+        call = functional_call(node)
+        if call is not None and all(parameter_nodes(n, parameters) for n in (call.weight, call.bias) if n is not None):
+            by_weight.setdefault((call.weight, call.bias), []).append(call)
+    changed = False
+    for calls in by_weight.values():
+        owner = owner_of(calls[0].weight)
+        if owner is not None and _is_the_layer(model, owner, calls):
+            layer = model.get_submodule(owner)
+            recast(layer, calls[0].layer)
+            copy_options(template(calls[0], _value(model, calls[0], parameters)), layer)
+            changed = True
+            for call in calls:
+                _replace(call, owner)
+        else:
+            names: dict[str, str | None] = {}  # by options: calls that compute the same share a layer
+            for call in calls:
+                key = f"{call.layer.__name__} {call.options} {call.transposed}"
+                name = names[key] if key in names else names.setdefault(key, _added(model, call, parameters))
+                if name is not None:
+                    _replace(call, name)
+    return changed
+
+
+def _replace(call: FunctionalCall, name: str) -> None:
+    """Put a call of the layer in the place of the function, and drop what only computed its weight and bias."""
+    again = functional_call(call.node)  # its input may have been replaced, too
+    assert again is not None
+    replace_by_module(call.node, name, (again.input,))
+    erase_unused(node for node in (call.weight, call.bias) if node is not None)
+
+
+def _is_the_layer(model: nn.Module, owner: str, calls: Sequence[FunctionalCall]) -> bool:
+    """Whether all calls compute what the owner of their weight is by its base class."""
+    first, module = calls[0], model.get_submodule(owner)
+    other_uses = [user for user in first.weight.users if user not in [call.node for call in calls]]
+    bias = getattr(module, "bias", None)
+    return (
+        isinstance(module, first.layer)
+        and not (is_layer(module) or is_quantized(module) or other_uses or first.transposed)
+        and attribute_of(first.weight) == "weight"
+        and (bias is not None) == (first.bias is not None)
+        and (first.bias is None or (owner_of(first.bias) == owner and attribute_of(first.bias) == "bias"))
+        and all(call.layer is first.layer and call.options == first.options for call in calls)
+    )
+
+
+def _added(model: nn.Module, call: FunctionalCall, parameters: set[str]) -> str | None:
+    """The name of a new layer that computes the call; None if there is no such layer."""
+    nodes = parameter_nodes(call.weight, parameters) or []
+    bias_nodes = (parameter_nodes(call.bias, parameters) or []) if call.bias is not None else []
+    weight = _value(model, call, parameters)
+    if weight.ndim != template_axes(call) or not weight.is_floating_point():
+        return None
+    if call.bias is not None and lookup(bias_nodes, "")(model).ndim != 1:
+        return None
+    owner = common_owner([*nodes, *bias_nodes])
+    lender = model.get_submodule(owner)
+    layer = borrowing_layer(
+        template(call, weight),
+        lender,
+        lookup(nodes, owner, call.transposed),
+        lookup(bias_nodes, owner) if bias_nodes else None,
+    )
+    attribute = "weight" if owner_of(call.weight) is None else attribute_of(call.weight)
+    name = attribute.removesuffix("weight").strip("_") or call.layer.__name__.lower()
+    number, free = 1, name
+    while hasattr(lender, free):
+        number += 1
+        free = f"{name}_{number}"
+    lender.add_module(free, layer.train(lender.training))
+    return f"{owner}.{free}".lstrip(".")
+
+
+def template_axes(call: FunctionalCall) -> int:
+    """The number of axes of the weight of such a layer."""
+    return 2 if call.layer in (nn.Linear, nn.Embedding) else int(call.layer.__name__[-2]) + 2
+
+
+@torch.no_grad()
+def _value(model: nn.Module, call: FunctionalCall, parameters: set[str]) -> Tensor:
+    """The weight of the call now, in the axes of a weight of the layer."""
+    value: Tensor = lookup(parameter_nodes(call.weight, parameters) or [], "", call.transposed)(model)
+    return value

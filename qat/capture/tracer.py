@@ -1,0 +1,159 @@
+"""The torch.fx way to a graph."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.capture.rewriting import erase_unused
+from qat.contexts import training_mode
+from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized
+from qat.quantizers import Quantizer
+from qat.torch_private import assert_function
+
+
+class Tracer(fx.Tracer):
+    """Leaves are what has a known forward; a subclass with a forward of its own is traced into, whatever its class says.
+
+    Parameters and buffers are nodes, so that what forward computes of them is computed again whenever they change.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.tensor_names: dict[int, str] = {}
+        self.asserted: list[fx.Node] = []
+        """Conditions of `assert` statements."""
+        self.records_gradients = torch.is_grad_enabled()
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """The graph of root.forward."""
+        self.tensor_names = {id(tensor): name for name, tensor in [*root.named_buffers(), *root.named_parameters()]}
+        return super().trace(root, concrete_args)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether calls of the module are nodes."""
+        if isinstance(m, Quantizer) or is_batch_norm(m) or is_layer(m) or is_quantized(m):
+            return True
+        if is_identity_in_evaluation(m):
+            return True
+        definer = next(c for c in type(m).__mro__ if "forward" in vars(c))
+        return definer.__module__.startswith("torch.") and super().is_leaf_module(m, module_qualified_name)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """A proxy for a parameter or a buffer; the value of anything else."""
+        name = self.tensor_names.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy(
+                "get_attr", name, (), {}, proxy_factory_fn=lambda node: _TensorProxy(node, self, attr_val)
+            )
+        return parameter_proxy_cache[name]
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node of the graph, which cannot say that its gradient is switched off."""
+        if self.records_gradients and not torch.is_grad_enabled() and kind.startswith("call_"):
+            raise fx.proxy.TraceError("its forward uses torch.no_grad, which a graph of torch.fx cannot hold")
+        return super().create_node(kind, *args, **kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """True for the condition of an `assert`, which is left out; other branches on values have no graph."""
+        frame = inspect.currentframe()
+        while frame is not None and frame.f_code.co_filename in (__file__, fx.proxy.__file__):
+            frame = frame.f_back
+        if frame is None or not _is_asserting(frame):
+            return super().to_bool(obj)
+        self.asserted.append(obj.node)
+        return True
+
+
+class _TensorProxy(fx.Proxy):
+    """A parameter or buffer, whose shape is known. Its values are not: they change."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: Tensor) -> None:
+        super().__init__(node, tracer)
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.tensor.ndim
+
+    def size(self, *dim: int) -> Any:
+        return self.tensor.size(*dim)
+
+    def dim(self) -> int:
+        return self.tensor.dim()
+
+    def numel(self) -> int:
+        return self.tensor.numel()
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+
+def traced(model: nn.Module, training: bool) -> fx.Graph:
+    """The graph of forward in one mode. Modes are restored.
+
+    Raises:
+        Exception: anything that a forward raises when it gets proxies instead of tensors.
+    """
+    with training_mode(model, training), _without_optional_arguments(model):
+        tracer = Tracer()
+        graph = tracer.trace(model)
+    erase_unused([n for n in graph.nodes if n.target is assert_function or n.op == "get_attr"])
+    erase_unused(tracer.asserted)
+    graph.lint()
+    return graph
+
+
+def _is_asserting(frame: FrameType) -> bool:
+    """Whether the truth that the frame is asking for decides an `assert` statement."""
+    instructions = list(dis.get_instructions(frame.f_code))
+    here = next((i for i, step in enumerate(instructions) if step.offset == frame.f_lasti), None)
+    if here is None:
+        return False
+    if instructions[here].opname == "TO_BOOL":  # Python 3.13
+        here += 1
+    jump = instructions[here]
+    if "IF_TRUE" in jump.opname:
+        target = here + 1
+    elif "IF_FALSE" in jump.opname:
+        target = next((i for i, step in enumerate(instructions) if step.offset == jump.argval), here)
+    else:
+        return False
+    failing = instructions[target]
+    return failing.opname == "LOAD_ASSERTION_ERROR" or (
+        sys.version_info >= (3, 14) and failing.opname == "LOAD_COMMON_CONSTANT" and failing.argval is AssertionError
+    )
+
+
+@contextmanager
+def _without_optional_arguments(model: nn.Module) -> Iterator[None]:
+    """Inside the `with`, forward takes only the arguments that have no default: a proxy would hide an `x is None`."""
+    cls = type(model)
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        raise TypeError("forward takes *args or **kwargs")
+    names = [p.name for p in parameters if p.default is p.empty]
+    if not names:
+        raise TypeError("all arguments of forward are optional")
+    if len(names) < len(parameters):
+        scope: dict[str, Any] = {"original": cls.forward}
+        exec(f"def forward(self, {', '.join(names)}): return original(self, {', '.join(names)})", scope)
+        model.__class__ = type(cls.__name__, (cls,), {"forward": scope["forward"]})
+    try:
+        yield
+    finally:
+        model.__class__ = cls

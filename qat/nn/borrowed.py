@@ -1,0 +1,76 @@
+"""Layers without a weight of their own: it is another module's parameter, or computed from parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.contexts import training_mode
+from qat.nn.layers import COMPUTING
+from qat.nn.rebuilt import with_class
+
+Lookup = Callable[[nn.Module], Tensor]
+"""From the module that owns the parameters to the tensor; an object that can be pickled."""
+
+
+def borrowing_layer(template: nn.Module, lender: nn.Module, weight: Lookup, bias: Lookup | None) -> nn.Module:
+    """A layer that computes as `template`, with a weight and a bias that are looked up at every call.
+
+    It registers no parameter, so a state_dict keeps the names of the float model.
+
+    Args:
+        template: a layer of torch.nn, whose own parameters are not used.
+        lender: the module that owns the parameters.
+        weight: finds the weight, in the axes of a weight of `template`.
+        bias: finds the bias; None: there is none.
+    """
+    layer = type(template).__new__(type(template))
+    nn.Module.__init__(layer)
+    copy_options(template, layer)
+    vars(layer)["lender"] = (lender,)  # a tuple: the lender is no submodule
+    with_class(layer, _borrowing, weight, bias)
+    return layer
+
+
+def copy_options(source: nn.Module, layer: nn.Module) -> None:
+    """Give `layer` the attributes of `source` that are no parameters, buffers, submodules or hooks: stride, padding, ..."""
+    of_every_module = vars(nn.Module())
+    vars(layer).update({key: value for key, value in vars(source).items() if key not in of_every_module})
+
+
+def parameters_of_weight(layer: nn.Module) -> list[Tensor]:
+    """The parameters from which the layer's weight is computed: one, unless it is parametrized or masked."""
+    with torch.enable_grad(), training_mode(layer, False):
+        weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if weight.grad_fn is None:
+        return [weight]
+    found, todo, seen = [], [weight.grad_fn], set()
+    while todo:
+        function = todo.pop()
+        if function not in seen:
+            seen.add(function)
+            found += [function.variable] if hasattr(function, "variable") else []
+            todo += [f for f, _ in function.next_functions if f is not None]
+    return found
+
+
+def recast(module: nn.Module, torch_class: type[nn.Module]) -> None:
+    """Let `module`, whose class has a forward of its own, compute as its base `torch_class`, in place."""
+    with_class(module, _computing_as, torch_class)
+
+
+def _borrowing(base: type[nn.Module], weight: Lookup, bias: Lookup | None) -> type[nn.Module]:
+    def looked_up(lookup: Lookup) -> property:
+        return property(lambda self: lookup(self.lender[0]))
+
+    members: dict[str, Any] = {"weight": looked_up(weight), "bias": looked_up(bias) if bias is not None else None}
+    return type(base.__name__, (base,), {**members, "__module__": base.__module__})
+
+
+def _computing_as(base: type[nn.Module], torch_class: type[nn.Module]) -> type[nn.Module]:
+    members = {name: getattr(torch_class, name) for name in COMPUTING if hasattr(torch_class, name)}
+    return type(base.__name__, (base,), {**members, "__module__": base.__module__})

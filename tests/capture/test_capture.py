@@ -1,0 +1,56 @@
+"""A captured and prepared network computes, with quantizers off, what the float network computes: results and gradients."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import qat
+from qat.nn import is_quantized
+from tests.capture.networks import Asserting, Conv1D, ConvSame, FrozenNorm, Masked, NormAct, Storing, Tied
+
+IMAGE, ROWS = (2, 4, 6, 6), (3, 4)
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
+    "padding inside": (lambda: ConvSame(4, 4, 2, padding=5), IMAGE, ["1"]),
+    "activation inside": (lambda: NormAct(4), IMAGE, []),
+    "buffers combined": (FrozenNorm, IMAGE, []),
+    "weight in, out": (Conv1D, ROWS, ["1.linear"]),
+    "masked": (Masked, ROWS, ["1.linear"]),
+    "one weight, two layers": (Tied, ROWS, ["1.linear", "1.table_2"]),
+    "assert": (Asserting, ROWS, ["1.fc"]),
+    "stores": (Storing, ROWS, ["1.fc"]),
+    "weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), ROWS, ["1"]),
+    "weight_norm inside": (lambda: parametrizations.weight_norm(ConvSame(4, 4, 2)), IMAGE, ["1"]),
+}
+
+
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    make, shape, _ = CASES[name]
+    ends = (nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)) if len(shape) == 4 else (nn.Linear(4, 4), nn.LazyLinear(2))
+    model, x = nn.Sequential(ends[0], make(), ends[1]), torch.randn(shape)
+    model(x)
+    return model, x
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_off_is_the_float_network_in_results_gradients_and_statistics(name: str) -> None:
+    model, x = network(name)
+    prepared = qat.prepare(model, "w8a8", x)
+    assert [n for n, m in prepared.named_modules() if is_quantized(m) and n not in ("0", "2")] == CASES[name][2]
+    assert qat.inspect(prepared).notes == []
+    with qat.mode(prepared, qat.Mode.OFF):
+        for training in (True, False):
+            results = []
+            for candidate in (model, prepared):
+                candidate.train(training).zero_grad()
+                y = candidate(x)
+                y.square().mean().backward()
+                results.append(y)
+            assert torch.equal(*results)
+            ours = dict(prepared.named_parameters())
+            assert all(torch.equal(p.grad, ours[n].grad) for n, p in model.named_parameters())
+    state = prepared.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
