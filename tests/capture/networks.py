@@ -49,7 +49,7 @@ class Conv1D(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (*x.size()[:-1], 6)
+        shape = x.size()[:-1] + (6,)  # noqa: RUF005
         return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(shape)
 
 
