@@ -7,7 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from qat.observers.min_max import MinMax
+from qat.kernels.cpu.ranges import BINS, range_kernels
+from qat.observers.min_max import MinMax, extremes
 
 
 class Histogram(MinMax):
@@ -18,28 +19,44 @@ class Histogram(MinMax):
     spec then refuses.
     """
 
-    BINS = 4096
+    BINS = BINS
 
-    counts: Tensor | None
-    half_width: Tensor | None
+    _counts: Tensor | None
+    _half_width: Tensor | None
+    kept: tuple[Tensor, Tensor] | None
+    """The rows of a weight and their half_width: counted only if more data come, because bins take more memory."""
 
     def reset(self) -> None:
         super().reset()
-        self.counts = self.half_width = None
+        self._counts = self._half_width = self.kept = None
+
+    @property
+    def counts(self) -> Tensor | None:
+        """How many elements lie in each bin: int64 (n_qparams, BINS)."""
+        self._count_kept()
+        return self._counts
+
+    @property
+    def half_width(self) -> Tensor | None:
+        """Where the bins end: float32 (n_qparams,)."""
+        self._count_kept()
+        return self._half_width
 
     def update(self, x: Tensor) -> None:
         x = x.float()
-        super().update(x)
-        half_width = _power_of_two_above(x.abs().amax(dim=1))
-        scaled = (x / half_width[:, None] + 1.0) * (self.BINS / 2)
-        index = scaled.long().clamp_(0, self.BINS - 1)
-        index += torch.arange(len(x), device=x.device)[:, None] * self.BINS
-        counts = torch.bincount(index.flatten(), minlength=len(x) * self.BINS).reshape(len(x), self.BINS)
-        self._add(counts, half_width)
+        lo, hi = extremes(x)
+        self._widen(lo, hi)
+        half_width = _power_of_two_above(torch.maximum(-lo, hi))
+        if self._counts is None and self.kept is None and len(x) > 1:
+            self.kept = x.clone(), half_width
+        else:
+            self._count_kept()
+            self._add(_histogram(x, half_width), half_width)
 
     def merge(self, other: Self) -> None:
         super().merge(other)
         if other.counts is not None and other.half_width is not None:
+            self._count_kept()
             self._add(other.counts, other.half_width)
 
     def centers(self) -> Tensor:
@@ -47,13 +64,28 @@ class Histogram(MinMax):
         positions = torch.arange(self.BINS, device=self._require_data(self.half_width).device) + 0.5
         return (positions / (self.BINS / 2) - 1.0) * self._require_data(self.half_width)[:, None]
 
+    def _count_kept(self) -> None:
+        if self.kept is not None:
+            (x, half_width), self.kept = self.kept, None
+            self._add(_histogram(x, half_width), half_width)
+
     def _add(self, counts: Tensor, half_width: Tensor) -> None:
-        if self.counts is None or self.half_width is None:
-            self.counts, self.half_width = counts, half_width
+        if self._counts is None or self._half_width is None:
+            self._counts, self._half_width = counts, half_width
             return
-        common = torch.maximum(self.half_width, half_width)
-        self.counts = _widened(self.counts, self.half_width, common) + _widened(counts, half_width, common)
-        self.half_width = common
+        common = torch.maximum(self._half_width, half_width)
+        self._counts = _widened(self._counts, self._half_width, common) + _widened(counts, half_width, common)
+        self._half_width = common
+
+
+def _histogram(x: Tensor, half_width: Tensor) -> Tensor:
+    """How many elements of each row lie in each bin: (rows, n) -> int64 (rows, BINS)."""
+    if x.device.type == "cpu" and (kernels := range_kernels()) is not None:
+        return kernels.histogram(x, half_width)
+    scaled = (x / half_width[:, None] + 1.0) * (BINS / 2)
+    index = scaled.long().clamp_(0, BINS - 1)
+    index += torch.arange(len(x), device=x.device)[:, None] * BINS
+    return torch.bincount(index.flatten(), minlength=len(x) * BINS).reshape(len(x), BINS)
 
 
 def _power_of_two_above(x: Tensor) -> Tensor:
@@ -64,6 +96,8 @@ def _power_of_two_above(x: Tensor) -> Tensor:
 
 def _widened(counts: Tensor, half_width: Tensor, target: Tensor) -> Tensor:
     """The same counts over [-target, target]; each row is doubled as often as needed."""
+    if torch.equal(half_width, target):
+        return counts
     counts, half_width = counts.clone(), half_width.clone()
     bins = counts.shape[1]
     while bool((rows := half_width < target).any()):

@@ -20,8 +20,7 @@ class MinMax(Observer):
         self.lo = self.hi = None
 
     def update(self, x: Tensor) -> None:
-        lo, hi = torch.aminmax(x.float(), dim=1)
-        self._widen(lo, hi)
+        self._widen(*extremes(x.float()))
 
     def range(self) -> tuple[Tensor, Tensor]:
         return self._require_data(self.lo), self._require_data(self.hi)
@@ -33,3 +32,12 @@ class MinMax(Observer):
     def _widen(self, lo: Tensor, hi: Tensor) -> None:
         self.lo = lo if self.lo is None else torch.minimum(self.lo, lo)
         self.hi = hi if self.hi is None else torch.maximum(self.hi, hi)
+
+
+def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest element of each row: (rows, n) -> 2 x (rows,)."""
+    if len(x) == 1:  # without dim, torch uses all threads
+        lo, hi = torch.aminmax(x)
+        return lo[None], hi[None]
+    lo, hi = torch.aminmax(x, dim=1)
+    return lo, hi

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat.observers.search import SearchingObserver, search
+from qat.kernels.cpu.ranges import RangeKernels, range_kernels
+from qat.observers.search import SearchingObserver, full_range, search
 
 AT_ONCE = 2**18
 """Number of codes of all rows and ranges whose errors are computed in one call: 2 MB, which a cache holds."""
@@ -19,12 +20,26 @@ class MSE(SearchingObserver):
     """
 
     def range(self) -> tuple[Tensor, Tensor]:
+        lo, hi = super().range()
+        if lo.device.type == "cpu" and (kernels := range_kernels()) is not None:
+            finite = bool(torch.isfinite(lo).all() and torch.isfinite(hi).all())
+            return self._native_range(kernels, lo, hi) if finite else (lo, hi)  # the spec refuses what is not
         counts, centers = self._require_data(self.counts).double(), self.centers().double()
         below = _cumulative(counts), _cumulative(counts * centers)
         at_once = max(1, AT_ONCE // (len(counts) * 2**self.spec.grid.bits))
         return search(
-            self.spec, *super().range(), lambda lo, hi: self._error(below, lo, hi), self.candidates, at_once=at_once
+            self.spec, lo, hi, lambda lo, hi: self._error(below, lo, hi), self.candidates, at_once=at_once
         )
+
+    def _native_range(self, kernels: RangeKernels, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """The same search by the compiled kernel, which leaves out ranges that clip too much to be the best."""
+        spec, grid = self.spec, self.spec.grid
+        bounds = full_range(spec, lo, hi)
+        data, half_width = self.kept or (self._require_data(self.counts), self._require_data(self.half_width))
+        best_lo, best_hi = kernels.best_fractions(
+            data, half_width, bounds, (grid.qmin, grid.qmax), spec.symmetric, grid.signed, self.candidates
+        )
+        return bounds[0] * best_lo, bounds[1] * best_hi
 
     def _error(self, below: tuple[Tensor, Tensor], lo: Tensor, hi: Tensor) -> Tensor:
         """sum(count * (value - center)^2) over the bins, minus the constant sum(count * center^2).

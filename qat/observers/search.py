@@ -43,16 +43,23 @@ def search(
         lo, hi: the full range, float32 (n_qparams,).
         at_once: number of ranges of each row that `loss` gets in one call, at most.
     """
+    lo, hi = full_range(spec, lo, hi)
     if spec.symmetric:
-        max_abs = (torch.maximum(-lo, hi) if spec.grid.signed else hi).clamp(min=0.0)
-        best = _best_fraction(loss, -max_abs, max_abs, (True, True), candidates, at_once)
-        return -max_abs * best, max_abs * best
-    lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
+        best = _best_fraction(loss, lo, hi, (True, True), candidates, at_once)
+        return lo * best, hi * best
     lo_fraction = hi_fraction = torch.ones_like(lo)
     for _ in range(rounds):
         hi_fraction = _best_fraction(loss, lo * lo_fraction, hi, (False, True), candidates, at_once)
         lo_fraction = _best_fraction(loss, lo, hi * hi_fraction, (True, False), candidates, at_once)
     return lo * lo_fraction, hi * hi_fraction
+
+
+def full_range(spec: QuantSpec, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """The widest range that the search tries: [lo, hi] with 0 in it, on both sides of 0 alike if the grid is symmetric."""
+    if spec.symmetric:
+        max_abs = (torch.maximum(-lo, hi) if spec.grid.signed else hi).clamp(min=0.0)
+        return -max_abs, max_abs
+    return lo.clamp(max=0.0), hi.clamp(min=0.0)
 
 
 def one_by_one(loss: Loss) -> Loss:

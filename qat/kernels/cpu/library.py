@@ -23,19 +23,27 @@ MIN_ELEMENTS_FOR_THREADS = 1 << 15
 """Below this size, one thread is faster than several."""
 ROUNDING_ERROR_STEPS = 252
 """The rounding error, in [-0.5, 0.5], is saved in steps of 1 / 252."""
+OUTSIDE = 127
+"""What is saved on or beyond the upper bound; -127 at the lower one."""
+
+
+@functools.cache
+def load_library(source: str) -> ctypes.CDLL | None:
+    """The compiled C file of this folder; None without a C compiler, or with QAT_NATIVE=0 in the environment."""
+    if os.environ.get("QAT_NATIVE") == "0":
+        return None
+    try:
+        return ctypes.CDLL(str(shared_library(Path(__file__).with_name(source))))
+    except (BuildError, OSError) as error:
+        log.info("%s is not compiled, torch's own operations compute instead: %s", source, error)
+        return None
 
 
 @functools.cache
 def load_kernels() -> Kernels | None:
-    """The compiled functions; None without a C compiler, or with QAT_NATIVE=0 in the environment."""
-    if os.environ.get("QAT_NATIVE") == "0":
-        return None
-    try:
-        library = ctypes.CDLL(str(shared_library(Path(__file__).with_name("fake_quantize.c"))))
-    except (BuildError, OSError) as error:
-        log.info("fake quantization runs on torch's own operations: %s", error)
-        return None
-    return Kernels(library)
+    """The compiled functions of fake_quantize.c; None where `load_library` has none."""
+    library = load_library("fake_quantize.c")
+    return None if library is None else Kernels(library)
 
 
 def loaded_kernels() -> Kernels:
@@ -125,13 +133,13 @@ class Kernels:
     def to_codes(self, x: Tensor, scale: float, lo: float) -> Tensor:
         """uint8 `round(x / scale) - lo` of values that `fake_quantize` returned."""
         codes = torch.empty_like(x, dtype=torch.uint8)
-        self._to_codes(x.data_ptr(), scale, lo, codes.data_ptr(), x.numel(), _threads(x))
+        self._to_codes(x.data_ptr(), scale, lo, codes.data_ptr(), x.numel(), threads_for(x))
         return codes
 
     def from_codes(self, codes: Tensor, scale: float, lo: float) -> Tensor:
         """The values of `to_codes` again, bit for bit."""
         x = torch.empty_like(codes, dtype=torch.float32)
-        self._from_codes(codes.data_ptr(), scale, lo, x.data_ptr(), codes.numel(), _threads(codes))
+        self._from_codes(codes.data_ptr(), scale, lo, x.data_ptr(), codes.numel(), threads_for(codes))
         return x
 
     def look_up(self, x: Tensor, scale: float, lo: float, hi: float, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +147,7 @@ class Kernels:
         y, codes = torch.empty_like(x), torch.empty_like(x, dtype=torch.uint8)
         outputs = (y.data_ptr(), codes.data_ptr())
         values = values.contiguous()
-        self._look_up(x.data_ptr(), scale, lo, hi, values.data_ptr(), *outputs, x.numel(), _threads(x))
+        self._look_up(x.data_ptr(), scale, lo, hi, values.data_ptr(), *outputs, x.numel(), threads_for(x))
         return y, codes
 
     def look_up_backward(self, grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,17 +155,18 @@ class Kernels:
         dx, sums = torch.empty_like(grad), torch.empty(-(-grad.numel() // LOOK_UP_CHUNK), 256)
         slopes = slopes.contiguous()
         inputs = (grad.data_ptr(), codes.data_ptr(), slopes.data_ptr())
-        self._look_up_backward(*inputs, dx.data_ptr(), sums.data_ptr(), grad.numel(), LOOK_UP_CHUNK, _threads(grad))
+        self._look_up_backward(*inputs, dx.data_ptr(), sums.data_ptr(), grad.numel(), LOOK_UP_CHUNK, threads_for(grad))
         return dx, sums.sum(dim=0)[: len(slopes)]
 
 
-def _threads(x: Tensor) -> int:
+def threads_for(x: Tensor) -> int:
+    """How many threads are worth their start for this many elements."""
     return torch.get_num_threads() if x.numel() >= MIN_ELEMENTS_FOR_THREADS else 1
 
 
 def _sizes(x: Tensor, n_scales: int) -> tuple[int, int, int]:
     """Elements, elements per row, threads: the last arguments of the C functions."""
-    return x.numel(), _row_length(x, n_scales), _threads(x)
+    return x.numel(), _row_length(x, n_scales), threads_for(x)
 
 
 def _row_length(x: Tensor, n_scales: int) -> int:
