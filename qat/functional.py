@@ -3,7 +3,8 @@
 Rounding is half to even, the division is by the scale itself (multiplying by its reciprocal flips 13 % of exact ties) and the
 zero-point is added after rounding, as in ONNX `QuantizeLinear`. Values are clamped first and rounded second: the forward is
 the same in either order, but only this one gives the scale gradient of LSQ eq. 3 for values that round onto a bound.
-Everything is computed in float32, also under autocast. `qat.kernels` computes the functions with gradients of their own.
+Everything is computed in float32, also under autocast. `qat.kernels` computes the functions with gradients of their own,
+which can be differentiated again, for gradient penalties (`qat/kernels/second_order.py` says how).
 """
 
 from __future__ import annotations

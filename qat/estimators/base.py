@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.kernels import second_order
+
 SLOPE_POINTS = 1025
 """Enough for linear interpolation to be within 1e-5 of the largest r'. Odd, so that 0 is a point: r' may have a kink there."""
 
@@ -62,4 +64,7 @@ class _Round(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.estimator.gradient(grad, *ctx.saved_tensors), None
+        (v,) = ctx.saved_tensors
+        if second_order.is_recorded():
+            return grad * second_order.slope(ctx.estimator, grad, v), None
+        return ctx.estimator.gradient(grad, v), None

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from qat.kernels import second_order
 from qat.kernels.cpu import operators as cpu_operators
 from qat.kernels.dispatch import uses_native_by_rows
 from qat.kernels.fake_quantize import zero_outside
@@ -52,8 +53,10 @@ class ClipAndRound(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, lo, hi, scale = ctx.saved_tensors
-        x, g = x.float(), grad.float()
         learned = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        if second_order.is_recorded():
+            return *second_order.clip_and_round_backward(grad, ctx.saved_tensors, ctx.rounding, learned), None
+        x, g = x.float(), grad.float()
         slopes = ctx.rounding.slopes if ctx.native else None
         if slopes is not None:
             dx, below, above, inner = cpu_operators.clip_and_round_backward(g, x, y, lo, hi, scale, slopes)

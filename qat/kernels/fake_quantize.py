@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qat.kernels import second_order
+from qat.kernels.cpu.library import OUTSIDE, ROUNDING_ERROR_STEPS
 from qat.kernels.cpu.operators import operators
 from qat.kernels.dispatch import uses_native_by_rows
 from qat.kernels.saved_codes import remember_encoding
@@ -54,6 +56,10 @@ class _Native(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, scale = ctx.saved_tensors
+        if second_order.is_recorded():
+            read = _inside_and_factor if ctx.leaf else _inside_and_factor_from_saved
+            parts = read(saved.detach(), scale.detach(), *ctx.bounds)
+            return *second_order.fake_quantize_backward(grad, *parts, scale, ctx.gradient_scale), None, None, None
         if ctx.leaf:
             dx, dscale = operators().fake_quantize_backward(grad.float(), saved.float(), scale, *ctx.bounds)
         else:
@@ -81,6 +87,9 @@ class _Composite(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale = ctx.saved_tensors
         lo, hi = ctx.bounds
+        if second_order.is_recorded():
+            parts = _inside_and_factor(x.detach(), scale.detach(), lo, hi)
+            return *second_order.fake_quantize_backward(grad, *parts, scale, ctx.gradient_scale), None, None, None
         if (
             x.element_size() < 4
         ):  # half precision: the saved y was rounded again, and x must be compared with float32 bounds
@@ -104,3 +113,19 @@ def zero_outside(x: Tensor, lo: Tensor, hi: Tensor) -> Callable[[Tensor], Tensor
         return lambda values: torch.ops.aten.hardtanh_backward(values, x.to(values.dtype), lowest, highest)
     mask = (x > lo).logical_and_(x < hi)
     return lambda values: torch.where(mask, values, 0)
+
+
+def _inside_and_factor(x: Tensor, scale: Tensor, lo: Tensor | float, hi: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Whether x lies inside the bounds, and what g is multiplied with in dscale: round(v) - v, or the bound outside."""
+    x = x.float()
+    v = x / scale
+    above, below = x >= hi * scale, x <= lo * scale
+    factor = torch.where(above, hi, torch.where(below, lo, torch.round(v) - v))
+    return ~(above | below), factor
+
+
+def _inside_and_factor_from_saved(saved: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
+    """The same from the saved bytes."""
+    above, below = saved == OUTSIDE, saved == -OUTSIDE
+    factor = torch.where(above, hi, torch.where(below, lo, saved.float() / ROUNDING_ERROR_STEPS))
+    return ~(above | below), factor

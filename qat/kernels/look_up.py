@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qat.kernels import second_order
 from qat.kernels.cpu import operators as cpu_operators
 from qat.kernels.dispatch import uses_native
 from qat.kernels.layout import is_channels_last
@@ -30,7 +31,9 @@ class LookUp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         codes, slopes = ctx.saved_tensors
-        if ctx.native:
+        if second_order.is_recorded():
+            dx, dvalues = second_order.look_up_backward(grad, codes, slopes)
+        elif ctx.native:
             dx, dvalues = cpu_operators.look_up_backward(grad.float(), codes, slopes)
         else:
             dx = _gather(slopes, codes).mul_(grad)
