@@ -11,7 +11,7 @@ from qat.integer.arithmetic import Encoding
 from qat.nn import QuantizedLayer, gain_and_shift
 
 BIAS_LIMIT = 2.0**30
-"""Bound of |bias| in units of the accumulator, so that the bias plus all products fits int32."""
+"""Bound of |bias| in units of the accumulator: half of int32, the other half is for the products."""
 
 
 class IntegerWeights(NamedTuple):
@@ -38,20 +38,48 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Encoding) -> Intege
     The scale of a dead channel (zero weights, or gamma near 0) is raised until its bias fits int32; its codes shrink in
     proportion. The unit of the bias is x.scale * scale / product_units.
 
+    No input can make products and bias together leave int32: where they could, products get fewer units.
+
     Raises:
-        ValueError: an affine weight grid, or a sign flip on a grid that is not narrow.
+        ValueError: an affine weight grid, a sign flip on a grid that is not narrow, or sums that int32 cannot hold.
     """
-    codes, bias, scale, _ = absorb_batch_norm(layer, norm)
-    product_units = product_units_for(int(codes.abs().max()), x.highest)
+    exact = absorb_batch_norm(layer, norm)
+    units = product_units_for(int(exact.weight.abs().max()), x.highest)
+    while not fits_int32(weights := _in_units(exact, x, units), x) and units > 1:
+        units //= 2
+    check_fits_int32(layer, weights, x)
+    return weights
+
+
+def _in_units(exact: IntegerWeights, x: Encoding, product_units: int) -> IntegerWeights:
+    """The same weights with a whole bias, in units of the accumulator; scales are raised where it would not fit."""
+    codes, bias, scale, _ = exact
     smallest = (bias.abs() * product_units / (x.scale * BIAS_LIMIT)).clamp(min=2.0**-60)
     raised = torch.maximum(scale, smallest)
     shrink = (scale / raised).reshape(-1, *[1] * (codes.dim() - 1))
     codes = torch.where(shrink < 1, torch.round(codes * shrink), codes)
     stored = raised.float()
     unit = torch.tensor(x.scale, device=stored.device) * stored / product_units
-    return IntegerWeights(
-        codes, torch.round(bias / unit.double()).clamp(-(2**31) + 1, 2**31 - 1), stored, product_units
-    )
+    return IntegerWeights(codes, torch.round(bias / unit.double()), stored, product_units)
+
+
+def fits_int32(weights: IntegerWeights, x: Encoding) -> bool:
+    """Whether products and bias together stay in int32, for all codes that the input can have."""
+    codes = weights.product_units * weights.weight.double().flatten(1)
+    lo, hi = min(x.lowest - x.zero_point, 0), max(x.highest - x.zero_point, 0)
+    largest = torch.maximum(codes * lo, codes * hi).sum(dim=1) + weights.bias
+    smallest = torch.minimum(codes * lo, codes * hi).sum(dim=1) + weights.bias
+    return bool((largest < 2.0**31).all() and (smallest >= -(2.0**31)).all())
+
+
+def check_fits_int32(layer: QuantizedLayer, weights: IntegerWeights, x: Encoding) -> None:
+    """Raise ValueError, which names the layer, if `fits_int32` is false."""
+    if not fits_int32(weights, x):
+        assert layer.weight_quantizer is not None
+        raise ValueError(
+            f"the sums of {layer.weight_quantizer.label!r}, over {weights.weight[0].numel()} products and the bias, do not fit "
+            "int32: give its weight fewer bits, split it into several layers, or leave its input in float (activation: null)."
+        )
 
 
 def product_units_for(largest: int, highest: int) -> int:
@@ -98,5 +126,10 @@ def absorb_batch_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerW
         if int(codes.max()) > 127:
             raise ValueError(
                 f"weight {quantizer.label!r} must be flipped for a negative BatchNorm gain: write narrow: true."
+            )
+        if not bool(torch.isfinite(scale).all() and torch.isfinite(bias).all()):
+            raise ValueError(
+                f"the scale, bias or BatchNorm of {quantizer.label!r} is not finite: its training diverged, lower the learning "
+                "rate."
             )
         return IntegerWeights(codes, bias, scale)

@@ -40,11 +40,15 @@ class Encoding:
         """The encoding of an activation quantizer's codes.
 
         Raises:
-            ValueError: the quantizer is not per tensor.
+            ValueError: the quantizer is not per tensor, or its scale is not finite.
         """
         if quantizer.n_qparams != 1:
             raise ValueError(
                 f"activation {quantizer.label!r} has {quantizer.n_qparams} scales: write granularity: per_tensor."
+            )
+        if not bool(torch.isfinite(quantizer.qparams().scale).all()):
+            raise ValueError(
+                f"the scale of {quantizer.label!r} is not finite: its training diverged, lower the learning rate."
             )
         return cls.of_grid(quantizer.spec.grid, quantizer.qparams())
 

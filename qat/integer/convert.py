@@ -44,7 +44,7 @@ def convert(model: nn.Module) -> nn.Module:
             raise ValueError(
                 f"quantizer {name!r} has no range yet: call qat.calibrate(model, batches) before qat.convert."
             )
-    source = copy.deepcopy(model).eval()
+    source = copy.deepcopy(model).eval().float()  # of a half or double model, too: the artefact is float32
     try:
         graph = capture(source).graph
     except CaptureError:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qat.granularity import PerGroup
-from qat.integer.absorb import IntegerWeights, absorb, absorb_batch_norm
+from qat.integer.absorb import IntegerWeights, absorb, absorb_batch_norm, check_fits_int32
 from qat.integer.arithmetic import Encoding
 from qat.integer.layers import DynamicLayer, IntegerConv, IntegerLayer, IntegerLinear, WeightOnlyLayer
 from qat.nn import as_quantized, is_quantized
@@ -28,6 +28,8 @@ def dynamic_layer(layer: nn.Module, norm: nn.Module | None) -> DynamicLayer:
     """Layer + BatchNorm on an input that is quantized on its own range; float32 out."""
     weights = absorb_batch_norm(as_quantized(layer), norm)
     without_bias = weights._replace(bias=torch.zeros_like(weights.bias))
+    check_fits_int32(as_quantized(layer), without_bias, Encoding(1.0, 0))
+    check_fits_int32(as_quantized(layer), without_bias, Encoding(1.0, 255))
     return DynamicLayer(_with_weights(layer, without_bias, Encoding(1.0, 0), None, norm is not None), weights.bias)
 
 
