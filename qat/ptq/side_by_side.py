@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from qat.ptq.segment import layer_segments
 from qat.ptq.state import PTQState
-from qat.transform.calibrate import positional_arguments
+from qat.transform.batches import positional_arguments
 
 
 class SideBySideRun:
@@ -104,8 +104,6 @@ class TensorStore:
 
 def _bind(network: nn.Module, batch: Any) -> dict[str, Any]:
     """Argument name -> value, as a call of the network binds them."""
-    if isinstance(batch, dict):
-        return batch
     return dict(inspect.signature(network.forward).bind(*positional_arguments(network, batch)).arguments)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from qat.capture import CaptureError, capture
 from qat.quantizers import Quantizer
-from qat.transform.calibrate import call_model
+from qat.transform.batches import call_model
 from qat.transform.policy import Policy
 
 ProgressCallback = Callable[[str, int, int], None]

@@ -4,7 +4,7 @@ A new one costs a file here, a YAML in `configs/quantizer/` and a section in `do
 """
 
 from qat.quantizers.apot import APoT
-from qat.quantizers.base import LookupTable, Mode, Quantizer
+from qat.quantizers.base import Quantizer
 from qat.quantizers.binary import Binary
 from qat.quantizers.dorefa import DoReFa
 from qat.quantizers.dynamic import Dynamic
@@ -13,6 +13,7 @@ from qat.quantizers.lcq import LCQ
 from qat.quantizers.lookup_table import LookupTableQuantizer
 from qat.quantizers.lsq import LSQ
 from qat.quantizers.lsq_plus import LSQPlus
+from qat.quantizers.mode import Mode
 from qat.quantizers.n2uq import N2UQ
 from qat.quantizers.nf4 import NF4
 from qat.quantizers.oscillations import Oscillations
@@ -21,6 +22,7 @@ from qat.quantizers.powers_of_two import PowersOfTwo
 from qat.quantizers.qil import QIL
 from qat.quantizers.sawb import SAWB
 from qat.quantizers.static import Static
+from qat.quantizers.table import LookupTable
 from qat.quantizers.ternary import Ternary
 from qat.quantizers.tqt import TQT
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from enum import Enum
 from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,35 +14,16 @@ from torch import Tensor, nn
 
 from qat.estimators import Estimator, StraightThrough
 from qat.functional import dequantize, fake_quantize, fake_quantize_with_estimator, quantize
-from qat.grid import Grid
 from qat.observers import MinMax, Observer
+from qat.quantizers.mode import Mode
 from qat.quantizers.oscillations import Oscillations
+from qat.quantizers.requirements import Requirements
+from qat.quantizers.sign import SignFromData
+from qat.quantizers.table import LookupTable
 from qat.spec import QParams, QuantSpec
 
 
-class Mode(Enum):
-    """What quantizers do with the tensors that pass through them."""
-
-    OFF = "off"
-    """Nothing: the network computes in float."""
-    OBSERVE = "observe"
-    """Pass the tensor on unchanged and show it to the observer."""
-    QUANTIZE = "quantize"
-    """Round the tensor to its grid."""
-
-
-class LookupTable(NamedTuple):
-    """How an integer runtime finds the codes of an activation: it rounds to a fine grid and looks the result up."""
-
-    grid: Grid
-    """The fine grid."""
-    qparams: QParams
-    """Scale and zero-point of the fine grid."""
-    codes: Tensor
-    """float32 (qmax - qmin + 1,): the final code for each code of the fine grid, from the lowest to the highest."""
-
-
-class Quantizer(nn.Module):
+class Quantizer(Requirements, nn.Module):
     """Rounds one tensor to the grid of its spec. Subclasses say how scale and rounding learn.
 
     Every parameter and buffer has its final shape from the start, so optimizers, checkpoints, EMA and DDP can rely on it
@@ -67,7 +47,11 @@ class Quantizer(nn.Module):
     idempotent: ClassVar[bool] = True
     """Whether `quantize(dequantize(codes))` returns the same codes. Freezing and dampening of weights rely on it."""
 
+    supports_both_signs: ClassVar[bool] = True
+    """Whether an activation's grid may become unsigned after construction. False if shapes or levels depend on it."""
+
     initialized: Tensor
+    signed: Tensor
     zero_point: Tensor
     oscillations: Oscillations | None
     """Oscillation counters of this weight; None if they are not tracked. A checkpoint with counters loads into a quantizer
@@ -96,7 +80,9 @@ class Quantizer(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("zero_point", torch.zeros(self.n_qparams, dtype=torch.int32))
         self.register_module("oscillations", None)
-        self.ready = False
+        self._ready = self.saw_floats = self.saw_integers = False
+        self.sign: SignFromData | None = None
+        """Decides from the data whether the grid is signed; None if that is known. See `read_sign_from_data`."""
         self._build()
 
     def _build(self) -> None:
@@ -105,6 +91,19 @@ class Quantizer(nn.Module):
         Raises:
             ValueError: a spec that this quantizer does not support.
         """
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has a range. One that arrives in the buffers of a copy (AveragedModel, EMA) counts."""
+        if not self._ready and not self.initialized.is_meta and bool(self.initialized):
+            self._adopt_buffers()
+        return self._ready
+
+    def _adopt_buffers(self) -> None:
+        """Follow the buffers `initialized` and `signed` after somebody else has written them."""
+        self._ready = bool(self.initialized)
+        if self.sign is not None:
+            self._set_signed(bool(self.signed))
 
     @abstractmethod
     def qparams(self) -> QParams:
@@ -128,7 +127,7 @@ class Quantizer(nn.Module):
             self.zero_point.copy_(qparams.zero_point)
             self._store(qparams)
             self.initialized.fill_(True)
-        self.ready = True
+        self._ready = True
 
     def quantize(self, x: Tensor) -> Tensor:
         """Integer codes of x, float32, same shape."""
@@ -147,9 +146,14 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (after ReLU, if this `fuses_relu`) in mode OFF and OBSERVE, fake-quantized x in mode QUANTIZE.
 
+        Indices, masks and other tensors that are not floating-point pass unchanged.
+
         Raises:
             RuntimeError: mode QUANTIZE before a range was set, observed or loaded.
         """
+        if not x.is_floating_point():
+            self.saw_integers = self.mode is Mode.OBSERVE
+            return F.relu(x) if self.fuses_relu else x
         if self.mode is Mode.QUANTIZE:
             if not self.ready:
                 raise RuntimeError(
@@ -161,7 +165,10 @@ class Quantizer(nn.Module):
             return self.fake_quantize(x)
         x = F.relu(x) if self.fuses_relu else x
         if self.mode is Mode.OBSERVE and not self.ready and x.numel():
-            self.observer.update(self.spec.granularity.rows(x.detach().float()))
+            self.saw_floats = True
+            rows = self.spec.granularity.rows(x.detach().float())
+            for observer in self.observers():
+                observer.update(rows)
         return x
 
     def nearest_code(self, average: Tensor) -> Tensor:
@@ -214,42 +221,48 @@ class Quantizer(nn.Module):
     def forget_range(self) -> None:
         """Return to the state before the first calibration, in place. Oscillation counters start again, too."""
         self.initialized.fill_(False)
-        self.ready = False
+        self._ready = False
         if self.oscillations is not None:
             self.oscillations.reset()
 
     def finish_observing(self) -> None:
         """Set the range that the observer found, and reset the observer. Without effect on a quantizer that is ready."""
         if not self.ready:
+            if self.sign is not None:
+                self._set_signed(self.sign.is_signed())
             self.set_range(*self.observer.range())
-            self.observer.reset()
+            self.reset_observers()
 
-    def require_symmetric(self) -> None:
-        """Raise ValueError for an affine spec."""
-        if not self.spec.symmetric:
-            raise ValueError(
-                f"{type(self).__name__} has no zero-point: write symmetric: true, or quantizer: LSQPlus, which has one."
-            )
+    def observers(self) -> list[Observer]:
+        """Everything that sees the data: the observer and, if the data decide on the sign, one of their extremes."""
+        return [self.observer] if self.sign is None else [self.observer, self.sign.extremes]
 
-    def require_weight(self) -> None:
-        """Raise ValueError for an activation, and for a grid that is not symmetric and signed."""
-        if not self.is_weight:
-            raise ValueError(
-                f"{type(self).__name__} is for weights: give activations another quantizer, for example "
-                "policy.activation.quantizer=LSQ."
-            )
-        self.require_symmetric()
-        if not self.spec.grid.signed:
-            raise ValueError(f"{type(self).__name__} is for weights, which can be negative: write signed: true.")
+    def reset_observers(self) -> None:
+        """Forget observed data that no range was set from."""
+        self.saw_floats = self.saw_integers = False
+        for observer in self.observers():
+            observer.reset()
 
-    def require_bits(self, *possible: int) -> None:
-        """Raise ValueError for a width that is not in `possible`, whose first entry the message recommends."""
-        if self.spec.grid.bits not in possible:
-            raise ValueError(
-                f"{type(self).__name__} has {' or '.join(map(str, sorted(possible)))} bits, not {self.spec.grid.bits}: write "
-                f"bits: {possible[0]}, or give this layer another quantizer (for the first and the last layer, "
-                "first_last_quantizer: LSQ)."
-            )
+    def read_sign_from_data(self) -> bool:
+        """Let the observed data decide whether the grid is signed: for activations of which nothing is known. In place.
+
+        The decision is the buffer `signed`, which travels with the checkpoint; one from before it means a signed grid.
+
+        Returns:
+            Whether it will. Affine grids need no sign, and quantizers with levels of their own stay signed.
+        """
+        if not self.is_weight and self.spec.symmetric and self.supports_other_bits and self.supports_both_signs:
+            self.sign = SignFromData(self.spec)
+            self.register_buffer("signed", torch.tensor(True))
+        return self.sign is not None
+
+    def _set_signed(self, signed: bool) -> None:
+        """Make the grid signed or not, at the bits in force."""
+        assert self.sign is not None
+        self.policy_grid = self.sign.grid(self.policy_grid.bits, signed)
+        self.spec = self.observer.spec = replace(self.spec, grid=self.sign.grid(self.spec.grid.bits, signed))
+        with torch.no_grad():
+            self.signed.fill_(signed)
 
     def extra_repr(self) -> str:
         grid = self.spec.grid
@@ -269,6 +282,15 @@ class Quantizer(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Be ready only if every value came: a state dict that fits in part leaves a quantizer without a range."""
+        if self.sign is not None and prefix + "initialized" in state_dict:
+            state_dict.setdefault(prefix + "signed", torch.tensor(True))  # a checkpoint from before the buffer
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if prefix + "initialized" in state_dict:
-            self.ready = bool(self.initialized)
+        values = {**self._parameters, **self._buffers}.items()
+        mine = {prefix + k: v for k, v in values if v is not None and k not in self._non_persistent_buffers_set}
+        came = [key for key, value in mine.items() if key in state_dict and state_dict[key].shape == value.shape]
+        if len(came) == len(mine):
+            self._adopt_buffers()
+        elif came:
+            self.initialized = torch.zeros_like(self.initialized)  # not in place: with assign=True it is the caller's
+            self._ready = False

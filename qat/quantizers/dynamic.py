@@ -44,7 +44,7 @@ class Dynamic(Quantizer):
         self.register_buffer("scale", torch.ones(1, dtype=torch.float32), persistent=False)
         self.register_buffer("zero_point", self.zero_point, persistent=False)  # of the last tensor, in this process
         self.initialized.fill_(True)
-        self.ready = True
+        self._ready = True
 
     def qparams(self) -> QParams:
         return QParams(self.scale, self.zero_point)

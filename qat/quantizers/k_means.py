@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from qat.functional import clamp_straight_through, scale_gradient, with_gradient_of
 from qat.observers import Observer
-from qat.quantizers.base import Mode
 from qat.quantizers.codebook import Codebook
+from qat.quantizers.mode import Mode
 from qat.spec import QParams, QuantSpec
 
 

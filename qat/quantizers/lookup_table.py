@@ -10,7 +10,8 @@ from torch import Tensor
 from qat.estimators import StraightThrough
 from qat.functional import look_up, quantize
 from qat.grid import Grid
-from qat.quantizers.base import LookupTable, Quantizer
+from qat.quantizers.base import Quantizer
+from qat.quantizers.table import LookupTable
 from qat.spec import QParams
 
 
@@ -30,6 +31,7 @@ class LookupTableQuantizer(Quantizer):
     """
 
     starts_as_static = False
+    supports_both_signs = False
 
     def _build(self) -> None:
         if self.is_weight:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -11,18 +13,25 @@ from torch import Tensor, nn
 
 from qat.contexts import training_mode
 from qat.nn import as_quantized, is_quantized
-from qat.quantizers import Mode, Quantizer
-from qat.transform.distributed import check_same_quantizers, merge_observers
+from qat.observers import MinMax
+from qat.quantizers import Dynamic, Mode, Quantizer
+from qat.transform.batches import call_model
+from qat.transform.distributed import check_same_quantizers, gather, merge_observers
 from qat.transform.mode import mode, quantizers
 
 
 def calibrate(
-    model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object] | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], object] | None = None,
+    *,
+    again: bool | str | Sequence[str] = False,
 ) -> int:
     """Run `batches` through the float network and set the range of every quantizer that has none yet. In place.
 
     The model runs in evaluation mode without gradients (BatchNorm keeps its statistics), and every quantizer sees float
-    tensors. Ranges that were calibrated, learned or loaded before stay. Training modes are restored.
+    tensors. Ranges that were calibrated, learned or loaded before stay, unless they are in `again`. Training modes are
+    restored. A quantizer that only integer or bool tensors reach passes them unchanged and needs no range.
 
     With a process group (DDP) every process must call it, with the same weights and its own share of the batches, which may
     be empty. The observations of all processes are merged, so that all set the same ranges, to the bit: those that one
@@ -31,43 +40,114 @@ def calibrate(
 
     Args:
         model: a prepared module.
-        batches: model inputs. Each batch is a tensor, a sequence of arguments (those that forward does not take, such as
-            labels, are ignored) or a dict of keyword arguments.
-        forward: runs the model on a batch, if that is not `model(*batch)`.
+        batches: model inputs. Each batch is a tensor, a sequence of arguments, or a mapping, dataclass or namedtuple with
+            their names; what forward does not take, such as labels, is ignored (`qat.transform.batches.call_of`).
+        forward: runs the model on a batch, if that is not how it is called.
+        again: which quantizers get a new range although they have one: True for all, or globs on their names
+            (`quantizers(model)`), such as "sites.*" or ["fc.weight_quantizer"]. If calibration fails they keep the old one.
 
     Returns:
         The number of quantizers that were calibrated; if it is 0, no batch was consumed.
 
     Raises:
-        ValueError: the model has no quantizers, or a quantizer saw NaN or no data (no batches, or a layer that never runs).
+        ValueError: the model has no quantizers, a quantizer saw NaN or no data (no batches, or a layer that never runs), or
+            a name in `again` is that of none.
         RuntimeError: the processes do not have the same quantizers to calibrate.
     """
     check_batches(batches)
     found = quantizers(model)
     if not found:
         raise ValueError("the model has no quantizers: call qat.prepare(model, policy) first and calibrate its result.")
-    uncalibrated = {name: q for name, q in found.items() if not q.ready}
-    check_same_quantizers(uncalibrated)
-    if not uncalibrated:
+    repeated = _chosen(found, again)
+    chosen = {name: q for name, q in found.items() if name in repeated or not q.ready}
+    check_same_quantizers(chosen)
+    if not chosen:
         return 0
-    for quantizer in uncalibrated.values():
-        quantizer.observer.reset()  # drops what a failed calibration left behind
-    with torch.no_grad(), training_mode(model, False), mode(model, Mode.OBSERVE):
-        for module in filter(is_quantized, model.modules()):
-            layer = as_quantized(module)
-            if layer.weight_quantizer is not None:
-                layer.weight_quantizer(layer.weight)
-        with weight_quantizers_off(model):
-            for batch in batches:
-                (forward or call_model)(model, batch)
+    for quantizer in chosen.values():
+        quantizer.reset_observers()  # drops what a failed calibration left behind
+    with torch.no_grad(), training_mode(model, False), _observing_anew(repeated.values()):
+        with mode(model, Mode.OBSERVE):
+            _observe(model, batches, forward or call_model)
         weights = set(_weight_quantizers(model))  # observed alike in every process
-        merge_observers(q for q in uncalibrated.values() if q not in weights)
-        for name, quantizer in uncalibrated.items():
-            try:
-                quantizer.finish_observing()
-            except (RuntimeError, ValueError) as error:
-                raise ValueError(f"quantizer {name!r} cannot be calibrated: {error}") from None
-    return len(uncalibrated)
+        merge_observers(q for q in chosen.values() if q not in weights)
+        return _set_ranges(chosen)
+
+
+def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object]) -> None:
+    """Show every weight and all batches to the observers."""
+    for module in filter(is_quantized, model.modules()):
+        layer = as_quantized(module)
+        if layer.weight_quantizer is not None:
+            layer.weight_quantizer(layer.weight)
+    with weight_quantizers_off(model):
+        for batch in batches:
+            forward(model, batch)
+
+
+def _set_ranges(chosen: Mapping[str, Quantizer]) -> int:
+    """Set the observed ranges, except where only integers came in any process. Returns how many."""
+    floats, integers = (
+        set().union(*gather([name for name, q in chosen.items() if getattr(q, flag)]))
+        for flag in ("saw_floats", "saw_integers")
+    )
+    chosen = {name: q for name, q in chosen.items() if name in floats or name not in integers}
+    guessed = [name for name, quantizer in chosen.items() if _has_empty_range(quantizer)]
+    for name, quantizer in chosen.items():
+        try:
+            if name not in floats:
+                raise ValueError(
+                    f"{type(quantizer.observer).__name__} has seen no data: calibrate(model, batches) with batches that are "
+                    "not empty and run this layer"
+                )
+            quantizer.finish_observing()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"quantizer {name!r} cannot be calibrated: {error}") from None
+    if guessed:
+        warnings.warn(
+            f"{', '.join(guessed)} saw nothing to represent but zeros, so the scale 1 is a guess: calibrate with other data, "
+            "or train on.",
+            stacklevel=3,
+        )
+    return len(chosen)
+
+
+def _has_empty_range(quantizer: Quantizer) -> bool:
+    """Whether an activation was observed and only ever 0, or negative on an unsigned grid."""
+    observer, spec = quantizer.observer, quantizer.spec
+    if quantizer.is_weight or not isinstance(observer, MinMax) or observer.lo is None or observer.hi is None:
+        return False
+    negatives_count = spec.grid.signed or not spec.symmetric
+    return not bool((observer.hi > 0).any() or (negatives_count and (observer.lo < 0).any())) and bool(
+        observer.hi.isfinite().all()
+    )
+
+
+def _chosen(found: Mapping[str, Quantizer], again: bool | str | Sequence[str]) -> dict[str, Quantizer]:
+    """The quantizers with a range that shall get a new one."""
+    patterns = ["*"] if again is True else [again] if isinstance(again, str) else list(again or ())
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise ValueError(
+                f"again={pattern!r} is the name of no quantizer: write a glob on names such as {next(iter(found))!r}."
+            )
+    return {
+        name: q
+        for name, q in found.items()
+        if q.ready and not isinstance(q, Dynamic) and any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+@contextmanager
+def _observing_anew(repeated: Iterable[Quantizer]) -> Iterator[None]:
+    """Inside the `with` these quantizers wait for a range; one that gets none has its old one afterwards."""
+    repeated = list(repeated)
+    for quantizer in repeated:
+        quantizer.forget_range()
+    try:
+        yield
+    finally:
+        for quantizer in repeated:
+            quantizer.initialized.fill_(True)
 
 
 def check_batches(batches: Any) -> None:
@@ -81,23 +161,7 @@ def weight_quantizers_off(model: nn.Module) -> Any:
     return mode(nn.ModuleList(_weight_quantizers(model)), Mode.OFF)
 
 
-def positional_arguments(model: nn.Module, batch: Any) -> tuple[Any, ...]:
-    """Positional arguments of `model` from a batch: a tensor, or as many elements as forward takes, without labels."""
-    if isinstance(batch, Tensor):
-        return (batch,)
-    parameters = inspect.signature(model.forward).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return tuple(batch)
-    takes = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-    return tuple(batch)[:takes]
-
-
 def _weight_quantizers(model: nn.Module) -> Iterator[Quantizer]:
     for module in filter(is_quantized, model.modules()):
         if (quantizer := as_quantized(module).weight_quantizer) is not None:
             yield quantizer
-
-
-def call_model(model: nn.Module, batch: Any) -> object:
-    """Run the model on one batch: a tensor, a sequence that begins with the inputs, or a dict of them."""
-    return model(**batch) if isinstance(batch, dict) else model(*positional_arguments(model, batch))

@@ -75,14 +75,14 @@ def merge_observers(uncalibrated: Iterable[Quantizer]) -> None:
     """
     if world_size() == 1:
         return
-    merged = list(uncalibrated)
-    everyone = gather([_on(torch.device("cpu"), _statistics(q.observer)) for q in merged])
-    for quantizer, *seen in zip(merged, *everyone, strict=True):
-        quantizer.observer.reset()
+    observers = [(observer, q.initialized.device) for q in uncalibrated for observer in q.observers()]
+    everyone = gather([_on(torch.device("cpu"), _statistics(observer)) for observer, _ in observers])
+    for (observer, device), *seen in zip(observers, *everyone, strict=True):
+        observer.reset()
         for statistics in seen:
-            other = copy.copy(quantizer.observer)
-            vars(other).update(_on(quantizer.initialized.device, statistics))
-            quantizer.observer.merge(other)
+            other = copy.copy(observer)
+            vars(other).update(_on(device, statistics))
+            observer.merge(other)
 
 
 def check_quantizers_equal(model: nn.Module, when: str) -> None:

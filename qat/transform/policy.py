@@ -27,7 +27,7 @@ class TensorRule:
         group_size: for per_group only.
         symmetric: zero is code 0.
         narrow: drop the lowest code.
-        signed: None reads it from the graph (after ReLU: unsigned).
+        signed: None reads it from the graph (after ReLU: unsigned) or, where the graph proves nothing, from the data.
         quantizer, observer: a class name, a class, or {"_target_": name or class, option: value}; so is a quantizer's option
             `estimator`. Classes are kept by their names, so that a rule is plain data.
 
@@ -77,13 +77,23 @@ class TensorRule:
         signed = signed if self.signed is None else self.signed
         return QuantSpec(Grid(self.bits, signed, self.narrow and signed), granularity)
 
-    def build(self, shape: tuple[int, ...] = (), signed: bool = True, axis: int = 0) -> Quantizer:
-        """A new quantizer for a tensor of this shape (() for an activation). signed, axis: as in `spec`."""
-        spec = self.spec(signed, axis)
+    def build(self, shape: tuple[int, ...] = (), signed: bool | None = True, axis: int = 0) -> Quantizer:
+        """A new quantizer.
+
+        Args:
+            shape: that of the weight; () for an activation.
+            signed: what the graph says, used where this rule leaves it open. None: nothing, so the data will decide
+                (`Quantizer.read_sign_from_data`).
+            axis: as in `spec`.
+        """
+        spec = self.spec(signed is not False, axis)
         observer_class, observer_options = resolve(self.observer, Observer)
         quantizer_class, quantizer_options = resolve_quantizer(self.quantizer)
         observer = construct(observer_class, spec, **observer_options)
-        return construct(quantizer_class, spec, shape, observer, **quantizer_options)
+        quantizer: Quantizer = construct(quantizer_class, spec, shape, observer, **quantizer_options)
+        if signed is None and self.signed is None:
+            quantizer.read_sign_from_data()
+        return quantizer
 
     @property
     def is_dynamic(self) -> bool:

@@ -181,3 +181,43 @@ def test_quantizers_are_found_by_name() -> None:
     assert all(isinstance(q, Quantizer) and prepared.get_submodule(n) is q for n, q in found.items())
     assert len(found) == 11
     assert not any(isinstance(q.observer, MinMax) and type(q.observer) is MinMax for q in found.values())
+
+
+def test_again_gives_new_ranges_to_those_that_are_named() -> None:
+    prepared, x = prepared_residual()
+    calibrate(prepared, [x])
+    before = {name: q.qparams().scale.clone() for name, q in quantizers(prepared).items()}
+    assert calibrate(prepared, [3 * x]) == 0
+    assert calibrate(prepared, [3 * x], again="sites.x_*") == 1
+    after = {name: q.qparams().scale for name, q in quantizers(prepared).items()}
+    assert [name for name in after if not torch.equal(after[name], before[name])] == ["sites.x_input"]
+    torch.testing.assert_close(after["sites.x_input"], 3 * before["sites.x_input"])
+    assert calibrate(prepared, [x], again=True) == len(before)
+    assert all(torch.equal(q.qparams().scale, before[name]) for name, q in quantizers(prepared).items())
+    with pytest.raises(
+        ValueError, match=r"again='sites.nothing' is the name of no quantizer: write a glob on names such"
+    ):
+        calibrate(prepared, [x], again=["sites.nothing"])
+
+
+def test_a_new_calibration_that_fails_leaves_the_old_ranges() -> None:
+    prepared, x = prepared_residual()
+    calibrate(prepared, [x])
+    before = prepared(x)
+    with pytest.raises(ValueError, match="cannot be calibrated"):
+        calibrate(prepared, [], again="sites.*")
+    assert torch.equal(prepared(x), before)
+
+
+def test_a_scale_that_is_a_guess_is_said_aloud() -> None:
+    prepared, x = prepared_residual()
+    with pytest.warns(
+        UserWarning, match=r"sites.x_input saw nothing to represent but zeros, so the scale 1 is a guess"
+    ):
+        calibrate(prepared, [0 * x])
+
+
+def test_empty_batches_name_a_quantizer() -> None:
+    prepared, x = prepared_residual()
+    with pytest.raises(ValueError, match=r"quantizer 'sites.x_input' cannot be calibrated: MSE has seen no data"):
+        calibrate(prepared, [x[:0]])

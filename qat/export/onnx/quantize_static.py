@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from qat.contexts import quiet
 from qat.export.onnx.float_network import export_float_onnx
 from qat.export.onnx.runtime import feeds, session
 from qat.files import write_atomically
-from qat.transform.calibrate import positional_arguments
+from qat.transform.batches import positional_arguments
 
 METHODS = ("MinMax", "Entropy", "Percentile")
 
@@ -59,7 +59,7 @@ class QuantizeStatic:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        inputs = [tuple(x.cpu() for x in _tensors(model, batch)) for batch in batches]
+        inputs = [tuple(x.cpu() for x in positional_arguments(model, batch)) for batch in batches]
         if not inputs:
             raise ValueError("there is nothing to calibrate with: batches is empty.")
         with tempfile.TemporaryDirectory() as temporary, quiet(["root"]):
@@ -87,11 +87,3 @@ class _Reader:
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         return next(self.batches, None)
-
-
-def _tensors(model: nn.Module, batch: Any) -> tuple[Tensor, ...]:
-    if isinstance(batch, dict):
-        raise ValueError(
-            "a network that is called with keyword arguments cannot be exported to ONNX: pass batches of positional tensors."
-        )
-    return positional_arguments(model, batch)

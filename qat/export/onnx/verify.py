@@ -14,7 +14,8 @@ from qat.export.verification import SiteAgreement, Verification
 from qat.integer import IntegerModel
 from qat.integer.layers import DynamicLayer, IntegerConv, WeightOnlyLayer
 from qat.integer.modules import IntegerModule
-from qat.transform.calibrate import check_batches, positional_arguments
+from qat.transform.batches import positional_arguments
+from qat.transform.calibrate import check_batches
 from qat.transform.operation_kind import OperationKind, kind_of
 
 FLOAT_TOLERANCE = 1e-5

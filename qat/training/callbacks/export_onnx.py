@@ -93,4 +93,6 @@ class ExportONNX(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule
     ) -> Callable[[], Iterator[tuple[Tensor, ...]]]:
         qat = require_callback(trainer, QuantizationAwareTraining, self)
-        return partial(positional_test_inputs, trainer, pl_module, qat.inputs, self.dataloaders)
+        return partial(
+            positional_test_inputs, trainer, pl_module, qat.network_of(pl_module), qat.inputs, self.dataloaders
+        )

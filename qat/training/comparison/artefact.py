@@ -17,6 +17,7 @@ from qat.export.onnx.runtime import EXACT
 from qat.integer import convert
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
+from qat.transform.batches import positional_arguments
 
 log = logging.getLogger(__name__)
 
@@ -107,25 +108,18 @@ def _log_verification(artefact: Artefact) -> None:
 
 
 def positional_test_inputs(
-    trainer: L.Trainer, module: L.LightningModule, inputs: BatchToInputs, dataloaders: Any = None
+    trainer: L.Trainer, module: L.LightningModule, network: nn.Module, inputs: BatchToInputs, dataloaders: Any = None
 ) -> Iterator[tuple[Tensor, ...]]:
     """Positional network inputs for the whole test set, on the CPU.
 
     Args:
         trainer: the Trainer of the fit.
         module: the LightningModule whose transfer hooks apply to a batch.
+        network: decides the order of inputs that have names.
         inputs: from a batch to the network's inputs.
         dataloaders: test dataloaders, if neither datamodule nor module has them.
-
-    Raises:
-        ValueError: the network is called with keywords, which an ONNX file does not have.
     """
     for loader in find_test_dataloaders(trainer, module, dataloaders):
         for batch in loader:
             given = inputs(batch_as_in_evaluation(trainer, module, batch))
-            if isinstance(given, dict):
-                raise ValueError(
-                    "a network that is called with keywords cannot be exported: let QuantizationAwareTraining(inputs=...) "
-                    "return a tuple of tensors."
-                )
-            yield tuple(x.cpu() for x in (given if isinstance(given, tuple) else (given,)))
+            yield tuple(x.cpu() if isinstance(x, Tensor) else x for x in positional_arguments(network, given))

@@ -9,13 +9,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qat.export import Verification
 from qat.report import Data, Environment, SiteInfo, SiteResult, VerificationResult
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
 from qat.transform import inspect
+from qat.transform.batches import positional_arguments
 
 
 def describe_sites(network: nn.Module) -> tuple[list[SiteInfo], list[str]]:
@@ -58,9 +59,12 @@ def describe_data(
     source = getattr(trainer, "datamodule", None) or module
     loaders = find_test_dataloaders(trainer, module, dataloaders)
     given = inputs(batch_as_in_evaluation(trainer, module, next(iter(loaders[0])), torch.device("cpu")))
-    image = next(iter(given.values())) if isinstance(given, dict) else given[0] if isinstance(given, tuple) else given
+    arguments = positional_arguments(network, given)
+    image = next(x for x in arguments if isinstance(x, Tensor))
     with torch.no_grad():
-        output = copy.deepcopy(network).cpu().eval()(image[:1])
+        output = (
+            copy.deepcopy(network).cpu().eval()(*(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in arguments))
+        )
     return Data(
         name=type(source).__name__,
         label=type(source).__name__,

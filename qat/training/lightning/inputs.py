@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qat.torch_private import tree_map_only
 from qat.training.lightning.private_api import transfer_batch
+from qat.transform.batches import named_parts
 
 NetworkInputs = Tensor | tuple[Any, ...] | dict[str, Any]
 """What a network is called with: a tensor, a tuple of arguments or a dict of keyword arguments."""
@@ -21,18 +22,23 @@ BatchToInputs = Callable[[Any], NetworkInputs]
 
 
 def first_tensor(batch: Any) -> NetworkInputs:
-    """The default `BatchToInputs`: the batch itself, or the first part of (images, labels).
+    """The default `BatchToInputs`: the batch itself, or the first part of (images, labels); named parts as a dict.
+
+    Of a dict the network gets what its forward takes (`qat.transform.batches.call_of`).
 
     Raises:
-        ValueError: neither is a tensor.
+        ValueError: neither is a tensor, nor has named parts.
     """
+    if (named := named_parts(batch)) is not None:
+        return named
     first = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if isinstance(first, Tensor):
         return first
-    keys = f" with keys {', '.join(map(repr, batch))}" if isinstance(batch, dict) else ""
+    if (named := named_parts(first)) is not None:
+        return named
     raise ValueError(
-        f"a batch is a {type(batch).__name__}{keys}: say what the network is called with, for example "
-        "QuantizationAwareTraining(policy, inputs=lambda batch: batch['image'])."
+        f"a batch is a {type(batch).__name__}: say what the network is called with, for example "
+        "QuantizationAwareTraining(policy, inputs=lambda batch: batch.image)."
     )
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from qat.quantizers import LSQ, Static
 from qat.training.callbacks import QuantizationAwareTraining
+from qat.training.lightning.inputs import first_tensor
 from qat.transform import is_prepared, load_policy, quantizers
 from tests.training.user_modules import LIGHTNING, Classifier, Data, Manual, ModuleAsNetwork, images, trainer
 
@@ -292,14 +293,12 @@ def test_inputs_say_what_the_network_is_called_with(tmp_path: Path) -> None:
     def loader() -> DataLoader[Any]:
         return DataLoader([{"pixels": x, "label": y} for x, y in images(64)], 32)  # type: ignore[arg-type]
 
-    with pytest.raises(
-        ValueError, match="a batch is a dict with keys 'pixels', 'label': say what the network is called"
-    ):
-        trainer(tmp_path, qat()).fit(Dicts(), loader())
-    callback = qat(STATIC, inputs=lambda batch: batch["pixels"])
-    model = Dicts()
-    trainer(tmp_path, callback).fit(model, loader())
-    assert all(isinstance(q, Static) and q.ready for q in quantizers(model).values())
+    for callback in (qat(STATIC), qat(STATIC, inputs=lambda batch: batch["pixels"])):
+        model = Dicts()
+        trainer(tmp_path, callback).fit(model, loader())
+        assert all(isinstance(q, Static) and q.ready for q in quantizers(model).values())
+    with pytest.raises(ValueError, match="a batch is a str: say what the network is called with"):
+        first_tensor("cat")
 
 
 def test_a_float_copy_from_before_is_kept_for_baselines(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""From a batch of any dataloader to the arguments of a network: the one place that parses batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class Call(NamedTuple):
+    """What a network is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def call_of(model: nn.Module, batch: Any) -> Call:
+    """What `model` is called with for this batch: what its forward takes; the rest, such as labels, is ignored.
+
+    Args:
+        model: any module.
+        batch: a tensor; a sequence that begins with the arguments, or with a mapping of them; or a mapping, dataclass or
+            namedtuple with their names. If it has none of these names, its floating-point tensors count in their order
+            ({"image": ..., "label": ...} for `forward(x)`). Values are handed on as they are: tensors of any dtype, None,
+            numbers.
+
+    Raises:
+        ValueError: an argument that forward requires is missing.
+    """
+    if isinstance(batch, Tensor):
+        return Call((batch,), {})
+    parameters = inspect.signature(model.forward).parameters
+    named = named_parts(batch)
+    if named is None or (isinstance(batch, tuple) and not parameters.keys() & named.keys()):
+        first = named_parts(batch[0]) if isinstance(batch, tuple | list) and batch else None
+        if first is None or not parameters.keys() & first.keys():
+            return Call(_as_many_as(parameters, tuple(batch)), {})
+        named = first
+    return _named_call(model, named, parameters)
+
+
+def call_model(model: nn.Module, batch: Any) -> object:
+    """Run the model on one batch, see `call_of`."""
+    args, kwargs = call_of(model, batch)
+    return model(*args, **kwargs)
+
+
+def positional_arguments(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+    """The same arguments in the order of forward; one that was left out before another has its default.
+
+    Raises:
+        ValueError: an argument that forward requires is missing, or an argument has no position.
+    """
+    args, kwargs = call_of(model, batch)
+    if not kwargs:
+        return args
+    parameters = list(inspect.signature(model.forward).parameters.values())[len(args) :]
+    last = max(i for i, p in enumerate(parameters) if p.name in kwargs or p.kind not in _POSITIONAL)
+    if any(p.kind not in _POSITIONAL for p in parameters[: last + 1]):
+        raise ValueError(
+            f"forward of {type(model).__name__} takes keyword arguments alone ({', '.join(kwargs)}), which have no position: "
+            "write forward(self, x, y) with a name for each."
+        )
+    return (*args, *(kwargs.get(p.name, p.default) for p in parameters[: last + 1]))
+
+
+def named_parts(batch: Any) -> dict[str, Any] | None:
+    """The parts of a mapping, dataclass or namedtuple by name; None if the batch has no names."""
+    if isinstance(batch, Mapping):
+        return {str(key): value for key, value in batch.items()}
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return batch._asdict() if isinstance(batch, tuple) and hasattr(batch, "_asdict") else None
+
+
+def _named_call(model: nn.Module, named: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> Call:
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return Call((), named)
+    taken = {name: value for name, value in named.items() if name in parameters}
+    required = [
+        p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    missing = [name for name in required if name not in taken]
+    if not missing:
+        return Call((), taken)
+    floats = [value for value in named.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    if not taken and len(floats) >= len(required):
+        return Call(tuple(floats[: len(required)]), {})
+    raise ValueError(
+        f"a batch has {', '.join(map(repr, named)) or 'no keys'}, but forward of {type(model).__name__} needs "
+        f"{', '.join(map(repr, missing))}: name the parts as its arguments, or say how it is called, "
+        "calibrate(model, batches, forward=lambda model, batch: model(batch['image']))."
+    )
+
+
+def _as_many_as(parameters: Mapping[str, inspect.Parameter], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The first arguments, as many as forward takes by position."""
+    kinds = [p.kind for p in parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return arguments
+    return arguments[: sum(kind in _POSITIONAL for kind in kinds)]

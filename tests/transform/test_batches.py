@@ -1,0 +1,89 @@
+from collections import UserDict, namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qat
+from qat.transform.batches import call_model, call_of, positional_arguments
+
+
+class Encoder(nn.Module):
+    """Called as Hugging Face networks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(10, 8), nn.Linear(8, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        h = self.embedding(input_ids)
+        return self.head(h if attention_mask is None else h * attention_mask[..., None]) * scale
+
+
+class Image(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+
+@dataclass
+class Sample:
+    label: Tensor
+    image: Tensor
+
+
+Named = namedtuple("Named", ["attention_mask", "input_ids"])
+ids, mask = torch.arange(6).reshape(2, 3), torch.tensor([[1, 1, 0], [1, 0, 0]])
+image, label = torch.randn(5, 4), torch.zeros(5, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"labels": label, "attention_mask": mask, "input_ids": ids},
+        UserDict({"attention_mask": mask, "input_ids": ids, "labels": label}),
+        ({"input_ids": ids, "attention_mask": mask}, label),
+        Named(mask, ids),
+        [ids, mask],
+    ],
+    ids=["dict", "mapping", "dict and labels", "namedtuple", "list"],
+)
+def test_forward_gets_what_it_takes(batch: Any) -> None:
+    model = Encoder()
+    expected = model(ids, mask)
+    assert torch.equal(call_model(model, batch), expected)
+    arguments = positional_arguments(model, batch)
+    assert len(arguments) == 2
+    assert arguments[0] is ids
+    assert arguments[1] is mask
+    prepared = qat.prepare(model, qat.load_policy("w8a8"))
+    qat.calibrate(prepared, [batch])  # integer tensors pass unchanged
+    assert prepared(ids).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [image, (image, label), {"label": label, "image": image}, Sample(label, image), {"x": image, "y": label}],
+    ids=["tensor", "tuple", "other names", "dataclass", "names"],
+)
+def test_one_image_is_found(batch: Any) -> None:
+    model = Image()
+    assert torch.equal(call_model(model, batch), model(image))
+
+
+def test_none_numbers_and_defaults_are_handed_on() -> None:
+    model = Encoder()
+    assert call_of(model, {"input_ids": ids, "attention_mask": None, "scale": 2.0}).kwargs["attention_mask"] is None
+    assert positional_arguments(model, {"input_ids": ids, "scale": 2.0})[1:] == (None, 2.0)
+
+
+def test_a_missing_argument_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"a batch has 'attention_mask', 'labels', but forward of Encoder needs 'input_ids'"
+    ):
+        call_model(Encoder(), {"attention_mask": mask, "labels": label})
