@@ -15,15 +15,16 @@ from torch import Tensor
 
 
 def is_recorded() -> bool:
-    """Whether autograd records the backward pass that is running."""
-    return torch.is_grad_enabled()
+    """Whether autograd records the backward pass that is running; the compiler, which traces it, records no second one."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def slope(rounding: Any, grad: Tensor, v: Tensor) -> Tensor:
     """r'(v) for the sign of grad, detached; grad * slope is `rounding.gradient(grad, v)`."""
     with torch.no_grad():
         sign = torch.where(grad < 0, -1.0, 1.0).to(v.dtype)
-        return rounding.gradient(sign, v.detach().clone()) * sign
+        result: Tensor = rounding.gradient(sign, v.detach().clone()) * sign
+    return result
 
 
 def fake_quantize_backward(

@@ -7,7 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from qat.kernels.cpu.ranges import BINS, range_kernels
+from qat.kernels.cpu.ranges import BINS as N_BINS
+from qat.kernels.cpu.ranges import range_kernels
 from qat.observers.min_max import MinMax, extremes
 
 
@@ -19,7 +20,7 @@ class Histogram(MinMax):
     spec then refuses.
     """
 
-    BINS = BINS
+    BINS = N_BINS
 
     _counts: Tensor | None
     _half_width: Tensor | None
@@ -82,10 +83,10 @@ def _histogram(x: Tensor, half_width: Tensor) -> Tensor:
     """How many elements of each row lie in each bin: (rows, n) -> int64 (rows, BINS)."""
     if x.device.type == "cpu" and (kernels := range_kernels()) is not None:
         return kernels.histogram(x, half_width)
-    scaled = (x / half_width[:, None] + 1.0) * (BINS / 2)
-    index = scaled.long().clamp_(0, BINS - 1)
-    index += torch.arange(len(x), device=x.device)[:, None] * BINS
-    return torch.bincount(index.flatten(), minlength=len(x) * BINS).reshape(len(x), BINS)
+    scaled = (x / half_width[:, None] + 1.0) * (N_BINS / 2)
+    index = scaled.long().clamp_(0, N_BINS - 1)
+    index += torch.arange(len(x), device=x.device)[:, None] * N_BINS
+    return torch.bincount(index.flatten(), minlength=len(x) * N_BINS).reshape(len(x), N_BINS)
 
 
 def _power_of_two_above(x: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def named_parts(batch: Any) -> dict[str, Any] | None:
         return {str(key): value for key, value in batch.items()}
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return batch._asdict() if isinstance(batch, tuple) and hasattr(batch, "_asdict") else None
+    return dict(batch._asdict()) if isinstance(batch, tuple) and hasattr(batch, "_asdict") else None
 
 
 def _named_call(model: nn.Module, named: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> Call:

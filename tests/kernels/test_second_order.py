@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import qat
 from qat.estimators import DSQ, EWGS, StraightThrough
 from qat.functional import clip_and_round, fake_quantize, look_up, scale_gradient
 
@@ -76,3 +77,22 @@ def test_look_up() -> None:
 
     ours = penalty(lambda x, values: look_up(x, scale, -4, 3, values, slopes), x, values)
     torch.testing.assert_close(ours, penalty(reference, x, values), atol=1e-5, rtol=1e-4)
+
+
+def test_a_gradient_penalty_trains_a_network_as_the_composed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3))
+    images = torch.randn(4, 2, 8, 8)
+    prepared = qat.prepare(network, "w8a8")
+    qat.calibrate(prepared, [images])
+
+    def gradients() -> list[Tensor]:
+        prepared.zero_grad()
+        x = images.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(prepared(x).square().sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        return [p.grad.clone() for p in prepared.parameters() if p.grad is not None and p.ndim > 1]
+
+    compiled = gradients()
+    monkeypatch.setattr("qat.kernels.fake_quantize.uses_native_by_rows", lambda *_: False)
+    assert all(g.abs().max() > 0 for g in compiled)
+    torch.testing.assert_close(compiled, gradients(), rtol=1e-3, atol=1e-2)
