@@ -55,11 +55,10 @@ class QuantSpec:
         """
         finite = torch.isfinite(lo) & torch.isfinite(hi) & (self.symmetric | torch.isfinite(hi - lo))
         if not bool(finite.all()):
-            first = int(torch.nonzero(~finite)[0])
-            where = f" of scale {first}" if len(finite) > 1 else ""
-            raise ValueError(
-                f"the range [{float(lo[first])}, {float(hi[first])}]{where} is not finite: look for NaN in weights or data."
-            )
+            first = int(finite.flatten().logical_not().nonzero()[0])
+            where = f" of scale {first}" if finite.numel() > 1 else ""
+            ends = [float(bound.flatten()[first]) for bound in (lo, hi)]
+            raise ValueError(f"the range {ends}{where} is not finite: look for NaN in weights or data.")
         lo, hi = lo.float().clamp(max=0.0), hi.float().clamp(min=0.0)
         qmin, qmax = self.grid.qmin, self.grid.qmax
         if self.symmetric:

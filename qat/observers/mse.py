@@ -27,9 +27,7 @@ class MSE(SearchingObserver):
         counts, centers = self._require_data(self.counts).double(), self.centers().double()
         below = _cumulative(counts), _cumulative(counts * centers)
         at_once = max(1, AT_ONCE // (len(counts) * 2**self.spec.grid.bits))
-        return search(
-            self.spec, lo, hi, lambda lo, hi: self._error(below, lo, hi), self.candidates, at_once=at_once
-        )
+        return search(self.spec, lo, hi, lambda lo, hi: self._error(below, lo, hi), self.candidates, at_once=at_once)
 
     def _native_range(self, kernels: RangeKernels, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """The same search by the compiled kernel, which leaves out ranges that clip too much to be the best."""
