@@ -8,22 +8,36 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import MappingKey, SequenceKey, tree_flatten_with_path, tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import (
+    MappingKey,
+    SequenceKey,
+    TreeSpec,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    tree_map_only,
+    tree_unflatten,
+)
 
 __all__ = [
     "BatchNorm",
+    "HigherOrderOperator",
     "MappingKey",
     "Operator",
     "SequenceKey",
+    "TreeSpec",
     "assert_function",
     "padding_of_every_side",
     "tensor_version",
+    "tree_flatten",
     "tree_flatten_with_path",
     "tree_leaves",
     "tree_map",
     "tree_map_only",
+    "tree_unflatten",
 ]
 
 BatchNorm = _BatchNorm

@@ -129,7 +129,17 @@ MEMBERS = [
     of_torch("nn.modules.batchnorm", "_BatchNorm", lambda: batchnorm, "recognise BatchNorm", BELOW_TRAINING),
     *(
         of_torch("utils._pytree", name, lambda: torch.utils._pytree, "walk through nested values", BELOW_TRAINING)
-        for name in ("MappingKey", "SequenceKey", "tree_flatten_with_path", "tree_leaves", "tree_map", "tree_map_only")
+        for name in (
+            "MappingKey",
+            "SequenceKey",
+            "TreeSpec",
+            "tree_flatten",
+            "tree_flatten_with_path",
+            "tree_leaves",
+            "tree_map",
+            "tree_map_only",
+            "tree_unflatten",
+        )
     ),
     of_torch("torch", "_assert", lambda: torch, "leave assertions out of graphs", BELOW_TRAINING),
     of_torch("torch", "_ops", lambda: torch, "name operations", BELOW_TRAINING),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import fx, nn
 
 from qat.capture.attributes import Attributes, NotInGraphError, Remember
+from qat.capture.call_format import CallFormat
 from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS, make_canonical
+from qat.capture.export import exported
 from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
 from qat.capture.install import install, installed_graph
 from qat.capture.tracer import traced
@@ -17,6 +20,10 @@ from qat.capture.tracer import traced
 
 class CaptureError(Exception):
     """A module has no graph. The message is one sentence that says why."""
+
+
+class StatefulError(CaptureError):
+    """Forward changes numbers or buffers of its own, which no graph would repeat."""
 
 
 @dataclass
@@ -27,6 +34,7 @@ class Captured:
         graph: its nodes name submodules and parameters of the model.
         way: how it was found.
         reason: why an earlier way was not taken; "".
+        form: how calls of forward become inputs of the graph; None: they are its inputs.
         differs_in_training: a sentence to show if forward has other operations in training, which the graph does not have.
     """
 
@@ -34,25 +42,67 @@ class Captured:
     way: Literal["torch.fx", "torch.export"]
     reason: str = ""
     differs_in_training: str = ""
+    form: CallFormat | None = None
+
+    def install(self, model: nn.Module) -> None:
+        """Make the graph the forward of the model, in place."""
+        install(model, self.graph, self.form)
 
 
-def capture(model: nn.Module) -> Captured:
-    """The canonical graph of `model.forward`.
+def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Captured:
+    """The canonical graph of `model.forward`: from torch.fx, or, if that fails and inputs are given, from torch.export.
 
     Branches on `self.training` are followed as in evaluation. The model computes the same afterwards, but is changed in
     place: dropout and layers that forward calls as functions become submodules. If a submodule had to be turned into the
     layer that it computes, the graph is the model's forward from now on.
 
+    Args:
+        model: any module.
+        args, kwargs: example inputs.
+
     Raises:
         CaptureError: forward depends on values, or takes arguments that a graph cannot hold.
     """
     if (installed := installed_graph(model)) is not None:
-        return Captured(installed, "torch.fx")
+        return Captured(installed[0], "torch.fx" if installed[1] is None else "torch.export", form=installed[1])
+    try:
+        return _from_fx(model, len(args) + len(kwargs or {}))
+    except StatefulError:
+        raise
+    except CaptureError as reason:
+        if not args and not kwargs:
+            raise
+        return _from_export(model, args, kwargs or {}, reason)
+
+
+def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: CaptureError) -> Captured:
+    attributes = Attributes(model)
+    try:
+        try:
+            graph, form = exported(model, args, kwargs)
+        finally:
+            attributes.restore()
+    except Exception as error:  # whatever torch.export says of somebody's forward
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise CaptureError(f"{reason}; torch.export: {said[0]}") from error
+    recast = make_canonical(model, graph, None)
+    captured = Captured(graph, "torch.export", str(reason), form=replace(form, others_allowed=not recast))
+    if recast:
+        captured.install(model)
+    return captured
+
+
+def _from_fx(model: nn.Module, n_arguments: int) -> Captured:
     graph, stored = _traced(model, training=False)
     try:
         training, _ = _traced(model, training=True)
     except CaptureError:
         training = None
+    required = sum(node.op == "placeholder" for node in graph.nodes)
+    if n_arguments > required:
+        raise CaptureError(
+            f"{type(model).__name__} is called with {n_arguments} arguments, and {required} have no default"
+        )
     _refuse_what_changes(model, graph, training)
     differs = "" if training is not None and _operations(graph) == _operations(training) else _differs(model)
     _remember(model, graph, stored)
@@ -79,7 +129,7 @@ def _traced(model: nn.Module, training: bool) -> tuple[fx.Graph, dict[str, fx.No
         finally:
             stored = attributes.restore()
     except NotInGraphError as error:
-        raise CaptureError(f"{type(model).__name__}: {error}") from error
+        raise StatefulError(f"{type(model).__name__}: {error}") from error
     except Exception as error:  # a user's forward may raise anything when it gets a proxy
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{type(model).__name__} cannot be traced: {said[0]}") from error
@@ -94,7 +144,7 @@ def _refuse_what_changes(model: nn.Module, graph: fx.Graph, training: fx.Graph |
     if training is not None:
         lost = overwritten_buffers(model, training) - overwritten_buffers(model, graph)
         if lost := {name for name in lost if not name.endswith("num_batches_tracked")}:
-            raise CaptureError(f"{type(model).__name__} updates {', '.join(sorted(lost))} in training")
+            raise StatefulError(f"{type(model).__name__} updates {', '.join(sorted(lost))} in training")
 
 
 def _differs(model: nn.Module) -> str:

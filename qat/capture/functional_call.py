@@ -89,8 +89,13 @@ def template(call: FunctionalCall, weight: torch.Tensor) -> nn.Module:
     if call.layer is nn.Embedding:
         return make(shape[0], shape[1], device="meta", **call.options)
     transposed = issubclass(call.layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    options = {key: _tuple(value) for key, value in call.options.items()}
     channels = (shape[0], shape[1] * groups) if transposed else (shape[1] * groups, shape[0])
-    return make(*channels, shape[2:], bias=bias, device="meta", **call.options)
+    return make(*channels, shape[2:], bias=bias, device="meta", **options)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _flat(values: Any) -> list[Any]:

@@ -3,32 +3,63 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
+from typing import Any
 
 from torch import fx, nn
 
+from qat.capture.call_format import CallFormat, call_arguments
 from qat.capture.compiled import CompiledGraph
 from qat.nn import with_class
 
 
-def install(model: nn.Module, graph: fx.Graph) -> None:
-    """Make `graph` the forward of `model`, in place: same object, same parameters, same other methods."""
+def install(model: nn.Module, graph: fx.Graph, form: CallFormat | None = None) -> None:
+    """Make `graph` the forward of `model`, in place: same object, same parameters, same other methods.
+
+    form: how calls become inputs of the graph, if they are not its inputs as they are. Other calls (a language model's
+    `generate` passes a cache) get the forward that was there before, which calls the same layers: their weights are quantized,
+    and what lies between layers is not.
+    """
     if _installing_class(model) is type(model):
         model.__class__ = type(model).__bases__[0]
-    with_class(model, _with_forward, CompiledGraph(copy.deepcopy(graph)))
+    with_class(model, _with_forward, CompiledGraph(copy.deepcopy(graph)), form)
     if getattr(vars(model).get("forward"), "__self__", None) is model:  # Lightning's DDP leaves a bound one behind
         del vars(model)["forward"]
 
 
-def installed_graph(model: nn.Module) -> fx.Graph | None:
+def installed_graph(model: nn.Module) -> tuple[fx.Graph, CallFormat | None] | None:
     """A copy of the graph that `install` made the forward of this very module; None if its forward is its own."""
-    cls = _installing_class(model)
-    return None if cls is None else copy.deepcopy(cls.compiled_graph.graph)  # type: ignore[attr-defined]
+    cls: Any = _installing_class(model)
+    return None if cls is None else (copy.deepcopy(cls.compiled_graph.graph), cls.call_format)
 
 
 def _installing_class(model: nn.Module) -> type[nn.Module] | None:
     return next((c for c in type(model).__mro__ if "compiled_graph" in vars(c)), None)
 
 
-def _with_forward(base: type[nn.Module], compiled: CompiledGraph) -> type[nn.Module]:
-    members = {"forward": compiled.forward, "__module__": base.__module__, "compiled_graph": compiled}
+def _with_forward(base: type[nn.Module], compiled: CompiledGraph, form: CallFormat | None) -> type[nn.Module]:
+    forward = compiled.forward if form is None else _formatted(base, compiled, form)
+    members = {"forward": forward, "__module__": base.__module__, "compiled_graph": compiled, "call_format": form}
     return type(base.__name__, (base,), {**members, "code": compiled.code})
+
+
+def _formatted(base: Any, compiled: CompiledGraph, form: CallFormat) -> Any:
+    original = base.forward
+    parameters = list(inspect.signature(original).parameters.values())[1:]
+    signature = inspect.Signature(parameters)
+
+    @functools.wraps(original)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        inputs = form.flat(call_arguments(signature, args, kwargs))
+        if inputs is not None:
+            return form.result(compiled.forward(self, *inputs))
+        if not form.others_allowed:
+            raise ValueError(
+                f"{type(self).__name__} is called with other arguments than those of its example inputs "
+                f"({', '.join(form.names)}), and layers that pad or mask on their own are part of its graph alone: "
+                "prepare it with example_inputs of this call."
+            )
+        return original(self, *args, **kwargs)
+
+    return forward

@@ -17,7 +17,7 @@ from qat.capture.rewriting import (
     parameter_nodes,
     replace_by_module,
 )
-from qat.nn import borrowing_layer, copy_options, is_layer, is_quantized, recast
+from qat.nn import borrowing_layer, copy_options, is_layer, is_quantized, layer_type, options, owns_weight, recast
 
 
 def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
@@ -38,7 +38,11 @@ def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
     changed = False
     for calls in by_weight.values():
         owner = owner_of(calls[0].weight)
-        if owner is not None and _is_the_layer(model, owner, calls):
+        layers = [name for name in _holders(model, calls[0].weight) if _is_already_the_layer(model, name, calls)]
+        if layers:
+            for call in calls:
+                _replace(call, layers[0])
+        elif owner is not None and _is_the_layer(model, owner, calls):
             layer = model.get_submodule(owner)
             recast(layer, calls[0].layer)
             copy_options(template(calls[0], _value(model, calls[0], parameters)), layer)
@@ -55,12 +59,37 @@ def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
     return changed
 
 
+def _holders(model: nn.Module, weight: fx.Node) -> list[str]:
+    """The names of all modules that have this parameter, which may be tied, as `weight`."""
+    if weight.op != "get_attr":
+        return []
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameter = parameters.get(str(weight.target))
+    names = [name for name, other in parameters.items() if other is parameter and name.endswith(".weight")]
+    return [name.removesuffix(".weight") for name in names]
+
+
 def _replace(call: FunctionalCall, name: str) -> None:
     """Put a call of the layer in the place of the function, and drop what only computed its weight and bias."""
     again = functional_call(call.node)  # its input may have been replaced, too
     assert again is not None
     replace_by_module(call.node, name, (again.input,))
     erase_unused(node for node in (call.weight, call.bias) if node is not None)
+
+
+def _is_already_the_layer(model: nn.Module, owner: str, calls: Sequence[FunctionalCall]) -> bool:
+    """Whether the owner of the weight is a layer that computes all these calls as it is."""
+    module = model.get_submodule(owner)
+    if not is_layer(module) or layer_type(module) is not calls[0].layer or not owns_weight(module):
+        return False
+    bias = calls[0].bias
+    if (module.bias is not None if hasattr(module, "bias") else False) != (bias is not None):
+        return False
+    if bias is not None and (owner_of(bias), attribute_of(bias)) != (owner, "bias"):
+        return False
+    plain = [options(template(call, torch.empty(module.weight.shape, device="meta"))) for call in calls]  # type: ignore[arg-type]
+    ours = options(module)
+    return all(ours[key] == value for p in plain for key, value in p.items())
 
 
 def _is_the_layer(model: nn.Module, owner: str, calls: Sequence[FunctionalCall]) -> bool:

@@ -37,8 +37,13 @@ def borrowing_layer(template: nn.Module, lender: nn.Module, weight: Lookup, bias
 
 def copy_options(source: nn.Module, layer: nn.Module) -> None:
     """Give `layer` the attributes of `source` that are no parameters, buffers, submodules or hooks: stride, padding, ..."""
+    vars(layer).update(options(source))
+
+
+def options(layer: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are no parameters, buffers, submodules or hooks: stride, padding, ..."""
     of_every_module = vars(nn.Module())
-    vars(layer).update({key: value for key, value in vars(source).items() if key not in of_every_module})
+    return {key: value for key, value in vars(layer).items() if key not in of_every_module}
 
 
 def parameters_of_weight(layer: nn.Module) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qat.capture import CaptureError, capture, copy_model, install, make_out_of_place, works_in_place
+from qat.capture import Captured, CaptureError, capture, copy_model, make_out_of_place, works_in_place
 from qat.contexts import training_mode
 from qat.nn import channel_axis, is_layer, layer_type, quantize_layer
 from qat.quantizers import Mode, Quantizer
@@ -22,41 +22,42 @@ from qat.transform.policy import Policy, TensorRule
 from qat.transform.presets import load_policy
 from qat.transform.record import PreparedRecord, record_of, write_record
 
-Example = Tensor | tuple[Any, ...]
+Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | None = None) -> nn.Module:
     """A copy of `model` with quantizers where `policy` wants them. The model handed in is not changed.
 
-    The graph is captured with torch.fx; a model that cannot be traced gets quantized layers that own an input quantizer
-    instead, and `qat.inspect(prepared)` says so. Every float parameter keeps its name. BatchNorm stays a module. The new
-    quantizers have no range yet: call `qat.calibrate(prepared, batches)` next.
+    The graph is captured with torch.fx or, if that fails and there are example inputs, with torch.export. A model that
+    neither can trace gets quantized layers that own an input quantizer instead. `qat.inspect(prepared)` says which and why.
+    Every float parameter keeps its name. BatchNorm stays a module. The new quantizers have no range yet: call
+    `qat.calibrate(prepared, batches)` next.
 
     Args:
         model: any module.
         policy: a Policy, the name of a preset or the path of a YAML file.
-        example_inputs: a tensor, or a tuple of arguments. With it, the copy runs once in float and must return exactly what
-            the model returns.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments. With it, the copy runs once in float
+            and must return exactly what the model returns.
 
     Raises:
         ValueError: a rule matches no layer, nothing can be quantized, or the copy computes something else.
     """
-    if not isinstance(example_inputs, Tensor | tuple | None):
+    if not isinstance(example_inputs, Tensor | tuple | dict | None):
         raise ValueError(
-            f"example_inputs is a {type(example_inputs).__name__}: write a tensor, or a tuple of forward's arguments in order."
+            f"example_inputs is a {type(example_inputs).__name__}: write a tensor, a tuple of forward's arguments in order, or "
+            "a dict of keyword arguments."
         )
     prepared = copy_model(model)
-    n_arguments = None if example_inputs is None else 1 if isinstance(example_inputs, Tensor) else len(example_inputs)
-    prepare_(prepared, load_policy(policy), n_arguments)
+    prepare_(prepared, load_policy(policy), example_inputs)
     if example_inputs is not None:
         _check_same(model, prepared, example_inputs)
     return prepared
 
 
-def prepare_(model: nn.Module, policy: Policy, n_arguments: int | None = None) -> None:
+def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | None = None) -> None:
     """`prepare`, in place. A model that is already prepared with this policy is left as it is.
 
-    n_arguments: how many arguments forward is called with, if known. A graph has only those without a default.
+    example_inputs: as for `prepare`. A graph of torch.fx has only the arguments without a default.
     """
     if is_prepared(model):
         record = record_of(model)
@@ -67,13 +68,8 @@ def prepare_(model: nn.Module, policy: Policy, n_arguments: int | None = None) -
             )
         return
     try:
-        captured = capture(model)
+        captured = capture(model, *_arguments(example_inputs))
         graph, differs = captured.graph, captured.differs_in_training
-        required = sum(node.op == "placeholder" for node in graph.nodes)
-        if n_arguments is not None and n_arguments > required:
-            raise CaptureError(
-                f"{type(model).__name__} is called with {n_arguments} arguments, and {required} have no default"
-            )
     except CaptureError as reason:
         _swap_layers(model, policy)
         inspection = inspect(model)
@@ -81,8 +77,10 @@ def prepare_(model: nn.Module, policy: Policy, n_arguments: int | None = None) -
         inspection.notes.append(f"{reason}; layers own their input quantizers.")
     else:
         planned = plan(model, graph, policy)
-        _insert_quantizers(model, graph, planned)
+        _insert_quantizers(model, captured, planned)
         inspection = inspect(model)
+        if captured.reason:
+            inspection.notes.append(f"{captured.reason}; the graph is from {captured.way}.")
         inspection.float_edges = planned.float_edges
         if differs:
             inspection.notes.append(differs)
@@ -96,7 +94,7 @@ def is_prepared(model: nn.Module) -> bool:
     return any(isinstance(m, Quantizer) for m in model.modules())
 
 
-def _insert_quantizers(model: nn.Module, graph: fx.Graph, planned: Plan) -> None:
+def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> None:
     """Quantize the layers of `model`, and rewrite its graph and its forward with the planned sites. In place."""
     if hasattr(model, "sites"):
         raise ValueError(f"{type(model).__name__} has an attribute 'sites', where its quantizers would go: rename it.")
@@ -111,9 +109,9 @@ def _insert_quantizers(model: nn.Module, graph: fx.Graph, planned: Plan) -> None
         if (parameter := next(model.parameters(), None)) is not None:
             quantizer.to(parameter.device)
         sites[site.name] = quantizer
-    _insert_calls(model, graph, planned.sites)
-    graph.lint()
-    install(model, graph)
+    _insert_calls(model, captured.graph, planned.sites)
+    captured.graph.lint()
+    captured.install(model)
 
 
 def _insert_calls(model: nn.Module, graph: fx.Graph, sites: Sequence[Site]) -> None:
@@ -178,13 +176,20 @@ def _quantize_layer(layer: nn.Module, name: str, rule: TensorRule | None, input_
     quantize_layer(layer, weight_quantizer, input_quantizer)
 
 
+def _arguments(example: Example | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(positional, keyword) arguments of forward."""
+    if isinstance(example, dict):
+        return (), example
+    return ((example,) if isinstance(example, Tensor) else example or ()), {}
+
+
 def _check_same(model: nn.Module, prepared: nn.Module, example: Example) -> None:
     """Check that the prepared copy, with quantizers off, computes what the model computes."""
-    arguments = example if isinstance(example, tuple) else (example,)
+    args, kwargs = _arguments(example)
     outputs = []
     for candidate in (model, prepared):
         with torch.no_grad(), training_mode(candidate, False), mode(candidate, Mode.OFF):
-            outputs.append(tree_leaves(candidate(*arguments)))
+            outputs.append(tree_leaves(candidate(*args, **kwargs)))
     if len(outputs[0]) != len(outputs[1]) or not all(map(_same, *outputs)):
         raise ValueError(
             f"the captured graph of {type(model).__name__} does not compute what its forward computes on the example inputs: "

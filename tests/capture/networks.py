@@ -90,3 +90,46 @@ class Storing(nn.Module):
         x = self.fc(x)
         self.penalty = x.abs().mean()
         return x
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.total = nn.Linear(4, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total += 1
+        return self.fc(x)
+
+
+class Moving(nn.Module):
+    """A moving mean, in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(4))
+
+    @property
+    def total(self) -> float:
+        return float(self.mean.sum())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.mul_(0.9).add_(x.detach().mean(0))
+        return self.fc(x - self.mean)
+
+
+class Untraceable(nn.Module):
+    """Asks for a length, which torch.fx cannot trace; an optional argument, a dict as result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.BatchNorm2d(4)
+        self.drop, self.fc = nn.Dropout(0.3), nn.Linear(4, 2)
+
+    def forward(self, image: Tensor, twice: bool = False) -> dict[str, Tensor]:
+        x = self.norm(self.conv(image)).relu()
+        x = x.mean((2, 3)) * len(x[0])
+        y = self.fc(self.drop(2 * x if twice else x))
+        return {"y": y}

@@ -1,5 +1,7 @@
 """A captured and prepared network computes, with quantizers off, what the float network computes: results and gradients."""
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +11,19 @@ from torch.nn.utils import parametrizations
 
 import qat
 from qat.nn import is_quantized
-from tests.capture.networks import Asserting, Conv1D, ConvSame, FrozenNorm, Masked, NormAct, Storing, Tied
+from tests.capture.networks import (
+    Asserting,
+    Conv1D,
+    ConvSame,
+    Counting,
+    FrozenNorm,
+    Masked,
+    Moving,
+    NormAct,
+    Storing,
+    Tied,
+    Untraceable,
+)
 
 IMAGE, ROWS = (2, 4, 6, 6), (3, 4)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
@@ -54,3 +68,50 @@ def test_off_is_the_float_network_in_results_gradients_and_statistics(name: str)
             assert all(torch.equal(p.grad, ours[n].grad) for n, p in model.named_parameters())
     state = prepared.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["padding inside", "weight in, out"])
+def test_a_prepared_network_is_copied_and_pickled(name: str) -> None:
+    model, x = network(name)
+    prepared = qat.prepare(model, "w8a8", x).eval()
+    qat.calibrate(prepared, [x])
+    for again in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+        assert torch.equal(again(x), prepared(x))
+        with torch.no_grad():
+            again.get_submodule("1").weight.zero_()
+        assert not torch.equal(again(x), prepared(x))  # the copy's own weight, not that of the original
+
+
+def test_what_forward_stores_stays_available_and_has_a_gradient() -> None:
+    model = qat.prepare(Storing(), "w8a8")
+    assert not hasattr(model, "penalty")
+    qat.calibrate(model, [torch.randn(3, 4)])
+    model(torch.randn(3, 4))
+    model.penalty.backward()
+    assert model.fc.weight.grad is not None
+
+
+@pytest.mark.parametrize("network", [Counting(), Moving()])
+def test_a_forward_that_changes_numbers_of_its_own_is_not_captured(network: nn.Module) -> None:
+    prepared = qat.prepare(network, "w8a8", torch.randn(3, 4))
+    assert "layers own their input quantizers" in qat.inspect(prepared).notes[0]
+    qat.calibrate(prepared, [torch.randn(3, 4)])
+    before = prepared.total
+    prepared.train()(torch.randn(3, 4))
+    assert prepared.total != before
+
+
+def test_torch_export_captures_what_torch_fx_cannot_trace() -> None:
+    torch.manual_seed(0)
+    model, x = Untraceable().eval(), torch.randn(1, 3, 8, 8)
+    prepared = qat.prepare(model, "w8a8", {"image": x})
+    assert [n for n, m in prepared.named_modules() if is_quantized(m)] == ["conv", "fc"]
+    assert qat.inspect(prepared).notes[0].endswith("the graph is from torch.export.")
+    other = torch.randn(5, 3, 10, 8)  # the batch of 1 and the height of the example are no constants
+    with qat.mode(prepared, qat.Mode.OFF):
+        assert torch.equal(prepared(other)["y"], model(other)["y"])
+        assert torch.equal(prepared(other, twice=True)["y"], model(other, twice=True)["y"])  # forward itself
+        prepared.train()(other)["y"].sum().backward()
+    assert not torch.equal(prepared.norm.running_mean, model.norm.running_mean)
+    assert prepared.drop.training
+    assert pickle.loads(pickle.dumps(prepared))(other)["y"].shape == (5, 2) if qat.calibrate(prepared, [x]) else False

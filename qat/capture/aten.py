@@ -1,0 +1,76 @@
+"""The vocabulary of torch.export (aten) in that of torch.fx, so that the floors above know one."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+_SAME_ARGUMENTS: dict[str, Any] = {
+    "relu.default": torch.relu, "relu_.default": torch.relu, "relu6.default": F.relu6, "gelu.default": F.gelu,
+    "silu.default": F.silu, "silu_.default": F.silu, "hardswish.default": F.hardswish, "hardswish_.default": F.hardswish,
+    "hardsigmoid.default": F.hardsigmoid, "sigmoid.default": torch.sigmoid, "tanh.default": torch.tanh,
+    "leaky_relu.default": F.leaky_relu, "hardtanh.default": F.hardtanh, "softmax.int": torch.softmax,
+    "log_softmax.int": torch.log_softmax, "matmul.default": torch.matmul, "bmm.default": torch.bmm, "mm.default": torch.mm,
+    "addmm.default": torch.addmm, "cat.default": torch.cat, "stack.default": torch.stack, "mean.dim": torch.mean,
+    "mean.default": torch.mean, "sum.dim_IntList": torch.sum, "flatten.using_ints": torch.flatten,
+    "conv1d.default": F.conv1d, "conv2d.default": F.conv2d, "conv3d.default": F.conv3d, "conv1d.padding": F.conv1d,
+    "conv2d.padding": F.conv2d, "conv3d.padding": F.conv3d, "conv_transpose1d.default": F.conv_transpose1d,
+    "conv_transpose2d.input": F.conv_transpose2d, "conv_transpose3d.input": F.conv_transpose3d, "linear.default": F.linear,
+    "embedding.default": torch.embedding, "max_pool2d.default": F.max_pool2d, "avg_pool2d.default": F.avg_pool2d,
+    "adaptive_avg_pool2d.default": F.adaptive_avg_pool2d, "pad.default": F.pad, "pixel_shuffle.default": F.pixel_shuffle,
+    "pixel_unshuffle.default": F.pixel_unshuffle, "scaled_dot_product_attention.default": F.scaled_dot_product_attention,
+    "split.Tensor": torch.split, "chunk.default": torch.chunk, "where.self": torch.where, "exp.default": torch.exp,
+    "rsqrt.default": torch.rsqrt, "sqrt.default": torch.sqrt, "abs.default": torch.abs, "neg.default": operator.neg,
+}  # fmt: skip
+"""Operation of aten -> function that takes the same arguments."""
+
+_BINARY: dict[str, Any] = {
+    "add.Tensor": operator.add, "add_.Tensor": operator.iadd, "sub.Tensor": operator.sub, "mul.Tensor": operator.mul,
+    "div.Tensor": operator.truediv, "add.Scalar": operator.add, "mul.Scalar": operator.mul,
+}  # fmt: skip
+"""Operation of aten -> operator, if there is no `alpha`."""
+
+_METHODS = [
+    "view",
+    "reshape",
+    "permute",
+    "transpose",
+    "expand",
+    "contiguous",
+    "unsqueeze",
+    "squeeze",
+    "select",
+    "flip",
+    "repeat",
+    "unflatten",
+    "t",
+    "detach",
+    "narrow",
+    "masked_fill",
+]
+"""Operations of aten, of whatever overload, that are methods of a tensor with the same arguments."""
+
+
+def to_torch(node: fx.Node) -> None:
+    """Write an operation of aten as torch.fx would have traced it, in place. Others stay as they are."""
+    name = str(node.target).removeprefix("aten.")
+    if node.op != "call_function" or name == str(node.target):
+        return
+    base = name.partition(".")[0]
+    if name in _SAME_ARGUMENTS:
+        node.target = _SAME_ARGUMENTS[name]
+    elif name in _BINARY and not node.kwargs:
+        node.target = _BINARY[name]
+    elif base in _METHODS:
+        node.op, node.target = "call_method", base
+    elif base in ("sym_size", "size"):
+        node.op, node.target = "call_method", "size"
+    elif name in ("dropout.default", "dropout_.default"):
+        node.target = F.dropout
+    elif name == "batch_norm.default":
+        x, weight, bias, mean, variance, training, momentum, eps, *_ = node.args
+        node.target, node.args = F.batch_norm, (x, mean, variance, weight, bias, training, momentum, eps)

@@ -1,0 +1,71 @@
+"""Between a call of forward, with names, defaults and nested values, and the flat inputs and outputs of a graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from qat.torch_private import TreeSpec, tree_flatten, tree_unflatten
+
+Arguments = Mapping[str, Any]
+"""Arguments of forward by name."""
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """How a call of forward becomes the inputs of a graph, and its outputs the result.
+
+    Attributes:
+        inputs: the structure of the arguments by name.
+        names: their names.
+        is_tensor: for each leaf of it, whether it is an input of the graph.
+        constants: the leaves that are none.
+        output: the structure of the result.
+        others_allowed: whether forward itself can serve calls of another format.
+    """
+
+    inputs: TreeSpec
+    names: tuple[str, ...]
+    is_tensor: tuple[bool, ...]
+    constants: tuple[Any, ...]
+    output: TreeSpec
+    others_allowed: bool = True
+
+    def flat(self, arguments: Arguments) -> list[Tensor] | None:
+        """The inputs of the graph; None if it is another kind of call."""
+        if set(arguments) != set(self.names):
+            return None
+        leaves, spec = tree_flatten({name: arguments[name] for name in self.names})
+        if spec != self.inputs or tuple(isinstance(leaf, Tensor) for leaf in leaves) != self.is_tensor:
+            return None
+        constants = [leaf for leaf, tensor in zip(leaves, self.is_tensor, strict=True) if not tensor]
+        same = all(type(a) is type(b) and a == b for a, b in zip(constants, self.constants, strict=True))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)] if same else None
+
+    def result(self, outputs: Any) -> Any:
+        """What forward returns, from what the graph returns."""
+        return tree_unflatten(tree_flatten(outputs)[0], self.output)
+
+
+def call_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of forward by name, without those that are their defaults.
+
+    signature: of the bound method.
+
+    Raises:
+        TypeError: forward does not take them, or takes *args.
+    """
+    found: dict[str, Any] = {}
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        parameter = signature.parameters[name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            raise TypeError("forward takes *args")
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found.update(value)
+        elif value is not parameter.default:
+            found[name] = value
+    return found

@@ -1,0 +1,102 @@
+"""The torch.export way to a graph, for what torch.fx cannot trace: it follows one call with example inputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.capture.aten import to_torch
+from qat.capture.call_format import CallFormat, call_arguments
+from qat.capture.rewriting import erase_unused
+from qat.contexts import quiet, training_mode
+from qat.torch_private import HigherOrderOperator, TreeSpec, tree_flatten, tree_map, tree_unflatten
+
+
+def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[fx.Graph, CallFormat]:
+    """The graph of forward in evaluation, in torch.fx's vocabulary, with the names of the model's own parameters.
+
+    Tensors that the model does not own become buffers of it, in place. Sizes stay free, the batch size in any case.
+
+    Raises:
+        Exception: anything that torch.export raises.
+    """
+    arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
+    named = tree_map(_at_least_two, arguments)
+    dynamic = tree_map(lambda x: [torch.export.Dim.AUTO] * x.ndim if isinstance(x, Tensor) else None, named)
+    with training_mode(model, False), torch.enable_grad(), quiet(("torch.export", "torch.fx"), drop_output=False):
+        program = torch.export.export(model, (), named, dynamic_shapes=dynamic, strict=False)
+    unlifted = program.module(check_guards=False)
+    assert isinstance(unlifted, fx.GraphModule)
+    leaves, spec = tree_flatten(dict(named))
+    is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
+    constants = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
+    output_spec = program.call_spec.out_spec
+    assert output_spec is not None
+    form = CallFormat(spec, tuple(named), is_tensor, constants, output_spec)
+    return _over_the_model(model, unlifted, form), form
+
+
+def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat) -> fx.Graph:
+    """The graph with names of `model`, without checks of shapes and constant inputs."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    placeholder = iter(form.is_tensor)
+    owned = {
+        name
+        for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    }
+    for node in unlifted.graph.nodes:
+        if node.op == "output":
+            (results,) = node.args
+            flat = [copies[r] if isinstance(r, fx.Node) else r for r in tree_flatten(results)[0]]
+            graph.output(tree_unflatten(flat, form.output) if _is_plain(form.output) else tuple(flat))
+            continue
+        if node.op == "placeholder" and not next(placeholder):
+            continue
+        if node.op == "call_module" or isinstance(node.target, HigherOrderOperator):
+            if node.op == "call_module" and not node.users:
+                continue  # guards
+            raise ValueError(f"it calls {node.target}, which changes the mode of gradients or branches")
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        stack = node.meta.get("nn_module_stack") or {}
+        copies[node].meta = {"nn_module_stack": {path: (path, kind) for path, kind in stack.values() if path}}
+        if node.op == "get_attr" and node.target not in owned:
+            copies[node].target = _as_buffer(model, _tensor_at(unlifted, str(node.target)))
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        overwrites = (
+            str(node.target).startswith("aten.") and str(node.target).partition(".")[2].partition(".")[0][-1] == "_"
+        )
+        if overwrites and any(order[user] > order[node] for user in node.all_input_nodes[0].users):
+            raise ValueError(f"{node.all_input_nodes[0].name!r} is overwritten in place and read again")
+        to_torch(node)
+    erase_unused([n for n in reversed(graph.nodes) if n.op == "call_function" and not n.users])
+    return graph
+
+
+def _is_plain(spec: TreeSpec) -> bool:
+    """Whether the structure is of tuples, lists and dicts alone, which a graph can return."""
+    return spec.is_leaf() or (spec.type in (tuple, list, dict) and all(map(_is_plain, spec.children())))
+
+
+def _as_buffer(model: nn.Module, tensor: Tensor) -> str:
+    number = 0
+    while hasattr(model, name := f"constant_of_graph_{number}"):
+        number += 1
+    model.register_buffer(name, tensor.detach(), persistent=False)
+    return name
+
+
+def _tensor_at(module: nn.Module, path: str) -> Tensor:
+    owner, _, attribute = path.rpartition(".")
+    found: Tensor = getattr(module.get_submodule(owner), attribute)
+    return found
+
+
+def _at_least_two(x: Any) -> Any:
+    """Samples of one twice: torch.export takes a size of 1 for a constant."""
+    return torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x
