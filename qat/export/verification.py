@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+TIES_ALLOWED = 0.01
+"""Share of a site's codes that may differ by one step where floats are rounded: their sums are added in another order."""
+SQNR_ALARM = 20.0
+"""Decibels. Below this the integer model computes something else than the prepared network."""
+LITTLE_EXERCISED = 0.1
+"""A site whose data used a smaller share of its codes is named."""
+
+
+class StoredDifference(NamedTuple):
+    """Something in the file that is not what the integer model holds.
+
+    Attributes:
+        name: the tensor, or the file.
+        elements: how many of its elements differ; 1 for an operation.
+        text: what differs, as a clause that follows the name.
+    """
+
+    name: str
+    elements: int
+    text: str
 
 
 @dataclass
@@ -15,8 +38,13 @@ class SiteAgreement:
         name: name of the site, output or stored weight.
         shape: shape of one sample.
         codes_compared: how many elements were compared.
-        code_mismatches: how many of them differ.
-        max_step_difference: largest difference: in codes; of outputs, relative to the largest output.
+        code_mismatches: how many differ although the runtime was given the integer model's own codes in front of them.
+        max_step_difference: largest of these differences: in codes; of outputs, relative to the largest output.
+        propagated: how many more differ in the whole run, because sites before them do.
+        float_ties: how many differ by one step where floats are rounded; no mismatches up to `TIES_ALLOWED`.
+        not_a_number: how many are NaN in both; not mismatches, but never right.
+        exercised: share of the codes of its range that the data used; None for floats.
+        sqnr_db: signal to noise of the integer model's values against the prepared network's, in dB; None: not compared.
     """
 
     name: str
@@ -24,36 +52,86 @@ class SiteAgreement:
     codes_compared: int = 0
     code_mismatches: int = 0
     max_step_difference: float = 0.0
+    propagated: int = 0
+    float_ties: int = 0
+    not_a_number: int = 0
+    exercised: float | None = None
+    sqnr_db: float | None = None
 
     def compare(self, ours: Tensor, theirs: Tensor, tolerance: float = 0.0) -> None:
         """Count the elements that differ. tolerance: allowed difference, relative to the largest of ours."""
+        self.count_compared(ours, theirs)
+        self.count_mismatches(ours, theirs, differing(ours, theirs, tolerance))
+
+    def count_compared(self, ours: Tensor, theirs: Tensor) -> None:
+        """Count what is compared, and what is NaN in both."""
         self.codes_compared += ours.numel()
-        different = ours != theirs
-        if tolerance:
-            different = ~((ours - theirs).abs() <= tolerance * ours.abs().max())
-        if bool(different.any()):
-            self.code_mismatches += int(different.sum())
-            distance = (ours.double() - theirs.double()).abs().max().item()
-            largest = 1.0 if not ours.is_floating_point() else ours.abs().max().item() or 1.0
-            self.max_step_difference = max(self.max_step_difference, distance / largest)
+        if ours.is_floating_point():
+            self.not_a_number += int((ours.isnan() & theirs.isnan()).sum())
+
+    def count_mismatches(self, ours: Tensor, theirs: Tensor, different: Tensor, ties_allowed: bool = False) -> None:
+        """Count the elements in the mask `different`. ties_allowed: those by one step are `float_ties`."""
+        if not bool(different.any()):
+            return
+        distance = (ours.double() - theirs.double()).abs()[different]
+        largest = _largest(ours) if ours.is_floating_point() else 1.0
+        ties = int((distance <= 1).sum()) if ties_allowed else 0
+        self.float_ties += ties
+        self.code_mismatches += int(different.sum()) - ties
+        self.max_step_difference = max(self.max_step_difference, distance.nan_to_num(torch.inf).max().item() / largest)
+
+    def refuse_many_ties(self) -> None:
+        """Turn ties into mismatches if they are more than `TIES_ALLOWED`."""
+        if self.float_ties > TIES_ALLOWED * self.codes_compared:
+            self.code_mismatches, self.float_ties = self.code_mismatches + self.float_ties, 0
+
+
+def differing(ours: Tensor, theirs: Tensor, tolerance: float = 0.0) -> Tensor:
+    """Which elements differ; equal infinities and two NaN do not. tolerance: relative to the largest finite one of ours."""
+    different = ours != theirs
+    if not ours.is_floating_point():
+        return different
+    different &= ~(ours.isnan() & theirs.isnan())
+    if tolerance:
+        different &= ~((ours - theirs).abs() <= tolerance * _largest(ours))
+    return different
+
+
+def _largest(x: Tensor) -> float:
+    """The largest finite magnitude; 1 if there is none but zero."""
+    finite = torch.nan_to_num(x.detach(), 0.0, 0.0, 0.0).abs()
+    return float(finite.max()) or 1.0 if x.numel() else 1.0
 
 
 @dataclass
 class Verification:
     """The result of `verify`.
 
-    Sites and outputs are compared bit for bit; of layers quantized in their weight alone, the stored weight codes are. If
-    such layers, dynamic layers, or a convolution whose output has no codes compute floats, outputs may differ by
-    `FLOAT_TOLERANCE` of the largest; the output's name then says so.
+    Three comparisons. The file is compared with the integer model as it is stored (every constant, operation and connection:
+    no data can hide a difference) and as it runs (every site and output, bit for bit). The integer model is compared with the
+    prepared network, if there is one (in decibels: rounding differs).
+
+    A site that differs only because a site before it differs is not a mismatch but `propagated`: it agrees when the runtime
+    starts again from the integer model's codes. If layers quantized in their weight alone, dynamic layers, or a convolution
+    whose output has no codes compute floats, outputs may differ by `FLOAT_TOLERANCE` of the largest; the output's name then
+    says so.
 
     Attributes:
         codes_compared: elements compared, over all sites and outputs.
-        code_mismatches: how many of them differ.
+        code_mismatches: how many of them differ on their own account, and how many stored elements do.
         top1_agreement: fraction of samples (of pixels, if there are any) whose largest output is the same.
         max_step_difference: largest difference of two codes.
         images: samples seen.
         operators: how often each operator occurs in the graph after the runtime's optimisations.
         sites: the agreement of every site, output and stored weight.
+        constants_compared: numbers stored in the file, each compared with the integer model's.
+        stored: what is stored differently.
+        propagated: elements that differ in the whole run because others before them do.
+        float_ties: codes that differ by one step where float sums are rounded; at most `TIES_ALLOWED` of a site.
+        prediction_changes: fraction of samples for which integer model and prepared network decide differently; None: not
+            compared.
+        alarm: a sentence if the integer model computes something else than the prepared network; else "".
+        weak_data: sentences about what the data could not show.
     """
 
     codes_compared: int = 0
@@ -63,8 +141,107 @@ class Verification:
     images: int = 0
     operators: dict[str, int] = field(default_factory=dict)
     sites: list[SiteAgreement] = field(default_factory=list)
+    constants_compared: int = 0
+    stored: list[StoredDifference] = field(default_factory=list)
+    propagated: int = 0
+    float_ties: int = 0
+    prediction_changes: float | None = None
+    alarm: str = ""
+    weak_data: list[str] = field(default_factory=list)
 
     @property
     def exact(self) -> bool:
-        """Whether codes were compared and none differs."""
-        return self.codes_compared > 0 and self.code_mismatches == 0
+        """Whether codes were compared, nothing differs on its own account, and no number is NaN.
+
+        `float_ties` and what they propagate are no faults; an `alarm` is not about the file.
+        """
+        return self.codes_compared > 0 and self.code_mismatches == 0 and not any(s.not_a_number for s in self.sites)
+
+    def sum_up(self) -> None:
+        """Set the sums from `sites` and `stored`."""
+        for site in self.sites:
+            site.refuse_many_ties()
+        self.codes_compared = sum(s.codes_compared for s in self.sites)
+        stored = sum(s.elements for s in self.stored)
+        self.code_mismatches = sum(s.code_mismatches for s in self.sites) + stored
+        self.propagated = sum(s.propagated for s in self.sites)
+        self.float_ties = sum(s.float_ties for s in self.sites)
+        self.max_step_difference = max((s.max_step_difference for s in self.sites), default=0.0)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was found, worst first; never empty."""
+        first = (
+            f"{self.code_mismatches:,} of {self.codes_compared:,} codes and {self.constants_compared:,} stored numbers differ "
+            f"from the integer model, over {self.images:,} samples."
+        )
+        found = [self.alarm] if self.alarm else []
+        found.append(first)
+        found += [f"The file's {d.name} {d.text}." for d in self.stored]
+        for s in self.sites:
+            if s.not_a_number:
+                found.append(f"{s.name} has {s.not_a_number:,} NaN, in the file and in the integer model.")
+            if s.code_mismatches:
+                found.append(f"{s.name} differs in {s.code_mismatches:,} of {s.codes_compared:,} codes.")
+        ties = [s for s in self.sites if s.float_ties]
+        if ties:
+            worst = max(ties, key=lambda s: s.float_ties / s.codes_compared)
+            found.append(
+                f"{self.float_ties:,} codes behind float operations in {len(ties)} sites are rounded to the next code, most in "
+                f"{worst.name} ({100 * worst.float_ties / worst.codes_compared:.4f} %): float sums in another order."
+            )
+        if self.propagated:
+            found.append(f"{self.propagated:,} more differ only because of those before them.")
+        return found + self.weak_data
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+
+@dataclass(frozen=True)
+class FileProof:
+    """What `verify(path)` finds without the model.
+
+    Attributes:
+        recorded: whether the file carries a hash of itself.
+        intact: whether graph, constants and what the file says of itself are as they were written.
+        verification: the counts of the verification that the file passed, as it was recorded; None: none was.
+        metadata: all that the file says of itself.
+    """
+
+    recorded: bool
+    intact: bool
+    verification: dict[str, Any] | None
+    metadata: dict[str, str]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What is known, and what cannot be."""
+        if not self.recorded:
+            return [
+                "The file carries no hash: it was not written by this version of qat, and nothing is known about it."
+            ]
+        if not self.intact:
+            return [
+                "The file was changed after it was written: its hash is not that of its graph, constants and metadata."
+            ]
+        found = ["The file is as it was written: graph, constants and metadata have the hash that was recorded."]
+        if self.verification is None:
+            found.append("No verification was recorded in it.")
+        else:
+            v = self.verification
+            found.append(
+                f"When it was verified, over {v['samples']:,} samples in ONNX Runtime {v['onnxruntime']}, "
+                f"{v['code_mismatches']:,} of {v['codes_compared']:,} codes and {v['constants_compared']:,} stored numbers "
+                "differed from the integer model."
+            )
+            if v["alarm"]:
+                found.append(v["alarm"])
+        found.append(
+            "Not known without the model: whether this processor and runtime give the same codes, and who wrote the file "
+            "(a hash is no signature): qat.verify(path, integer, batches) computes it anew."
+        )
+        return found
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)

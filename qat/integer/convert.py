@@ -13,6 +13,8 @@ from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
 from qat.nn import is_quantized
 from qat.transform.mode import quantizers
+from qat.transform.policy_record import plain_data
+from qat.transform.record import record_of
 
 
 def convert(model: nn.Module) -> nn.Module:
@@ -50,7 +52,10 @@ def convert(model: nn.Module) -> nn.Module:
     except CaptureError:
         return _with_weight_only_layers(source)
     with torch.no_grad():
-        return GraphConverter(source, graph).convert()
+        integer = GraphConverter(source, graph).convert()
+    record = record_of(model)
+    integer.policy = None if record is None else plain_data(record.policy)
+    return integer
 
 
 def _with_weight_only_layers(model: nn.Module) -> nn.Module:

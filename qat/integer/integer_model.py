@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qat.integer.modules import IntegerModule
+from qat.transform.graph_record import NodeRecord, graph_of_record, record_graph
 
 
 class IntegerModel(fx.GraphModule):
-    """A network on integer codes, float in and float out. `codes(x)` also returns the codes of every site."""
+    """A network on integer codes, float in and float out. `codes(x)` also returns the codes of every site.
+
+    It can be copied and pickled (`torch.save`, and `torch.load(..., weights_only=False)`) and comes back as what it was.
+    """
+
+    policy: Any = None
+    """The policy of the prepared network as plain data, if it is known."""
 
     def codes(self, *inputs: Any) -> tuple[Any, dict[str, Tensor]]:
         """(output, {site: uint8 codes}) for one batch."""
@@ -27,3 +35,26 @@ class IntegerModel(fx.GraphModule):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A GraphModule pickles as source code that is traced again, as a plain GraphModule.
+        root = nn.Module()
+        root._modules, root._parameters, root._buffers = self._modules, self._parameters, self._buffers
+        return _restore, (root, record_graph(self.graph), self._get_name(), self.policy, self.training)
+
+    def __deepcopy__(self, memo: Any) -> IntegerModel:
+        restore, arguments = self.__reduce__()
+        result: IntegerModel = restore(*copy.deepcopy(arguments, memo))
+        return result
+
+    def __copy__(self) -> IntegerModel:
+        restore, arguments = self.__reduce__()
+        result: IntegerModel = restore(*arguments)
+        return result
+
+
+def _restore(root: nn.Module, records: list[NodeRecord], name: str, policy: Any, training: bool) -> IntegerModel:
+    model = IntegerModel(root, graph_of_record(records), name)
+    model.policy = policy
+    model.training = training
+    return model

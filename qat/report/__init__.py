@@ -9,6 +9,7 @@ from qat.report.environment import Environment
 from qat.report.json_records import SchemaError
 from qat.report.results_file import read_results, write_results
 from qat.report.schema import (
+    IDENTICAL_DB,
     SCHEMA_VERSION,
     Data,
     LayerOscillations,
@@ -25,6 +26,7 @@ from qat.report.schema import (
 from qat.report.verdicts import verdict
 
 __all__ = [
+    "IDENTICAL_DB",
     "SCHEMA_VERSION",
     "Data",
     "Environment",

@@ -60,6 +60,9 @@ def print_report(results: Results, console: Console | None = None) -> None:
     if results.verification is not None:
         style = "green" if results.verification.exact else "bold red"
         console.print(Text(f"Verification: {tables.verification_sentence(results.verification)}", style))
+        if not results.verification.exact:
+            for note in results.verification.notes:
+                console.print(Text(note, style))
     console.print()
     console.print(Text(results.verdict.text, STYLES[results.verdict.outcome]))
 

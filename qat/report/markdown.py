@@ -69,6 +69,8 @@ def _verification(results: Results) -> list[str]:
     sign = "✅" if verification.exact else "❌"
     sentence = f"{sign} {tables.verification_sentence(verification)}, over {verification.images:,} images."
     sections = ["## Verification", sentence]
+    if verification.notes:
+        sections.append("\n".join(f"- {_escape(note)}" for note in verification.notes))
     return (
         [*sections, _table(tables.verification_table(verification), code_columns=1)] if verification.sites else sections
     )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from qat.report.schema import OscillationResult, Row, SiteInfo, VerificationResult
+from qat.report.schema import IDENTICAL_DB, OscillationResult, Row, SiteInfo, VerificationResult
 from qat.report.verdicts import binomial_error
 
 ABSENT = "–"
@@ -68,19 +68,28 @@ def site_table(sites: Sequence[SiteInfo]) -> TextTable:
 
 
 def verification_table(verification: VerificationResult) -> TextTable:
-    """The code-by-code comparison of every site."""
-    cells = [
-        (
-            site.name,
-            " × ".join(map(str, site.shape)),
-            f"{site.codes_compared:,}",
-            f"{site.code_mismatches:,}",
-            str(site.max_step_difference),
-        )
-        for site in verification.sites
-    ]
-    header = ("site", "shape", "codes compared", "codes that differ", "largest difference, steps")
-    return TextTable(header, cells, text_columns=2)
+    """The code-by-code comparison of every site, with the columns that were measured."""
+    sites = verification.sites
+    columns = {
+        "site": [site.name for site in sites],
+        "shape": [" × ".join(map(str, site.shape)) for site in sites],
+        "codes compared": [f"{site.codes_compared:,}" for site in sites],
+        "codes that differ": [f"{site.code_mismatches:,}" for site in sites],
+        "largest difference, steps": [str(site.max_step_difference) for site in sites],
+    }
+    if any(site.float_ties for site in sites):
+        columns["ties of float sums"] = [f"{site.float_ties:,}" for site in sites]
+    if any(site.propagated for site in sites):
+        columns["differ because of sites before"] = [f"{site.propagated:,}" for site in sites]
+    if any(site.exercised is not None for site in sites):
+        columns["codes used %"] = [ABSENT if s.exercised is None else f"{100 * s.exercised:.0f}" for s in sites]
+    if any(site.sqnr_db is not None for site in sites):
+        columns["dB to fake-quant"] = [_decibels(site.sqnr_db) for site in sites]
+    return TextTable(tuple(columns), list(zip(*columns.values(), strict=True)), text_columns=2)
+
+
+def _decibels(value: float | None) -> str:
+    return ABSENT if value is None else "identical" if value >= IDENTICAL_DB else f"{value:.1f}"
 
 
 def verification_sentence(verification: VerificationResult) -> str:
@@ -93,7 +102,9 @@ def verification_sentence(verification: VerificationResult) -> str:
     if verification.code_mismatches:
         codes += f" by at most {_count(verification.max_step_difference, 'step')}"
     agreement = f"top-1 agreement {agreement_percent(verification.top1_agreement)}"
-    return ", ".join([codes, agreement, *_operator_phrases(verification.quantized_operators)])
+    spread = [f"{verification.propagated:,} more only because of codes before them"] if verification.propagated else []
+    ties = [f"{verification.float_ties:,} ties of float sums"] if verification.float_ties else []
+    return ", ".join([codes, *spread, *ties, agreement, *_operator_phrases(verification.quantized_operators)])
 
 
 def oscillation_table(oscillations: OscillationResult) -> TextTable:

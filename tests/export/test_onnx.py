@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import qat
 from qat.export import OnnxRuntimeNetwork, export_float_onnx, latency, operators
-from qat.export.onnx.runtime import SiteSession
+from qat.export.onnx.site_session import SiteSession
 from tests.networks import INTEGER, Gate, Inception, OptionA, build, images
 
 

@@ -12,6 +12,7 @@ import qat
 from qat.integer import IntegerModel, stored_bytes
 from qat.integer.absorb import absorb
 from qat.integer.arithmetic import Encoding
+from qat.integer.fingerprint import fingerprint
 from qat.integer.layers import IntegerLayer, WeightOnlyLayer
 from qat.nn import as_quantized
 from tests.networks import INTEGER, Gate, OptionA, Rows, build, images
@@ -197,3 +198,20 @@ def test_diverged_weights_and_converted_models_are_refused() -> None:
         prepared[2].weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"weight '2.weight' is not finite: its training diverged, lower the"):
         qat.convert(prepared)
+
+
+@pytest.mark.parametrize("network", [OptionA, Gate])
+def test_a_copied_or_saved_integer_model_comes_back_as_what_it_was(network, tmp_path):
+    prepared = qat.prepare(build(network), "w4a8", images(2))
+    qat.calibrate(prepared, [images(8)])
+    integer = qat.convert(prepared)
+    torch.save(integer, tmp_path / "integer.pt")
+    x = images(4, 3)
+    for other in (copy.deepcopy(integer), torch.load(tmp_path / "integer.pt", weights_only=False)):
+        assert isinstance(other, IntegerModel)
+        assert torch.equal(other(x), integer(x))
+        assert other.codes(x)[1].keys() == integer.codes(x)[1].keys()
+        assert fingerprint(other) == fingerprint(integer)
+        assert other.policy == integer.policy is not None
+        next(other.buffers()).zero_()
+        assert fingerprint(other) != fingerprint(integer), "no memory in common"

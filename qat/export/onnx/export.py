@@ -25,8 +25,10 @@ from qat.export.onnx.graph_writer import NoOnnxFormError
 from qat.export.onnx.integer_layers import LAYERS, write_float_layer
 from qat.export.onnx.integer_operations import OPERATIONS
 from qat.export.onnx.outputs import named_outputs
+from qat.export.onnx.proof import describe
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.torch_onnx import TorchOnnxWriter
+from qat.files import write_atomically
 from qat.integer import IntegerModel
 
 
@@ -52,7 +54,18 @@ def export_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], p
             "cannot trace has no graph to write."
         )
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    _Exporter(model, examples).write(Path(path))
+    write_atomically(Path(path), onnx_model(model, examples).SerializeToString())
+
+
+def onnx_model(model: IntegerModel, examples: tuple[Tensor, ...]) -> onnx.ModelProto:
+    """The file of an integer model, in memory. The same model and shapes of examples give the same bytes.
+
+    Raises:
+        ValueError: an operation has no ONNX form here; the message names the operation.
+    """
+    file = _Exporter(model, examples).model_proto()
+    describe(file, model, examples)
+    return file
 
 
 class _Exporter:
@@ -70,8 +83,8 @@ class _Exporter:
         twice, thrice = (example_outputs(self.model, tuple(torch.cat([x] * n) for x in self.examples)) for n in (2, 3))
         return twice, thrice
 
-    def write(self, path: Path) -> None:
-        """Write all nodes that are read, then the file."""
+    def model_proto(self) -> onnx.ModelProto:
+        """Write all nodes that are read."""
         inputs, outputs = [], []
         for node in self.model.graph.nodes:
             if node.op == "placeholder":
@@ -90,7 +103,7 @@ class _Exporter:
             elif node.users and tensors_in(self.outputs[node]):
                 self.graph.names[node] = self._write_node(node)
         self._remove_needless_identities()
-        self.graph.save(path, inputs, outputs, {"generator": "qat"})
+        return self.graph.model(inputs, outputs)
 
     def _remove_needless_identities(self) -> None:
         """Drop the Identity behind a node whose output nothing else reads: it would only cost a copy."""

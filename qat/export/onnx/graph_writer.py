@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-
-from qat.files import write_atomically
 
 OPSET, IR = 21, 10
 """The oldest versions with INT4."""
@@ -87,22 +84,15 @@ class GraphWriter:
         product = self.node("Mul", [wide, self.constant(np.array(times, dtype=np.int32))], f"{name}_times_{times}")
         return self.node("Cast", [product], name, to=to)
 
-    def save(
-        self,
-        path: Path,
-        inputs: list[onnx.ValueInfoProto],
-        outputs: list[onnx.ValueInfoProto],
-        metadata: dict[str, str],
-    ) -> None:
-        """Check the graph and write the file, whole or not at all."""
+    def model(self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
+        """The whole file, checked."""
         graph = helper.make_graph(self.nodes, "qat", inputs, outputs, self.constants)
         opset, ir = (OPSET_INT2, IR_INT2) if self.has_int2 else (OPSET, IR)
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir, producer_name="qat"
         )
-        helper.set_model_props(model, metadata)
         onnx.checker.check_model(model)
-        write_atomically(path, model.SerializeToString())
+        return model
 
 
 def pack(codes: NDArray[Any], bits: int) -> bytes:

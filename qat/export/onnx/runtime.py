@@ -1,4 +1,4 @@
-"""Run ONNX files in ONNX Runtime: as a module, with the codes of their sites, or against the clock."""
+"""Run ONNX files in ONNX Runtime: as a module, or against the clock."""
 
 from __future__ import annotations
 
@@ -71,31 +71,6 @@ class OnnxRuntimeNetwork(nn.Module):
 
     def __deepcopy__(self, memo: object) -> OnnxRuntimeNetwork:
         return OnnxRuntimeNetwork(self.path, self.threads)
-
-
-class SiteSession:
-    """A session that also returns the uint8 tensors of the named sites. The file is not changed.
-
-    Args:
-        path: the file.
-        sites: names of sites; those that the file does not have are left out of `self.sites`.
-    """
-
-    def __init__(self, path: str | Path, sites: Sequence[str]) -> None:
-        model = onnx.load(str(path))
-        self.outputs = [output.name for output in model.graph.output]
-        tensors = {name for node in model.graph.node for name in node.output}
-        self.sites = [name for name in sites if name in tensors]
-        for name in self.sites:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-        self.session = session(model.SerializeToString())
-
-    def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """(outputs, {site: codes})."""
-        names = [*self.outputs, *self.sites]
-        values = [torch.from_numpy(v) for v in self.session.run(names, feeds(self.session, inputs))]
-        count = len(self.outputs)
-        return values[:count], dict(zip(self.sites, values[count:], strict=True))
 
 
 def stored_codes(path: str | Path, layers: Iterable[str]) -> dict[str, Tensor]:

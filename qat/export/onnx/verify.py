@@ -1,19 +1,29 @@
-"""The check before deployment: does the file compute what the integer model computes, code by code?"""
+"""The check before deployment: does the file store and compute what the integer model does, and that what was trained?"""
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import overload
 
+import onnx
 import torch
 from torch import Tensor, nn
 
+from qat.export.exercise import Exercise
+from qat.export.onnx.export import onnx_model
 from qat.export.onnx.outputs import named_outputs
-from qat.export.onnx.runtime import SiteSession, operators, stored_codes
-from qat.export.verification import SiteAgreement, Verification
+from qat.export.onnx.proof import EXAMPLE_SHAPES, check_proof, record_verification
+from qat.export.onnx.runtime import operators, stored_codes
+from qat.export.onnx.site_session import SiteSession
+from qat.export.onnx.stored import constants_in, stored_differences
+from qat.export.prepared_agreement import PreparedAgreement
+from qat.export.verification import FileProof, SiteAgreement, Verification, differing
 from qat.integer import IntegerModel
 from qat.integer.layers import DynamicLayer, IntegerConv, WeightOnlyLayer
-from qat.integer.modules import IntegerModule
+from qat.integer.modules import DynamicQuantize, IntegerModule, Quantize
 from qat.transform.batches import positional_arguments
 from qat.transform.calibrate import check_batches
 from qat.transform.operation_kind import OperationKind, kind_of
@@ -22,64 +32,193 @@ FLOAT_TOLERANCE = 1e-5
 """Allowed difference of float sums in another order, relative to the largest output."""
 
 
-def verify(path: str | Path, integer: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> Verification:
-    """Run a file in ONNX Runtime, all optimisations on, beside the integer model, and compare every site.
+@overload
+def verify(path: str | Path) -> FileProof: ...
+
+
+@overload
+def verify(
+    path: str | Path,
+    integer: nn.Module,
+    batches: Iterable[Tensor | Sequence[Tensor]],
+    prepared: nn.Module | None = None,
+    record: bool = False,
+) -> Verification: ...
+
+
+def verify(
+    path: str | Path,
+    integer: nn.Module | None = None,
+    batches: Iterable[Tensor | Sequence[Tensor]] | None = None,
+    prepared: nn.Module | None = None,
+    record: bool = False,
+) -> Verification | FileProof:
+    """Compare a file with the integer model, and the integer model with the prepared network.
+
+    Everything that the file stores is compared with the integer model written anew. Then it runs in ONNX Runtime, all
+    optimisations on, and every site is compared, bit for bit; where sites differ, the file runs once more and every site is
+    computed from the integer model's own codes, which tells a site that differs from one that inherits the difference.
 
     Args:
         path: the file that `qat.export_onnx` wrote.
         integer: the result of `qat.convert`.
         batches: model inputs: each a tensor, or a sequence that begins with them (labels are ignored).
+        prepared: the network that was converted. With it, its sites (fake-quantized, in evaluation mode) are compared with
+            those of the integer model: below 20 dB, `Verification.alarm` and a warning say so.
+        record: whether to write the result into the file's metadata.
+
+    Returns:
+        What was found. Without a model, what the file says of itself: whether it is still as it was written, and what a
+        recorded verification found.
 
     Raises:
         ValueError: this is not an integer model, there are no batches, or the file's sites are not those of the model.
         FileNotFoundError: there is no such file.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path).")
+    if integer is None and batches is None:
+        return check_proof(path)
+    if batches is None:
+        raise ValueError(
+            "batches is missing: write qat.verify(path, integer, [inputs]), or qat.verify(path) for its record."
+        )
     if not isinstance(integer, IntegerModel):
         raise ValueError(f"{type(integer).__name__} is not an integer model: pass the result of qat.convert(prepared).")
     check_batches(batches)
-    session = _open(path, integer)
-    sites: dict[str, SiteAgreement] = {}
-
-    def compare(name: str, ours: Tensor, theirs: Tensor, tolerance: float = 0.0) -> None:
-        site = sites.setdefault(name, SiteAgreement(name, tuple(ours.shape[1:])))
-        site.compare(ours.cpu(), theirs, tolerance)
-
-    weights = {n: m.weight for n, m in integer.named_modules() if isinstance(m, WeightOnlyLayer)}
-    for name, stored in stored_codes(path, weights).items():
-        compare(f"{name}.weight", weights[name].reshape(stored.shape), stored)
-    in_float = any(_computes_in_float(m) for m in integer.modules()) or _ends_in_float(integer)
-    tolerance = FLOAT_TOLERANCE if in_float else 0.0
-    within = f" (within {tolerance:g} of the largest)" if tolerance else ""
-    result = Verification(operators=operators(path))
-    same_answers = answers = 0
     integer.eval()
+    run = _Run(path, integer, prepared)
     for batch in batches:
-        inputs = positional_arguments(integer, batch)
-        with torch.no_grad():
-            returned, expected_codes = integer.codes(*inputs)
-        outputs, codes = session(*inputs)
-        for name, expected in expected_codes.items():
-            compare(name, expected, codes[name])
-        expected_outputs = named_outputs(returned)
-        for (name, expected), output in zip(expected_outputs.items(), outputs, strict=True):
-            compare(name + within, expected, output, tolerance)
-        result.images += len(inputs[0])
-        same = _predictions(next(iter(expected_outputs.values())).cpu()) == _predictions(outputs[0])
-        same_answers, answers = same_answers + int(same.sum()), answers + same.numel()
-    if not result.images:
-        raise ValueError("nothing was verified: batches is empty.")
-    result.sites = list(sites.values())
-    result.codes_compared = sum(s.codes_compared for s in result.sites)
-    result.code_mismatches = sum(s.code_mismatches for s in result.sites)
-    result.max_step_difference = max(s.max_step_difference for s in result.sites)
-    result.top1_agreement = same_answers / answers
+        run.see(positional_arguments(integer, batch))
+    result = run.result()
+    if result.alarm:
+        warnings.warn(result.alarm, stacklevel=2)
+    if record:
+        record_verification(path, result)
     return result
+
+
+class _Run:
+    """Compares batch after batch."""
+
+    def __init__(self, path: str | Path, integer: IntegerModel, prepared: nn.Module | None) -> None:
+        self.path, self.integer = path, integer
+        self.session = _open(path, integer)
+        self.sites: dict[str, SiteAgreement] = {}
+        self.exercise = Exercise()
+        self.prepared = None if prepared is None else PreparedAgreement(prepared, integer)
+        in_float = any(_computes_in_float(m) for m in integer.modules()) or _ends_in_float(integer)
+        self.tolerance = FLOAT_TOLERANCE if in_float else 0.0
+        self.within = f" (within {self.tolerance:g} of the largest)" if self.tolerance else ""
+        self.examples: tuple[Tensor, ...] = ()
+        self.same_answers = self.answers = 0
+        weights = {n: m.weight for n, m in integer.named_modules() if isinstance(m, WeightOnlyLayer)}
+        for name, stored in stored_codes(path, weights).items():
+            ours = weights[name].reshape(stored.shape).cpu()
+            self._site(f"{name}.weight", ours).compare(ours, stored)
+
+    def see(self, inputs: tuple[Tensor, ...]) -> None:
+        """One batch through the integer model, the file and, if there is one, the prepared network."""
+        self.examples = self.examples or tuple(x[:2] for x in inputs)
+        self.exercise.see_inputs(inputs)
+        with torch.no_grad():
+            returned, codes = self.integer.codes(*inputs)
+        expected = named_outputs(returned)
+        if self.prepared is not None:
+            of_prepared = named_outputs(self.prepared.see(inputs, codes))
+            self.prepared.see_outputs(of_prepared, expected)
+            decided = (predictions(next(iter(x.values())).cpu()) for x in (of_prepared, expected))
+            self.prepared.see_predictions(*decided)
+        ours = {name: x.cpu() for name, x in (codes | expected).items()}
+        self.exercise.see_codes({name: ours[name] for name in codes})
+        outputs, its_codes = self.session(*inputs)
+        self._compare(inputs, ours, its_codes | dict(zip(expected, outputs, strict=True)), set(codes))
+        same = predictions(ours[next(iter(expected))]) == predictions(outputs[0])
+        self.same_answers, self.answers = self.same_answers + int(same.sum()), self.answers + same.numel()
+
+    def _compare(
+        self, inputs: tuple[Tensor, ...], ours: dict[str, Tensor], theirs: dict[str, Tensor], sites: set[str]
+    ) -> None:
+        """Count what differs, in the sites that begin to differ and in those that inherit it."""
+        tolerance = {name: 0.0 if name in sites else self.tolerance for name in ours}
+        different = {name: differing(x, theirs[name], tolerance[name]) for name, x in ours.items()}
+        again = None
+        for name, x in ours.items():
+            site = self._site(name if name in sites else name + self.within, x)
+            site.count_compared(x, theirs[name])
+            inherits = _inherits(name, self.session, different, len(inputs[0]))
+            if not bool(different[name].any() | inherits.any()):
+                continue
+            ties = name in sites and self._rounds_floats(name)
+            own = different[name] & ~inherits
+            site.count_mismatches(x, theirs[name], own, ties)
+            if bool(inherits.any()):
+                if again is None:
+                    outputs, codes = self.session.restarted({n: ours[n] for n in sites}, *inputs)
+                    again = codes | dict(zip((n for n in ours if n not in sites), outputs, strict=True))
+                local = differing(x, again[name], tolerance[name]) & inherits
+                site.count_mismatches(x, again[name], local, ties)
+                site.propagated += int((different[name] & inherits & ~local).sum())
+
+    def _site(self, name: str, x: Tensor) -> SiteAgreement:
+        return self.sites.setdefault(name, SiteAgreement(name, tuple(x.shape[1:])))
+
+    def _rounds_floats(self, name: str) -> bool:
+        is_quantize = isinstance(self.integer.get_submodule(name), Quantize | DynamicQuantize)
+        return is_quantize and self.session.rounds_floats(name)
+
+    def result(self) -> Verification:
+        """All that was found.
+
+        Raises:
+            ValueError: no batch was seen.
+        """
+        if not self.exercise.samples:
+            raise ValueError("nothing was verified: batches is empty.")
+        found = onnx.load(str(self.path))
+        result = Verification(operators=operators(self.path), images=self.exercise.samples)
+        expected = onnx_model(self.integer, _examples(found, self.examples))
+        result.stored = stored_differences(expected, found)
+        result.constants_compared = constants_in(expected)
+        result.sites = list(self.sites.values())
+        for site in result.sites:
+            module = dict(self.integer.named_modules()).get(site.name)
+            site.exercised = self.exercise.share(site.name, getattr(module, "output", None))
+        result.weak_data = self.exercise.sentences(result.sites)
+        result.top1_agreement = self.same_answers / self.answers
+        if self.prepared is not None:
+            decibels = self.prepared.sqnr_db()
+            for site in result.sites:
+                site.sqnr_db = decibels.get(site.name.removesuffix(self.within))
+            result.alarm, result.prediction_changes = self.prepared.alarm(), self.prepared.prediction_changes
+        result.sum_up()
+        return result
+
+
+def _inherits(name: str, session: SiteSession, different: dict[str, Tensor], samples: int) -> Tensor:
+    """Which elements are computed from codes that differ: of whole samples, or of all if samples are not independent."""
+    mask = different[name]
+    sources = [different[n] for n in session.sources(name)]
+    if session.mixes_samples or any(len(m) != samples for m in (mask, *sources) if m.ndim) or not mask.ndim:
+        return torch.full_like(mask, any(bool(m.any()) for m in sources))
+    inherits = torch.zeros(samples, dtype=torch.bool)
+    for m in sources:
+        inherits |= m.reshape(samples, -1).any(dim=1)
+    return inherits.reshape(-1, *[1] * (mask.ndim - 1)).expand_as(mask)
+
+
+def _examples(file: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs of the shapes with which the file was written, if it says so."""
+    metadata = {p.key: p.value for p in file.metadata_props}
+    try:
+        shapes = json.loads(metadata[EXAMPLE_SHAPES])
+        return tuple(torch.zeros(shape, dtype=x.dtype) for shape, x in zip(shapes, inputs, strict=True))
+    except (KeyError, ValueError, TypeError, RuntimeError):
+        return tuple(x.cpu() for x in inputs)
 
 
 def _open(path: str | Path, integer: IntegerModel) -> SiteSession:
     """A session that also returns the codes of every site of the model."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path).")
     names = [n for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.makes_codes]
     session = SiteSession(path, names)
     if missing := sorted(set(names) - set(session.sites)):
@@ -103,6 +242,6 @@ def _ends_in_float(model: IntegerModel) -> bool:
     )
 
 
-def _predictions(output: Tensor) -> Tensor:
+def predictions(output: Tensor) -> Tensor:
     """The class with the largest output, per sample and pixel (if there are any); for (N,), whether it is positive."""
     return output.argmax(dim=1) if output.ndim > 1 else output > 0

@@ -50,7 +50,10 @@ def write_artefact(
     float_path: Path | None = None,
     other_files: Mapping[str, str] | None = None,
 ) -> Artefact:
-    """Convert a prepared network to integers, write the ONNX file, verify every code, and measure the latency.
+    """Convert a prepared network to integers, write the ONNX file, verify it, and measure the latency.
+
+    The file is compared with the integer model and the integer model with the prepared network; the file keeps the result in
+    its metadata.
 
     Args:
         prepared: the prepared network, on the CPU.
@@ -65,7 +68,7 @@ def write_artefact(
     example = tuple(x[:1] for x in next(test_inputs()))
     export_onnx(integer, example, path)
     times.append(time.perf_counter())
-    verification = verify(path, integer, test_inputs())
+    verification = verify(path, integer, test_inputs(), prepared=prepared, record=True)
     times.append(time.perf_counter())
     files: dict[str, str | Path] = {"quantized": path}
     if float_network is None:
@@ -93,6 +96,8 @@ def _log_verification(artefact: Artefact) -> None:
         f"{found.codes_compared:,}",
         f"{found.images:,}",
     )
+    for sentence in found.sentences if not found.exact or found.alarm else found.weak_data:
+        log.warning("%s: %s", name, sentence)
     saturating = [
         layer_name for layer_name, layer in artefact.integer.named_modules() if getattr(layer, "may_saturate", False)
     ]

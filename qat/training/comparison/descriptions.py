@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from qat.export import Verification
-from qat.report import Data, Environment, SiteInfo, SiteResult, VerificationResult
+from qat.export.verification import SiteAgreement
+from qat.report import IDENTICAL_DB, Data, Environment, SiteInfo, SiteResult, VerificationResult
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
 from qat.transform import inspect
@@ -37,10 +38,28 @@ def describe_verification(verification: Verification) -> VerificationResult:
         max_step_difference=math.ceil(verification.max_step_difference),
         images=verification.images,
         quantized_operators=dict(verification.operators),
-        sites=[
-            SiteResult(s.name, tuple(s.shape), s.codes_compared, s.code_mismatches, math.ceil(s.max_step_difference))
-            for s in verification.sites
-        ],
+        sites=[_describe_agreement(site) for site in verification.sites],
+        constants_compared=verification.constants_compared,
+        propagated=verification.propagated,
+        float_ties=verification.float_ties,
+        not_a_number=sum(s.not_a_number for s in verification.sites),
+        prediction_changes=verification.prediction_changes,
+        alarm=verification.alarm,
+        notes=verification.sentences,
+    )
+
+
+def _describe_agreement(site: SiteAgreement) -> SiteResult:
+    return SiteResult(
+        name=site.name,
+        shape=tuple(site.shape),
+        codes_compared=site.codes_compared,
+        code_mismatches=site.code_mismatches,
+        max_step_difference=math.ceil(site.max_step_difference),
+        propagated=site.propagated,
+        float_ties=site.float_ties,
+        exercised=site.exercised,
+        sqnr_db=None if site.sqnr_db is None else min(max(site.sqnr_db, -IDENTICAL_DB), IDENTICAL_DB),
     )
 
 

@@ -1,0 +1,90 @@
+"""What a file says of itself in its metadata: where it comes from, its own hash, and the verification that it passed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata as installed
+from pathlib import Path
+
+import onnx
+from torch import Tensor
+
+from qat.export.verification import FileProof, Verification
+from qat.files import write_atomically
+from qat.integer import IntegerModel
+from qat.integer.fingerprint import fingerprint
+from qat.version import version
+
+EXAMPLE_SHAPES = "qat.example_shapes"
+"""Shapes of the inputs with which the file was written."""
+MODEL, POLICY, CONTENT, PROOF = "qat.model_sha256", "qat.policy_sha256", "qat.content_sha256", "qat.proof_sha256"
+VERSIONS, VERIFICATION = "qat.versions", "qat.verification"
+
+
+def describe(file: onnx.ModelProto, model: IntegerModel, examples: Sequence[Tensor]) -> None:
+    """Write into the metadata what the file was made of. In place; the same file gets the same text on every day."""
+    metadata = {
+        "generator": "qat",
+        EXAMPLE_SHAPES: json.dumps([list(x.shape) for x in examples]),
+        VERSIONS: json.dumps({"qat": version()} | {name: installed.version(name) for name in ("torch", "onnx")}),
+        MODEL: fingerprint(model),
+    }
+    if model.policy is not None:
+        metadata[POLICY] = hashlib.sha256(json.dumps(model.policy, sort_keys=True).encode()).hexdigest()
+    _write(file, metadata)
+
+
+def record_verification(path: str | Path, result: Verification) -> None:
+    """Write the result of a verification into the metadata of the file. Graph and constants stay as they are."""
+    file = onnx.load(str(path))
+    found = {
+        "exact": result.exact,
+        "samples": result.images,
+        "codes_compared": result.codes_compared,
+        "constants_compared": result.constants_compared,
+        "code_mismatches": result.code_mismatches,
+        "float_ties": result.float_ties,
+        "propagated": result.propagated,
+        "alarm": result.alarm,
+        "onnxruntime": installed.version("onnxruntime"),
+    }
+    _write(file, _metadata(file) | {VERIFICATION: json.dumps(found)})
+    write_atomically(path, file.SerializeToString())
+
+
+def check_proof(path: str | Path) -> FileProof:
+    """What a file can tell without the model that it was written from."""
+    file = onnx.load(str(path))
+    metadata = _metadata(file)
+    recorded = CONTENT in metadata
+    intact = recorded and metadata[CONTENT] == content_hash(file) and metadata.get(PROOF) == _proof_hash(metadata)
+    verification = json.loads(metadata[VERIFICATION]) if intact and VERIFICATION in metadata else None
+    return FileProof(recorded, intact, verification, metadata)
+
+
+def content_hash(file: onnx.ModelProto) -> str:
+    """sha256 of everything in the file but its metadata, in hexadecimal."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(file)
+    del bare.metadata_props[:]
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _write(file: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Replace the metadata, with the hashes of the content and of the metadata themselves."""
+    complete = {**metadata, CONTENT: content_hash(file)}
+    complete[PROOF] = _proof_hash(complete)
+    del file.metadata_props[:]
+    onnx.helper.set_model_props(file, complete)
+
+
+def _metadata(file: onnx.ModelProto) -> dict[str, str]:
+    return {p.key: p.value for p in file.metadata_props}
+
+
+def _proof_hash(metadata: Mapping[str, str]) -> str:
+    """Covers what `qat` wrote; others may add entries of their own."""
+    ours = {key: value for key, value in metadata.items() if key.startswith("qat.") and key != PROOF}
+    return hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()

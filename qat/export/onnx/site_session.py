@@ -1,0 +1,104 @@
+"""A file in ONNX Runtime with the codes of its sites: run whole, or started again behind every site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from qat.export.onnx.runtime import feeds, session
+
+SAME_VALUES = (
+    "Cast Clip Concat Constant DepthToSpace DequantizeLinear Expand Flatten Gather GatherElements Identity LeakyRelu Max "
+    "MaxPool Min Neg Pad QuantizeLinear Relu Reshape Shape Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze"
+)
+"""Operators that every runtime computes alike, to the last bit."""
+
+
+class SiteSession:
+    """A session that also returns the uint8 tensors of the named sites. The file is not changed.
+
+    Args:
+        path: the file.
+        sites: names of sites; those that the file does not have are left out of `self.sites`.
+    """
+
+    def __init__(self, path: str | Path, sites: Sequence[str]) -> None:
+        self.model = onnx.load(str(path))
+        self.outputs = [output.name for output in self.model.graph.output]
+        tensors = {name for node in self.model.graph.node for name in node.output}
+        self.sites = [name for name in sites if name in tensors]
+        self.regions = _regions(self.model.graph, [*self.sites, *self.outputs], set(self.sites))
+        self.mixes_samples = any(n.op_type == "DynamicQuantizeLinear" for n in self.model.graph.node)
+        for name in self.sites:
+            self.model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+        self.session = session(self.model.SerializeToString())
+        self._restarted: tuple[object, onnxruntime.InferenceSession] | None = None
+
+    def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """(outputs, {site: codes})."""
+        return self._run(self.session, feeds(self.session, inputs))
+
+    def restarted(self, codes: Mapping[str, Tensor], *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """(outputs, {site: codes}), each computed from `codes` of the sites in front of it, not from the runtime's own."""
+        shapes = {name: tuple(codes[name].shape[1:]) for name in self.sites}
+        if self._restarted is None or self._restarted[0] != shapes:
+            self._restarted = shapes, session(_cut(self.model, shapes).SerializeToString())
+        given = {_given(name): codes[name].cpu().contiguous().numpy() for name in self.sites}
+        return self._run(self._restarted[1], feeds(self.session, inputs) | given)
+
+    def sources(self, name: str) -> set[str]:
+        """The sites from which a site or output is computed, with no other site between."""
+        return self.regions[name][0]
+
+    def rounds_floats(self, name: str) -> bool:
+        """Whether a site is computed through operators whose floats depend on the order of additions."""
+        return not self.regions[name][1] <= set(SAME_VALUES.split())
+
+    def _run(
+        self, of_file: onnxruntime.InferenceSession, inputs: Mapping[str, object]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        values = [torch.from_numpy(v) for v in of_file.run([*self.outputs, *self.sites], dict(inputs))]
+        count = len(self.outputs)
+        return values[:count], dict(zip(self.sites, values[count:], strict=True))
+
+
+def _regions(graph: onnx.GraphProto, names: Iterable[str], sites: set[str]) -> dict[str, tuple[set[str], set[str]]]:
+    """Tensor -> (the sites in front of it, the operators between)."""
+    producers = {name: node for node in graph.node for name in node.output}
+    regions = {}
+    for name in names:
+        sources: set[str] = set()
+        operators: set[str] = set()
+        waiting, seen = [name], {name}
+        while waiting:
+            current = waiting.pop()
+            if current in sites and current != name:
+                sources.add(current)
+            elif current in producers:
+                operators.add(producers[current].op_type)
+                further = set(producers[current].input) - seen
+                seen |= further
+                waiting += further
+        regions[name] = sources, operators
+    return regions
+
+
+def _cut(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """A copy in which the readers of every site read a new input instead."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        node.input[:] = [_given(name) if name in shapes else name for name in node.input]
+    for name, shape in shapes.items():
+        dims = [f"{name}/samples", *shape]
+        copy.graph.input.append(onnx.helper.make_tensor_value_info(_given(name), onnx.TensorProto.UINT8, dims))
+    return copy
+
+
+def _given(site: str) -> str:
+    return f"{site}/given"

@@ -1,0 +1,52 @@
+"""A torch.fx graph as plain tuples, which pickle and copy without recursion over its nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import fx
+from torch.fx.node import map_aggregate
+
+
+@dataclass(frozen=True)
+class NodeName:
+    """Stands for the node of this name among the arguments of another."""
+
+    name: str
+
+
+class NodeRecord(NamedTuple):
+    """One node, with a `NodeName` for each node that it reads."""
+
+    op: str
+    name: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+
+def record_graph(graph: fx.Graph) -> list[NodeRecord]:
+    """The nodes in order."""
+
+    def named(argument: Any) -> Any:
+        return NodeName(argument.name) if isinstance(argument, fx.Node) else argument
+
+    return [
+        NodeRecord(node.op, node.name, node.target, map_aggregate(node.args, named), map_aggregate(node.kwargs, named))
+        for node in graph.nodes
+    ]
+
+
+def graph_of_record(records: list[NodeRecord]) -> fx.Graph:
+    """The graph again, with the same names."""
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+
+    def node_of(argument: Any) -> Any:
+        return nodes[argument.name] if isinstance(argument, NodeName) else argument
+
+    for op, name, target, args, kwargs in records:
+        arguments = map_aggregate(args, node_of), map_aggregate(kwargs, node_of)
+        nodes[name] = graph.create_node(op, target, *arguments, name)
+    return graph
