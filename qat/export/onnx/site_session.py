@@ -95,7 +95,7 @@ def _cut(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.
     for node in copy.graph.node:
         node.input[:] = [_given(name) if name in shapes else name for name in node.input]
     for name, shape in shapes.items():
-        dims = [f"{name}/samples", *shape]
+        dims: list[str | int] = [f"{name}/samples", *shape]
         copy.graph.input.append(onnx.helper.make_tensor_value_info(_given(name), onnx.TensorProto.UINT8, dims))
     return copy
 
