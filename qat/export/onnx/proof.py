@@ -27,7 +27,7 @@ def describe(file: onnx.ModelProto, model: IntegerModel, examples: Sequence[Tens
     """Write into the metadata what the file was made of. In place; the same file gets the same text on every day."""
     metadata = {
         "generator": "qat",
-        EXAMPLE_SHAPES: json.dumps([list(x.shape) for x in examples]),
+        EXAMPLE_SHAPES: json.dumps([list(x.shape) for x in examples if isinstance(x, Tensor)]),
         VERSIONS: json.dumps({"qat": version()} | {name: installed.version(name) for name in ("torch", "onnx")}),
         MODEL: fingerprint(model),
     }

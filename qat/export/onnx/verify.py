@@ -119,8 +119,9 @@ class _Run:
 
     def see(self, inputs: tuple[Tensor, ...]) -> None:
         """One batch through the integer model, the file and, if there is one, the prepared network."""
-        self.examples = self.examples or tuple(x[:2] for x in inputs)
-        self.exercise.see_inputs(inputs)
+        tensors = tuple(x for x in inputs if isinstance(x, Tensor))
+        self.examples = self.examples or tuple(x[:2] for x in tensors)
+        self.exercise.see_inputs(tensors)
         with torch.no_grad():
             returned, codes = self.integer.codes(*inputs)
         expected = named_outputs(returned)
