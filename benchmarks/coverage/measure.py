@@ -152,16 +152,16 @@ def _inspect(prepared: nn.Module, record: Record) -> None:
     """How the network was captured, and what `inspect` says of it."""
     found = qat.inspect(prepared)
     notes = [str(note) for note in found.notes]
-    record["captured"] = _captured(found, notes)
+    record["captured"] = _captured(notes)
     record["float_edges"] = len(found.float_edges)
     record["notes"] = [note[:300] for note in notes][:5]
 
 
-def _captured(found: Any, notes: list[str]) -> str:
-    """torch.fx, torch.export or layer by layer."""
-    if (stated := getattr(found, "captured", None)) is not None:
-        return str(stated)
-    return "layer by layer" if any("own their input quantizers" in note for note in notes) else "torch.fx"
+def _captured(notes: list[str]) -> str:
+    """torch.fx, torch.export or layer by layer, from the sentence in which `inspect` says so."""
+    if any("own their input quantizers" in note for note in notes):
+        return "layer by layer"
+    return "torch.export" if any("graph is from torch.export" in note for note in notes) else "torch.fx"
 
 
 def _train(network: nn.Module, prepared: nn.Module, example: tuple[Any, ...], record: Record) -> None:
