@@ -6,8 +6,13 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import (
@@ -27,10 +32,12 @@ __all__ = [
     "HigherOrderOperator",
     "MappingKey",
     "Operator",
+    "SchemaArgument",
     "SequenceKey",
     "TreeSpec",
     "assert_function",
     "padding_of_every_side",
+    "schemas_of",
     "tensor_version",
     "tree_flatten",
     "tree_flatten_with_path",
@@ -58,3 +65,59 @@ def tensor_version(tensor: Tensor) -> int:
 def padding_of_every_side(layer: nn.Conv1d | nn.Conv2d) -> list[int]:
     """The padding of a convolution as `F.pad` wants it: the last dimension first, both sides of each."""
     return layer._reversed_padding_repeated_twice
+
+
+@dataclass(frozen=True)
+class SchemaArgument:
+    """One argument of an ATen operation. kind: the name of its type, without Optional. by_name: it has no position."""
+
+    name: str
+    kind: str
+    by_name: bool
+    has_default: bool
+    default: Any
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value, or the node that will produce it, can be this argument."""
+        if value is None:
+            return self.has_default
+        if isinstance(value, fx.Node):
+            return self.kind not in ("List[Tensor]", "List[Optional[Tensor]]", "str", "bool")
+        match self.kind:
+            case "Tensor":
+                return isinstance(value, Tensor)
+            case "int":
+                return isinstance(value, int)
+            case "number" | "float":
+                return isinstance(value, int | float)
+            case "List[int]" | "List[Tensor]":
+                return isinstance(value, list | tuple | int) and not (
+                    self.kind == "List[Tensor]" and isinstance(value, int)
+                )
+        return True
+
+
+def schemas_of(operation: str | OpOverload) -> tuple[tuple[SchemaArgument, ...], ...]:
+    """The arguments of an overload, or of every overload of an ATen operation that returns a new tensor."""
+    if isinstance(operation, Operator):
+        return (_arguments(operation._schema),)
+    return _schemas_of_name(operation)
+
+
+@lru_cache(maxsize=1024)
+def _schemas_of_name(name: str) -> tuple[tuple[SchemaArgument, ...], ...]:
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    return tuple(_arguments(schema) for schema in schemas if not any(a.name == "out" for a in schema.arguments))
+
+
+def _arguments(schema: Any) -> tuple[SchemaArgument, ...]:
+    return tuple(
+        SchemaArgument(
+            name=a.name,
+            kind=re.sub(r"^Optional\[(.*)\]$", r"\1", str(a.type)),
+            by_name=a.kwarg_only,
+            has_default=a.has_default_value(),
+            default=a.default_value if a.has_default_value() else None,
+        )
+        for a in schema.arguments
+    )

@@ -79,16 +79,16 @@ class Rows(nn.Module):
 
 
 class Gate(nn.Module):
-    """Float islands: SiLU, a sigmoid gate, a BatchNorm without a layer."""
+    """Functions by tables (SiLU, a sigmoid gate), a BatchNorm without a layer, and an operation that stays in float."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(3)
         self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
-        self.act, self.fc = nn.SiLU(), nn.Linear(8, 4)
+        self.act, self.fc, self.norm2 = nn.SiLU(), nn.Linear(8, 4), nn.InstanceNorm2d(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.conv1(self.norm(x)))
+        x = self.norm2(self.act(self.conv1(self.norm(x))))
         x = x * torch.sigmoid(self.conv2(x))
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 

@@ -143,6 +143,9 @@ MEMBERS = [
     ),
     of_torch("torch", "_assert", lambda: torch, "leave assertions out of graphs", BELOW_TRAINING),
     of_torch("torch", "_ops", lambda: torch, "name operations", BELOW_TRAINING),
+    of_torch("an operation", "_schema", lambda: torch.ops.aten.relu.default, "name its arguments", BELOW_TRAINING),
+    of_torch("torch", "_C", lambda: torch, "name the arguments of operations", BELOW_TRAINING),
+    of_torch("_C", "_jit_get_schemas_for_operator", lambda: torch._C, "name arguments", BELOW_TRAINING),
     of_torch("Tensor", "_version", lambda: torch.zeros(1), "see that a tensor was changed in place", BELOW_TRAINING),
     of_torch(
         "Conv2d", "_reversed_padding_repeated_twice", lambda: nn.Conv2d(1, 1, 1), "pad an image by hand", BELOW_TRAINING

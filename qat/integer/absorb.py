@@ -43,11 +43,16 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Encoding) -> Intege
     Raises:
         ValueError: an affine weight grid, a sign flip on a grid that is not narrow, or sums that int32 cannot hold.
     """
-    exact = absorb_batch_norm(layer, norm)
+    weights = in_units_of_the_accumulator(absorb_batch_norm(layer, norm), x)
+    check_fits_int32(layer, weights, x)
+    return weights
+
+
+def in_units_of_the_accumulator(exact: IntegerWeights, x: Encoding) -> IntegerWeights:
+    """The same weights with a whole bias, in the finest units with which products and bias together fit int32."""
     units = product_units_for(int(exact.weight.abs().max()), x.highest)
     while not fits_int32(weights := _in_units(exact, x, units), x) and units > 1:
         units //= 2
-    check_fits_int32(layer, weights, x)
     return weights
 
 

@@ -6,6 +6,7 @@ give the same code for every input (`docs/integer_arithmetic.md` has the measure
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -131,6 +132,36 @@ def add(a: Tensor, b: Tensor, a_encoding: Encoding, b_encoding: Encoding, y: Enc
     return y.clip(torch.round((a.double() * ratio_a.item() + table.double()).float()))
 
 
+def multiply(a: Tensor, b: Tensor, a_encoding: Encoding, b_encoding: Encoding, y: Encoding) -> Tensor:
+    """Codes of a * b: rint(float32(product) * ((a.scale * b.scale) / y.scale) + zero_point), in this order."""
+    product = (a.int() - a_encoding.zero_point) * (b.int() - b_encoding.zero_point)
+    multiplier = (_f32(a_encoding.scale) * _f32(b_encoding.scale)) / _f32(y.scale)
+    return y.clip(torch.round(product.float() * multiplier.item() + y.zero_point))
+
+
+def matmul(a: Tensor, b: Tensor, a_encoding: Encoding, b_encoding: Encoding, y: Encoding) -> Tensor:
+    """Codes of a @ b: the exact int32 sums of products, then as in `accumulator_to_codes`."""
+    exact = torch.float32 if a.shape[-1] * 255 * 255 < 2**24 and not a.is_cuda else torch.float64
+    sums = (a.to(exact) - a_encoding.zero_point) @ (b.to(exact) - b_encoding.zero_point)
+    return accumulator_to_codes(sums, a_encoding.scale, _f32(b_encoding.scale).to(sums.device), y)
+
+
+def mean(codes: Tensor, x: Encoding, y: Encoding, axes: tuple[int, ...], keepdim: bool, total: bool = False) -> Tensor:
+    """Codes of the mean over `axes`: quantize(float32(sum) * (x.scale / count)), the sum exact in int32.
+
+    Args:
+        codes: any shape.
+        x: encoding of `codes`.
+        y: encoding of the result.
+        axes: axes to average over, counted from the front.
+        keepdim: whether they stay, with size 1.
+        total: the sum instead of the mean: the count is 1.
+    """
+    count = math.prod(codes.shape[a] for a in axes)
+    sums = codes.sum(dim=axes, keepdim=keepdim, dtype=torch.int32) - x.zero_point * count
+    return quantize(sums.float() * (_f32(x.scale) / (1 if total else count)).item(), y)
+
+
 def ratio_table(ratio: Tensor, fixed: Tensor) -> Tensor:
     """fma(code, ratio, fixed) for the codes 0..255: float32 (256,)."""
     return (torch.arange(256, dtype=torch.float64) * ratio.double() + fixed.double()).float()
@@ -148,9 +179,9 @@ def window_average(
     codes: Tensor,
     x: Encoding,
     y: Encoding,
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
     count_include_pad: bool,
 ) -> Tensor:
     """Codes of an average over windows: rint(sum / count / y.scale + zero_point), the sum in float32, row by row.

@@ -6,17 +6,18 @@ import torch
 from torch import nn
 
 from qat.granularity import PerGroup
-from qat.integer.absorb import IntegerWeights, absorb, absorb_batch_norm, check_fits_int32
+from qat.integer.absorb import IntegerWeights, absorb, absorb_batch_norm, check_fits_int32, in_units_of_the_accumulator
 from qat.integer.arithmetic import Encoding
 from qat.integer.layers import DynamicLayer, IntegerConv, IntegerLayer, IntegerLinear, WeightOnlyLayer
-from qat.nn import as_quantized, is_quantized
+from qat.nn import as_quantized, gain_and_shift, is_quantized
 
 
 def has_integer_form(layer: nn.Module) -> bool:
     """Whether the weight is stored as codes with one scale per output channel or per tensor, and padding is zeros."""
     quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
     zero_padding = getattr(layer, "padding_mode", "zeros") == "zeros"  # codes can only be padded with their zero-point
-    return quantizer is not None and zero_padding and not isinstance(quantizer.spec.granularity, PerGroup)
+    known = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    return known and quantizer is not None and zero_padding and not isinstance(quantizer.spec.granularity, PerGroup)
 
 
 def integer_layer(layer: nn.Module, norm: nn.Module | None, x: Encoding, output: Encoding | None) -> IntegerLayer:
@@ -31,6 +32,18 @@ def dynamic_layer(layer: nn.Module, norm: nn.Module | None) -> DynamicLayer:
     check_fits_int32(as_quantized(layer), without_bias, Encoding(1.0, 0))
     check_fits_int32(as_quantized(layer), without_bias, Encoding(1.0, 255))
     return DynamicLayer(_with_weights(layer, without_bias, Encoding(1.0, 0), None, norm is not None), weights.bias)
+
+
+def norm_layer(norm: nn.Module | None, x: Encoding, output: Encoding) -> IntegerLayer:
+    """A BatchNorm2d without a layer before it: a depthwise convolution of 1 x 1 with the weight 1."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    gain, shift = gain_and_shift(norm)
+    one = torch.ones(len(gain), 1, 1, 1, dtype=torch.float64, device=gain.device)
+    codes = torch.where(gain < 0, -1.0, 1.0).reshape(one.shape) * one
+    weights = in_units_of_the_accumulator(IntegerWeights(codes, shift, gain.abs()), x)
+    depthwise = nn.Conv2d(len(gain), len(gain), 1, groups=len(gain))
+    arguments = (weights.weight, weights.bias, weights.scale, 2, x, output, weights.product_units)
+    return IntegerConv(*arguments, conv=depthwise)
 
 
 def weight_only_layer(layer: nn.Module) -> nn.Module:
@@ -55,6 +68,6 @@ def _with_weights(
     assert quantizer is not None
     codes, bias, scale, product_units = weights
     arguments = (codes, bias, scale, quantizer.spec.grid.bits, x, output, product_units)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return IntegerConv(*arguments, conv=layer)
     return IntegerLinear(*arguments, absorbed=absorbed)

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qat.integer.arithmetic import Encoding
-from qat.integer.convert_layer import dynamic_layer, has_integer_form, integer_layer, weight_only_layer
+from qat.integer.convert_layer import dynamic_layer, has_integer_form, integer_layer, norm_layer, weight_only_layer
+from qat.integer.convert_operation import integer_module, integer_movement
 from qat.integer.integer_model import IntegerModel
-from qat.integer.modules import (
-    Dequantize,
-    DynamicQuantize,
-    IntegerAdd,
-    IntegerAveragePool,
-    IntegerCat,
-    IntegerGlobalAverage,
-    IntegerMaxPool,
-    IntegerPad,
-    LookUp,
-    Quantize,
-    Requantize,
-)
-from qat.nn import is_identity_in_evaluation
+from qat.integer.modules import Dequantize, DynamicQuantize, LookUp, Quantize, Requantize
+from qat.operations import BatchNormalization, Layer, Move, Rectify, Role, describe_graph, has_form_alone
 from qat.quantizers import Dynamic, LookupTable, Quantizer
-from qat.transform.operation_kind import (
-    OperationKind,
-    kind_of,
-    mean_axes,
-    relu_upper_bound,
-)
+
+
+class Value(NamedTuple):
+    """A tensor of the old graph in one form."""
+
+    node: fx.Node
+    form: Literal["codes", "float", "dynamic codes"]
+
+
+class Step(NamedTuple):
+    """How a value is made: from which others, and by what, given their nodes in the new graph."""
+
+    needs: tuple[Value, ...]
+    build: Callable[..., fx.Node]
 
 
 class GraphConverter:
@@ -47,43 +43,58 @@ class GraphConverter:
     def __init__(self, source: nn.Module, graph: fx.Graph) -> None:
         self.source, self.graph = source, graph
         self.root, self.new_graph = nn.Module(), fx.Graph()
-        self.kinds = {node: kind_of(source, node) for node in graph.nodes}
-        self.as_codes: dict[fx.Node, fx.Node] = {}
-        self.as_float: dict[fx.Node, fx.Node] = {}
-        self.as_dynamic_codes: dict[fx.Node, fx.Node] = {}
+        self.operations = describe_graph(source, graph)
+        self.made: dict[Value, fx.Node] = {}
         self.encodings: dict[fx.Node, Encoding] = {}
-        """How the codes of an old tensor in `as_codes` are read."""
+        """How the codes of each tensor are read that lies on a grid fixed before the tensor is known."""
+        for node in graph.nodes:
+            if (encoding := self._encoding(node)) is not None:
+                self.encodings[node] = encoding
 
     def convert(self) -> IntegerModel:
         """Build the integer model."""
-        output = None
         for node in self.graph.nodes:
             if node.op == "placeholder":
-                self.as_float[node] = self.new_graph.placeholder(
+                self.made[Value(node, "float")] = self.new_graph.placeholder(
                     node.target, default_value=node.args[0] if node.args else inspect.Parameter.empty
                 )
             elif node.op == "output":
-                output = fx.map_arg(node.args[0], self.float_value)
-        self.new_graph.output(output)
+                for result in node.all_input_nodes:
+                    self._make(Value(result, "float"))
+                self.new_graph.output(fx.map_arg(node.args[0], lambda n: self.made[Value(n, "float")]))
         self.new_graph.lint()
         return IntegerModel(self.root, self.new_graph, f"Integer{type(self.source).__name__}").eval()
 
-    def module(self, node: fx.Node) -> nn.Module:
+    def _make(self, wanted: Value) -> None:
+        """Make a value and, before it, everything that it needs."""
+        steps: dict[Value, Step] = {}
+        pending = [wanted]
+        while pending:
+            value = pending[-1]
+            if value in self.made:
+                pending.pop()
+                continue
+            if value not in steps:
+                steps[value] = self._codes(value.node) if value.form == "codes" else self._not_codes(value)
+            step = steps[value]
+            missing = [need for need in step.needs if need not in self.made]
+            if missing:
+                pending += reversed(missing)
+            else:
+                self.made[value] = step.build(*(self.made[need] for need in step.needs))
+
+    def _not_codes(self, value: Value) -> Step:
+        return self._dynamic_codes(value.node) if value.form == "dynamic codes" else self._float(value.node)
+
+    def _module(self, node: fx.Node) -> nn.Module:
         """The module that an old node calls."""
         return self.source.get_submodule(str(node.target))
 
-    def has_codes(self, node: fx.Node) -> bool:
-        """Whether the tensor lies on a grid that is fixed before the tensor is known."""
-        kind = self.kinds[node]
-        return (kind is OperationKind.SITE and not self.is_dynamic(node)) or (
-            kind is OperationKind.SAME and self.has_codes(node.all_input_nodes[0])
-        )
-
-    def is_dynamic(self, node: fx.Node) -> bool:
+    def _is_dynamic(self, node: fx.Node) -> bool:
         """Whether the node is a site that quantizes each tensor on its own range."""
-        return self.kinds[node] is OperationKind.SITE and isinstance(self.module(node), Dynamic)
+        return self.operations[node].role is Role.SITE and isinstance(self._module(node), Dynamic)
 
-    def call(self, name: str, module: nn.Module, arguments: tuple[Any, ...]) -> fx.Node:
+    def _call(self, name: str, module: nn.Module, *arguments: Any) -> fx.Node:
         """Add a module, named after the site or layer that it computes, and a call of it."""
         name = name.replace(".", "_")
         while hasattr(self.root, name):
@@ -93,163 +104,164 @@ class GraphConverter:
 
     # Codes -----------------------------------------------------------------------------------------------------------
 
-    def codes(self, node: fx.Node) -> fx.Node:
-        """The new node that holds the uint8 codes of an old tensor; `self.encodings` says how they are read."""
-        if node not in self.as_codes:
-            is_site = self.kinds[node] is OperationKind.SITE
-            self.as_codes[node], self.encodings[node] = self._site(node) if is_site else self._data_movement(node)
-        return self.as_codes[node]
-
-    def _site(self, site: fx.Node) -> tuple[fx.Node, Encoding]:
-        quantizer = self.module(site)
+    def _encoding(self, node: fx.Node) -> Encoding | None:
+        """How the codes of a tensor are read; None if it has none. The bounds of a fused ReLU narrow those of a site."""
+        operation = self.operations[node]
+        if isinstance(operation, Move):
+            return self.encodings.get(operation.inputs[0])
+        if operation.role is not Role.SITE or self._is_dynamic(node):
+            return None
+        quantizer = self._module(node)
         assert isinstance(quantizer, Quantizer)
-        encoding, table = Encoding.of_quantizer(quantizer), quantizer.lookup_table()
+        encoding, before = Encoding.of_quantizer(quantizer), self.operations[operation.inputs[0]]
+        if isinstance(before, Rectify) and quantizer.lookup_table() is None:
+            return encoding.after_relu(before.ceiling)
+        return encoding
+
+    def _codes(self, node: fx.Node) -> Step:
+        """The uint8 codes of an old tensor; `self.encodings` says how they are read."""
+        if self.operations[node].role is not Role.SITE:
+            return self._movement(node)
+        quantizer = self._module(node)
+        assert isinstance(quantizer, Quantizer)
+        table, encoding = quantizer.lookup_table(), self.encodings[node]
         if table is None:
-            return self._quantized(site, quantizer.label, encoding)
+            return self._quantized(node, quantizer.label, encoding)
         fine = Encoding.of_grid(table.grid, table.qparams)
-        codes, _ = self._quantized(site, f"{quantizer.label}_fine", fine)
-        return self.call(quantizer.label, LookUp(_stored_table(table, fine, encoding), encoding), (codes,)), encoding
+        step = self._quantized(node, f"{quantizer.label}_fine", fine)
+        look_up = LookUp(_stored_table(table, fine, encoding), encoding)
+        return Step(step.needs, lambda *made: self._call(quantizer.label, look_up, step.build(*made)))
 
-    def _quantized(self, site: fx.Node, name: str, encoding: Encoding) -> tuple[fx.Node, Encoding]:
-        """The codes of a site, and their encoding, whose bounds a fused ReLU narrows."""
-        end = source = site.all_input_nodes[0]
-        if self.has_codes(source):
-            return self._requantized(source, name, encoding), encoding
-        if self.kinds[end] is OperationKind.RECTIFY:
-            encoding = encoding.after_relu(relu_upper_bound(self.source, end))
-            source = end.all_input_nodes[0]
-            if self.has_codes(source):
-                return self._requantized(source, name, encoding), encoding
-        norm = source if self.kinds[source] is OperationKind.NORM else None
-        head = source if norm is None else source.all_input_nodes[0]
-        inputs = head.all_input_nodes
-        if self.kinds[head] is OperationKind.COMPUTE and self._computes_on_codes(head):
-            return self._integer_layer(name, head, norm, encoding), encoding
-        if norm is None and inputs and all(self.has_codes(n) for n in inputs):
-            codes = self._integer_arithmetic(name, head, inputs, encoding)
-            if codes is not None:
-                return codes, encoding
-        return self.call(name, Quantize(encoding), (self.float_value(end),)), encoding
+    def _quantized(self, site: fx.Node, name: str, encoding: Encoding) -> Step:
+        """The codes of a site: made by the integer operation before it, if that has one."""
+        end = head = self.operations[site].inputs[0]
+        if end not in self.encodings and isinstance(before := self.operations[end], Rectify):
+            head = before.inputs[0]
+            encoding = encoding.after_relu(before.ceiling)
+        if head in self.encodings:
+            requantize = Requantize(self.encodings[head], encoding)
+            return Step((Value(head, "codes"),), lambda codes: self._call(name, requantize, codes))
+        step = self._layer_to(head, name, encoding) or self._arithmetic(head, name, encoding)
+        if step is not None:
+            return step
+        return Step((Value(end, "float"),), lambda x: self._call(name, Quantize(encoding), x))
 
-    def _requantized(self, source: fx.Node, name: str, encoding: Encoding) -> fx.Node:
-        codes = self.codes(source)
-        return self.call(name, Requantize(self.encodings[source], encoding), (codes,))
-
-    def _integer_arithmetic(
-        self, name: str, node: fx.Node, inputs: list[fx.Node], encoding: Encoding
-    ) -> fx.Node | None:
-        """Addition, concatenation or pooling on codes; None if it has no integer form."""
-        codes = [self.codes(n) for n in inputs]
-        kind = self.kinds[node]
-        if kind is OperationKind.ADD:
-            a, b = [n for n in node.args if isinstance(n, fx.Node)]
-            add = IntegerAdd(self.encodings[a], self.encodings[b], encoding)
-            return self.call(name, add, (self.codes(a), self.codes(b)))
-        if kind is OperationKind.CAT:
-            dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-            tensors = node.args[0] if node.args else node.kwargs["tensors"]
-            assert isinstance(tensors, list | tuple)
-            assert isinstance(dim, int)
-            parts = [n for n in tensors if isinstance(n, fx.Node)]
-            cat = IntegerCat([self.encodings[n] for n in parts], encoding, dim)
-            return self.call(name, cat, ([self.codes(n) for n in parts],))
-        if kind is OperationKind.POOL:
-            pool = self._average_pool(node, self.encodings[inputs[0]], encoding)
-            return None if pool is None else self.call(name, pool, (codes[0],))
+    def _layer_to(self, node: fx.Node, name: str, output: Encoding | None) -> Step | None:
+        """Layer + BatchNorm on codes; float32 out if `output` is None. None if `node` is no such thing."""
+        norm = node if isinstance(self.operations[node], BatchNormalization) else None
+        layer = node if norm is None else self.operations[norm].inputs[0]
+        norm_module = None if norm is None else self._module(norm)
+        operation = self.operations[layer]
+        if norm is not None and layer in self.encodings and has_form_alone(self.operations[norm]) and output:
+            x = self.encodings[layer]
+            return Step((Value(layer, "codes"),), lambda c: self._call(name, norm_layer(norm_module, x, output), c))
+        if not isinstance(operation, Layer) or (norm is not None and output is None and len(layer.users) > 1):
+            return None
+        source = operation.inputs[0]
+        if not has_integer_form(operation.module):
+            return None
+        if source in self.encodings:
+            x = self.encodings[source]
+            return Step(
+                (Value(source, "codes"),),
+                lambda codes: self._call(name, integer_layer(operation.module, norm_module, x, output), codes),
+            )
+        if output is None and self._is_dynamic(source):
+            return Step(
+                (Value(source, "dynamic codes"),),
+                lambda codes: self._call(name, dynamic_layer(operation.module, norm_module), codes),
+            )
         return None
 
-    def _average_pool(self, node: fx.Node, x: Encoding, y: Encoding) -> nn.Module | None:
-        module = self.module(node) if node.op == "call_module" else None
-        if isinstance(module, nn.AvgPool2d) or node.target is F.avg_pool2d:
-            pool = module or nn.AvgPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]
-            assert isinstance(pool, nn.AvgPool2d)
-            return None if pool.ceil_mode or pool.divisor_override else IntegerAveragePool(x, y, pool)
-        if node.target in ("mean", torch.mean):
-            assert mean_axes(node) == (2, 3)
-            keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-            return IntegerGlobalAverage(x, y, bool(keepdim))
-        size = module.output_size if isinstance(module, nn.AdaptiveAvgPool2d) else node.args[1]
-        return IntegerGlobalAverage(x, y) if size in (1, (1, 1), [1, 1]) else None
+    def _arithmetic(self, node: fx.Node, name: str, output: Encoding) -> Step | None:
+        """An operation without weight on codes; None if it has no integer form."""
+        operation = self.operations[node]
+        if operation.role is not Role.ARITHMETIC or not all(n in self.encodings for n in operation.inputs):
+            return None
+        encodings = [self.encodings[n] for n in operation.inputs]
+        module = integer_module(self.source, node, operation, encodings, output)
+        if module is None:
+            return None
+        needs = tuple(Value(n, "codes") for n in operation.inputs)
+        return Step(needs, lambda *codes: self._call(name, module, *codes))
 
-    def _data_movement(self, node: fx.Node) -> tuple[fx.Node, Encoding]:
+    def _movement(self, node: fx.Node) -> Step:
         """The codes of an operation whose output has the encoding of its input."""
-        source = node.all_input_nodes[0]
-        codes = self.codes(source)
-        encoding = self.encodings[source]
-        module = self.module(node) if node.op == "call_module" else None
-        if module is not None and is_identity_in_evaluation(module):
-            return codes, encoding
-        if isinstance(module, nn.MaxPool2d) or node.target is F.max_pool2d:
-            pool = module or nn.MaxPool2d(*node.args[1:], **node.kwargs)  # type: ignore[arg-type]
-            assert isinstance(pool, nn.MaxPool2d)
-            return self.call(f"{node.name}_codes", IntegerMaxPool(encoding, pool), (codes,)), encoding
-        if node.target is F.pad:
-            pad: Any = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
-            return self.call(f"{node.name}_codes", IntegerPad(encoding, tuple(pad)), (codes,)), encoding
-        return self._copy(node, lambda n: codes if n is source else self.codes_or_float(n)), encoding
+        operation = self.operations[node]
+        assert isinstance(operation, Move)
+        source = operation.inputs[0]
+        if operation.identity:
+            return Step((Value(source, "codes"),), lambda codes: codes)
+        module = integer_movement(operation, self.encodings[source])
+        if module is not None:
+            return Step((Value(source, "codes"),), lambda codes: self._call(f"{node.name}_codes", module, codes))
+        if operation.on_bytes:
+            return self._copy(node, self._codes_or_float)
+        return self._copy_through_float(node, source)
 
-    def _computes_on_codes(self, layer: fx.Node) -> bool:
-        return has_integer_form(self.module(layer)) and self.has_codes(layer.all_input_nodes[0])
+    def _copy_through_float(self, node: fx.Node, source: fx.Node) -> Step:
+        """A movement that torch has for float tensors only: codes are exact in float32."""
+        step = self._copy(node, self._codes_or_float)
 
-    def _integer_layer(self, name: str, layer: fx.Node, norm: fx.Node | None, output: Encoding | None) -> fx.Node:
-        """Layer + BatchNorm on codes; float32 out if `output` is None."""
-        source = layer.all_input_nodes[0]
-        codes = self.codes(source)
-        x = self.encodings[source]
-        return self.call(name, integer_layer(self.module(layer), self._norm_module(norm), x, output), (codes,))
+        def build(*made: fx.Node) -> fx.Node:
+            inputs = [
+                self.new_graph.call_method("float", (new,)) if need.node is source else new
+                for need, new in zip(step.needs, made, strict=True)
+            ]
+            return self.new_graph.call_method("to", (step.build(*inputs), torch.uint8))
 
-    def _dynamic_layer(self, layer: fx.Node, norm: fx.Node | None) -> fx.Node:
-        """Layer + BatchNorm on an input that is quantized on its own range; float32 out."""
-        site = layer.all_input_nodes[0]
-        if site not in self.as_dynamic_codes:
-            x = self.float_value(site.all_input_nodes[0])
-            self.as_dynamic_codes[site] = self.call(str(self.module(site).label), DynamicQuantize(), (x,))
-        integer = dynamic_layer(self.module(layer), self._norm_module(norm))
-        return self.call(str(layer.target), integer, (self.as_dynamic_codes[site],))
+        return Step(step.needs, build)
 
-    def _norm_module(self, norm: fx.Node | None) -> nn.Module | None:
-        return None if norm is None else self.module(norm)
+    def _codes_or_float(self, node: fx.Node) -> Value:
+        """The codes if there are any, otherwise the float value: to read sizes without dequantizing."""
+        return Value(node, "codes" if node in self.encodings else "float")
+
+    def _dynamic_codes(self, site: fx.Node) -> Step:
+        source, name = self.operations[site].inputs[0], str(self._module(site).label)
+        return Step((Value(source, "float"),), lambda x: self._call(name, DynamicQuantize(), x))
 
     # Floats ----------------------------------------------------------------------------------------------------------
 
-    def float_value(self, node: fx.Node) -> fx.Node:
-        """The new node that holds the float value of an old tensor."""
-        if node not in self.as_float:
-            self.as_float[node] = self._float_value(node)
-        return self.as_float[node]
+    def _float(self, node: fx.Node) -> Step:
+        """The float value of an old tensor."""
+        operation = self.operations[node]
+        if node in self.encodings:
+            encoding = self.encodings[node]
+            return Step(
+                (Value(node, "codes"),), lambda codes: self._call(f"{node.name}_float", Dequantize(encoding), codes)
+            )
+        if operation.role is Role.SIZE:
+            return self._copy(node, self._codes_or_float)
+        name = str(node.target if isinstance(operation, Layer) or not operation.inputs else operation.inputs[0].target)
+        if operation.role in (Role.LAYER, Role.NORM) and (step := self._layer_to(node, name, None)) is not None:
+            return step
+        if isinstance(operation, Layer):
+            weight_only = weight_only_layer(operation.module)
+            return Step((Value(operation.inputs[0], "float"),), lambda x: self._call(name, weight_only, x))
+        return self._copy(node, lambda n: Value(n, "float"))
 
-    def codes_or_float(self, node: fx.Node) -> fx.Node:
-        """The codes if there are any, otherwise the float value: to read sizes without dequantizing."""
-        return self.codes(node) if self.has_codes(node) else self.float_value(node)
-
-    def _float_value(self, node: fx.Node) -> fx.Node:
-        if self.has_codes(node):
-            codes = self.codes(node)
-            return self.call(f"{node.name}_float", Dequantize(self.encodings[node]), (codes,))
-        if self.kinds[node] is OperationKind.SHAPE:
-            return self._copy(node, self.codes_or_float)
-        norm = node if self.kinds[node] is OperationKind.NORM else None
-        layer = node if norm is None else norm.all_input_nodes[0]
-        if self.kinds[layer] is OperationKind.COMPUTE and (norm is None or len(layer.users) == 1):
-            if self._computes_on_codes(layer):
-                return self._integer_layer(str(layer.target), layer, norm, None)
-            if has_integer_form(self.module(layer)) and self.is_dynamic(layer.all_input_nodes[0]):
-                return self._dynamic_layer(layer, norm)
-        if self.kinds[node] is OperationKind.COMPUTE:
-            weight_only = weight_only_layer(self.module(node))
-            return self.call(str(node.target), weight_only, (self.float_value(node.all_input_nodes[0]),))
-        return self._copy(node, self.float_value)
-
-    def _copy(self, node: fx.Node, new_input: Callable[[fx.Node], fx.Node]) -> fx.Node:
-        """The same operation in the new graph, on `new_input` of each of its inputs."""
-        if node.op == "call_module":
-            return self.call(str(node.target), self.module(node), fx.map_arg(node.args, new_input))
+    def _copy(self, node: fx.Node, form: Callable[[fx.Node], Value]) -> Step:
+        """The same operation in the new graph, on one form of each of its inputs."""
         if node.op == "get_attr":
-            name = str(node.target).replace(".", "_")
-            owner, _, attribute = str(node.target).rpartition(".")
-            self.root.register_buffer(name, getattr(self.source.get_submodule(owner), attribute).detach())
-            return self.new_graph.get_attr(name)
-        return self.new_graph.node_copy(node, new_input)
+            return Step((), lambda: self._constant(node))
+        needs = tuple(form(n) for n in node.all_input_nodes)
+
+        def build(*made: fx.Node) -> fx.Node:
+            new = dict(zip(node.all_input_nodes, made, strict=True))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), new.__getitem__)
+            if node.op == "call_module":
+                call = self._call(str(node.target), self._module(node), *args)
+                call.kwargs = kwargs
+                return call
+            return self.new_graph.create_node(node.op, node.target, args, kwargs, name=node.name)
+
+        return Step(needs, build)
+
+    def _constant(self, node: fx.Node) -> fx.Node:
+        name = str(node.target).replace(".", "_")
+        owner, _, attribute = str(node.target).rpartition(".")
+        self.root.register_buffer(name, getattr(self.source.get_submodule(owner), attribute).detach())
+        return self.new_graph.get_attr(name)
 
 
 def _stored_table(table: LookupTable, fine: Encoding, encoding: Encoding) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qat.integer import arithmetic
 from qat.integer.arithmetic import Encoding
 from qat.integer.modules import IntegerModule
+from qat.nn import as_quantized
 
 
 class IntegerLayer(IntegerModule):
@@ -89,13 +90,13 @@ class IntegerLayer(IntegerModule):
 
 
 class IntegerConv(IntegerLayer):
-    """Conv1d or Conv2d on codes; pads with the zero-point."""
+    """Conv1d, Conv2d or Conv3d on codes; pads with the zero-point."""
 
-    def __init__(self, *args: object, conv: nn.Conv1d | nn.Conv2d, **kwargs: object) -> None:
+    def __init__(self, *args: object, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding = explicit_padding(conv)
-        self.operation: Callable[..., Tensor] = F.conv1d if isinstance(conv, nn.Conv1d) else F.conv2d
+        self.operation: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[len(conv.kernel_size) - 1]
 
     def products(self, x: Tensor, weight: Tensor) -> Tensor:
         before, after = self.padding
@@ -182,11 +183,12 @@ class WeightOnlyLayer(nn.Module):
         return ((codes - self.weight_zero_point) * self.weight_scale).reshape(self.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        parameters = {"weight": self.dequantized()}
-        return torch.func.functional_call(self.layer, parameters, (x,))
+        layer = as_quantized(self.layer)
+        x = x if layer.input_quantizer is None else layer.input_quantizer(x)
+        return layer.compute(x, self.dequantized())
 
 
-def explicit_padding(conv: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def explicit_padding(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Padding (before, after) of every spatial axis; padding="same" puts the odd element after, as torch does."""
     if isinstance(conv.padding, str):
         axes = len(conv.kernel_size)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qat.integer import arithmetic
 from qat.integer.arithmetic import Encoding
+from qat.operations import AveragePool, MaxPool, Mean
 
 
 class IntegerModule(nn.Module):
@@ -102,75 +103,117 @@ class IntegerAdd(IntegerModule):
         return arithmetic.add(a, b, self.a, self.b, self.output)
 
 
+class IntegerMultiply(IntegerModule):
+    """Codes of a * b; a, b and the product each have their own encoding."""
+
+    output: Encoding
+
+    def __init__(self, a: Encoding, b: Encoding, output: Encoding) -> None:
+        super().__init__(output)
+        self.a, self.b = a, b
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return arithmetic.multiply(a, b, self.a, self.b, self.output)
+
+
+class IntegerMatMul(IntegerModule):
+    """Codes of the matrix product a @ b; a, b and the product each have their own encoding."""
+
+    output: Encoding
+
+    def __init__(self, a: Encoding, b: Encoding, output: Encoding) -> None:
+        super().__init__(output)
+        self.a, self.b = a, b
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return arithmetic.matmul(a, b, self.a, self.b, self.output)
+
+
 class IntegerCat(IntegerModule):
-    """Concatenation; every part is requantized to the encoding of the result."""
+    """Concatenation; every part is requantized to the encoding of the result.
+
+    Args:
+        inputs: encodings of the parts.
+        output: encoding of the result.
+        dim: the axis.
+        stacked: whether `dim` is a new axis.
+    """
 
     output: Encoding
 
-    def __init__(self, inputs: list[Encoding], output: Encoding, dim: int) -> None:
+    def __init__(self, inputs: list[Encoding], output: Encoding, dim: int, stacked: bool = False) -> None:
         super().__init__(output)
-        self.inputs, self.dim = inputs, dim
+        self.inputs, self.dim, self.stacked = inputs, dim, stacked
 
-    def forward(self, parts: list[Tensor]) -> Tensor:
+    def forward(self, *parts: Tensor) -> Tensor:
         codes = [arithmetic.requantize(part, x, self.output) for part, x in zip(parts, self.inputs, strict=True)]
-        return torch.cat(codes, self.dim)
+        return torch.stack(codes, self.dim) if self.stacked else torch.cat(codes, self.dim)
 
 
-class IntegerGlobalAverage(IntegerModule):
-    """[N, C, H, W] -> [N, C, 1, 1], or [N, C] without `keepdim`."""
+class IntegerMean(IntegerModule):
+    """The mean, or the sum, of codes over whole axes. The mean of an image [N, C, H, W] over (2, 3) is a global average."""
 
     output: Encoding
 
-    def __init__(self, input: Encoding, output: Encoding, keepdim: bool = True) -> None:
+    def __init__(self, input: Encoding, output: Encoding, mean: Mean) -> None:
         super().__init__(output)
-        self.input, self.keepdim = input, keepdim
+        self.input, self.dims, self.keepdim, self.total = input, mean.dims, mean.keepdim, mean.total
+
+    def axes(self, rank: int) -> tuple[int, ...]:
+        """The axes of a tensor of this rank, counted from the front, in order."""
+        return tuple(sorted(d % rank for d in self.dims))
+
+    def is_global(self, rank: int) -> bool:
+        """Whether this is the global average of a batch of images."""
+        return rank == 4 and self.axes(rank) == (2, 3) and not self.total
 
     def forward(self, codes: Tensor) -> Tensor:
-        if codes.ndim != 4:
-            raise ValueError(
-                f"a mean of {tuple(codes.shape)} over two axes has no integer form, only one of (N, C, H, W) over (2, 3) has: "
-                "reshape the tensor around it."
-            )
-        mean = arithmetic.global_average(codes, self.input, self.output)
-        return mean if self.keepdim else mean.flatten(-3)
+        if self.is_global(codes.ndim):
+            mean = arithmetic.global_average(codes, self.input, self.output)
+            return mean if self.keepdim else mean.flatten(-3)
+        return arithmetic.mean(codes, self.input, self.output, self.axes(codes.ndim), self.keepdim, self.total)
 
 
 class IntegerAveragePool(IntegerModule):
-    """AvgPool2d on codes. A window that covers the whole map is a global average."""
+    """Averages over windows of [N, C, L] or [N, C, H, W]. A window that covers a whole image is a global average."""
 
     output: Encoding
 
-    def __init__(self, input: Encoding, output: Encoding, pool: nn.AvgPool2d) -> None:
+    def __init__(self, input: Encoding, output: Encoding, pool: AveragePool) -> None:
         super().__init__(output)
         self.input = input
-        self.kernel, self.padding = _pair(pool.kernel_size), _pair(pool.padding)
-        self.stride = _pair(pool.stride)
+        self.kernel, self.stride, self.padding = pool.kernel, pool.stride, pool.padding
         self.count_include_pad = pool.count_include_pad
 
     def is_global(self, shape: torch.Size) -> bool:
         """Whether one window covers an input of this shape."""
-        return tuple(shape[-2:]) == self.kernel and self.padding == (0, 0)
+        return len(self.kernel) == 2 and tuple(shape[-2:]) == self.kernel and self.padding == (0, 0)
 
     def forward(self, codes: Tensor) -> Tensor:
         if self.is_global(codes.shape):
             return arithmetic.global_average(codes, self.input, self.output)
-        return arithmetic.window_average(
-            codes, self.input, self.output, self.kernel, self.stride, self.padding, self.count_include_pad
+        is_row = len(self.kernel) == 1
+        images = codes.unsqueeze(-2) if is_row else codes
+        kernel, stride = (1, *self.kernel)[-2:], (1, *self.stride)[-2:]
+        average = arithmetic.window_average(
+            images, self.input, self.output, kernel, stride, (0, *self.padding)[-2:], self.count_include_pad
         )
+        return average.squeeze(-2) if is_row else average
 
 
 class IntegerMaxPool(IntegerModule):
-    """MaxPool2d on codes. Quantization preserves order, so it needs no arithmetic."""
+    """Maxima over windows of codes. Quantization preserves order, so it needs no arithmetic."""
 
     output: Encoding
 
-    def __init__(self, output: Encoding, pool: nn.MaxPool2d) -> None:
+    def __init__(self, output: Encoding, pool: MaxPool) -> None:
         super().__init__(output)
-        self.kernel, self.stride = _pair(pool.kernel_size), _pair(pool.stride)
-        self.padding, self.dilation, self.ceil_mode = _pair(pool.padding), _pair(pool.dilation), pool.ceil_mode
+        self.kernel, self.stride, self.padding = pool.kernel, pool.stride, pool.padding
+        self.dilation, self.ceil_mode = pool.dilation, pool.ceil_mode
 
     def forward(self, codes: Tensor) -> Tensor:
-        pooled = F.max_pool2d(codes.float(), self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(self.kernel) - 1]
+        pooled = pool(codes.float(), self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
         return pooled.to(torch.uint8)
 
 
@@ -185,7 +228,3 @@ class IntegerPad(IntegerModule):
 
     def forward(self, codes: Tensor) -> Tensor:
         return F.pad(codes, self.pad, value=self.output.zero_point)
-
-
-def _pair(value: object) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value,arg-type]

@@ -28,6 +28,9 @@ class QuantizedLayer(Protocol):
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
 
+    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What the float layer computes, with this weight."""
+
 
 class _FakeQuantized:
     """The forward of a layer whose weight is fake-quantized once per forward."""

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qat.nn import gain_and_shift, is_layer, owns_weight
+from qat.operations import BatchNormalization, describe_graph
 from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
-from qat.transform.operation_kind import OperationKind, kind_of
 
 SCALE_EQUIVARIANT: tuple[object, ...] = (
     nn.ReLU, F.relu, torch.relu, "relu", "relu_", nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d,
@@ -90,11 +90,12 @@ class CrossLayerEqualization(Pass):
 def find_pairs(network: nn.Module, graph: fx.Graph, once: Mapping[fx.Node, nn.Module]) -> list[LayerPair]:
     """All pairs, in graph order. once: `PTQState.used_once`; no other module takes part."""
     found = []
+    operations = describe_graph(network, graph)
     for node in graph.nodes:
         if (first := once.get(node)) is None or not _can_be_rescaled(first):
             continue
         norm, end = None, _only_user(node)
-        if end is not None and kind_of(network, end) is OperationKind.NORM:
+        if end is not None and isinstance(operations[end], BatchNormalization):
             norm, end = once.get(end), _only_user(end)
             if norm is None or getattr(norm, "weight", None) is None:
                 continue  # nowhere to put the factor

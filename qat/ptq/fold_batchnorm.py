@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from qat.nn import gain_and_shift, is_layer, owns_weight
+from qat.operations import BatchNormalization, describe_graph
 from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
-from qat.transform.operation_kind import OperationKind, kind_of
 
 
 class FoldBatchNorm(Pass):
@@ -24,8 +24,8 @@ class FoldBatchNorm(Pass):
     def apply(self, state: PTQState) -> None:
         graph = state.graph()
         once = state.used_once(graph)
-        for node in graph.nodes:
-            if kind_of(state.network, node) is not OperationKind.NORM:
+        for node, operation in describe_graph(state.network, graph).items():
+            if not isinstance(operation, BatchNormalization):
                 continue
             source = node.all_input_nodes[0]
             layer, norm = once.get(source), once.get(node)

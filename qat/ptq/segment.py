@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from qat.nn import as_quantized, is_quantized
-from qat.transform.operation_kind import OperationKind, kind_of
+from qat.operations import Operations, Role, describe_graph
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,14 @@ def layers_with_quantized_weights(network: nn.Module, nodes: Iterable[fx.Node]) 
 def layer_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
     """Each layer with the BatchNorm and the activation function behind it. A layer that runs twice: its first run."""
     found, seen = [], set()
+    operations = describe_graph(network, graph)
     for node in graph.nodes:
         if node.target not in seen and layers_with_quantized_weights(network, [node]):
             seen.add(node.target)
             nodes = [node]
-            for kind in (OperationKind.NORM, OperationKind.RECTIFY):
+            for role in (Role.NORM, Role.RECTIFY):
                 users = list(nodes[-1].users)
-                if len(users) == 1 and kind_of(network, users[0]) is kind:
+                if len(users) == 1 and operations[users[0]].role is role:
                     nodes.append(users[0])
             found.append(Segment(node.all_input_nodes[0], tuple(nodes)))
     return found
@@ -65,13 +66,14 @@ def block_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
     found: list[Segment] = []
     seen: set[nn.Module] = set()
     start, nodes = None, []
+    operations = describe_graph(network, graph)
     for node, is_cut in _cuts(graph):
         if node.op == "placeholder":
             start = node
             continue
         nodes.append(node)
         layers = set(layers_with_quantized_weights(network, nodes))
-        if start is None or not is_cut or not layers or not _ends_here(network, node):
+        if start is None or not is_cut or not layers or not _ends_here(operations, node):
             continue
         if not layers & seen:
             found.append(Segment(start, tuple(nodes)))
@@ -80,13 +82,10 @@ def block_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
     return found
 
 
-def _ends_here(network: nn.Module, node: fx.Node) -> bool:
+def _ends_here(operations: Operations, node: fx.Node) -> bool:
     """Whether a block can end with this tensor: its users are sites, layers or the output, and it is not a site itself."""
-    kinds = {kind_of(network, user) for user in node.users}
-    return (
-        kinds <= {OperationKind.SITE, OperationKind.COMPUTE, OperationKind.OUTPUT}
-        and kind_of(network, node) is not OperationKind.SITE
-    )
+    roles = {operations[user].role for user in node.users}
+    return roles <= {Role.SITE, Role.LAYER, Role.OUTPUT} and operations[node].role is not Role.SITE
 
 
 def _cuts(graph: fx.Graph) -> Iterator[tuple[fx.Node, bool]]:

@@ -8,30 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from qat.nn import layer_type
-from qat.transform.operation_kind import OperationKind, kind_of
+from qat.operations import (
+    Add,
+    Elementwise,
+    Layer,
+    MatMul,
+    Multiply,
+    Operations,
+    Part,
+    Rectify,
+    Role,
+    describe_graph,
+    has_form_alone,
+)
 from qat.transform.policy import Policy, Rule, TensorRule
-
-Kinds = Mapping[fx.Node, OperationKind]
-
-_NONNEGATIVE: tuple[Any, ...] = (nn.Sigmoid, nn.Softmax, torch.sigmoid, torch.softmax, F.softmax, torch.abs, torch.exp)
-"""Operations whose output is never negative, whatever their input."""
 
 
 @dataclass
 class Site:
-    """A planned activation quantizer: behind `node`, or, with `consumers`, between `node` and those consumers only."""
+    """A planned activation quantizer: behind `node`, or, with `consumers`, between `node` and those consumers only.
+
+    behind_relu: `node` is a ReLU without a bound above.
+    """
 
     name: str
     node: fx.Node
     rule: TensorRule
     signed: bool
+    behind_relu: bool = False
     consumers: list[fx.Node] = field(default_factory=list)
 
 
@@ -61,8 +70,9 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
     Raises:
         ValueError: a rule matches no layer.
     """
-    kinds = {node: kind_of(model, node) for node in graph.nodes}
-    layer_names = [str(node.target) for node in graph.nodes if kinds[node] is OperationKind.COMPUTE]
+    operations = describe_graph(model, graph)
+    nonnegative = _nonnegative(operations)
+    layer_names = [str(node.target) for node in graph.nodes if operations[node].role is Role.LAYER]
     types = {name: layer_type(model.get_submodule(name)).__name__ for name in layer_names}
     layers = policy.assign(list(types.items()))
     residual = policy.residual_rule()
@@ -70,51 +80,66 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
     float_edges: list[str] = []
     taken = set(dir(nn.ModuleDict))  # a site called `values` would hide a method of the dict that holds it
     for node in graph.nodes:
-        if not _is_real_tensor(node, kinds):
+        if not _is_real_tensor(node, operations):
             continue
         uses = [
-            _Use(tensor, consumer, _wanted_rule(consumer, kinds, layers, residual))
-            for tensor, consumer in _consumers(node, kinds)
+            _Use(tensor, consumer, _wanted_rule(node, consumer, operations, layers, residual))
+            for tensor, consumer in _consumers(node, operations)
         ]
-        name = _unique(_site_name(node, kinds), taken)
+        name = _unique(_site_name(node, operations), taken)
         dynamic = [use for use in uses if use.rule is not None and use.rule.is_dynamic]
         static = [use for use in uses if use not in dynamic]
         if dynamic:
             sites += _dynamic_sites(_unique(f"{name}_dynamic", taken), dynamic)
             if not static:
                 continue
-        base = _base_rule(node, static, kinds, residual)
+        base = _base_rule(node, static, operations, residual)
         if base is not None:
-            site = Site(name, node, base, signed=not _is_nonnegative(model, node, kinds))
-            sites += [site, *_requantizations(site, static, kinds, taken)]
-        elif not _stays_float(node, kinds) and any(kinds[use.consumer] is not OperationKind.OUTPUT for use in static):
+            operation = operations[node]
+            behind_relu = isinstance(operation, Rectify) and operation.ceiling is None
+            site = Site(name, node, base, not nonnegative[node], behind_relu)
+            sites += [site, *_requantizations(site, static, operations, taken)]
+        elif not _stays_float(node, operations) and any(
+            operations[use.consumer].role is not Role.OUTPUT for use in static
+        ):
             float_edges.append(name)
-    float_edges += [f"{n.name} ({_operation(model, n)})" for n in graph.nodes if _stays_float(n, kinds)]
+    float_edges += [f"{n.name} ({_operation(model, n)})" for n in graph.nodes if _stays_float(n, operations)]
     return Plan(layers, sites, float_edges)
 
 
-def _is_real_tensor(node: fx.Node, kinds: Kinds) -> bool:
+def _nonnegative(operations: Operations) -> dict[fx.Node, bool]:
+    """For each tensor, whether the graph alone shows that it has no negative value."""
+    found: dict[fx.Node, bool] = {}
+    for node, operation in operations.items():
+        found[node] = operation.is_nonnegative([found[n] for n in operation.inputs])
+    return found
+
+
+def _is_real_tensor(node: fx.Node, operations: Operations) -> bool:
     """Whether the node produces new values that exist in memory: not a view, not a size, not inside a fused operation."""
-    unreal = (OperationKind.OUTPUT, OperationKind.SAME, OperationKind.SHAPE, OperationKind.SITE)
-    return kinds[node] not in unreal and not _is_inside_fusion(node, kinds)
+    unreal = (Role.OUTPUT, Role.MOVE, Role.SIZE, Role.SITE, Role.CONSTANT, Role.PART)
+    return operations[node].role not in unreal and not _is_inside_fusion(node, operations)
 
 
-def _base_rule(node: fx.Node, uses: list[_Use], kinds: Kinds, residual: TensorRule | None) -> TensorRule | None:
+def _base_rule(
+    node: fx.Node, uses: list[_Use], operations: Operations, residual: TensorRule | None
+) -> TensorRule | None:
     """The rule of the quantizer behind `node`: the widest one wanted, or the residual rule; None if the tensor stays float."""
     wanted = [use.rule for use in uses if use.rule is not None]
+    roles = {use.consumer: operations[use.consumer].role for use in uses}
     if not wanted:
-        feeds_float = any(kinds[use.consumer] in (OperationKind.FLOAT, OperationKind.NORM) for use in uses)
-        ends_layer = kinds[_head(node, kinds)] is OperationKind.COMPUTE
+        feeds_float = any(role not in (Role.OUTPUT, Role.LAYER) for role in roles.values())
+        ends_layer = operations[_head(node, operations)].role is Role.LAYER and not _is_embedding(node, operations)
         return residual if ends_layer and feeds_float else None  # keeps the layer itself in integers
-    feeds_residual = any(kinds[use.consumer] is not OperationKind.COMPUTE for use in uses if use.rule is not None)
+    feeds_residual = any(roles[use.consumer] is not Role.LAYER for use in uses if use.rule is not None)
     return residual if feeds_residual and residual is not None else max(wanted, key=lambda rule: rule.bits)
 
 
-def _requantizations(base: Site, uses: list[_Use], kinds: Kinds, taken: set[str]) -> list[Site]:
+def _requantizations(base: Site, uses: list[_Use], operations: Operations, taken: set[str]) -> list[Site]:
     """Sites behind `base` for layers that want fewer bits: one for each tensor and width."""
     lower: dict[tuple[fx.Node, int], Site] = {}
     for tensor, consumer, rule in uses:
-        if rule is not None and rule.bits < base.rule.bits and kinds[consumer] is OperationKind.COMPUTE:
+        if rule is not None and rule.bits < base.rule.bits and operations[consumer].role is Role.LAYER:
             site = lower.setdefault((tensor, rule.bits), Site("", tensor, rule, base.signed))
             site.consumers.append(consumer)
     for (_, bits), site in lower.items():
@@ -133,76 +158,89 @@ def _dynamic_sites(name: str, uses: Iterable[_Use]) -> list[Site]:
     return list(sites.values())
 
 
-def _stays_float(node: fx.Node, kinds: Kinds) -> bool:
-    """Whether the operation is left in float: not known here, or a BatchNorm without a layer to absorb it."""
-    alone = kinds[node] is OperationKind.NORM and not _is_inside_fusion(node.all_input_nodes[0], kinds)
-    return kinds[node] is OperationKind.FLOAT or alone
+def _stays_float(node: fx.Node, operations: Operations) -> bool:
+    """Whether the operation is left in float: not known here, or a BatchNorm that no layer absorbs and that has no form."""
+    operation = operations[node]
+    alone = operation.role is Role.NORM and not has_form_alone(operation) and not _follows_layer(node, operations)
+    return operation.role is Role.FLOAT or alone
+
+
+def _is_embedding(node: fx.Node, operations: Operations) -> bool:
+    operation = operations[node]
+    return isinstance(operation, Layer) and operation.takes_indices
+
+
+def _follows_layer(norm: fx.Node, operations: Operations) -> bool:
+    """Whether a BatchNorm is absorbed into the layer before it."""
+    source = operations[norm].inputs[0]
+    return operations[source].role is Role.LAYER and _only_user(source) is norm
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _is_inside_fusion(node: fx.Node, kinds: Kinds) -> bool:
+def _is_inside_fusion(node: fx.Node, operations: Operations) -> bool:
     """Whether the tensor exists only inside a fused operation: conv before BatchNorm, anything fused before ReLU."""
-    user = _only_user(node)
+    user, operation = _only_user(node), operations[node]
     if user is None:
         return False
-    if kinds[user] is OperationKind.NORM:
-        return kinds[node] is OperationKind.COMPUTE
-    fused = kinds[node] in (OperationKind.COMPUTE, OperationKind.ADD) or (
-        kinds[node] is OperationKind.NORM and _is_inside_fusion(node.all_input_nodes[0], kinds)
-    )
-    return kinds[user] is OperationKind.RECTIFY and fused
+    if operations[user].role is Role.NORM:
+        return operation.role is Role.LAYER and not _is_embedding(node, operations)
+    if operations[user].role is not Role.RECTIFY or _is_embedding(node, operations):
+        return False
+    return operation.role in (Role.LAYER, Role.NORM) or isinstance(operation, Add | Multiply | MatMul)
 
 
-def _head(node: fx.Node, kinds: Kinds) -> fx.Node:
+def _head(node: fx.Node, operations: Operations) -> fx.Node:
     """The first node of the fused operation that ends in `node`."""
-    while kinds[node] in (OperationKind.NORM, OperationKind.RECTIFY) and _is_inside_fusion(
-        node.all_input_nodes[0], kinds
+    while operations[node].role in (Role.NORM, Role.RECTIFY) and _is_inside_fusion(
+        operations[node].inputs[0], operations
     ):
-        node = node.all_input_nodes[0]
+        node = operations[node].inputs[0]
     return node
 
 
-def _consumers(node: fx.Node, kinds: Kinds) -> list[tuple[fx.Node, fx.Node]]:
+def _consumers(node: fx.Node, operations: Operations) -> list[tuple[fx.Node, fx.Node]]:
     """(tensor, consumer) of every use, looking through operations that keep the values on their grid."""
-    found = []
-    for user in node.users:
-        if kinds[user] is not OperationKind.SHAPE:
-            found += _consumers(user, kinds) if kinds[user] is OperationKind.SAME else [(node, user)]
+    found: list[tuple[fx.Node, fx.Node]] = []
+    pending = [(node, user) for user in node.users]
+    while pending:
+        tensor, user = pending.pop(0)
+        operation = operations[user]
+        if operation.role is Role.MOVE:
+            pending[:0] = [(user, next_user) for next_user in user.users]
+        elif isinstance(operation, Part):
+            if (tensor, operation.end) not in found:
+                found.append((tensor, operation.end))
+        elif operation.role is not Role.SIZE and (tensor, user) not in found:
+            found.append((tensor, user))
     return found
 
 
 def _wanted_rule(
-    consumer: fx.Node, kinds: Kinds, layers: Mapping[str, Rule], residual: TensorRule | None
+    tensor: fx.Node,
+    consumer: fx.Node,
+    operations: Operations,
+    layers: Mapping[str, Rule],
+    residual: TensorRule | None,
 ) -> TensorRule | None:
-    """The precision in which `consumer` wants its input; None if it takes floats."""
-    if kinds[consumer] is OperationKind.COMPUTE:
+    """The precision in which `consumer` wants the real tensor that it reads; None if it takes floats."""
+    operation = operations[consumer]
+    if isinstance(operation, Layer):
         rule = layers.get(str(consumer.target))
-        return rule.activation if rule else None
-    in_integers = (OperationKind.ADD, OperationKind.CAT, OperationKind.POOL, OperationKind.RECTIFY)
-    return residual if kinds[consumer] in in_integers else None
+        return rule.activation if rule and not operation.takes_indices else None
+    if isinstance(operation, Elementwise) and operations[tensor].role in (Role.FLOAT, Role.INPUT):
+        return None  # quantizing it in front as well as behind would gain nothing
+    in_integers = operation.role in (Role.ARITHMETIC, Role.RECTIFY) or has_form_alone(operation)
+    return residual if in_integers else None
 
 
-def _is_nonnegative(model: nn.Module, node: fx.Node, kinds: Kinds) -> bool:
-    """Whether the graph alone shows that the tensor has no negative value."""
-    kind = kinds[node]
-    if kind is OperationKind.RECTIFY:
-        return True
-    if kind in (OperationKind.SAME, OperationKind.POOL, OperationKind.ADD, OperationKind.CAT, OperationKind.SITE):
-        return all(
-            _is_nonnegative(model, n, kinds) for n in node.all_input_nodes if kinds[n] is not OperationKind.SHAPE
-        )
-    target = type(model.get_submodule(str(node.target))) if node.op == "call_module" else node.target
-    return target in _NONNEGATIVE
-
-
-def _site_name(node: fx.Node, kinds: Kinds) -> str:
+def _site_name(node: fx.Node, operations: Operations) -> str:
     """The name of the layer that starts the fused operation (layer1_0_conv1); for an input, of its argument (x_input)."""
-    if kinds[node] is OperationKind.INPUT:
+    if operations[node].role is Role.INPUT:
         return f"{node.target}_input"
-    head = _head(node, kinds)
+    head = _head(node, operations)
     stack = head.meta.get("nn_module_stack") or {}
     owner = str(next(reversed(stack))).partition("@")[0] if stack and head.op != "call_module" else ""
     name = str(head.target) if head.op == "call_module" else f"{owner}.{head.name}" if owner else head.name

@@ -16,7 +16,6 @@ from qat.quantizers import Mode, Quantizer
 from qat.torch_private import tree_leaves
 from qat.transform.inspect import inspect, weights_in_float
 from qat.transform.mode import mode
-from qat.transform.operation_kind import OperationKind, kind_of, relu_upper_bound
 from qat.transform.plan import Plan, Site, plan
 from qat.transform.policy import Policy, TensorRule
 from qat.transform.presets import load_policy
@@ -105,7 +104,7 @@ def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> N
     for site in planned.sites:
         quantizer = site.rule.build(signed=site.signed)
         quantizer.label = site.name
-        quantizer.fuses_relu = _replaces_relu(model, site, quantizer)
+        quantizer.fuses_relu = _replaces_relu(site, quantizer)
         if (parameter := next(model.parameters(), None)) is not None:
             quantizer.to(parameter.device)
         sites[site.name] = quantizer
@@ -134,10 +133,9 @@ def _insert_calls(model: nn.Module, graph: fx.Graph, sites: Sequence[Site]) -> N
             graph.erase_node(site.node)
 
 
-def _replaces_relu(model: nn.Module, site: Site, quantizer: Quantizer) -> bool:
+def _replaces_relu(site: Site, quantizer: Quantizer) -> bool:
     """Whether the quantizer clips as the ReLU before it does, which saves a pass over the tensor and its memory."""
-    relu = kind_of(model, site.node) is OperationKind.RECTIFY and relu_upper_bound(model, site.node) is None
-    return relu and not site.consumers and quantizer.spec.symmetric and not quantizer.spec.grid.signed
+    return site.behind_relu and not site.consumers and quantizer.spec.symmetric and not quantizer.spec.grid.signed
 
 
 def _swap_layers(model: nn.Module, policy: Policy) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import qat
 from qat.integer import IntegerModel, stored_bytes
@@ -14,7 +15,9 @@ from qat.integer.absorb import absorb
 from qat.integer.arithmetic import Encoding
 from qat.integer.fingerprint import fingerprint
 from qat.integer.layers import IntegerLayer, WeightOnlyLayer
+from qat.integer.modules import IntegerMean
 from qat.nn import as_quantized
+from qat.operations import Mean
 from tests.networks import INTEGER, Gate, OptionA, Rows, build, images
 
 
@@ -62,7 +65,7 @@ def test_operations_left_in_float_stay_float():
     integer = qat.convert(prepared)
     with torch.no_grad():
         trained, deployed = prepared(images(32)), integer(images(32))
-    assert {"SiLU", "BatchNorm2d", "Dequantize"} <= {type(m).__name__ for m in integer.children()}
+    assert {"InstanceNorm2d", "Dequantize"} <= {type(m).__name__ for m in integer.children()}
     assert (trained - deployed).abs().mean() < 0.02 * trained.std()
 
 
@@ -168,23 +171,20 @@ def test_a_batchnorm_of_tokens_is_refused(policy: str) -> None:
     torch.testing.assert_close(qat.convert(prepared)(x), prepared(x), rtol=0.0, atol=0.05)
 
 
-@pytest.mark.parametrize(("dims", "shape"), [((2, 3), (2, 6, 3, 4, 4)), ((-2, -1), (2, 6, 4))])
-def test_a_mean_over_two_axes_of_other_tensors_is_refused(dims: tuple[int, int], shape: tuple[int, ...]) -> None:
-    class Mean(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(shape[-1], 4), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(torch.relu(self.a(x)).mean(dims).reshape(2, -1)[:, :1].expand(-1, 6))
-
-    x = torch.randn(shape)
-    prepared = qat.prepare(Mean().eval(), "w8a8", x)
-    qat.calibrate(prepared, [x])
-    with pytest.raises(
-        ValueError, match=r"over two axes has no integer form, only one of \(N, C, H, W\) over \(2, 3\) has"
-    ):
-        qat.convert(prepared)(x)
+@pytest.mark.parametrize(("dims", "shape"), [((2, 3), (2, 6, 3, 4, 4)), ((-2, -1), (2, 6, 4)), (1, (2, 6, 4))])
+@pytest.mark.parametrize("total", [False, True])
+def test_means_and_sums_over_any_axes_are_exact_sums_of_codes(
+    dims: tuple[int, int] | int, shape: tuple[int, ...], total: bool
+) -> None:
+    x, y = Encoding(0.02, 3), Encoding(0.5 if total else 0.03, 7, 2, 250)
+    codes = torch.randint(0, 256, shape, dtype=torch.uint8)
+    axes = (dims,) if isinstance(dims, int) else dims
+    module = IntegerMean(x, y, Mean((), axes, keepdim=False, total=total))
+    sums = (codes.numpy().astype(np.int64) - 3).sum(axis=axes)
+    count = 1 if total else np.prod([shape[a] for a in axes])
+    real = sums.astype(np.float32) * (np.float32(0.02) / np.float32(count))
+    expected = np.clip(np.rint(real / np.float32(y.scale)) + 7, 2, 250)
+    np.testing.assert_array_equal(module(codes).numpy(), expected)
 
 
 def test_diverged_weights_and_converted_models_are_refused() -> None:

@@ -14,7 +14,7 @@ from torch import fx
 
 from qat.export.onnx.graph_writer import NoOnnxFormError
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
-from qat.transform.operation_kind import pads_with_zeros
+from qat.operations import PadZeros
 
 
 def write_slice(graph: QdqGraph, node: fx.Node) -> str:
@@ -67,10 +67,10 @@ def write_pad(graph: QdqGraph, node: fx.Node) -> str:
     Raises:
         NoOnnxFormError: it does not pad with zeros.
     """
-    if not pads_with_zeros(*node.args, **node.kwargs):
+    operation = graph.operations[node]
+    if not isinstance(operation, PadZeros):
         raise NoOnnxFormError(node.target, tensor_name(node))
-    pad: Any = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
-    pads = graph.constant(pads_of_axes(pad, len(graph.input_shape(node))))
+    pads = graph.constant(pads_of_axes(operation.pad, len(graph.input_shape(node))))
     return graph.node("Pad", [graph.input(node), pads], tensor_name(node))
 
 

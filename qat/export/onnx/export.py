@@ -30,6 +30,7 @@ from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.torch_onnx import TorchOnnxWriter
 from qat.files import write_atomically
 from qat.integer import IntegerModel
+from qat.operations import describe_graph
 
 
 def export_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | Path) -> None:
@@ -74,7 +75,8 @@ class _Exporter:
     def __init__(self, model: IntegerModel, examples: tuple[Tensor, ...]) -> None:
         self.model, self.examples = model, examples
         self.outputs = example_outputs(model, examples)
-        self.graph = QdqGraph({n: tuple(out.shape) for n, out in self.outputs.items() if isinstance(out, Tensor)})
+        shapes = {n: tuple(out.shape) for n, out in self.outputs.items() if isinstance(out, Tensor)}
+        self.graph = QdqGraph(shapes, describe_graph(model, model.graph))
         self.torch_writer = TorchOnnxWriter(self.graph, model)
 
     @cached_property

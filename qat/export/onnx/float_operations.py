@@ -15,8 +15,8 @@ from qat.export.onnx.graph_writer import GraphWriter, NoOnnxFormError
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.integer.layers import explicit_padding
 from qat.nn import is_identity_in_evaluation
+from qat.operations import Concatenate, Mean
 from qat.torch_private import BatchNorm
-from qat.transform.operation_kind import mean_axes
 
 ELEMENTWISE: dict[Any, str] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), "Relu"),
@@ -48,13 +48,12 @@ def write_float_function(graph: QdqGraph, node: fx.Node) -> str:
         return graph.node(ELEMENTWISE[function], inputs, name)
     if function in AS_MODULES:
         return write_float_module(graph, AS_MODULES[function](*node.args[1:], **node.kwargs), inputs, name)
-    if function is torch.cat:
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        return graph.node("Concat", inputs, name, axis=dim)
-    if function in ("mean", torch.mean) and len(graph.input_shape(node)) == 4 and mean_axes(node) == (2, 3):
-        keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-        axes = graph.constant(np.array([2, 3], dtype=np.int64))
-        return graph.node("ReduceMean", [*inputs, axes], name, keepdims=int(bool(keepdim)))
+    operation = graph.operations[node]
+    if isinstance(operation, Concatenate) and not operation.stacked:
+        return graph.node("Concat", [graph.names[n] for n in operation.inputs], name, axis=operation.dim)
+    if isinstance(operation, Mean) and not operation.total:
+        axes = graph.constant(np.array(operation.dims, dtype=np.int64))
+        return graph.node("ReduceMean", [*inputs, axes], name, keepdims=int(operation.keepdim))
     raise NoOnnxFormError(function, name)
 
 

@@ -18,8 +18,10 @@ from qat.integer.modules import (
     IntegerAdd,
     IntegerAveragePool,
     IntegerCat,
-    IntegerGlobalAverage,
+    IntegerMatMul,
     IntegerMaxPool,
+    IntegerMean,
+    IntegerMultiply,
     IntegerPad,
     LookUp,
     Quantize,
@@ -59,19 +61,55 @@ def write_add(graph: QdqGraph, node: fx.Node, module: IntegerAdd) -> str:
     return graph.quantized(graph.node("Add", reals, f"{tensor_name(node)}_real"), module.output, tensor_name(node))
 
 
+def write_multiply(graph: QdqGraph, node: fx.Node, module: IntegerMultiply | IntegerMatMul) -> str:
+    """Write the integer module for multiply or matmul; returns the name of its result."""
+    a, b = (graph.names[n] for n in node.args if isinstance(n, fx.Node))
+    reals = [graph.dequantized(a, module.a), graph.dequantized(b, module.b)]
+    operation = "Mul" if isinstance(module, IntegerMultiply) else "MatMul"
+    return graph.quantized(graph.node(operation, reals, f"{tensor_name(node)}_real"), module.output, tensor_name(node))
+
+
 def write_cat(graph: QdqGraph, node: fx.Node, module: IntegerCat) -> str:
     """Write the integer module for cat; returns the name of its result."""
-    reals = [graph.dequantized(graph.names[n], x) for n, x in zip(node.all_input_nodes, module.inputs, strict=True)]
-    joined = graph.node("Concat", reals, f"{tensor_name(node)}_real", axis=module.dim)
-    return graph.quantized(joined, module.output, tensor_name(node))
+    name = tensor_name(node)
+    parts = [graph.names[n] for n in node.args if isinstance(n, fx.Node)]
+    reals = [graph.dequantized(part, x) for part, x in zip(parts, module.inputs, strict=True)]
+    if module.stacked:
+        axes = graph.constant(np.array([module.dim], dtype=np.int64))
+        reals = [graph.node("Unsqueeze", [real, axes], f"{name}_part_{i}") for i, real in enumerate(reals)]
+    joined = graph.node("Concat", reals, f"{name}_real", axis=module.dim)
+    return graph.quantized(joined, module.output, name)
 
 
-def write_global_average(graph: QdqGraph, node: fx.Node, module: IntegerGlobalAverage | IntegerAveragePool) -> str:
-    """Write the integer module for global average; returns the name of its result."""
+def write_mean(graph: QdqGraph, node: fx.Node, module: IntegerMean) -> str:
+    """Write the integer module for mean; returns the name of its result."""
+    shape = graph.input_shape(node)
+    if module.is_global(len(shape)):
+        return _global_average(graph, node, module, module.keepdim)
+    name, axes = tensor_name(node), graph.constant(np.array(module.axes(len(shape)), dtype=np.int64))
+    wide = graph.node("Cast", [graph.input(node)], f"{name}_int32", to=TensorProto.INT32)
+    total = graph.node("ReduceSum", [wide, axes], f"{name}_sum", keepdims=int(module.keepdim))
+    sizes = graph.node("Gather", [graph.node("Shape", [wide], f"{name}_shape"), axes], f"{name}_sizes")
+    count = graph.node("ReduceProd", [sizes], f"{name}_count", keepdims=0)
+    zero_point = graph.constant(np.array(module.input.zero_point, dtype=np.int32))
+    count_int = graph.node("Cast", [count], f"{name}_count_int32", to=TensorProto.INT32)
+    zeros = graph.node("Mul", [count_int, zero_point], f"{name}_zeros")
+    centred = graph.node("Sub", [total, zeros], f"{name}_centred")
+    scale = graph.constant(np.array(module.input.scale, dtype=np.float32))
+    if not module.total:
+        count_float = graph.node("Cast", [count], f"{name}_count_float", to=TensorProto.FLOAT)
+        scale = graph.node("Div", [scale, count_float], f"{name}_scale")
+    real = graph.node(
+        "Mul", [graph.node("Cast", [centred], f"{name}_float", to=TensorProto.FLOAT), scale], f"{name}_real"
+    )
+    return graph.quantized(real, module.output, name)
+
+
+def _global_average(graph: QdqGraph, node: fx.Node, module: IntegerMean | IntegerAveragePool, keepdim: bool) -> str:
     name = tensor_name(node)
     real = graph.dequantized(graph.input(node), module.input)
     mean = graph.node("GlobalAveragePool", [real], f"{name}_real")
-    if getattr(module, "keepdim", True):
+    if keepdim:
         return graph.quantized(mean, module.output, name)
     return graph.reshape(graph.quantized(mean, module.output, f"{name}_map"), graph.shapes[node], name)
 
@@ -79,7 +117,7 @@ def write_global_average(graph: QdqGraph, node: fx.Node, module: IntegerGlobalAv
 def write_average_pool(graph: QdqGraph, node: fx.Node, module: IntegerAveragePool) -> str:
     """Write the integer module for average pool; returns the name of its result."""
     if module.is_global(torch.Size(graph.input_shape(node))):
-        return write_global_average(graph, node, module)
+        return _global_average(graph, node, module, keepdim=True)
     real = graph.dequantized(graph.input(node), module.input)
     mean = graph.node(
         "AveragePool",
@@ -139,7 +177,9 @@ OPERATIONS: dict[type[nn.Module], Callable[[QdqGraph, fx.Node, Any], str]] = {
     LookUp: write_look_up,
     IntegerAdd: write_add,
     IntegerCat: write_cat,
-    IntegerGlobalAverage: write_global_average,
+    IntegerMultiply: write_multiply,
+    IntegerMatMul: write_multiply,
+    IntegerMean: write_mean,
     IntegerAveragePool: write_average_pool,
     IntegerMaxPool: write_max_pool,
     IntegerPad: write_pad,

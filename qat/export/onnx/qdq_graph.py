@@ -10,6 +10,7 @@ from torch import fx
 
 from qat.export.onnx.graph_writer import GraphWriter
 from qat.integer import Encoding
+from qat.operations import Operations
 from qat.torch_private import tree_leaves
 
 
@@ -18,11 +19,12 @@ class QdqGraph(GraphWriter):
 
     Args:
         shapes: shape of the output of every node that returns one tensor.
+        operations: the description of every node.
     """
 
-    def __init__(self, shapes: Mapping[fx.Node, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[fx.Node, tuple[int, ...]], operations: Operations) -> None:
         super().__init__()
-        self.shapes = shapes
+        self.shapes, self.operations = shapes, operations
         self.names: dict[fx.Node, Any] = {}
         """Names of the tensors that hold a node's output, nested as the output is."""
         self._dequantized: dict[tuple[str, Encoding], str] = {}

@@ -24,9 +24,9 @@ from qat.export.verification import FileProof, SiteAgreement, Verification, diff
 from qat.integer import IntegerModel
 from qat.integer.layers import DynamicLayer, IntegerConv, WeightOnlyLayer
 from qat.integer.modules import DynamicQuantize, IntegerModule, Quantize
+from qat.operations import Role, describe_graph
 from qat.transform.batches import positional_arguments
 from qat.transform.calibrate import check_batches
-from qat.transform.operation_kind import OperationKind, kind_of
 
 FLOAT_TOLERANCE = 1e-5
 """Allowed difference of float sums in another order, relative to the largest output."""
@@ -236,7 +236,8 @@ def _computes_in_float(module: nn.Module) -> bool:
 def _ends_in_float(model: IntegerModel) -> bool:
     """Whether an output of the network comes from an operation that was left in float."""
     results = [n for node in model.graph.nodes if node.op == "output" for n in node.all_input_nodes]
-    while moved := [n for n in results if kind_of(model, n) is OperationKind.SAME]:
+    operations = describe_graph(model, model.graph)
+    while moved := [n for n in results if operations[n].role is Role.MOVE]:
         results = [n for n in results if n not in moved] + [n.all_input_nodes[0] for n in moved]
     return not all(
         n.op == "call_module" and isinstance(model.get_submodule(str(n.target)), IntegerModule) for n in results

@@ -1,0 +1,39 @@
+"""What the nodes of a graph compute: one frozen description for each, whatever its spelling."""
+
+from qat.operations.activations import Elementwise, Rectify
+from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
+from qat.operations.base import Constant, Float, Input, Operation, Output, Role, Site, Size
+from qat.operations.describe import Operations, describe_graph
+from qat.operations.layers import BatchNormalization, Layer, has_form_alone
+from qat.operations.movement import MaxPool, Move, PadZeros
+from qat.operations.pooling import AveragePool, Mean
+from qat.operations.regions import Part, Region
+
+__all__ = [
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "Concatenate",
+    "Constant",
+    "Elementwise",
+    "Float",
+    "Input",
+    "Layer",
+    "MatMul",
+    "MaxPool",
+    "Mean",
+    "Move",
+    "Multiply",
+    "Operation",
+    "Operations",
+    "Output",
+    "PadZeros",
+    "Part",
+    "Rectify",
+    "Region",
+    "Role",
+    "Site",
+    "Size",
+    "describe_graph",
+    "has_form_alone",
+]

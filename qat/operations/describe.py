@@ -1,0 +1,293 @@
+"""From the nodes of a graph to descriptions: the only place that knows how operations are spelled."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized
+from qat.operations.activations import Elementwise, Rectify
+from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
+from qat.operations.base import Constant, Float, Input, Operation, Output, Role, Site, Size
+from qat.operations.call import Call, call_of, operation_name
+from qat.operations.layers import BatchNormalization, Layer
+from qat.operations.movement import MaxPool, Move, PadZeros
+from qat.operations.pooling import AveragePool, Mean
+from qat.operations.regions import merge_regions
+from qat.quantizers import Quantizer
+
+Operations = Mapping[fx.Node, Operation]
+"""The description of every node of a graph."""
+
+_MOVES = frozenset(
+    ("flatten", "view", "reshape", "reshape_as", "permute", "transpose", "movedim", "t", "unsqueeze", "squeeze",
+     "select", "narrow", "slice", "flip", "roll", "rot90", "expand", "expand_as", "repeat", "tile",
+     "repeat_interleave", "unflatten", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "gather", "index_select",
+     "diagonal", "unfold_copy", "as_strided"),
+)  # fmt: skip
+_SPLITS = frozenset(("chunk", "split", "split_with_sizes", "tensor_split", "unbind", "hsplit", "vsplit"))
+_IDENTITIES = frozenset(("contiguous", "detach", "clone", "alias", "identity", "lift_fresh_copy", "detach_copy"))
+_SIZES = frozenset(("size", "dim", "numel", "sym_size", "sym_numel", "ndimension", "stride", "is_floating_point"))
+_NEVER_NEGATIVE = frozenset(
+    ("sigmoid", "abs", "exp", "square", "hardsigmoid", "softplus", "sqrt", "rsqrt", "exp2", "cosh")
+)
+_ELEMENTWISE = _NEVER_NEGATIVE | frozenset(
+    ("tanh", "silu", "gelu", "hardswish", "mish", "leaky_relu", "elu", "selu", "celu", "softsign", "tanhshrink",
+     "log_sigmoid", "hardshrink", "softshrink", "neg", "log", "log1p", "log2", "expm1", "reciprocal", "sin", "cos",
+     "erf", "sign", "floor", "ceil", "round", "pow", "clamp", "clamp_min", "clamp_max", "hardtanh", "atan",
+     "threshold"),
+)  # fmt: skip
+"""Functions of one tensor, with numbers as further arguments."""
+_OF_TWO = frozenset(("add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum"))
+_NEVER_NEGATIVE_IN_FLOAT = frozenset(("softmax", "one_hot", "norm", "linalg_vector_norm", "var", "std", "logaddexp"))
+
+
+def describe_graph(model: nn.Module, graph: fx.Graph) -> dict[fx.Node, Operation]:
+    """The description of every node. An operation that is not known is `Float`."""
+    found: dict[fx.Node, Operation] = {}
+    for node in graph.nodes:
+        found[node] = _constant_if_calculated_from_such(_describe(model, node, found), found)
+    return merge_regions(found)
+
+
+def _constant_if_calculated_from_such(operation: Operation, before: Operations) -> Operation:
+    """A mask, a position or another tensor that no activation takes part in is a constant to quantization."""
+    if operation.role in (Role.FLOAT, Role.ARITHMETIC, Role.MOVE, Role.RECTIFY) and all(
+        before[n].role is Role.CONSTANT for n in operation.inputs
+    ):
+        return Constant(operation.inputs)
+    return operation
+
+
+def _describe(model: nn.Module, node: fx.Node, before: Operations) -> Operation:
+    if node.op == "placeholder" and not _may_be_real(node):
+        return Constant(())
+    if node.op in _BY_OPCODE:
+        return _BY_OPCODE[node.op](tuple(node.all_input_nodes))
+    inputs = tuple(n for n in node.all_input_nodes if before[n].role is not Role.SIZE)
+    if node.op == "call_module":
+        described = _module_with_state(model.get_submodule(str(node.target)), inputs)
+        if described is not None:
+            return described
+    elif _is_size(node, inputs, before):
+        return Size(inputs)
+    elif node.target is operator.getitem:
+        return _index(node, inputs, before)
+    call = call_of(model, node)
+    for read in _READERS:
+        if (described := read(call, inputs, before)) is not None:
+            return described
+    return Float(inputs, call.name in _NEVER_NEGATIVE_IN_FLOAT, elementwise=call.name in _OF_TWO)
+
+
+def _may_be_real(node: fx.Node) -> bool:
+    """Whether an argument of the network can be a tensor of real numbers, as far as the capture knows."""
+    value = node.meta.get("val")
+    return value is None or (isinstance(value, torch.Tensor) and value.is_floating_point())
+
+
+_BY_OPCODE: dict[str, type[Operation]] = {"placeholder": Input, "output": Output, "get_attr": Constant}
+
+
+def _module_with_state(module: nn.Module, inputs: tuple[fx.Node, ...]) -> Operation | None:
+    if isinstance(module, Quantizer):
+        return Site(inputs)
+    if is_layer(module) or is_quantized(module):
+        return Layer(inputs, module, takes_indices=isinstance(module, nn.Embedding))
+    if is_batch_norm(module):
+        return BatchNormalization(inputs, module)
+    return Move(inputs, identity=True) if is_identity_in_evaluation(module) else None
+
+
+def _is_size(node: fx.Node, inputs: tuple[fx.Node, ...], before: Operations) -> bool:
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda", "requires_grad")
+    if operation_name(node) in _SIZES:
+        return True
+    return node.op == "call_function" and not inputs and bool(node.all_input_nodes) and not _makes_a_tensor(node)
+
+
+def _makes_a_tensor(node: fx.Node) -> bool:
+    """Whether a function of sizes alone makes a tensor of them (zeros, arange, ...)."""
+    return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins", "torch")
+
+
+def _index(node: fx.Node, inputs: tuple[fx.Node, ...], before: Operations) -> Operation:
+    source, index = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node)
+    described = before[source]
+    if isinstance(index, int) and isinstance(described, Move) and described.several:
+        return Move(inputs, identity=False)
+    if isinstance(index, tuple | slice) or index is None or index is Ellipsis:
+        parts = index if isinstance(index, tuple) else (index,)
+        fixed = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
+        return Move(inputs) if fixed and len(inputs) == 1 else Float(inputs)
+    if isinstance(index, int) and described.role not in (Role.FLOAT, Role.INPUT):
+        return Move(inputs)
+    return Float(inputs)
+
+
+def _rectify(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
+    if len(inputs) != 1:
+        return None
+    match call.name:
+        case "relu":
+            return Rectify(inputs)
+        case "relu6":
+            return Rectify(inputs, 6.0)
+        case "hardtanh":
+            bounds = call.get("min_val"), call.get("max_val")
+        case "clamp" | "clamp_min":
+            bounds = call.get("min"), call.get("max")
+        case _:
+            return None
+    lowest, highest = bounds
+    is_rectifier = isinstance(lowest, int | float) and lowest == 0 and (highest is None or _is_positive(highest))
+    return Rectify(inputs, None if highest is None else float(highest)) if is_rectifier else None
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _elementwise(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
+    if len(inputs) != 1 or before[inputs[0]].role is Role.CONSTANT:
+        return None
+    numbers = [a for a in call.arguments.values() if not isinstance(a, fx.Node)]
+    plain = all(a is None or isinstance(a, bool | int | float | str) for a in numbers)
+    if not plain or (call.name not in _ELEMENTWISE and call.name not in _OF_TWO):
+        return None
+    if [a for a in call.arguments.values() if isinstance(a, fx.Node)] != [*inputs]:
+        return None  # x + x, or a size takes part
+    return Elementwise(inputs, call.name, _sign(call))
+
+
+def _sign(call: Call) -> bool | None:
+    """`Elementwise.nonnegative` of a call."""
+    number = next(
+        (v for k, v in call.arguments.items() if k in ("other", "exponent") and not isinstance(v, fx.Node)), 0
+    )
+    match call.name:
+        case "add" | "mul":
+            return None if number >= 0 else False
+        case "div":
+            return None if number > 0 else False
+        case "pow":
+            return number % 2 == 0
+        case "clamp" | "hardtanh" | "clamp_min":
+            lowest = call.get("min", call.get("min_val"))
+            return True if lowest is not None and lowest >= 0 else None if call.get("min_val", -1) is None else False
+        case "hardswish" | "silu" | "gelu" | "leaky_relu" | "tanh" | "elu" | "selu" | "celu" | "mish" | "round":
+            return None  # positive where its input is
+        case "clamp_max" | "softsign" | "erf" | "floor" | "ceil" | "sign":
+            return None if call.name != "clamp_max" else False
+    return call.name in _NEVER_NEGATIVE
+
+
+def _two_tensors(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
+    operands = tuple(a for a in (call.input, call.get("other", call.get("mat2"))) if isinstance(a, fx.Node))
+    if len(operands) != 2 or any(before[n].role in (Role.SIZE, Role.CONSTANT) for n in operands):
+        return None
+    match call.name:
+        case "add" if call.get("alpha", 1) == 1:
+            return Add(operands)
+        case "mul":
+            return Multiply(operands)
+        case "matmul":
+            return MatMul(operands)
+    return None
+
+
+def _join(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
+    tensors, dim = call.get("tensors"), call.get("dim", 0)
+    if call.name not in ("cat", "stack") or not isinstance(tensors, list | tuple) or not isinstance(dim, int):
+        return None
+    parts = tuple(n for n in tensors if isinstance(n, fx.Node))
+    usable = len(parts) == len(tensors) and all(before[n].role is not Role.CONSTANT for n in parts)
+    return Concatenate(parts, dim, stacked=call.name == "stack") if usable else None
+
+
+def _mean(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
+    if call.name not in ("mean", "sum") or len(inputs) != 1 or call.get("dtype") is not None:
+        return None
+    dims = call.get("dim")
+    dims = (dims,) if isinstance(dims, int) else tuple(dims or ())
+    if not dims or not all(isinstance(d, int) for d in dims):
+        return None
+    return Mean(inputs, dims, bool(call.get("keepdim")), total=call.name == "sum")
+
+
+def _pool(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
+    name, _, axes = call.name.rpartition("pool")
+    if len(inputs) != 1 or axes not in ("1d", "2d", "3d"):
+        return None
+    rank = int(axes[0])
+    if name.startswith("adaptive_avg"):
+        is_global = _sizes(call.get("output_size"), rank) == (1,) * rank
+        return Mean(inputs, tuple(range(-rank, 0)), keepdim=True) if is_global else None
+    if name not in ("avg_", "max_") or call.get("return_indices") or call.get("divisor_override") is not None:
+        return None
+    kernel, padding = _sizes(call.get("kernel_size"), rank), _sizes(call.get("padding", 0), rank)
+    stride = _sizes(call.get("stride"), rank) or kernel
+    if kernel is None or stride is None or padding is None:
+        return None
+    ceil_mode = bool(call.get("ceil_mode"))
+    if name == "avg_":
+        counts_padding = bool(call.get("count_include_pad", True))
+        return None if ceil_mode else AveragePool(inputs, kernel, stride, padding, counts_padding)
+    dilation = _sizes(call.get("dilation", 1), rank)
+    if dilation is None:
+        return None
+    return MaxPool(
+        inputs,
+        on_bytes=False,
+        kernel=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        ceil_mode=ceil_mode,
+    )
+
+
+def _sizes(value: Any, count: int) -> tuple[int, ...] | None:
+    """One number for each axis; None if there are none, or others than fixed ones."""
+    if isinstance(value, int):
+        return (value,) * count
+    numbers = tuple(value) if isinstance(value, list | tuple) else ()
+    numbers = numbers * count if len(numbers) == 1 else numbers
+    return numbers if len(numbers) == count and all(isinstance(v, int) for v in numbers) else None
+
+
+def _move(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
+    if len(inputs) != 1 and call.name not in ("gather", "index_select", "expand_as", "reshape_as"):
+        return None
+    if call.name in _IDENTITIES or (call.name == "dropout" and call.get("training") is False):
+        return Move(inputs, identity=True)
+    if call.name in _SPLITS:
+        return Move(inputs, several=True)
+    if call.name == "pad":
+        return _pad(call, inputs)
+    if call.name in ("interpolate", "upsample_nearest2d", "upsample_nearest1d"):
+        nearest = call.get("mode", "nearest") in ("nearest", "nearest-exact")
+        return Move(inputs, on_bytes=False) if nearest else None
+    if call.name in ("amax", "amin", "adaptive_max_pool1d", "adaptive_max_pool2d") and not call.get("return_indices"):
+        return Move(inputs, on_bytes=call.name in ("amax", "amin"))
+    return Move(inputs) if call.name in _MOVES else None
+
+
+def _pad(call: Call, inputs: tuple[fx.Node, ...]) -> Operation | None:
+    if call.get("mode", "constant") != "constant":
+        return Move(inputs, on_bytes=False)
+    pad = call.get("pad")
+    if call.get("value") or not isinstance(pad, list | tuple) or not all(isinstance(p, int) for p in pad):
+        return None
+    return PadZeros(inputs, pad=tuple(pad))
+
+
+_READERS: tuple[Callable[[Call, tuple[fx.Node, ...], Operations], Operation | None], ...] = (
+    _rectify, _two_tensors, _elementwise, _join, _mean, _pool, _move,
+)  # fmt: skip
