@@ -16,9 +16,11 @@ from qat.nn import layer_type
 from qat.operations import (
     Add,
     Elementwise,
+    Float,
     Layer,
     MatMul,
     Multiply,
+    Operation,
     Operations,
     Part,
     Rectify,
@@ -33,13 +35,14 @@ from qat.transform.policy import Policy, Rule, TensorRule
 class Site:
     """A planned activation quantizer: behind `node`, or, with `consumers`, between `node` and those consumers only.
 
+    signed: whether the tensor has negative values; None leaves it to the data.
     behind_relu: `node` is a ReLU without a bound above.
     """
 
     name: str
     node: fx.Node
     rule: TensorRule
-    signed: bool
+    signed: bool | None
     behind_relu: bool = False
     consumers: list[fx.Node] = field(default_factory=list)
 
@@ -97,7 +100,7 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
         if base is not None:
             operation = operations[node]
             behind_relu = isinstance(operation, Rectify) and operation.ceiling is None
-            site = Site(name, node, base, not nonnegative[node], behind_relu)
+            site = Site(name, node, base, _is_signed(operation, nonnegative[node]), behind_relu)
             sites += [site, *_requantizations(site, static, operations, taken)]
         elif not _stays_float(node, operations) and any(
             operations[use.consumer].role is not Role.OUTPUT for use in static
@@ -113,6 +116,13 @@ def _nonnegative(operations: Operations) -> dict[fx.Node, bool]:
     for node, operation in operations.items():
         found[node] = operation.is_nonnegative([found[n] for n in operation.inputs])
     return found
+
+
+def _is_signed(operation: Operation, nonnegative: bool) -> bool | None:
+    """Whether a tensor has negative values. Of layers, inputs and sums, which nearly always do, the data are not asked."""
+    if nonnegative:
+        return False
+    return None if isinstance(operation, Elementwise | Multiply | MatMul | Float) else True
 
 
 def _is_real_tensor(node: fx.Node, operations: Operations) -> bool:

@@ -218,8 +218,8 @@ def test_an_operation_that_torch_writes_wrong_is_refused(tmp_path: Path) -> None
 def test_equal_operations_are_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export, exports = torch_onnx.export_and_check, []
     monkeypatch.setattr(torch_onnx, "export_and_check", lambda *given: exports.append(1) or export(*given))
-    model = Between(lambda x: F.mish(F.mish(F.mish(x))))
+    model = Between(lambda x: x.cumsum(1).cumsum(1).cumsum(1))
     integer = written(model, batch(4, IMAGES), tmp_path / "model.onnx")
     assert len(exports) == 1
-    assert sum(node.op_type == "Mish" for node in onnx.load(tmp_path / "model.onnx").graph.node) in (0, 3)
+    assert sum(node.op_type == "CumSum" for node in onnx.load(tmp_path / "model.onnx").graph.node) in (0, 3)
     assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, IMAGES)]).exact

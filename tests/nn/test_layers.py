@@ -63,7 +63,7 @@ def test_with_an_input_quantizer_the_input_is_rounded_too(name: str) -> None:
     _, x = layer(name)
     ours, both = on(layer(name)[0]), on(layer(name)[0], input_bits=3)
     assert torch.equal(both(x), ours(both.input_quantizer(x)))
-    assert not torch.equal(both(x), ours(x))
+    assert torch.equal(both(x), ours(x)) is not x.is_floating_point()  # indices are never rounded
 
 
 @every
