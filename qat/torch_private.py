@@ -36,7 +36,9 @@ __all__ = [
     "SequenceKey",
     "TreeSpec",
     "assert_function",
+    "forward_pre_hooks",
     "padding_of_every_side",
+    "pruned_tensor",
     "schemas_of",
     "tensor_version",
     "tree_flatten",
@@ -60,6 +62,17 @@ assert_function = torch._assert
 def tensor_version(tensor: Tensor) -> int:
     """How often the tensor was changed in place; autograd compares it, too."""
     return tensor._version
+
+
+def forward_pre_hooks(module: nn.Module) -> list[Any]:
+    """The hooks that run before its forward, in order."""
+    return list(module._forward_pre_hooks.values())
+
+
+def pruned_tensor(hook: Any) -> str:
+    """The name of the parameter that a hook of torch.nn.utils.prune masks."""
+    name: str = hook._tensor_name
+    return name
 
 
 def padding_of_every_side(layer: nn.Conv1d | nn.Conv2d) -> list[int]:

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.nn.modules import batchnorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 from torchmetrics import SumMetric
 
@@ -63,6 +64,11 @@ def running_loader() -> CombinedLoader:
     loader = CombinedLoader([DataLoader(range(2))])
     iter(loader)
     return loader
+
+
+def pruning_hook() -> Any:
+    layer = prune.identity(nn.Linear(1, 1), "weight")
+    return next(iter(layer._forward_pre_hooks.values()))
 
 
 def logged_metric() -> Any:
@@ -141,6 +147,8 @@ MEMBERS = [
             "tree_unflatten",
         )
     ),
+    of_torch("Module", "_forward_pre_hooks", nn.Identity, "find weights that hooks compute", BELOW_TRAINING),
+    of_torch("a pruning hook", "_tensor_name", pruning_hook, "find weights that hooks compute", BELOW_TRAINING),
     of_torch("torch", "_assert", lambda: torch, "leave assertions out of graphs", BELOW_TRAINING),
     of_torch("torch", "_ops", lambda: torch, "name operations", BELOW_TRAINING),
     of_torch("an operation", "_schema", lambda: torch.ops.aten.relu.default, "name its arguments", BELOW_TRAINING),

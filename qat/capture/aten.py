@@ -74,3 +74,7 @@ def to_torch(node: fx.Node) -> None:
     elif name == "batch_norm.default":
         x, weight, bias, mean, variance, training, momentum, eps, *_ = node.args
         node.target, node.args = F.batch_norm, (x, mean, variance, weight, bias, training, momentum, eps)
+    elif name in ("layer_norm.default", "group_norm.default"):
+        node.target, node.args = (F.layer_norm if name[0] == "l" else F.group_norm), node.args[:5]
+    elif name == "rms_norm.default":
+        node.target = F.rms_norm

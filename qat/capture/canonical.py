@@ -38,6 +38,7 @@ def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None)
     """
     dropouts_as_modules(model, graph, training)
     _positional_arguments(model, graph)
+    norms_as_modules(model, graph)
     recast_norms = batch_norms_as_modules(model, graph, training)
     recast_layers = layers_as_modules(model, graph)
     erase_unused([node for node in graph.nodes if node.op == "get_attr"])
@@ -80,6 +81,32 @@ def batch_norms_as_modules(model: nn.Module, graph: fx.Graph, training: fx.Graph
             changed = True
         replace_by_module(node, str(name), (arguments["input"],))
     return changed
+
+
+def norms_as_modules(model: nn.Module, graph: fx.Graph) -> None:
+    """Replace F.layer_norm, F.group_norm and F.rms_norm by calls of the modules that own their weights, if there are any."""
+    for node in _calls(graph, _NORMS):
+        kind, constants = _NORMS[node.target]
+        arguments = _bound(node)
+        name = owner_of(arguments["weight"])
+        norm = model.get_submodule(name) if name is not None else None
+        if not isinstance(norm, kind) or type(norm).forward is not kind.forward:
+            continue
+        owners = {owner_of(arguments.get("bias")), None if getattr(norm, "bias", None) is None else name}
+        same = all(_plain(arguments[key]) == _plain(getattr(norm, key)) for key in constants)
+        if same and len(owners) == 1:
+            replace_by_module(node, str(name), (arguments["input"],))
+
+
+_NORMS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    F.layer_norm: (nn.LayerNorm, ("normalized_shape", "eps")),
+    F.group_norm: (nn.GroupNorm, ("num_groups", "eps")),
+    F.rms_norm: (nn.RMSNorm, ("normalized_shape", "eps")),
+}
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _positional_arguments(model: nn.Module, graph: fx.Graph) -> None:

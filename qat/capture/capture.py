@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qat.capture.attention import decompose_attention
 from qat.capture.attributes import Attributes, NotInGraphError, Remember
 from qat.capture.call_format import CallFormat
 from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS, make_canonical
@@ -35,6 +37,7 @@ class Captured:
         way: how it was found.
         reason: why an earlier way was not taken; "".
         form: how calls of forward become inputs of the graph; None: they are its inputs.
+        exact: whether the graph computes what forward does to the bit; attention in products does not.
         differs_in_training: a sentence to show if forward has other operations in training, which the graph does not have.
     """
 
@@ -43,6 +46,7 @@ class Captured:
     reason: str = ""
     differs_in_training: str = ""
     form: CallFormat | None = None
+    exact: bool = True
 
     def install(self, model: nn.Module) -> None:
         """Make the graph the forward of the model, in place."""
@@ -65,14 +69,21 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     """
     if (installed := installed_graph(model)) is not None:
         return Captured(installed[0], "torch.fx" if installed[1] is None else "torch.export", form=installed[1])
+    examples = len(args) + len(kwargs or {})
+    if examples and (hidden := [name for name, m in model.named_modules() if isinstance(m, _HIDING)]):
+        with suppress(CaptureError):  # torch.fx sees no layer inside
+            return _from_export(model, args, kwargs or {}, CaptureError(f"torch.fx sees no layers in {hidden[0]!r}"))
     try:
-        return _from_fx(model, len(args) + len(kwargs or {}))
+        return _from_fx(model, examples)
     except StatefulError:
         raise
     except CaptureError as reason:
-        if not args and not kwargs:
+        if not examples:
             raise
         return _from_export(model, args, kwargs or {}, reason)
+
+
+_HIDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: CaptureError) -> Captured:
@@ -85,8 +96,9 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     except Exception as error:  # whatever torch.export says of somebody's forward
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason}; torch.export: {said[0]}") from error
+    exact = not decompose_attention(model, graph, None)
     recast = make_canonical(model, graph, None)
-    captured = Captured(graph, "torch.export", str(reason), form=replace(form, others_allowed=not recast))
+    captured = Captured(graph, "torch.export", str(reason), "", replace(form, others_allowed=not recast), exact)
     if recast:
         captured.install(model)
     return captured
@@ -106,9 +118,10 @@ def _from_fx(model: nn.Module, n_arguments: int) -> Captured:
     _refuse_what_changes(model, graph, training)
     differs = "" if training is not None and _operations(graph) == _operations(training) else _differs(model)
     _remember(model, graph, stored)
+    exact = not decompose_attention(model, graph, training)
     if make_canonical(model, graph, training):
         install(model, graph)
-    return Captured(graph, "torch.fx", differs_in_training=differs)
+    return Captured(graph, "torch.fx", differs_in_training=differs, exact=exact)
 
 
 def can_be_captured(model: nn.Module) -> bool:

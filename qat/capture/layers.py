@@ -44,9 +44,9 @@ def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
                 _replace(call, layers[0])
         elif owner is not None and _is_the_layer(model, owner, calls):
             layer = model.get_submodule(owner)
+            changed |= type(layer).forward is not calls[0].layer.forward
             recast(layer, calls[0].layer)
             copy_options(template(calls[0], _value(model, calls[0], parameters)), layer)
-            changed = True
             for call in calls:
                 _replace(call, owner)
         else:

@@ -78,4 +78,5 @@ def _borrowing(base: type[nn.Module], weight: Lookup, bias: Lookup | None) -> ty
 
 def _computing_as(base: type[nn.Module], torch_class: type[nn.Module]) -> type[nn.Module]:
     members = {name: getattr(torch_class, name) for name in COMPUTING if hasattr(torch_class, name)}
+    members["computes_as"] = torch_class
     return type(base.__name__, (base,), {**members, "__module__": base.__module__})

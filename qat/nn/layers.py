@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qat.kernels import byte_encoding, saving_as_codes
+from qat.nn.hooked_weight import compute_hooked_weight
 from qat.nn.rebuilt import with_class
 from qat.quantizers import Quantizer
 
@@ -132,8 +133,10 @@ COMPUTING = ("forward", "_conv_forward", "_output_padding")
 def is_layer(module: nn.Module) -> bool:
     """Whether the module is a float layer: its forward is that of a key of `LAYERS`, whoever subclasses it."""
     base = _torch_class(module)
-    if base is None or is_quantized(module) or isinstance(module, NonDynamicallyQuantizableLinear):
-        return False  # the last one's weight is read by nn.MultiheadAttention, past its forward
+    if base is None or is_quantized(module):
+        return False
+    if isinstance(module, NonDynamicallyQuantizableLinear) and not hasattr(module, "computes_as"):
+        return False  # nn.MultiheadAttention reads its weight, past its forward
     if getattr(module, "max_norm", None) is not None or "forward" in vars(module):
         return False  # an embedding that changes its weight as it reads it; a module with another forward
     names = (name for name in COMPUTING if hasattr(base, name))
@@ -193,6 +196,7 @@ def quantize_layer(layer: nn.Module, weight: Quantizer | None, input: Quantizer 
         layer.__class__ = quantized
     else:  # a subclass stays one
         with_class(layer, _quantized_subclass)
+    compute_hooked_weight(layer)
     layer.register_module("weight_quantizer", weight)
     layer.register_module("input_quantizer", input)
     return layer

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import qat
+from qat.capture import capture
 from qat.nn import is_quantized
 from tests.capture.networks import (
     Asserting,
@@ -36,6 +37,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     "assert": (Asserting, ROWS, ["1.fc"]),
     "stores": (Storing, ROWS, ["1.fc"]),
     "weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), ROWS, ["1"]),
+    "weight_norm of old": (lambda: nn.utils.weight_norm(nn.Linear(4, 4)), ROWS, ["1"]),
+    "pruned": (lambda: prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5), ROWS, ["1"]),
     "weight_norm inside": (lambda: parametrizations.weight_norm(ConvSame(4, 4, 2)), IMAGE, ["1"]),
 }
 
@@ -49,6 +52,7 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
     return model, x
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_off_is_the_float_network_in_results_gradients_and_statistics(name: str) -> None:
     model, x = network(name)
@@ -70,7 +74,7 @@ def test_off_is_the_float_network_in_results_gradients_and_statistics(name: str)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["padding inside", "weight in, out"])
+@pytest.mark.parametrize("name", ["padding inside", "weight in, out", "pruned"])
 def test_a_prepared_network_is_copied_and_pickled(name: str) -> None:
     model, x = network(name)
     prepared = qat.prepare(model, "w8a8", x).eval()
@@ -78,7 +82,7 @@ def test_a_prepared_network_is_copied_and_pickled(name: str) -> None:
     for again in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
         assert torch.equal(again(x), prepared(x))
         with torch.no_grad():
-            again.get_submodule("1").weight.zero_()
+            next(again.get_submodule("1").parameters()).add_(1.0)
         assert not torch.equal(again(x), prepared(x))  # the copy's own weight, not that of the original
 
 
@@ -99,6 +103,25 @@ def test_a_forward_that_changes_numbers_of_its_own_is_not_captured(network: nn.M
     before = prepared.total
     prepared.train()(torch.randn(3, 4))
     assert prepared.total != before
+
+
+def test_attention_is_products_of_layers() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True)
+    model, x = nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 3)).eval(), torch.randn(1, 5, 4)
+    prepared = qat.prepare(model, "w8a8", x)
+    names = ["0", "1.self_attn.out_proj", "1.self_attn.in_proj", "1.linear1", "1.linear2", "2"]
+    assert [n for n, m in prepared.named_modules() if is_quantized(m)] == names
+    assert list(model.state_dict()) == [
+        n for n in prepared.state_dict() if not n.startswith("sites") and "_quant" not in n
+    ]
+    graph = capture(prepared).graph
+    assert sum(node.target is torch.matmul for node in graph.nodes) == 2
+    other = torch.randn(3, 7, 4)
+    with qat.mode(prepared, qat.Mode.OFF):
+        torch.testing.assert_close(prepared(other), model(other))
+        drops = [m for n, m in prepared.named_modules() if n.startswith("attention_dropout")]
+        assert [(m.p, m.training) for m in drops] == [(0.5, False)]
 
 
 def test_torch_export_captures_what_torch_fx_cannot_trace() -> None:

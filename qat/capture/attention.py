@@ -1,0 +1,114 @@
+"""Scaled dot-product attention as two products and a softmax, whose inputs can be quantized."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+ADDED_DROPOUT = "attention_dropout_of_graph_"
+"""The beginning of the names of dropout modules that are added."""
+
+_RATES = ("dropout_p", "attention_dropout", "attn_dropout", "attn_drop", "dropout_prob", "dropout")
+"""Where the module around an attention keeps the rate of its dropout, which it does not pass on in evaluation."""
+
+
+def decompose_attention(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bool:
+    """Replace F.scaled_dot_product_attention by torch.matmul, torch.softmax, dropout and torch.matmul, in place.
+
+    softmax(q kT / sqrt(size of q) + mask) v (Vaswani et al. 2017, eq. 1). A query that may look at no key gets the mean of all
+    values, where torch's function says 0; nobody should read it.
+
+    Returns:
+        Whether there was one. Sums in another order are not the same to the bit.
+    """
+    found, twins = _calls(graph), _calls(training)
+    changed = False
+    for i, node in enumerate(found):
+        arguments = _bound(node)
+        if arguments["enable_gqa"]:
+            continue  # fewer keys than queries
+        rate = _bound(twins[i])["dropout_p"] if len(twins) == len(found) else _rate_of_owner(model, node)
+        name = ""
+        if rate:
+            name = f"{ADDED_DROPOUT}{i}"
+            model.add_module(name, nn.Dropout(rate).train(model.training))
+        with graph.inserting_before(node):
+            result = _as_products(graph, arguments, name)
+        result.meta = dict(node.meta)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+        changed = True
+    return changed
+
+
+def add_mask(scores: Tensor, mask: Tensor) -> Tensor:
+    """scores where a bool mask is true, or scores + mask. scores: [..., queries, keys]."""
+    if mask.dtype is torch.bool:
+        return scores.masked_fill(mask.logical_not(), torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+def add_causal_mask(scores: Tensor) -> Tensor:
+    """scores without those of keys behind the query. scores: [..., queries, keys]."""
+    allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    return add_mask(scores, allowed)
+
+
+def _as_products(graph: fx.Graph, arguments: dict[str, Any], dropout: str) -> fx.Node:
+    query, key, value = (arguments[name] for name in ("query", "key", "value"))
+    scores = graph.call_function(torch.matmul, (query, graph.call_method("transpose", (key, -2, -1))))
+    factor = arguments["scale"]
+    if factor is None:
+        factor = graph.call_function(operator.pow, (graph.call_method("size", (query, -1)), -0.5))
+    scores = graph.call_function(operator.mul, (scores, factor))
+    if arguments["is_causal"]:
+        scores = graph.call_function(add_causal_mask, (scores,))
+    if arguments["attn_mask"] is not None:
+        scores = graph.call_function(add_mask, (scores, arguments["attn_mask"]))
+    weights = graph.call_function(torch.softmax, (scores, -1))
+    if dropout:
+        weights = graph.call_module(dropout, (weights,))
+    return graph.call_function(torch.matmul, (weights, value))
+
+
+def _calls(graph: fx.Graph | None) -> list[fx.Node]:
+    if graph is None:
+        return []
+    return [n for n in graph.nodes if n.op == "call_function" and n.target is F.scaled_dot_product_attention]
+
+
+def _bound(node: fx.Node) -> dict[str, Any]:
+    bound = inspect.signature(_signature).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _signature(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> None:
+    """The arguments of torch's function, which has no signature of its own."""
+
+
+def _rate_of_owner(model: nn.Module, node: fx.Node) -> float:
+    """The rate of the dropout of the module whose forward calls the attention; 0 if it has none."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    owner = model.get_submodule(path) if path else model
+    for name in _RATES:
+        found = getattr(owner, name, None)
+        rate = found.p if isinstance(found, nn.Dropout) else found
+        if isinstance(rate, float):
+            return rate
+    return 0.0

@@ -1,0 +1,47 @@
+"""Weights that a hook computes before each forward: the older weight_norm and spectral_norm of torch.nn.utils, and pruning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from qat.nn.rebuilt import with_class
+from qat.torch_private import forward_pre_hooks, pruned_tensor
+
+
+def compute_hooked_weight(layer: nn.Module) -> None:
+    """Let a layer whose weight a hook sets compute it whenever it is read, in place: what the hook has left is out of date as
+    soon as a checkpoint is loaded, and cannot be copied. Without effect on other layers.
+    """
+    if _hook(layer) is not None:
+        with_class(layer, _with_computed_weight)
+        vars(layer).pop("weight", None)
+
+
+def _with_computed_weight(base: type[nn.Module]) -> type[nn.Module]:
+    weight = property(_computed, lambda self, value: None)  # the hook's own value is dropped
+    return type(base.__name__, (base,), {"weight": weight, "__module__": base.__module__})
+
+
+def _computed(layer: nn.Module) -> Tensor:
+    hook = _hook(layer)
+    if isinstance(hook, BasePruningMethod):
+        weight = hook.apply_mask(layer)
+    elif isinstance(hook, SpectralNorm):
+        weight = hook.compute_weight(layer, do_power_iteration=False)  # the hook itself iterates, once per forward
+    else:
+        weight = hook.compute_weight(layer)
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _hook(layer: nn.Module) -> Any:
+    for hook in forward_pre_hooks(layer):
+        name = pruned_tensor(hook) if isinstance(hook, BasePruningMethod) else getattr(hook, "name", "")
+        if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm) and name == "weight":
+            return hook
+    return None
