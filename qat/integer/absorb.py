@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,13 @@ def product_units_for(largest: int, highest: int) -> int:
     return 2 ** max((limit // max(largest, 1)).bit_length() - 1, 0)
 
 
+def outputs_first(layer: Any, weight: Tensor) -> Tensor:
+    """The weight as a convolution's, [out, in / groups, ...]: a transposed convolution has [in, out / groups, ...]."""
+    if not isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return weight
+    return weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
 def absorb_batch_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerWeights:
     """Weight codes, real bias and per-channel scale of layer + BatchNorm, all float64.
 
@@ -117,9 +124,10 @@ def absorb_batch_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerW
     if not quantizer.spec.symmetric:
         raise ValueError(f"weight {quantizer.label!r} is affine: integer layers need symmetric: true.")
     with torch.no_grad():
-        codes = quantizer.quantize(layer.weight).double()
+        codes = outputs_first(layer, quantizer.quantize(layer.weight).double())
         out = codes.shape[0]
-        scale = quantizer.qparams().scale.double().expand(out)
+        scale = quantizer.qparams().scale.double()
+        scale = scale.expand(out) if len(scale) == 1 else scale.repeat(out // len(scale))  # once for each group
         bias = torch.zeros(out, dtype=torch.float64, device=codes.device)
         if layer.bias is not None:
             bias = layer.bias.double()

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.integer.arithmetic import Encoding
-from qat.integer.convert_layer import dynamic_layer, has_integer_form, integer_layer, norm_layer, weight_only_layer
+from qat.integer.convert_layer import (
+    dynamic_layer,
+    has_dynamic_form,
+    has_integer_form,
+    integer_layer,
+    norm_layer,
+    weight_only_layer,
+)
 from qat.integer.convert_operation import integer_module, integer_movement
 from qat.integer.integer_model import IntegerModel
 from qat.integer.modules import Dequantize, DynamicQuantize, LookUp, Quantize, Requantize
@@ -158,7 +165,11 @@ class GraphConverter:
         if not isinstance(operation, Layer) or (norm is not None and output is None and len(layer.users) > 1):
             return None
         source = operation.inputs[0]
-        if not has_integer_form(operation.module):
+        if (
+            not has_integer_form(operation.module)
+            or len(operation.inputs) > 1
+            or len(layer.args) + len(layer.kwargs) > 1
+        ):
             return None
         if source in self.encodings:
             x = self.encodings[source]
@@ -166,7 +177,7 @@ class GraphConverter:
                 (Value(source, "codes"),),
                 lambda codes: self._call(name, integer_layer(operation.module, norm_module, x, output), codes),
             )
-        if output is None and self._is_dynamic(source):
+        if output is None and self._is_dynamic(source) and has_dynamic_form(operation.module):
             return Step(
                 (Value(source, "dynamic codes"),),
                 lambda codes: self._call(name, dynamic_layer(operation.module, norm_module), codes),
@@ -236,12 +247,11 @@ class GraphConverter:
         if operation.role in (Role.LAYER, Role.NORM) and (step := self._layer_to(node, name, None)) is not None:
             return step
         if isinstance(operation, Layer):
-            weight_only = weight_only_layer(operation.module)
-            return Step((Value(operation.inputs[0], "float"),), lambda x: self._call(name, weight_only, x))
+            return self._copy(node, lambda n: Value(n, "float"), weight_only_layer(operation.module))
         return self._copy(node, lambda n: Value(n, "float"))
 
-    def _copy(self, node: fx.Node, form: Callable[[fx.Node], Value]) -> Step:
-        """The same operation in the new graph, on one form of each of its inputs."""
+    def _copy(self, node: fx.Node, form: Callable[[fx.Node], Value], module: nn.Module | None = None) -> Step:
+        """The same operation in the new graph, on one form of each of its inputs. module: called instead of its own."""
         if node.op == "get_attr":
             return Step((), lambda: self._constant(node))
         needs = tuple(form(n) for n in node.all_input_nodes)
@@ -250,7 +260,7 @@ class GraphConverter:
             new = dict(zip(node.all_input_nodes, made, strict=True))
             args, kwargs = fx.map_arg((node.args, node.kwargs), new.__getitem__)
             if node.op == "call_module":
-                call = self._call(str(node.target), self._module(node), *args)
+                call = self._call(str(node.target), module or self._module(node), *args)
                 call.kwargs = kwargs
                 return call
             return self.new_graph.create_node(node.op, node.target, args, kwargs, name=node.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,10 +90,13 @@ class IntegerLayer(IntegerModule):
         return p
 
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
 class IntegerConv(IntegerLayer):
     """Conv1d, Conv2d or Conv3d on codes; pads with the zero-point."""
 
-    def __init__(self, *args: object, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d, **kwargs: object) -> None:
+    def __init__(self, *args: object, conv: Convolution, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding = explicit_padding(conv)
@@ -107,6 +111,33 @@ class IntegerConv(IntegerLayer):
 
     def per_channel(self, p: Tensor) -> Tensor:
         return p.reshape(-1, *[1] * (self.weight.dim() - 2))
+
+
+class IntegerConvTranspose(IntegerConv):
+    """A transposed convolution on codes: zeros between the codes, then a convolution with the mirrored kernel.
+
+    Args:
+        weight: whole numbers [out, in / groups, ...]; mirrored here.
+    """
+
+    def __init__(
+        self, weight: Tensor, *args: object, conv: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+    ) -> None:
+        axes = len(conv.kernel_size)
+        super().__init__(weight.flip(tuple(range(2, 2 + axes))), *args, conv=conv)
+        self.insert, self.stride = tuple(conv.stride), (1,) * axes
+        self.padding = transposed_padding(conv)
+
+    def accumulate(self, codes: Tensor, zero_point: Tensor | None = None) -> Tensor:
+        return super().accumulate(self.with_zeros(codes), zero_point)
+
+    def with_zeros(self, codes: Tensor) -> Tensor:
+        """The codes with `stride - 1` codes of zero between two neighbours on every spatial axis."""
+        sizes = [(size - 1) * step + 1 for size, step in zip(codes.shape[2:], self.insert, strict=True)]
+        spread = codes.new_full((*codes.shape[:2], *sizes), self.input.zero_point)
+        every_step: tuple[Any, ...] = tuple(slice(None, None, step) for step in self.insert)
+        spread[(..., *every_step)] = codes
+        return spread
 
 
 class IntegerLinear(IntegerLayer):
@@ -182,13 +213,13 @@ class WeightOnlyLayer(nn.Module):
         codes = self.weight.reshape(self.view).float()
         return ((codes - self.weight_zero_point) * self.weight_scale).reshape(self.weight.shape)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         layer = as_quantized(self.layer)
         x = x if layer.input_quantizer is None else layer.input_quantizer(x)
-        return layer.compute(x, self.dequantized())
+        return layer.compute(x, self.dequantized(), *others, **named)
 
 
-def explicit_padding(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def explicit_padding(conv: Convolution) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Padding (before, after) of every spatial axis; padding="same" puts the odd element after, as torch does."""
     if isinstance(conv.padding, str):
         axes = len(conv.kernel_size)
@@ -197,3 +228,10 @@ def explicit_padding(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> tuple[tuple[int
         total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
     return tuple(conv.padding), tuple(conv.padding)
+
+
+def transposed_padding(conv: Convolution) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Padding (before, after) of the convolution that computes a transposed one on its input with zeros in between."""
+    options = zip(conv.kernel_size, conv.dilation, explicit_padding(conv)[0], conv.output_padding, strict=True)
+    sides = [(d * (k - 1) - p, d * (k - 1) - p + more) for k, d, p, more in options]
+    return tuple(before for before, _ in sides), tuple(after for _, after in sides)

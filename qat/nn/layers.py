@@ -29,7 +29,7 @@ class QuantizedLayer(Protocol):
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
 
-    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+    def compute(self, x: Tensor, weight: Tensor, *others: Any, **named: Any) -> Tensor:
         """What the float layer computes, with this weight."""
 
 

@@ -19,6 +19,8 @@ class Between(nn.Module):
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
         self.norm, self.up = nn.BatchNorm2d(8), nn.Upsample(scale_factor=2)
+        self.deconv = nn.ConvTranspose2d(8, 8, 3, stride=2, output_padding=1, groups=2, padding=(0, 1), dilation=1)
+        self.deconv_depthwise = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8, bias=False)
         self.operation, self.last = operation, nn.Linear(features, 5)
         with torch.no_grad():
             self.norm.running_mean.uniform_(-1, 1)
@@ -51,6 +53,8 @@ OPERATIONS: dict[str, tuple[Callable[[Between, Tensor], Tensor], int]] = {
     "nearest": (lambda m, x: m.up(m.a(x)), 8 * 144),
     "split": (lambda m, x: torch.cat([y := m.a(x).chunk(2, dim=1)[1], y.flip(2)], 1), 8 * 36),
     "norm alone": (lambda m, x: F.relu(m.norm(torch.cat([m.a(x)[:, :4], m.b(x)[:, 4:]], 1))), 8 * 36),
+    "transposed convolution": (lambda m, x: F.relu(m.norm(m.deconv(m.a(x)))), 8 * 14 * 12),
+    "depthwise transposed": (lambda m, x: m.deconv_depthwise(m.a(x)), 8 * 144),
     "clamp": (lambda m, x: m.a(x).clamp(-0.3, 0.4) + m.b(x).clamp(min=0, max=0.5), 8 * 36),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,14 @@ from torch import fx, nn
 
 from qat.export.onnx.float_operations import write_float_module
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
-from qat.integer.layers import DynamicLayer, IntegerConv, IntegerLayer, IntegerLinear, WeightOnlyLayer
+from qat.integer.layers import (
+    DynamicLayer,
+    IntegerConv,
+    IntegerConvTranspose,
+    IntegerLayer,
+    IntegerLinear,
+    WeightOnlyLayer,
+)
 
 
 def write_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConv) -> str:
@@ -23,6 +30,37 @@ def write_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConv) -> str
     zero_points = {"weight": np.int8} if layer.output is None else {}
     weights = _dequantized_weights(graph, name, layer, zero_points)
     return _quantized_output(graph, "Conv", [x, *weights], layer, name, **_convolution_attributes(layer))
+
+
+def write_transposed_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConvTranspose) -> str:
+    """Write the integer module for transposed convolution; returns the name of its result."""
+    name = tensor_name(node)
+    spread = _with_zeros(graph, graph.input(node), graph.input_shape(node), layer, name)
+    x = graph.dequantized(spread, layer.input)
+    weights = _dequantized_weights(graph, name, layer, {"weight": np.int8} if layer.output is None else {})
+    return _quantized_output(graph, "Conv", [x, *weights], layer, name, **_convolution_attributes(layer))
+
+
+def _with_zeros(graph: QdqGraph, codes: str, shape: tuple[int, ...], layer: IntegerConvTranspose, name: str) -> str:
+    """Codes of zero between two neighbours on every spatial axis: pad a new axis behind each, merge the two, cut the end."""
+    if max(layer.insert) == 1:
+        return codes
+    axes = len(layer.insert)
+
+    def numbers(values: Sequence[int]) -> str:
+        return graph.constant(np.array(values, dtype=np.int64))
+
+    behind_each = numbers([3 + 2 * axis for axis in range(axes)])
+    split = graph.node("Unsqueeze", [codes, behind_each], f"{name}_split")
+    more = [0, 0] + [n for step in layer.insert for n in (0, step - 1)]
+    zero_point = graph.constant(np.array(layer.input.zero_point, dtype=np.uint8))
+    padded = graph.node("Pad", [split, numbers([0] * len(more) + more), zero_point], f"{name}_padded")
+    sizes = graph.node("Shape", [codes], f"{name}_sizes")
+    wide = graph.node("Mul", [sizes, numbers([1, 1, *layer.insert])], f"{name}_wide_sizes")
+    merged = graph.node("Reshape", [padded, wide], f"{name}_merged")
+    ends = numbers([np.iinfo(np.int64).max if step == 1 else 1 - step for step in layer.insert])
+    spatial = numbers(range(2, 2 + axes))
+    return graph.node("Slice", [merged, numbers([0] * axes), ends, spatial], f"{name}_spread")
 
 
 def write_linear(graph: QdqGraph, node: fx.Node, layer: IntegerLinear) -> str:
@@ -123,6 +161,7 @@ def write_float_layer(graph: QdqGraph, node: fx.Node, layer: nn.Module, weight: 
 
 LAYERS: dict[type[nn.Module], Callable[[QdqGraph, fx.Node, Any], str]] = {
     IntegerConv: write_convolution,
+    IntegerConvTranspose: write_transposed_convolution,
     IntegerLinear: write_linear,
     DynamicLayer: write_dynamic_layer,
     WeightOnlyLayer: write_weight_only_layer,
