@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qat.capture import copy_model
 
 
 class Distillation:
@@ -28,7 +28,7 @@ class Distillation:
             raise ValueError(f"distillation.weight={weight} is not in (0, 1]: write 0.5, or 0 for no distillation.")
         if not temperature > 0:
             raise ValueError(f"distillation.temperature={temperature} is not positive: write 1.0.")
-        self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+        self.teacher = copy_model(teacher).eval().requires_grad_(False)
         self.weight = weight
         self.temperature = temperature
 

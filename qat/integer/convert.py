@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
-from qat.capture import CaptureError, capture
+from qat.capture import CaptureError, capture, copy_model
 from qat.integer.convert_layer import weight_only_layer
 from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
@@ -46,7 +44,7 @@ def convert(model: nn.Module) -> nn.Module:
             raise ValueError(
                 f"quantizer {name!r} has no range yet: call qat.calibrate(model, batches) before qat.convert."
             )
-    source = copy.deepcopy(model).eval().float()  # of a half or double model, too: the artefact is float32
+    source = copy_model(model).eval().float()  # of a half or double model, too: the artefact is float32
     try:
         graph = capture(source).graph
     except CaptureError:

@@ -98,7 +98,9 @@ def _module_with_state(module: nn.Module, inputs: tuple[fx.Node, ...]) -> Operat
         return Site(inputs)
     if is_layer(module) or is_quantized(module):
         return Layer(inputs, module, takes_indices=isinstance(module, nn.Embedding))
-    if is_batch_norm(module):
+    if (
+        is_batch_norm(module) and module.running_mean is not None
+    ):  # else each batch has its own mean, also in evaluation
         return BatchNormalization(inputs, module)
     return Move(inputs, identity=True) if is_identity_in_evaluation(module) else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qat.capture import copy_model
 from qat.ptq.state import ProgressCallback, PTQState, ignore_progress
 from qat.transform import is_prepared
 from qat.transform.policy import Policy
@@ -64,7 +64,7 @@ def apply_passes(
     check_order(passes)
     if is_prepared(network):
         raise ValueError("the network already has quantizers: apply passes to the float network.")
-    state = PTQState(copy.deepcopy(network).eval(), load_policy(policy), list(batches), on_progress)
+    state = PTQState(copy_model(network).eval(), load_policy(policy), list(batches), on_progress)
     if not state.batches:
         raise ValueError("batches is empty: passes need calibration inputs.")
     with torch.random.fork_rng():

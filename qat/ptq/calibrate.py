@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-
+from qat.capture import copy_model
 from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
 from qat.quantizers import Mode
@@ -39,6 +38,6 @@ class Calibrate(Pass):
         state.on_progress("calibrate", 0, 1)
         calibrate(network, state.batches)
         state.on_progress("calibrate", 1, 1)
-        state.network, state.reference = network, copy.deepcopy(network)
+        state.network, state.reference = network, copy_model(network)
         for quantizer in quantizers(state.reference).values():
             quantizer.mode = Mode.OFF

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 import sys
 import textwrap
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 import qat.models
+from qat.capture import copy_model
 from qat.transform import Policy, load_policy, prepare_, set_bits
 from qat.transform.policy_record import BUILT_FROM_KEY, CHECKPOINT_KEY
 
@@ -108,7 +108,7 @@ def _build(
             raise ValueError(
                 f"{', '.join(options)} cannot be set: {type(model).__name__} is already built; pass its class."
             )
-        return copy.deepcopy(model).cpu()
+        return copy_model(model).cpu()
     if model is None:
         model, options = _built_from(path, checkpoint, options)
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from qat.capture import copy_model
 from qat.contexts import quiet
 from qat.files import atomic_path
 
@@ -25,7 +25,7 @@ def export_float_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, .
     with atomic_path(path) as unfinished, quiet(["root"]):
         doubled = tuple(torch.cat([x, x]) for x in examples)
         torch.onnx.export(
-            copy.deepcopy(model).eval(),
+            copy_model(model).eval(),
             doubled,
             str(unfinished),
             dynamo=True,

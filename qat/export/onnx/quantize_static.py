@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
+from qat.capture import copy_model
 from qat.contexts import quiet
 from qat.export.onnx.float_network import export_float_onnx
 from qat.export.onnx.runtime import feeds, session
@@ -64,7 +64,7 @@ class QuantizeStatic:
             raise ValueError("there is nothing to calibrate with: batches is empty.")
         with tempfile.TemporaryDirectory() as temporary, quiet(["root"]):
             source, prepared, result = (Path(temporary) / f"{name}.onnx" for name in ("float", "prepared", "quantized"))
-            export_float_onnx(copy.deepcopy(model).cpu(), tuple(x[:1] for x in inputs[0]), source)
+            export_float_onnx(copy_model(model).cpu(), tuple(x[:1] for x in inputs[0]), source)
             quant_pre_process(str(source), str(prepared))
             quantize_static(
                 str(prepared),

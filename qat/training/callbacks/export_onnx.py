@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from qat.capture import copy_model
 from qat.export import export_onnx
 from qat.integer import convert
 from qat.training.callbacks.ptq_baselines import PTQBaselines
@@ -62,7 +62,7 @@ class ExportONNX(L.Callback):
         qat = require_callback(trainer, QuantizationAwareTraining, self)
         example = next(self._test_inputs(trainer, pl_module)())
         with tempfile.TemporaryDirectory() as folder:
-            integer = convert(copy.deepcopy(qat.network_of(pl_module)).cpu().float())
+            integer = convert(copy_model(qat.network_of(pl_module)).cpu().float())
             export_onnx(integer, tuple(x[:1] for x in example), Path(folder) / self.path.name)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

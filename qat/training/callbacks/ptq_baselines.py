@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from qat.capture import copy_model
 from qat.export import OnnxRuntimeNetwork, QuantizeStatic
 from qat.ptq import Calibrate, NoGraphError, Pass, apply_passes, check_order
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
@@ -84,7 +84,7 @@ class PTQBaselines(L.Callback):
                 "PTQBaselines needs the float network, but it was prepared before the Trainer saw it: give "
                 "QuantizationAwareTraining the LightningModule with its float network."
             )
-        network = copy.deepcopy(qat.float_network).to(pl_module.device)
+        network = copy_model(qat.float_network).to(pl_module.device)
         batches = list(qat.calibration_batches(trainer, pl_module))
         for name, passes in self.ladder.items():
             start = time.perf_counter()

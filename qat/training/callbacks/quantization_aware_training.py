@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from qat.capture import copy_model
 from qat.quantizers import Mode
 from qat.training.checkpoint.policy_check import check_policy, restore_bits
 from qat.training.checkpoint.resume import RESUME_KEY, Resume
@@ -144,7 +144,7 @@ class QuantizationAwareTraining(L.Callback):
         else:
             if stage == "fit":
                 check_trains_in_this_process(trainer.strategy)
-            self.float_network = copy.deepcopy(network).cpu()
+            self.float_network = copy_model(network).cpu()
             copy_from_rank_zero(trainer, self.float_network)
             prepare_(network, self.policy)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

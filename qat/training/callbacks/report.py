@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import lightning as L
 from torch import nn
 
+from qat.capture import copy_model
 from qat.report import Data, Results, print_report, print_sites, verdict, write_results
 from qat.report.markdown import write_report
 from qat.training.callbacks.export_onnx import ExportONNX
@@ -122,7 +122,7 @@ class Report(L.Callback):
         qat = require_callback(trainer, QuantizationAwareTraining, self)
         network = qat.network_of(pl_module)
         if trainer.global_step == 0:
-            self.step0 = copy.deepcopy(network).cpu().float()
+            self.step0 = copy_model(network).cpu().float()
         elif qat.float_network is not None:  # a resumed fit: the same network is made again
             step0 = prepare(qat.float_network, qat.policy).to(pl_module.device)
             qat.calibrate(trainer, pl_module, step0)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import lightning as L
 from torch import nn
 
+from qat.capture import copy_model
 from qat.transform import bits_in_force
 from qat.transform.policy_record import CHECKPOINT_KEY
 
@@ -41,7 +41,7 @@ def best_model(trainer: L.Trainer, network: nn.Module, network_name: str, staged
             f"the fit ended at {bits} bits, before the last stage of ProgressiveBits: resume it, so that it ends with the "
             "bits of the policy."
         )
-    best = copy.deepcopy(network).cpu().float().eval()
+    best = copy_model(network).cpu().float().eval()
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if not path:
         return BestModel(best, 0)

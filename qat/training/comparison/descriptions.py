@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sized
 from typing import Any
@@ -11,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from qat.capture import copy_model
 from qat.export import Verification
 from qat.export.verification import SiteAgreement
 from qat.report import IDENTICAL_DB, Data, Environment, SiteInfo, SiteResult, VerificationResult
@@ -82,7 +82,7 @@ def describe_data(
     image = next(x for x in arguments if isinstance(x, Tensor))
     with torch.no_grad():
         output = (
-            copy.deepcopy(network).cpu().eval()(*(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in arguments))
+            copy_model(network).cpu().eval()(*(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in arguments))
         )
     return Data(
         name=type(source).__name__,

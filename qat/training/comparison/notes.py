@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from qat.capture import copy_model
 from qat.training.comparison import row_names
 from qat.training.comparison.evaluate import Evaluation, evaluate
 from qat.transform import Policy
@@ -72,7 +72,7 @@ def note_precision(
     """
     if trainer.precision == "32-true":
         return {}
-    network = copy.deepcopy(best)  # a true half precision changes its weights
+    network = copy_model(best)  # a true half precision changes its weights
     in_precision = evaluate(trainer, module, network_name, network, dataloaders, precision=trainer.precision)
     there, here = 100 * in_precision.metric(metric), 100 * in_float32.metric(metric)
     return {

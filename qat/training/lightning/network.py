@@ -8,7 +8,7 @@ from types import MethodType
 import lightning as L
 from torch import nn
 
-from qat.capture import can_be_captured
+from qat.capture import can_be_captured, copy_model
 from qat.nn import is_layer, is_quantized
 from qat.training.lightning.private_api import forget_logged_metrics, set_children
 from qat.transform.record import is_prepared_root
@@ -63,7 +63,7 @@ def copy_with_network(module: L.LightningModule, name: str, network: nn.Module) 
         network: is not copied.
     """
     duplicate = copy.copy(module)  # Lightning leaves the trainer out
-    set_children(duplicate, {n: c if n == name else copy.deepcopy(c) for n, c in module.named_children()})
+    set_children(duplicate, {n: c if n == name else copy_model(c) for n, c in module.named_children()})
     for attribute, value in vars(module).items():
         if isinstance(value, MethodType) and value.__self__ is module:  # such as the forward that DDP leaves behind
             vars(duplicate)[attribute] = MethodType(value.__func__, duplicate)
