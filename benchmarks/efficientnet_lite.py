@@ -138,8 +138,9 @@ def artefact(prepared: nn.Module, test: Images, expected: Tensor) -> dict[str, A
         return {
             **agreement(predictions(file, x), expected, test.labels),
             "codes": found.codes_compared,
-            "mismatches": found.code_mismatches,
-            "local_mismatches": getattr(found, "local_mismatches", found.code_mismatches),
+            "local_mismatches": found.code_mismatches,
+            "propagated": found.propagated,
+            "float_ties": found.float_ties,
             "operators": found.operators,
             "integer_share": count.layers_in_integers / count.layers,
             "file_bytes": path.stat().st_size,

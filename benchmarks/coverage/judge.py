@@ -38,7 +38,7 @@ def right(record: dict[str, Any]) -> bool:
 
 def silently_wrong(record: dict[str, Any]) -> bool:
     """Whether verification says that all is well, and the file computes something else."""
-    alarm = record.get("local_mismatches") or "verify" in record.get("failures", {})
+    alarm = record.get("local_mismatches") or record.get("alarm") or "verify" in record.get("failures", {})
     far = [key for key in COMPARED if record.get(key, LOWEST_DB) < LOWEST_DB]
     return bool(record.get("exported")) and not alarm and bool(far)
 

@@ -108,7 +108,7 @@ def _artefact(
     if not stages.run("export", export):
         return
     record["exported"] = True
-    stages.run("verify", lambda: _verify(path, integer, batches, record))
+    stages.run("verify", lambda: _verify(path, prepared, integer, batches, record))
     stages.run("file", lambda: _compare_file(path, prepared, example, "file", record))
     stages.run("other batch", lambda: _compare_file(path, prepared, other, "other_batch", record))
     stages.run("contents", lambda: _contents(path, example, matrices, record))
@@ -203,12 +203,11 @@ def _compare_integer(prepared: nn.Module, integer: nn.Module, example: tuple[Any
     record["integer_predictions"] = equal_predictions(expected, found)
 
 
-def _verify(path: Path, integer: nn.Module, batches: tuple[Any, Any], record: Record) -> None:
-    """What `qat.verify` finds. Local mismatches leave out those that an earlier one has caused."""
-    found = qat.verify(path, integer, list(batches))
-    mismatches = int(found.code_mismatches)
-    record["codes"], record["mismatches"] = int(found.codes_compared), mismatches
-    record["local_mismatches"] = int(getattr(found, "local_mismatches", mismatches))
+def _verify(path: Path, prepared: nn.Module, integer: nn.Module, batches: tuple[Any, Any], record: Record) -> None:
+    """What `qat.verify` finds: differences that a site has on its own account, and its alarm."""
+    found = qat.verify(path, integer, list(batches), prepared)
+    record["codes"], record["local_mismatches"] = found.codes_compared, found.code_mismatches
+    record["propagated"], record["float_ties"], record["alarm"] = found.propagated, found.float_ties, found.alarm
     record["differing_sites"] = [f"{s.name}: {s.code_mismatches}" for s in found.sites if s.code_mismatches][:5]
 
 

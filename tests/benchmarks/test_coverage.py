@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from typing import Any
 
 import onnx
 import pytest
@@ -40,9 +42,10 @@ def test_a_right_network():
     assert record["running"] is None
 
 
-def test_a_wrong_file_is_seen_although_verification_finds_nothing(monkeypatch):
+@pytest.mark.parametrize("alarm", ["", "far from the prepared network"])
+def test_a_wrong_file_is_seen_although_verification_finds_nothing(alarm, monkeypatch):
     """An integer model that lost an operation, with a file that agrees with it."""
-    convert = qat.convert
+    convert, verify = qat.convert, qat.verify
 
     def losing(prepared: nn.Module) -> nn.Module:
         broken = copy.deepcopy(prepared)
@@ -50,10 +53,14 @@ def test_a_wrong_file_is_seen_although_verification_finds_nothing(monkeypatch):
             broken.get_submodule("1").bias += 3
         return convert(broken)
 
+    def saying(*arguments: Any) -> qat.Verification:
+        return dataclasses.replace(verify(*arguments), alarm=alarm)
+
     monkeypatch.setattr(qat, "convert", losing)
+    monkeypatch.setattr(qat, "verify", saying)
     record = measure(SMALL)
     assert record["local_mismatches"] == 0
-    assert judge.silently_wrong(record)
+    assert judge.silently_wrong(record) is (not alarm)
     assert not judge.right(record)
     assert len(judge.faults(record)) == 3
 
