@@ -16,12 +16,15 @@ import qat
 from benchmarks.coverage import file_contents
 from benchmarks.coverage.agreement import centred, decibels, equal_predictions, tensors
 from benchmarks.coverage.case import Case
+from benchmarks.coverage.segments import worst_segment
 from benchmarks.failure import failure_line
-from qat.torch_private import BatchNorm, tree_leaves
+from qat.torch_private import BatchNorm, tree_leaves, tree_map_only
 
 POLICY = "w8a8"
 BATCH, OTHER_BATCH = 4, 3
 """Samples in the batch a file is written with, and in another that it must take, too."""
+NOISE = 1e-3
+"""Standard deviation of noise that is added to an input, over its own: 60 dB below it, as rounding in the first layers is."""
 T = TypeVar("T")
 Record = dict[str, Any]
 
@@ -201,6 +204,20 @@ def _compare_integer(prepared: nn.Module, integer: nn.Module, example: tuple[Any
     record["integer_db"] = decibels(expected, found)
     record["integer_centred_db"] = decibels(centred(expected), centred(found))
     record["integer_predictions"] = equal_predictions(expected, found)
+    record["sensitivity_db"] = _sensitivity(prepared, example, expected)
+    if (worst := worst_segment(prepared, integer, example)) is not None:
+        record["worst_segment"], record["segment_db"], record["segments"] = worst
+
+
+def _sensitivity(prepared: nn.Module, example: tuple[Any, ...], expected: list[Tensor]) -> float | None:
+    """How far the prepared network is from itself when its images change by `NOISE`; None if no input is of floats."""
+    if not any(x.is_floating_point() for x in tensors(example)):
+        return None
+    torch.manual_seed(3)
+    changed = tree_map_only(
+        Tensor, lambda x: x + NOISE * x.std() * torch.randn_like(x) if x.is_floating_point() else x, example
+    )
+    return decibels(expected, _outputs(prepared, changed))
 
 
 def _verify(path: Path, prepared: nn.Module, integer: nn.Module, batches: tuple[Any, Any], record: Record) -> None:

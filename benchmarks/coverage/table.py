@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks.coverage.judge import ENOUGH, faults, right, silently_wrong, stage_reached
+from benchmarks.coverage.judge import ENOUGH, falsely_alarmed, faults, right, silently_wrong, stage_reached, trains
 from benchmarks.markdown_table import count_threads, markdown_table
 from benchmarks.program_tables import NOT_MEASURED, Measurement
 
@@ -29,7 +29,7 @@ def summary(networks: Records) -> str:
     rows = [_summary_row(source, records) for source, records in by_source.items()]
     rows.append(_summary_row("**all**", list(networks.values())))
     header = ("from", "networks", "prepared", "of them not layer by layer", "off equals float", "train", "exported",
-              "right file", f"at least {ENOUGH:.0%} in integers", "silently wrong")  # fmt: skip
+              "right file", f"at least {ENOUGH:.0%} in integers", "silently wrong", "false alarm")  # fmt: skip
     return markdown_table(header, rows, text_columns=1)
 
 
@@ -38,14 +38,13 @@ def _summary_row(source: str, records: list[dict[str, Any]]) -> list[str]:
         sum("captured" in r for r in records),
         sum(r.get("captured", "layer by layer") != "layer by layer" for r in records),
         sum(bool(r.get("off_equal")) for r in records),
-        sum("gradients" in r and "train" not in r["failures"] for r in records),
+        sum(map(trains, records)),
         sum(bool(r.get("exported")) for r in records),
         sum(map(right, records)),
         sum((r.get("integer_share") or 0) >= ENOUGH for r in records),
-        sum(map(silently_wrong, records)),
     )
-    n = len(records)
-    return [source, str(n), *(f"{c} ({c / n:.0%})" for c in counts[:-1]), str(counts[-1])]
+    n, alarms = len(records), (sum(map(silently_wrong, records)), sum(map(falsely_alarmed, records)))
+    return [source, str(n), *(f"{c} ({c / n:.0%})" for c in counts), *map(str, alarms)]
 
 
 def failures(networks: Records) -> str:
@@ -58,19 +57,20 @@ def failures(networks: Records) -> str:
 
 def details(networks: Records) -> str:
     """A row for every network."""
-    header = ("network", "captured", "right", "multiply-adds in integers", "weights in integers", "codes that differ locally",
-              "integer model, dB", "file, dB", "same predictions", "processor seconds")  # fmt: skip
-    return markdown_table(header, [_details_row(name, r) for name, r in networks.items()], text_columns=3)
+    header = ("network", "captured", "right", "trains", "multiply-adds in integers", "weights in integers",
+              "codes that differ locally", "worst segment, dB", "file, dB", "itself with noise, dB", "same predictions",
+              "processor seconds")  # fmt: skip
+    return markdown_table(header, [_details_row(name, r) for name, r in networks.items()], text_columns=4)
 
 
 def _details_row(name: str, record: dict[str, Any]) -> list[str]:
     differ = f"{record['local_mismatches']:,} of {record['codes']:,}" if "codes" in record else ""
     numbers = [_number(record.get(key), ".0%") for key in ("integer_share", "weights_in_integers")]
-    decibels = [_number(record.get(key), ".0f") for key in ("integer_db", "file_db")]
+    decibels = [_number(record.get(key), ".0f") for key in ("segment_db", "file_db", "sensitivity_db")]
     same = _number(record.get("file_predictions"), ".0%")
     seconds = f"{sum(record.get('seconds', {}).values()):.0f}"
-    judgement = "yes" if right(record) else "no"
-    return [name, record.get("captured", ""), judgement, *numbers, differ, *decibels, same, seconds]
+    judgements = ["yes" if judge(record) else "no" for judge in (right, trains)]
+    return [name, record.get("captured", ""), *judgements, *numbers, differ, *decibels, same, seconds]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -62,7 +62,7 @@ def test_a_wrong_file_is_seen_although_verification_finds_nothing(alarm, monkeyp
     assert record["local_mismatches"] == 0
     assert judge.silently_wrong(record) is (not alarm)
     assert not judge.right(record)
-    assert len(judge.faults(record)) == 3
+    assert "the integer model's 0 is" in judge.faults(record)[0]
 
 
 def test_a_stage_that_fails_is_recorded(monkeypatch):
@@ -74,6 +74,24 @@ def test_a_stage_that_fails_is_recorded(monkeypatch):
     assert judge.faults(record) == ["export: ValueError: a | b"]
     assert judge.stage_reached(record) == "export"
     assert not judge.silently_wrong(record)
+
+
+def test_a_network_that_amplifies_noise_is_not_called_wrong():
+    """Far from the prepared network, but no further than that is from itself, and every segment is right."""
+    record = {
+        "failures": {},
+        "exported": True,
+        "off_equal": True,
+        "worst_segment": "x",
+        "segment_db": 45.0,
+        "integer_db": 8.0,
+        "file_db": 8.0,
+    }
+    assert judge.right({**record, "sensitivity_db": 7.0})
+    assert not judge.right({**record, "sensitivity_db": 15.0})
+    assert not judge.right(record)
+    assert not judge.right({**record, "sensitivity_db": 7.0, "segment_db": 9.0})
+    assert judge.falsely_alarmed({**record, "sensitivity_db": 7.0, "alarm": "far"})
 
 
 def test_products_of_activations_count_apart_from_layers(tmp_path):
@@ -117,7 +135,8 @@ def test_names_are_unique_and_sources_known():
 
 def test_table():
     good = {
-        "failures": {}, "off_equal": True, "exported": True, "captured": "torch.fx", "codes": 1000, "local_mismatches": 0,
+        "failures": {}, "off_equal": True, "exported": True, "captured": "torch.fx", "segment_db": 41.6, "codes": 1000,
+        "local_mismatches": 0,
         "integer_db": 41.6, "file_db": 41.2, "other_batch_db": 40.0, "integer_share": 0.95, "weights_in_integers": 1.0,
         "file_predictions": 1.0, "seconds": {"prepare": 1.0, "contents": 2.0}, "gradients": {}, "commit": "0123456789ab",
     }  # fmt: skip
@@ -134,10 +153,10 @@ def test_table():
             "networks": networks,
         }
     )
-    assert "| timm | 2 | 2 (100%) | 2 (100%) | 2 (100%) | 2 (100%) | 2 (100%) | 1 (50%) | 1 (50%) | 1 |" in text
+    assert "| timm | 2 | 2 (100%) | 2 (100%) | 2 (100%) | 2 (100%) | 2 (100%) | 1 (50%) | 1 (50%) | 1 | 0 |" in text
     assert "| torchvision/failing | prepare | prepare: TypeError: a \\| b |" in text
     assert "| timm/silent | contents | the integer model is -3.0 dB from the prepared network |" in text
-    assert "| timm/good | torch.fx | yes | 95% | 100% | 0 of 1,000 | 42 | 41 | 100% | 3 |" in text
+    assert "| timm/good | torch.fx | yes | yes | 95% | 100% | 0 of 1,000 | 42 | 41 |  | 100% | 3 |" in text
     assert text.endswith("`c`; A CPU, 1 thread; torch 9.9, timm 1.0; commit 0123456789, unknown.")
     assert table.page(None) == "not measured"
 
