@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -215,11 +214,33 @@ def test_an_operation_that_torch_writes_wrong_is_refused(tmp_path: Path) -> None
         written(Between(pool), batch(4, IMAGES), tmp_path / "model.onnx")
 
 
-def test_equal_operations_are_exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export, exports = torch_onnx.export_and_check, []
-    monkeypatch.setattr(torch_onnx, "export_and_check", lambda *given: exports.append(1) or export(*given))
-    model = Between(lambda x: x.cumsum(1).cumsum(1).cumsum(1))
+def test_all_islands_take_one_call_and_equal_ones_one_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their weights and values differ, and each is checked with its own."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.GroupNorm(2, 8) for _ in range(3))
+            self.convs = nn.ModuleList(nn.Conv2d(8 if i else 3, 8, 3, padding=1) for i in range(4))
+            for norm in self.norms:
+                nn.init.normal_(norm.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.convs[0](x)
+            for conv, norm in zip(self.convs[1:], self.norms, strict=True):
+                x = conv(F.mish(norm(x)))
+            return x
+
+    export, exports = torch_onnx._torch_export, []
+    monkeypatch.setattr(torch_onnx, "_torch_export", lambda given: exports.append(given) or export(given))
+    integer = written(Blocks(), batch(4, IMAGES), tmp_path / "model.onnx")
+    (templates,) = exports
+    assert all(len(template.instances) == 3 for template in templates)
+    assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, IMAGES)]).exact
+
+
+def test_operations_are_tried_with_the_examples_own_values(tmp_path: Path) -> None:
+    """Negative numbers, of which there are none behind a ReLU, would make NaN; here one sample makes infinity."""
+    model = Between(lambda x: torch.rsqrt(x.sum((2, 3), keepdim=True)).sqrt().log1p() + x)
     integer = written(model, batch(4, IMAGES), tmp_path / "model.onnx")
-    assert len(exports) == 1
-    assert sum(node.op_type == "CumSum" for node in onnx.load(tmp_path / "model.onnx").graph.node) in (0, 3)
     assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, IMAGES)]).exact

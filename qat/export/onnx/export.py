@@ -8,8 +8,9 @@ float Clip, leaves every fusion intact.
 
 from __future__ import annotations
 
+import itertools
 import operator
-from functools import cached_property
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,124 +20,170 @@ from onnx import helper
 from torch import Tensor, fx, nn
 
 from qat.export.onnx.data_movement import DATA_MOVEMENT
-from qat.export.onnx.example_outputs import ExampleOutputs, example_outputs, tensors_in
+from qat.export.onnx.example_inputs import Examples, FreeAxes, bind, in_float32, without_constants
+from qat.export.onnx.example_outputs import tensors_in
 from qat.export.onnx.float_operations import write_float_function
 from qat.export.onnx.graph_writer import NoOnnxFormError
 from qat.export.onnx.integer_layers import LAYERS, write_float_layer
 from qat.export.onnx.integer_operations import OPERATIONS
-from qat.export.onnx.outputs import named_outputs
+from qat.export.onnx.islands import find_islands
 from qat.export.onnx.proof import describe
-from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
-from qat.export.onnx.torch_onnx import TorchOnnxWriter
+from qat.export.onnx.qdq_graph import QdqGraph, Shape, tensor_name
+from qat.export.onnx.tensor_names import TensorNames
+from qat.export.onnx.torch_onnx import TorchOnnxWriter, names_in, written_before
+from qat.export.onnx.trials import Trials
+from qat.export.onnx.without_graph import is_converted_without_graph, onnx_model_without_graph
 from qat.files import write_atomically
 from qat.integer import IntegerModel
+from qat.integer.modules import IntegerModule
 from qat.operations import describe_graph
+from qat.torch_private import tree_map_only
 
 
-def export_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | Path) -> None:
+def export_onnx(model: nn.Module, example_inputs: Examples, path: str | Path, dynamic: FreeAxes | None = None) -> None:
     """Write an integer model to an ONNX file, whole or not at all.
 
-    The first axis of every input and output (the batch) is free. Inputs and outputs are float32. The output is called
-    `output`; in a tuple or dict, outputs are called `output_0`, `output_logits` and so on. The uint8 tensor of a site has the
-    site's name. Weight codes are stored in 8, 4 or 2 bits, as few as they need.
+    A model without a graph is written by torch.onnx around its quantizers and its stored weights.
+
+    Inputs have the names of forward's arguments (`state_0`, `state_1` if an argument is a tuple), and floats are float32: the
+    file of a half or double model computes in float32. An argument without tensors (None, a number, a flag) is a constant of
+    the file. The output is called `output`; in a tuple or dict, outputs are called `output_0`, `output_logits` and so on. A
+    name that is taken gets an underscore. The uint8 tensor of a site has the site's name. Weight codes are stored in 8, 4 or 2
+    bits, as few as they need.
 
     Args:
         model: what `qat.convert` returned.
-        example_inputs: one batch of the model's inputs.
+        example_inputs: one batch of the model's inputs: a tensor, a tuple, or a mapping of keyword arguments.
         path: the file to write.
+        dynamic: input -> its free axes, `{"x": (0, 2, 3)}`; axes of one size have a name in common,
+            `{"words": {0: "batch", 1: "length"}, "mask": {0: "batch", 2: "length"}}`. By default the first axis (the batch) is
+            free, of every input that has as many samples as the first one.
 
     Raises:
-        ValueError: the model is not an integer model with a graph, or an operation has no ONNX form here; the message names
-            the operation.
+        ValueError: the model is not an integer model with a graph, it cannot run with other sizes of the free axes, or an
+            operation has no ONNX form here; the message names it.
     """
-    if not isinstance(model, IntegerModel):
-        raise ValueError(
-            f"{type(model).__name__} cannot be exported: pass the result of qat.convert(prepared); a model that torch.fx "
-            "cannot trace has no graph to write."
-        )
-    examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    write_atomically(Path(path), onnx_model(model, examples).SerializeToString())
+    if isinstance(model, IntegerModel):
+        file = onnx_model(model, example_inputs, dynamic)
+    elif is_converted_without_graph(model):
+        file = onnx_model_without_graph(model, example_inputs, dynamic)
+    else:
+        raise ValueError(f"{type(model).__name__} cannot be exported: pass the result of qat.convert(prepared).")
+    write_atomically(Path(path), file.SerializeToString())
 
 
-def onnx_model(model: IntegerModel, examples: tuple[Tensor, ...]) -> onnx.ModelProto:
+def onnx_model(model: IntegerModel, example_inputs: Examples, dynamic: FreeAxes | None = None) -> onnx.ModelProto:
     """The file of an integer model, in memory. The same model and shapes of examples give the same bytes.
 
     Raises:
-        ValueError: an operation has no ONNX form here; the message names the operation.
+        ValueError: as `export_onnx`.
     """
-    file = _Exporter(model, examples).model_proto()
-    describe(file, model, examples)
+    single = in_float32(model)
+    trials = Trials(*without_constants(single, bind(single.graph, example_inputs, dynamic)))
+    exporter = _Exporter(trials, model)
+    file = exporter.model_proto()
+    if dynamic is not None:
+        trials.check(file)
+    axes = None if dynamic is None else trials.inputs.axes
+    describe(file, model, list(trials.examples), axes, exporter.renamed_sites())
     return file
 
 
 class _Exporter:
-    """Walks over the graph of an integer model and writes node after node."""
+    """Walks over the graph of an integer model: our own writers write what they can, torch.onnx the rest."""
 
-    def __init__(self, model: IntegerModel, examples: tuple[Tensor, ...]) -> None:
-        self.model, self.examples = model, examples
-        self.outputs = example_outputs(model, examples)
-        shapes = {n: tuple(out.shape) for n, out in self.outputs.items() if isinstance(out, Tensor)}
-        self.graph = QdqGraph(shapes, describe_graph(model, model.graph))
-        self.torch_writer = TorchOnnxWriter(self.graph, model)
-
-    @cached_property
-    def outputs_for_two_batch_sizes(self) -> tuple[ExampleOutputs, ExampleOutputs]:
-        """Example outputs for twice and three times the batch: sizes that differ depend on the batch size."""
-        twice, thrice = (example_outputs(self.model, tuple(torch.cat([x] * n) for x in self.examples)) for n in (2, 3))
-        return twice, thrice
+    def __init__(self, trials: Trials, model: IntegerModel) -> None:
+        self.trials, self.model = trials, trials.model
+        self.outputs = trials.one
+        tensors = {n: x for n, x in self.outputs.items() if isinstance(x, Tensor)}
+        shapes = {n: Shape.of(x.shape, trials.other[n].shape) for n, x in tensors.items()}
+        names = TensorNames(trials.input_tensors)
+        self.output_names = names.reserve(trials.output_tensors)
+        nodes = sorted(self.model.graph.nodes, key=lambda n: n.op != "call_module")  # sites and layers choose first
+        self.reserved = {
+            n: names.new(tensor_name(n)) for n in nodes if n.op not in ("placeholder", "get_attr", "output")
+        }
+        self.graph = QdqGraph(shapes, describe_graph(self.model, self.model.graph), names)
+        self.torch_writer = TorchOnnxWriter(self.graph, self.model, trials.with_data, written_before(model))
+        self.islands: dict[fx.Node, None] = {}
+        """The nodes that torch.onnx is to write."""
 
     def model_proto(self) -> onnx.ModelProto:
         """Write all nodes that are read."""
-        inputs, outputs = [], []
+        arguments = iter(self.trials.inputs.names.values())
         for node in self.model.graph.nodes:
             if node.op == "placeholder":
-                if node not in self.graph.shapes:
-                    raise ValueError(
-                        f"input {node.target!r} is not a tensor in the example inputs: pass a tensor for it."
-                    )
-                self.graph.names[node] = str(node.target)
-                inputs.append(self._tensor_info(str(node.target), node))
-            elif node.op == "output":
-                for name, result in named_outputs(node.args[0]).items():
-                    self.graph.node("Identity", [self.graph.names[result]], name)
-                    outputs.append(self._tensor_info(name, result))
-            elif node.op == "get_attr":
-                self.graph.names[node] = self.graph.constant(getattr(self.model, str(node.target)).numpy())
-            elif node.users and tensors_in(self.outputs[node]):
+                self.graph.names[node] = next(arguments)
+            elif node.op == "get_attr" and isinstance(self.outputs[node], Tensor):
+                value = operator.attrgetter(str(node.target))(self.model)
+                self.graph.names[node] = self.graph.constant(value.detach().numpy())
+            elif node.op != "output" and node.users and tensors_in(self.outputs[node]):
                 self.graph.names[node] = self._write_node(node)
-        self._remove_needless_identities()
-        return self.graph.model(inputs, outputs)
+        islands = find_islands(self.model.graph, self.islands, self.graph.names.__contains__, self._is_site)
+        self.torch_writer.write(islands)
+        self._write_outputs()
+        return self.graph.model(
+            [self._tensor_info(name, name, x) for name, x in self.trials.input_tensors.items()],
+            [self._tensor_info(self.output_names[name], name, x) for name, x in self.trials.output_tensors.items()],
+        )
 
-    def _remove_needless_identities(self) -> None:
-        """Drop the Identity behind a node whose output nothing else reads: it would only cost a copy."""
-        for identity in [n for n in self.graph.nodes if n.op_type == "Identity"]:
-            readers = [n for n in self.graph.nodes if identity.input[0] in n.input]
-            producer = next((n for n in self.graph.nodes if identity.input[0] in n.output), None)
-            if len(readers) == 1 and producer is not None:
-                self.graph.nodes.remove(identity)
-                producer.output[list(producer.output).index(identity.input[0])] = identity.output[0]
+    def _write_outputs(self) -> None:
+        """Give what is returned the names of outputs; an Identity that only renames would cost a copy."""
+        returned = fx.map_arg(self.trials.output.args[0], lambda node: self.graph.names.get(node))
+        results = names_in(returned)
+        readers = Counter(name for node in self.graph.nodes for name in node.input) + Counter(results)
+        producers = {name: node for node in self.graph.nodes for name in node.output}
+        for result, name in zip(results, self.output_names.values(), strict=True):
+            if readers[result] == 1 and result in producers:
+                outputs = producers[result].output
+                outputs[list(outputs).index(result)] = name
+            else:
+                self.graph.owned = {name: name}
+                self.graph.node("Identity", [result], name)
 
-    def _tensor_info(self, name: str, node: fx.Node) -> onnx.ValueInfoProto:
-        dtype = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=self.outputs[node].dtype).numpy().dtype)
-        return helper.make_tensor_value_info(name, dtype, ["batch", *self.graph.shapes[node][1:]])
+    def _tensor_info(self, name: str, in_trials: str, x: Tensor) -> onnx.ValueInfoProto:
+        try:
+            dtype = helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=x.dtype).numpy().dtype)
+        except TypeError:
+            raise ValueError(f"{name!r} is {x.dtype}, which numpy does not know: cast it to float32.") from None
+        return helper.make_tensor_value_info(name, dtype, self.trials.named_shape(in_trials))
+
+    def _is_site(self, node: fx.Node) -> bool:
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return isinstance(module, IntegerModule) and module.makes_codes
+
+    def renamed_sites(self) -> dict[str, str]:
+        """Site -> its tensor, of sites whose name an input or output has."""
+        return {str(n.target): name for n, name in self.reserved.items() if self._is_site(n) and name != str(n.target)}
 
     def _write_node(self, node: fx.Node) -> Any:
-        """Write a node by our own writers or, if none can, by torch.onnx; return the names of its outputs."""
-        if node.target is operator.getitem and not isinstance(self.graph.names[node.all_input_nodes[0]], str):
-            return self.graph.names[node.all_input_nodes[0]][node.args[1]]  # one of several outputs
-        written = len(self.graph.nodes)
+        """Write a node by our own writers or, if none can, leave it to torch.onnx; return the names of its outputs."""
+        producer = next(iter(node.all_input_nodes), node)
+        if node.target is operator.getitem and not isinstance(self.graph.names.get(producer), str):
+            if producer not in self.islands:
+                return self.graph.names[producer][node.args[1]]  # one of several inputs
+            return self._leave(node)
+        self.graph.owned = {tensor_name(node): self.reserved[node]}
         try:
-            return self._write_module(node) if node.op == "call_module" else self._write_function(node)
+            with self.graph.attempt():
+                return self._write_module(node) if node.op == "call_module" else self._write_function(node)
         except NoOnnxFormError:
-            del self.graph.nodes[written:]
-            return self._write_by_torch(node)
+            return self._leave(node)
+
+    def _leave(self, node: fx.Node) -> Any:
+        """Leave a node to torch.onnx."""
+        self.islands[node] = None
+        if isinstance(self.outputs[node], Tensor):
+            return self.graph.tensor_names.again(self.reserved[node])
+        names = (self.graph.tensor_names.new(f"{tensor_name(node)}_{i}") for i in itertools.count())
+        return tree_map_only(Tensor, lambda _: next(names), self.outputs[node])
 
     def _write_module(self, node: fx.Node) -> str:
         module = self.model.get_submodule(str(node.target))
         writer = LAYERS.get(type(module)) or OPERATIONS.get(type(module))
         if writer is not None:
             return writer(self.graph, node, module)
-        if isinstance(module, nn.AdaptiveAvgPool2d) and self.graph.shapes[node] == self.graph.input_shape(node):
+        if isinstance(module, nn.AdaptiveAvgPool2d) and self._keeps_size(node):
             return self.graph.input(node)
         if isinstance(module, nn.Flatten):
             return self._write_reshape(node)
@@ -144,8 +191,8 @@ class _Exporter:
 
     def _write_function(self, node: fx.Node) -> str:
         if node.target in (torch.flatten, torch.reshape, "flatten", "view", "reshape"):
-            if self._mixes_batch(node):
-                raise NoOnnxFormError(node.target, tensor_name(node))
+            if self.outputs[node].dtype != self.outputs[node.all_input_nodes[0]].dtype:
+                raise NoOnnxFormError(node.target, tensor_name(node))  # x.view(dtype)
             return self._write_reshape(node)
         if node.target in ("contiguous", "detach"):
             return self.graph.input(node)
@@ -156,17 +203,7 @@ class _Exporter:
     def _write_reshape(self, node: fx.Node) -> str:
         return self.graph.reshape(self.graph.input(node), self.graph.shapes[node], tensor_name(node))
 
-    def _mixes_batch(self, node: fx.Node) -> bool:
-        """Whether the size of an axis other than the first depends on the batch size."""
-        if self.graph.shapes[node][0] == len(self.examples[0]):
-            return False
-        twice, thrice = (outputs[node].shape[1:] for outputs in self.outputs_for_two_batch_sizes)
-        return twice != thrice
-
-    def _write_by_torch(self, node: fx.Node) -> Any:
-        name = tensor_name(node)
-        results = self.torch_writer.write(node, self.graph.names, self.outputs_for_two_batch_sizes, name)
-        output = self.outputs[node]
-        if isinstance(output, Tensor) and output.is_floating_point() and self.graph.reads_dequantized(node):
-            return self.graph.unchanged(results, name)  # or the runtime would compute the operation on codes
-        return results
+    def _keeps_size(self, node: fx.Node) -> bool:
+        """Whether input and output have the same fixed size."""
+        shape = self.graph.shapes[node]
+        return shape == self.graph.input_shape(node) and shape.free <= {0}

@@ -66,14 +66,14 @@ def _with_zeros(graph: QdqGraph, codes: str, shape: tuple[int, ...], layer: Inte
 def write_linear(graph: QdqGraph, node: fx.Node, layer: IntegerLinear) -> str:
     """Write the integer module for linear; returns the name of its result."""
     name, shape, codes = tensor_name(node), graph.input_shape(node), graph.input(node)
-    is_matrix = len(shape) == 2
+    is_matrix, given = len(shape) == 2, codes
     if not is_matrix:
         codes = graph.reshape(codes, (-1, shape[-1]), f"{name}_rows")
     x = graph.dequantized(codes, layer.input)
     # The runtime fuses Gemm only if the zero-points, although 0, are written out.
     weights = _dequantized_weights(graph, name, layer, {"weight": np.int8, "bias": np.int32})
     matrix = _quantized_output(graph, "Gemm", [x, *weights], layer, name if is_matrix else f"{name}_matrix", transB=1)
-    return matrix if is_matrix else graph.reshape(matrix, graph.shapes[node], name)
+    return matrix if is_matrix else graph.reshape(matrix, graph.shapes[node], name, like=given)
 
 
 def _dequantized_weights(
@@ -115,7 +115,7 @@ def _convolution_attributes(layer: IntegerConv) -> dict[str, Any]:
 def write_dynamic_layer(graph: QdqGraph, node: fx.Node, dynamic: DynamicLayer) -> str:
     """Write the integer module for dynamic layer; returns the name of its result."""
     name, codes, layer = tensor_name(node), graph.input(node), dynamic.layer
-    scale, zero_point = f"{codes}_scale", f"{codes}_zero_point"
+    scale, zero_point = graph.dynamic_qparams[codes]
     weight_scale, bias = (graph.constant(layer.per_channel(p).numpy()) for p in (layer.weight_scale, dynamic.bias))
     if isinstance(layer, IntegerConv):
         operation, stored, attributes = "ConvInteger", layer.weight, _convolution_attributes(layer)
@@ -130,11 +130,11 @@ def write_dynamic_layer(graph: QdqGraph, node: fx.Node, dynamic: DynamicLayer) -
 
 def write_weight_only_layer(graph: QdqGraph, node: fx.Node, module: WeightOnlyLayer) -> str:
     """Write the integer module for weight only layer; returns the name of its result."""
-    weight = _dequantized_once(graph, module, f"{tensor_name(node)}_weight")
+    weight = dequantized_once(graph, module, f"{tensor_name(node)}_weight")
     return write_float_layer(graph, node, module.layer, weight)
 
 
-def _dequantized_once(graph: QdqGraph, module: WeightOnlyLayer, name: str) -> str:
+def dequantized_once(graph: QdqGraph, module: WeightOnlyLayer, name: str) -> str:
     """(codes - zero_point) * scale, as the module computes it; the runtime does so once, when it loads the file.
 
     A DequantizeLinear would be computed in every call, keep BatchNorm from being folded, and make ONNX Runtime replace

@@ -153,7 +153,7 @@ def write_pad(graph: QdqGraph, node: fx.Node, module: IntegerPad) -> str:
 
 
 def write_dynamic_quantize(graph: QdqGraph, node: fx.Node, module: DynamicQuantize) -> str:
-    """Codes, beside the tensors NAME_scale and NAME_zero_point."""
+    """Codes; `graph.dynamic_qparams` names their scale and zero-point."""
     return _dynamic_codes(graph, node, tensor_name(node))
 
 
@@ -161,13 +161,15 @@ def write_dynamic_fake_quantize(graph: QdqGraph, node: fx.Node, module: Dynamic)
     """Write the integer module for dynamic fake quantize; returns the name of its result."""
     name = tensor_name(node)
     codes = _dynamic_codes(graph, node, f"{name}_codes")
-    return graph.node("DequantizeLinear", [codes, f"{name}_scale", f"{name}_zero_point"], name)
+    return graph.node("DequantizeLinear", [codes, *graph.dynamic_qparams[codes]], name)
 
 
 def _dynamic_codes(graph: QdqGraph, node: fx.Node, codes: str) -> str:
     name = tensor_name(node)
     qparams = [f"{name}_scale", f"{name}_zero_point"]
-    return graph.node("DynamicQuantizeLinear", [graph.input(node)], codes, more_outputs=qparams)
+    codes = graph.node("DynamicQuantizeLinear", [graph.input(node)], codes, more_outputs=qparams)
+    graph.dynamic_qparams[codes] = list(graph.nodes[-1].output[1:])
+    return codes
 
 
 OPERATIONS: dict[type[nn.Module], Callable[[QdqGraph, fx.Node, Any], str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx
@@ -19,8 +20,16 @@ def named_outputs(returned: Any) -> dict[str, Any]:
     outputs = {}
     for path, leaf in tree_flatten_with_path(returned)[0]:
         if isinstance(leaf, Tensor | fx.Node):
-            outputs["_".join(["output", *(_key(step) for step in path)])] = leaf
+            name = joined_name("output", path)
+            while name in outputs:  # {"a_b": x, "a": {"b": y}}
+                name += "_"
+            outputs[name] = leaf
     return outputs
+
+
+def joined_name(name: str, path: Iterable[Any]) -> str:
+    """The name of a tensor in nested tuples, lists and dicts: name, name_0, name_logits, name_0_1, ..."""
+    return "_".join([name, *(_key(step) for step in path)])
 
 
 def _key(step: Any) -> str:

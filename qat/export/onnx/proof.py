@@ -20,20 +20,60 @@ from qat.version import version
 EXAMPLE_SHAPES = "qat.example_shapes"
 """Shapes of the inputs with which the file was written."""
 MODEL, POLICY, CONTENT, PROOF = "qat.model_sha256", "qat.policy_sha256", "qat.content_sha256", "qat.proof_sha256"
+FREE_AXES = "qat.free_axes"
+"""Input -> {axis: its name}, if the caller chose them."""
+RENAMED_SITES = "qat.renamed_sites"
+"""Site -> the tensor that holds its codes, where an input or output has the site's name."""
 VERSIONS, VERIFICATION = "qat.versions", "qat.verification"
 
 
-def describe(file: onnx.ModelProto, model: IntegerModel, examples: Sequence[Tensor]) -> None:
-    """Write into the metadata what the file was made of. In place; the same file gets the same text on every day."""
+def describe(
+    file: onnx.ModelProto,
+    model: IntegerModel,
+    examples: Sequence[Tensor],
+    axes: Mapping[str, Mapping[int, str]] | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> None:
+    """Write into the metadata what the file was made of. In place; the same file gets the same text on every day.
+
+    Args:
+        file: the file.
+        model: what it was written from.
+        examples: the example inputs.
+        axes: input -> {free axis: its name}, if the caller chose them.
+        renamed: site -> the tensor that holds its codes, of sites that could not keep their name.
+    """
     metadata = {
         "generator": "qat",
-        EXAMPLE_SHAPES: json.dumps([list(x.shape) for x in examples if isinstance(x, Tensor)]),
+        EXAMPLE_SHAPES: json.dumps([list(x.shape) for x in examples]),
         VERSIONS: json.dumps({"qat": version()} | {name: installed.version(name) for name in ("torch", "onnx")}),
         MODEL: fingerprint(model),
     }
+    if axes is not None:
+        metadata[FREE_AXES] = json.dumps(axes)
+    if renamed:
+        metadata[RENAMED_SITES] = json.dumps(renamed)
     if model.policy is not None:
         metadata[POLICY] = hashlib.sha256(json.dumps(model.policy, sort_keys=True).encode()).hexdigest()
     _write(file, metadata)
+
+
+def example_shapes(file: onnx.ModelProto) -> list[list[int]]:
+    """Shapes of the example inputs with which the file was written."""
+    found: list[list[int]] = json.loads(_metadata(file).get(EXAMPLE_SHAPES, "[]"))
+    return found
+
+
+def free_axes(file: onnx.ModelProto) -> dict[str, dict[int, str]] | None:
+    """Input -> {free axis: its name}, if the caller of `export_onnx` chose them."""
+    found = json.loads(_metadata(file).get(FREE_AXES, "null"))
+    return None if found is None else {name: {int(i): n for i, n in axes.items()} for name, axes in found.items()}
+
+
+def renamed_sites(file: onnx.ModelProto) -> dict[str, str]:
+    """Site -> the tensor that holds its codes, of sites whose name an input or output has."""
+    renamed: dict[str, str] = json.loads(_metadata(file).get(RENAMED_SITES, "{}"))
+    return renamed
 
 
 def record_verification(path: str | Path, result: Verification) -> None:

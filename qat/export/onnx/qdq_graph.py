@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import fx
 
-from qat.export.onnx.graph_writer import GraphWriter
+from qat.export.onnx.graph_writer import GraphWriter, NoOnnxFormError
+from qat.export.onnx.tensor_names import TensorNames
 from qat.integer import Encoding
 from qat.operations import Operations
 from qat.torch_private import tree_leaves
+
+
+class Shape(tuple[int, ...]):
+    """The shape of a tensor for the example inputs, and its free axes, whose sizes depend on the sizes of the inputs."""
+
+    free: frozenset[int]
+
+    @classmethod
+    def of(cls, one: Sequence[int], other: Sequence[int]) -> Shape:
+        """From the shapes for inputs of two sizes."""
+        shape = cls(one)
+        shape.free = frozenset(i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+        return shape
 
 
 class QdqGraph(GraphWriter):
@@ -20,13 +34,18 @@ class QdqGraph(GraphWriter):
     Args:
         shapes: shape of the output of every node that returns one tensor.
         operations: the description of every node.
+        names: hands out names of tensors.
     """
 
-    def __init__(self, shapes: Mapping[fx.Node, tuple[int, ...]], operations: Operations) -> None:
-        super().__init__()
-        self.shapes, self.operations = shapes, operations
+    def __init__(
+        self, shapes: Mapping[fx.Node, Shape], operations: Operations | None = None, names: TensorNames | None = None
+    ) -> None:
+        super().__init__(names)
+        self.shapes, self.operations = shapes, operations or {}
         self.names: dict[fx.Node, Any] = {}
         """Names of the tensors that hold a node's output, nested as the output is."""
+        self.dynamic_qparams: dict[str, list[str]] = {}
+        """Codes on a range of their own -> the names of their scale and zero-point."""
         self._dequantized: dict[tuple[str, Encoding], str] = {}
 
     def input(self, node: fx.Node) -> str:
@@ -38,7 +57,7 @@ class QdqGraph(GraphWriter):
         """The names of all inputs that are tensors, in order; sizes are not."""
         return [self.names[n] for n in node.all_input_nodes if n in self.names]
 
-    def input_shape(self, node: fx.Node) -> tuple[int, ...]:
+    def input_shape(self, node: fx.Node) -> Shape:
         """The shape of the node's first input."""
         return self.shapes[node.all_input_nodes[0]]
 
@@ -49,10 +68,19 @@ class QdqGraph(GraphWriter):
             self._dequantized[codes, encoding] = real
         return self._dequantized[codes, encoding]
 
+    def _take_back(self, nodes: int, constants: int) -> None:
+        super()._take_back(nodes, constants)
+        written = {output for node in self.nodes for output in node.output}
+        self._dequantized = {key: name for key, name in self._dequantized.items() if name in written}
+
     def reads_dequantized(self, node: fx.Node) -> bool:
         """Whether an input of the node is the output of a DequantizeLinear."""
-        views = self._dequantized.values()
-        return any(name in views for n in node.all_input_nodes for name in tree_leaves(self.names.get(n)))
+        return self.is_dequantized(name for n in node.all_input_nodes for name in tree_leaves(self.names.get(n)))
+
+    def is_dequantized(self, tensors: Iterable[Any]) -> bool:
+        """Whether one of these is the name of the output of a DequantizeLinear."""
+        views = set(self._dequantized.values())
+        return any(name in views for name in tensors)
 
     def quantized(self, real: str, encoding: Encoding, name: str) -> str:
         """QuantizeLinear, followed by a uint8 Clip unless saturation at 0 and 255 is the bound."""
@@ -66,9 +94,28 @@ class QdqGraph(GraphWriter):
         scale = self.constant(np.array(encoding.scale, dtype=np.float32))
         return [scale, self.constant(np.array(encoding.zero_point, dtype=np.uint8))]
 
-    def reshape(self, tensor: str, shape: tuple[int, ...], name: str) -> str:
-        """Reshape to `shape`, with a free first axis."""
-        target = self.constant(np.array([-1, *shape[1:]], dtype=np.int64))
+    def reshape(self, tensor: str, shape: tuple[int, ...], name: str, like: str = "") -> str:
+        """Reshape to `shape`, with its free axes: the first one, if it is a plain tuple.
+
+        Args:
+            tensor: name of the tensor.
+            shape: the shape to get.
+            name: name of the result.
+            like: name of a tensor that has the same sizes in all axes but the last; needed if several axes are free.
+
+        Raises:
+            NoOnnxFormError: several axes are free, and there is no such tensor.
+        """
+        free = shape.free if isinstance(shape, Shape) else frozenset({0})
+        if len(free) < 2:
+            (axis,) = free or {0}
+            target = self.constant(np.array([-1 if i == axis else n for i, n in enumerate(shape)], dtype=np.int64))
+        elif like and free <= set(range(len(shape) - 1)):
+            sizes = self.node("Shape", [like], f"{name}_sizes", end=len(shape) - 1)
+            last = self.constant(np.array(shape[-1:], dtype=np.int64))
+            target = self.node("Concat", [sizes, last], f"{name}_shape", axis=0)
+        else:
+            raise NoOnnxFormError("reshape", name)
         return self.node("Reshape", [tensor, target], name)
 
     def unchanged(self, tensor: str, name: str) -> str:

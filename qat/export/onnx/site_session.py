@@ -10,6 +10,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from qat.export.onnx.proof import renamed_sites
 from qat.export.onnx.runtime import feeds, session
 
 SAME_VALUES = (
@@ -28,7 +29,7 @@ class SiteSession:
     """
 
     def __init__(self, path: str | Path, sites: Sequence[str]) -> None:
-        self.model = onnx.load(str(path))
+        self.model = _with_names_of_sites(onnx.load(str(path)))
         self.outputs = [output.name for output in self.model.graph.output]
         tensors = {name for node in self.model.graph.node for name in node.output}
         self.sites = [name for name in sites if name in tensors]
@@ -65,6 +66,18 @@ class SiteSession:
         values = [torch.from_numpy(v) for v in of_file.run([*self.outputs, *self.sites], dict(inputs))]
         count = len(self.outputs)
         return values[:count], dict(zip(self.sites, values[count:], strict=True))
+
+
+def _with_names_of_sites(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give sites their own names back, which inputs or outputs of the file have. In place."""
+    renamed = renamed_sites(model)
+    names = {site: f"{site} (of the network)" for site in renamed} | {name: site for site, name in renamed.items()}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    return model
 
 
 def _regions(graph: onnx.GraphProto, names: Iterable[str], sites: set[str]) -> dict[str, tuple[set[str], set[str]]]:

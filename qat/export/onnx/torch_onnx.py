@@ -1,152 +1,250 @@
-"""Float operations written by torch.onnx: each is exported on its own, checked, and copied into the file."""
+"""Float operations written by torch.onnx: all islands in one call, each checked on the example's values, and copied."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from qat.contexts import quiet
 from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
-from qat.export.onnx.graph_writer import OPSET, GraphWriter, NoOnnxFormError
+from qat.export.onnx.graph_writer import OPSET, NoOnnxFormError
+from qat.export.onnx.islands import Island, find_islands
+from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.runtime import session
-from qat.torch_private import tree_leaves, tree_map, tree_map_only
+from qat.export.onnx.templates import Instance, Template, templates_of
+from qat.torch_private import tree_leaves
 
-TensorNames = Mapping[fx.Node, Any]
-"""Node -> the names of the tensors in the file that hold its output, nested as the output is."""
 TOLERANCE = 1e-4
-"""How far ONNX Runtime may be from torch, relative to the largest result, before the export counts as wrong."""
+"""How far ONNX Runtime may be from torch, relative to the largest finite result, before the export counts as wrong."""
+INFINITE = 1e30
+"""Numbers beyond this are masks, not results."""
 
 
-class TorchOnnxWriter:
-    """Writes operations into a graph, each with the sizes it depends on; equal operations are exported only once."""
+@dataclass(frozen=True)
+class Written:
+    """What torch.onnx made of a template: nodes and constants from inputs (weights last) to outputs."""
 
-    def __init__(self, graph: GraphWriter, model: fx.GraphModule) -> None:
-        self.graph, self.model = graph, model
-        self._exported: dict[Any, onnx.ModelProto] = {}
-
-    def write(
-        self, node: fx.Node, names: TensorNames, outputs: tuple[ExampleOutputs, ExampleOutputs], prefix: str
-    ) -> Any:
-        """Write the operation of a node.
-
-        Args:
-            node: the node.
-            names: the tensors that are in the file already.
-            outputs: example outputs for two batch sizes; axes whose sizes differ are free.
-            prefix: start of the names of all tensors that are written.
-
-        Returns:
-            The names of the node's results, nested as the results are.
-
-        Raises:
-            NoOnnxFormError: torch.onnx cannot write the operation, or what it writes computes something else.
-        """
-        operation, sources = _as_module(self.model, node, names)
-        one, other = ([tensor for n in sources for tensor in tensors_in(size[n])] for size in outputs)
-        key = operation.code, *((x.shape, y.shape, x.dtype) for x, y in zip(one, other, strict=True))
-        if key not in self._exported:
-            try:
-                self._exported[key] = export_and_check(operation, one, other)
-            except (torch.onnx.errors.OnnxExporterError, _UnusableExportError) as error:
-                target = self.model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-                raise NoOnnxFormError(target, prefix) from error
-        inputs = [name for n in sources for name in tree_leaves(names[n]) if name is not None]
-        results = iter(self._copy(self._exported[key].graph, inputs, prefix))
-        return tree_map(lambda leaf: next(results) if isinstance(leaf, Tensor) else leaf, outputs[0][node])
-
-    def _copy(self, exported: onnx.GraphProto, inputs: Sequence[str], prefix: str) -> list[str]:
-        """Copy all nodes and constants into the graph; return the names of the results."""
-        names = {"": "", **{i.name: name for i, name in zip(exported.input, inputs, strict=True)}}
-        names |= {t.name: self.graph.constant(onnx.numpy_helper.to_array(t)) for t in exported.initializer}
-        for node in exported.node:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.input[:] = [names[i] for i in node.input]
-            names |= {output: f"{prefix}/{output}" for output in node.output if output}
-            copy.output[:] = [names[o] for o in node.output]
-            copy.name = copy.output[0]
-            self.graph.nodes.append(copy)
-        return [names[output.name] for output in exported.output]
+    nodes: Sequence[onnx.NodeProto]
+    constants: Sequence[onnx.TensorProto]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
 
 
-class _UnusableExportError(Exception):
+_before: WeakKeyDictionary[nn.Module, dict[Any, list[Written]]] = WeakKeyDictionary()
+
+
+def written_before(model: nn.Module) -> dict[Any, list[Written]]:
+    """What torch.onnx wrote of this model, by the keys of the templates, so that `verify` does not wait for it again."""
+    return _before.setdefault(model, {})
+
+
+class UnusableExportError(Exception):
     """What torch.onnx wrote computes something else, or cannot be copied."""
 
 
-def _as_module(model: fx.GraphModule, node: fx.Node, names: TensorNames) -> tuple[fx.GraphModule, list[fx.Node]]:
-    """Make a module of `node` and the sizes it reads.
-
-    Returns:
-        The module, and the nodes whose tensors it takes, in the order of its inputs.
-    """
-    sources: dict[fx.Node, None] = {}
-    copied: dict[fx.Node, None] = {}
-
-    def collect(current: fx.Node) -> None:
-        for source in current.all_input_nodes:
-            if source in names:
-                sources[source] = None
-            else:
-                collect(source)
-        copied[current] = None
-
-    collect(node)
-    graph, number = fx.Graph(), itertools.count()
-    copies: dict[fx.Node, Any] = {
-        source: tree_map_only(str, lambda _: graph.placeholder(f"given_{next(number)}"), names[source])
-        for source in sources
-    }
-    for old in copied:
-        copies[old] = graph.create_node(old.op, old.target, *fx.map_arg((old.args, old.kwargs), copies.__getitem__))
-    graph.output(copies[node])
-    return fx.GraphModule(model, graph).eval(), list(sources)
-
-
-def export_and_check(operation: fx.GraphModule, one: list[Tensor], other: list[Tensor]) -> onnx.ModelProto:
-    """Export with torch.onnx for inputs of the shapes and dtypes of `one`, and run the result on inputs like `other`.
-
-    Axes whose sizes differ between `one` and `other` are free.
+def export_templates(templates: Sequence[Template]) -> list[Written]:
+    """Export with torch.onnx in one call, and check every instance in ONNX Runtime.
 
     Raises:
-        _UnusableExportError: ONNX Runtime does not compute what torch computes, or the result cannot be copied.
+        UnusableExportError: torch.onnx cannot write one, or ONNX Runtime computes something else.
     """
-    generator = torch.Generator().manual_seed(0)
-    free = tuple(
-        {axis: torch.export.Dim.AUTO for axis, (a, b) in enumerate(zip(x.shape, y.shape, strict=True)) if a != b}
-        for x, y in zip(one, other, strict=True)
-    )
-    with quiet(["root", "torch.onnx"]):
-        inputs = tuple(_random_like(x, generator) for x in one)
-        program = torch.onnx.export(operation, inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=free)
-    assert program is not None
-    model = program.model_proto
+    model = _torch_export(templates)
+    if len(model.graph.output) != sum(len(t.instances[0].expected) for t in templates):
+        raise UnusableExportError
     if model.functions or any(n.domain or any(a.HasField("g") for a in n.attribute) for n in model.graph.node):
-        raise _UnusableExportError
-    inputs = tuple(_random_like(x, generator) for x in other)
-    with torch.no_grad():
-        expected = tensors_in(operation(*inputs))
-    feeds = {i.name: x.numpy() for i, x in zip(model.graph.input, inputs, strict=True)}
+        raise UnusableExportError
+    written = list(_separated(model.graph, templates))
+    for template, of_template in zip(templates, written, strict=True):
+        read = {name for node in of_template.nodes for name in node.input} | set(of_template.outputs)
+        if template.lifted and not set(of_template.inputs[len(template.shapes) :]) <= read:
+            raise UnusableExportError  # a weight is read in another way than by its name
+    _check(model, templates)
+    return written
+
+
+class _Functions(nn.Module):
+    """All templates side by side: takes their inputs and weights one after the other, and returns all their results."""
+
+    def __init__(self, templates: Sequence[Template]) -> None:
+        super().__init__()
+        self.templates = templates
+        self.functions = nn.ModuleList(t.instances[0].module for t in templates)
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        given, results = iter(tensors), []
+        for template, function in zip(self.templates, self.functions, strict=True):
+            inputs = tuple(next(given) for _ in template.shapes)
+            names = list(template.instances[0].weights) if template.lifted else []
+            weights = {name: next(given) for name in names}
+            results += tensors_in(torch.func.functional_call(function, weights, inputs))
+        return results
+
+
+def _torch_export(templates: Sequence[Template]) -> onnx.ModelProto:
+    inputs: list[Tensor] = []
+    free: list[dict[int, Any]] = []
+    for template in templates:
+        for one, other, dtype in template.shapes:
+            inputs.append(torch.zeros(one, dtype=dtype))
+            free.append({i: torch.export.Dim.AUTO for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b})
+        inputs += template.weights
+        free += [{} for _ in template.weights]
     try:
-        results = session(model.SerializeToString()).run(None, feeds)
-    except Exception as error:  # the runtime has no kernel for it; its exceptions have no common base class
-        raise _UnusableExportError from error
-    for ours, theirs in zip(expected, results, strict=True):
-        largest = ours.double().abs().max().item() if ours.numel() else 0.0
-        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=TOLERANCE * largest):
-            raise _UnusableExportError
+        with quiet(["root", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes"]):
+            program = torch.onnx.export(
+                _Functions(templates), tuple(inputs), dynamo=True, opset_version=OPSET, dynamic_shapes=(tuple(free),)
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UnusableExportError from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
     return model
 
 
-def _random_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random real values or codes of this shape and dtype; zeros for indices and masks."""
-    if x.is_floating_point():
-        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    if x.dtype is torch.uint8:
-        return torch.randint(256, x.shape, generator=generator, dtype=torch.uint8)
-    return torch.zeros(x.shape, dtype=x.dtype)
+def _separated(graph: onnx.GraphProto, templates: Sequence[Template]) -> list[Written]:
+    """The part of every template: the nodes that its outputs are computed from."""
+    producers = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    constants = {t.name: t for t in graph.initializer}
+    inputs, outputs = iter(i.name for i in graph.input), iter(o.name for o in graph.output)
+    parts = []
+    for template in templates:
+        own_inputs = [next(inputs) for _ in (*template.shapes, *template.weights)]
+        own_outputs = [next(outputs) for _ in template.instances[0].expected]
+        needed: set[int] = set()
+        waiting, read = list(own_outputs), set(own_outputs)
+        while waiting:
+            index = producers.get(waiting.pop())
+            if index is not None and index not in needed:
+                needed.add(index)
+                read |= set(graph.node[index].input)
+                waiting += graph.node[index].input
+        nodes = [graph.node[i] for i in sorted(needed)]
+        parts.append(Written(nodes, [t for n, t in constants.items() if n in read], own_inputs, own_outputs))
+    return parts
+
+
+def _check(model: onnx.ModelProto, templates: Sequence[Template]) -> None:
+    """Run every instance on the values of the second trial. Raises `UnusableExportError`."""
+    try:
+        runtime = session(model.SerializeToString())
+        for turn in range(max(len(t.instances) for t in templates)):
+            instances = [t.instances[turn % len(t.instances)] for t in templates]
+            tensors = [
+                x
+                for template, i in zip(templates, instances, strict=True)
+                for x in (*i.inputs, *(i.weights.values() if template.lifted else ()))
+            ]
+            feeds = {i.name: x.numpy() for i, x in zip(model.graph.input, tensors, strict=True)}
+            results = runtime.run(None, feeds)
+            expected = [x for i in instances for x in i.expected]
+            if not all(map(_agree, expected, results)):
+                raise UnusableExportError
+    except UnusableExportError:
+        raise
+    except Exception as error:  # the runtime has no kernel for it; its exceptions have no common base class
+        raise UnusableExportError from error
+
+
+def _agree(ours: Tensor, theirs: Any) -> bool:
+    """Whether a result is what torch computed; NaN equals NaN, and infinity infinity."""
+    if ours.shape != theirs.shape:
+        return False
+    finite = ours.double().abs()
+    finite = finite[finite < INFINITE]
+    largest = finite.max().item() if finite.numel() else 0.0
+    return np.allclose(ours.double(), theirs.astype(np.float64), rtol=1e-5, atol=TOLERANCE * largest, equal_nan=True)
+
+
+class TorchOnnxWriter:
+    """Writes islands into a graph, under the names that the graph has for their results.
+
+    Args:
+        graph: where to write.
+        model: the network.
+        run: runs two trials, and returns the outputs of all nodes, those of the given ones with their data.
+        before: what was written before, which is not exported again.
+    """
+
+    def __init__(
+        self,
+        graph: QdqGraph,
+        model: fx.GraphModule,
+        run: Callable[[Collection[fx.Node]], tuple[ExampleOutputs, ExampleOutputs]],
+        before: dict[Any, list[Written]],
+    ) -> None:
+        self.graph, self.model, self.run, self.before = graph, model, run, before
+
+    def write(self, islands: Sequence[Island]) -> None:
+        """Write all islands.
+
+        Raises:
+            NoOnnxFormError: torch.onnx cannot write an operation, or what it writes computes something else.
+        """
+        for template, written in self._exported(islands):
+            for instance in template.instances:
+                self._copy(instance, written, list(instance.weights.values()) if template.lifted else [])
+
+    def _exported(self, islands: Sequence[Island]) -> list[tuple[Template, Written]]:
+        with_data = {node for island in islands for node in (*island.sources, *island.results)}
+        templates = templates_of(self.model, islands, self.graph.names, self.run(with_data))
+        keys = tuple(t.key for t in templates)
+        if keys in self.before:
+            return list(zip(templates, self.before[keys], strict=True))
+        try:
+            written = export_templates(templates) if templates else []
+            if all(t.is_function for t in templates):
+                self.before[keys] = written
+            return list(zip(templates, written, strict=True))
+        except UnusableExportError:
+            return [pair for t in templates for pair in self._one(t, already_tried=len(templates) == 1)]
+
+    def _one(self, template: Template, already_tried: bool) -> list[tuple[Template, Written]]:
+        """Export a template alone; if that fails, with weights as constants; if that fails, operation by operation."""
+        constant = [
+            Template(template.key, template.shapes, [instance], lifted=False) for instance in template.instances
+        ]
+        for attempt in ([template], constant)[already_tried:]:
+            try:
+                return [(t, export_templates([t])[0]) for t in attempt]
+            except UnusableExportError as error:
+                cause = error
+        nodes = [n for i in template.instances for n in i.island.nodes if n in self.graph.names]
+        if len(nodes) == 1:
+            target = self.model.get_submodule(str(nodes[0].target)) if nodes[0].op == "call_module" else nodes[0].target
+            raise NoOnnxFormError(target, tensor_name(nodes[0])) from cause
+        singles = [find_islands(self.model.graph, [n], self.graph.names.__contains__, lambda _: True)[0] for n in nodes]
+        return self._exported(singles)
+
+    def _copy(self, instance: Instance, written: Written, weights: Sequence[Tensor]) -> None:
+        """Copy all nodes and constants of an island into the graph."""
+        graph, island = self.graph, instance.island
+        inputs = [name for s in island.sources for name in names_in(graph.names[s])]
+        inputs += [graph.constant(w.numpy()) for w in weights]
+        names = {"": "", **dict(zip(written.inputs, inputs, strict=True))}
+        names |= {t.name: graph.constant(onnx.numpy_helper.to_array(t)) for t in written.constants}
+        results = [name for r in island.results for name in names_in(graph.names[r])]
+        # Behind a DequantizeLinear, the runtime would compute the operation on codes.
+        guarded = [graph.is_dequantized(inputs) and x.is_floating_point() for x in instance.expected]
+        produced: dict[str, str] = {}
+        for output, name, guard in zip(written.outputs, results, guarded, strict=True):
+            produced.setdefault(output, graph.tensor_names.new(f"{name}_raw") if guard else name)
+        for node in written.nodes:
+            for output in filter(None, node.output):
+                names[output] = produced.get(output) or graph.tensor_names.new(f"{results[0]}/{output}")
+            graph.copy(node, names)
+        for output, name, guard in zip(written.outputs, results, guarded, strict=True):
+            if names[output] != name:
+                graph.owned[name] = name
+                graph.unchanged(names[output], name) if guard else graph.node("Identity", [names[output]], name)
+
+
+def names_in(nested: Any) -> list[str]:
+    """The names of tensors in nested tuples, lists and dicts, in order."""
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, str)]

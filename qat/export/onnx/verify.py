@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import onnx
 import torch
 from torch import Tensor, nn
 
 from qat.export.exercise import Exercise
+from qat.export.onnx.example_inputs import resized
 from qat.export.onnx.export import onnx_model
 from qat.export.onnx.outputs import named_outputs
-from qat.export.onnx.proof import EXAMPLE_SHAPES, check_proof, record_verification
+from qat.export.onnx.proof import check_proof, example_shapes, free_axes, record_verification
 from qat.export.onnx.runtime import operators, stored_codes
 from qat.export.onnx.site_session import SiteSession
 from qat.export.onnx.stored import constants_in, stored_differences
+from qat.export.onnx.verify_without_graph import verify_without_graph
+from qat.export.onnx.without_graph import is_converted_without_graph
 from qat.export.prepared_agreement import PreparedAgreement
 from qat.export.verification import FileProof, SiteAgreement, Verification, differing
 from qat.integer import IntegerModel
 from qat.integer.layers import DynamicLayer, IntegerConv, WeightOnlyLayer
 from qat.integer.modules import DynamicQuantize, IntegerModule, Quantize
 from qat.operations import Role, describe_graph
+from qat.torch_private import tree_leaves, tree_map_only
 from qat.transform.batches import positional_arguments
 from qat.transform.calibrate import check_batches
 
@@ -83,6 +86,9 @@ def verify(
         raise ValueError(
             "batches is missing: write qat.verify(path, integer, [inputs]), or qat.verify(path) for its record."
         )
+    if isinstance(integer, nn.Module) and is_converted_without_graph(integer):
+        check_batches(batches)
+        return verify_without_graph(path, integer, batches, FLOAT_TOLERANCE)
     if not isinstance(integer, IntegerModel):
         raise ValueError(f"{type(integer).__name__} is not an integer model: pass the result of qat.convert(prepared).")
     check_batches(batches)
@@ -110,7 +116,7 @@ class _Run:
         in_float = any(_computes_in_float(m) for m in integer.modules()) or _ends_in_float(integer)
         self.tolerance = FLOAT_TOLERANCE if in_float else 0.0
         self.within = f" (within {self.tolerance:g} of the largest)" if self.tolerance else ""
-        self.examples: tuple[Tensor, ...] = ()
+        self.examples: tuple[Any, ...] = ()
         self.same_answers = self.answers = 0
         weights = {n: m.weight for n, m in integer.named_modules() if isinstance(m, WeightOnlyLayer)}
         for name, stored in stored_codes(path, weights).items():
@@ -119,14 +125,14 @@ class _Run:
 
     def see(self, inputs: tuple[Tensor, ...]) -> None:
         """One batch through the integer model, the file and, if there is one, the prepared network."""
-        tensors = tuple(x for x in inputs if isinstance(x, Tensor))
-        self.examples = self.examples or tuple(x[:2] for x in tensors)
-        self.exercise.see_inputs(tensors)
+        self.examples = self.examples or inputs
+        self.exercise.see_inputs([x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim])
         with torch.no_grad():
             returned, codes = self.integer.codes(*inputs)
-        expected = named_outputs(returned)
+        expected = dict(zip(self.session.outputs, named_outputs(returned).values(), strict=True))
         if self.prepared is not None:
-            of_prepared = named_outputs(self.prepared.see(inputs, codes))
+            returned = named_outputs(self.prepared.see(inputs, codes))
+            of_prepared = dict(zip(expected, returned.values(), strict=True))
             self.prepared.see_outputs(of_prepared, expected)
             decided = (predictions(next(iter(x.values())).cpu()) for x in (of_prepared, expected))
             self.prepared.see_predictions(*decided)
@@ -178,7 +184,7 @@ class _Run:
             raise ValueError("nothing was verified: batches is empty.")
         found = onnx.load(str(self.path))
         result = Verification(operators=operators(self.path), images=self.exercise.samples)
-        expected = onnx_model(self.integer, _examples(found, self.examples))
+        expected = onnx_model(self.integer, _resized(self.examples, example_shapes(found)), free_axes(found))
         result.stored = stored_differences(expected, found)
         result.constants_compared = constants_in(expected)
         result.sites = list(self.sites.values())
@@ -208,14 +214,13 @@ def _inherits(name: str, session: SiteSession, different: dict[str, Tensor], sam
     return inherits.reshape(-1, *[1] * (mask.ndim - 1)).expand_as(mask)
 
 
-def _examples(file: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Inputs of the shapes with which the file was written, if it says so."""
-    metadata = {p.key: p.value for p in file.metadata_props}
-    try:
-        shapes = json.loads(metadata[EXAMPLE_SHAPES])
-        return tuple(torch.zeros(shape, dtype=x.dtype) for shape, x in zip(shapes, inputs, strict=True))
-    except (KeyError, ValueError, TypeError, RuntimeError):
-        return tuple(x.cpu() for x in inputs)
+def _resized(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tuple[Any, ...]:
+    """Inputs with the shapes with which the file was written, if they are known and have as many axes."""
+    tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    if [len(shape) for shape in shapes] != [x.ndim for x in tensors] or any(0 in x.shape for x in tensors):
+        return inputs
+    remaining = iter(shapes)
+    return tree_map_only(Tensor, lambda x: resized(x, next(remaining)), inputs)
 
 
 def _open(path: str | Path, integer: IntegerModel) -> SiteSession:

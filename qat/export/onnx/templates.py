@@ -1,0 +1,80 @@
+"""Templates: islands that compute the same function of their inputs and weights, so that torch.onnx writes it once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
+from qat.export.onnx.islands import Island, as_module, key_of, weights_of
+
+
+@dataclass
+class Instance:
+    """An island in a network: what it reads, and what it must return."""
+
+    island: Island
+    module: fx.GraphModule
+    weights: dict[str, Tensor]
+    inputs: list[Tensor]
+    expected: list[Tensor]
+
+
+@dataclass
+class Template:
+    """Islands that compute the same function of their inputs and weights; torch.onnx writes it once.
+
+    Attributes:
+        instances: the islands; the first one is exported.
+        key: the key of its islands.
+        shapes: of the inputs, as (shape in one trial, shape in the other, dtype).
+        lifted: whether weights are inputs of the exported function.
+    """
+
+    key: Any
+    shapes: list[tuple[torch.Size, torch.Size, torch.dtype]]
+    instances: list[Instance] = field(default_factory=list)
+    lifted: bool = True
+
+    @property
+    def is_function(self) -> bool:
+        """Whether no number of the model is a constant of what is exported."""
+        module = self.instances[0].module
+        return self.lifted and len(self.weights) == sum(1 for _ in (*module.parameters(), *module.buffers()))
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weights of the exported instance that are inputs."""
+        return list(self.instances[0].weights.values()) if self.lifted else []
+
+
+def templates_of(
+    model: fx.GraphModule,
+    islands: Sequence[Island],
+    names: Mapping[fx.Node, Any],
+    sizes: tuple[ExampleOutputs, ExampleOutputs],
+) -> list[Template]:
+    """Group islands that compute the same function.
+
+    Args:
+        model: the graph.
+        islands: some of its operations.
+        names: node -> the names of its tensors, nested as its output is.
+        sizes: outputs in two trials; the second one has the data of all sources and results.
+    """
+    templates: dict[Any, Template] = {}
+    one, other = sizes
+    for island in islands:
+        module = as_module(model, island, names)
+        inputs = [x for s in island.sources for x in tensors_in(other[s])]
+        expected = [x for r in island.results for x in tensors_in(other[r])]
+        before = [x for s in island.sources for x in tensors_in(one[s])]
+        shapes = [(a.shape, b.shape, a.dtype) for a, b in zip(before, inputs, strict=True)]
+        key = key_of(model, island, sizes)
+        template = templates.setdefault(key, Template(key, shapes))
+        template.instances.append(Instance(island, module, weights_of(module), inputs, expected))
+    return list(templates.values())

@@ -1,0 +1,222 @@
+"""A network without a graph as an ONNX file: torch.onnx writes it around its quantizers and stored weights, which are ours."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper
+from torch import Tensor, fx, nn
+
+from qat.contexts import quiet
+from qat.export.onnx.example_inputs import ExampleInputs, Examples, FreeAxes, bind, named_tensors
+from qat.export.onnx.graph_writer import OPSET
+from qat.export.onnx.integer_layers import dequantized_once
+from qat.export.onnx.outputs import named_outputs
+from qat.export.onnx.qdq_graph import QdqGraph
+from qat.export.onnx.tensor_names import TensorNames
+from qat.export.onnx.trials import check_outputs
+from qat.integer import Encoding, IntegerModel
+from qat.integer.layers import WeightOnlyLayer
+from qat.nn import as_quantized, is_quantized
+from qat.quantizers import Dynamic, Quantizer
+from qat.torch_private import tree_map
+
+DOMAIN = "qat"
+"""Domain of the operators that stand for our own parts until they are written."""
+
+
+def onnx_model_without_graph(model: nn.Module, example_inputs: Examples, dynamic: FreeAxes | None) -> onnx.ModelProto:
+    """The file of what `qat.convert` made of a model without a graph, in memory.
+
+    Raises:
+        ValueError: torch.export cannot follow forward, or the file computes something else; the message says what.
+    """
+    single = copy.deepcopy(model).float().cpu().eval()
+    inputs = bind(_arguments(single), example_inputs, dynamic)
+    one, other = inputs.trial(0), inputs.trial(1)
+    with torch.no_grad():
+        expected = named_outputs(single(**dict(zip(inputs.values, other, strict=True))))
+    parts = {name: part for name, part in single.named_modules() if isinstance(part, Quantizer | WeightOnlyLayer)}
+    exported = _torch_export(_with_markers(copy.deepcopy(single)), inputs, one)
+    file = _Writer(exported, inputs, list(expected), parts).model_proto()
+    check_outputs(file, dict(named_tensors(other, inputs.names.values())), expected)
+    return file
+
+
+def is_converted_without_graph(model: nn.Module) -> bool:
+    """Whether this is what `qat.convert` made of a model without a graph."""
+    return not isinstance(model, IntegerModel) and any(isinstance(m, WeightOnlyLayer) for m in model.modules())
+
+
+def _arguments(model: nn.Module) -> fx.Graph:
+    """The arguments of forward as placeholders."""
+    graph = fx.Graph()
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            graph.placeholder(name, default_value=parameter.default)
+    return graph
+
+
+class _Marked(nn.Module):
+    """Stands for a quantizer: an operator of our own domain that names it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.onnx.ops.symbolic(
+            f"{DOMAIN}::Quantize", (x,), {"part": self.name}, dtype=x.dtype, shape=x.shape, version=1
+        )
+
+
+class _MarkedLayer(nn.Module):
+    """A layer whose stored weight is an operator of our own domain that names it."""
+
+    anchor: Tensor
+
+    def __init__(self, name: str, layer: nn.Module, stored: WeightOnlyLayer | None) -> None:
+        super().__init__()
+        self.name, self.layer, self.stored = name, layer, stored is not None
+        quantizer = as_quantized(layer).input_quantizer
+        owner = f"{name}.layer" if self.stored else name
+        self.input = nn.Identity() if quantizer is None else _Marked(f"{owner}.input_quantizer")
+        self.register_buffer("anchor", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer: Any = self.layer
+        weight = layer.weight
+        if self.stored:
+            weight = torch.onnx.ops.symbolic(
+                f"{DOMAIN}::Weight",
+                (self.anchor,),
+                {"part": self.name},
+                dtype=torch.float32,
+                shape=layer.weight.shape,
+                version=1,
+            )
+        if isinstance(layer, nn.Linear):
+            return F.linear(self.input(x), weight, layer.bias)
+        return layer._conv_forward(self.input(x), weight, layer.bias)
+
+
+def _with_markers(model: nn.Module) -> nn.Module:
+    """Replace every layer and quantizer of ours, in place."""
+    replaced: dict[str, nn.Module] = {}
+    for name, part in model.named_modules():
+        if any(name.startswith(f"{owner}.") for owner in replaced):
+            continue
+        if isinstance(part, WeightOnlyLayer):
+            replaced[name] = _MarkedLayer(name, part.layer, part)
+        elif is_quantized(part):
+            replaced[name] = _MarkedLayer(name, part, None)
+        elif isinstance(part, Quantizer):
+            replaced[name] = _Marked(name)
+    for name, part in replaced.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, part)
+    return model
+
+
+def _torch_export(model: nn.Module, inputs: ExampleInputs, values: tuple[Any, ...]) -> onnx.ModelProto:
+    def free(value: Any, name: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return None
+        return dict.fromkeys(inputs.axes.get(name, {}), torch.export.Dim.AUTO)
+
+    arguments = dict(zip(inputs.values, values, strict=True))
+    shapes = {name: tree_map(free, value, inputs.names[name]) for name, value in arguments.items()}
+    try:
+        with quiet(["root", "torch.onnx", "torch.export"]):
+            program = torch.onnx.export(
+                model, (), kwargs=arguments, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported: it has no graph, and torch.export cannot follow its forward "
+            f"({next(iter(str(cause).splitlines()), type(cause).__name__)}): write what depends on values with torch.where, or "
+            "run the result of qat.convert in torch."
+        ) from error
+    assert program is not None
+    exported: onnx.ModelProto = program.model_proto
+    return exported
+
+
+class _Writer:
+    """Copies what torch.onnx wrote, with our own forms of quantizers and weights."""
+
+    def __init__(
+        self, exported: onnx.ModelProto, inputs: ExampleInputs, outputs: list[str], parts: Mapping[str, nn.Module]
+    ) -> None:
+        self.exported, self.parts = exported.graph, parts
+        values = inputs.values.values()
+        self.inputs = [name for name, _ in named_tensors(values, inputs.names.values())]
+        names = TensorNames(self.inputs)
+        self.outputs = list(names.reserve(outputs).values())
+        self.graph = QdqGraph({}, names=names)
+        self.weights: dict[str, str] = {}
+
+    def model_proto(self) -> onnx.ModelProto:
+        """The whole file."""
+        graph = self.graph
+        names = {"": "", **dict(zip((i.name for i in self.exported.input), self.inputs, strict=True))}
+        names |= {t.name: graph.constant(onnx.numpy_helper.to_array(t)) for t in self.exported.initializer}
+        for node in self.exported.node:
+            if node.domain == DOMAIN:
+                part = next(a.s.decode() for a in node.attribute if a.name == "part")
+                write = self._weight if node.op_type == "Weight" else self._quantized
+                names[node.output[0]] = write(part, names[node.input[0]])
+            else:
+                names |= {o: graph.unique(f"/{o}") for o in node.output if o}
+                graph.copy(node, names)
+        for output, name in zip(self.exported.output, self.outputs, strict=True):
+            graph.owned = {name: name}
+            graph.node("Identity", [names[output.name]], name)
+        read = {name for node in graph.nodes for name in node.input}
+        graph.constants = [c for c in graph.constants if c.name in read]
+        inputs, outputs = (
+            [helper.make_tensor_value_info(n, v.type.tensor_type.elem_type, _shape(v)) for n, v in pairs]
+            for pairs in (
+                zip(self.inputs, self.exported.input, strict=True),
+                zip(self.outputs, self.exported.output, strict=True),
+            )
+        )
+        return graph.model(inputs, outputs)
+
+    def _weight(self, part: str, anchor: str) -> str:
+        if part not in self.weights:
+            layer = self.parts[part]
+            assert isinstance(layer, WeightOnlyLayer)
+            self.weights[part] = dequantized_once(self.graph, layer, f"{part}_weight")
+        return self.weights[part]
+
+    def _quantized(self, part: str, real: str) -> str:
+        """The quantized value as float. The LeakyRelu keeps the runtime from rounding the weights behind it."""
+        graph, quantizer = self.graph, self.parts[part]
+        assert isinstance(quantizer, Quantizer)
+        label = quantizer.label
+        if isinstance(quantizer, Dynamic):
+            codes = graph.node("DynamicQuantizeLinear", [real], label, more_outputs=[f"{label}_scale", f"{label}_zero"])
+            return graph.node("DequantizeLinear", [codes, *graph.nodes[-1].output[1:]], f"{label}_dq")
+        encoding, table = Encoding.of_quantizer(quantizer), quantizer.lookup_table()
+        if table is None:
+            codes = graph.quantized(real, encoding, label)
+        else:
+            fine = Encoding.of_grid(table.grid, table.qparams)
+            index = graph.quantized(real, fine, f"{label}_fine")
+            index = graph.node("Cast", [index], f"{label}_index", to=TensorProto.INT32)
+            entries = torch.arange(256).clamp(fine.lowest, fine.highest) - fine.lowest
+            stored = (table.codes.cpu()[entries] + encoding.zero_point).to(torch.uint8)
+            codes = graph.node("Gather", [graph.constant(stored.numpy()), index], label)
+        return graph.unchanged(graph.dequantized(codes, encoding), f"{label}_real")
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]

@@ -1,0 +1,85 @@
+"""The file of a network without a graph: torch.onnx around our quantizers and stored weights."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qat
+from qat.capture.capture import CaptureError
+from qat.export import OnnxRuntimeNetwork
+
+
+class Optional(nn.Module):
+    """One argument has a default; one layer is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        h = F.relu(self.conv(x)).mean((2, 3))
+        if mask is not None:
+            h = h.masked_fill(mask, 0.0)
+        return {"logits": self.head(F.softmax(self.linear(F.relu(self.linear(h))), -1))}
+
+
+class Choosing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if x.sum() > 0 else x
+
+
+@pytest.fixture(autouse=True)
+def without_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has a graph."""
+
+    def refuse(model: nn.Module, *arguments: object) -> None:
+        raise CaptureError(f"{type(model).__name__} is not traced here")
+
+    for module in ("qat.transform.prepare", "qat.integer.convert"):
+        monkeypatch.setattr(importlib.import_module(module), "capture", refuse)
+
+
+@pytest.mark.parametrize(("policy", "kind"), [("w8a8", "INT8"), ("w4a8", "INT4")])
+def test_the_file_computes_what_the_module_computes(policy: str, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(16, 3, 6, 6), torch.rand(16, 8) < 0.2
+    prepared = qat.prepare(Optional().eval(), qat.load_policy(policy, first_last_bits=None), (x, mask))
+    qat.calibrate(prepared, [(x, mask)])
+    integer = qat.convert(prepared)
+    path = tmp_path / "m.onnx"
+    qat.export_onnx(integer, {"x": x[:1], "mask": mask[:1]}, path)
+    with torch.no_grad():
+        expected = integer(x, mask)["logits"].numpy()
+    result = OnnxRuntimeNetwork(path)(x, mask).numpy()
+    assert np.abs(result - expected).max() < 1e-4 * np.abs(expected).max()
+    check = qat.verify(path, integer, [(x, mask)])
+    assert check.exact, check.sites
+    assert len([site for site in check.sites if site.name.endswith(".weight")]) == 3
+    file = onnx.load(path)
+    assert [v.name for v in (*file.graph.input, *file.graph.output)] == ["x", "mask", "output_logits"]
+    codes = {t.name: t for t in file.graph.initializer if "_weight_codes" in t.name}
+    assert len(codes) == 3
+    assert {onnx.TensorProto.DataType.Name(t.data_type) for t in codes.values()} == {kind}
+    assert sum(n.op_type == "QuantizeLinear" for n in file.graph.node) == 4
+
+
+def test_control_flow_that_depends_on_values_is_refused(tmp_path: Path) -> None:
+    prepared = qat.prepare(Choosing(), "w8a8")
+    qat.calibrate(prepared, [torch.rand(4, 4)])
+    with pytest.raises(
+        ValueError, match=r"Choosing cannot be exported: it has no graph, and torch.export cannot follow"
+    ):
+        qat.export_onnx(qat.convert(prepared), torch.rand(2, 4), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
