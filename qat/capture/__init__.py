@@ -1,13 +1,16 @@
 """From a module to one canonical graph, and back into the same module."""
 
+from qat.capture.call_format import CallFormat, call_arguments
 from qat.capture.capture import Captured, CaptureError, can_be_captured, capture
 from qat.capture.copying import copy_model
 from qat.capture.in_place import make_out_of_place, works_in_place
 from qat.capture.install import install, installed_graph
 
 __all__ = [
+    "CallFormat",
     "CaptureError",
     "Captured",
+    "call_arguments",
     "can_be_captured",
     "capture",
     "copy_model",

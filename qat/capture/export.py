@@ -63,7 +63,10 @@ def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat
             raise ValueError(f"it calls {node.target}, which changes the mode of gradients or branches")
         copies[node] = graph.node_copy(node, copies.__getitem__)
         stack = node.meta.get("nn_module_stack") or {}
-        copies[node].meta = {"nn_module_stack": {path: (path, kind) for path, kind in stack.values() if path}}
+        copies[node].meta = {
+            "val": node.meta.get("val"),
+            "nn_module_stack": {path: (path, kind) for path, kind in stack.values() if path},
+        }
         if node.op == "get_attr" and node.target not in owned:
             copies[node].target = _as_buffer(model, _tensor_at(unlifted, str(node.target)))
     order = {node: i for i, node in enumerate(graph.nodes)}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qat.grid import Grid
 from qat.quantizers import Quantizer
+from qat.quantizers.dynamic import token_scale
 from qat.spec import QParams, QuantSpec
 
 DYNAMIC = QuantSpec(Grid(8, signed=False), symmetric=False)
@@ -88,6 +89,13 @@ def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale, zero_point = (p.reshape(()) for p in DYNAMIC.qparams(lo[None], hi[None]))
     codes = (torch.round(x.float() / scale) + zero_point).clamp(DYNAMIC.grid.qmin, DYNAMIC.grid.qmax)
     return codes.to(torch.uint8), scale, zero_point
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """float32 -> (uint8 codes, scale [..., 1], zero_point [] = 128): rint(x / scale) + 128, scale = max |x| / 127 per token."""
+    scale = token_scale(x)
+    codes = (torch.round(x.float() / scale) + 128).clamp(1, 255)
+    return codes.to(torch.uint8), scale, torch.full((), 128.0, device=x.device)
 
 
 def dequantize(codes: Tensor, x: Encoding) -> Tensor:

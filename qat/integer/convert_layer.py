@@ -41,13 +41,14 @@ def integer_layer(layer: nn.Module, norm: nn.Module | None, x: Encoding, output:
     return _with_weights(layer, absorb(as_quantized(layer), norm, x), x, output, norm is not None)
 
 
-def dynamic_layer(layer: nn.Module, norm: nn.Module | None) -> DynamicLayer:
+def dynamic_layer(layer: nn.Module, norm: nn.Module | None, per_token: bool) -> DynamicLayer:
     """Layer + BatchNorm on an input that is quantized on its own range; float32 out."""
     weights = absorb_batch_norm(as_quantized(layer), norm)
     without_bias = weights._replace(bias=torch.zeros_like(weights.bias))
     check_fits_int32(as_quantized(layer), without_bias, Encoding(1.0, 0))
     check_fits_int32(as_quantized(layer), without_bias, Encoding(1.0, 255))
-    return DynamicLayer(_with_weights(layer, without_bias, Encoding(1.0, 0), None, norm is not None), weights.bias)
+    integer = _with_weights(layer, without_bias, Encoding(1.0, 0), None, norm is not None)
+    return DynamicLayer(integer, weights.bias, per_token)
 
 
 def norm_layer(norm: nn.Module | None, x: Encoding, output: Encoding) -> IntegerLayer:

@@ -22,7 +22,7 @@ from qat.integer.convert_operation import integer_module, integer_movement
 from qat.integer.integer_model import IntegerModel
 from qat.integer.modules import Dequantize, DynamicQuantize, LookUp, Quantize, Requantize
 from qat.operations import BatchNormalization, Layer, Move, Rectify, Role, describe_graph, has_form_alone
-from qat.quantizers import Dynamic, LookupTable, Quantizer
+from qat.quantizers import Dynamic, DynamicPerToken, LookupTable, Quantizer
 
 
 class Value(NamedTuple):
@@ -178,9 +178,10 @@ class GraphConverter:
                 lambda codes: self._call(name, integer_layer(operation.module, norm_module, x, output), codes),
             )
         if output is None and self._is_dynamic(source) and has_dynamic_form(operation.module):
+            per_token = isinstance(self._module(source), DynamicPerToken)
             return Step(
                 (Value(source, "dynamic codes"),),
-                lambda codes: self._call(name, dynamic_layer(operation.module, norm_module), codes),
+                lambda codes: self._call(name, dynamic_layer(operation.module, norm_module, per_token), codes),
             )
         return None
 
@@ -228,8 +229,9 @@ class GraphConverter:
         return Value(node, "codes" if node in self.encodings else "float")
 
     def _dynamic_codes(self, site: fx.Node) -> Step:
-        source, name = self.operations[site].inputs[0], str(self._module(site).label)
-        return Step((Value(source, "float"),), lambda x: self._call(name, DynamicQuantize(), x))
+        source, quantizer = self.operations[site].inputs[0], self._module(site)
+        quantize = DynamicQuantize(per_token=isinstance(quantizer, DynamicPerToken))
+        return Step((Value(source, "float"),), lambda x: self._call(str(quantizer.label), quantize, x))
 
     # Floats ----------------------------------------------------------------------------------------------------------
 

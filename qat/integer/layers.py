@@ -164,23 +164,29 @@ class IntegerLinear(IntegerLayer):
 class DynamicLayer(IntegerModule):
     """A layer on the output of `DynamicQuantize`: float32(accumulator) * (scale * weight_scale) + bias, in this order.
 
+    With a scale per token: (float32(accumulator) * weight_scale) * scale + bias. ONNX Runtime would fuse the other order as if
+    there were one scale.
+
     Args:
         layer: int8 weight codes and their scales, with a bias of 0; takes any uint8 code.
         bias: (out,); stored as float32.
+        per_token: whether each token has a scale.
     """
 
     bias: Tensor
 
-    def __init__(self, layer: IntegerLayer, bias: Tensor) -> None:
+    def __init__(self, layer: IntegerLayer, bias: Tensor, per_token: bool = False) -> None:
         super().__init__(None)
-        self.layer = layer
+        self.layer, self.per_token = layer, per_token
         self.register_buffer("bias", bias.float())
 
     def forward(self, x: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         codes, scale, zero_point = x
         accumulator = self.layer.accumulate(codes, zero_point)
-        multiplier = scale * self.layer.per_channel(self.layer.weight_scale)
-        return accumulator.float() * multiplier + self.layer.per_channel(self.bias)
+        weight_scale, bias = self.layer.per_channel(self.layer.weight_scale), self.layer.per_channel(self.bias)
+        if self.per_token:
+            return accumulator.float() * weight_scale * scale + bias
+        return accumulator.float() * (scale * weight_scale) + bias
 
 
 class WeightOnlyLayer(nn.Module):

@@ -79,15 +79,16 @@ class LookUp(IntegerModule):
 
 
 class DynamicQuantize(IntegerModule):
-    """float32 -> (codes, scale, zero_point), using the range of the tensor itself."""
+    """float32 -> (codes, scale, zero_point), using the range of the tensor itself, or of each token of it."""
 
     makes_codes = True
 
-    def __init__(self) -> None:
+    def __init__(self, per_token: bool = False) -> None:
         super().__init__(None)
+        self.per_token = per_token
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return arithmetic.dynamic_quantize(x)
+        return arithmetic.quantize_tokens(x) if self.per_token else arithmetic.dynamic_quantize(x)
 
 
 class IntegerAdd(IntegerModule):

@@ -64,8 +64,8 @@ def _constant_if_calculated_from_such(operation: Operation, before: Operations) 
 
 
 def _describe(model: nn.Module, node: fx.Node, before: Operations) -> Operation:
-    if node.op == "placeholder" and not _may_be_real(node):
-        return Constant(())
+    if not _may_be_real(node):
+        return Constant(tuple(node.all_input_nodes))
     if node.op in _BY_OPCODE:
         return _BY_OPCODE[node.op](tuple(node.all_input_nodes))
     inputs = tuple(n for n in node.all_input_nodes if before[n].role is not Role.SIZE)
@@ -85,9 +85,9 @@ def _describe(model: nn.Module, node: fx.Node, before: Operations) -> Operation:
 
 
 def _may_be_real(node: fx.Node) -> bool:
-    """Whether an argument of the network can be a tensor of real numbers, as far as the capture knows."""
+    """Whether a tensor can be one of real numbers, as far as the capture knows. Masks and indices are none."""
     value = node.meta.get("val")
-    return value is None or (isinstance(value, torch.Tensor) and value.is_floating_point())
+    return not isinstance(value, torch.Tensor) or value.is_floating_point()
 
 
 _BY_OPCODE: dict[str, type[Operation]] = {"placeholder": Input, "output": Output, "get_attr": Constant}

@@ -10,6 +10,7 @@ from qat.ptq.cross_layer_equalization import CrossLayerEqualization
 from qat.ptq.fold_batchnorm import FoldBatchNorm
 from qat.ptq.gptq import GPTQ
 from qat.ptq.hessian_mse import HessianMSE
+from qat.ptq.smooth_quant import SmoothQuant
 from qat.ptq.state import NoGraphError, ProgressCallback, PTQState
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PTQState",
     "Pass",
     "ProgressCallback",
+    "SmoothQuant",
     "Stage",
     "apply_passes",
     "check_order",

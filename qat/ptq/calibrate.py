@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qat.capture import copy_model
 from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
 from qat.quantizers import Mode
 from qat.transform import calibrate, prepare, quantizers
+from qat.transform.batches import call_of
 from qat.transform.class_names import Part
 from qat.transform.policy import TensorRule
 
@@ -34,10 +37,16 @@ class Calibrate(Pass):
 
     def apply(self, state: PTQState) -> None:
         policy = state.policy.with_parts("Static", self.observer, self.weight_observer)
-        network = prepare(state.network, policy).eval()
+        network = prepare(state.network, policy, _example(state)).eval()
         state.on_progress("calibrate", 0, 1)
         calibrate(network, state.batches)
         state.on_progress("calibrate", 1, 1)
         state.network, state.reference = network, copy_model(network)
         for quantizer in quantizers(state.reference).values():
             quantizer.mode = Mode.OFF
+
+
+def _example(state: PTQState) -> tuple[Any, ...] | dict[str, Any]:
+    """Arguments of the network, for the capture of its graph."""
+    args, kwargs = call_of(state.network, state.batches[0])
+    return kwargs if kwargs and not args else args

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qat.capture import CallFormat, call_arguments
 from qat.ptq.segment import layer_segments
 from qat.ptq.state import PTQState
-from qat.transform.batches import positional_arguments
+from qat.transform.batches import call_of
 
 
 class SideBySideRun:
@@ -28,8 +29,8 @@ class SideBySideRun:
     def __init__(self, state: PTQState) -> None:
         assert state.reference is not None, "Calibrate comes first"
         self.graph = state.graph()
-        self.quantized = TensorStore(state.network, self.graph, state.batches)
-        self.float = TensorStore(state.reference, self.graph, state.batches)
+        self.quantized = TensorStore(state.network, self.graph, state.batches, state.call_format)
+        self.float = TensorStore(state.reference, self.graph, state.batches, state.call_format)
 
     def __iter__(self) -> Iterator[fx.Node]:
         for node in self.graph.nodes:
@@ -60,14 +61,15 @@ def layers_in_order(state: PTQState, name: str) -> Iterator[tuple[nn.Module, lis
 class TensorStore:
     """The tensors of one network that are still needed: `store[node]` is a list with one value per batch."""
 
-    def __init__(self, network: nn.Module, graph: fx.Graph, batches: list[Any] | Any) -> None:
+    def __init__(
+        self, network: nn.Module, graph: fx.Graph, batches: list[Any] | Any, call_format: CallFormat | None
+    ) -> None:
         self.interpreter = fx.Interpreter(network, graph=graph)
         self.n_batches = len(batches)
         self.last_user = {source: node for node in graph.nodes for source in node.all_input_nodes}
-        bound = [_bind(network, batch) for batch in batches]
-        self.values: dict[fx.Node, list[Any]] = {
-            node: [_argument(node, b) for b in bound] for node in graph.nodes if node.op == "placeholder"
-        }
+        inputs = graph.find_nodes(op="placeholder")
+        given = [_inputs(network, inputs, batch, call_format) for batch in batches]
+        self.values: dict[fx.Node, list[Any]] = {node: [g[i] for g in given] for i, node in enumerate(inputs)}
 
     def __getitem__(self, node: fx.Node) -> list[Any]:
         return self.values[node]
@@ -87,8 +89,8 @@ class TensorStore:
         return torch.cat(self.values[node])
 
     @torch.no_grad()
-    def advance(self, node: fx.Node) -> None:
-        """Compute `node`, and drop the tensors that no later node reads."""
+    def advance(self, node: fx.Node) -> list[Any]:
+        """Compute `node`, and drop the tensors that no later node reads. Returns its values, one per batch."""
         sources = node.all_input_nodes
         results = []
         for i in range(self.n_batches):
@@ -100,12 +102,24 @@ class TensorStore:
                 del self.values[source]
         if node not in self.last_user:
             del self.values[node]
+        return results
 
 
-def _bind(network: nn.Module, batch: Any) -> dict[str, Any]:
-    """Argument name -> value, as a call of the network binds them."""
-    return dict(inspect.signature(network.forward).bind(*positional_arguments(network, batch)).arguments)
+def _inputs(network: nn.Module, inputs: list[fx.Node], batch: Any, call_format: CallFormat | None) -> list[Any]:
+    """The inputs of a graph, in order, for a batch.
 
-
-def _argument(node: fx.Node, bound: dict[str, Any]) -> Any:
-    return bound[str(node.target)] if str(node.target) in bound else node.args[0]
+    Raises:
+        ValueError: the graph was captured for another kind of call.
+    """
+    args, kwargs = call_of(network, batch)
+    signature = inspect.signature(network.forward)
+    if call_format is None:
+        bound = signature.bind(*args, **kwargs).arguments
+        return [bound[str(node.target)] if str(node.target) in bound else node.args[0] for node in inputs]
+    flat = call_format.flat(call_arguments(signature, args, kwargs))
+    if flat is None:
+        raise ValueError(
+            f"{type(network).__name__} was captured for calls with {', '.join(call_format.names)}, and this batch has others: "
+            "give all calibration batches the same arguments."
+        )
+    return list(flat)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qat.capture import CaptureError, capture
+from qat.capture import CallFormat, CaptureError, capture
 from qat.quantizers import Quantizer
-from qat.transform.batches import call_model
+from qat.transform.batches import call_model, call_of
 from qat.transform.policy import Policy
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -42,6 +42,8 @@ class PTQState:
     batches: Sequence[Any]
     on_progress: ProgressCallback = ignore_progress
     reference: nn.Module | None = None
+    call_format: CallFormat | None = field(default=None, init=False)
+    """How batches become the inputs of `graph()`; None: by the names of forward's arguments."""
 
     def graph(self) -> fx.Graph:
         """The graph of the network as it is now. A ReLU that is fused into a site is a separate operation again.
@@ -50,11 +52,12 @@ class PTQState:
             NoGraphError: the network cannot be traced.
         """
         try:
-            graph = capture(self.network).graph
+            captured = capture(self.network, *call_of(self.network, self.batches[0] if self.batches else ()))
         except CaptureError as reason:
             raise NoGraphError(
                 f"{reason}, and this pass needs the graph: leave it out, or quantize the traceable submodules one by one."
             ) from reason
+        graph, self.call_format = captured.graph, captured.form
         for node in list(graph.nodes):
             site = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
             if isinstance(site, Quantizer) and site.fuses_relu:

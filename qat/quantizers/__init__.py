@@ -7,7 +7,7 @@ from qat.quantizers.apot import APoT
 from qat.quantizers.base import Quantizer
 from qat.quantizers.binary import Binary
 from qat.quantizers.dorefa import DoReFa
-from qat.quantizers.dynamic import Dynamic
+from qat.quantizers.dynamic import Dynamic, DynamicPerToken
 from qat.quantizers.k_means import KMeans
 from qat.quantizers.lcq import LCQ
 from qat.quantizers.lookup_table import LookupTableQuantizer
@@ -39,6 +39,7 @@ __all__ = [
     "Binary",
     "DoReFa",
     "Dynamic",
+    "DynamicPerToken",
     "KMeans",
     "LSQPlus",
     "LookupTable",

@@ -1,4 +1,4 @@
-"""Dynamic quantization: each tensor has its own range (ONNX DynamicQuantizeLinear)."""
+"""Dynamic quantization: each tensor has its own range (ONNX DynamicQuantizeLinear), or each token."""
 
 from __future__ import annotations
 
@@ -32,19 +32,22 @@ class Dynamic(Quantizer):
         super().__init__(spec, shape, observer)
 
     def _build(self) -> None:
-        grid = self.spec.grid
         if self.is_weight:
             raise ValueError(
-                "Dynamic is for activations, because a weight is the same in every forward: write quantizer: Static."
+                f"{type(self).__name__} is for activations, because a weight is always the same: write quantizer: Static."
             )
-        if self.spec.symmetric or grid.bits != 8 or self.n_qparams != 1:
-            raise ValueError(
-                "Dynamic is ONNX DynamicQuantizeLinear, 8 bits with a zero-point: write bits: 8 and symmetric: false."
-            )
+        self._check_spec()
         self.register_buffer("scale", torch.ones(1, dtype=torch.float32), persistent=False)
         self.register_buffer("zero_point", self.zero_point, persistent=False)  # of the last tensor, in this process
         self.initialized.fill_(True)
         self._ready = True
+
+    def _check_spec(self) -> None:
+        """Raise ValueError for a grid that this quantizer does not have."""
+        if self.spec.symmetric or self.spec.grid.bits != 8 or self.n_qparams != 1:
+            raise ValueError(
+                "Dynamic is ONNX DynamicQuantizeLinear, 8 bits with a zero-point: write bits: 8 and symmetric: false."
+            )
 
     def qparams(self) -> QParams:
         return QParams(self.scale, self.zero_point)
@@ -66,3 +69,32 @@ class Dynamic(Quantizer):
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)
         self.zero_point.copy_(qparams.zero_point)
+
+
+class DynamicPerToken(Dynamic):
+    """Uses the largest magnitude of each token (each row over the last axis): scale = max |x| / 127, int8, symmetric.
+
+    The result for one token depends on no other: not on the rest of the batch, and not on padding. For inputs of linear
+    layers; convolutions get a range per tensor, as with `Dynamic`. Gradient: straight-through everywhere.
+    (Yao et al. 2022, "ZeroQuant", arXiv:2206.01861, section 4.2, without its kernels.)
+
+    Raises:
+        ValueError: a weight, or a grid other than 8 bits, symmetric, per tensor.
+    """
+
+    def _check_spec(self) -> None:
+        if not self.spec.symmetric or self.spec.grid.bits != 8 or not self.spec.grid.signed or self.n_qparams != 1:
+            raise ValueError("DynamicPerToken has 8 bits without a zero-point: write bits: 8 and symmetric: true.")
+
+    def quantize(self, x: Tensor) -> Tensor:
+        return torch.round(x.float() / token_scale(x)).clamp(-127, 127)
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        scale = token_scale(x.detach())
+        codes = torch.round(x.detach().float() / scale).clamp(-127, 127)
+        return with_gradient_of((codes * scale).to(x.dtype), x)
+
+
+def token_scale(x: Tensor) -> Tensor:
+    """max |x| / 127 over the last axis: float32 [..., 1]; a token of zeros has the smallest normal number."""
+    return (x.float().abs().amax(dim=-1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)

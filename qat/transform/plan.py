@@ -159,11 +159,11 @@ def _requantizations(base: Site, uses: list[_Use], operations: Operations, taken
 
 def _dynamic_sites(name: str, uses: Iterable[_Use]) -> list[Site]:
     """Sites with dynamic ranges: one for each tensor, shared by the layers that read it. Other consumers read floats."""
-    sites: dict[fx.Node, Site] = {}
+    sites: dict[tuple[fx.Node, type], Site] = {}
     for tensor, consumer, rule in uses:
         assert rule is not None
         numbered = name if not sites else f"{name}_{len(sites) + 1}"
-        site = sites.setdefault(tensor, Site(numbered, tensor, rule, signed=False))
+        site = sites.setdefault((tensor, rule.quantizer_class), Site(numbered, tensor, rule, signed=True))
         site.consumers.append(consumer)
     return list(sites.values())
 
@@ -239,7 +239,7 @@ def _wanted_rule(
     operation = operations[consumer]
     if isinstance(operation, Layer):
         rule = layers.get(str(consumer.target))
-        return rule.activation if rule and not operation.takes_indices else None
+        return rule.input_of(type(operation.module)) if rule and not operation.takes_indices else None
     if isinstance(operation, Elementwise) and operations[tensor].role in (Role.FLOAT, Role.INPUT):
         return None  # quantizing it in front as well as behind would gain nothing
     in_integers = operation.role in (Role.ARITHMETIC, Role.RECTIFY) or has_form_alone(operation)

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from torch import nn
+
 from qat.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from qat.grid import Grid
 from qat.observers import Observer
-from qat.quantizers import Dynamic, LookupTableQuantizer, Quantizer
+from qat.quantizers import Dynamic, DynamicPerToken, LookupTableQuantizer, Quantizer
 from qat.spec import QuantSpec
 from qat.transform.class_names import Part, construct, plain_part, resolve, resolve_quantizer
 
@@ -129,6 +131,13 @@ class Rule:
                 f"activation granularity={self.activation.granularity} of the rule for {self.match!r} is not possible, because "
                 "an activation has one scale: write per_tensor."
             )
+
+    def input_of(self, layer: type[nn.Module]) -> TensorRule | None:
+        """How the input of a layer of this class is quantized: convolutions have no tokens, so they get a range per tensor."""
+        rule = self.activation
+        if rule is not None and issubclass(rule.quantizer_class, DynamicPerToken) and not issubclass(layer, nn.Linear):
+            return replace(rule, symmetric=False, quantizer="Dynamic")
+        return rule
 
     def matches(self, name: str, type_name: str, position: int, count: int) -> bool:
         """Whether the rule is for the layer `name` of type `type_name`, number `position` of `count`."""

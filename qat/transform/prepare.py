@@ -157,7 +157,8 @@ def _swap_layers(model: nn.Module, policy: Policy) -> None:
     }
     for name, rule in policy.assign(list(named.items())).items():
         layer = model.get_submodule(name)
-        input_quantizer = rule.activation.build() if rule.activation else None
+        input_rule = rule.input_of(type(layer))
+        input_quantizer = input_rule.build() if input_rule else None
         _quantize_layer(layer, name, rule.weight, input_quantizer)
     if not is_prepared(model):
         raise ValueError(

@@ -19,16 +19,19 @@ KEYS = (
     *("weight", "activation", "name"),
 )
 """The keys of a policy's content."""
-PRESET = r"w(?P<weight>\d+)(a(?P<activation>\d+)|(?P<dynamic>_dynamic))?"
+PRESET = r"w(?P<weight>\d+)(a(?P<activation>\d+)|(?P<dynamic>_dynamic(?P<token>_per_token)?))?"
 DYNAMIC = {"bits": 8, "symmetric": False, "quantizer": "Dynamic"}
 """The rule for the inputs of layers in a preset that ends in _dynamic."""
+PER_TOKEN = {"bits": 8, "quantizer": "DynamicPerToken"}
+"""The same for one that ends in _dynamic_per_token."""
 
 
 def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: Any) -> Policy:
     """A policy from a preset's name, the path of a YAML file, or its content.
 
     Presets: w<bits>a<bits> ("w4a8") for weights and activations, w<bits> ("w4") for weights alone, w<bits>_dynamic
-    ("w8_dynamic") for weights and, with ranges of each batch, the 8-bit inputs of layers.
+    ("w8_dynamic") for weights and, with ranges of each batch, the 8-bit inputs of layers; w<bits>_dynamic_per_token with a
+    range for each token, for transformers.
 
     Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
     no rules for the first and last layer), `first_last_quantizer` (null: as the others), `weight` and `activation` (fields
@@ -91,7 +94,9 @@ def _preset_rules(preset: Any, content: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"preset={preset!r} does not exist: write w<bits>a<bits>, for example w4a8, w4 (weights alone) or w8_dynamic."
         )
-    inputs = {"bits": int(found["activation"])} if found["activation"] else DYNAMIC if found["dynamic"] else None
+    inputs = (
+        {"bits": int(found["activation"])} if found["activation"] else _dynamic(found) if found["dynamic"] else None
+    )
     rules: dict[str, Any] = {"all": {"match": "*", "weight": {"bits": int(found["weight"])}, "activation": inputs}}
     bits, quantizer = content.get("first_last_bits", 8), content.get("first_last_quantizer")
     if bits is not None:
@@ -99,6 +104,10 @@ def _preset_rules(preset: Any, content: Mapping[str, Any]) -> dict[str, Any]:
         for end in ("first", "last"):
             rules[end] = {"match": end, "weight": ends, "activation": ends if found["activation"] else inputs}
     return rules
+
+
+def _dynamic(preset: re.Match[str]) -> dict[str, Any]:
+    return PER_TOKEN if preset["token"] else DYNAMIC
 
 
 def _rule(name: str, content: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> Rule:

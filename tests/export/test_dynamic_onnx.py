@@ -2,12 +2,14 @@
 
 from collections import Counter
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
 import qat
+from qat.integer import arithmetic
 from qat.integer.layers import DynamicLayer
 from qat.integer.modules import DynamicQuantize
 from qat.ptq import AdaRound, Calibrate, apply_passes
@@ -98,3 +100,24 @@ def test_a_model_without_a_graph_owns_dynamic_inputs():
     assert qat.calibrate(prepared, [x]) == 1
     assert type(prepared.linear.input_quantizer).__name__ == "Dynamic"
     torch.testing.assert_close(qat.convert(prepared)(x), prepared(x).detach())
+
+
+def test_ranges_per_token_give_the_same_codes_and_depend_on_no_other_token(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 24), nn.GELU(), nn.Linear(24, 6)).eval()
+    x = torch.randn(4, 7, 12) * torch.rand(4, 7, 1).pow(4)
+    x[0, 0] = 0.0
+    prepared = qat.prepare(model, "w8_dynamic_per_token", x)
+    qat.calibrate(prepared, [x])
+    with torch.no_grad():
+        torch.testing.assert_close(prepared(x)[1:2, 2:3], prepared(x[1:2, 2:3]), rtol=1e-5, atol=1e-6)
+        assert (prepared(x) - model(x)).square().mean() < 1e-4 * model(x).square().mean()
+    codes, scale, _ = arithmetic.quantize_tokens(x)
+    expected = np.abs(x.numpy()).max(axis=-1, keepdims=True) / np.float32(127)
+    np.testing.assert_array_equal(scale.numpy(), np.maximum(expected, np.finfo(np.float32).tiny))
+    np.testing.assert_array_equal(codes.numpy(), np.rint(x.numpy() / scale.numpy()) + 128)
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, x, tmp_path / "m.onnx")
+    result = qat.verify(tmp_path / "m.onnx", integer, [x, x[:2]])
+    assert result.exact
+    assert result.operators["MatMulInteger"] == 2

@@ -124,6 +124,9 @@ def write_dynamic_layer(graph: QdqGraph, node: fx.Node, dynamic: DynamicLayer) -
     weight = graph.stored_weight(stored.numpy(), f"{name}_weight", TensorProto.INT8)
     products = graph.node(operation, [codes, weight, zero_point], f"{name}_products", **attributes)
     real = graph.node("Cast", [products], f"{name}_real", to=TensorProto.FLOAT)
+    if dynamic.per_token:
+        of_weights = graph.node("Mul", [real, weight_scale], f"{name}_of_weights")
+        return graph.node("Add", [graph.node("Mul", [of_weights, scale], f"{name}_scaled"), bias], name)
     unit = graph.node("Mul", [scale, weight_scale], f"{name}_unit")
     return graph.node("Add", [graph.node("Mul", [real, unit], f"{name}_scaled"), bias], name)
 

@@ -27,7 +27,7 @@ from qat.integer.modules import (
     Quantize,
     Requantize,
 )
-from qat.quantizers import Dynamic
+from qat.quantizers import Dynamic, DynamicPerToken
 
 
 def write_quantize(graph: QdqGraph, node: fx.Node, module: Quantize) -> str:
@@ -154,12 +154,18 @@ def write_pad(graph: QdqGraph, node: fx.Node, module: IntegerPad) -> str:
 
 def write_dynamic_quantize(graph: QdqGraph, node: fx.Node, module: DynamicQuantize) -> str:
     """Codes; `graph.dynamic_qparams` names their scale and zero-point."""
-    return _dynamic_codes(graph, node, tensor_name(node))
+    write = _token_codes if module.per_token else _dynamic_codes
+    return write(graph, node, tensor_name(node))
 
 
 def write_dynamic_fake_quantize(graph: QdqGraph, node: fx.Node, module: Dynamic) -> str:
     """Write the integer module for dynamic fake quantize; returns the name of its result."""
     name = tensor_name(node)
+    if isinstance(module, DynamicPerToken):
+        codes = _token_codes(graph, node, f"{name}_codes")
+        wide = graph.node("Cast", [codes], f"{name}_wide", to=TensorProto.FLOAT)
+        centred = graph.node("Sub", [wide, graph.constant(np.array(128, dtype=np.float32))], f"{name}_centred")
+        return graph.node("Mul", [centred, graph.dynamic_qparams[codes][0]], name)
     codes = _dynamic_codes(graph, node, f"{name}_codes")
     return graph.node("DequantizeLinear", [codes, *graph.dynamic_qparams[codes]], name)
 
@@ -169,6 +175,27 @@ def _dynamic_codes(graph: QdqGraph, node: fx.Node, codes: str) -> str:
     qparams = [f"{name}_scale", f"{name}_zero_point"]
     codes = graph.node("DynamicQuantizeLinear", [graph.input(node)], codes, more_outputs=qparams)
     graph.dynamic_qparams[codes] = list(graph.nodes[-1].output[1:])
+    return codes
+
+
+def _token_codes(graph: QdqGraph, node: fx.Node, codes: str) -> str:
+    name, x = tensor_name(node), graph.input(node)
+
+    def number(value: float) -> str:
+        return graph.constant(np.array(value, dtype=np.float32))
+
+    last = graph.constant(np.array([-1], dtype=np.int64))
+    largest = graph.node(
+        "ReduceMax", [graph.node("Abs", [x], f"{name}_magnitude"), last], f"{name}_largest", keepdims=1
+    )
+    divided = graph.node("Div", [largest, number(127)], f"{name}_unit")
+    scale = graph.node("Max", [divided, number(float(np.finfo(np.float32).tiny))], f"{name}_scale")
+    rounded = graph.node("Round", [graph.node("Div", [x, scale], f"{name}_divided")], f"{name}_rounded")
+    shifted = graph.node("Add", [rounded, number(128)], f"{name}_shifted")
+    bounded = graph.node("Clip", [shifted, number(1), number(255)], f"{name}_bounded")
+    codes = graph.node("Cast", [bounded], codes, to=TensorProto.UINT8)
+    zero_point = graph.unshared_constant(np.array(128, dtype=np.uint8), f"{name}_zero_point")
+    graph.dynamic_qparams[codes] = [scale, zero_point]
     return codes
 
 
@@ -187,4 +214,5 @@ OPERATIONS: dict[type[nn.Module], Callable[[QdqGraph, fx.Node, Any], str]] = {
     IntegerPad: write_pad,
     DynamicQuantize: write_dynamic_quantize,
     Dynamic: write_dynamic_fake_quantize,
+    DynamicPerToken: write_dynamic_fake_quantize,
 }
