@@ -39,7 +39,12 @@ class IntegerModel(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         # A GraphModule pickles as source code that is traced again, as a plain GraphModule.
         root = nn.Module()
-        root._modules, root._parameters, root._buffers = self._modules, self._parameters, self._buffers
+        for name, child in self.named_children():
+            root.add_module(name, child)
+        for name, parameter in self.named_parameters(recurse=False):
+            root.register_parameter(name, parameter)
+        for name, buffer in self.named_buffers(recurse=False):
+            root.register_buffer(name, buffer)
         return _restore, (root, record_graph(self.graph), self._get_name(), self.policy, self.training)
 
     def __deepcopy__(self, memo: Any) -> IntegerModel:

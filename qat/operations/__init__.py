@@ -3,16 +3,19 @@
 from qat.operations.activations import Elementwise, Rectify
 from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
 from qat.operations.base import Constant, Float, Input, Operation, Output, Role, Site, Size
+from qat.operations.call import Call, call_of
 from qat.operations.describe import Operations, describe_graph
 from qat.operations.layers import BatchNormalization, Layer, has_form_alone
-from qat.operations.movement import MaxPool, Move, PadZeros
+from qat.operations.movement import AdaptiveMaxPool, MaxPool, Move, PadZeros
 from qat.operations.pooling import AveragePool, Mean
 from qat.operations.regions import Part, Region
 
 __all__ = [
+    "AdaptiveMaxPool",
     "Add",
     "AveragePool",
     "BatchNormalization",
+    "Call",
     "Concatenate",
     "Constant",
     "Elementwise",
@@ -34,6 +37,7 @@ __all__ = [
     "Role",
     "Site",
     "Size",
+    "call_of",
     "describe_graph",
     "has_form_alone",
 ]

@@ -39,6 +39,7 @@ MODULES: dict[type[nn.Module], str] = {
     nn.AdaptiveAvgPool3d: "adaptive_avg_pool3d",
     nn.MaxPool1d: "max_pool1d", nn.MaxPool2d: "max_pool2d", nn.MaxPool3d: "max_pool3d",
     nn.AdaptiveMaxPool1d: "adaptive_max_pool1d", nn.AdaptiveMaxPool2d: "adaptive_max_pool2d",
+    nn.AdaptiveMaxPool3d: "adaptive_max_pool3d",
     nn.Flatten: "flatten", nn.Unflatten: "unflatten", nn.PixelShuffle: "pixel_shuffle",
     nn.PixelUnshuffle: "pixel_unshuffle", nn.ChannelShuffle: "channel_shuffle", nn.Identity: "identity",
     nn.Upsample: "interpolate", nn.UpsamplingNearest2d: "interpolate", nn.UpsamplingBilinear2d: "interpolate",

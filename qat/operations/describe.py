@@ -15,7 +15,7 @@ from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
 from qat.operations.base import Constant, Float, Input, Operation, Output, Role, Site, Size
 from qat.operations.call import Call, call_of, operation_name
 from qat.operations.layers import BatchNormalization, Layer
-from qat.operations.movement import MaxPool, Move, PadZeros
+from qat.operations.movement import AdaptiveMaxPool, MaxPool, Move, PadZeros
 from qat.operations.pooling import AveragePool, Mean
 from qat.operations.regions import merge_regions
 from qat.quantizers import Quantizer
@@ -276,8 +276,11 @@ def _move(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operat
     if call.name in ("interpolate", "upsample_nearest2d", "upsample_nearest1d"):
         nearest = call.get("mode", "nearest") in ("nearest", "nearest-exact")
         return Move(inputs, on_bytes=False) if nearest else None
-    if call.name in ("amax", "amin", "adaptive_max_pool1d", "adaptive_max_pool2d") and not call.get("return_indices"):
-        return Move(inputs, on_bytes=call.name in ("amax", "amin"))
+    if call.name in ("amax", "amin"):
+        return Move(inputs)
+    if call.name.startswith("adaptive_max_pool") and not call.get("return_indices"):
+        size = _sizes(call.get("output_size"), int(call.name[-2]))
+        return None if size is None else AdaptiveMaxPool(inputs, on_bytes=False, size=size)
     return Move(inputs) if call.name in _MOVES else None
 
 

@@ -36,6 +36,13 @@ class PadZeros(Move):
 
 
 @dataclass(frozen=True)
+class AdaptiveMaxPool(Move):
+    """Maxima over windows that divide the last axes into `size` parts."""
+
+    size: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class MaxPool(Move):
     """Maxima over windows of the last axes: the codes of the maxima are the maxima of the codes.
 

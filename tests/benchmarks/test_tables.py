@@ -9,7 +9,7 @@ import pytest
 from benchmarks import menu, program_tables, tables
 from benchmarks.program_tables import NOT_MEASURED
 
-NOT_IN_THE_MENU = {"dynamic"}  # 8 bits and between float layers
+NOT_IN_THE_MENU = {"dynamic", "dynamic_per_token"}  # 8 bits and between float layers
 
 MACHINE = {"accelerator": None, "cpu": "A CPU", "threads": 2, "versions": {"torch": "9.9"}, "commit": "0123456789abc"}
 ABOUT = {"command": "python -m benchmarks.x", "environment": MACHINE}

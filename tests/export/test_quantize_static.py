@@ -53,6 +53,6 @@ def test_an_unknown_calibration_and_unusable_batches_are_refused(tmp_path: Path)
         QuantizeStatic("Max")
     with pytest.raises(ValueError, match="batches is empty"):
         QuantizeStatic()(build(OptionA), [], tmp_path)
-    with pytest.raises(ValueError, match="pass batches of positional tensors"):
-        QuantizeStatic()(build(OptionA), [{"x": images(2)}], tmp_path)
+    with pytest.raises(ValueError, match="a batch has 'label', but forward of OptionA needs 'x'"):
+        QuantizeStatic()(build(OptionA), [{"label": torch.tensor([1])}], tmp_path)
     assert not list(tmp_path.iterdir())

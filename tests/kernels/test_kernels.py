@@ -13,7 +13,7 @@ from qat.estimators import DSQ, EWGS, Estimator, Stochastic, StraightThrough
 from qat.functional import clip_and_round, fake_quantize, look_up
 from qat.kernels import byte_encoding, saving_as_codes
 from qat.kernels.cpu import build, load_kernels
-from qat.kernels.cpu.library import CHUNK, MIN_ELEMENTS_FOR_THREADS, ROUNDING_ERROR_STEPS
+from qat.kernels.cpu.library import CHUNK, MIN_ELEMENTS_FOR_THREADS, ROUNDING_ERROR_STEPS, load_library
 from tests.oracles import estimators
 from tests.oracles import fake_quantize as oracle
 
@@ -317,10 +317,12 @@ def test_a_library_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QAT_NATIVE", "0")
     load_kernels.cache_clear()
+    load_library.cache_clear()
     try:
         assert load_kernels() is None
     finally:
         load_kernels.cache_clear()
+        load_library.cache_clear()
 
 
 @native

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import fx
+from torch import fx, nn
 
 from qat.export.onnx.graph_writer import NoOnnxFormError
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
-from qat.operations import PadZeros
+from qat.operations import AdaptiveMaxPool, PadZeros, call_of
 
 
 def write_slice(graph: QdqGraph, node: fx.Node) -> str:
@@ -49,16 +49,28 @@ def write_slice(graph: QdqGraph, node: fx.Node) -> str:
 
 
 def write_transpose(graph: QdqGraph, node: fx.Node) -> str:
-    """x.permute(...), torch.permute(x, ...) and x.transpose(a, b)."""
-    rank = len(graph.input_shape(node))
-    axes: Any = node.args[1:]
-    if node.target == "transpose":
+    """x.permute(...), torch.permute(x, ...), x.transpose(a, b), however their axes are spelled."""
+    rank, call = len(graph.input_shape(node)), call_of(nn.Module(), node)
+    if call.name == "transpose":
         order = list(range(rank))
-        a, b = (i % rank for i in axes)
+        a, b = call.arguments["dim0"] % rank, call.arguments["dim1"] % rank
         order[a], order[b] = order[b], order[a]
     else:
-        order = [i % rank for i in (axes[0] if isinstance(axes[0], tuple | list) else axes)]
+        order = [i % rank for i in call.arguments["dims"]]
     return graph.node("Transpose", [graph.input(node)], tensor_name(node), perm=order)
+
+
+def write_adaptive_max_pool(graph: QdqGraph, node: fx.Node, operation: AdaptiveMaxPool) -> str:
+    """Windows of one size, where the sizes divide.
+
+    Raises:
+        NoOnnxFormError: they do not.
+    """
+    sizes = graph.input_shape(node)[-len(operation.size) :]
+    if any(size % parts for size, parts in zip(sizes, operation.size, strict=True)):
+        raise NoOnnxFormError("adaptive max pooling into windows of several sizes", tensor_name(node))
+    windows = [size // parts for size, parts in zip(sizes, operation.size, strict=True)]
+    return graph.node("MaxPool", [graph.input(node)], tensor_name(node), kernel_shape=windows, strides=windows)
 
 
 def write_pad(graph: QdqGraph, node: fx.Node) -> str:

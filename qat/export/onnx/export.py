@@ -19,7 +19,7 @@ import torch
 from onnx import helper
 from torch import Tensor, fx, nn
 
-from qat.export.onnx.data_movement import DATA_MOVEMENT
+from qat.export.onnx.data_movement import DATA_MOVEMENT, write_adaptive_max_pool
 from qat.export.onnx.example_inputs import Examples, FreeAxes, bind, in_float32, without_constants
 from qat.export.onnx.example_outputs import tensors_in
 from qat.export.onnx.float_operations import write_float_function
@@ -36,7 +36,7 @@ from qat.export.onnx.without_graph import is_converted_without_graph, onnx_model
 from qat.files import write_atomically
 from qat.integer import IntegerModel
 from qat.integer.modules import IntegerModule
-from qat.operations import describe_graph
+from qat.operations import AdaptiveMaxPool, describe_graph
 from qat.torch_private import tree_map_only
 
 
@@ -166,6 +166,8 @@ class _Exporter:
         self.graph.owned = {tensor_name(node): self.reserved[node]}
         try:
             with self.graph.attempt():
+                if isinstance(operation := self.graph.operations[node], AdaptiveMaxPool):
+                    return write_adaptive_max_pool(self.graph, node, operation)
                 return self._write_module(node) if node.op == "call_module" else self._write_function(node)
         except NoOnnxFormError:
             return self._leave(node)

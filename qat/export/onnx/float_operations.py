@@ -15,7 +15,7 @@ from qat.export.onnx.graph_writer import GraphWriter, NoOnnxFormError
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.integer.layers import explicit_padding
 from qat.nn import is_identity_in_evaluation
-from qat.operations import Concatenate, Mean
+from qat.operations import Concatenate, Mean, call_of
 from qat.torch_private import BatchNorm
 
 ELEMENTWISE: dict[Any, str] = {
@@ -47,13 +47,19 @@ def write_float_function(graph: QdqGraph, node: fx.Node) -> str:
     if function in ELEMENTWISE and len(inputs) == len(node.args) and not node.kwargs:
         return graph.node(ELEMENTWISE[function], inputs, name)
     if function in AS_MODULES:
-        return write_float_module(graph, AS_MODULES[function](*node.args[1:], **node.kwargs), inputs, name)
+        options = {
+            k: v for k, v in call_of(nn.Module(), node).arguments.items() if k not in ("input", "inplace") and v != []
+        }
+        return write_float_module(graph, AS_MODULES[function](**options), inputs, name)
     operation = graph.operations[node]
     if isinstance(operation, Concatenate) and not operation.stacked:
         return graph.node("Concat", [graph.names[n] for n in operation.inputs], name, axis=operation.dim)
     if isinstance(operation, Mean) and not operation.total:
         axes = graph.constant(np.array(operation.dims, dtype=np.int64))
         return graph.node("ReduceMean", [*inputs, axes], name, keepdims=int(operation.keepdim))
+    if getattr(function, "__name__", str(function)).startswith("hstack"):
+        axis = 0 if len(graph.input_shape(node)) == 1 else 1
+        return graph.node("Concat", inputs, name, axis=axis)
     raise NoOnnxFormError(function, name)
 
 

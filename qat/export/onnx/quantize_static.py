@@ -54,7 +54,7 @@ class QuantizeStatic:
             folder: the folder to write to; it is created if it does not exist.
 
         Raises:
-            ValueError: there are no batches, or a batch is a dict.
+            ValueError: there are no batches, or a batch lacks an argument of the network.
         """
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
         from onnxruntime.quantization.shape_inference import quant_pre_process

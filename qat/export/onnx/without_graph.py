@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx
 import torch
-import torch.nn.functional as F
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
@@ -101,9 +100,8 @@ class _MarkedLayer(nn.Module):
                 shape=layer.weight.shape,
                 version=1,
             )
-        if isinstance(layer, nn.Linear):
-            return F.linear(self.input(x), weight, layer.bias)
-        return layer._conv_forward(self.input(x), weight, layer.bias)
+        result: Tensor = layer.compute(self.input(x), weight)
+        return result
 
 
 def _with_markers(model: nn.Module) -> nn.Module:
