@@ -40,7 +40,9 @@ def test_a_cell_is_trained_from_the_float_network(row, cell):
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("row", menu.ROWS)
+@pytest.mark.parametrize(
+    "row", [r if i == 0 else pytest.param(r, marks=pytest.mark.slow) for i, r in enumerate(menu.ROWS)]
+)
 def test_every_row_can_be_prepared(row, cell):
     for policy in menu.SINGLE_POLICY.get(row, menu.POLICIES):
         prepared = qat.prepare(ResNetCifar(8, width=4), menu.build.policy(cell(row, policy)), torch.zeros(2, 3, 32, 32))

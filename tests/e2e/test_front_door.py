@@ -119,6 +119,7 @@ def same(a: Run, b: Run) -> bool:
     return timing_free(a.results) == timing_free(b.results) and files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_results_from_the_kept_float_network(
     first: Run, cache: Path, tmp_path: Path
 ) -> None:
@@ -171,6 +172,7 @@ def kill_at(step: int, where: Path, cache: Path, *overrides: str) -> Path:
     return where / "run"
 
 
+@pytest.mark.slow  # tests/training/checkpoint resumes in one process
 def test_a_killed_run_leaves_no_results_and_ends_as_if_it_had_not_been_killed(
     first: Run, cache: Path, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ print(type(network).__name__, type(module).__name__, sorted(heavy))
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_predicts_the_same_from_the_file(recipe: Trained, saved: Trained, tmp_path: Path) -> None:
     torch.save((saved.pixels, recipe.expected, saved.expected), tmp_path / "expected.pt")
     paths = [str(ROOT)]

@@ -66,6 +66,7 @@ def test_a_list_of_passes_that_needs_a_graph_is_left_out_where_there_is_none(tmp
     assert list(ptq.networks) == ["PTQ MSE"]
 
 
+@pytest.mark.slow
 def test_an_outside_baseline_is_a_row_that_counts_in_no_verdict(tmp_path: Path) -> None:
     name = "ONNX Runtime quantize_static (W8A8)"
     ptq = PTQBaselines(["MinMax"], outside={name: QuantizeStatic()})

@@ -17,7 +17,7 @@ pytestmark = [*LIGHTNING, pytest.mark.filterwarnings("ignore:ReduceLROnPlateau c
 BY_STEPS = {"epochs": -1, "max_steps": 12, "val_check_interval": 4}
 
 
-@pytest.mark.parametrize("length", [{}, BY_STEPS], ids=["epochs", "steps"])
+@pytest.mark.parametrize("length", [pytest.param({}, marks=pytest.mark.slow), BY_STEPS], ids=["epochs", "steps"])
 def test_frozen_statistics_and_scales_stay_frozen_in_a_resumed_fit(length: dict[str, Any], tmp_path: Path) -> None:
     def fit(*callbacks: Any, seed: int = 0) -> Fit:
         freeze = Freeze(batch_norm=0.3, scales=0.6)
@@ -47,7 +47,7 @@ def test_a_quantizer_optimizer_is_resumed_with_its_state(tmp_path: Path) -> None
         assert differences(end, FitWithQuantizerOptimizer(tmp_path, seed=99).run(path).end()) == [], path.name
 
 
-@pytest.mark.parametrize("length", [{}, BY_STEPS], ids=["epochs", "steps"])
+@pytest.mark.parametrize("length", [pytest.param({}, marks=pytest.mark.slow), BY_STEPS], ids=["epochs", "steps"])
 def test_stages_of_bits_and_the_best_score_are_resumed(length: dict[str, Any], tmp_path: Path) -> None:
     def fit(folder: str, *callbacks: Any, seed: int = 0) -> tuple[Fit, ModelCheckpoint]:
         best = ModelCheckpoint(tmp_path / folder, "best", monitor="val/top1", mode="max", every_n_train_steps=1)

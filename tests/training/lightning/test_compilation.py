@@ -41,11 +41,9 @@ def assert_same_numbers(network: nn.Module, compiled: nn.Module, x: Tensor) -> N
     ("quantizer", "policy"),
     [
         ("LSQ", "w8a8"),
-        ("TQT", "w4a4"),
-        ("PACT", "w2a2"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in [("LSQ", "w4a4"), ("LSQ", "w2a2"), ("Static", "w8a8")]
+            for case in [("TQT", "w4a4"), ("PACT", "w2a2"), ("LSQ", "w4a4"), ("LSQ", "w2a2"), ("Static", "w8a8")]
         ),
     ],
 )
