@@ -49,7 +49,7 @@ OPERATIONS: dict[str, tuple[Callable[[Between, Tensor], Tensor], int]] = {
     "cat of one tensor": (lambda m, x: torch.cat([y := m.a(x), y, m.b(x)], axis=1), 24 * 36),
     "average pool of rows": (lambda m, x: F.avg_pool1d(m.a(x).flatten(2), 3, 2, 1), 8 * 18),
     "max pool of rows": (lambda m, x: F.max_pool1d(m.a(x).flatten(2), 3, 2, 1), 8 * 18),
-    "adaptive max pool": (lambda m, x: F.adaptive_max_pool2d(m.a(x), (2, 3)), 8 * 6),
+    "adaptive max pool": (lambda m, x: F.adaptive_max_pool2d(F.adaptive_max_pool2d(m.a(x), (4, 5)), (2, 5)), 8 * 10),
     "keywords": (lambda m, x: F.max_pool2d(input=m.a(x).permute(dims=(0, 1, 3, 2)), kernel_size=2), 8 * 9),
     "reflect": (lambda m, x: F.pad(m.a(x), (2, 1, 1, 2), "reflect"), 8 * 81),
     "nearest": (lambda m, x: m.up(m.a(x)), 8 * 144),

@@ -61,16 +61,25 @@ def write_transpose(graph: QdqGraph, node: fx.Node) -> str:
 
 
 def write_adaptive_max_pool(graph: QdqGraph, node: fx.Node, operation: AdaptiveMaxPool) -> str:
-    """Windows of one size, where the sizes divide.
+    """One MaxPool where the sizes divide; elsewhere, axis by axis, the maximum of each window."""
+    shape, name, axes = graph.input_shape(node), tensor_name(node), len(operation.size)
+    sizes = shape[-axes:]
+    if not any(size % parts for size, parts in zip(sizes, operation.size, strict=True)):
+        windows = [size // parts for size, parts in zip(sizes, operation.size, strict=True)]
+        return graph.node("MaxPool", [graph.input(node)], name, kernel_shape=windows, strides=windows)
+    tensor = graph.input(node)
+    for axis, size, parts in zip(range(len(shape) - axes, len(shape)), sizes, operation.size, strict=True):
+        windows = [_maximum_of_window(graph, tensor, axis, size, parts, i, name) for i in range(parts)]
+        last = axis == len(shape) - 1
+        tensor = graph.node("Concat", windows, name if last else f"{name}_axis_{axis}", axis=axis)
+    return tensor
 
-    Raises:
-        NoOnnxFormError: they do not.
-    """
-    sizes = graph.input_shape(node)[-len(operation.size) :]
-    if any(size % parts for size, parts in zip(sizes, operation.size, strict=True)):
-        raise NoOnnxFormError("adaptive max pooling into windows of several sizes", tensor_name(node))
-    windows = [size // parts for size, parts in zip(sizes, operation.size, strict=True)]
-    return graph.node("MaxPool", [graph.input(node)], tensor_name(node), kernel_shape=windows, strides=windows)
+
+def _maximum_of_window(graph: QdqGraph, tensor: str, axis: int, size: int, parts: int, index: int, name: str) -> str:
+    start, end = index * size // parts, -(-(index + 1) * size // parts)
+    bounds = [graph.constant(np.array([n], dtype=np.int64)) for n in (start, end, axis)]
+    window = graph.node("Slice", [tensor, *bounds], f"{name}_window_{axis}_{index}")
+    return graph.node("ReduceMax", [window, bounds[2]], f"{name}_maximum_{axis}_{index}", keepdims=1)
 
 
 def write_pad(graph: QdqGraph, node: fx.Node) -> str:
