@@ -8,12 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
+
+from qat.torch_private import tree_leaves
 
 EXACT = ("session.x64quantprecision", "1")
 """Session option. Without it, on x86 without VNNI the runtime adds uint8 x int8 products in pairs, in 16 bits that saturate."""
@@ -133,8 +136,9 @@ def latency(
     return result
 
 
-def feeds(session: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """The inputs by name, as arrays; floats of any width become float32."""
+def feeds(session: onnxruntime.InferenceSession, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The tensors of the inputs, which may be nested, by name, as arrays; floats of any width become float32."""
     names = [i.name for i in session.get_inputs()]
-    tensors = ((x.float() if x.is_floating_point() else x).detach().cpu() for x in inputs)
+    leaves = (x for x in tree_leaves(list(inputs)) if isinstance(x, Tensor))
+    tensors = ((x.float() if x.is_floating_point() else x).detach().cpu() for x in leaves)
     return {n: x.contiguous().numpy() for n, x in zip(names, tensors, strict=True)}

@@ -147,13 +147,14 @@ class _Run:
         self, inputs: tuple[Tensor, ...], ours: dict[str, Tensor], theirs: dict[str, Tensor], sites: set[str]
     ) -> None:
         """Count what differs, in the sites that begin to differ and in those that inherit it."""
+        samples = next(len(x) for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim)
         tolerance = {name: 0.0 if name in sites else self.tolerance for name in ours}
         different = {name: differing(x, theirs[name], tolerance[name]) for name, x in ours.items()}
         again = None
         for name, x in ours.items():
             site = self._site(name if name in sites else name + self.within, x)
             site.count_compared(x, theirs[name])
-            inherits = _inherits(name, self.session, different, len(inputs[0]))
+            inherits = _inherits(name, self.session, different, samples)
             if not bool(different[name].any() | inherits.any()):
                 continue
             ties = name in sites and self._rounds_floats(name)
