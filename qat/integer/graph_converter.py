@@ -265,7 +265,10 @@ class GraphConverter:
                 call = self._call(str(node.target), module or self._module(node), *args)
                 call.kwargs = kwargs
                 return call
-            return self.new_graph.create_node(node.op, node.target, args, kwargs, name=node.name)
+            target = node.target
+            if target == "view" and not isinstance(args[1], torch.dtype):
+                target = "reshape"  # the contiguous() in front of it is gone
+            return self.new_graph.create_node(node.op, target, args, kwargs, name=node.name)
 
         return Step(needs, build)
 

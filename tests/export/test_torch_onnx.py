@@ -135,11 +135,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ends in the second of two": (lambda: Second(), IMAGES),
     "ends in float": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Softmax(1)), IMAGES),
     "moved": (lambda: Between(lambda x: F.pixel_unshuffle(F.pixel_shuffle(x.unsqueeze(1), 2), 2).squeeze(1)), IMAGES),
+    "viewed": (lambda: Between(lambda x: x.transpose(2, 3).contiguous().view(-1, 8, 4, 16)), IMAGES),
     "picked": (lambda: Between(lambda x: x.transpose(1, 3)[..., 0].unsqueeze(1).expand(-1, 8, -1, -1)), IMAGES),
 }
 
 
-BY_DEFAULT = ("recurrent", "sequence first", "picking", "chunks", "indices of a pool", "normalised", "picked")
+BY_DEFAULT = ("viewed", "recurrent", "sequence first", "picking", "chunks", "indices of a pool", "normalised", "picked")
 """One network for each kind: nested results, a batch inside another axis, a size that depends on values, several results."""
 
 

@@ -192,13 +192,15 @@ class TorchOnnxWriter:
                 self._copy(instance, written, list(instance.weights.values()) if template.lifted else [])
 
     def _exported(self, islands: Sequence[Island]) -> list[tuple[Template, Written]]:
+        if not islands:
+            return []
         with_data = {node for island in islands for node in (*island.sources, *island.results)}
         templates = templates_of(self.model, islands, self.graph.names, self.run(with_data))
         keys = tuple(t.key for t in templates)
         if keys in self.before:
             return list(zip(templates, self.before[keys], strict=True))
         try:
-            written = export_templates(templates) if templates else []
+            written = export_templates(templates)
             if all(t.is_function for t in templates):
                 self.before[keys] = written
             return list(zip(templates, written, strict=True))
