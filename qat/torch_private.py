@@ -40,6 +40,7 @@ __all__ = [
     "padding_of_every_side",
     "pruned_tensor",
     "schemas_of",
+    "set_contents",
     "tensor_version",
     "tree_flatten",
     "tree_flatten_with_path",
@@ -62,6 +63,11 @@ assert_function = torch._assert
 def tensor_version(tensor: Tensor) -> int:
     """How often the tensor was changed in place; autograd compares it, too."""
     return tensor._version
+
+
+def set_contents(module: nn.Module, source: nn.Module) -> None:
+    """Make the submodules, parameters and buffers of `source` those of `module`, which has no others afterwards."""
+    module._modules, module._parameters, module._buffers = source._modules, source._parameters, source._buffers
 
 
 def forward_pre_hooks(module: nn.Module) -> list[Any]:

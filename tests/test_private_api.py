@@ -147,6 +147,10 @@ MEMBERS = [
             "tree_unflatten",
         )
     ),
+    *(
+        of_torch("Module", name, nn.Identity, "hand over what a module holds", BELOW_TRAINING)
+        for name in ("_modules", "_parameters", "_buffers")
+    ),
     of_torch("Module", "_forward_pre_hooks", nn.Identity, "find weights that hooks compute", BELOW_TRAINING),
     of_torch("a pruning hook", "_tensor_name", pruning_hook, "find weights that hooks compute", BELOW_TRAINING),
     of_torch("torch", "_assert", lambda: torch, "leave assertions out of graphs", BELOW_TRAINING),

@@ -1,15 +1,23 @@
 """From a module to one canonical graph, and back into the same module."""
 
 from qat.capture.call_format import CallFormat, call_arguments
-from qat.capture.capture import Captured, CaptureError, can_be_captured, capture
+from qat.capture.capture import (
+    Captured,
+    CaptureError,
+    StatefulError,
+    can_be_captured,
+    capture,
+    needs_example_inputs,
+)
 from qat.capture.copying import copy_model
 from qat.capture.in_place import make_out_of_place, works_in_place
-from qat.capture.install import install, installed_graph
+from qat.capture.install import install, installed_graph, serves_call
 
 __all__ = [
     "CallFormat",
     "CaptureError",
     "Captured",
+    "StatefulError",
     "call_arguments",
     "can_be_captured",
     "capture",
@@ -17,5 +25,7 @@ __all__ = [
     "install",
     "installed_graph",
     "make_out_of_place",
+    "needs_example_inputs",
+    "serves_call",
     "works_in_place",
 ]

@@ -66,7 +66,8 @@ def to_torch(node: fx.Node) -> None:
     elif name in _BINARY and not node.kwargs:
         node.target = _BINARY[name]
     elif base in _METHODS:
-        node.op, node.target = "call_method", base
+        # a view of what a layer wrote need not be one of its codes, whose strides may differ
+        node.op, node.target = "call_method", "reshape" if base == "view" else base
     elif base in ("sym_size", "size"):
         node.op, node.target = "call_method", "size"
     elif name in ("dropout.default", "dropout_.default"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     if (installed := installed_graph(model)) is not None:
         return Captured(installed[0], "torch.fx" if installed[1] is None else "torch.export", form=installed[1])
     examples = len(args) + len(kwargs or {})
-    if examples and (hidden := [name for name, m in model.named_modules() if isinstance(m, _HIDING)]):
+    if examples and (hidden := _hidden(model)):
         with suppress(CaptureError):  # torch.fx sees no layer inside
             return _from_export(model, args, kwargs or {}, CaptureError(f"torch.fx sees no layers in {hidden[0]!r}"))
     try:
@@ -83,7 +84,23 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         return _from_export(model, args, kwargs or {}, reason)
 
 
+def needs_example_inputs(model: nn.Module) -> bool:
+    """Whether `capture` without example inputs may give another graph: layers that torch.fx does not see, optional arguments.
+
+    It is not traced for this: `capture` may still fail without example inputs where this is False.
+    """
+    if installed_graph(model) is not None:
+        return False
+    parameters = inspect.signature(model.forward).parameters.values()
+    return bool(_hidden(model)) or any(p.default is not p.empty for p in parameters)
+
+
 _HIDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+def _hidden(model: nn.Module) -> list[str]:
+    """Names of modules with layers that torch.fx does not see."""
+    return [name for name, module in model.named_modules() if isinstance(module, _HIDING)]
 
 
 def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: CaptureError) -> Captured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -32,6 +33,13 @@ def installed_graph(model: nn.Module) -> tuple[fx.Graph, CallFormat | None] | No
     """A copy of the graph that `install` made the forward of this very module; None if its forward is its own."""
     cls: Any = _installing_class(model)
     return None if cls is None else (copy.deepcopy(cls.compiled_graph.graph), cls.call_format)
+
+
+def serves_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether this call of `model` runs its installed graph, if it has one, and not the forward that was there before."""
+    cls: Any = _installing_class(model)
+    form: CallFormat | None = None if cls is None else cls.call_format
+    return form is None or form.flat(call_arguments(inspect.signature(model.forward), args, kwargs)) is not None
 
 
 def _installing_class(model: nn.Module) -> type[nn.Module] | None:

@@ -15,8 +15,8 @@ from torch import nn
 
 import qat.models
 from qat.capture import copy_model
-from qat.transform import Policy, load_policy, prepare_, set_bits
-from qat.transform.policy_record import BUILT_FROM_KEY, CHECKPOINT_KEY
+from qat.transform import Policy, load_policy, set_bits
+from qat.transform.policy_record import BUILT_FROM_KEY, CHECKPOINT_KEY, prepare_as_recorded
 
 
 def load_checkpoint(
@@ -58,7 +58,9 @@ def load_checkpoint(
             f"checkpoint {path} was trained with its network in {name!r}, where {type(built).__name__} has nothing: pass the "
             "class that was trained."
         )
-    prepare_(built.get_submodule(name), _policy_of(path, checkpoint))
+    prepare_as_recorded(
+        built.get_submodule(name), _policy_of(path, checkpoint), checkpoint[CHECKPOINT_KEY].get("capture")
+    )
     if (bits := checkpoint[CHECKPOINT_KEY].get("bits")) is not None:
         warnings.warn(
             f"checkpoint {path} was written at {bits} bits, on the way to fewer, and so is the network: load a later one.",

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qat.transform import Policy
+from torch import nn
+
+from qat.transform import Policy, prepare_
+from qat.transform.example import zeros_like_example
+from qat.transform.record import capture_of, record_of
 
 CHECKPOINT_KEY = "qat"
-"""The key under which a checkpoint keeps the policy, and the name of the network inside the LightningModule."""
+"""The key under which a checkpoint keeps the policy, the name of the network inside the LightningModule, and how its graph was
+captured (`PreparedRecord.capture`)."""
 
 BUILT_FROM_KEY = "built_from"
 """The key under which a checkpoint keeps what its network is built from: a `_target_` and its options."""
@@ -21,6 +26,47 @@ def plain_data(policy: Any) -> Any:
     if isinstance(policy, Mapping):
         return {str(key): plain_data(value) for key, value in policy.items()}
     return [plain_data(value) for value in policy] if isinstance(policy, list | tuple) else policy
+
+
+def describe_prepared(network: nn.Module, policy: Policy, name: str | None, bits: int | None) -> dict[str, Any]:
+    """What a checkpoint keeps under `CHECKPOINT_KEY`: plain data.
+
+    Args:
+        network: the prepared network.
+        policy: with which it was prepared.
+        name: of the network inside the LightningModule.
+        bits: in force, if they are not the policy's.
+    """
+    return {"policy": plain_data(policy), "network": name, "bits": bits, "capture": capture_of(network)}
+
+
+def prepare_as_recorded(network: nn.Module, policy: Policy, capture: Mapping[str, Any] | None) -> None:
+    """Prepare a float network in the way of another one, in place. One that is prepared is left as it is.
+
+    Args:
+        network: the float network.
+        policy: of the other one.
+        capture: its `PreparedRecord.capture`; None: it was prepared without example inputs.
+
+    Raises:
+        ValueError: the network cannot be captured in that way, so the quantizers would be others.
+    """
+    capture = capture or {}
+    parameter = next(network.parameters(), None)
+    device = None if parameter is None else parameter.device
+    description = capture.get("example")
+    prepare_(network, policy, None if description is None else zeros_like_example(description, device))
+    record, wanted = record_of(network), capture.get("way")
+    if wanted and record is not None and record.way != wanted:
+        raise ValueError(
+            f"{type(network).__name__} was captured with {wanted} and is captured {_with(record.way)} here"
+            f"{'' if description else ' (its example inputs were no plain data, and are not recorded)'}: pass it "
+            "prepared, qat.prepare(network, policy, example_inputs), with the version of torch that it was made with."
+        )
+
+
+def _with(way: str) -> str:
+    return way if way == "layer by layer" else f"with {way}"
 
 
 def check_same_policy(found: Any, mine: Policy, what: str) -> None:

@@ -9,19 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qat.capture import Captured, CaptureError, capture, copy_model, make_out_of_place, works_in_place
+from qat.capture import (
+    Captured,
+    CaptureError,
+    StatefulError,
+    capture,
+    copy_model,
+    make_out_of_place,
+    needs_example_inputs,
+    works_in_place,
+)
 from qat.contexts import training_mode
 from qat.nn import channel_axis, is_layer, layer_type, quantize_layer
 from qat.quantizers import Mode, Quantizer
 from qat.torch_private import tree_leaves
+from qat.transform.example import Example, LazyExample, arguments_of, describe_example
 from qat.transform.inspect import inspect, weights_in_float
 from qat.transform.mode import mode
 from qat.transform.plan import Plan, Site, plan
 from qat.transform.policy import Policy, TensorRule
 from qat.transform.presets import load_policy
 from qat.transform.record import PreparedRecord, record_of, write_record
-
-Example = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
 def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | None = None) -> nn.Module:
@@ -53,10 +61,11 @@ def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | No
     return prepared
 
 
-def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | None = None) -> bool:
+def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExample | None = None) -> bool:
     """`prepare`, in place. A model that is already prepared with this policy is left as it is.
 
-    example_inputs: as for `prepare`. A graph of torch.fx has only the arguments without a default.
+    example_inputs: as for `prepare`, or a function that makes them and is called only if torch.fx does not suffice. A graph
+    of torch.fx has only the arguments without a default.
 
     Returns:
         Whether the copy computes to the bit, with quantizers off, what the float model computes.
@@ -70,16 +79,16 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | None = 
                 "model."
             )
         return exact
-    try:
-        captured = capture(model, *_arguments(example_inputs))
-        graph, differs, exact = captured.graph, captured.differs_in_training, captured.exact
-    except CaptureError as reason:
+    captured, example = _captured(model, example_inputs)
+    if isinstance(captured, CaptureError):
+        way = "layer by layer"
         _swap_layers(model, policy)
         inspection = inspect(model)
         inspection.float_edges = ["everything between layers"]
-        inspection.notes.append(f"{reason}; layers own their input quantizers.")
+        inspection.notes.append(f"{captured}; layers own their input quantizers.")
     else:
-        planned = plan(model, graph, policy)
+        way, exact, differs = captured.way, captured.exact, captured.differs_in_training
+        planned = plan(model, captured.graph, policy)
         _insert_quantizers(model, captured, planned)
         inspection = inspect(model)
         if captured.reason:
@@ -89,13 +98,33 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | None = 
             inspection.notes.append(differs)
             warnings.warn(differs, stacklevel=2)
     inspection.notes += weights_in_float(model)
-    write_record(model, PreparedRecord(policy, inspection))
+    description = None if example is None else describe_example(example)
+    write_record(model, PreparedRecord(policy, inspection, way, description))
     return exact
 
 
 def is_prepared(model: nn.Module) -> bool:
     """Whether the model has quantizers."""
     return any(isinstance(m, Quantizer) for m in model.modules())
+
+
+def _captured(
+    model: nn.Module, example: Example | LazyExample | None
+) -> tuple[Captured | CaptureError, Example | None]:
+    """The graph, or why there is none; and the example inputs, if they were needed."""
+    if callable(example):
+        if not needs_example_inputs(model):
+            try:
+                return capture(model), None
+            except StatefulError as reason:
+                return reason, None
+            except CaptureError:
+                pass
+        example = example()
+    try:
+        return capture(model, *arguments_of(example)), example
+    except CaptureError as reason:
+        return reason, example
 
 
 def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> None:
@@ -180,16 +209,9 @@ def _quantize_layer(layer: nn.Module, name: str, rule: TensorRule | None, input_
     quantize_layer(layer, weight_quantizer, input_quantizer)
 
 
-def _arguments(example: Example | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(positional, keyword) arguments of forward."""
-    if isinstance(example, dict):
-        return (), example
-    return ((example,) if isinstance(example, Tensor) else example or ()), {}
-
-
 def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: bool) -> None:
     """Check that the prepared copy, with quantizers off, computes what the model computes."""
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments_of(example)
     outputs = []
     for candidate in (model, prepared):
         with torch.no_grad(), training_mode(candidate, False), mode(candidate, Mode.OFF):

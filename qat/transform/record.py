@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from qat.transform.example import ExampleDescription
 from qat.transform.policy import Policy
 
 if TYPE_CHECKING:
@@ -17,10 +18,24 @@ _ATTRIBUTE = "_qat"
 
 @dataclass(frozen=True)
 class PreparedRecord:
-    """policy: what `prepare` was called with. inspection: float edges and notes from then; lines are read off the model."""
+    """What `prepare` was called with, and what it found.
+
+    Attributes:
+        policy: the argument.
+        inspection: float edges and notes from then; lines are read off the model.
+        way: how the graph was captured: "torch.fx", "torch.export" or "layer by layer".
+        example: the example inputs, if there were any, and if they can be described.
+    """
 
     policy: Policy
     inspection: Inspection
+    way: str = ""
+    example: ExampleDescription | None = None
+
+    @property
+    def capture(self) -> dict[str, Any]:
+        """What it takes, beside the policy, to prepare the same float network in the same way, as plain data."""
+        return {"way": self.way, "example": self.example}
 
 
 def write_record(model: nn.Module, record: PreparedRecord) -> None:
@@ -28,10 +43,21 @@ def write_record(model: nn.Module, record: PreparedRecord) -> None:
     vars(model)[_ATTRIBUTE] = record
 
 
+def erase_record(model: nn.Module) -> None:
+    """Undo `write_record`, in place."""
+    vars(model).pop(_ATTRIBUTE, None)
+
+
 def record_of(model: nn.Module) -> PreparedRecord | None:
     """The record of `model`; None if `prepare` was not called on this very module, but at most around it or inside it."""
     record: PreparedRecord | None = vars(model).get(_ATTRIBUTE)
     return record
+
+
+def capture_of(model: nn.Module) -> dict[str, Any] | None:
+    """`PreparedRecord.capture` of `model`; None if it has no record."""
+    record = record_of(model)
+    return None if record is None else record.capture
 
 
 def is_prepared_root(model: nn.Module) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
@@ -19,14 +18,15 @@ from qat.capture import copy_model
 from qat.quantizers import Mode
 from qat.training.checkpoint.policy_check import check_policy, restore_bits
 from qat.training.checkpoint.resume import RESUME_KEY, Resume
-from qat.training.lightning.calibration import calibrate_in_module, calibration_inputs
-from qat.training.lightning.callback_lookup import NetworkExtension
+from qat.training.lightning.calibration import calibrate_in_module, calibration_inputs, first_inputs
+from qat.training.lightning.callback_lookup import extend_network
 from qat.training.lightning.callback_order import move_to_front
 from qat.training.lightning.compilation import check_compiler, compile_in_place, remove_compilation
 from qat.training.lightning.hooks import run_after, run_before, run_inside, unwrap_hook
 from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, first_tensor, move_inputs
 from qat.training.lightning.monitors import ForwardMonitor, learned_scale_fault
 from qat.training.lightning.network import find_network_name
+from qat.training.lightning.preparation import hook_to_await, prepare_as_in_checkpoint, prepare_in_module
 from qat.training.lightning.rank_zero import copy_from_rank_zero
 from qat.training.lightning.strategies import check_strategy, check_trains_in_this_process
 from qat.training.optimization.averaging import (
@@ -42,9 +42,9 @@ from qat.training.optimization.learning_rate_callbacks import (
 )
 from qat.training.optimization.parameter_groups import split_parameter_groups
 from qat.training.optimization.scale_optimizer import OptimizerFactory, check_optimizer_factory
-from qat.transform import Policy, bits_in_force, is_prepared, load_policy, mode, prepare_, quantizers
+from qat.transform import Policy, bits_in_force, is_prepared, load_policy, mode, quantizers
 from qat.transform.distributed import check_quantizers_equal
-from qat.transform.policy_record import CHECKPOINT_KEY, check_same_policy, plain_data
+from qat.transform.policy_record import CHECKPOINT_KEY, check_same_policy, describe_prepared
 from qat.transform.record import record_of
 
 
@@ -124,8 +124,8 @@ class QuantizationAwareTraining(L.Callback):
             check_compiler(trainer.strategy.root_device.type)
         if self.quantizer_optimizer is not None:
             check_separate_learning_rates(trainer)
-        if is_overridden("configure_model", pl_module):  # its layers do not exist before
-            run_after(pl_module, "configure_model", partial(self._prepare, trainer, pl_module, stage))
+        if (awaited := hook_to_await(pl_module, self.network)) is not None:
+            run_after(pl_module, awaited, partial(self._prepare, trainer, pl_module, stage))
         else:
             self._prepare(trainer, pl_module, stage)
         run_before(pl_module, "on_load_checkpoint", partial(self._check_checkpoint, trainer, pl_module))
@@ -146,10 +146,9 @@ class QuantizationAwareTraining(L.Callback):
                 check_trains_in_this_process(trainer.strategy)
             self.float_network = copy_model(network).cpu()
             copy_from_rank_zero(trainer, self.float_network)
-            prepare_(network, self.policy)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, NetworkExtension):
-                callback.on_prepared(pl_module, network)
+            draw = partial(first_inputs, trainer, pl_module, self.batches, self.inputs, self.calibration_seed)
+            prepare_in_module(trainer, network, self.policy, draw)
+        extend_network(trainer, pl_module, network)
 
     def _split_groups(self, pl_module: L.LightningModule) -> AbstractContextManager[None]:
         network = self.network_of(pl_module)
@@ -166,7 +165,7 @@ class QuantizationAwareTraining(L.Callback):
         return pl_module.get_submodule(self.network_name)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for name in ("configure_model", "on_load_checkpoint", "configure_optimizers"):
+        for name in ("setup", "configure_model", "on_load_checkpoint", "configure_optimizers"):
             unwrap_hook(pl_module, name)
         self._float_measurement.close()
         self._resume.detach(trainer, pl_module)
@@ -176,8 +175,9 @@ class QuantizationAwareTraining(L.Callback):
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        bits = bits_in_force(self.network_of(pl_module)) if self.staged else None
-        checkpoint[CHECKPOINT_KEY] = {"policy": plain_data(self.policy), "network": self.network_name, "bits": bits}
+        network = self.network_of(pl_module)
+        bits = bits_in_force(network) if self.staged else None
+        checkpoint[CHECKPOINT_KEY] = describe_prepared(network, self.policy, self.network_name, bits)
         if trainer.state.fn == TrainerFn.FITTING:
             checkpoint[RESUME_KEY] = self._resume.record(trainer, pl_module)
 
@@ -186,8 +186,12 @@ class QuantizationAwareTraining(L.Callback):
             self._resume.load(trainer, checkpoint)
 
     def _check_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        bits = check_policy(checkpoint, self.policy)
-        restore_bits(self.network_of(pl_module), bits, self.staged, trainer.state.fn == TrainerFn.FITTING)
+        bits, capture = check_policy(checkpoint, self.policy), checkpoint[CHECKPOINT_KEY].get("capture")
+        network, fitting = self.network_of(pl_module), trainer.state.fn == TrainerFn.FITTING
+        if prepare_as_in_checkpoint(network, self.float_network, self.policy, capture):
+            extend_network(trainer, pl_module, network)
+            repeat_averaging_setup(trainer, pl_module, "fit" if fitting else "test")
+        restore_bits(network, bits, self.staged, fitting)
 
     # Values ----------------------------------------------------------------------------------------------------------
 
@@ -252,21 +256,15 @@ class QuantizationAwareTraining(L.Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self._first_step_watch is not None:
-            self._first_step_watch.ran = False  # the sanity check does not count
+            self._first_step_watch.restart()  # the sanity check does not count
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """After the first step: check that it ran the prepared network, then compile the network."""
         if self._first_step_watch is None:
             return
-        self._first_step_watch.stop()
-        ran, self._first_step_watch = self._first_step_watch.ran, None
-        if not ran:
-            where = f"its submodule {self.network_name!r}" if self.network_name else "its own forward"
-            raise ValueError(
-                f"the first training step of {type(pl_module).__name__} did not run the network that was prepared, {where}: "
-                "call it in training_step as self(batch), or name the network that is trained, "
-                "QuantizationAwareTraining(policy, network=...)."
-            )
+        watch, self._first_step_watch = self._first_step_watch, None
+        watch.stop()
+        watch.check(pl_module, self.network_name or "")
         if self.compile:  # not before: hooks of the watch would be compiled, too
             compile_in_place(self.network_of(pl_module))
 

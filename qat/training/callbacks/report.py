@@ -41,7 +41,8 @@ from qat.training.comparison.rows import report_rows
 from qat.training.lightning.callback_lookup import find_callback, require_callback
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.rank_zero import run_on_rank_zero
-from qat.transform import prepare
+from qat.transform.policy_record import prepare_as_recorded
+from qat.transform.record import capture_of
 
 
 class Report(L.Callback):
@@ -124,7 +125,9 @@ class Report(L.Callback):
         if trainer.global_step == 0:
             self.step0 = copy_model(network).cpu().float()
         elif qat.float_network is not None:  # a resumed fit: the same network is made again
-            step0 = prepare(qat.float_network, qat.policy).to(pl_module.device)
+            step0 = copy_model(qat.float_network)
+            prepare_as_recorded(step0, qat.policy, capture_of(network))
+            step0.to(pl_module.device)
             qat.calibrate(trainer, pl_module, step0)
             self.step0 = step0.cpu()
         if trainer.is_global_zero:

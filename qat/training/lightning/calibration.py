@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from qat.contexts import training_mode
 from qat.torch_private import tree_leaves
 from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, batch_as_in_evaluation, move_inputs
+from qat.training.lightning.private_api import data_source
 from qat.transform import calibrate
 from qat.transform.distributed import shard
 
@@ -63,12 +65,8 @@ def calibration_inputs(
             f"the train dataloader is a {type(loader).__name__}: pass the network's inputs yourself, "
             "QuantizationAwareTraining(policy, batches=[...])."
         )
-    with isolate_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (datasets augment with the global state)
-        random.seed(seed)
-        with _generators_restored(loader):
-            batches = list(_draw_batches(loader, n_images, seed))
+    with _seeded(seed), _generators_restored(loader):
+        batches = list(_draw_batches(loader, n_images, seed))
     remaining = n_images
     for batch in batches:
         if remaining <= 0:
@@ -77,6 +75,45 @@ def calibration_inputs(
         with isolate_rng():
             torch.manual_seed(seed)
             yield inputs(batch_as_in_evaluation(trainer, module, batch))
+
+
+def first_inputs(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    batches: Iterable[NetworkInputs] | None,
+    inputs: BatchToInputs,
+    seed: int = 0,
+) -> NetworkInputs:
+    """The first of `batches`; without them, the inputs of two samples, before the loops have asked for their dataloaders.
+
+    Randomness is left alone, and the other arguments are those of `calibration_inputs`. A validation or test without a fit
+    has dataloaders of its own, and they are used.
+
+    Raises:
+        ValueError: the first dataloader is not a DataLoader of torch.
+    """
+    if batches is not None:
+        return next(iter(batches))
+    with _seeded(seed):
+        loader = data_source(trainer).dataloader()
+        while isinstance(loader, list | tuple | CombinedLoader) and not isinstance(loader, DataLoader):
+            found = loader.flattened if isinstance(loader, CombinedLoader) else loader
+            loader = found[0] if found else None
+        if not isinstance(loader, DataLoader):
+            raise ValueError(f"the first dataloader is a {type(loader).__name__}: pass one of torch.")
+        with _generators_restored(loader):
+            batch = next(_draw_batches(loader, 2, seed))
+        return inputs(batch_as_in_evaluation(trainer, module, batch))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside the `with`, the global random numbers are those of `seed`; afterwards, those that would have come."""
+    with isolate_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 (datasets augment with the global state)
+        random.seed(seed)
+        yield
 
 
 def _draw_batches(loader: DataLoader[Any], n_images: int, seed: int) -> Iterator[Any]:

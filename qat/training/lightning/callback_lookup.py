@@ -40,3 +40,10 @@ class NetworkExtension(L.Callback):
             pl_module: the user's LightningModule.
             network: the prepared network inside it, or `pl_module` itself.
         """
+
+
+def extend_network(trainer: Any, module: L.LightningModule, network: nn.Module) -> None:
+    """Let every `NetworkExtension` of the Trainer add to a network that has just been prepared."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, NetworkExtension):
+            callback.on_prepared(module, network)

@@ -48,8 +48,8 @@ def run_after(module: object, name: str, action: Callable[[], object]) -> None:
     """Wrap the hook `name` of this instance: `action` is called after it."""
 
     def around(hook: Callable[..., Any]) -> Callable[..., Any]:
-        def hook_then_action(*args: Any) -> Any:
-            result = hook(*args)
+        def hook_then_action(*args: Any, **options: Any) -> Any:
+            result = hook(*args, **options)
             action()
             return result
 

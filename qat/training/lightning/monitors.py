@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from qat.capture import serves_call
 from qat.quantizers import Quantizer
 from qat.torch_private import BatchNorm
 from qat.transform import quantizers
@@ -17,16 +20,46 @@ class ForwardMonitor:
 
     Args:
         network: the prepared network.
+
+    Attributes:
+        ran: whether it did.
+        other_call: the arguments of a call of the network that its graph does not serve; "".
     """
 
     def __init__(self, network: nn.Module) -> None:
         by_name = quantizers(network)
         activation = [q for name, q in by_name.items() if not name.endswith("weight_quantizer")]
-        self.ran = False
+        self.ran, self.other_call = False, ""
         self._handles = [q.register_forward_pre_hook(self._note) for q in activation or by_name.values()]
+        self._handles.append(network.register_forward_pre_hook(self._note_call, with_kwargs=True))
 
     def _note(self, *_: object) -> None:
         self.ran = True
+
+    def _note_call(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not serves_call(network, args, kwargs):
+            self.other_call = ", ".join([*(type(x).__name__ for x in args), *kwargs])
+
+    def restart(self) -> None:
+        """Forget what was noted."""
+        self.ran, self.other_call = False, ""
+
+    def check(self, module: nn.Module, network_name: str) -> None:
+        """Raise ValueError if the network of `module` was prepared and does not run."""
+        if self.ran:
+            return
+        kind = type(module).__name__
+        if self.other_call:
+            raise ValueError(
+                f"the first training step of {kind} called the network with ({self.other_call}), and its graph was captured "
+                "with other arguments, those of a batch: say what it is called with, QuantizationAwareTraining(policy, "
+                "inputs=lambda batch: {'x': batch['x']})."
+            )
+        where = f"its submodule {network_name!r}" if network_name else "its own forward"
+        raise ValueError(
+            f"the first training step of {kind} did not run the network that was prepared, {where}: call it in training_step "
+            "as self(batch), or name the network that is trained, QuantizationAwareTraining(policy, network=...)."
+        )
 
     def stop(self) -> None:
         """Remove the hooks."""

@@ -20,6 +20,7 @@ from lightning.pytorch.loops.utilities import _is_max_limit_reached
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -113,6 +114,17 @@ def train_loader(trainer: L.Trainer) -> CombinedLoader | None:
 def train_data_source(trainer: L.Trainer) -> Any:
     """The object whose method `dataloader()` gives Lightning the train dataloaders, also those given to `fit`."""
     return trainer.fit_loop._data_source
+
+
+def data_source(trainer: L.Trainer) -> Any:
+    """The same of whatever the Trainer does now: a fit, a validation, a test or a prediction."""
+    loops: dict[Any, Any] = {
+        TrainerFn.FITTING: trainer.fit_loop,
+        TrainerFn.VALIDATING: trainer.validate_loop,
+        TrainerFn.TESTING: trainer.test_loop,
+        TrainerFn.PREDICTING: trainer.predict_loop,
+    }
+    return loops[trainer.state.fn]._data_source
 
 
 def get_reload_epoch(trainer: L.Trainer) -> float:

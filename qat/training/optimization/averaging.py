@@ -23,16 +23,18 @@ from qat.transform.record import is_prepared_root
 AVERAGING = (WeightAveraging, StochasticWeightAveraging)
 
 
-def repeat_averaging_setup(trainer: Any, module: L.LightningModule, stage: str, earlier: Sequence[L.Callback]) -> None:
+def repeat_averaging_setup(
+    trainer: Any, module: L.LightningModule, stage: str, earlier: Sequence[L.Callback] | None = None
+) -> None:
     """Let averaging callbacks copy the module again.
 
     Args:
         trainer: the Trainer of the fit.
         module: the user's LightningModule, with quantizers.
         stage: of `Callback.setup`.
-        earlier: callbacks whose `setup` ran before the quantizers were inserted.
+        earlier: callbacks whose `setup` ran before the quantizers were inserted. None: all.
     """
-    for callback in earlier:
+    for callback in trainer.callbacks if earlier is None else earlier:
         if isinstance(callback, AVERAGING):
             callback.setup(trainer, module, stage)
 
