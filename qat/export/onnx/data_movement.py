@@ -69,9 +69,9 @@ def write_adaptive_max_pool(graph: QdqGraph, node: fx.Node, operation: AdaptiveM
         return graph.node("MaxPool", [graph.input(node)], name, kernel_shape=windows, strides=windows)
     tensor = graph.input(node)
     for axis, size, parts in zip(range(len(shape) - axes, len(shape)), sizes, operation.size, strict=True):
-        windows = [_maximum_of_window(graph, tensor, axis, size, parts, i, name) for i in range(parts)]
+        maxima = [_maximum_of_window(graph, tensor, axis, size, parts, i, name) for i in range(parts)]
         last = axis == len(shape) - 1
-        tensor = graph.node("Concat", windows, name if last else f"{name}_axis_{axis}", axis=axis)
+        tensor = graph.node("Concat", maxima, name if last else f"{name}_axis_{axis}", axis=axis)
     return tensor
 
 
