@@ -128,7 +128,7 @@ def test_a_network_of_hugging_face_is_fitted_and_loaded(tmp_path: Path) -> None:
         return {"input_ids": batch["ids"], "attention_mask": batch["mask"]}
 
     module, data = Bert(), Sentences(images=False)
-    fitting = trainer(tmp_path, QuantizationAwareTraining("w8a8", inputs=named))
+    fitting = trainer(tmp_path, QuantizationAwareTraining("w8a8", inputs=named, quantizer_lr_ratio=0.01))
     fitting.fit(module)
     fitting.save_checkpoint(tmp_path / "bert.ckpt")
     loaded = qat.load_checkpoint(tmp_path / "bert.ckpt", Bert)
