@@ -28,6 +28,7 @@ from torch.utils._pytree import (
 )
 
 __all__ = [
+    "FLAT_WEIGHTS",
     "BatchNorm",
     "HigherOrderOperator",
     "MappingKey",
@@ -36,6 +37,7 @@ __all__ = [
     "SequenceKey",
     "TreeSpec",
     "assert_function",
+    "flat_weights",
     "forward_pre_hooks",
     "padding_of_every_side",
     "pruned_tensor",
@@ -58,6 +60,15 @@ Operator = OpOverload
 
 assert_function = torch._assert
 """The `assert` of networks that want to be traced: (condition, message)."""
+
+FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
+"""Where a recurrent layer keeps its parameters a second time, in the order of cuDNN."""
+
+
+def flat_weights(module: nn.Module) -> list[Tensor | None]:
+    """The weights of a recurrent layer, as it reads them now, in the order of cuDNN."""
+    names: Any = module._flat_weights_names
+    return [getattr(module, name, None) for name in names]
 
 
 def tensor_version(tensor: Tensor) -> int:

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from qat.capture import CaptureError, capture, copy_model
-from qat.integer.convert_layer import weight_only_layer
+from qat.integer.convert_layer import weight_only
 from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
-from qat.nn import is_quantized
+from qat.nn import quantized_weights
 from qat.transform.mode import quantizers
 from qat.transform.policy_record import plain_data
 from qat.transform.record import record_of
@@ -57,9 +57,9 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def _with_weight_only_layers(model: nn.Module) -> nn.Module:
-    """Replace every quantized layer in place; input quantizers keep rounding."""
+    """Replace every module with quantized weights in place; input quantizers keep rounding."""
     for name, module in list(model.named_modules()):
-        if is_quantized(module):
+        if quantized_weights(module):
             owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, weight_only_layer(module))
+            setattr(model.get_submodule(owner), attribute, weight_only(module))
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qat.granularity import PerGroup
 from qat.integer.absorb import IntegerWeights, absorb, absorb_batch_norm, check_fits_int32, in_units_of_the_accumulator
@@ -14,10 +14,11 @@ from qat.integer.layers import (
     IntegerConvTranspose,
     IntegerLayer,
     IntegerLinear,
-    WeightOnlyLayer,
     transposed_padding,
 )
-from qat.nn import as_quantized, gain_and_shift, is_quantized
+from qat.integer.weight_only import StoredMatrix, WeightOnlyLayer, WeightOnlyModule
+from qat.nn import as_quantized, drop_matrices, gain_and_shift, is_quantized, quantized_weights
+from qat.quantizers import Quantizer
 
 
 def has_integer_form(layer: nn.Module) -> bool:
@@ -63,18 +64,30 @@ def norm_layer(norm: nn.Module | None, x: Encoding, output: Encoding) -> Integer
     return IntegerConv(*arguments, conv=depthwise)
 
 
-def weight_only_layer(layer: nn.Module) -> nn.Module:
-    """The layer with stored weight codes and float arithmetic; the layer itself if its weight is not quantized."""
-    if not is_quantized(layer) or as_quantized(layer).weight_quantizer is None:
-        return layer
-    quantizer = as_quantized(layer).weight_quantizer
-    assert quantizer is not None
-    weight = as_quantized(layer).weight.detach()
+def weight_only(module: nn.Module) -> nn.Module:
+    """The module with stored weight codes and float arithmetic; the module itself if it has no quantized weight.
+
+    It is taken apart: it loses its weight quantizers.
+    """
+    stored = {name: _codes(weight.detach(), quantizer) for name, weight, quantizer in quantized_weights(module)}
+    if not stored:
+        return module
+    if is_quantized(module):
+        module.register_module("weight_quantizer", None)
+        return WeightOnlyLayer(module, *stored["weight"])
+    labels = {name: quantizer.label for name, _, quantizer in quantized_weights(module)}
+    drop_matrices(module)
+    return WeightOnlyModule(
+        module, {name: StoredMatrix(labels[name], *arguments) for name, arguments in stored.items()}
+    )
+
+
+def _codes(weight: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor, Tensor, torch.Size, int]:
+    """What `StoredWeight` takes."""
     granularity, shape = quantizer.spec.granularity, tuple(weight.shape)
     codes = quantizer.quantize(weight)  # first: some quantizers take their scale from the weight they see
     scale, zero_point = (granularity.broadcastable(p, shape) for p in quantizer.qparams())
-    layer.register_module("weight_quantizer", None)
-    return WeightOnlyLayer(layer, codes, scale, zero_point, granularity.view(weight).shape, quantizer.spec.grid.bits)
+    return codes, scale, zero_point, granularity.view(weight).shape, quantizer.spec.grid.bits
 
 
 def _with_weights(

@@ -16,11 +16,12 @@ from qat.integer.convert_layer import (
     has_integer_form,
     integer_layer,
     norm_layer,
-    weight_only_layer,
+    weight_only,
 )
 from qat.integer.convert_operation import integer_module, integer_movement
 from qat.integer.integer_model import IntegerModel
 from qat.integer.modules import Dequantize, DynamicQuantize, LookUp, Quantize, Requantize
+from qat.integer.weight_only import WeightOnlyModule
 from qat.operations import BatchNormalization, Layer, Move, Rectify, Role, describe_graph, has_form_alone
 from qat.quantizers import Dynamic, DynamicPerToken, LookupTable, Quantizer
 
@@ -52,6 +53,7 @@ class GraphConverter:
         self.root, self.new_graph = nn.Module(), fx.Graph()
         self.operations = describe_graph(source, graph)
         self.made: dict[Value, fx.Node] = {}
+        self.weight_only: dict[int, nn.Module] = {}
         self.encodings: dict[fx.Node, Encoding] = {}
         """How the codes of each tensor are read that lies on a grid fixed before the tensor is known."""
         for node in graph.nodes:
@@ -249,11 +251,11 @@ class GraphConverter:
         if operation.role in (Role.LAYER, Role.NORM) and (step := self._layer_to(node, name, None)) is not None:
             return step
         if isinstance(operation, Layer):
-            return self._copy(node, lambda n: Value(n, "float"), weight_only_layer(operation.module))
+            return self._copy(node, lambda n: Value(n, "float"))
         return self._copy(node, lambda n: Value(n, "float"))
 
-    def _copy(self, node: fx.Node, form: Callable[[fx.Node], Value], module: nn.Module | None = None) -> Step:
-        """The same operation in the new graph, on one form of each of its inputs. module: called instead of its own."""
+    def _copy(self, node: fx.Node, form: Callable[[fx.Node], Value]) -> Step:
+        """The same operation in the new graph, on one form of each of its inputs."""
         if node.op == "get_attr":
             return Step((), lambda: self._constant(node))
         needs = tuple(form(n) for n in node.all_input_nodes)
@@ -262,7 +264,12 @@ class GraphConverter:
             new = dict(zip(node.all_input_nodes, made, strict=True))
             args, kwargs = fx.map_arg((node.args, node.kwargs), new.__getitem__)
             if node.op == "call_module":
-                call = self._call(str(node.target), module or self._module(node), *args)
+                module = self._weight_only(self._module(node))
+                if isinstance(module, WeightOnlyModule):
+                    weights = zip(module.matrices, module.stored, strict=True)
+                    given = {key: self._call(f"{node.target}.{key}", weight) for key, weight in weights}
+                    module, kwargs = WeightOnlyModule(module.module, {}), {**kwargs, "given": given}
+                call = self._call(str(node.target), module, *args)
                 call.kwargs = kwargs
                 return call
             target = node.target
@@ -271,6 +278,12 @@ class GraphConverter:
             return self.new_graph.create_node(node.op, target, args, kwargs, name=node.name)
 
         return Step(needs, build)
+
+    def _weight_only(self, module: nn.Module) -> nn.Module:
+        """`weight_only`, the same for every call of the module."""
+        if id(module) not in self.weight_only:
+            self.weight_only[id(module)] = weight_only(module)
+        return self.weight_only[id(module)]
 
     def _constant(self, node: fx.Node) -> fx.Node:
         name = str(node.target).replace(".", "_")

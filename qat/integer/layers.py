@@ -1,4 +1,4 @@
-"""Convolution and linear layers: on codes, on dynamic inputs, and with integer weights alone."""
+"""Convolution and linear layers on codes and on dynamic inputs. `weight_only.py` has those with integer weights alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from qat.integer import arithmetic
 from qat.integer.arithmetic import Encoding
 from qat.integer.modules import IntegerModule
-from qat.nn import as_quantized
 
 
 class IntegerLayer(IntegerModule):
@@ -187,42 +186,6 @@ class DynamicLayer(IntegerModule):
         if self.per_token:
             return accumulator.float() * weight_scale * scale + bias
         return accumulator.float() * (scale * weight_scale) + bias
-
-
-class WeightOnlyLayer(nn.Module):
-    """A layer whose weight is stored as codes and whose arithmetic is float32: weight-only and per-group quantization.
-
-    Args:
-        layer: the float layer; its own weight is not used.
-        codes: weight codes; stored as int8, or as uint8 if none is negative.
-        scale: one per channel or group; broadcasts against `view`. Stored as float32.
-        zero_point: likewise.
-        view: shape of the weight in which scale and zero_point broadcast.
-        bits: how many bits the codes need.
-    """
-
-    weight: Tensor
-    weight_scale: Tensor
-    weight_zero_point: Tensor
-
-    def __init__(
-        self, layer: nn.Module, codes: Tensor, scale: Tensor, zero_point: Tensor, view: torch.Size, bits: int
-    ) -> None:
-        super().__init__()
-        self.layer, self.view, self.weight_bits = layer, view, bits
-        self.register_buffer("weight", codes.to(torch.int8 if int(codes.min()) < 0 else torch.uint8))
-        self.register_buffer("weight_scale", scale.float())
-        self.register_buffer("weight_zero_point", zero_point)
-
-    def dequantized(self) -> Tensor:
-        """The float weight, in the shape of the layer's weight."""
-        codes = self.weight.reshape(self.view).float()
-        return ((codes - self.weight_zero_point) * self.weight_scale).reshape(self.weight.shape)
-
-    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
-        layer = as_quantized(self.layer)
-        x = x if layer.input_quantizer is None else layer.input_quantizer(x)
-        return layer.compute(x, self.dequantized(), *others, **named)
 
 
 def explicit_padding(conv: Convolution) -> tuple[tuple[int, ...], tuple[int, ...]]:

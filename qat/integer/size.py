@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from qat.nn import as_quantized, is_quantized
+from qat.nn import quantized_weights
 
 
 def stored_bytes(model: nn.Module) -> int:
@@ -16,8 +16,7 @@ def stored_bytes(model: nn.Module) -> int:
     bits = 0
     counted: set[int] = set()
     for module in model.modules():
-        if is_quantized(module) and (quantizer := as_quantized(module).weight_quantizer) is not None:
-            weight = as_quantized(module).weight
+        for _, weight, quantizer in quantized_weights(module):
             bits += weight.numel() * quantizer.spec.grid.bits + 32 * quantizer.n_qparams
             counted |= {id(weight), *(id(t) for t in (*quantizer.parameters(), *quantizer.buffers()))}
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.contexts import training_mode
-from qat.nn import as_quantized, is_quantized
+from qat.nn import quantized_weights
 from qat.observers import MinMax
 from qat.quantizers import Dynamic, Mode, Quantizer
 from qat.transform.batches import call_model
@@ -75,10 +75,9 @@ def calibrate(
 
 def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object]) -> None:
     """Show every weight and all batches to the observers."""
-    for module in filter(is_quantized, model.modules()):
-        layer = as_quantized(module)
-        if layer.weight_quantizer is not None:
-            layer.weight_quantizer(layer.weight)
+    for module in model.modules():
+        for _, weight, quantizer in quantized_weights(module):
+            quantizer(weight)
     with weight_quantizers_off(model):
         for batch in batches:
             forward(model, batch)
@@ -162,6 +161,5 @@ def weight_quantizers_off(model: nn.Module) -> Any:
 
 
 def _weight_quantizers(model: nn.Module) -> Iterator[Quantizer]:
-    for module in filter(is_quantized, model.modules()):
-        if (quantizer := as_quantized(module).weight_quantizer) is not None:
-            yield quantizer
+    for module in model.modules():
+        yield from (quantizer for _, _, quantizer in quantized_weights(module))

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from qat.granularity import PerChannel, PerGroup
-from qat.nn import as_quantized, is_layer, is_quantized, layer_type, parameters_of_weight
+from qat.nn import (
+    as_quantized,
+    has_quantized_matrices,
+    is_layer,
+    is_quantized,
+    layer_type,
+    matrix_type,
+    parameters_of_weight,
+    quantized_weights,
+)
 from qat.quantizers import Quantizer
 from qat.quantizers.codebook import Codebook
 from qat.transform.record import record_of
@@ -51,6 +60,12 @@ def inspect(model: nn.Module) -> Inspection:
             operation = layer_type(module).__name__
             weight, activation = describe(layer.weight_quantizer), describe(layer.input_quantizer)
             lines.append(Line(name, "layer", operation, weight, activation if layer.input_quantizer else ""))
+        elif has_quantized_matrices(module):
+            kind = matrix_type(module)
+            lines += [
+                Line(f"{name}.{key}", "layer", kind, describe(quantizer), "")
+                for key, _, quantizer in quantized_weights(module)
+            ]
         elif is_layer(module):
             lines.append(Line(name, "layer", layer_type(module).__name__, "float", ""))
         elif isinstance(module, Quantizer) and name.startswith("sites."):
@@ -67,6 +82,7 @@ def weights_in_float(model: nn.Module, named: int = 3) -> list[str]:
     """
     layers = [module for module in model.modules() if is_layer(module) or is_quantized(module)]
     in_table = {id(parameter) for layer in layers for parameter in parameters_of_weight(layer)}
+    in_table |= {id(weight) for module in model.modules() for _, weight, _ in quantized_weights(module)}
     found = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from qat.nn import layer_type
+from qat.nn import layer_type, matrices_of, matrix_type
 from qat.operations import (
     Add,
     Elementwise,
@@ -51,7 +51,8 @@ class Site:
 class Plan:
     """Where quantization goes in one graph.
 
-    layers: name -> rule, in the order in which the layers run. sites: in graph order. float_edges: tensors left in float.
+    layers: name -> rule, in the order in which the layers run, then other modules with weight matrices. sites: in graph order.
+    float_edges: tensors left in float.
     """
 
     layers: dict[str, Rule]
@@ -77,7 +78,13 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
     nonnegative = _nonnegative(operations)
     layer_names = [str(node.target) for node in graph.nodes if operations[node].role is Role.LAYER]
     types = {name: layer_type(model.get_submodule(name)).__name__ for name in layer_names}
-    layers = policy.assign(list(types.items()))
+    others = {
+        str(node.target): matrix_type(module)
+        for node in graph.nodes
+        if operations[node].role is Role.FLOAT and node.op == "call_module"
+        if matrices_of(module := model.get_submodule(str(node.target)))
+    }
+    layers = policy.assign(list(types.items()), list(others.items()))
     residual = policy.residual_rule()
     sites: list[Site] = []
     float_edges: list[str] = []

@@ -175,20 +175,24 @@ class Policy:
             except ValueError as error:
                 raise ValueError(f"residual_bits: {error}") from None
 
-    def assign(self, layers: Sequence[tuple[str, str]]) -> dict[str, Rule]:
+    def assign(self, layers: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]] = ()) -> dict[str, Rule]:
         """The rule of each layer. Layers without a rule stay in float.
 
         Args:
             layers: (name, type name) in the order in which they run.
+            others: modules with weight matrices of which the weight's part of a rule holds (recurrent layers, ...). None is
+                the first or the last layer, unless there is no layer.
 
         Raises:
             ValueError: a rule matches no layer.
         """
+        layers, others = (layers, others) if layers else (others, ())
         assigned: dict[str, Rule] = {}
         for rule_name, rule in self.rules.items():
             matched = [n for i, (n, type_name) in enumerate(layers) if rule.matches(n, type_name, i, len(layers))]
+            matched += [n for n, type_name in others if rule.matches(n, type_name, 1, 3)]  # neither first nor last
             if not matched:
-                names = ", ".join(n for n, _ in layers) or "none at all"
+                names = ", ".join(n for n, _ in (*layers, *others)) or "none at all"
                 raise ValueError(
                     f"rule {rule_name!r} with match={rule.match!r} matches no layer; quantizable layers: {names}."
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from qat.capture import (
     works_in_place,
 )
 from qat.contexts import training_mode
-from qat.nn import channel_axis, is_layer, layer_type, quantize_layer
+from qat.nn import channel_axis, is_layer, layer_type, matrices_of, matrix_type, quantize_layer, quantize_matrices
 from qat.quantizers import Mode, Quantizer
 from qat.torch_private import tree_leaves
 from qat.transform.example import Example, LazyExample, arguments_of, describe_example
@@ -132,7 +133,11 @@ def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> N
     if hasattr(model, "sites"):
         raise ValueError(f"{type(model).__name__} has an attribute 'sites', where its quantizers would go: rename it.")
     for name, rule in planned.layers.items():
-        _quantize_layer(model.get_submodule(name), name, rule.weight, None)
+        module = model.get_submodule(name)
+        if is_layer(module):
+            _quantize_layer(module, name, rule.weight, None)
+        else:
+            _quantize_matrices(module, name, rule.weight)
     sites = nn.ModuleDict()
     model.add_module("sites", sites)
     for site in planned.sites:
@@ -184,8 +189,12 @@ def _swap_layers(model: nn.Module, policy: Policy) -> None:
         for name, m in model.named_modules()
         if is_layer(m) and not isinstance(m, nn.Embedding)
     }
-    for name, rule in policy.assign(list(named.items())).items():
+    others = {name: matrix_type(m) for name, m in model.named_modules() if matrices_of(m)}
+    for name, rule in policy.assign(list(named.items()), list(others.items())).items():
         layer = model.get_submodule(name)
+        if name in others:
+            _quantize_matrices(layer, name, rule.weight)
+            continue
         input_rule = rule.input_of(type(layer))
         input_quantizer = input_rule.build() if input_rule else None
         _quantize_layer(layer, name, rule.weight, input_quantizer)
@@ -207,6 +216,20 @@ def _quantize_layer(layer: nn.Module, name: str, rule: TensorRule | None, input_
             quantizer.label = f"{name}.{suffix}"
             quantizer.to(weight.device)
     quantize_layer(layer, weight_quantizer, input_quantizer)
+
+
+def _quantize_matrices(module: nn.Module, name: str, rule: TensorRule | None) -> None:
+    """Give each weight matrix a quantizer with one scale per row, or per group where groups divide the rows."""
+    found: dict[str, Quantizer] = {}
+    for key in matrices_of(module) if rule else ():
+        assert rule is not None
+        weight = module.get_parameter(key)
+        divides = rule.group_size is None or weight[0].numel() % rule.group_size == 0
+        fitting = rule if divides else replace(rule, granularity="per_channel", group_size=None)
+        found[key] = fitting.build(tuple(weight.shape)).to(weight.device)
+        found[key].label = f"{name}.{key}"
+    if found:
+        quantize_matrices(module, found)
 
 
 def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: bool) -> None:

@@ -14,8 +14,9 @@ from qat.integer import IntegerModel, stored_bytes
 from qat.integer.absorb import absorb
 from qat.integer.arithmetic import Encoding
 from qat.integer.fingerprint import fingerprint
-from qat.integer.layers import IntegerLayer, WeightOnlyLayer
+from qat.integer.layers import IntegerLayer
 from qat.integer.modules import IntegerMean
+from qat.integer.weight_only import WeightOnlyLayer
 from qat.nn import as_quantized
 from qat.operations import Mean
 from tests.networks import INTEGER, Gate, OptionA, Rows, build, images

@@ -618,11 +618,7 @@ def test_no_fused_layer_passes_quantizers_by() -> None:
     integer = qat.convert(prepared)
     with torch.no_grad():
         torch.testing.assert_close(integer(x), fused)
-    (note,) = [n for n in qat.inspect(prepared).notes if n.startswith("weights of other layers")]
-    assert note == (
-        "weights of other layers stay in float, 47% of all: encoder.layers.0.self_attn.in_proj_weight, "
-        "encoder.layers.0.self_attn.out_proj.weight."
-    )
+    assert not [note for note in qat.inspect(prepared).notes if note.startswith("weights of other layers")]
 
 
 class Auxiliary(nn.Module):

@@ -12,14 +12,8 @@ from torch import fx, nn
 
 from qat.export.onnx.float_operations import write_float_module
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
-from qat.integer.layers import (
-    DynamicLayer,
-    IntegerConv,
-    IntegerConvTranspose,
-    IntegerLayer,
-    IntegerLinear,
-    WeightOnlyLayer,
-)
+from qat.integer.layers import DynamicLayer, IntegerConv, IntegerConvTranspose, IntegerLayer, IntegerLinear
+from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer
 
 
 def write_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConv) -> str:
@@ -137,7 +131,12 @@ def write_weight_only_layer(graph: QdqGraph, node: fx.Node, module: WeightOnlyLa
     return write_float_layer(graph, node, module.layer, weight)
 
 
-def dequantized_once(graph: QdqGraph, module: WeightOnlyLayer, name: str) -> str:
+def write_stored_matrix(graph: QdqGraph, node: fx.Node, module: StoredMatrix) -> str:
+    """Write a stored matrix; returns the name of its float values."""
+    return dequantized_once(graph, module, tensor_name(node))
+
+
+def dequantized_once(graph: QdqGraph, module: StoredWeight, name: str) -> str:
     """(codes - zero_point) * scale, as the module computes it; the runtime does so once, when it loads the file.
 
     A DequantizeLinear would be computed in every call, keep BatchNorm from being folded, and make ONNX Runtime replace
@@ -168,4 +167,5 @@ LAYERS: dict[type[nn.Module], Callable[[QdqGraph, fx.Node, Any], str]] = {
     IntegerLinear: write_linear,
     DynamicLayer: write_dynamic_layer,
     WeightOnlyLayer: write_weight_only_layer,
+    StoredMatrix: write_stored_matrix,
 }

@@ -76,12 +76,10 @@ class OnnxRuntimeNetwork(nn.Module):
         return OnnxRuntimeNetwork(self.path, self.threads)
 
 
-def stored_codes(path: str | Path, layers: Iterable[str]) -> dict[str, Tensor]:
-    """The unpacked weight codes in the file of those `layers` that are quantized in their weight alone."""
-    tensors = {
-        t.name.partition("_weight_codes")[0]: t for t in onnx.load(str(path)).graph.initializer if "_codes" in t.name
-    }
-    codes = {name: onnx.numpy_helper.to_array(tensors[name]) for name in layers if name in tensors}
+def stored_codes(path: str | Path, weights: Iterable[str]) -> dict[str, Tensor]:
+    """The unpacked codes in the file of those `weights` ("conv1_weight", ...) whose layers compute in float."""
+    tensors = {t.name.rpartition("_codes")[0]: t for t in onnx.load(str(path)).graph.initializer if "_codes" in t.name}
+    codes = {name: onnx.numpy_helper.to_array(tensors[name]) for name in weights if name in tensors}
     return {name: torch.from_numpy(c.astype(np.int16)) for name, c in codes.items()}
 
 

@@ -24,8 +24,9 @@ from qat.export.onnx.without_graph import is_converted_without_graph
 from qat.export.prepared_agreement import PreparedAgreement
 from qat.export.verification import FileProof, SiteAgreement, Verification, differing
 from qat.integer import IntegerModel
-from qat.integer.layers import DynamicLayer, IntegerConv, WeightOnlyLayer
+from qat.integer.layers import DynamicLayer, IntegerConv
 from qat.integer.modules import DynamicQuantize, IntegerModule, Quantize
+from qat.integer.weight_only import StoredWeight, stored_weights
 from qat.operations import Role, describe_graph
 from qat.torch_private import tree_leaves, tree_map_only
 from qat.transform.batches import positional_arguments
@@ -118,10 +119,11 @@ class _Run:
         self.within = f" (within {self.tolerance:g} of the largest)" if self.tolerance else ""
         self.examples: tuple[Any, ...] = ()
         self.same_answers = self.answers = 0
-        weights = {n: m.weight for n, m in integer.named_modules() if isinstance(m, WeightOnlyLayer)}
+        weights = stored_weights(integer)
         for name, stored in stored_codes(path, weights).items():
-            ours = weights[name].reshape(stored.shape).cpu()
-            self._site(f"{name}.weight", ours).compare(ours, stored)
+            label, weight = weights[name]
+            ours = weight.weight.reshape(stored.shape).cpu()
+            self._site(label, ours).compare(ours, stored)
 
     def see(self, inputs: tuple[Tensor, ...]) -> None:
         """One batch through the integer model, the file and, if there is one, the prepared network."""
@@ -236,7 +238,7 @@ def _open(path: str | Path, integer: IntegerModel) -> SiteSession:
 def _computes_in_float(module: nn.Module) -> bool:
     """Whether the runtime computes this layer as float sums: it has no integer kernel for a convolution with float output."""
     unfused = isinstance(module, IntegerConv) and module.output is None
-    return unfused or isinstance(module, WeightOnlyLayer | DynamicLayer)
+    return unfused or isinstance(module, StoredWeight | DynamicLayer)
 
 
 def _ends_in_float(model: IntegerModel) -> bool:

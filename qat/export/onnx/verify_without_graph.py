@@ -12,7 +12,7 @@ from torch import nn
 from qat.export.onnx.outputs import named_outputs
 from qat.export.onnx.runtime import OnnxRuntimeNetwork, operators, stored_codes
 from qat.export.verification import SiteAgreement, Verification
-from qat.integer.layers import WeightOnlyLayer
+from qat.integer.weight_only import stored_weights
 from qat.transform.batches import positional_arguments
 
 
@@ -30,14 +30,17 @@ def verify_without_graph(path: str | Path, model: nn.Module, batches: Iterable[A
         FileNotFoundError: there is no such file.
     """
     network = OnnxRuntimeNetwork(path)
-    weights = {n: m.weight.cpu() for n, m in model.named_modules() if isinstance(m, WeightOnlyLayer)}
+    weights = stored_weights(model)
     found = stored_codes(path, weights)
     if missing := sorted(set(weights) - set(found)):
-        raise ValueError(f"{path} has no weights of {', '.join(missing)}: it was written from another model.")
+        raise ValueError(
+            f"{path} has no weights of {', '.join(weights[n][0] for n in missing)}: it was written from another model."
+        )
     sites: dict[str, SiteAgreement] = {}
     for name, codes in found.items():
-        site = sites[f"{name}.weight"] = SiteAgreement(f"{name}.weight", tuple(codes.shape))
-        site.compare(weights[name].reshape(codes.shape).to(codes.dtype), codes)
+        label, weight = weights[name]
+        site = sites[label] = SiteAgreement(label, tuple(codes.shape))
+        site.compare(weight.weight.cpu().reshape(codes.shape).to(codes.dtype), codes)
     result = Verification(operators=operators(path))
     same = answers = 0
     for batch in batches:

@@ -21,8 +21,8 @@ from qat.export.onnx.qdq_graph import QdqGraph
 from qat.export.onnx.tensor_names import TensorNames
 from qat.export.onnx.trials import check_outputs
 from qat.integer import Encoding, IntegerModel
-from qat.integer.layers import WeightOnlyLayer
-from qat.nn import as_quantized, is_quantized
+from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer, WeightOnlyModule
+from qat.nn import as_quantized, compute_with, is_quantized
 from qat.quantizers import Dynamic, Quantizer
 from qat.torch_private import tree_map
 
@@ -41,7 +41,7 @@ def onnx_model_without_graph(model: nn.Module, example_inputs: Examples, dynamic
     one, other = inputs.trial(0), inputs.trial(1)
     with torch.no_grad():
         expected = named_outputs(single(**dict(zip(inputs.values, other, strict=True))))
-    parts = {name: part for name, part in single.named_modules() if isinstance(part, Quantizer | WeightOnlyLayer)}
+    parts = {name: part for name, part in single.named_modules() if isinstance(part, Quantizer | StoredWeight)}
     exported = _torch_export(_with_markers(copy.deepcopy(single)), inputs, one)
     file = _Writer(exported, inputs, list(expected), parts).model_proto()
     check_outputs(file, dict(named_tensors(other, inputs.names.values())), expected)
@@ -50,7 +50,7 @@ def onnx_model_without_graph(model: nn.Module, example_inputs: Examples, dynamic
 
 def is_converted_without_graph(model: nn.Module) -> bool:
     """Whether this is what `qat.convert` made of a model without a graph."""
-    return not isinstance(model, IntegerModel) and any(isinstance(m, WeightOnlyLayer) for m in model.modules())
+    return not isinstance(model, IntegerModel) and any(isinstance(m, StoredWeight) for m in model.modules())
 
 
 def _arguments(model: nn.Module) -> fx.Graph:
@@ -92,16 +92,38 @@ class _MarkedLayer(nn.Module):
         layer: Any = self.layer
         weight = layer.weight
         if self.stored:
-            weight = torch.onnx.ops.symbolic(
-                f"{DOMAIN}::Weight",
-                (self.anchor,),
-                {"part": self.name},
-                dtype=torch.float32,
-                shape=layer.weight.shape,
-                version=1,
-            )
+            weight = _marked_weight(self.name, layer.weight.shape, self.anchor)
         result: Tensor = layer.compute(self.input(x), weight)
         return result
+
+
+class _MarkedModule(nn.Module):
+    """A module whose stored matrices are operators of our own domain that name them."""
+
+    anchor: Tensor
+
+    def __init__(self, name: str, part: WeightOnlyModule) -> None:
+        super().__init__()
+        self.module = part.module
+        self.shapes = {
+            key: (f"{name}.stored.{i}", part.get_buffer(f"stored.{i}.weight").shape)
+            for i, key in enumerate(part.matrices)
+        }
+        self.register_buffer("anchor", torch.zeros(1))
+
+    def __getattr__(self, name: str) -> Any:
+        own = name in ("module", "anchor")
+        return super().__getattr__(name) if own else getattr(super().__getattr__("module"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        weights = {key: _marked_weight(name, shape, self.anchor) for key, (name, shape) in self.shapes.items()}
+        return compute_with(self.module, weights, *args, **kwargs)
+
+
+def _marked_weight(name: str, shape: torch.Size, anchor: Tensor) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::Weight", (anchor,), {"part": name}, dtype=torch.float32, shape=shape, version=1
+    )
 
 
 def _with_markers(model: nn.Module) -> nn.Module:
@@ -112,6 +134,8 @@ def _with_markers(model: nn.Module) -> nn.Module:
             continue
         if isinstance(part, WeightOnlyLayer):
             replaced[name] = _MarkedLayer(name, part.layer, part)
+        elif isinstance(part, WeightOnlyModule):
+            replaced[name] = _MarkedModule(name, part)
         elif is_quantized(part):
             replaced[name] = _MarkedLayer(name, part, None)
         elif isinstance(part, Quantizer):
@@ -191,8 +215,9 @@ class _Writer:
     def _weight(self, part: str, anchor: str) -> str:
         if part not in self.weights:
             layer = self.parts[part]
-            assert isinstance(layer, WeightOnlyLayer)
-            self.weights[part] = dequantized_once(self.graph, layer, f"{part}_weight")
+            assert isinstance(layer, StoredWeight)
+            name = part if isinstance(layer, StoredMatrix) else f"{part}_weight"
+            self.weights[part] = dequantized_once(self.graph, layer, name)
         return self.weights[part]
 
     def _quantized(self, part: str, real: str) -> str:

@@ -28,7 +28,7 @@ class ForwardMonitor:
 
     def __init__(self, network: nn.Module) -> None:
         by_name = quantizers(network)
-        activation = [q for name, q in by_name.items() if not name.endswith("weight_quantizer")]
+        activation = [q for q in by_name.values() if not q.is_weight]
         self.ran, self.other_call = False, ""
         self._handles = [q.register_forward_pre_hook(self._note) for q in activation or by_name.values()]
         self._handles.append(network.register_forward_pre_hook(self._note_call, with_kwargs=True))

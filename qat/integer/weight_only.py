@@ -1,0 +1,108 @@
+"""Layers and other modules whose weights are stored as codes and whose arithmetic is float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.nn import as_quantized, compute_with
+
+
+class StoredWeight(nn.Module):
+    """A weight as codes.
+
+    Args:
+        codes: weight codes; stored as int8, or as uint8 if none is negative.
+        scale: one per channel or group; broadcasts against `view`. Stored as float32.
+        zero_point: likewise.
+        view: shape of the weight in which scale and zero_point broadcast.
+        bits: how many bits the codes need.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+
+    def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor, view: torch.Size, bits: int) -> None:
+        super().__init__()
+        self.view, self.weight_bits = view, bits
+        self.register_buffer("weight", codes.to(torch.int8 if int(codes.min()) < 0 else torch.uint8))
+        self.register_buffer("weight_scale", scale.float())
+        self.register_buffer("weight_zero_point", zero_point)
+
+    def dequantized(self) -> Tensor:
+        """The float weight, in the shape of the layer's weight."""
+        codes = self.weight.reshape(self.view).float()
+        return ((codes - self.weight_zero_point) * self.weight_scale).reshape(self.weight.shape)
+
+
+class WeightOnlyLayer(StoredWeight):
+    """A layer whose weight is stored as codes and whose arithmetic is float32: weight-only and per-group quantization.
+
+    Args:
+        layer: the float layer; its own weight is not used.
+        stored: as `StoredWeight` takes them.
+    """
+
+    def __init__(self, layer: nn.Module, *stored: Any) -> None:
+        super().__init__(*stored)
+        self.layer = layer
+
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+        layer = as_quantized(self.layer)
+        x = x if layer.input_quantizer is None else layer.input_quantizer(x)
+        return layer.compute(x, self.dequantized(), *others, **named)
+
+
+class StoredMatrix(StoredWeight):
+    """One matrix of a module, as codes; forward returns it as float32. label: its name in the model."""
+
+    def __init__(self, label: str, *stored: Any) -> None:
+        super().__init__(*stored)
+        self.label = label
+
+    def forward(self) -> Tensor:
+        return self.dequantized()
+
+
+class WeightOnlyModule(nn.Module):
+    """A module with matrices (`qat.nn.MATRICES`) that are stored as codes; its arithmetic is float32.
+
+    Args:
+        module: with quantized matrices, which it loses.
+        stored: the name of each matrix -> what is stored; empty if every call is given the matrices.
+    """
+
+    def __init__(self, module: nn.Module, stored: Mapping[str, StoredMatrix]) -> None:
+        super().__init__()
+        self.module, self.matrices = module, tuple(stored)
+        self.stored = nn.ModuleList(stored.values())
+
+    def __getattr__(self, name: str) -> Any:
+        """Its own, or the module's: code around a module reads its options (`self_attn.batch_first`)."""
+        own = name == "module" or any(
+            name in vars(self).get(kind, ()) for kind in ("_buffers", "_modules", "_parameters")
+        )
+        return super().__getattr__(name) if own else getattr(super().__getattr__("module"), name)
+
+    def forward(self, *args: Any, given: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
+        """given: the matrices by name, in place of the stored ones."""
+        weights = (
+            dict(zip(self.matrices, (weight() for weight in self.stored), strict=True)) if given is None else given
+        )
+        return compute_with(self.module, weights, *args, **kwargs)
+
+
+def stored_weights(model: nn.Module) -> dict[str, tuple[str, StoredWeight]]:
+    """All weights whose layers compute in float: what their codes are called in a file -> (name in the model, weight)."""
+    return {
+        name if isinstance(m, StoredMatrix) else f"{name}_weight": (
+            m.label if isinstance(m, StoredMatrix) else f"{name}.weight",
+            m,
+        )
+        for name, m in model.named_modules()
+        if isinstance(m, StoredWeight)
+    }
