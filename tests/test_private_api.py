@@ -155,6 +155,7 @@ MEMBERS = [
     of_torch("a pruning hook", "_tensor_name", pruning_hook, "find weights that hooks compute", BELOW_TRAINING),
     of_torch("torch", "_assert", lambda: torch, "leave assertions out of graphs", BELOW_TRAINING),
     of_torch("torch", "_ops", lambda: torch, "name operations", BELOW_TRAINING),
+    of_torch("LSTM", "_flat_weights_names", lambda: nn.LSTM(1, 1), "let it read other weights", BELOW_TRAINING),
     of_torch("an operation", "_schema", lambda: torch.ops.aten.relu.default, "name its arguments", BELOW_TRAINING),
     of_torch("torch", "_C", lambda: torch, "name the arguments of operations", BELOW_TRAINING),
     of_torch("_C", "_jit_get_schemas_for_operator", lambda: torch._C, "name arguments", BELOW_TRAINING),
