@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def results(names: list[str], jobs: int, **limits: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Measure networks, `jobs` at a time."""
+    """Measure networks, `jobs` at a time; each is returned when it is done."""
     with ThreadPoolExecutor(jobs) as pool:
-        for name, record in zip(names, pool.map(partial(measure_in_process, **limits), names), strict=True):
-            yield name, {**record, "commit": source_state(ROOT / "qat")[0]}
+        running = {pool.submit(measure_in_process, name, **limits): name for name in names}
+        for done in as_completed(running):
+            yield running[done], {**done.result(), "commit": source_state(ROOT / "qat")[0]}
 
 
 def optional_packages() -> dict[str, str]:
@@ -62,7 +62,9 @@ def main() -> None:
     limits = {"seconds": options.seconds, "memory": options.memory, "threads": options.threads}
     print(f"{len(names)} networks; not installed: {', '.join(sorted(absent)) or 'nothing'}", flush=True)
     for name, record in results(names, options.jobs, **limits):
-        recorded[name] = record
+        recorded = {
+            n: {**recorded, name: record}[n] for n in cases() if n == name or n in recorded
+        }  # always in one order
         write_measurement(
             options.out, {"packages": optional_packages(), "limits": limits, "policy": "w8a8", "networks": recorded}
         )

@@ -60,7 +60,7 @@ ARCHITECTURES: tuple[tuple[str, str, dict[str, Any], Inputs], ...] = (
     ("MistralForCausalLM", "MistralConfig", ROTARY, TEXT),
     ("Qwen2ForCausalLM", "Qwen2Config", ROTARY, TEXT),
     ("T5EncoderModel", "T5Config", T5, MASKED),
-    ("BartForSequenceClassification", "BartConfig", SEQ2SEQ, TEXT),
+    ("BartModel", "BartConfig", SEQ2SEQ, TEXT),
     ("WhisperEncoder", "WhisperConfig", WHISPER, noise(16, 64)),
     ("Wav2Vec2ForCTC", "Wav2Vec2Config", SPEECH, noise(1600)),
     ("ViTForImageClassification", "ViTConfig", VISION, IMAGE),

@@ -28,7 +28,7 @@ def summary(networks: Records) -> str:
         by_source.setdefault(name.partition("/")[0], []).append(record)
     rows = [_summary_row(source, records) for source, records in by_source.items()]
     rows.append(_summary_row("**all**", list(networks.values())))
-    header = ("from", "networks", "prepared", "of them not layer by layer", "off equals float", "train", "exported",
+    header = ("from", "networks", "prepared", "of them not layer by layer", "off, float to the bit", "train", "exported",
               "right file", f"at least {ENOUGH:.0%} in integers", "silently wrong", "false alarm")  # fmt: skip
     return markdown_table(header, rows, text_columns=1)
 

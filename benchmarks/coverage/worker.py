@@ -17,6 +17,8 @@ from qat.files import write_atomically
 
 PATIENCE = 8
 """Limit of the clock over that of the processor: for a machine that does other work."""
+FORK_SERVER_GONE = 255
+"""What multiprocessing returns for the exit code of a process whose parent, the fork server, is gone."""
 IMPORTED_ONCE = ["benchmarks.coverage.worker", "torch.onnx", "onnxscript", "onnxruntime", "timm", "transformers"]
 
 
@@ -39,6 +41,8 @@ def measure_in_process(name: str, seconds: float, memory: float, threads: int) -
         if process.is_alive():
             process.kill()
             process.join()
+        if process.exitcode == FORK_SERVER_GONE:
+            raise RuntimeError(f"the process that starts the others was ended while {name} was measured.")
         record: Record = json.loads(out.read_text()) if out.is_file() else {"running": "start"}
     if (stage := record.pop("running", None)) is not None:
         record.setdefault("failures", {})[stage] = _reason(process.exitcode or 0, seconds)

@@ -91,6 +91,8 @@ def test_a_network_that_amplifies_noise_is_not_called_wrong():
     assert not judge.right({**record, "sensitivity_db": 15.0})
     assert not judge.right(record)
     assert not judge.right({**record, "sensitivity_db": 7.0, "segment_db": 9.0})
+    assert not judge.right({**record, "sensitivity_db": 7.0, "off_equal": False, "off_db": 60.0})
+    assert judge.right({**record, "sensitivity_db": 7.0, "off_equal": False, "off_db": 140.0})
     assert judge.falsely_alarmed({**record, "sensitivity_db": 7.0, "alarm": "far"})
 
 
