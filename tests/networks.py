@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,7 +99,7 @@ INTEGER = (OptionA, Inverted, Inception, Rows)
 """Quantized from end to end."""
 
 
-def build(network: type[nn.Module], seed: int = 0) -> nn.Module:
+def build(network: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """Random weights and BatchNorm statistics, negative gains included; evaluation mode."""
     torch.manual_seed(seed)
     model = network()

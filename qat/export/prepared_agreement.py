@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qat.contexts import training_mode
+from qat.export.outputs import named_outputs
 from qat.export.verification import SQNR_ALARM
 from qat.integer import IntegerModel, arithmetic
 from qat.integer.modules import IntegerModule
@@ -33,6 +35,10 @@ class _Power:
         both = wanted != got  # equal infinities are equal
         self.signal += wanted[wanted.isfinite()].square().sum().item()
         self.noise += (wanted - got)[both].square().sum().item()
+
+    def join(self, other: _Power) -> None:
+        self.signal, self.noise = self.signal + other.signal, self.noise + other.noise
+        self.wrong = self.wrong or other.wrong
 
     @property
     def sqnr_db(self) -> float:
@@ -68,15 +74,40 @@ class PreparedAgreement:
         labels = {name: name if name in named else name.rstrip("_") for name in modules}  # convert avoids taken names
         self._quantizers = {name: named[label] for name, label in labels.items() if label in named}
         self._power: dict[str, _Power] = {}
+        self._restarted: dict[str, _Power] = {}
         self.samples = self.changes = 0
 
-    def see(self, inputs: Sequence[Tensor], codes: Mapping[str, Tensor]) -> object:
-        """Compare all sites with the integer model's codes; returns what the prepared network returns."""
+    def see(self, inputs: Sequence[Tensor], codes: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        """Compare all sites, outputs and decisions of one batch with the integer model's.
 
-        def compare(name: str, wanted: Tensor) -> None:
+        With few bits a code that falls on the other side of a rounding edge moves many behind it. So a batch with a tensor
+        below `SQNR_ALARM` runs again with the integer model's codes in all sites: what still differs is each segment's own.
+        """
+        batch: dict[str, _Power] = {}
+        self._see_decisions(self._run(inputs, codes, outputs, batch, restarted=False), outputs)
+        _add(self._power, batch)
+        if any(power.sqnr_db < SQNR_ALARM for power in batch.values()):
+            own: dict[str, _Power] = {}
+            self._run(inputs, codes, outputs, own, restarted=True)
+            _add(self._restarted, own)
+
+    def _run(
+        self,
+        inputs: Sequence[Tensor],
+        codes: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        power: dict[str, _Power],
+        restarted: bool,
+    ) -> dict[str, Any]:
+        """The prepared network's outputs; `restarted`: computed behind each site from the integer model's codes."""
+
+        def compare(name: str, wanted: Tensor) -> Tensor | None:
             encoding = self._encodings[name]
-            if name in codes and encoding is not None:
-                self._power.setdefault(name, _Power()).add(wanted, arithmetic.dequantize(codes[name], encoding))
+            if name not in codes or encoding is None:
+                return None
+            got = arithmetic.dequantize(codes[name], encoding)
+            power.setdefault(name, _Power()).add(wanted, got)
+            return got.to(wanted) if restarted and got.shape == wanted.shape else None
 
         hooks = [
             quantizer.register_forward_hook(lambda _m, _i, out, name=name: compare(name, out))
@@ -84,21 +115,19 @@ class PreparedAgreement:
         ]
         try:
             with torch.no_grad(), training_mode(self.prepared, False), mode(self.prepared, Mode.QUANTIZE):
-                return self.prepared(*inputs)
+                returned = dict(zip(outputs, named_outputs(self.prepared(*inputs)).values(), strict=True))
         finally:
             for hook in hooks:
                 hook.remove()
+        for name, wanted in returned.items():
+            if wanted.is_floating_point():
+                power.setdefault(name, _Power()).add(wanted, outputs[name])
+        return returned
 
-    def see_outputs(self, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
-        """Compare outputs by name."""
-        for name, of_prepared in wanted.items():
-            if of_prepared.is_floating_point() and name in got:
-                self._power.setdefault(name, _Power()).add(of_prepared, got[name])
-
-    def see_predictions(self, wanted: Tensor, got: Tensor) -> None:
-        """Count decisions that differ."""
-        self.samples += wanted.numel()
-        self.changes += int((wanted != got).sum()) if wanted.shape == got.shape else wanted.numel()
+    def _see_decisions(self, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+        ours, its = (predictions(next(iter(x.values())).cpu()) for x in (wanted, got))
+        self.samples += ours.numel()
+        self.changes += int((ours != its).sum()) if ours.shape == its.shape else ours.numel()
 
     @property
     def prediction_changes(self) -> float:
@@ -111,12 +140,25 @@ class PreparedAgreement:
 
     def alarm(self) -> str:
         """A sentence that names the first tensor that is not what was trained; "" if there is none."""
-        for name, power in self._power.items():
-            if power.sqnr_db < SQNR_ALARM:
-                found = f"has {power.wrong}" if power.wrong else f"is {power.sqnr_db:.1f} dB"
-                return (
-                    f"The integer model does not compute what was trained: its {name} {found} "
-                    f"beside the prepared network's, where {SQNR_ALARM:g} dB are the least that rounding explains; it is the "
-                    f"first of {sum(p.sqnr_db < SQNR_ALARM for p in self._power.values())} such tensors."
-                )
-        return ""
+        wrong = [
+            n for n, p in self._power.items() if p.sqnr_db < SQNR_ALARM and self._restarted[n].sqnr_db < SQNR_ALARM
+        ]
+        if not wrong:
+            return ""
+        power = self._restarted[wrong[0]]
+        found = f"has {power.wrong}" if power.wrong else f"is {power.sqnr_db:.1f} dB"
+        return (
+            f"The integer model does not compute what was trained: its {wrong[0]} {found} beside the prepared network's, from "
+            f"the same codes, where {SQNR_ALARM:g} dB are the least that rounding explains; it is the first of {len(wrong)} "
+            "such tensors."
+        )
+
+
+def _add(total: dict[str, _Power], batch: Mapping[str, _Power]) -> None:
+    for name, power in batch.items():
+        total.setdefault(name, _Power()).join(power)
+
+
+def predictions(output: Tensor) -> Tensor:
+    """The class with the largest output, per sample and pixel (if there are any); for (N,), whether it is positive."""
+    return output.argmax(dim=1) if output.ndim > 1 else output > 0

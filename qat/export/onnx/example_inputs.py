@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qat.export.onnx.outputs import joined_name
 from qat.export.onnx.tensor_names import TensorNames
+from qat.export.outputs import joined_name
 from qat.torch_private import tree_flatten_with_path, tree_leaves, tree_map, tree_map_only
 
 Examples = Tensor | tuple[Any, ...] | Mapping[str, Any]

@@ -63,6 +63,10 @@ def export_onnx(model: nn.Module, example_inputs: Examples, path: str | Path, dy
         ValueError: the model is not an integer model with a graph, it cannot run with other sizes of the free axes, or an
             operation has no ONNX form here; the message names it.
     """
+    if isinstance(example_inputs, str | Path):
+        raise ValueError(
+            f"example_inputs={str(example_inputs)!r} is no batch: write export_onnx(model, example_inputs, path)."
+        )
     if isinstance(model, IntegerModel):
         file = onnx_model(model, example_inputs, dynamic)
     elif is_converted_without_graph(model):

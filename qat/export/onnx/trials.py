@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from qat.export.onnx.example_inputs import ExampleInputs, named_tensors
 from qat.export.onnx.example_outputs import ExampleOutputs, example_outputs
-from qat.export.onnx.outputs import named_outputs
 from qat.export.onnx.runtime import session
+from qat.export.outputs import named_outputs
 
 LARGEST_ERROR = 0.1
 """Relative error of an output beyond which a file does not fit other sizes; codes at rounding thresholds may differ."""

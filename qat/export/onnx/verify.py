@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from qat.export.exercise import Exercise
 from qat.export.onnx.example_inputs import resized
 from qat.export.onnx.export import onnx_model
-from qat.export.onnx.outputs import named_outputs
 from qat.export.onnx.proof import check_proof, example_shapes, free_axes, record_verification
 from qat.export.onnx.runtime import operators, stored_codes
 from qat.export.onnx.site_session import SiteSession
 from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.verify_without_graph import verify_without_graph
 from qat.export.onnx.without_graph import is_converted_without_graph
-from qat.export.prepared_agreement import PreparedAgreement
+from qat.export.outputs import named_outputs
+from qat.export.prepared_agreement import PreparedAgreement, predictions
 from qat.export.verification import FileProof, SiteAgreement, Verification, differing
 from qat.integer import IntegerModel
 from qat.integer.layers import DynamicLayer, IntegerConv
@@ -68,7 +68,7 @@ def verify(
         integer: the result of `qat.convert`.
         batches: model inputs: each a tensor, or a sequence that begins with them (labels are ignored).
         prepared: the network that was converted. With it, its sites (fake-quantized, in evaluation mode) are compared with
-            those of the integer model: below 20 dB, `Verification.alarm` and a warning say so.
+            those of the integer model: below 20 dB, from equal codes, `Verification.alarm` and a warning say so.
         record: whether to write the result into the file's metadata.
 
     Returns:
@@ -133,11 +133,7 @@ class _Run:
             returned, codes = self.integer.codes(*inputs)
         expected = dict(zip(self.session.outputs, named_outputs(returned).values(), strict=True))
         if self.prepared is not None:
-            returned = named_outputs(self.prepared.see(inputs, codes))
-            of_prepared = dict(zip(expected, returned.values(), strict=True))
-            self.prepared.see_outputs(of_prepared, expected)
-            decided = (predictions(next(iter(x.values())).cpu()) for x in (of_prepared, expected))
-            self.prepared.see_predictions(*decided)
+            self.prepared.see(inputs, codes, expected)
         ours = {name: x.cpu() for name, x in (codes | expected).items()}
         self.exercise.see_codes({name: ours[name] for name in codes})
         outputs, its_codes = self.session(*inputs)
@@ -250,8 +246,3 @@ def _ends_in_float(model: IntegerModel) -> bool:
     return not all(
         n.op == "call_module" and isinstance(model.get_submodule(str(n.target)), IntegerModule) for n in results
     )
-
-
-def predictions(output: Tensor) -> Tensor:
-    """The class with the largest output, per sample and pixel (if there are any); for (N,), whether it is positive."""
-    return output.argmax(dim=1) if output.ndim > 1 else output > 0

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qat.export.onnx.outputs import named_outputs
 from qat.export.onnx.runtime import OnnxRuntimeNetwork, operators, stored_codes
+from qat.export.outputs import named_outputs
 from qat.export.verification import SiteAgreement, Verification
 from qat.integer.weight_only import stored_weights
 from qat.transform.batches import positional_arguments

@@ -16,10 +16,10 @@ from qat.contexts import quiet
 from qat.export.onnx.example_inputs import ExampleInputs, Examples, FreeAxes, bind, named_tensors
 from qat.export.onnx.graph_writer import OPSET
 from qat.export.onnx.integer_layers import dequantized_once
-from qat.export.onnx.outputs import named_outputs
 from qat.export.onnx.qdq_graph import QdqGraph
 from qat.export.onnx.tensor_names import TensorNames
 from qat.export.onnx.trials import check_outputs
+from qat.export.outputs import named_outputs
 from qat.integer import Encoding, IntegerModel
 from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer, WeightOnlyModule
 from qat.nn import as_quantized, compute_with, is_quantized
