@@ -19,7 +19,7 @@ PATIENCE = 8
 """Limit of the clock over that of the processor: for a machine that does other work."""
 FORK_SERVER_GONE = 255
 """What multiprocessing returns for the exit code of a process whose parent, the fork server, is gone."""
-IMPORTED_ONCE = ["benchmarks.coverage.worker", "torch.onnx", "onnxscript", "onnxruntime", "timm", "transformers"]
+IMPORTED_ONCE = ["benchmarks.coverage.worker", "benchmarks.coverage.preloaded", "onnxruntime", "timm", "transformers"]
 
 
 def measure_in_process(name: str, seconds: float, memory: float, threads: int) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import qat
-from qat.export.onnx import torch_onnx
+from qat.export.onnx import equivalents, torch_onnx
 
 
 class Between(nn.Module):
@@ -238,6 +239,54 @@ def test_all_islands_take_one_call_and_equal_ones_one_export(tmp_path: Path, mon
     (templates,) = exports
     assert all(len(template.instances) == 3 for template in templates)
     assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, IMAGES)]).exact
+
+
+class Bags(nn.Module):
+    """Weights that are stored as codes and read in float."""
+
+    def __init__(self, recurrent: bool) -> None:
+        super().__init__()
+        self.embedding, self.bag = nn.Embedding(20, 6), nn.EmbeddingBag(20, 6, mode="max", padding_idx=3)
+        self.between = nn.RNN(6, 6, batch_first=True) if recurrent else nn.Identity()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        between = self.between(self.embedding(x))
+        between = between[0] if isinstance(self.between, nn.RNN) else between
+        return self.head(self.bag(x) + between.mean(1))
+
+
+@pytest.mark.parametrize("recurrent", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_what_is_stored_as_codes_takes_one_call_and_verify_none(
+    recurrent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, exports = torch_onnx._torch_export, []
+    monkeypatch.setattr(torch_onnx, "_torch_export", lambda given: exports.append(given) or export(given))
+    x = torch.randint(20, (4, 3))
+    integer = written(Bags(recurrent), x, tmp_path / "model.onnx")
+    assert qat.verify(tmp_path / "model.onnx", integer, [x[:3]]).exact
+    assert len(exports) == 1
+    for rnn in (m for m in integer.modules() if isinstance(m, nn.RNN)):  # whose bias is a constant of the export
+        with torch.no_grad():
+            rnn.bias_hh_l0.add_(1)
+        assert qat.verify(tmp_path / "model.onnx", integer, [x[:3]]).stored
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding_idx", [None, 3, -1])
+def test_bags_of_embeddings_in_writable_functions(mode: str, padding_idx: int | None) -> None:
+    torch.manual_seed(0)
+    weight, indices = torch.randn(9, 5), torch.tensor([3, 8, 1, 3, 3, 8, 0, 2])
+    options: dict[str, Any] = {"mode": mode, "padding_idx": padding_idx}
+    cases: list[tuple[Tensor, dict[str, Any]]] = [
+        (indices.reshape(2, 4), options),
+        (indices, {**options, "offsets": torch.tensor([0, 3, 3, 5])}),
+        (indices, {**options, "offsets": torch.tensor([0, 2, 8]), "include_last_offset": True}),
+    ]
+    if mode == "sum":
+        cases += [(indices.reshape(4, 2), {**options, "per_sample_weights": torch.randn(4, 2)})]
+    for x, given in cases:
+        torch.testing.assert_close(equivalents.embedding_bag(x, weight, **given), F.embedding_bag(x, weight, **given))
 
 
 def test_operations_are_tried_with_the_examples_own_values(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
+from qat.integer.weight_only import WeightOnlyLayer
 from qat.torch_private import tree_map_only
 
 SIMPLE = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
@@ -181,12 +183,24 @@ def _tensors_of(module: nn.Module, recurse: bool = True) -> list[tuple[str, Tens
 def weights_of(module: fx.GraphModule) -> dict[str, Tensor]:
     """The parameters and buffers of an island's module by name, in the order in which the island calls their owners.
 
-    Those of recurrent layers are left out: they keep a second list of their weights.
+    Those of recurrent layers are left out: they keep a second list of their weights. So are those that nothing reads: the
+    float weight of a layer whose weight is stored as codes.
     """
     weights: dict[str, Tensor] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":
             called = module.get_submodule(str(node.target))
             if not any(isinstance(part, nn.RNNBase) for part in called.modules()):
-                weights |= {f"{node.target}.{name}": x.detach() for name, x in _tensors_of(called)}
+                own = "layer.weight" if isinstance(called, WeightOnlyLayer) else ""
+                weights |= {f"{node.target}.{name}": x.detach() for name, x in _tensors_of(called) if name != own}
     return weights
+
+
+def hash_of_constants(module: fx.GraphModule, inputs: Collection[str]) -> bytes:
+    """A hash of the numbers of an island's module, but for those of these names."""
+    digest = hashlib.sha256()
+    for name, tensor in _tensors_of(module):
+        if name not in inputs:
+            digest.update(f"{name.count('.')} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()

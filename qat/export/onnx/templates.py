@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
-from qat.export.onnx.islands import Island, as_module, key_of, weights_of
+from qat.export.onnx.islands import Island, as_module, hash_of_constants, key_of, weights_of
 
 
 @dataclass
@@ -41,10 +41,10 @@ class Template:
     lifted: bool = True
 
     @property
-    def is_function(self) -> bool:
-        """Whether no number of the model is a constant of what is exported."""
-        module = self.instances[0].module
-        return self.lifted and len(self.weights) == sum(1 for _ in (*module.parameters(), *module.buffers()))
+    def identity(self) -> Any:
+        """Equal for templates that torch.onnx writes alike: the key, and the numbers that are constants of what it writes."""
+        names = self.instances[0].weights if self.lifted else ()
+        return self.key, self.lifted, tuple(hash_of_constants(i.module, names) for i in self.instances)
 
     @property
     def weights(self) -> list[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.contexts import quiet
+from qat.export.onnx.equivalents import WritableFunctions
 from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
 from qat.export.onnx.graph_writer import OPSET, NoOnnxFormError
 from qat.export.onnx.islands import Island, find_islands
@@ -37,16 +38,24 @@ class Written:
     outputs: Sequence[str]
 
 
-_before: WeakKeyDictionary[nn.Module, dict[Any, list[Written]]] = WeakKeyDictionary()
+Before = dict[Any, Written | None]
+_before: WeakKeyDictionary[nn.Module, Before] = WeakKeyDictionary()
 
 
-def written_before(model: nn.Module) -> dict[Any, list[Written]]:
-    """What torch.onnx wrote of this model, by the keys of the templates, so that `verify` does not wait for it again."""
+def written_before(model: nn.Module) -> Before:
+    """What torch.onnx wrote of this model, by the identity of the templates, so that `verify` does not wait for it again.
+
+    None for those that are unusable.
+    """
     return _before.setdefault(model, {})
 
 
 class UnusableExportError(Exception):
-    """What torch.onnx wrote computes something else, or cannot be copied."""
+    """What torch.onnx wrote computes something else, or cannot be copied. templates: those at fault, if that is known."""
+
+    def __init__(self, templates: Sequence[Template] = ()) -> None:
+        super().__init__()
+        self.templates = templates
 
 
 def export_templates(templates: Sequence[Template]) -> list[Written]:
@@ -61,12 +70,16 @@ def export_templates(templates: Sequence[Template]) -> list[Written]:
     if model.functions or any(n.domain or any(a.HasField("g") for a in n.attribute) for n in model.graph.node):
         raise UnusableExportError
     written = list(_separated(model.graph, templates))
-    for template, of_template in zip(templates, written, strict=True):
-        read = {name for node in of_template.nodes for name in node.input} | set(of_template.outputs)
-        if template.lifted and not set(of_template.inputs[len(template.shapes) :]) <= read:
-            raise UnusableExportError  # a weight is read in another way than by its name
+    if at_fault := [t for t, w in zip(templates, written, strict=True) if not _reads_its_weights(t, w)]:
+        raise UnusableExportError(at_fault)
     _check(model, templates)
     return written
+
+
+def _reads_its_weights(template: Template, written: Written) -> bool:
+    """Whether no weight is read in another way than by its name."""
+    read = {name for node in written.nodes for name in node.input} | set(written.outputs)
+    return not template.lifted or set(written.inputs[len(template.shapes) :]) <= read
 
 
 class _Functions(nn.Module):
@@ -97,7 +110,8 @@ def _torch_export(templates: Sequence[Template]) -> onnx.ModelProto:
         inputs += template.weights
         free += [{} for _ in template.weights]
     try:
-        with quiet(["root", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes"]):
+        loggers = ["root", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes"]
+        with quiet(loggers), WritableFunctions():
             program = torch.onnx.export(
                 _Functions(templates), tuple(inputs), dynamo=True, opset_version=OPSET, dynamic_shapes=(tuple(free),)
             )
@@ -143,9 +157,10 @@ def _check(model: onnx.ModelProto, templates: Sequence[Template]) -> None:
             ]
             feeds = {i.name: x.numpy() for i, x in zip(model.graph.input, tensors, strict=True)}
             results = runtime.run(None, feeds)
-            expected = [x for i in instances for x in i.expected]
-            if not all(map(_agree, expected, results)):
-                raise UnusableExportError
+            found = iter(results)
+            agree = [[_agree(x, next(found)) for x in i.expected] for i in instances]
+            if at_fault := [t for t, same in zip(templates, agree, strict=True) if not all(same)]:
+                raise UnusableExportError(at_fault)
     except UnusableExportError:
         raise
     except Exception as error:  # the runtime has no kernel for it; its exceptions have no common base class
@@ -177,7 +192,7 @@ class TorchOnnxWriter:
         graph: QdqGraph,
         model: fx.GraphModule,
         run: Callable[[Collection[fx.Node]], tuple[ExampleOutputs, ExampleOutputs]],
-        before: dict[Any, list[Written]],
+        before: Before,
     ) -> None:
         self.graph, self.model, self.run, self.before = graph, model, run, before
 
@@ -187,42 +202,48 @@ class TorchOnnxWriter:
         Raises:
             NoOnnxFormError: torch.onnx cannot write an operation, or what it writes computes something else.
         """
-        for template, written in self._exported(islands):
+        for template, written in self._exported(self._templates(islands)):
             for instance in template.instances:
                 self._copy(instance, written, list(instance.weights.values()) if template.lifted else [])
 
-    def _exported(self, islands: Sequence[Island]) -> list[tuple[Template, Written]]:
+    def _templates(self, islands: Sequence[Island]) -> list[Template]:
         if not islands:
             return []
         with_data = {node for island in islands for node in (*island.sources, *island.results)}
-        templates = templates_of(self.model, islands, self.graph.names, self.run(with_data))
-        keys = tuple(t.key for t in templates)
-        if keys in self.before:
-            return list(zip(templates, self.before[keys], strict=True))
-        try:
-            written = export_templates(templates)
-            if all(t.is_function for t in templates):
-                self.before[keys] = written
-            return list(zip(templates, written, strict=True))
-        except UnusableExportError:
-            return [pair for t in templates for pair in self._one(t, already_tried=len(templates) == 1)]
+        return templates_of(self.model, islands, self.graph.names, self.run(with_data))
 
-    def _one(self, template: Template, already_tried: bool) -> list[tuple[Template, Written]]:
-        """Export a template alone; if that fails, with weights as constants; if that fails, operation by operation."""
-        constant = [
-            Template(template.key, template.shapes, [instance], lifted=False) for instance in template.instances
-        ]
-        for attempt in ([template], constant)[already_tried:]:
-            try:
-                return [(t, export_templates([t])[0]) for t in attempt]
-            except UnusableExportError as error:
-                cause = error
+    def _exported(self, templates: Sequence[Template]) -> list[tuple[Template, Written]]:
+        """All templates and what torch.onnx made of them; simpler ones in place of those that are unusable."""
+        self._export([t for t in templates if t.identity not in self.before])
+        usable = [(t, written) for t in templates if (written := self.before[t.identity]) is not None]
+        simpler = [s for t in templates if self.before[t.identity] is None for s in self._simpler(t)]
+        return usable + self._exported(simpler) if simpler else usable
+
+    def _export(self, templates: Sequence[Template]) -> None:
+        """Export templates in as few calls as possible, each of which takes seconds, and remember what comes of them."""
+        if not templates:
+            return
+        try:
+            self.before |= zip([t.identity for t in templates], export_templates(templates), strict=True)
+        except UnusableExportError as error:
+            at_fault = error.templates or templates[: len(templates) == 1]
+            self.before |= dict.fromkeys((t.identity for t in at_fault), None)
+            rest = [t for t in templates if t.identity not in self.before]
+            half = 0 if at_fault else len(rest) // 2
+            self._export(rest[:half])
+            self._export(rest[half:])
+
+    def _simpler(self, template: Template) -> list[Template]:
+        """The same islands with weights as constants; if they are already, operation by operation."""
+        if template.lifted and template.weights:
+            return [Template(template.key, template.shapes, [i], lifted=False) for i in template.instances]
         nodes = [n for i in template.instances for n in i.island.nodes if n in self.graph.names]
         if len(nodes) == 1:
             target = self.model.get_submodule(str(nodes[0].target)) if nodes[0].op == "call_module" else nodes[0].target
-            raise NoOnnxFormError(target, tensor_name(nodes[0])) from cause
-        singles = [find_islands(self.model.graph, [n], self.graph.names.__contains__, lambda _: True)[0] for n in nodes]
-        return self._exported(singles)
+            raise NoOnnxFormError(target, tensor_name(nodes[0]))
+        return self._templates(
+            [find_islands(self.model.graph, [n], self.graph.names.__contains__, lambda _: True)[0] for n in nodes]
+        )
 
     def _copy(self, instance: Instance, written: Written, weights: Sequence[Tensor]) -> None:
         """Copy all nodes and constants of an island into the graph."""
