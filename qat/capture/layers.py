@@ -30,11 +30,13 @@ def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
         Whether a module was recast.
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    by_weight: dict[tuple[fx.Node, fx.Node | None], list[FunctionalCall]] = {}
+    by_weight: dict[
+        tuple[fx.Node, fx.Node | None, type[nn.Module]], list[FunctionalCall]
+    ] = {}  # an embedding may be tied
     for node in graph.nodes:
         call = functional_call(node)
         if call is not None and all(parameter_nodes(n, parameters) for n in (call.weight, call.bias) if n is not None):
-            by_weight.setdefault((call.weight, call.bias), []).append(call)
+            by_weight.setdefault((call.weight, call.bias, call.layer), []).append(call)
     changed = False
     for calls in by_weight.values():
         owner = owner_of(calls[0].weight)

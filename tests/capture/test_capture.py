@@ -138,3 +138,24 @@ def test_torch_export_captures_what_torch_fx_cannot_trace() -> None:
     assert not torch.equal(prepared.norm.running_mean, model.norm.running_mean)
     assert prepared.drop.training
     assert pickle.loads(pickle.dumps(prepared))(other)["y"].shape == (5, 2) if qat.calibrate(prepared, [x]) else False
+
+
+def test_an_embedding_that_is_tied_to_a_linear_layer_and_read_by_both() -> None:
+    """As in GPT-2 and OPT, from functions of one parameter."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+            self.head.weight = self.words.weight
+
+        def forward(self, words: Tensor, **unused: Tensor) -> Tensor:
+            return self.head(self.words(words).tanh())
+
+    model, words = Tied().eval(), torch.randint(9, (2, 5))
+    prepared = qat.prepare(model, "w8a8", words)
+    assert [n for n, m in prepared.named_modules() if is_quantized(m)] == ["words", "head"]
+    prepared.head.weight.data.add_(1)
+    model.head.weight.data.add_(1)
+    with qat.mode(prepared, qat.Mode.OFF):
+        assert torch.equal(prepared(words), model(words))
