@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import (
     MappingKey,
     SequenceKey,
@@ -30,6 +31,7 @@ from torch.utils._pytree import (
 __all__ = [
     "FLAT_WEIGHTS",
     "BatchNorm",
+    "DispatchMode",
     "HigherOrderOperator",
     "MappingKey",
     "Operator",
@@ -54,6 +56,9 @@ __all__ = [
 
 BatchNorm = _BatchNorm
 """Base class of BatchNorm1d, 2d, 3d and SyncBatchNorm, and of what Lightning leaves behind of the latter."""
+
+DispatchMode = TorchDispatchMode
+"""Base class of what sees every operation of ATen inside its `with`."""
 
 Operator = OpOverload
 """An operation of torch.ops with its types of arguments, whose text is its path: "aten.conv2d.default"."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import pytest
 import torch
+import torch.utils._python_dispatch
 import torch.utils._pytree
 from lightning.fabric.utilities import cloud_io
 from lightning.pytorch.callbacks import StochasticWeightAveraging
@@ -153,6 +154,7 @@ MEMBERS = [
     ),
     of_torch("Module", "_forward_pre_hooks", nn.Identity, "find weights that hooks compute", BELOW_TRAINING),
     of_torch("a pruning hook", "_tensor_name", pruning_hook, "find weights that hooks compute", BELOW_TRAINING),
+    of_torch("utils", "_python_dispatch", lambda: torch.utils, "count multiply-adds", BELOW_TRAINING),
     of_torch("torch", "_assert", lambda: torch, "leave assertions out of graphs", BELOW_TRAINING),
     of_torch("torch", "_ops", lambda: torch, "name operations", BELOW_TRAINING),
     of_torch("LSTM", "_flat_weights_names", lambda: nn.LSTM(1, 1), "let it read other weights", BELOW_TRAINING),

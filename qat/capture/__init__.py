@@ -10,6 +10,7 @@ from qat.capture.capture import (
     needs_example_inputs,
 )
 from qat.capture.copying import copy_model
+from qat.capture.following import stop_following
 from qat.capture.in_place import make_out_of_place, works_in_place
 from qat.capture.install import install, installed_graph, serves_call
 
@@ -27,5 +28,6 @@ __all__ = [
     "make_out_of_place",
     "needs_example_inputs",
     "serves_call",
+    "stop_following",
     "works_in_place",
 ]

@@ -26,6 +26,7 @@ class CallFormat:
         constants: the leaves that are none.
         output: the structure of the result.
         others_allowed: whether forward itself can serve calls of another format.
+        without_labels: the format of calls without labels, if these have some; their graph is a part of the graph.
     """
 
     inputs: TreeSpec
@@ -34,6 +35,15 @@ class CallFormat:
     constants: tuple[Any, ...]
     output: TreeSpec
     others_allowed: bool = True
+    without_labels: CallFormat | None = None
+
+    @classmethod
+    def of_call(cls, arguments: Arguments, output: TreeSpec) -> CallFormat:
+        """The format of this call, whose result has the structure `output`."""
+        leaves, spec = tree_flatten(dict(arguments))
+        is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
+        constants = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
+        return cls(spec, tuple(arguments), is_tensor, constants, output)
 
     def flat(self, arguments: Arguments) -> list[Tensor] | None:
         """The inputs of the graph; None if it is another kind of call."""

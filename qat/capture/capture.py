@@ -16,8 +16,10 @@ from qat.capture.attributes import Attributes, NotInGraphError, Remember
 from qat.capture.call_format import CallFormat
 from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS, make_canonical
 from qat.capture.export import exported
+from qat.capture.following import follow_the_model
 from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
 from qat.capture.install import install, installed_graph
+from qat.capture.recurrent import recurrent_as_modules
 from qat.capture.tracer import traced
 
 
@@ -113,8 +115,10 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     except Exception as error:  # whatever torch.export says of somebody's forward
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason}; torch.export: {said[0]}") from error
+    recurrent_as_modules(model, graph)
     exact = not decompose_attention(model, graph, None)
     recast = make_canonical(model, graph, None)
+    follow_the_model(model, graph)
     captured = Captured(graph, "torch.export", str(reason), "", replace(form, others_allowed=not recast), exact)
     if recast:
         captured.install(model)

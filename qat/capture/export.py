@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from qat.capture.aten import to_torch
 from qat.capture.call_format import CallFormat, call_arguments
 from qat.capture.rewriting import erase_unused
 from qat.contexts import quiet, training_mode
+from qat.operations import is_label, without_labels
 from qat.torch_private import HigherOrderOperator, TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 
@@ -31,13 +33,26 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         program = torch.export.export(model, (), named, dynamic_shapes=dynamic, strict=False)
     unlifted = program.module(check_guards=False)
     assert isinstance(unlifted, fx.GraphModule)
-    leaves, spec = tree_flatten(dict(named))
-    is_tensor = tuple(isinstance(leaf, Tensor) for leaf in leaves)
-    constants = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
     output_spec = program.call_spec.out_spec
     assert output_spec is not None
-    form = CallFormat(spec, tuple(named), is_tensor, constants, output_spec)
-    return _over_the_model(model, unlifted, form), form
+    form = CallFormat.of_call(named, output_spec)
+    graph = _over_the_model(model, unlifted, form)
+    return graph, replace(form, without_labels=_form_without_labels(model, graph, named))
+
+
+def _form_without_labels(model: nn.Module, graph: fx.Graph, arguments: Mapping[str, Any]) -> CallFormat | None:
+    """The format of the same call without labels; None if forward needs them, or calculates no loss of them."""
+    rest = without_labels(graph)
+    if rest is None:
+        return None
+    others = {name: value for name, value in arguments.items() if not is_label(name)}
+    try:
+        with training_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=()):
+            leaves, spec = tree_flatten(model(**others))
+    except Exception:  # a user's forward may say anything where it misses its labels
+        return None
+    output = next(node for node in rest.nodes if node.op == "output")
+    return CallFormat.of_call(others, spec) if len(tree_flatten(output.args[0])[0]) == len(leaves) else None
 
 
 def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat) -> fx.Graph:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from qat.capture.call_format import CallFormat, call_arguments
 from qat.capture.compiled import CompiledGraph
 from qat.nn import with_class
+from qat.operations import without_labels
 
 
 def install(model: nn.Module, graph: fx.Graph, form: CallFormat | None = None) -> None:
@@ -39,7 +40,10 @@ def serves_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     """Whether this call of `model` runs its installed graph, if it has one, and not the forward that was there before."""
     cls: Any = _installing_class(model)
     form: CallFormat | None = None if cls is None else cls.call_format
-    return form is None or form.flat(call_arguments(inspect.signature(model.forward), args, kwargs)) is not None
+    if form is None:
+        return True
+    arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
+    return any(f is not None and f.flat(arguments) is not None for f in (form, form.without_labels))
 
 
 def _installing_class(model: nn.Module) -> type[nn.Module] | None:
@@ -57,11 +61,19 @@ def _formatted(base: Any, compiled: CompiledGraph, form: CallFormat) -> Any:
     parameters = list(inspect.signature(original).parameters.values())[1:]
     signature = inspect.Signature(parameters)
 
+    @functools.cache
+    def deployed() -> CompiledGraph:
+        return CompiledGraph(without_labels(compiled.graph) or compiled.graph)
+
     @functools.wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         inputs = form.flat(call_arguments(signature, args, kwargs))
         if inputs is not None:
             return form.result(compiled.forward(self, *inputs))
+        if form.without_labels is not None:
+            inputs = form.without_labels.flat(call_arguments(signature, args, kwargs))
+            if inputs is not None:
+                return form.without_labels.result(deployed().forward(self, *inputs))
         if not form.others_allowed:
             raise ValueError(
                 f"{type(self).__name__} is called with other arguments than those of its example inputs "

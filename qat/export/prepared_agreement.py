@@ -68,21 +68,31 @@ class PreparedAgreement:
                 f"{type(prepared).__name__} has no quantizers: pass the prepared network that was converted, or nothing."
             )
         self.prepared = prepared
-        modules = {n: m for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.output is not None}
+        modules = {n: m for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.makes_codes}
         self._encodings = {name: m.output for name, m in modules.items()}
         named = {q.label.replace(".", "_"): q for q in activations}
         labels = {name: name if name in named else name.rstrip("_") for name in modules}  # convert avoids taken names
         self._quantizers = {name: named[label] for name, label in labels.items() if label in named}
         self._power: dict[str, _Power] = {}
         self._restarted: dict[str, _Power] = {}
+        self._dynamic: Mapping[str, Tensor] = {}
         self.samples = self.changes = 0
 
-    def see(self, inputs: Sequence[Tensor], codes: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    def see(
+        self,
+        inputs: Sequence[Tensor],
+        codes: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        dynamic: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Compare all sites, outputs and decisions of one batch with the integer model's.
+
+        dynamic: what the codes of dynamic sites stand for, which have no encoding.
 
         With few bits a code that falls on the other side of a rounding edge moves many behind it. So a batch with a tensor
         below `SQNR_ALARM` runs again with the integer model's codes in all sites: what still differs is each segment's own.
         """
+        self._dynamic = dynamic or {}
         batch: dict[str, _Power] = {}
         self._see_decisions(self._run(inputs, codes, outputs, batch, restarted=False), outputs)
         _add(self._power, batch)
@@ -103,9 +113,12 @@ class PreparedAgreement:
 
         def compare(name: str, wanted: Tensor) -> Tensor | None:
             encoding = self._encodings[name]
-            if name not in codes or encoding is None:
+            if name in self._dynamic:
+                got = self._dynamic[name]
+            elif name not in codes or encoding is None:
                 return None
-            got = arithmetic.dequantize(codes[name], encoding)
+            else:
+                got = arithmetic.dequantize(codes[name], encoding)
             power.setdefault(name, _Power()).add(wanted, got)
             return got.to(wanted) if restarted and got.shape == wanted.shape else None
 

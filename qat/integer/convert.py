@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from qat.capture import CaptureError, capture, copy_model
+from qat.capture import CaptureError, capture, copy_model, stop_following
 from qat.integer.convert_layer import weight_only
 from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
 from qat.nn import quantized_weights
+from qat.operations import without_labels
 from qat.transform.mode import quantizers
 from qat.transform.policy_record import plain_data
 from qat.transform.record import record_of
@@ -21,17 +22,44 @@ def convert(model: nn.Module) -> nn.Module:
     Quantized segments become integer modules: uint8 activations, int8 weight codes, int32 bias, BatchNorm absorbed, one
     float32 multiplier per output channel. What `prepare` left in float stays float. Layers quantized per group or in their
     weight alone keep integer weights and compute in float. Layers with dynamic inputs multiply integers and return float.
-    A model that torch.fx cannot trace gets weight-only layers, and its input quantizers stay as they are.
+    A loss that forward calculates of labels is left out, and so are the labels. A model that has no graph gets weight-only
+    layers, and its input quantizers stay as they are.
 
     Args:
         model: a prepared model whose quantizers all have a range.
 
     Returns:
-        An `IntegerModel`, or a plain module if torch.fx cannot trace the model.
+        An `IntegerModel`, or a plain module if the model has no graph.
 
     Raises:
         ValueError: the model is not prepared, a quantizer has no range yet, or a layer has no integer form.
     """
+    return _converted(model, with_loss=False)
+
+
+def convert_with_loss(model: nn.Module) -> nn.Module:
+    """`convert`, with the loss that forward calculates of labels, in float: what validation calls."""
+    return _converted(model, with_loss=True)
+
+
+def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
+    _check_ready(model)
+    source = copy_model(model).eval().float()  # of a half or double model, too: the artefact is float32
+    try:
+        graph = capture(source).graph
+    except CaptureError:
+        return _with_weight_only_layers(source)
+    if not with_loss:
+        graph = without_labels(graph) or graph
+    stop_following(source, graph)
+    with torch.no_grad():
+        integer = GraphConverter(source, graph).convert()
+    record = record_of(model)
+    integer.policy = None if record is None else plain_data(record.policy)
+    return integer
+
+
+def _check_ready(model: nn.Module) -> None:
     if isinstance(model, IntegerModel):
         raise ValueError("the model is an integer model already: pass what qat.prepare returned.")
     model_quantizers = quantizers(model)
@@ -44,16 +72,6 @@ def convert(model: nn.Module) -> nn.Module:
             raise ValueError(
                 f"quantizer {name!r} has no range yet: call qat.calibrate(model, batches) before qat.convert."
             )
-    source = copy_model(model).eval().float()  # of a half or double model, too: the artefact is float32
-    try:
-        graph = capture(source).graph
-    except CaptureError:
-        return _with_weight_only_layers(source)
-    with torch.no_grad():
-        integer = GraphConverter(source, graph).convert()
-    record = record_of(model)
-    integer.policy = None if record is None else plain_data(record.policy)
-    return integer
 
 
 def _with_weight_only_layers(model: nn.Module) -> nn.Module:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.granularity import PerGroup
 from qat.integer.absorb import IntegerWeights, absorb, absorb_batch_norm, check_fits_int32, in_units_of_the_accumulator
 from qat.integer.arithmetic import Encoding
 from qat.integer.layers import (
@@ -14,27 +13,10 @@ from qat.integer.layers import (
     IntegerConvTranspose,
     IntegerLayer,
     IntegerLinear,
-    transposed_padding,
 )
 from qat.integer.weight_only import StoredMatrix, WeightOnlyLayer, WeightOnlyModule
 from qat.nn import as_quantized, drop_matrices, gain_and_shift, is_quantized, quantized_weights
 from qat.quantizers import Quantizer
-
-
-def has_integer_form(layer: nn.Module) -> bool:
-    """Whether the weight is stored as codes with one scale per output channel or per tensor, and padding is zeros."""
-    quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
-    zero_padding = getattr(layer, "padding_mode", "zeros") == "zeros"  # codes can only be padded with their zero-point
-    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        known = min(transposed_padding(layer)[0]) >= 0  # a convolution cannot crop
-    else:
-        known = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
-    return known and quantizer is not None and zero_padding and not isinstance(quantizer.spec.granularity, PerGroup)
-
-
-def has_dynamic_form(layer: nn.Module) -> bool:
-    """Whether the layer, which has an integer form, can take inputs that are quantized on their own range."""
-    return not isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
 
 
 def integer_layer(layer: nn.Module, norm: nn.Module | None, x: Encoding, output: Encoding | None) -> IntegerLayer:

@@ -12,8 +12,6 @@ from torch import Tensor, fx, nn
 from qat.integer.arithmetic import Encoding
 from qat.integer.convert_layer import (
     dynamic_layer,
-    has_dynamic_form,
-    has_integer_form,
     integer_layer,
     norm_layer,
     weight_only,
@@ -22,7 +20,17 @@ from qat.integer.convert_operation import integer_module, integer_movement
 from qat.integer.integer_model import IntegerModel
 from qat.integer.modules import Dequantize, DynamicQuantize, LookUp, Quantize, Requantize
 from qat.integer.weight_only import WeightOnlyModule
-from qat.operations import BatchNormalization, Layer, Move, Rectify, Role, describe_graph, has_form_alone
+from qat.operations import (
+    BatchNormalization,
+    Layer,
+    Move,
+    Rectify,
+    Role,
+    describe_graph,
+    has_form_alone,
+    is_computed_on_codes,
+    tensors_with_codes,
+)
 from qat.quantizers import Dynamic, DynamicPerToken, LookupTable, Quantizer
 
 
@@ -56,9 +64,9 @@ class GraphConverter:
         self.weight_only: dict[int, nn.Module] = {}
         self.encodings: dict[fx.Node, Encoding] = {}
         """How the codes of each tensor are read that lies on a grid fixed before the tensor is known."""
-        for node in graph.nodes:
-            if (encoding := self._encoding(node)) is not None:
-                self.encodings[node] = encoding
+        self.with_codes = tensors_with_codes(source, self.operations)
+        for node in (n for n in graph.nodes if n in self.with_codes):
+            self.encodings[node] = self._encoding(node)
 
     def convert(self) -> IntegerModel:
         """Build the integer model."""
@@ -113,13 +121,11 @@ class GraphConverter:
 
     # Codes -----------------------------------------------------------------------------------------------------------
 
-    def _encoding(self, node: fx.Node) -> Encoding | None:
-        """How the codes of a tensor are read; None if it has none. The bounds of a fused ReLU narrow those of a site."""
+    def _encoding(self, node: fx.Node) -> Encoding:
+        """How the codes of a tensor are read. The bounds of a fused ReLU narrow those of a site."""
         operation = self.operations[node]
         if isinstance(operation, Move):
-            return self.encodings.get(operation.inputs[0])
-        if operation.role is not Role.SITE or self._is_dynamic(node):
-            return None
+            return self.encodings[operation.inputs[0]]
         quantizer = self._module(node)
         assert isinstance(quantizer, Quantizer)
         encoding, before = Encoding.of_quantizer(quantizer), self.operations[operation.inputs[0]]
@@ -166,20 +172,16 @@ class GraphConverter:
             return Step((Value(layer, "codes"),), lambda c: self._call(name, norm_layer(norm_module, x, output), c))
         if not isinstance(operation, Layer) or (norm is not None and output is None and len(layer.users) > 1):
             return None
-        source = operation.inputs[0]
-        if (
-            not has_integer_form(operation.module)
-            or len(operation.inputs) > 1
-            or len(layer.args) + len(layer.kwargs) > 1
-        ):
+        if not is_computed_on_codes(self.source, layer, self.operations, self.with_codes):
             return None
+        source = operation.inputs[0]
         if source in self.encodings:
             x = self.encodings[source]
             return Step(
                 (Value(source, "codes"),),
                 lambda codes: self._call(name, integer_layer(operation.module, norm_module, x, output), codes),
             )
-        if output is None and self._is_dynamic(source) and has_dynamic_form(operation.module):
+        if output is None and self._is_dynamic(source):
             per_token = isinstance(self._module(source), DynamicPerToken)
             return Step(
                 (Value(source, "dynamic codes"),),
@@ -247,11 +249,11 @@ class GraphConverter:
             )
         if operation.role is Role.SIZE:
             return self._copy(node, self._codes_or_float)
+        if isinstance(operation, Move) and operation.passes_numbers:
+            return Step((Value(operation.inputs[0], "float"),), lambda x: x)
         name = str(node.target if isinstance(operation, Layer) or not operation.inputs else operation.inputs[0].target)
         if operation.role in (Role.LAYER, Role.NORM) and (step := self._layer_to(node, name, None)) is not None:
             return step
-        if isinstance(operation, Layer):
-            return self._copy(node, lambda n: Value(n, "float"))
         return self._copy(node, lambda n: Value(n, "float"))
 
     def _copy(self, node: fx.Node, form: Callable[[fx.Node], Value]) -> Step:

@@ -20,13 +20,18 @@ class IntegerModel(fx.GraphModule):
     policy: Any = None
     """The policy of the prepared network as plain data, if it is known."""
 
-    def codes(self, *inputs: Any) -> tuple[Any, dict[str, Tensor]]:
-        """(output, {site: uint8 codes}) for one batch."""
+    def codes(self, *inputs: Any, values: dict[str, Tensor] | None = None) -> tuple[Any, dict[str, Tensor]]:
+        """(output, {site: uint8 codes}) for one batch. values: gets what the codes of dynamic sites stand for."""
         codes: dict[str, Tensor] = {}
+
+        def keep(name: str, made: Any) -> None:
+            codes[name] = made if isinstance(made, Tensor) else made[0]
+            if values is not None and not isinstance(made, Tensor):
+                of_site, scale, zero_point = made
+                values[name] = (of_site.float() - zero_point.float()) * scale
+
         hooks = [
-            module.register_forward_hook(
-                lambda _m, _i, out, name=name: codes.__setitem__(name, out if isinstance(out, Tensor) else out[0])
-            )
+            module.register_forward_hook(lambda _m, _i, made, name=name: keep(name, made))
             for name, module in self.named_modules()
             if isinstance(module, IntegerModule) and module.makes_codes
         ]

@@ -28,11 +28,13 @@ from qat.nn.matrices import (
     compute_with,
     drop_matrices,
     has_quantized_matrices,
+    is_layer_of_its_own,
     matrices_of,
     matrix_type,
     quantize_matrices,
     quantized_weights,
 )
+from qat.nn.padding import Convolution, explicit_padding, transposed_padding
 from qat.nn.rebuilt import with_class
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Convolution",
     "Embedding",
     "Linear",
     "QuantizedLayer",
@@ -54,11 +57,13 @@ __all__ = [
     "compute_with",
     "copy_options",
     "drop_matrices",
+    "explicit_padding",
     "gain_and_shift",
     "has_quantized_matrices",
     "is_batch_norm",
     "is_identity_in_evaluation",
     "is_layer",
+    "is_layer_of_its_own",
     "is_quantized",
     "layer_type",
     "matrices_of",
@@ -70,5 +75,6 @@ __all__ = [
     "quantize_matrices",
     "quantized_weights",
     "recast",
+    "transposed_padding",
     "with_class",
 ]

@@ -12,8 +12,9 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from qat.nn.layers import as_quantized, is_quantized
+from qat.nn.layers import LAYERS, as_quantized, is_layer, is_quantized, owns_weight
 from qat.nn.rebuilt import with_class
 from qat.quantizers import Quantizer
 from qat.torch_private import FLAT_WEIGHTS, flat_weights
@@ -38,7 +39,8 @@ class QuantizedWeight(NamedTuple):
 
 def matrices_of(module: nn.Module) -> list[str]:
     """The names of the weight matrices of a module in the table; none of one that changes them as it reads (`max_norm`)."""
-    patterns = next((names for cls, names in MATRICES.items() if isinstance(module, cls)), ())
+    patterns = ("weight",) if is_layer_of_its_own(module) else ()
+    patterns = next((names for cls, names in MATRICES.items() if isinstance(module, cls)), patterns)
     if not patterns or getattr(module, "max_norm", None) is not None:
         return []
     return [
@@ -48,12 +50,21 @@ def matrices_of(module: nn.Module) -> list[str]:
     ]
 
 
+def is_layer_of_its_own(module: nn.Module) -> bool:
+    """Whether this is a subclass of a layer, with a weight of its own and a forward that does more than that of its base."""
+    if not isinstance(module, tuple(LAYERS)) or is_quantized(module) or is_layer(module):
+        return False
+    return owns_weight(module) and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
 def matrix_type(module: nn.Module) -> str:
     """The name of the class of torch.nn that such a module is, or a subclass of."""
     return next(cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
 
 
-def quantize_matrices(module: nn.Module, quantizers: Mapping[str, Quantizer]) -> nn.Module:
+def quantize_matrices(
+    module: nn.Module, quantizers: Mapping[str, Quantizer], input: Quantizer | None = None
+) -> nn.Module:
     """Let the forward of `module` read fake-quantized matrices, in place.
 
     Parameters, hooks and state_dict names stay; `weight_quantizers` is added.
@@ -61,6 +72,7 @@ def quantize_matrices(module: nn.Module, quantizers: Mapping[str, Quantizer]) ->
     Args:
         module: any module, called as it always was.
         quantizers: the name of a matrix (`matrices_of`) -> its quantizer.
+        input: quantizer of the first argument; None leaves it as it comes.
 
     Returns:
         `module`.
@@ -68,6 +80,8 @@ def quantize_matrices(module: nn.Module, quantizers: Mapping[str, Quantizer]) ->
     with_class(module, _with_quantized_matrices)
     vars(module)["quantized_matrices"] = tuple(quantizers)
     module.add_module("weight_quantizers", nn.ModuleDict({_key(name): q for name, q in quantizers.items()}))
+    if input is not None:
+        module.add_module("input_quantizer", input)
     return module
 
 
@@ -103,6 +117,8 @@ def drop_matrices(module: nn.Module) -> None:
 def compute_with(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
     """What the forward of a module with quantized matrices computes if it reads these weights in their place."""
     forward: Callable[..., Any] = type(module).float_forward  # type: ignore[attr-defined]
+    if args and (input_quantizer := getattr(module, "input_quantizer", None)) is not None:
+        args = (input_quantizer(args[0]), *args[1:])
     with _reading(module, weights):
         return forward(module, *args, **kwargs)
 

@@ -5,6 +5,14 @@ from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
 from qat.operations.base import Constant, Float, Input, Operation, Output, Role, Site, Size
 from qat.operations.call import Call, call_of
 from qat.operations.describe import Operations, describe_graph
+from qat.operations.integer_form import (
+    can_take_codes,
+    computes_products,
+    has_integer_form,
+    is_computed_on_codes,
+    tensors_with_codes,
+)
+from qat.operations.labels import is_label, loss_nodes, without_labels
 from qat.operations.layers import BatchNormalization, Layer, has_form_alone
 from qat.operations.movement import AdaptiveMaxPool, MaxPool, Move, PadZeros
 from qat.operations.pooling import AveragePool, Mean
@@ -38,6 +46,14 @@ __all__ = [
     "Site",
     "Size",
     "call_of",
+    "can_take_codes",
+    "computes_products",
     "describe_graph",
     "has_form_alone",
+    "has_integer_form",
+    "is_computed_on_codes",
+    "is_label",
+    "loss_nodes",
+    "tensors_with_codes",
+    "without_labels",
 ]

@@ -62,6 +62,13 @@ class Output(Operation):
 
 
 @dataclass(frozen=True)
+class Loss(Operation):
+    """Part of a loss that forward calculates of labels: nothing that is deployed."""
+
+    role: ClassVar[Role] = Role.OUTPUT
+
+
+@dataclass(frozen=True)
 class Constant(Operation):
     """A tensor that no activation takes part in: a parameter, a buffer, a mask, or calculated from such."""
 

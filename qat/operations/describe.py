@@ -12,8 +12,9 @@ from torch import fx, nn
 from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized
 from qat.operations.activations import Elementwise, Rectify
 from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
-from qat.operations.base import Constant, Float, Input, Operation, Output, Role, Site, Size
+from qat.operations.base import Constant, Float, Input, Loss, Operation, Output, Role, Site, Size
 from qat.operations.call import Call, call_of, operation_name
+from qat.operations.labels import loss_nodes
 from qat.operations.layers import BatchNormalization, Layer
 from qat.operations.movement import AdaptiveMaxPool, MaxPool, Move, PadZeros
 from qat.operations.pooling import AveragePool, Mean
@@ -49,8 +50,11 @@ _NEVER_NEGATIVE_IN_FLOAT = frozenset(("softmax", "one_hot", "norm", "linalg_vect
 def describe_graph(model: nn.Module, graph: fx.Graph) -> dict[fx.Node, Operation]:
     """The description of every node. An operation that is not known is `Float`."""
     found: dict[fx.Node, Operation] = {}
+    loss = loss_nodes(graph)
     for node in graph.nodes:
-        found[node] = _constant_if_calculated_from_such(_describe(model, node, found), found)
+        is_loss = node in loss and node.op != "placeholder"
+        described = Loss(tuple(node.all_input_nodes)) if is_loss else _describe(model, node, found)
+        found[node] = _constant_if_calculated_from_such(described, found)
     return merge_regions(found)
 
 
@@ -78,9 +82,9 @@ def _describe(model: nn.Module, node: fx.Node, before: Operations) -> Operation:
     elif node.target is operator.getitem:
         return _index(node, inputs, before)
     call = call_of(model, node)
-    for read in _READERS:
-        if (described := read(call, inputs, before)) is not None:
-            return described
+    described = next((d for read in _READERS if (d := read(call, inputs, before)) is not None), None)
+    if described is not None:
+        return described
     return Float(inputs, call.name in _NEVER_NEGATIVE_IN_FLOAT, elementwise=call.name in _OF_TWO)
 
 
@@ -95,7 +99,7 @@ _BY_OPCODE: dict[str, type[Operation]] = {"placeholder": Input, "output": Output
 
 def _module_with_state(module: nn.Module, inputs: tuple[fx.Node, ...]) -> Operation | None:
     if isinstance(module, Quantizer):
-        return Site(inputs)
+        return Move(inputs, identity=True, passes_numbers=True) if module.passes else Site(inputs)
     if is_layer(module) or is_quantized(module):
         return Layer(inputs, module, takes_indices=isinstance(module, nn.Embedding))
     if (
@@ -148,12 +152,9 @@ def _rectify(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Ope
         case _:
             return None
     lowest, highest = bounds
-    is_rectifier = isinstance(lowest, int | float) and lowest == 0 and (highest is None or _is_positive(highest))
+    has_bound = isinstance(highest, int | float) and highest > 0
+    is_rectifier = isinstance(lowest, int | float) and lowest == 0 and (highest is None or has_bound)
     return Rectify(inputs, None if highest is None else float(highest)) if is_rectifier else None
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and value > 0
 
 
 def _elementwise(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:

@@ -17,11 +17,13 @@ class Move(Operation):
         identity: it changes nothing in evaluation mode (dropout, contiguous).
         on_bytes: torch can do it on uint8 tensors.
         several: it returns several tensors.
+        passes_numbers: it is a quantizer that only numbers reach.
     """
 
     identity: bool = False
     on_bytes: bool = True
     several: bool = False
+    passes_numbers: bool = False
     role: ClassVar[Role] = Role.MOVE
 
     def is_nonnegative(self, inputs: Sequence[bool]) -> bool:

@@ -17,13 +17,14 @@ from qat.functional import dequantize, fake_quantize, fake_quantize_with_estimat
 from qat.observers import MinMax, Observer
 from qat.quantizers.mode import Mode
 from qat.quantizers.oscillations import Oscillations
+from qat.quantizers.passes_numbers import PassesNumbers
 from qat.quantizers.requirements import Requirements
 from qat.quantizers.sign import SignFromData
 from qat.quantizers.table import LookupTable
 from qat.spec import QParams, QuantSpec
 
 
-class Quantizer(Requirements, nn.Module):
+class Quantizer(Requirements, PassesNumbers, nn.Module):
     """Rounds one tensor to the grid of its spec. Subclasses say how scale and rounding learn.
 
     Every parameter and buffer has its final shape from the start, so optimizers, checkpoints, EMA and DDP can rely on it
@@ -80,7 +81,7 @@ class Quantizer(Requirements, nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("zero_point", torch.zeros(self.n_qparams, dtype=torch.int32))
         self.register_module("oscillations", None)
-        self._ready = self.saw_floats = self.saw_integers = False
+        self._ready = self.saw_floats = self.saw_others = False
         self.sign: SignFromData | None = None
         """Decides from the data whether the grid is signed; None if that is known. See `read_sign_from_data`."""
         self._build()
@@ -97,7 +98,7 @@ class Quantizer(Requirements, nn.Module):
         """Whether it has a range. One that arrives in the buffers of a copy (AveragedModel, EMA) counts."""
         if not self._ready and not self.initialized.is_meta and bool(self.initialized):
             self._adopt_buffers()
-        return self._ready
+        return self._ready or self.passes
 
     def _adopt_buffers(self) -> None:
         """Follow the buffers `initialized` and `signed` after somebody else has written them."""
@@ -146,16 +147,16 @@ class Quantizer(Requirements, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (after ReLU, if this `fuses_relu`) in mode OFF and OBSERVE, fake-quantized x in mode QUANTIZE.
 
-        Indices, masks and other tensors that are not floating-point pass unchanged.
+        Numbers, tensors without an axis, indices and masks pass unchanged.
 
         Raises:
             RuntimeError: mode QUANTIZE before a range was set, observed or loaded.
         """
-        if not x.is_floating_point():
-            self.saw_integers = self.mode is Mode.OBSERVE
+        if not isinstance(x, Tensor) or x.ndim == 0 or not x.is_floating_point():
+            self.saw_others |= self.mode is Mode.OBSERVE
             return F.relu(x) if self.fuses_relu else x
         if self.mode is Mode.QUANTIZE:
-            if not self.ready:
+            if self.passes or not self.ready:
                 raise RuntimeError(
                     f"quantizer {self.label!r} has no range yet: call qat.calibrate(model, batches) or load a checkpoint "
                     "of the prepared model first."
@@ -222,6 +223,7 @@ class Quantizer(Requirements, nn.Module):
         """Return to the state before the first calibration, in place. Oscillation counters start again, too."""
         self.initialized.fill_(False)
         self._ready = False
+        self.set_passes(False)
         if self.oscillations is not None:
             self.oscillations.reset()
 
@@ -239,7 +241,7 @@ class Quantizer(Requirements, nn.Module):
 
     def reset_observers(self) -> None:
         """Forget observed data that no range was set from."""
-        self.saw_floats = self.saw_integers = False
+        self.saw_floats = self.saw_others = False
         for observer in self.observers():
             observer.reset()
 
@@ -283,6 +285,8 @@ class Quantizer(Requirements, nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Be ready only if every value came: a state dict that fits in part leaves a quantizer without a range."""
+        if prefix + "initialized" in state_dict:
+            self.set_passes(prefix + "passes_all" in state_dict)
         if self.sign is not None and prefix + "initialized" in state_dict:
             state_dict.setdefault(prefix + "signed", torch.tensor(True))  # a checkpoint from before the buffer
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -11,6 +11,8 @@ from qat.spec import QParams
 
 FLOOR_FACTOR = 2.0**-10
 """A learned scale never falls below this times its first value."""
+WEIGHT_FLOOR_FACTOR = 0.5
+"""The same for weights of more than 4 bits: with half the step, a grid that was fitted to the weights clips half of them."""
 
 
 class LSQ(Quantizer):
@@ -21,7 +23,8 @@ class LSQ(Quantizer):
 
     Differs from the paper: the first range comes from any observer (the paper's is `MeanAbs`); weights may have one scale
     per channel or group; the scale in force is max(scale, floor), with floor = first scale / 1024, so that no optimizer step
-    can make it zero or negative; the gradient passes through the floor, so that a scale below it can recover.
+    can make it zero or negative, and first scale / 2 for weights of more than 4 bits, which Adam would otherwise soon ruin
+    (docs/quantizers.md); the gradient passes through the floor, so that a scale below it can recover.
     """
 
     floor: Tensor
@@ -38,4 +41,5 @@ class LSQ(Quantizer):
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)
-        self.floor.copy_(qparams.scale * FLOOR_FACTOR)
+        is_wide = self.is_weight and self.spec.grid.bits > 4
+        self.floor.copy_(qparams.scale * (WEIGHT_FLOOR_FACTOR if is_wide else FLOOR_FACTOR))

@@ -28,11 +28,15 @@ def make_console(file: TextIO | None = None) -> Console:
     return console
 
 
-def print_sites(sites: Sequence[SiteInfo], float_edges: Sequence[str], console: Console | None = None) -> None:
-    """Print which sites are quantized, to which formats, and which edges stay in float."""
+def print_sites(
+    sites: Sequence[SiteInfo], float_edges: Sequence[str], facts: Sequence[str] = (), console: Console | None = None
+) -> None:
+    """Print which sites are quantized, to which formats, sentences about the whole, and which edges stay in float."""
     console = console or make_console()
     console.print(_rich_table(tables.site_table(sites), f"What is quantized: {len(sites)} sites"))
     console.print()
+    for fact in facts:
+        console.print(Text(f"{fact[:1].upper()}{fact[1:].rstrip('.')}."))
     if not float_edges:
         console.print(Text("Nothing else stays in float.", "green"))
         return

@@ -18,6 +18,7 @@ from qat.quantizers import Dynamic, Mode, Quantizer
 from qat.transform.batches import call_model
 from qat.transform.distributed import check_same_quantizers, gather, merge_observers
 from qat.transform.mode import mode, quantizers
+from qat.transform.multiply_adds import counting_first_call
 
 
 def calibrate(
@@ -31,7 +32,7 @@ def calibrate(
 
     The model runs in evaluation mode without gradients (BatchNorm keeps its statistics), and every quantizer sees float
     tensors. Ranges that were calibrated, learned or loaded before stay, unless they are in `again`. Training modes are
-    restored. A quantizer that only integer or bool tensors reach passes them unchanged and needs no range.
+    restored. A quantizer that only numbers, 0-d, integer or bool tensors reach passes them unchanged and needs no range.
 
     With a process group (DDP) every process must call it, with the same weights and its own share of the batches, which may
     be empty. The observations of all processes are merged, so that all set the same ranges, to the bit: those that one
@@ -80,16 +81,20 @@ def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Mod
             quantizer(weight)
     with weight_quantizers_off(model):
         for batch in batches:
-            forward(model, batch)
+            with counting_first_call(model) as count:
+                forward(model, batch)
+                count()
 
 
 def _set_ranges(chosen: Mapping[str, Quantizer]) -> int:
-    """Set the observed ranges, except where only integers came in any process. Returns how many."""
-    floats, integers = (
+    """Set the observed ranges, except where only integers and numbers came in any process. Returns how many."""
+    floats, others = (
         set().union(*gather([name for name, q in chosen.items() if getattr(q, flag)]))
-        for flag in ("saw_floats", "saw_integers")
+        for flag in ("saw_floats", "saw_others")
     )
-    chosen = {name: q for name, q in chosen.items() if name in floats or name not in integers}
+    for name in (name for name in chosen if name in others and name not in floats):
+        chosen[name].set_passes(True)
+    chosen = {name: q for name, q in chosen.items() if not q.passes}
     guessed = [name for name, quantizer in chosen.items() if _has_empty_range(quantizer)]
     for name, quantizer in chosen.items():
         try:
@@ -146,7 +151,7 @@ def _observing_anew(repeated: Iterable[Quantizer]) -> Iterator[None]:
         yield
     finally:
         for quantizer in repeated:
-            quantizer.initialized.fill_(True)
+            quantizer.initialized.fill_(not quantizer.passes)
 
 
 def check_batches(batches: Any) -> None:

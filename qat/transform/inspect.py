@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -19,7 +20,8 @@ from qat.nn import (
 )
 from qat.quantizers import Quantizer
 from qat.quantizers.codebook import Codebook
-from qat.transform.record import record_of
+from qat.transform.integer_share import IntegerShare, integer_share
+from qat.transform.record import LAYERS, PreparedRecord, record_of
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,27 @@ class Line:
 
 @dataclass
 class Inspection:
-    """lines: every layer and site. float_edges: tensors and operations left in float. notes: sentences to show."""
+    """What a prepared model is; `str` gives it as text.
+
+    Attributes:
+        lines: every layer and site.
+        float_edges: tensors and operations left in float.
+        notes: sentences to show.
+        capture: how the graph was found, and why not in an earlier way; "" if the model is not prepared.
+        share: how much of it is integer; None if the model is not prepared.
+    """
 
     lines: list[Line]
     float_edges: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    capture: str = ""
+    share: IntegerShare | None = None
+
+    @property
+    def facts(self) -> list[str]:
+        """How it was captured, how much is integer, and a warning if that is little."""
+        shares = () if self.share is None else (str(self.share), self.share.warning)
+        return [text for text in (self.capture, *shares) if text]
 
     def __str__(self) -> str:
         rows = [("name", "operation", "weight", "activation")]
@@ -47,11 +65,23 @@ class Inspection:
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
         in_float = ", ".join(self.float_edges) or "nothing"
-        return "\n".join([text, f"stays in float: {in_float}", *self.notes])
+        return "\n".join([text, f"stays in float: {in_float}", *self.facts, *self.notes])
 
 
 def inspect(model: nn.Module) -> Inspection:
-    """The table of a prepared model. In any other model everything is float."""
+    """The table of a prepared model, and how much of it is integer. In any other model everything is float.
+
+    Warns if less than 90 % of the multiply-adds are in integers although the policy quantizes activations. They are counted
+    when the model is prepared with example inputs, or calibrated.
+    """
+    found = table(model)
+    if found.share is not None and found.share.warning:
+        warnings.warn(found.share.warning, stacklevel=2)
+    return found
+
+
+def table(model: nn.Module) -> Inspection:
+    """`inspect`, without its warning."""
     record = record_of(model)
     lines = []
     for name, module in model.named_modules():
@@ -63,7 +93,7 @@ def inspect(model: nn.Module) -> Inspection:
         elif has_quantized_matrices(module):
             kind = matrix_type(module)
             lines += [
-                Line(f"{name}.{key}", "layer", kind, describe(quantizer), "")
+                Line(f"{name}.{key}", "layer", kind, describe(quantizer), _of_input(module))
                 for key, _, quantizer in quantized_weights(module)
             ]
         elif is_layer(module):
@@ -72,7 +102,18 @@ def inspect(model: nn.Module) -> Inspection:
             lines.append(Line(name.removeprefix("sites."), "site", "tensor", "", describe(module)))
     if record is None:
         return Inspection(lines, ["everything"] if all(line.weight == "float" for line in lines) else [])
-    return Inspection(lines, record.inspection.float_edges, record.inspection.notes)
+    before = record.inspection
+    return Inspection(lines, before.float_edges, before.notes, _capture(record), integer_share(model, record))
+
+
+def _capture(record: PreparedRecord) -> str:
+    why = f", because {record.reason}" if record.reason else ""
+    return f"captured {'' if record.way == LAYERS else 'with '}{record.way}{why}"
+
+
+def _of_input(module: nn.Module) -> str:
+    quantizer = getattr(module, "input_quantizer", None)
+    return "" if quantizer is None else describe(quantizer)
 
 
 def weights_in_float(model: nn.Module, named: int = 3) -> list[str]:

@@ -119,11 +119,13 @@ class Rule:
 
     match: which layers: a glob on their names ("layer1.*"), a type ("type:Linear"), "first" or "last" (of the quantizable
     layers, in the order in which they run).
+    required: whether it is an error if there are none.
     """
 
     match: str
     weight: TensorRule | None
     activation: TensorRule | None
+    required: bool = True
 
     def __post_init__(self) -> None:
         if self.activation is not None and self.activation.granularity != "per_tensor":
@@ -191,7 +193,7 @@ class Policy:
         for rule_name, rule in self.rules.items():
             matched = [n for i, (n, type_name) in enumerate(layers) if rule.matches(n, type_name, i, len(layers))]
             matched += [n for n, type_name in others if rule.matches(n, type_name, 1, 3)]  # neither first nor last
-            if not matched:
+            if not matched and rule.required:
                 names = ", ".join(n for n, _ in (*layers, *others)) or "none at all"
                 raise ValueError(
                     f"rule {rule_name!r} with match={rule.match!r} matches no layer; quantizable layers: {names}."
@@ -235,4 +237,8 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for checkpoints and YAML; `load_policy` reads it back."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        for rule in content["rules"].values():
+            if rule["required"]:
+                del rule["required"]  # the default, which checkpoints from before it do not have
+        return content

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,16 +20,19 @@ from qat.capture import (
     works_in_place,
 )
 from qat.contexts import training_mode
-from qat.nn import channel_axis, is_layer, layer_type, matrices_of, matrix_type, quantize_layer, quantize_matrices
+from qat.nn import is_layer
+from qat.operations import is_label, loss_nodes
 from qat.quantizers import Mode, Quantizer
 from qat.torch_private import tree_leaves
 from qat.transform.example import Example, LazyExample, arguments_of, describe_example
-from qat.transform.inspect import inspect, weights_in_float
+from qat.transform.inspect import table, weights_in_float
+from qat.transform.layers import quantize_by_rule, quantize_matrices_by_rule, swap_layers
 from qat.transform.mode import mode
+from qat.transform.multiply_adds import count_multiply_adds
 from qat.transform.plan import Plan, Site, plan
-from qat.transform.policy import Policy, TensorRule
+from qat.transform.policy import Policy
 from qat.transform.presets import load_policy
-from qat.transform.record import PreparedRecord, record_of, write_record
+from qat.transform.record import LAYERS, PreparedRecord, record_of, write_record
 
 
 def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | None = None) -> nn.Module:
@@ -59,6 +61,7 @@ def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | No
     exact = prepare_(prepared, load_policy(policy), example_inputs)
     if example_inputs is not None:
         _check_same(model, prepared, example_inputs, exact)
+        count_multiply_adds(prepared, *arguments_of(example_inputs))
     return prepared
 
 
@@ -82,25 +85,24 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
         return exact
     captured, example = _captured(model, example_inputs)
     if isinstance(captured, CaptureError):
-        way = "layer by layer"
-        _swap_layers(model, policy)
-        inspection = inspect(model)
+        way, reason = LAYERS, str(captured)
+        notes = swap_layers(model, policy)
+        inspection = table(model)
         inspection.float_edges = ["everything between layers"]
-        inspection.notes.append(f"{captured}; layers own their input quantizers.")
+        inspection.notes += ["layers own their input quantizers.", *notes]
     else:
-        way, exact, differs = captured.way, captured.exact, captured.differs_in_training
+        way, reason, exact, differs = captured.way, captured.reason, captured.exact, captured.differs_in_training
         planned = plan(model, captured.graph, policy)
-        _insert_quantizers(model, captured, planned)
-        inspection = inspect(model)
-        if captured.reason:
-            inspection.notes.append(f"{captured.reason}; the graph is from {captured.way}.")
+        notes = _insert_quantizers(model, captured, planned)
+        inspection = table(model)
         inspection.float_edges = planned.float_edges
+        inspection.notes += [*notes, *_on_labels(captured.graph)]
         if differs:
             inspection.notes.append(differs)
             warnings.warn(differs, stacklevel=2)
     inspection.notes += weights_in_float(model)
     description = None if example is None else describe_example(example)
-    write_record(model, PreparedRecord(policy, inspection, way, description))
+    write_record(model, PreparedRecord(policy, inspection, way, description, reason))
     return exact
 
 
@@ -128,16 +130,33 @@ def _captured(
         return reason, example
 
 
-def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> None:
-    """Quantize the layers of `model`, and rewrite its graph and its forward with the planned sites. In place."""
+def _on_labels(graph: fx.Graph) -> list[str]:
+    """At most one sentence, about a loss that the artefact leaves out."""
+    names = [str(n.target) for n in graph.nodes if n.op == "placeholder" and is_label(str(n.target))]
+    if not names:
+        return []
+    if loss_nodes(graph):
+        return [f"{', '.join(names)}: for training alone; convert leaves out the loss that forward calculates of it."]
+    return [
+        f"forward returns nothing without {', '.join(names)}: give it a default of None, and return predictions too."
+    ]
+
+
+def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> list[str]:
+    """Quantize the layers of `model`, and rewrite its graph and its forward with the planned sites. In place.
+
+    Returns:
+        Sentences to show.
+    """
+    notes: list[str] = []
     if hasattr(model, "sites"):
         raise ValueError(f"{type(model).__name__} has an attribute 'sites', where its quantizers would go: rename it.")
     for name, rule in planned.layers.items():
         module = model.get_submodule(name)
         if is_layer(module):
-            _quantize_layer(module, name, rule.weight, None)
+            quantize_by_rule(module, name, rule.weight, None)
         else:
-            _quantize_matrices(module, name, rule.weight)
+            notes += quantize_matrices_by_rule(module, name, rule.weight)
     sites = nn.ModuleDict()
     model.add_module("sites", sites)
     for site in planned.sites:
@@ -150,6 +169,7 @@ def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> N
     _insert_calls(model, captured.graph, planned.sites)
     captured.graph.lint()
     captured.install(model)
+    return notes
 
 
 def _insert_calls(model: nn.Module, graph: fx.Graph, sites: Sequence[Site]) -> None:
@@ -175,61 +195,6 @@ def _insert_calls(model: nn.Module, graph: fx.Graph, sites: Sequence[Site]) -> N
 def _replaces_relu(site: Site, quantizer: Quantizer) -> bool:
     """Whether the quantizer clips as the ReLU before it does, which saves a pass over the tensor and its memory."""
     return site.behind_relu and not site.consumers and quantizer.spec.symmetric and not quantizer.spec.grid.signed
-
-
-def _swap_layers(model: nn.Module, policy: Policy) -> None:
-    """Without a graph, let every layer own the quantizer of its input. In place."""
-    for module in model.modules():  # torch's fused transformer layer would bypass the layers that own quantizers
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-    named = {
-        name: layer_type(m).__name__
-        for name, m in model.named_modules()
-        if is_layer(m) and not isinstance(m, nn.Embedding)
-    }
-    others = {name: matrix_type(m) for name, m in model.named_modules() if matrices_of(m)}
-    for name, rule in policy.assign(list(named.items()), list(others.items())).items():
-        layer = model.get_submodule(name)
-        if name in others:
-            _quantize_matrices(layer, name, rule.weight)
-            continue
-        input_rule = rule.input_of(type(layer))
-        input_quantizer = input_rule.build() if input_rule else None
-        _quantize_layer(layer, name, rule.weight, input_quantizer)
-    if not is_prepared(model):
-        raise ValueError(
-            "the policy quantizes no layer: the model has no Conv1d, Conv2d or Linear, or no rule matches one."
-        )
-
-
-def _quantize_layer(layer: nn.Module, name: str, rule: TensorRule | None, input_quantizer: Quantizer | None) -> None:
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    try:
-        weight_quantizer = rule.build(tuple(weight.shape), axis=channel_axis(layer)) if rule else None
-    except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from None
-    for quantizer, suffix in ((weight_quantizer, "weight"), (input_quantizer, "input")):
-        if quantizer is not None:
-            quantizer.label = f"{name}.{suffix}"
-            quantizer.to(weight.device)
-    quantize_layer(layer, weight_quantizer, input_quantizer)
-
-
-def _quantize_matrices(module: nn.Module, name: str, rule: TensorRule | None) -> None:
-    """Give each weight matrix a quantizer with one scale per row, or per group where groups divide the rows."""
-    found: dict[str, Quantizer] = {}
-    for key in matrices_of(module) if rule else ():
-        assert rule is not None
-        weight = module.get_parameter(key)
-        divides = rule.group_size is None or weight[0].numel() % rule.group_size == 0
-        fitting = rule if divides else replace(rule, granularity="per_channel", group_size=None)
-        found[key] = fitting.build(tuple(weight.shape)).to(weight.device)
-        found[key].label = f"{name}.{key}"
-    if found:
-        quantize_matrices(module, found)
 
 
 def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: bool) -> None:

@@ -16,10 +16,12 @@ from qat.transform.policy import Policy, Rule, TensorRule
 
 KEYS = (
     *("preset", "rules", "residual_bits", "first_last_bits", "first_last_quantizer"),
-    *("weight", "activation", "name"),
+    *("weight", "activation", "embeddings", "head", "name"),
 )
 """The keys of a policy's content."""
-PRESET = r"w(?P<weight>\d+)(a(?P<activation>\d+)|(?P<dynamic>_dynamic(?P<token>_per_token)?))?"
+PRESET = (
+    r"(?P<transformer>transformer_)?w(?P<weight>\d+)(a(?P<activation>\d+)|(?P<dynamic>_dynamic(?P<token>_per_token)?))?"
+)
 DYNAMIC = {"bits": 8, "symmetric": False, "quantizer": "Dynamic"}
 """The rule for the inputs of layers in a preset that ends in _dynamic."""
 PER_TOKEN = {"bits": 8, "quantizer": "DynamicPerToken"}
@@ -31,11 +33,12 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
 
     Presets: w<bits>a<bits> ("w4a8") for weights and activations, w<bits> ("w4") for weights alone, w<bits>_dynamic
     ("w8_dynamic") for weights and, with ranges of each batch, the 8-bit inputs of layers; w<bits>_dynamic_per_token with a
-    range for each token, for transformers.
+    range for each token. transformer_<any of these>: the same, with rules of their own for embeddings and the head.
 
     Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
     no rules for the first and last layer), `first_last_quantizer` (null: as the others), `weight` and `activation` (fields
-    for every rule: quantizer, observer, granularity, ...), `name`. Rules beside a preset come after it; a null rule removes
+    for every rule: quantizer, observer, granularity, ...), `embeddings` and `head` (beside a preset transformer_...: bits of
+    their weights, 8; null leaves them in float), `name`. Rules beside a preset come after it; a null rule removes
     the preset's rule of that name.
 
     Raises:
@@ -94,6 +97,10 @@ def _preset_rules(preset: Any, content: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"preset={preset!r} does not exist: write w<bits>a<bits>, for example w4a8, w4 (weights alone) or w8_dynamic."
         )
+    if not found["transformer"] and (of_transformers := {"embeddings", "head"} & content.keys()):
+        raise ValueError(
+            f"{sorted(of_transformers)[0]} stands beside preset={preset}: write preset: transformer_{preset}, or a rule."
+        )
     inputs = (
         {"bits": int(found["activation"])} if found["activation"] else _dynamic(found) if found["dynamic"] else None
     )
@@ -103,7 +110,26 @@ def _preset_rules(preset: Any, content: Mapping[str, Any]) -> dict[str, Any]:
         ends = {"bits": bits} if quantizer is None else {"bits": bits, "quantizer": quantizer}
         for end in ("first", "last"):
             rules[end] = {"match": end, "weight": ends, "activation": ends if found["activation"] else inputs}
+    if found["transformer"]:
+        rules |= _transformer_rules(content, inputs)
     return rules
+
+
+def _transformer_rules(content: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Rules for embeddings, which not every transformer has, and for the last layer."""
+    embeddings, head = content.get("embeddings", 8), content.get("head", 8)
+    return {
+        "embeddings": {
+            "match": "type:Embedding",
+            "weight": None if embeddings is None else {"bits": embeddings},
+            "required": False,
+        },
+        "head": {
+            "match": "last",
+            "weight": None if head is None else {"bits": head},
+            "activation": None if head is None else inputs,
+        },
+    }
 
 
 def _dynamic(preset: re.Match[str]) -> dict[str, Any]:
@@ -112,10 +138,11 @@ def _dynamic(preset: re.Match[str]) -> dict[str, Any]:
 
 def _rule(name: str, content: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> Rule:
     _check_mapping(content, f"rule {name!r}")
-    _check_keys(content, ("match", "weight", "activation"), f"rule {name!r}")
+    _check_keys(content, ("match", "weight", "activation", "required"), f"rule {name!r}")
     if "match" not in content:
         raise ValueError(f"rule {name!r} does not say which layers: add match, for example match: 'layer1.*'.")
-    return Rule(str(content["match"]), *(_tensor_rule(name, key, content.get(key), defaults[key]) for key in defaults))
+    tensors = (_tensor_rule(name, key, content.get(key), defaults[key]) for key in defaults)
+    return Rule(str(content["match"]), *tensors, bool(content.get("required", True)))
 
 
 def _tensor_rule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from qat.transform.inspect import Inspection  # which reads records
 
 _ATTRIBUTE = "_qat"
+LAYERS = "layer by layer"
+"""The way of a model that has no graph."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,16 @@ class PreparedRecord:
         inspection: float edges and notes from then; lines are read off the model.
         way: how the graph was captured: "torch.fx", "torch.export" or "layer by layer".
         example: the example inputs, if there were any, and if they can be described.
+        reason: why an earlier way of capture was not taken; "".
+        multiply_adds: operation of the graph -> what it takes on the first inputs that the model was run with; empty before.
     """
 
     policy: Policy
     inspection: Inspection
     way: str = ""
     example: ExampleDescription | None = None
+    reason: str = ""
+    multiply_adds: dict[str, int] = field(default_factory=dict)
 
     @property
     def capture(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def logged(results: Results) -> str:
     """What a log file gets: lines of at most 110 columns, no colour codes."""
     file = io.StringIO()
     console = make_console(file)
-    print_sites(results.sites, results.float_edges, console)
+    print_sites(results.sites, results.float_edges, console=console)
     print_report(results, console)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 

@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor, nn
 
+import qat
 from qat import Grid, PerChannel, PerGroup, PerTensor, Policy, QuantSpec, Rule, TensorRule, load_policy
 from qat.estimators import EWGS
 from qat.observers import MSE, MeanAbs, Percentile
@@ -377,3 +379,31 @@ def test_a_class_that_cannot_be_imported_is_refused() -> None:
         TensorRule(4, quantizer=lambda *_: None)
     with pytest.raises(ValueError, match=r"'builtins\.int' is not an observer: write one of KL"):
         TensorRule(4, observer=int)
+
+
+def test_a_policy_for_transformers_switches_embeddings_and_head() -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.body, self.mid, self.head = (
+                nn.Embedding(5, 4),
+                nn.Linear(4, 4),
+                nn.Linear(4, 4),
+                nn.Linear(4, 2),
+            )
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.mid(self.body(self.table(ids))))
+
+    def formats(**switches: int | None) -> list[str]:
+        lines = qat.inspect(qat.prepare(Small(), load_policy("transformer_w4_dynamic_per_token", **switches))).lines
+        return [line.weight.partition(" ")[0] for line in lines if line.kind == "layer"]
+
+    assert formats() == ["int8", "int4", "int4", "int8"]
+    assert formats(embeddings=None, head=4) == ["float", "int4", "int4", "int4"]
+    assert formats(embeddings=4, head=None) == ["int4", "int4", "int4", "float"]
+    without_embedding = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    assert qat.inspect(qat.prepare(without_embedding, "transformer_w8a8")).lines  # not every transformer has one
+    with pytest.raises(ValueError, match="embeddings stands beside preset=w8a8: write preset: transformer_w8a8"):
+        load_policy("w8a8", embeddings=None)
+    assert "required" not in load_policy("w8a8").to_dict()["rules"]["all"]  # checkpoints from before compare equal

@@ -14,6 +14,8 @@ from qat.transform import is_prepared, prepare_, quantizers
 from qat.transform.record import record_of
 from tests.transform.small_networks import NETS, Bottleneck, Branches, Residual, net
 
+pytestmark = pytest.mark.filterwarnings("ignore:only .* of the multiply-adds:UserWarning")
+
 every = pytest.mark.parametrize("name", NETS)
 
 
@@ -351,11 +353,12 @@ def test_what_cannot_be_traced_gets_layers_that_own_their_input() -> None:
         "b.weight_quantizer": "int8",
         "b.input_quantizer": "int8",
     }
-    (note,) = qat.inspect(prepared).notes
-    assert note.startswith(
-        "Untraceable cannot be traced: symbolically traced variables cannot be used as inputs to control"
+    found = qat.inspect(prepared)
+    assert found.capture.startswith(
+        "captured layer by layer, because Untraceable cannot be traced: symbolically traced variables cannot be used as "
+        "inputs to control"
     )
-    assert note.endswith("layers own their input quantizers.")
+    assert found.notes == ["layers own their input quantizers."]
     qat.calibrate(prepared, [x, -x])
     for sign in (1, -1):  # both branches still run
         assert prepared(sign * 100 * x).isfinite().all()
@@ -377,7 +380,7 @@ class ReadsAgain(nn.Module):
 def test_a_tensor_overwritten_in_place_and_read_again_is_not_captured() -> None:
     model, x = ReadsAgain().eval(), torch.randn(2, 3, 4, 4)
     prepared = prepare(model, load_policy("w8a8"), x)
-    assert "overwrites 'a' in place and reads it again" in qat.inspect(prepared).notes[0]
+    assert "overwrites 'a' in place and reads it again" in qat.inspect(prepared).capture
     qat.calibrate(prepared, [x])
     torch.testing.assert_close(prepared(x), model(x), atol=0.05, rtol=0.1)
     assert not torch.equal(prepared(x), model(x))
@@ -580,7 +583,7 @@ def test_optional_arguments_that_are_used_keep_the_forward_as_it_is() -> None:
         with qat.mode(prepared, qat.Mode.OBSERVE):
             assert torch.equal(prepared(x, mask=mask), model(x, mask=mask))
             assert torch.equal(prepared(x), model(x))
-        said = "stays in float: everything between layers" if example is None else "the graph is from torch.export"
+        said = "stays in float: everything between layers" if example is None else "captured with torch.export"
         assert said in str(qat.inspect(prepared))
 
 

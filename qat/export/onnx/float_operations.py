@@ -13,8 +13,7 @@ from torch import Tensor, fx, nn
 
 from qat.export.onnx.graph_writer import GraphWriter, NoOnnxFormError
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
-from qat.integer.layers import explicit_padding
-from qat.nn import is_identity_in_evaluation
+from qat.nn import explicit_padding, is_identity_in_evaluation
 from qat.operations import Concatenate, Mean, call_of
 from qat.torch_private import BatchNorm
 

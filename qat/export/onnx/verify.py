@@ -129,11 +129,12 @@ class _Run:
         """One batch through the integer model, the file and, if there is one, the prepared network."""
         self.examples = self.examples or inputs
         self.exercise.see_inputs([x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim])
+        dynamic: dict[str, Tensor] = {}
         with torch.no_grad():
-            returned, codes = self.integer.codes(*inputs)
+            returned, codes = self.integer.codes(*inputs, values=dynamic)
         expected = dict(zip(self.session.outputs, named_outputs(returned).values(), strict=True))
         if self.prepared is not None:
-            self.prepared.see(inputs, codes, expected)
+            self.prepared.see(inputs, codes, expected, dynamic)
         ours = {name: x.cpu() for name, x in (codes | expected).items()}
         self.exercise.see_codes({name: ours[name] for name in codes})
         outputs, its_codes = self.session(*inputs)

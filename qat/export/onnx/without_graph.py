@@ -105,6 +105,8 @@ class _MarkedModule(nn.Module):
     def __init__(self, name: str, part: WeightOnlyModule) -> None:
         super().__init__()
         self.module = part.module
+        if getattr(part.module, "input_quantizer", None) is not None:
+            part.module.input_quantizer = _Marked(f"{name}.module.input_quantizer")
         self.shapes = {
             key: (f"{name}.stored.{i}", part.get_buffer(f"stored.{i}.weight").shape)
             for i, key in enumerate(part.matrices)

@@ -184,7 +184,7 @@ class Report(L.Callback):
             trainer, pl_module, qat.inputs, qat.float_network or qat.network_of(pl_module), self.dataloaders
         )
         rows = report_rows(measured, self.metrics, notes)
-        sites, float_edges = describe_sites(best.network)
+        sites, float_edges, _ = describe_sites(best.network)
         return Results(
             recipe=self.name or type(pl_module).__name__,
             command=self.command,

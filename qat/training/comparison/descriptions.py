@@ -16,17 +16,17 @@ from qat.export.verification import SiteAgreement
 from qat.report import IDENTICAL_DB, Data, Environment, SiteInfo, SiteResult, VerificationResult
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
-from qat.transform import inspect
 from qat.transform.batches import positional_arguments
+from qat.transform.inspect import table
 
 
-def describe_sites(network: nn.Module) -> tuple[list[SiteInfo], list[str]]:
-    """The sites of a prepared network, and the edges that stay in float with further notes."""
-    summary = inspect(network)
+def describe_sites(network: nn.Module) -> tuple[list[SiteInfo], list[str], list[str]]:
+    """The sites of a prepared network, the edges that stay in float with further notes, and how much is integer."""
+    summary = table(network)
     sites = [
         SiteInfo(line.name, line.operation, line.weight or None, line.activation or None) for line in summary.lines
     ]
-    return sites, [*summary.float_edges, *summary.notes]
+    return sites, [*summary.float_edges, *summary.notes], summary.facts
 
 
 def describe_verification(verification: Verification) -> VerificationResult:

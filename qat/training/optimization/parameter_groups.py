@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from qat.training.optimization.relative_steps import step_relatively
 from qat.training.optimization.scale_optimizer import QUANTIZER_GROUP, OptimizerFactory, attach_scale_optimizer
 from qat.transform import quantizers
 
@@ -32,7 +33,7 @@ def split_parameter_groups(
 
     Such a group has the options of the group that it comes from, except `weight_decay = 0` and lr times `lr_ratio`. With a
     factory it has the options of the optimizer that the factory makes, except `weight_decay = 0`, and that optimizer updates
-    it.
+    it. Adam and its kin step the scales in proportion to their size (`relative_steps`).
 
     Schedulers that are built inside see the final groups. (A scheduler with an absolute learning rate, such as OneCycleLR,
     applies it to every group.) LBFGS allows one group only and keeps all parameters in it.
@@ -45,7 +46,9 @@ def split_parameter_groups(
     Raises:
         ValueError: the two optimizers cannot share a step.
     """
-    learned = list(quantizer_parameters(model).values())
+    named = quantizer_parameters(model)
+    learned = list(named.values())
+    scale_ids = {id(parameter) for name, parameter in named.items() if name.endswith(".scale")}
     learned_ids = {id(parameter) for parameter in learned}
     scale_optimizer = scale_optimizer_factory(learned) if scale_optimizer_factory is not None and learned else None
     original = Optimizer.add_param_group
@@ -65,6 +68,8 @@ def split_parameter_groups(
             if scale_optimizer is not None:
                 attach_scale_optimizer(self, scale_optimizer)
             original(self, {**options, "params": scales, QUANTIZER_GROUP: True})
+            if scale_optimizer is None:
+                step_relatively(self, [p for p in map(_parameter, scales) if id(p) in scale_ids])
 
     Optimizer.add_param_group = add_param_group  # type: ignore[method-assign, assignment]
     try:

@@ -1,0 +1,155 @@
+"""Transformers from config, without weights to download: BERT, ViT, GPT-2 and Llama, small, in 8 bits static and per token, and
+in 4 bits per group.
+
+Each is trained for a few steps with plain Adam on one batch, exported and verified. Of each row: the loss before and after,
+what of the network is integer, how many predictions of the file are those of the integer model and those of the float network
+after training, and whether `generate` still works.
+
+python -m benchmarks.transformer_networks
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+import qat
+from benchmarks.command_line import argument_parser, parse_options
+from benchmarks.measurement_file import RESULTS, write_measurement
+from qat.training.optimization.parameter_groups import split_parameter_groups
+
+SIZE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+VOCABULARY, CLASSES = 200, 5
+
+POLICIES: dict[str, Any] = {
+    "w8a8": "transformer_w8a8",
+    "w8 per token": "transformer_w8_dynamic_per_token",
+    "w4 per group": {"preset": "transformer_w4", "weight": {"granularity": "per_group", "group_size": 32}},
+}
+
+
+class Subject(NamedTuple):
+    """A network, a batch with labels, and whether it generates text."""
+
+    network: nn.Module
+    batch: dict[str, Tensor]
+    generates: bool = False
+
+
+def _text(n: int = 32, length: int = 16) -> Tensor:
+    return torch.randint(VOCABULARY, (n, length))
+
+
+def _bert() -> Subject:
+    config = transformers.BertConfig(vocab_size=VOCABULARY, num_labels=CLASSES, **SIZE)
+    batch = {"input_ids": _text(), "attention_mask": torch.ones(32, 16).long(), "labels": torch.arange(32) % CLASSES}
+    return Subject(transformers.BertForSequenceClassification(config), batch)
+
+
+def _vit() -> Subject:
+    config = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=CLASSES, **SIZE)
+    batch = {"pixel_values": torch.randn(32, 3, 32, 32), "labels": torch.arange(32) % CLASSES}
+    return Subject(transformers.ViTForImageClassification(config), batch)
+
+
+def _gpt2() -> Subject:
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4, n_positions=64, use_cache=False
+    )
+    ids = _text()
+    return Subject(transformers.GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids}, generates=True)
+
+
+def _llama() -> Subject:
+    config = transformers.LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=4, use_cache=False, **SIZE)
+    ids = _text()
+    return Subject(transformers.LlamaForCausalLM(config), {"input_ids": ids, "labels": ids}, generates=True)
+
+
+NETWORKS: dict[str, Callable[[], Subject]] = {"BERT": _bert, "ViT": _vit, "GPT-2": _gpt2, "Llama": _llama}
+
+
+def fit(prepared: nn.Module, batch: dict[str, Tensor], steps: int, lr: float, separate: bool) -> float:
+    """The loss after some steps of Adam. separate: whether scales have a group, as in a fit with the callback."""
+    if separate:
+        with split_parameter_groups(prepared, 1.0):
+            optimizer = torch.optim.Adam(prepared.parameters(), lr=lr)
+    else:
+        optimizer = torch.optim.Adam(prepared.parameters(), lr=lr)
+    prepared.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        prepared(**batch).loss.backward()
+        optimizer.step()
+    prepared.eval()
+    with torch.no_grad():
+        return float(prepared(**batch).loss)
+
+
+def measure(subject: Subject, policy: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """One row."""
+    network, batch, generates = subject
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    prepared = qat.prepare(network.eval(), qat.load_policy(policy), batch)
+    qat.calibrate(prepared, [batch])
+    with torch.no_grad():
+        before = float(prepared.eval()(**batch).loss)
+    after = fit(prepared, batch, options.steps, options.lr, options.separate)
+    share = qat.inspect(prepared).share
+    integer = qat.convert(prepared)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        qat.export_onnx(integer, batch, path)
+        found = qat.verify(path, integer, [batch], prepared)
+    with torch.no_grad():
+        fake = prepared(**inputs).logits.argmax(-1)
+        codes = integer(**inputs)
+        codes = next(x for x in (codes if isinstance(codes, tuple | list) else codes.values()) if x.ndim > 1).argmax(-1)
+    row = {
+        "loss": [before, after],
+        "weights_in_integers": share.weights,
+        "multiply_adds_in_integers": share.multiply_adds,
+        "agreement": found.top1_agreement,
+        "agreement_with_prepared": (fake == codes).double().mean().item(),
+        "codes": found.codes_compared,
+        "mismatches": found.code_mismatches,
+        "float_ties": found.float_ties,
+        "alarm": found.alarm,
+    }
+    if generates:
+        made = prepared.generate(inputs["input_ids"][:2], max_new_tokens=4, do_sample=False, pad_token_id=0)
+        row["generates"] = list(made.shape) == [2, inputs["input_ids"].shape[1] + 4]
+    return row
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="names; all by default")
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), help="names; all by default")
+    parser.add_argument("--steps", type=int, default=30, help="of Adam")
+    parser.add_argument("--lr", type=float, default=1e-4, help="of Adam")
+    parser.add_argument("--separate", action="store_true", help="scales in a group, as in a fit with the callback")
+    parser.add_argument("--out", type=Path, default=RESULTS / "transformer_networks/cpu.json")
+    options = parse_options(parser)
+    rows: dict[str, Any] = {}
+    for name in options.networks:
+        for policy in options.policies:
+            torch.manual_seed(0)
+            try:
+                rows[f"{name} {policy}"] = measure(NETWORKS[name](), POLICIES[policy], options)
+            except Exception as error:  # the others are worth knowing, too
+                rows[f"{name} {policy}"] = {"error": f"{type(error).__name__}: {error}"[:400]}
+            print(f"{name} {policy}: {json.dumps(rows[f'{name} {policy}'])}", flush=True)
+            write_measurement(options.out, {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What is computed on codes: facts that the plan, the table of a prepared model and the integer model share."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from qat.granularity import PerGroup
+from qat.nn import as_quantized, is_quantized, transposed_padding
+from qat.operations.activations import Rectify
+from qat.operations.arithmetic import MatMul
+from qat.operations.base import Operation, Role
+from qat.operations.describe import Operations
+from qat.operations.layers import Layer
+from qat.operations.movement import Move
+from qat.quantizers import Dynamic
+
+_TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
+def has_integer_form(layer: nn.Module) -> bool:
+    """Whether the weight is stored as codes with one scale per output channel or per tensor, and padding is zeros."""
+    quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
+    return can_take_codes(layer) and quantizer is not None and not isinstance(quantizer.spec.granularity, PerGroup)
+
+
+def can_take_codes(layer: nn.Module) -> bool:
+    """Whether a layer of this kind, with these options, can be computed on codes, whatever its quantizers."""
+    zero_padding = getattr(layer, "padding_mode", "zeros") == "zeros"  # codes can only be padded with their zero-point
+    if isinstance(layer, _TRANSPOSED):
+        return zero_padding and min(transposed_padding(layer)[0]) >= 0  # a convolution cannot crop
+    return zero_padding and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+
+
+def has_dynamic_form(layer: nn.Module) -> bool:
+    """Whether the layer, which has an integer form, can take inputs that are quantized on their own range."""
+    return not isinstance(layer, _TRANSPOSED)
+
+
+def takes_input_alone(node: fx.Node, layer: Layer) -> bool:
+    """Whether nothing but its input decides what this call of a layer returns (no `output_size`)."""
+    return len(layer.inputs) == 1 and len(node.args) + len(node.kwargs) == 1
+
+
+def tensors_with_codes(model: nn.Module, operations: Operations) -> set[fx.Node]:
+    """The tensors that lie on a grid that is fixed before they are known: sites, and what moves their values."""
+    found: set[fx.Node] = set()
+    for node, operation in operations.items():
+        if operation.role is Role.SITE:
+            if not isinstance(model.get_submodule(str(node.target)), Dynamic):
+                found.add(node)
+        elif isinstance(operation, Move) and operation.inputs[0] in found:
+            found.add(node)
+    return found
+
+
+def is_computed_on_codes(model: nn.Module, node: fx.Node, operations: Operations, with_codes: set[fx.Node]) -> bool:
+    """Whether the integer model multiplies integers where the prepared one calls this layer or matrix product."""
+    operation = operations[node]
+    if isinstance(operation, MatMul):
+        return all(n in with_codes for n in operation.inputs) and _ends_in_site(node, operations, with_codes)
+    if not isinstance(operation, Layer) or not has_integer_form(operation.module):
+        return False
+    source = operation.inputs[0]
+    if not takes_input_alone(node, operation):
+        return False
+    if source in with_codes:
+        return True
+    is_dynamic = operations[source].role is Role.SITE
+    return is_dynamic and has_dynamic_form(operation.module)
+
+
+def _ends_in_site(node: fx.Node, operations: Operations, with_codes: set[fx.Node]) -> bool:
+    """Whether a static site quantizes this tensor, or what a ReLU makes of it."""
+    return any(
+        (operations[user].role is Role.SITE and user in with_codes)
+        or (isinstance(operations[user], Rectify) and _ends_in_site(user, operations, with_codes))
+        for user in node.users
+    )
+
+
+def computes_products(operation: Operation) -> bool:
+    """Whether the operation is a layer with a weight that it multiplies with, or a product of two activations."""
+    return isinstance(operation, MatMul) or (isinstance(operation, Layer) and not operation.takes_indices)

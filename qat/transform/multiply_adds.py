@@ -1,0 +1,137 @@
+"""How many multiply-adds each operation of a prepared model takes, counted in a run on real inputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import flop_registry
+
+from qat.capture import call_arguments, installed_graph
+from qat.contexts import training_mode
+from qat.nn import matrices_of
+from qat.quantizers import Mode
+from qat.torch_private import DispatchMode
+from qat.transform.mode import mode
+from qat.transform.record import record_of
+
+EVERYTHING = ""
+"""The name under which all multiply-adds of a model without a graph are counted."""
+
+
+def count_multiply_adds(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Run a prepared model once in float and keep what each operation takes in its record, unless it is known already.
+
+    Random numbers are those that would have come. A call that the graph does not serve (a cache) counts nothing.
+    """
+    record = record_of(model)
+    if record is None or record.multiply_adds:
+        return
+    with (
+        torch.no_grad(),
+        training_mode(model, False),
+        mode(model, Mode.OFF),
+        torch.random.fork_rng(devices=()),
+        _Counter() as counter,
+    ):
+        if (installed := installed_graph(model)) is None:
+            model(*args, **kwargs)
+            record.multiply_adds[EVERYTHING] = counter.multiply_adds
+            return
+        graph, form = installed
+        inputs = args if form is None else form.flat(call_arguments(inspect.signature(model.forward), args, kwargs))
+        if inputs is None or (form is None and kwargs):
+            inputs = _in_order(graph, args, kwargs) if form is None else None
+        if inputs is not None:
+            record.multiply_adds.update(_Counting(model, graph, counter).counts(inputs))
+
+
+@contextmanager
+def counting_first_call(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Yields a function that counts what the first call inside the `with` took, of each prepared model in `model`."""
+    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    roots = [m for m in model.modules() if (record := record_of(m)) is not None and not record.multiply_adds]
+    hooks = [
+        root.register_forward_pre_hook(lambda m, args, kwargs: _keep(calls, m, args, kwargs), with_kwargs=True)
+        for root in roots
+    ]
+
+    def count() -> None:
+        for root, (args, kwargs) in calls.items():
+            count_multiply_adds(root, args, kwargs)
+        calls.clear()
+
+    try:
+        yield count
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _keep(
+    calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    record = record_of(module)
+    if record is not None and not record.multiply_adds:
+        calls.setdefault(module, (args, kwargs))
+
+
+def _in_order(graph: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Positional and keyword arguments as inputs of a graph."""
+    names = [str(node.target).lstrip("*") for node in graph.nodes if node.op == "placeholder"][len(args) :]
+    given = [kwargs[name] for name in names if name in kwargs]
+    return (*args, *given)
+
+
+class _Counter(DispatchMode):
+    """Counts multiply-adds. torch's own FlopCounterMode hooks gradients, which weights that are views do not have here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiply_adds = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        flops = flop_registry.get(func.overloadpacket)
+        if flops is not None:
+            self.multiply_adds += flops(*args, **(kwargs or {}), out_val=result) // 2
+        return result
+
+
+class _Counting(fx.Interpreter):
+    """Runs a graph, and notes what each node takes."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, counter: _Counter) -> None:
+        super().__init__(model, graph=graph)
+        self.counter = counter
+        self.found: dict[str, int] = {}
+
+    def counts(self, inputs: Any) -> dict[str, int]:
+        """Name of a node -> multiply-adds, where there are any."""
+        self.run(*inputs)
+        return self.found
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.multiply_adds
+        result = super().run_node(n)
+        count = self.counter.multiply_adds - before
+        if not count and n.op == "call_module":
+            count = _of_matrices(self.module.get_submodule(str(n.target)), self.fetch_args_kwargs_from_env(n)[0])
+        if count:
+            self.found[n.name] = count
+        return result
+
+
+def _of_matrices(module: nn.Module, args: tuple[Any, ...]) -> int:
+    """What a recurrent or bilinear layer takes, which torch does not count: each weight once for each position."""
+    if not isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.Bilinear) or not isinstance(args[0], Tensor):
+        return 0
+    positions = args[0].numel() // args[0].shape[-1]
+    return positions * sum(module.get_parameter(name).numel() for name in matrices_of(module))
