@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+TEMPORARY = ".writing-"
+"""How the names of folders begin in which files are written before they are complete."""
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -18,16 +21,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     parent folders are created.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; it names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        unfinished = Path(folder) / path.name
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
+            unfinished = Path(folder) / path.name
+            yield unfinished
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+    except OSError as error:  # of a full disk: it names no file, or the temporary one
+        if error.errno is None or (error.filename is not None and TEMPORARY not in str(error.filename)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> Path:

@@ -11,6 +11,7 @@ from qat.version import version
 
 COMMANDS = {
     "train": "run a recipe: float network, PTQ, QAT, ONNX file, verification, report",
+    "verify": "say whether an ONNX file may be deployed; its exit status is for CI",
 }
 """Subcommand -> what `qat --help` says about it. The module `qat.cli.NAME` has `run(arguments) -> exit status`."""
 
@@ -27,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = _parser().parse_args(given[:1]).command
     # Imported here: --help does not wait for torch.
-    status: int = importlib.import_module(f"qat.cli.{command}").run(given[1:])
+    try:
+        status: int = importlib.import_module(f"qat.cli.{command}").run(given[1:])
+    except KeyboardInterrupt:
+        return 130
     return status
 
 

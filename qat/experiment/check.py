@@ -1,4 +1,4 @@
-"""Checks of the configuration that need neither data nor network: values, the run's folder, a resumed run."""
+"""Checks of the configuration that need neither data nor network: values, a resumed run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHOLE_NUMBERS = {
     "float.epochs": 0,
 }
 """Key -> smallest value."""
-OPTIONAL_WHOLE_NUMBERS = {"num_workers": 0, "trainer.max_epochs": -1, "trainer.max_steps": -1}
+OPTIONAL_WHOLE_NUMBERS = {"num_workers": 0, "float.max_steps": 1, "trainer.max_epochs": -1, "trainer.max_steps": -1}
 """The same, for keys that may be null."""
 FRACTIONS = ("label_smoothing", "float.label_smoothing", "distillation.weight")
 POSITIVE_NUMBERS = ("distillation.temperature", "optim.lr", "float.optim.lr")
@@ -66,29 +66,14 @@ def check_values(config: DictConfig) -> None:
     _warn_of_unwise_values(config)
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds files of another run.
-
-    Raises:
-        ValueError: the folder holds results, metrics or checkpoints.
-    """
-    existing = [name for name in ("results.json", "metrics", "checkpoints") if (folder / name).exists()]
-    if existing:
-        raise ValueError(
-            f"hydra.run.dir={folder} holds {' and '.join(existing)} of another run, which would be overwritten: write the name "
-            "of a new folder, also where resume= continues that run, or leave hydra.run.dir out."
-        )
-
-
-def check_same_run(config: DictConfig, checkpoint: Path) -> None:
-    """Check that a resumed run computes the same fit as the run that wrote the checkpoint. It may be longer.
+def check_same_run(config: DictConfig, folder: Path) -> None:
+    """Check that a resumed run computes the same fit as the interrupted one, whose folder is given. It may be longer.
 
     Without that run's config.yaml, nothing is checked.
 
     Raises:
         ValueError: a value differs; the message names its key and both values.
     """
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     if not (folder / "config.yaml").is_file():
         return
     interrupted, resumed = (_fit_settings(c) for c in (OmegaConf.load(folder / "config.yaml"), config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -27,6 +28,17 @@ class PrintHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), flush=True)
+
+
+class LogFile(logging.FileHandler):
+    """Writes log records to a file; when the disk is full, one line on standard error says so, and the run goes on."""
+
+    _complained = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._complained:
+            self._complained = True
+            print(f"{self.baseFilename} is not continued: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 def simplify_output() -> None:

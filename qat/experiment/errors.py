@@ -24,16 +24,18 @@ SHOWS_TRACEBACKS = os.environ.get(FULL_ERROR) == "1"
 
 @contextmanager
 def configuration_errors(debug: bool = False) -> Iterator[None]:
-    """Inside the `with` block, an error in the configuration or the data ends the program with one sentence.
+    """Inside the `with` block, an error in the configuration, the data or the artefact ends the program with one sentence.
 
     With `debug`, or HYDRA_FULL_ERROR=1 in the environment, the traceback is shown.
     """
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from qat.export import VerificationError
+
     library_errors = (MisconfigurationException, OmegaConfBaseException, HydraException)
     try:
         yield
-    except (ValueError, OSError, ModuleNotFoundError, *library_errors) as error:
+    except (ValueError, OSError, ModuleNotFoundError, VerificationError, *library_errors) as error:
         if debug or SHOWS_TRACEBACKS:
             raise
         _exit(sentence(error))
@@ -68,7 +70,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, HydraException):
         text = re.sub(r"\s*full_key: .*", "", text, flags=re.DOTALL)
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}"
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return " ".join(text.split()) or type(error).__name__
 
 

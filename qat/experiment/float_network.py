@@ -107,7 +107,8 @@ def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folde
     except OSError as error:
         log.warning("the float network is not cached in %s (%s): set QAT_CACHE_DIR to a writable folder.", path, error)
     accuracy = "" if top1 is None else f", validation accuracy {100 * top1:.2f} %"
-    return f"trained for {config.float.epochs} epochs in {time.perf_counter() - start:.0f} s{accuracy}"
+    length = f"{config.float.epochs} epochs" if config.float.max_steps is None else f"{config.float.max_steps:,} steps"
+    return f"trained for {length} in {time.perf_counter() - start:.0f} s{accuracy}"
 
 
 def fingerprint(config: DictConfig, data: ImageData) -> str:
@@ -115,9 +116,10 @@ def fingerprint(config: DictConfig, data: ImageData) -> str:
 
     Policy, QAT settings and test images do not change it.
     """
+    float_settings: Any = OmegaConf.to_container(config.float, resolve=True)
     settings = {
         "model": OmegaConf.to_container(config.model, resolve=True),
-        "float": OmegaConf.to_container(config.float, resolve=True),
+        "float": {key: value for key, value in float_settings.items() if key != "max_steps" or value is not None},
         "seed": config.seed,
         "threads": torch.get_num_threads(),  # sums are rounded in another order
         "batch": [config.batch_size, config.trainer.get("precision"), config.trainer.get("accelerator")],
@@ -144,7 +146,8 @@ def _digest_images(digest: Any, images: ImageDataset) -> None:
 
 def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path) -> float | None:
     """Train `network` in place. Returns its accuracy on the validation images; None if there are none."""
-    log.info("training the float network first: %d epochs", config.float.epochs)
+    limit = "" if config.float.max_steps is None else f", at most {config.float.max_steps:,} steps"
+    log.info("training the float network first: %d epochs%s", config.float.epochs, limit)
     L.seed_everything(config.seed, workers=True, verbose=False)
     module = classifier(network, config.float, data)
     fitting = trainer(
@@ -156,7 +159,7 @@ def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path
         num_nodes=1,
         strategy="auto",
         max_epochs=config.float.epochs,
-        max_steps=-1,
+        max_steps=-1 if config.float.max_steps is None else config.float.max_steps,
         check_val_every_n_epoch=1,
         val_check_interval=1.0,
         enable_checkpointing=False,

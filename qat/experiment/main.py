@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -12,13 +14,15 @@ from omegaconf import DictConfig
 
 from qat.experiment.configuration import CONFIG_NAME, CONFIGS, register_recipes
 from qat.experiment.errors import composition_errors, configuration_errors
-from qat.experiment.worker_processes import worker_process
+from qat.experiment.folders import register_new_folder, shortened
+from qat.experiment.interruption import Interrupted, SignalHandler, command_line, continuing_command, what_is_kept
+from qat.experiment.worker_processes import is_worker, worker_process
 
 
 def main(program: str = "qat train") -> None:
     """Train, compare with PTQ, export, verify and report, as the overrides in `sys.argv[1:]` say.
 
-    A mistake in them ends the program with one sentence on standard error.
+    A mistake in them ends the program with one sentence on standard error; so does a signal, which also leaves a checkpoint.
 
     Args:
         program: the words that started the program, for the command in results.json.
@@ -26,20 +30,42 @@ def main(program: str = "qat train") -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=CONFIG_NAME)
     def start(config: DictConfig) -> None:
-        from qat.experiment.run import run  # late: --help need not wait for torch and Lightning
-
         hydra_config = HydraConfig.get()
-        with configuration_errors(debug=config.debug):
-            run(
-                config,
-                folder=Path(hydra_config.runtime.output_dir),
-                recipe=hydra_config.runtime.choices["recipe"],
-                command=shlex.join([*program.split(), *sys.argv[1:]]),
-            )
+        folder = Path(hydra_config.runtime.output_dir)
+        with _explained(signals, folder, program):
+            from qat.experiment.run import run  # late: --help need not wait for torch and Lightning
+
+            with configuration_errors(debug=config.debug):
+                run(
+                    config,
+                    folder=folder,
+                    recipe=hydra_config.runtime.choices["recipe"],
+                    command=shlex.join([*program.split(), *sys.argv[1:]]),
+                    signals=signals,
+                )
 
     register_recipes()
-    with composition_errors(), worker_process():
-        start()
+    register_new_folder()
+    try:
+        with SignalHandler() as signals, composition_errors(), worker_process():
+            start()
+    except Interrupted as signal:
+        sys.exit(signal.status)
+
+
+@contextmanager
+def _explained(signals: SignalHandler, folder: Path, program: str) -> Iterator[None]:
+    """Inside the `with` block, a signal prints what is kept and the command that goes on."""
+    try:
+        yield
+    except Interrupted as signal:
+        if not is_worker():
+            command = continuing_command(command_line(program), shortened(folder))
+            print(
+                f"{signal}, during {signals.stage}. {what_is_kept(folder, signals.stage)} Go on with:\n{command}",
+                file=sys.stderr,
+            )
+        raise
 
 
 if __name__ == "__main__":  # the other processes of a `qat train` on several devices: see qat/cli/train.py

@@ -17,9 +17,12 @@ from torch import nn
 
 from qat.data import ImageData
 from qat.experiment import build, float_network, loggers
-from qat.experiment.check import check_folder, check_same_run, check_values
+from qat.experiment.check import check_same_run, check_values
+from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
 from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
+from qat.experiment.folders import check_folder, folder_of_one_run, run_folder_of, was_interrupted_early
+from qat.experiment.interruption import SignalHandler
 from qat.files import write_atomically
 from qat.report import Data, Results
 from qat.training.callbacks import ProgressiveBits, Report
@@ -27,11 +30,12 @@ from qat.training.checkpoint.latest import checkpoint_to_resume
 from qat.training.lightning.callback_lookup import NetworkExtension
 from qat.training.lightning.strategies import check_launched_processes, process_count
 from qat.transform import Policy, prepare
+from qat.transform.mode import quantizers
 
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
+def run(config: DictConfig, folder: Path, recipe: str, command: str, signals: SignalHandler | None = None) -> Results:
     """Float network, PTQ baselines, QAT, export, verification and report. Everything is written into `folder`.
 
     Every mistake in the configuration is found before the first training step.
@@ -41,11 +45,18 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
         folder: the run's folder; it holds no other run.
         recipe: name of the run in log and report.
         command: the command that repeats the run, for the report.
+        signals: receives the signals that interrupt the run; None: nobody does.
 
     Raises:
         ValueError: the configuration or the data are not valid; the message says what to write instead.
         FileNotFoundError: a file that the configuration names does not exist.
+        VerificationError: the ONNX file is not what was trained; everything else is written.
     """
+    with folder_of_one_run(folder):
+        return _run(config, folder, recipe, command, signals or SignalHandler())
+
+
+def _run(config: DictConfig, folder: Path, recipe: str, command: str, signals: SignalHandler) -> Results:
     simplify_output()
     check_values(config)
     rank_zero_only(check_folder)(folder)
@@ -64,6 +75,7 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
         "%s on %s, %s training images; everything is written to %s", recipe, data.label, f"{len(data.train):,}", folder
     )
 
+    signals.stage = "the float training"
     with _timed(timings, "float"):
         source = float_network.load_or_train(network, config, data, folder)
     log.info("float network: %s", source)
@@ -77,15 +89,18 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str) -> Results:
         built_from=float_network.built_from(config.model, data),
     )
     report = _report(config, folder, data, name=recipe, command=command, timings=timings)
-    callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), report]
+    saver = CheckpointOnSignal(signals, folder / "checkpoints")
+    callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), report, saver]
     validation = build.validation_plan(config, len(batches.train_dataloader()) // processes)
     logger = build.part(config.logger, "logger", save_dir=str(folder))
     trainer = build.trainer(config, folder, callbacks, logger, **validation)
-    trainer.fit(module, datamodule=batches, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=batches, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        if trainer.is_global_zero and report.results is not None:
+            loggers.finish(logger, report.results)
     if report.results is None:
         raise RuntimeError("the fit ended before its report was written.")
-    if trainer.is_global_zero:
-        loggers.finish(logger, report.results)
     return report.results
 
 
@@ -97,6 +112,11 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
     """
     float_network.check_source(config, data)
     prepared = prepare(network, policy, torch.zeros(2, *data.image_shape))
+    if not quantizers(prepared):
+        raise ValueError(
+            "the policy quantizes nothing, so there is nothing to train, to export or to verify: give policy.weight or "
+            "policy.activation bits, or leave out the rule that switches everything off."
+        )
     for training in (config, config.float):
         build.classifier(network, training, data)
     build.distillation(config, network)
@@ -114,15 +134,20 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
 
 
 def _checkpoint_to_resume(config: DictConfig) -> Path | None:
-    """The checkpoint from which the run continues an interrupted one; None if it is a new run."""
+    """The checkpoint from which the run continues an interrupted one; None if it is a new run, or has to start anew."""
     if config.resume is None:
         return None
-    if not Path(config.resume).expanduser().exists():
+    given = Path(config.resume).expanduser()
+    if not given.exists():
         raise FileNotFoundError(
             f"resume={config.resume} does not exist: give the folder of an interrupted run, one of its checkpoints, or null."
         )
-    checkpoint = checkpoint_to_resume(config.resume)
-    check_same_run(config, checkpoint)
+    if was_interrupted_early(given):
+        check_same_run(config, given)
+        log.info("resume=%s: that run was interrupted before its first checkpoint, so it starts anew", config.resume)
+        return None
+    checkpoint = checkpoint_to_resume(given)
+    check_same_run(config, run_folder_of(checkpoint))
     return checkpoint
 
 

@@ -19,7 +19,7 @@ def worker_process() -> Iterator[None]:
     Hydra names the run's folder after the second in which the process starts, so each process would create its own. Nothing
     changes for rank 0.
     """
-    if _rank() == 0:
+    if not is_worker():
         yield
         return
     with tempfile.TemporaryDirectory(prefix="qat-") as folder:
@@ -29,6 +29,7 @@ def worker_process() -> Iterator[None]:
         yield
 
 
-def _rank() -> int:
+def is_worker() -> bool:
+    """Whether this process has rank 1 or more."""
     ranks = (os.environ.get(name, "") for name in RANK_VARIABLES)
-    return next((int(rank) for rank in ranks if rank.isdigit()), 0)
+    return next((int(rank) for rank in ranks if rank.isdigit()), 0) > 0

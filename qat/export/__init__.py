@@ -9,12 +9,13 @@ from qat.export.onnx import (
     operators,
     verify,
 )
-from qat.export.verification import Verification
+from qat.export.verification import Verification, VerificationError
 
 __all__ = [
     "OnnxRuntimeNetwork",
     "QuantizeStatic",
     "Verification",
+    "VerificationError",
     "export_float_onnx",
     "export_onnx",
     "latency",

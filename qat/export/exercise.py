@@ -42,21 +42,24 @@ class Exercise:
         lowest, highest = (encoding.lowest, encoding.highest) if encoding else (0, 255)
         return int(self._seen[name][lowest : highest + 1].sum()) / (highest - lowest + 1)
 
+    @property
+    def weakness(self) -> str:
+        """Why the inputs are no data, as the begin of a sentence; "" if they are."""
+        if self._all_zero:
+            return "All inputs are zero"
+        if self._constant:
+            return "All inputs are one number"
+        if self.samples == 1:
+            return "There is only one sample"
+        return f"All {self.samples:,} samples are the same" if self._one_image else ""
+
     def sentences(self, sites: Sequence[SiteAgreement]) -> list[str]:
         """What these data cannot show; empty for data that look like data."""
         found = []
-        if self._all_zero:
-            found.append("All inputs are zero")
-        elif self._constant:
-            found.append("All inputs are one number")
-        elif self.samples == 1:
-            found.append("There is only one sample")
-        elif self._one_image:
-            found.append(f"All {self.samples:,} samples are the same")
-        if found:
-            found = [
-                f"{found[0]}: what the file computes for other data was not tested; give real data, a hundred samples."
-            ]
+        if self.weakness:
+            found.append(
+                f"{self.weakness}: what the file computes for other data was not tested; give real data, a hundred samples."
+            )
         little = [s for s in sites if s.exercised is not None and s.exercised < LITTLE_EXERCISED]
         if little:
             worst = min(little, key=lambda s: s.exercised or 0.0)

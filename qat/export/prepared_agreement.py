@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qat.contexts import training_mode
 from qat.export.outputs import named_outputs
 from qat.export.verification import SQNR_ALARM
-from qat.integer import IntegerModel, arithmetic
+from qat.integer import arithmetic
 from qat.integer.modules import IntegerModule
 from qat.quantizers import Mode
 from qat.transform.mode import mode, quantizers
@@ -61,7 +61,7 @@ class PreparedAgreement:
         ValueError: the network has no quantizers.
     """
 
-    def __init__(self, prepared: nn.Module, integer: IntegerModel) -> None:
+    def __init__(self, prepared: nn.Module, integer: nn.Module) -> None:
         activations = [q for q in quantizers(prepared).values() if not q.is_weight]
         if not quantizers(prepared):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +13,23 @@ TIES_ALLOWED = 0.01
 """Share of a site's codes that may differ by one step where floats are rounded: their sums are added in another order."""
 SQNR_ALARM = 20.0
 """Decibels. Below this the integer model computes something else than the prepared network."""
+NOTHING_QUANTIZED = (
+    "Nothing is quantized: the model has no integer code, so only floats were compared, and nothing is proven."
+)
 LITTLE_EXERCISED = 0.1
 """A site whose data used a smaller share of its codes is named."""
+
+
+class VerificationError(RuntimeError):
+    """A file is not what was trained, or nothing shows that it is. The message names the file and what was found."""
+
+
+class OtherModelError(ValueError):
+    """A file was written from another model than the one that it is compared with."""
+
+
+class DamagedFileError(ValueError):
+    """A file is not what it should be, from its first byte on."""
 
 
 class StoredDifference(NamedTuple):
@@ -132,6 +148,8 @@ class Verification:
             compared.
         alarm: a sentence if the integer model computes something else than the prepared network; else "".
         weak_data: sentences about what the data could not show.
+        weak_inputs: whether the inputs were no data at all: zeros, one number, or one sample.
+        nothing_quantized: whether the model has no codes, neither of activations nor of weights: only floats were compared.
     """
 
     codes_compared: int = 0
@@ -148,6 +166,8 @@ class Verification:
     prediction_changes: float | None = None
     alarm: str = ""
     weak_data: list[str] = field(default_factory=list)
+    weak_inputs: bool = False
+    nothing_quantized: bool = False
 
     @property
     def exact(self) -> bool:
@@ -155,7 +175,21 @@ class Verification:
 
         `float_ties` and what they propagate are no faults; an `alarm` is not about the file.
         """
-        return self.codes_compared > 0 and self.code_mismatches == 0 and not any(s.not_a_number for s in self.sites)
+        compared = self.codes_compared > 0 and not self.nothing_quantized
+        return compared and self.code_mismatches == 0 and not any(s.not_a_number for s in self.sites)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file may be deployed: it is `exact`, and the integer model is what was trained (no `alarm`)."""
+        return self.exact and not self.alarm
+
+    def failure(self, path: str | Path) -> str:
+        """Why the file may not be deployed, in one sentence that names it; "" if it passed."""
+        if self.passed:
+            return ""
+        others = [s for s in self.sentences if s != self.sentences[0]]
+        more = f" {others[0]}" if others and not self.alarm and not self.nothing_quantized else ""
+        return f"NOT VERIFIED, do not deploy {path}: {self.sentences[0]}{more}"
 
     def sum_up(self) -> None:
         """Set the sums from `sites` and `stored`."""
@@ -176,6 +210,8 @@ class Verification:
             f"from the integer model, over {self.images:,} samples."
         )
         found = [self.alarm] if self.alarm else []
+        if self.nothing_quantized:
+            found.append(NOTHING_QUANTIZED)
         found.append(first)
         found += [f"The file's {d.name} {d.text}." for d in self.stored]
         for s in self.sites:
@@ -207,12 +243,23 @@ class FileProof:
         intact: whether graph, constants and what the file says of itself are as they were written.
         verification: the counts of the verification that the file passed, as it was recorded; None: none was.
         metadata: all that the file says of itself.
+        hashes: sha256 of the whole "file" on disk and, as far as the file says them itself, of its "content" (all but the
+            metadata), of the state of the integer "model", and of the "policy".
+        versions: of the packages that wrote the file.
     """
 
     recorded: bool
     intact: bool
     verification: dict[str, Any] | None
     metadata: dict[str, str]
+    hashes: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file is as it was written, and passed its verification then."""
+        found = self.verification
+        return self.intact and found is not None and bool(found["exact"]) and not found["alarm"]
 
     @property
     def sentences(self) -> list[str]:
@@ -235,8 +282,8 @@ class FileProof:
                 f"{v['code_mismatches']:,} of {v['codes_compared']:,} codes and {v['constants_compared']:,} stored numbers "
                 "differed from the integer model."
             )
-            if v["alarm"]:
-                found.append(v["alarm"])
+            found += [v["alarm"]] if v["alarm"] else []
+            found += v.get("weak_data", [])
         found.append(
             "Not known without the model: whether this processor and runtime give the same codes, and who wrote the file "
             "(a hash is no signature): qat.verify(path, integer, batches) computes it anew."

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from qat.integer.integer_model import IntegerModel
 
 
-def fingerprint(model: IntegerModel) -> str:
-    """sha256, in hexadecimal, of the graph, the settings of its modules, and all parameters and buffers."""
+def fingerprint(model: nn.Module) -> str:
+    """sha256, in hexadecimal, of the graph (if it has one), the settings of its modules, and all parameters and buffers."""
     digest = hashlib.sha256()
-    for line in (*_operations(model), *_settings(model)):
+    operations = _operations(model) if isinstance(model, IntegerModel) else ()
+    for line in (*operations, *_settings(model)):
         digest.update(f"{line}\n".encode())
     for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -27,7 +28,7 @@ def _operations(model: IntegerModel) -> Iterator[str]:
         yield f"{node.op} {node.name} {_described(node.target)} {node.args} {sorted(node.kwargs.items())}"
 
 
-def _settings(model: IntegerModel) -> Iterator[str]:
+def _settings(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         yield f"{name} {type(module).__qualname__}"
         if module is not model:

@@ -23,7 +23,7 @@ from qat.report.schema import (
     VerificationResult,
     timing_free,
 )
-from qat.report.verdicts import verdict
+from qat.report.verdicts import not_verified, verdict
 
 __all__ = [
     "IDENTICAL_DB",
@@ -41,6 +41,7 @@ __all__ = [
     "Verdict",
     "VerificationResult",
     "make_console",
+    "not_verified",
     "print_report",
     "print_sites",
     "read_results",

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qat.report import tables
-from qat.report.schema import Outcome, Results, SiteInfo
+from qat.report.schema import Outcome, Results, SiteInfo, VerificationResult
 
 LOG_WIDTH = 110
 STYLES: dict[Outcome, str] = {
@@ -17,6 +17,7 @@ STYLES: dict[Outcome, str] = {
     "no_difference": "bold yellow",
     "qat_lost": "bold white on red",
     "undecided": "yellow",
+    "not_verified": "bold white on red",
 }
 
 
@@ -62,13 +63,21 @@ def print_report(results: Results, console: Console | None = None) -> None:
         if row.note:
             console.print(Text(f"{row.name}: {row.note}", "dim"))
     if results.verification is not None:
-        style = "green" if results.verification.exact else "bold red"
-        console.print(Text(f"Verification: {tables.verification_sentence(results.verification)}", style))
-        if not results.verification.exact:
-            for note in results.verification.notes:
-                console.print(Text(note, style))
+        _print_verification("Verification", results.verification, console)
+    if results.ptq_verification is not None:
+        _print_verification(
+            f"{results.ptq_verification.file}, {results.verdict.ptq}", results.ptq_verification, console
+        )
     console.print()
     console.print(Text(results.verdict.text, STYLES[results.verdict.outcome]))
+
+
+def _print_verification(title: str, verification: VerificationResult, console: Console) -> None:
+    style = "bold red" if not verification.exact else "yellow" if verification.weak_inputs else "green"
+    console.print(Text(f"{title}: {tables.verification_sentence(verification)}", style))
+    if not verification.exact or verification.weak_inputs:
+        for note in verification.notes:
+            console.print(Text(note, style))
 
 
 def _rich_table(table: tables.TextTable, title: str, bold: Collection[str | None] = ()) -> Table:

@@ -7,9 +7,15 @@ from pathlib import Path
 
 from qat.files import write_atomically
 from qat.report import plots, tables
-from qat.report.schema import Outcome, Results
+from qat.report.schema import Outcome, Results, VerificationResult
 
-SIGNS: dict[Outcome, str] = {"qat_won": "✅", "no_difference": "➖", "qat_lost": "❌", "undecided": "❔"}
+SIGNS: dict[Outcome, str] = {
+    "qat_won": "✅",
+    "no_difference": "➖",
+    "qat_lost": "❌",
+    "undecided": "❔",
+    "not_verified": "⛔",
+}
 
 
 def write_report(results: Results, folder: str | Path) -> Path:
@@ -66,14 +72,24 @@ def _verification(results: Results) -> list[str]:
     verification = results.verification
     if verification is None:
         return ["## Verification", "No artefact was verified in this run."]
-    sign = "✅" if verification.exact else "❌"
-    sentence = f"{sign} {tables.verification_sentence(verification)}, over {verification.images:,} images."
-    sections = ["## Verification", sentence]
+    sections = ["## Verification", _verified(verification)]
+    if results.ptq_verification is not None:
+        sections.append(
+            f"`{results.ptq_verification.file}`, {results.verdict.ptq}: {_verified(results.ptq_verification)}"
+        )
+    if verification.hashes:
+        hashes = ", ".join(f"{name} `{value[:16]}`" for name, value in verification.hashes.items())
+        sections.append(f"`{verification.file}`: sha256 (first 16 digits) of {hashes}.")
     if verification.notes:
         sections.append("\n".join(f"- {_escape(note)}" for note in verification.notes))
     return (
         [*sections, _table(tables.verification_table(verification), code_columns=1)] if verification.sites else sections
     )
+
+
+def _verified(verification: VerificationResult) -> str:
+    sign = "❌" if not verification.exact else "⚠️" if verification.weak_inputs else "✅"
+    return f"{sign} {tables.verification_sentence(verification)}, over {verification.images:,} images."
 
 
 def _quantized(results: Results) -> list[str]:

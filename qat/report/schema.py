@@ -17,7 +17,7 @@ IDENTICAL_DB = 999.0
 
 RowKind = Literal["float", "ptq", "outside", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
 SizeKind = Literal["file", "stored"]
-Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided"]
+Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided", "not_verified"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class SiteResult(Record):
 class VerificationResult(Record):
     """Code-by-code comparison of the written artefact, run in its own runtime, with the integer model.
 
-    `quantized_operators` counts the artefact's operators by type, e.g. `{"QLinearConv": 19, "Conv": 0}`.
+    `quantized_operators` counts the artefact's operators by type, e.g. `{"QLinearConv": 19, "Conv": 0}`. `file` is its name,
+    `hashes` and `versions` are those that the file carries, and the hash of the whole file.
     """
 
     codes_compared: int
@@ -105,6 +106,10 @@ class VerificationResult(Record):
     prediction_changes: float | None = None
     alarm: str = ""
     notes: list[str] = field(default_factory=list)
+    file: str = ""
+    hashes: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    weak_inputs: bool = False
 
     def __post_init__(self) -> None:
         _check_fraction("VerificationResult", "top1_agreement", self.top1_agreement)
@@ -113,9 +118,8 @@ class VerificationResult(Record):
     @property
     def exact(self) -> bool:
         """Whether something was compared, nothing differs but ties of float sums, and it is what was trained."""
-        same_answers = self.top1_agreement == 1.0 or self.float_ties > 0
         clean = self.code_mismatches == 0 and self.not_a_number == 0 and not self.alarm
-        return self.codes_compared > 0 and clean and same_answers
+        return self.codes_compared > 0 and clean
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,7 @@ class Results(Record):
     rows: list[Row]
     verdict: Verdict
     verification: VerificationResult | None = None
+    ptq_verification: VerificationResult | None = None
     environment: Environment
     sites: list[SiteInfo] = field(default_factory=list)
     float_edges: list[str] = field(default_factory=list)

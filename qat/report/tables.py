@@ -104,7 +104,17 @@ def verification_sentence(verification: VerificationResult) -> str:
     agreement = f"top-1 agreement {agreement_percent(verification.top1_agreement)}"
     spread = [f"{verification.propagated:,} more only because of codes before them"] if verification.propagated else []
     ties = [f"{verification.float_ties:,} ties of float sums"] if verification.float_ties else []
-    return ", ".join([codes, *spread, *ties, agreement, *_operator_phrases(verification.quantized_operators)])
+    operators = _operator_phrases(verification.quantized_operators)
+    return ", ".join([codes, *spread, *ties, agreement, *operators, *_exercise_phrases(verification)])
+
+
+def _exercise_phrases(verification: VerificationResult) -> list[str]:
+    """Over how much of their codes the data exercised the sites."""
+    shares = sorted(s.exercised for s in verification.sites if s.exercised is not None)
+    weak = ["WEAK DATA, no proof of what other data give"] if verification.weak_inputs else []
+    if not shares:
+        return weak
+    return [*weak, f"sites used {100 * shares[0]:.0f} to {100 * shares[-1]:.0f} % of their codes"]
 
 
 def oscillation_table(oscillations: OscillationResult) -> TextTable:

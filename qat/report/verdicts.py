@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from qat.report.schema import Outcome, Row, Verdict
+from qat.report.schema import Outcome, Row, Verdict, VerificationResult
 
 NEAREST_TO_ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
 
@@ -67,6 +68,16 @@ def verdict(rows: Sequence[Row], n_test: int) -> Verdict:
         outcome = "qat_lost"
         text = f"QAT LOST to {ptq.name} by {points}: ship the PTQ model ({qat.name}: {evidence})."
     return Verdict(outcome, text, qat.name, ptq.name, 100 * difference, 100 * error)
+
+
+def not_verified(found: Verdict, verification: VerificationResult) -> Verdict:
+    """The verdict of a run whose file is not what was trained: whatever its accuracy, it may not be deployed."""
+    why = verification.alarm or (
+        f"{verification.code_mismatches:,} of {verification.codes_compared:,} codes and stored numbers differ from the "
+        "integer model"
+    )
+    text = f"NOT VERIFIED, do not deploy {verification.file or 'the file'}: {why.rstrip('.')}."
+    return replace(found, outcome="not_verified", text=text)
 
 
 def _artefact_rank(row: Row) -> int:

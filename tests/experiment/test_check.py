@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from qat.experiment.check import check_folder, check_same_run
+from qat.experiment.check import check_same_run
 from tests.experiment.configurations import composed
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """Of a run with the defaults, in its folder."""
+def folder(tmp_path: Path) -> Path:
+    """Of a run with the defaults."""
     OmegaConf.save(composed(), tmp_path / "config.yaml", resolve=True)
-    return tmp_path / "checkpoints" / "last.ckpt"
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ def checkpoint(tmp_path: Path) -> Path:
         ("+trainer.accumulate_grad_batches=2", "that run had trainer.accumulate_grad_batches=None"),
     ],
 )
-def test_what_decides_a_fit_must_be_the_same(override: str, said: str, checkpoint: Path) -> None:
+def test_what_decides_a_fit_must_be_the_same(override: str, said: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=said):
-        check_same_run(composed(override), checkpoint)
+        check_same_run(composed(override), folder)
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,9 @@ def test_what_decides_a_fit_must_be_the_same(override: str, said: str, checkpoin
         ("model.checkpoint=moved.safetensors",),
     ],
 )
-def test_how_long_it_goes_on_and_what_is_measured_is_free(overrides: tuple[str, ...], checkpoint: Path) -> None:
-    check_same_run(composed(*overrides), checkpoint)
+def test_how_long_it_goes_on_and_what_is_measured_is_free(overrides: tuple[str, ...], folder: Path) -> None:
+    check_same_run(composed(*overrides), folder)
 
 
 def test_a_checkpoint_of_somebody_elses_is_taken_as_it_is(tmp_path: Path) -> None:
-    check_same_run(composed("seed=1"), tmp_path / "last.ckpt")
-
-
-@pytest.mark.parametrize("written", ["results.json", "metrics", "checkpoints"])
-def test_what_another_run_wrote_is_not_overwritten(written: str, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").touch()
-    (tmp_path / "train.log").touch()
-    check_folder(tmp_path)  # a run that a mistake ended before its first step
-    (tmp_path / written).mkdir()
-    with pytest.raises(
-        ValueError, match=f"holds {written} of another run, which would be overwritten: write the name of"
-    ):
-        check_folder(tmp_path)
+    check_same_run(composed("seed=1"), tmp_path)

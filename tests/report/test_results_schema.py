@@ -147,4 +147,4 @@ def test_verification_is_exact_only_if_something_was_compared() -> None:
     assert VerificationResult(10, 0, 1.0, 0, 1).exact
     assert not VerificationResult(0, 0, 1.0, 0, 0).exact
     assert not VerificationResult(10, 1, 1.0, 1, 1).exact
-    assert not VerificationResult(10, 0, 0.5, 0, 2).exact
+    assert not VerificationResult(10, 0, 1.0, 0, 2, alarm="its conv is 3 dB").exact

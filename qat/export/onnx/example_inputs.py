@@ -78,6 +78,15 @@ def resized(x: Tensor, shape: Sequence[int]) -> Tensor:
     return repeated[tuple(slice(size) for size in shape)]
 
 
+def as_written(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tuple[Any, ...]:
+    """Inputs with the shapes with which the file was written, if they are known and have as many axes."""
+    tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    if [len(shape) for shape in shapes] != [x.ndim for x in tensors] or any(0 in x.shape for x in tensors):
+        return inputs
+    remaining = iter(shapes)
+    return tree_map_only(Tensor, lambda x: resized(x, next(remaining)), inputs)
+
+
 def bind(graph: fx.Graph, examples: Examples, dynamic: FreeAxes | None) -> ExampleInputs:
     """Give every argument of a graph its example, its default, or say what is missing.
 

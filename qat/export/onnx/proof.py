@@ -7,19 +7,24 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata as installed
 from pathlib import Path
+from typing import Any
 
 import onnx
-from torch import Tensor
+from google.protobuf.message import DecodeError
+from torch import Tensor, nn
 
-from qat.export.verification import FileProof, Verification
+from qat.export.verification import DamagedFileError, FileProof, StoredDifference, Verification
 from qat.files import write_atomically
 from qat.integer import IntegerModel
 from qat.integer.fingerprint import fingerprint
+from qat.transform.policy_record import plain_data
+from qat.transform.record import record_of
 from qat.version import version
 
 EXAMPLE_SHAPES = "qat.example_shapes"
 """Shapes of the inputs with which the file was written."""
 MODEL, POLICY, CONTENT, PROOF = "qat.model_sha256", "qat.policy_sha256", "qat.content_sha256", "qat.proof_sha256"
+OWN_HASHES = {"content": CONTENT, "model": MODEL, "policy": POLICY}
 FREE_AXES = "qat.free_axes"
 """Input -> {axis: its name}, if the caller chose them."""
 RENAMED_SITES = "qat.renamed_sites"
@@ -29,7 +34,7 @@ VERSIONS, VERIFICATION = "qat.versions", "qat.verification"
 
 def describe(
     file: onnx.ModelProto,
-    model: IntegerModel,
+    model: nn.Module,
     examples: Sequence[Tensor],
     axes: Mapping[str, Mapping[int, str]] | None = None,
     renamed: Mapping[str, str] | None = None,
@@ -53,32 +58,32 @@ def describe(
         metadata[FREE_AXES] = json.dumps(axes)
     if renamed:
         metadata[RENAMED_SITES] = json.dumps(renamed)
-    if model.policy is not None:
-        metadata[POLICY] = hashlib.sha256(json.dumps(model.policy, sort_keys=True).encode()).hexdigest()
+    if (policy := _policy(model)) is not None:
+        metadata[POLICY] = hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()
     _write(file, metadata)
 
 
 def example_shapes(file: onnx.ModelProto) -> list[list[int]]:
     """Shapes of the example inputs with which the file was written."""
-    found: list[list[int]] = json.loads(_metadata(file).get(EXAMPLE_SHAPES, "[]"))
+    found: list[list[int]] = _entry(file, EXAMPLE_SHAPES, [])
     return found
 
 
 def free_axes(file: onnx.ModelProto) -> dict[str, dict[int, str]] | None:
     """Input -> {free axis: its name}, if the caller of `export_onnx` chose them."""
-    found = json.loads(_metadata(file).get(FREE_AXES, "null"))
+    found = _entry(file, FREE_AXES, None)
     return None if found is None else {name: {int(i): n for i, n in axes.items()} for name, axes in found.items()}
 
 
 def renamed_sites(file: onnx.ModelProto) -> dict[str, str]:
     """Site -> the tensor that holds its codes, of sites whose name an input or output has."""
-    renamed: dict[str, str] = json.loads(_metadata(file).get(RENAMED_SITES, "{}"))
+    renamed: dict[str, str] = _entry(file, RENAMED_SITES, {})
     return renamed
 
 
 def record_verification(path: str | Path, result: Verification) -> None:
     """Write the result of a verification into the metadata of the file. Graph and constants stay as they are."""
-    file = onnx.load(str(path))
+    file = read_onnx(path)
     found = {
         "exact": result.exact,
         "samples": result.images,
@@ -88,6 +93,9 @@ def record_verification(path: str | Path, result: Verification) -> None:
         "float_ties": result.float_ties,
         "propagated": result.propagated,
         "alarm": result.alarm,
+        "weak_inputs": result.weak_inputs,
+        "weak_data": result.weak_data,
+        "exercised": {s.name: round(s.exercised, 4) for s in result.sites if s.exercised is not None},
         "onnxruntime": installed.version("onnxruntime"),
     }
     _write(file, _metadata(file) | {VERIFICATION: json.dumps(found)})
@@ -95,13 +103,50 @@ def record_verification(path: str | Path, result: Verification) -> None:
 
 
 def check_proof(path: str | Path) -> FileProof:
-    """What a file can tell without the model that it was written from."""
-    file = onnx.load(str(path))
+    """What a file can tell without the model that it was written from.
+
+    Raises:
+        DamagedFileError: this is not an ONNX file.
+    """
+    file = read_onnx(path)
     metadata = _metadata(file)
     recorded = CONTENT in metadata
-    intact = recorded and metadata[CONTENT] == content_hash(file) and metadata.get(PROOF) == _proof_hash(metadata)
+    intact = recorded and is_intact(file)
     verification = json.loads(metadata[VERIFICATION]) if intact and VERIFICATION in metadata else None
-    return FileProof(recorded, intact, verification, metadata)
+    own = {name: metadata[key] for name, key in OWN_HASHES.items() if key in metadata}
+    hashes = {"file": hashlib.sha256(Path(path).read_bytes()).hexdigest(), **own}
+    versions = json.loads(metadata[VERSIONS]) if intact and VERSIONS in metadata else {}
+    return FileProof(recorded, intact, verification, metadata, hashes, versions)
+
+
+def read_onnx(path: str | Path) -> onnx.ModelProto:
+    """The file.
+
+    Raises:
+        DamagedFileError: this is not an ONNX file.
+        OSError: it cannot be read.
+    """
+    try:
+        file = onnx.load(str(path))
+    except (DecodeError, onnx.checker.ValidationError) as error:  # the latter: of external data
+        raise DamagedFileError(f"{path} is no ONNX file, or is damaged ({error}).") from error
+    if not file.graph.output:
+        raise DamagedFileError(f"{path} is no ONNX file, or is damaged (it has no graph with an output).")
+    return file
+
+
+def is_intact(file: onnx.ModelProto) -> bool:
+    """Whether content and metadata have the hashes that the file carries; also if it carries none, as other tools' files."""
+    metadata = _metadata(file)
+    if not any(key.startswith("qat.") for key in metadata):
+        return True
+    return metadata.get(CONTENT) == content_hash(file) and metadata.get(PROOF) == _proof_hash(metadata)
+
+
+def differences_of_records(file: onnx.ModelProto) -> list[StoredDifference]:
+    """What the file says of itself that is not so."""
+    text = "is not what was written, or what surrounds the graph is not"
+    return [] if is_intact(file) else [StoredDifference("metadata", 1, text)]
 
 
 def content_hash(file: onnx.ModelProto) -> str:
@@ -118,6 +163,23 @@ def _write(file: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     complete[PROOF] = _proof_hash(complete)
     del file.metadata_props[:]
     onnx.helper.set_model_props(file, complete)
+
+
+def _policy(model: nn.Module) -> Any:
+    """The policy in plain data, as `qat.convert` left it; None if it is not known."""
+    if isinstance(model, IntegerModel):
+        return model.policy
+    record = record_of(model)
+    return None if record is None else plain_data(record.policy)
+
+
+def _entry(file: onnx.ModelProto, key: str, default: Any) -> Any:
+    """An entry of the metadata; the default if it is missing or was tampered with."""
+    try:
+        found = json.loads(_metadata(file).get(key, "null"))
+    except ValueError:
+        return default
+    return found if isinstance(found, type(default)) or default is None else default
 
 
 def _metadata(file: onnx.ModelProto) -> dict[str, str]:

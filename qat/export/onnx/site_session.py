@@ -56,6 +56,17 @@ class SiteSession:
         """The sites from which a site or output is computed, with no other site between."""
         return self.regions[name][0]
 
+    def inherits(self, name: str, different: Mapping[str, Tensor], samples: int) -> Tensor:
+        """Which elements are computed from codes that differ: of whole samples, or of all if samples are not independent."""
+        mask = different[name]
+        sources = [different[n] for n in self.sources(name)]
+        if self.mixes_samples or any(len(m) != samples for m in (mask, *sources) if m.ndim) or not mask.ndim:
+            return torch.full_like(mask, any(bool(m.any()) for m in sources))
+        inherits = torch.zeros(samples, dtype=torch.bool)
+        for m in sources:
+            inherits |= m.reshape(samples, -1).any(dim=1)
+        return inherits.reshape(-1, *[1] * (mask.ndim - 1)).expand_as(mask)
+
     def rounds_floats(self, name: str) -> bool:
         """Whether a site is computed through operators whose floats depend on the order of additions."""
         return not self.regions[name][1] <= set(SAME_VALUES.split())

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, overload
 
-import onnx
 import torch
 from torch import Tensor, nn
 
 from qat.export.exercise import Exercise
-from qat.export.onnx.example_inputs import resized
+from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.export import onnx_model
-from qat.export.onnx.proof import check_proof, example_shapes, free_axes, record_verification
+from qat.export.onnx.proof import (
+    check_proof,
+    differences_of_records,
+    example_shapes,
+    free_axes,
+    read_onnx,
+    record_verification,
+)
 from qat.export.onnx.runtime import operators, stored_codes
 from qat.export.onnx.site_session import SiteSession
 from qat.export.onnx.stored import constants_in, stored_differences
@@ -22,13 +29,21 @@ from qat.export.onnx.verify_without_graph import verify_without_graph
 from qat.export.onnx.without_graph import is_converted_without_graph
 from qat.export.outputs import named_outputs
 from qat.export.prepared_agreement import PreparedAgreement, predictions
-from qat.export.verification import FileProof, SiteAgreement, Verification, differing
+from qat.export.verification import (
+    DamagedFileError,
+    FileProof,
+    OtherModelError,
+    SiteAgreement,
+    StoredDifference,
+    Verification,
+    differing,
+)
 from qat.integer import IntegerModel
 from qat.integer.layers import DynamicLayer, IntegerConv
 from qat.integer.modules import DynamicQuantize, IntegerModule, Quantize
 from qat.integer.weight_only import StoredWeight, stored_weights
 from qat.operations import Role, describe_graph
-from qat.torch_private import tree_leaves, tree_map_only
+from qat.torch_private import tree_leaves
 from qat.transform.batches import positional_arguments
 from qat.transform.calibrate import check_batches
 
@@ -76,7 +91,8 @@ def verify(
         recorded verification found.
 
     Raises:
-        ValueError: this is not an integer model, there are no batches, or the file's sites are not those of the model.
+        ValueError: this is not an integer model, there are no batches, the file's sites are not those of the model, or it is
+            damaged.
         FileNotFoundError: there is no such file.
     """
     if not Path(path).is_file():
@@ -89,20 +105,53 @@ def verify(
         )
     if isinstance(integer, nn.Module) and is_converted_without_graph(integer):
         check_batches(batches)
-        return verify_without_graph(path, integer, batches, FLOAT_TOLERANCE)
+        result = verify_without_graph(path, integer, batches, prepared, FLOAT_TOLERANCE)
+        if record:
+            record_verification(path, result)
+        return result
     if not isinstance(integer, IntegerModel):
         raise ValueError(f"{type(integer).__name__} is not an integer model: pass the result of qat.convert(prepared).")
     check_batches(batches)
     integer.eval()
-    run = _Run(path, integer, prepared)
-    for batch in batches:
-        run.see(positional_arguments(integer, batch))
-    result = run.result()
+    result = _compare(path, integer, batches, prepared)
     if result.alarm:
         warnings.warn(result.alarm, stacklevel=2)
     if record:
         record_verification(path, result)
     return result
+
+
+def _compare(
+    path: str | Path, integer: IntegerModel, batches: Iterable[Any], prepared: nn.Module | None
+) -> Verification:
+    run: _Run | None = None
+    inputs: tuple[Any, ...] = ()
+    try:
+        for batch in batches:
+            inputs = positional_arguments(integer, batch)
+            run = run or _Run(path, integer, prepared)
+            run.see(inputs)
+        if run is None:
+            raise ValueError("nothing was verified: batches is empty.")
+        return run.result()
+    except (OtherModelError, DamagedFileError):
+        raise
+    except Exception as error:  # of a runtime that refuses a changed file, or of data that fit no model
+        with suppress(Exception):
+            _, stored = _compare_stored(path, integer, inputs)
+            if stored:
+                what = f"its {stored[0].name} {stored[0].text}"
+                error = DamagedFileError(f"{path} cannot run as the integer model does ({what}): {error}")
+        raise error
+
+
+def _compare_stored(
+    path: str | Path, integer: IntegerModel, examples: tuple[Any, ...]
+) -> tuple[int, list[StoredDifference]]:
+    """How many numbers the file should store, and what it stores differently from the integer model written anew."""
+    found = read_onnx(path)
+    expected = onnx_model(integer, as_written(examples, example_shapes(found)), free_axes(found))
+    return constants_in(expected), stored_differences(expected, found) or differences_of_records(found)
 
 
 class _Run:
@@ -153,7 +202,7 @@ class _Run:
         for name, x in ours.items():
             site = self._site(name if name in sites else name + self.within, x)
             site.count_compared(x, theirs[name])
-            inherits = _inherits(name, self.session, different, samples)
+            inherits = self.session.inherits(name, different, samples)
             if not bool(different[name].any() | inherits.any()):
                 continue
             ties = name in sites and self._rounds_floats(name)
@@ -182,16 +231,15 @@ class _Run:
         """
         if not self.exercise.samples:
             raise ValueError("nothing was verified: batches is empty.")
-        found = onnx.load(str(self.path))
         result = Verification(operators=operators(self.path), images=self.exercise.samples)
-        expected = onnx_model(self.integer, _resized(self.examples, example_shapes(found)), free_axes(found))
-        result.stored = stored_differences(expected, found)
-        result.constants_compared = constants_in(expected)
+        result.constants_compared, result.stored = _compare_stored(self.path, self.integer, self.examples)
         result.sites = list(self.sites.values())
         for site in result.sites:
             module = dict(self.integer.named_modules()).get(site.name)
             site.exercised = self.exercise.share(site.name, getattr(module, "output", None))
         result.weak_data = self.exercise.sentences(result.sites)
+        result.weak_inputs = bool(self.exercise.weakness)
+        result.nothing_quantized = not self.session.sites and not stored_weights(self.integer)
         result.top1_agreement = self.same_answers / self.answers
         if self.prepared is not None:
             decibels = self.prepared.sqnr_db()
@@ -202,33 +250,14 @@ class _Run:
         return result
 
 
-def _inherits(name: str, session: SiteSession, different: dict[str, Tensor], samples: int) -> Tensor:
-    """Which elements are computed from codes that differ: of whole samples, or of all if samples are not independent."""
-    mask = different[name]
-    sources = [different[n] for n in session.sources(name)]
-    if session.mixes_samples or any(len(m) != samples for m in (mask, *sources) if m.ndim) or not mask.ndim:
-        return torch.full_like(mask, any(bool(m.any()) for m in sources))
-    inherits = torch.zeros(samples, dtype=torch.bool)
-    for m in sources:
-        inherits |= m.reshape(samples, -1).any(dim=1)
-    return inherits.reshape(-1, *[1] * (mask.ndim - 1)).expand_as(mask)
-
-
-def _resized(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tuple[Any, ...]:
-    """Inputs with the shapes with which the file was written, if they are known and have as many axes."""
-    tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
-    if [len(shape) for shape in shapes] != [x.ndim for x in tensors] or any(0 in x.shape for x in tensors):
-        return inputs
-    remaining = iter(shapes)
-    return tree_map_only(Tensor, lambda x: resized(x, next(remaining)), inputs)
-
-
 def _open(path: str | Path, integer: IntegerModel) -> SiteSession:
     """A session that also returns the codes of every site of the model."""
     names = [n for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.makes_codes]
     session = SiteSession(path, names)
     if missing := sorted(set(names) - set(session.sites)):
-        raise ValueError(f"{path} has no tensor for the sites {', '.join(missing)}: it was written from another model.")
+        raise OtherModelError(
+            f"{path} has no tensor for the sites {', '.join(missing)}: it was written from another model."
+        )
     return session
 
 

@@ -1,4 +1,4 @@
-"""`verify` for a network without a graph: its stored weight codes, bit for bit, and its outputs."""
+"""`verify` for a network without a graph: all that its file stores, bit for bit, and its outputs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from qat.export.exercise import Exercise
+from qat.export.onnx.example_inputs import as_written
+from qat.export.onnx.proof import differences_of_records, example_shapes, free_axes, read_onnx
 from qat.export.onnx.runtime import OnnxRuntimeNetwork, operators, stored_codes
+from qat.export.onnx.stored import constants_in, stored_differences
+from qat.export.onnx.without_graph import onnx_model_without_graph
 from qat.export.outputs import named_outputs
-from qat.export.verification import SiteAgreement, Verification
+from qat.export.prepared_agreement import PreparedAgreement
+from qat.export.verification import OtherModelError, SiteAgreement, Verification
 from qat.integer.weight_only import stored_weights
+from qat.torch_private import tree_leaves
 from qat.transform.batches import positional_arguments
 
 
-def verify_without_graph(path: str | Path, model: nn.Module, batches: Iterable[Any], tolerance: float) -> Verification:
+def verify_without_graph(
+    path: str | Path, model: nn.Module, batches: Iterable[Any], prepared: nn.Module | None, tolerance: float
+) -> Verification:
     """Compare a file with the module that `qat.convert` made of a model without a graph.
 
     Args:
         path: the file.
         model: the module.
         batches: its inputs: each a tensor, or a sequence that begins with them.
+        prepared: the network that was converted, to compare outputs with; None: not compared.
         tolerance: allowed difference of outputs, relative to the largest.
 
     Raises:
@@ -33,7 +43,7 @@ def verify_without_graph(path: str | Path, model: nn.Module, batches: Iterable[A
     weights = stored_weights(model)
     found = stored_codes(path, weights)
     if missing := sorted(set(weights) - set(found)):
-        raise ValueError(
+        raise OtherModelError(
             f"{path} has no weights of {', '.join(weights[n][0] for n in missing)}: it was written from another model."
         )
     sites: dict[str, SiteAgreement] = {}
@@ -42,11 +52,18 @@ def verify_without_graph(path: str | Path, model: nn.Module, batches: Iterable[A
         site = sites[label] = SiteAgreement(label, tuple(codes.shape))
         site.compare(weight.weight.cpu().reshape(codes.shape).to(codes.dtype), codes)
     result = Verification(operators=operators(path))
+    exercise = Exercise()
+    examples: tuple[Any, ...] = ()
+    agreement = None if prepared is None else PreparedAgreement(prepared, model)
     same = answers = 0
     for batch in batches:
         inputs = positional_arguments(model, batch)
+        examples = examples or inputs
+        exercise.see_inputs([x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim])
         with torch.no_grad():
             expected = named_outputs(model.eval()(*inputs))
+        if agreement is not None:
+            agreement.see(inputs, {}, expected)
         results = network(*inputs)
         outputs = results if isinstance(results, tuple) else (results,)
         for (name, ours), theirs in zip(expected.items(), outputs, strict=True):
@@ -58,8 +75,13 @@ def verify_without_graph(path: str | Path, model: nn.Module, batches: Iterable[A
     if not result.images:
         raise ValueError("nothing was verified: batches is empty.")
     result.sites = list(sites.values())
-    result.codes_compared = sum(s.codes_compared for s in result.sites)
-    result.code_mismatches = sum(s.code_mismatches for s in result.sites)
-    result.max_step_difference = max(s.max_step_difference for s in result.sites)
+    result.weak_data, result.weak_inputs = exercise.sentences(result.sites), bool(exercise.weakness)
+    file = read_onnx(path)
+    expected = onnx_model_without_graph(model, as_written(examples, example_shapes(file)), free_axes(file))
+    result.constants_compared = constants_in(expected)
+    result.stored = stored_differences(expected, file) or differences_of_records(file)
     result.top1_agreement = same / answers
+    if agreement is not None:
+        result.alarm, result.prediction_changes = agreement.alarm(), agreement.prediction_changes
+    result.sum_up()
     return result

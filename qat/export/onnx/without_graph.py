@@ -16,6 +16,7 @@ from qat.contexts import quiet
 from qat.export.onnx.example_inputs import ExampleInputs, Examples, FreeAxes, bind, named_tensors
 from qat.export.onnx.graph_writer import OPSET
 from qat.export.onnx.integer_layers import dequantized_once
+from qat.export.onnx.proof import describe
 from qat.export.onnx.qdq_graph import QdqGraph
 from qat.export.onnx.tensor_names import TensorNames
 from qat.export.onnx.trials import check_outputs
@@ -24,7 +25,7 @@ from qat.integer import Encoding, IntegerModel
 from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer, WeightOnlyModule
 from qat.nn import as_quantized, compute_with, is_quantized
 from qat.quantizers import Dynamic, Quantizer
-from qat.torch_private import tree_map
+from qat.torch_private import tree_leaves, tree_map
 
 DOMAIN = "qat"
 """Domain of the operators that stand for our own parts until they are written."""
@@ -45,6 +46,8 @@ def onnx_model_without_graph(model: nn.Module, example_inputs: Examples, dynamic
     exported = _torch_export(_with_markers(copy.deepcopy(single)), inputs, one)
     file = _Writer(exported, inputs, list(expected), parts).model_proto()
     check_outputs(file, dict(named_tensors(other, inputs.names.values())), expected)
+    tensors = [x for x in tree_leaves(tuple(inputs.values.values())) if isinstance(x, Tensor)]
+    describe(file, model, tensors, None if dynamic is None else inputs.axes)
     return file
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import Tensor
+from torch import Tensor, nn
 
 from qat.capture import copy_model
 from qat.export import export_onnx
@@ -18,7 +18,7 @@ from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison.artefact import Artefact, positional_test_inputs, write_artefact
 from qat.training.comparison.best_model import best_model
-from qat.training.lightning.callback_lookup import find_callback, require_callback
+from qat.training.lightning.callback_lookup import FitReport, find_callback, require_callback
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.rank_zero import run_on_rank_zero
 
@@ -27,8 +27,9 @@ class ExportONNX(L.Callback):
     """At the end of a fit, converts the best checkpoint to integers, writes the ONNX file, and verifies it.
 
     The verification compares every code of every site in ONNX Runtime with the integer model, over the whole test set.
-    `artefact` holds the result. With several processes only the first does this, and only it has an `artefact`. Needs a
-    `QuantizationAwareTraining` beside it, in any order.
+    `artefact` holds the result. The file has its name only if it passed; else it is called `model.unverified.onnx`, and the
+    fit ends with a `qat.export.VerificationError`, after its report if there is one. With several processes only the first
+    does this, and only it has an `artefact`. Needs a `QuantizationAwareTraining` beside it, in any order.
 
     Args:
         path: the file to write. It is written whole or not at all.
@@ -37,6 +38,7 @@ class ExportONNX(L.Callback):
 
     Raises:
         ValueError: there are no test data, or the network has no ONNX form (both when the fit begins).
+        VerificationError: the file differs from the integer model, or that from what was trained (when the fit ends).
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class ExportONNX(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         def export_without_result() -> None:  # `run_on_rank_zero` sends results to the other processes
-            self.export(trainer, pl_module)
+            artefact = self.export(trainer, pl_module)
+            if find_callback(trainer, FitReport) is None:
+                artefact.require_passed()
 
         run_on_rank_zero(trainer, export_without_result)
 
@@ -88,6 +92,11 @@ class ExportONNX(L.Callback):
                 other_files={name: network.path for name, network in outside.items()},
             )
         return self.artefact
+
+    def export_ptq(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> Artefact:
+        """Write and verify the file of a PTQ network, too: `model_ptq.onnx` beside `model.onnx`. Only process 0 may call it."""
+        path = self.path.with_name(f"{self.path.stem}_ptq{self.path.suffix}")
+        return write_artefact(network, self._test_inputs(trainer, pl_module), path, time_it=False)
 
     def _test_inputs(
         self, trainer: L.Trainer, pl_module: L.LightningModule

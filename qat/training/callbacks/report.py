@@ -11,7 +11,18 @@ import lightning as L
 from torch import nn
 
 from qat.capture import copy_model
-from qat.report import Data, Results, print_report, print_sites, verdict, write_results
+from qat.export import VerificationError
+from qat.report import (
+    Data,
+    Results,
+    Verdict,
+    VerificationResult,
+    not_verified,
+    print_report,
+    print_sites,
+    verdict,
+    write_results,
+)
 from qat.report.markdown import write_report
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.oscillation_control import OscillationControl
@@ -38,14 +49,14 @@ from qat.training.comparison.evaluate import evaluate
 from qat.training.comparison.history import History
 from qat.training.comparison.notes import note_precision, note_step0
 from qat.training.comparison.rows import report_rows
-from qat.training.lightning.callback_lookup import find_callback, require_callback
+from qat.training.lightning.callback_lookup import FitReport, find_callback, require_callback
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.rank_zero import run_on_rank_zero
 from qat.transform.policy_record import prepare_as_recorded
 from qat.transform.record import capture_of
 
 
-class Report(L.Callback):
+class Report(FitReport):
     """Measures every network of a fit on the test set, once, at the end, and writes results.json and report.md.
 
     Rows: the float network, the networks of `PTQBaselines`, QAT before its first step, QAT's best checkpoint, its integer
@@ -75,6 +86,7 @@ class Report(L.Callback):
 
     Raises:
         ValueError: there are no test data (when the fit begins), or test_step does not log `metric`.
+        VerificationError: a written file differs from what was trained; raised when the report is complete.
     """
 
     def __init__(
@@ -157,6 +169,9 @@ class Report(L.Callback):
             return results
 
         self.results = run_on_rank_zero(trainer, measure_and_write)
+        for found in (self.results.verification, self.results.ptq_verification):
+            if found is not None and not found.exact:
+                raise VerificationError(not_verified(self.results.verdict, found).text)
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Results:
         qat = require_callback(trainer, QuantizationAwareTraining, self)
@@ -185,6 +200,10 @@ class Report(L.Callback):
         )
         rows = report_rows(measured, self.metrics, notes)
         sites, float_edges, _ = describe_sites(best.network)
+        found = verdict(rows, data.test)
+        verification = describe_verification(artefact) if artefact is not None else None
+        if verification is not None and not verification.exact:
+            found = not_verified(found, verification)
         return Results(
             recipe=self.name or type(pl_module).__name__,
             command=self.command,
@@ -192,8 +211,9 @@ class Report(L.Callback):
             config=dict(self.config or {}),
             data=data,
             rows=rows,
-            verdict=verdict(rows, data.test),
-            verification=describe_verification(artefact.verification) if artefact is not None else None,
+            verdict=found,
+            verification=verification,
+            ptq_verification=self._verify_ptq(trainer, pl_module, found),
             environment=describe_environment(trainer),
             sites=sites,
             float_edges=float_edges,
@@ -201,6 +221,15 @@ class Report(L.Callback):
             oscillations=oscillations.report if oscillations is not None else None,
             timings={**self._timings(trainer, artefact), "evaluation": time.perf_counter() - start},
         )
+
+    def _verify_ptq(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, found: Verdict
+    ) -> VerificationResult | None:
+        """Write and verify the file of the best PTQ network if the verdict recommends it."""
+        ptq, export = find_callback(trainer, PTQBaselines), find_callback(trainer, ExportONNX)
+        if ptq is None or export is None or found.ptq is None or found.outcome not in ("no_difference", "qat_lost"):
+            return None
+        return describe_verification(export.export_ptq(trainer, pl_module, ptq.networks[found.ptq]))
 
     def _entries(self, trainer: L.Trainer, best: nn.Module, artefact: Artefact | None) -> list[Entry]:
         """The networks to measure, in the order of the table."""

@@ -72,7 +72,7 @@ def checkpoint_to_resume(path: str | Path) -> Path:
 def defect(path: Path) -> str:
     """The reason why a fit cannot resume a checkpoint, as the end of a sentence; "" if it can."""
     try:
-        _step(path)
+        step_of(path)
     except ValueError as error:
         return str(error)
     return ""
@@ -83,7 +83,7 @@ def _newest(paths: list[Path], subject: str) -> Path:
     readable, defects = [], {}
     for path in paths:
         try:
-            readable.append(ReadableCheckpoint(_step(path), path.stat().st_mtime, path))
+            readable.append(ReadableCheckpoint(step_of(path), path.stat().st_mtime, path))
         except ValueError as error:
             defects[path] = str(error)
     if not readable:
@@ -97,7 +97,7 @@ def _newest(paths: list[Path], subject: str) -> Path:
     return newest.path
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
     """The optimizer steps of a checkpoint, read from the instructions of its pickle without executing them.
 
     Raises:

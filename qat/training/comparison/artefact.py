@@ -12,7 +12,15 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
-from qat.export import OnnxRuntimeNetwork, Verification, export_float_onnx, export_onnx, latency, verify
+from qat.export import (
+    OnnxRuntimeNetwork,
+    Verification,
+    VerificationError,
+    export_float_onnx,
+    export_onnx,
+    latency,
+    verify,
+)
 from qat.export.onnx.runtime import EXACT
 from qat.integer import convert
 from qat.training.lightning.evaluation_data import find_test_dataloaders
@@ -29,6 +37,7 @@ class Artefact:
     """The written file, the integer model it was written from, and the measurements of both."""
 
     path: Path
+    """The file: under the name that was asked for if it passed its verification, else `unverified_path` of it."""
     integer: nn.Module
     verification: Verification
     float_path: Path | None
@@ -41,6 +50,40 @@ class Artefact:
         """The file as a module, run by ONNX Runtime."""
         return OnnxRuntimeNetwork(self.path)
 
+    def require_passed(self) -> None:
+        """Nothing, if the file may be deployed.
+
+        Raises:
+            VerificationError: it may not; the message names it and says what differs.
+        """
+        if failure := self.verification.failure(self.path):
+            raise VerificationError(failure)
+
+
+def unverified_path(path: Path) -> Path:
+    """The name of a file before it has passed its verification: `model.unverified.onnx` of `model.onnx`."""
+    return path.with_name(f"{path.stem}.unverified{path.suffix}")
+
+
+def write_verified(
+    prepared: nn.Module, integer: nn.Module, test_inputs: Callable[[], Iterator[tuple[Tensor, ...]]], path: Path
+) -> tuple[Path, Verification, dict[str, float]]:
+    """Write an ONNX file under the name `unverified_path`, verify it, and rename it to `path` if it passed.
+
+    Returns:
+        Where the file is, what was found, and the durations of "export" and "verification".
+    """
+    unverified = unverified_path(path)
+    start = time.perf_counter()
+    export_onnx(integer, tuple(x[:1] for x in next(test_inputs())), unverified)
+    written = time.perf_counter()
+    verification = verify(unverified, integer, test_inputs(), prepared=prepared, record=True)
+    seconds = {"export": written - start, "verification": time.perf_counter() - written}
+    if not verification.passed:
+        return unverified, verification, seconds
+    unverified.replace(path)
+    return path, verification, seconds
+
 
 def write_artefact(
     prepared: nn.Module,
@@ -49,39 +92,35 @@ def write_artefact(
     float_network: nn.Module | None = None,
     float_path: Path | None = None,
     other_files: Mapping[str, str] | None = None,
+    time_it: bool = True,
 ) -> Artefact:
     """Convert a prepared network to integers, write the ONNX file, verify it, and measure the latency.
 
     The file is compared with the integer model and the integer model with the prepared network; the file keeps the result in
-    its metadata.
+    its metadata. A file that does not pass stays under another name, `unverified_path`.
 
     Args:
         prepared: the prepared network, on the CPU.
-        test_inputs: gives the network's inputs for the whole test set, on the CPU; called twice.
+        test_inputs: gives the network's inputs for the whole test set, on the CPU; called several times.
         path: the file to write.
         float_network: the network before it was prepared.
         float_path: where to write the float network as well, to compare its latency. None: nowhere.
         other_files: further ONNX files whose latency is measured, by name.
+        time_it: whether to measure latencies at all.
     """
-    times = [time.perf_counter()]
     integer = convert(prepared)
+    path, verification, seconds = write_verified(prepared, integer, test_inputs, path)
+    start = time.perf_counter()
     example = tuple(x[:1] for x in next(test_inputs()))
-    export_onnx(integer, example, path)
-    times.append(time.perf_counter())
-    verification = verify(path, integer, test_inputs(), prepared=prepared, record=True)
-    times.append(time.perf_counter())
     files: dict[str, str | Path] = {"quantized": path}
     if float_network is None:
         float_path = None
     elif float_path is not None:
         export_float_onnx(float_network, example, float_path)
         files = {"float": float_path, **files}
-    latency_ms = latency(files | dict(other_files or {}), example, batch_sizes=LATENCY_BATCH_SIZES)
-    times.append(time.perf_counter())
-    seconds = {
-        stage: end - start
-        for stage, start, end in zip(("export", "verification", "latency"), times, times[1:], strict=False)
-    }
+    timed = files | dict(other_files or {})
+    latency_ms = latency(timed, example, batch_sizes=LATENCY_BATCH_SIZES) if time_it else {}
+    seconds["latency"] = time.perf_counter() - start
     artefact = Artefact(path, integer, verification, float_path, latency_ms, seconds)
     _log_verification(artefact)
     return artefact
@@ -96,7 +135,7 @@ def _log_verification(artefact: Artefact) -> None:
         f"{found.codes_compared:,}",
         f"{found.images:,}",
     )
-    for sentence in found.sentences if not found.exact or found.alarm else found.weak_data:
+    for sentence in found.weak_data if found.passed else found.sentences:
         log.warning("%s: %s", name, sentence)
     saturating = [
         layer_name for layer_name, layer in artefact.integer.named_modules() if getattr(layer, "may_saturate", False)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from qat.capture import copy_model
-from qat.export import Verification
+from qat.export import verify
 from qat.export.verification import SiteAgreement
 from qat.report import IDENTICAL_DB, Data, Environment, SiteInfo, SiteResult, VerificationResult
+from qat.training.comparison.artefact import Artefact
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
 from qat.transform.batches import positional_arguments
@@ -29,8 +30,10 @@ def describe_sites(network: nn.Module) -> tuple[list[SiteInfo], list[str], list[
     return sites, [*summary.float_edges, *summary.notes], summary.facts
 
 
-def describe_verification(verification: Verification) -> VerificationResult:
+def describe_verification(artefact: Artefact) -> VerificationResult:
     """The record of a verification. Differences are rounded up to whole steps, so that none disappears."""
+    verification = artefact.verification
+    proof = verify(artefact.path)
     return VerificationResult(
         codes_compared=verification.codes_compared,
         code_mismatches=verification.code_mismatches,
@@ -46,6 +49,10 @@ def describe_verification(verification: Verification) -> VerificationResult:
         prediction_changes=verification.prediction_changes,
         alarm=verification.alarm,
         notes=verification.sentences,
+        file=artefact.path.name,
+        hashes=proof.hashes,
+        versions=proof.versions,
+        weak_inputs=verification.weak_inputs,
     )
 
 

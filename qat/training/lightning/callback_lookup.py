@@ -30,6 +30,10 @@ def require_callback(trainer: Any, kind: type[C], needed_by: L.Callback) -> C:
     return callback
 
 
+class FitReport(L.Callback):
+    """A callback that reports a fit at its end, and then raises what else `ExportONNX` would: that its file differs."""
+
+
 class NetworkExtension(L.Callback):
     """A callback that adds to the structure of the prepared network. It runs right after `QuantizationAwareTraining`."""
 

@@ -1,0 +1,208 @@
+"""`qat verify FILE`: may this file be deployed? For people and, by its exit status, for CI."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qat.export import Verification
+    from qat.export.verification import FileProof
+
+VERIFIED, FAILED, MISUSED, UNPROVEN = 0, 1, 2, 3
+HEADLINES = {VERIFIED: "VERIFIED", FAILED: "NOT VERIFIED", UNPROVEN: "NOT PROVEN"}
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of a file. status: the exit status; record: the details for `--json`."""
+
+    status: int
+    sentences: list[str]
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
+    arguments = argparse.ArgumentParser(
+        "qat verify",
+        description="Say whether an ONNX file may be deployed. Without --model: whether it is as it was written, and what the "
+        "verification found that is recorded in it. With --model everything is computed anew: what the file stores, and every "
+        "code in ONNX Runtime, against the integer model of a checkpoint, and that against what was trained.",
+        epilog="exit status: 0 verified; 1 changed, damaged, of another model, or not what was trained; 2 wrong arguments; "
+        "3 nothing is proven: no record, or data that show nothing (zeros, one sample)",
+    )
+    arguments.add_argument("file", type=Path, metavar="FILE", help="the ONNX file")
+    arguments.add_argument(
+        "--model",
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="folder of the run that wrote the file, or a checkpoint of it",
+    )
+    arguments.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="network inputs, first axis samples: .npy, .npz or .safetensors (arrays named as forward's arguments), .pt; by "
+        "default the test images of the run",
+    )
+    arguments.add_argument("--samples", type=int, metavar="N", help="use only the first N samples")
+    arguments.add_argument("--json", action="store_true", help="print one JSON object")
+    return arguments
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command. Returns the exit status."""
+    options = parser().parse_args(arguments)
+    if options.model is None and (options.data is not None or options.samples is not None):
+        parser().error("--data and --samples need --model PATH: without the model nothing is computed")
+    if options.samples is not None and options.samples < 1:
+        parser().error(f"--samples {options.samples}: write a whole number, 1 or more")
+    from qat.export.verification import DamagedFileError, OtherModelError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an alarm is among the sentences
+            answer = _from_record(options.file) if options.model is None else _computed(options)
+    except (DamagedFileError, OtherModelError) as error:
+        answer = Answer(FAILED, [" ".join(str(error).split())])
+    except (ValueError, OSError) as error:
+        named = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+        print(f"qat verify: error: {' '.join(named.split())}", file=sys.stderr)
+        return MISUSED
+    _print(options.file, answer, as_json=options.json)
+    return answer.status
+
+
+def _print(file: Path, answer: Answer, as_json: bool) -> None:
+    if as_json:
+        status = HEADLINES[answer.status].lower()
+        content = {"file": str(file), "status": status, "sentences": answer.sentences, **answer.record}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    for sentence in answer.sentences:
+        print(sentence)
+    print(f"{HEADLINES[answer.status]}: {file}")
+
+
+def _from_record(path: Path) -> Answer:
+    """The answer from what the file says of itself."""
+    import qat
+
+    proof = qat.verify(path)
+    record = {**_described(proof), "verification": proof.verification}
+    found = proof.verification
+    if not proof.recorded or (proof.intact and found is None) or (proof.passed and found and found.get("weak_inputs")):
+        return Answer(UNPROVEN, proof.sentences, record)
+    return Answer(VERIFIED if proof.passed else FAILED, proof.sentences, record)
+
+
+def _computed(options: argparse.Namespace) -> Answer:
+    """The answer from a comparison with the integer model."""
+    import qat
+
+    proof = qat.verify(options.file)
+    checkpoint = _checkpoint(options.model)
+    prepared = qat.load_checkpoint(checkpoint)
+    if options.data is None:
+        from qat.experiment.recorded_run import test_inputs
+
+        batches: Iterable[Any] = test_inputs(checkpoint)
+    else:
+        batches = _batches(options.data)
+    found = qat.verify(options.file, qat.convert(prepared), _first(batches, options.samples), prepared)
+    record = {**_described(proof), "checkpoint": str(checkpoint), "verification": _counts(found)}
+    if not found.passed:
+        return Answer(FAILED, found.sentences, record)
+    return Answer(UNPROVEN if found.weak_inputs else VERIFIED, found.sentences, record)
+
+
+def _described(proof: FileProof) -> dict[str, Any]:
+    return {"recorded": proof.recorded, "intact": proof.intact, "hashes": proof.hashes, "versions": proof.versions}
+
+
+def _counts(found: Verification) -> dict[str, Any]:
+    return {
+        "exact": found.exact,
+        "samples": found.images,
+        "codes_compared": found.codes_compared,
+        "constants_compared": found.constants_compared,
+        "code_mismatches": found.code_mismatches,
+        "float_ties": found.float_ties,
+        "propagated": found.propagated,
+        "alarm": found.alarm,
+        "weak_inputs": found.weak_inputs,
+        "weak_data": found.weak_data,
+        "exercised": {site.name: site.exercised for site in found.sites if site.exercised is not None},
+    }
+
+
+def _checkpoint(path: Path) -> Path:
+    """The checkpoint whose network a run exports: its best one."""
+    if not path.is_dir():
+        return path
+    found = [folder / "best.ckpt" for folder in (path / "checkpoints", path) if (folder / "best.ckpt").is_file()]
+    if not found:
+        raise ValueError(f"{path} has no checkpoints/best.ckpt: give --model a checkpoint.")
+    return found[0]
+
+
+def _batches(path: Path) -> Iterable[Any]:
+    """The inputs in a file, in batches: tensors, or mappings if they have names."""
+    import torch
+
+    inputs = _read(path)
+    arrays = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    if not arrays or any(not isinstance(x, torch.Tensor) or x.ndim == 0 or len(x) != len(arrays[0]) for x in arrays):
+        raise ValueError(f"{path} does not hold arrays of as many samples each: write (N, ...) arrays.")
+    for i in range(0, len(arrays[0]), BATCH):
+        if isinstance(inputs, dict):
+            yield {name: x[i : i + BATCH] for name, x in inputs.items()}
+        else:
+            yield inputs[i : i + BATCH]
+
+
+def _read(path: Path) -> Any:
+    """A tensor, or tensors by name; float64 becomes float32. Nothing in the file is executed."""
+    import numpy as np
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        elif path.suffix in (".npy", ".npz"):
+            loaded = np.load(path, allow_pickle=False)
+            found = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        raise ValueError(f"{path} holds no arrays that can be read: {error}") from error
+    if isinstance(found, dict):
+        named = {name: torch.as_tensor(x) for name, x in found.items()}
+        return {name: x.float() if x.dtype == torch.float64 else x for name, x in named.items()}
+    array = torch.as_tensor(found)
+    return array.float() if array.dtype == torch.float64 else array
+
+
+def _first(batches: Iterable[Any], samples: int | None) -> Iterable[Any]:
+    """The first samples of the batches; all if `samples` is None."""
+    for batch in batches:
+        arrays = batch if isinstance(batch, dict) else {"": batch}
+        if samples is not None:
+            arrays = {name: x[:samples] for name, x in arrays.items()}
+            samples -= len(next(iter(arrays.values())))
+        yield arrays if isinstance(batch, dict) else arrays[""]
+        if samples == 0:
+            return
