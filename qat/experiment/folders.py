@@ -95,6 +95,14 @@ def was_interrupted_early(path: Path) -> bool:
     )
 
 
+def resumed_by(folder: Path) -> Path | None:
+    """What the run in this folder resumed; None if nothing, if it is gone, or if that was this folder."""
+    config = folder / "config.yaml"
+    found = OmegaConf.select(OmegaConf.load(config), "resume") if config.is_file() else None
+    path = None if found is None else Path(str(found)).expanduser()
+    return path if path is not None and path.exists() and path.resolve() != folder.resolve() else None
+
+
 def run_folder_of(checkpoint: Path) -> Path:
     """The folder of the run that wrote a checkpoint."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent

@@ -79,6 +79,8 @@ class SignalHandler:
 def continuing_command(command: Sequence[str], folder: Path) -> str:
     """The command that continues a run: the same overrides with `resume=`, in a new folder if the old one was named.
 
+    A resumed run that has no checkpoint of its own yet is resumed from where it was.
+
     Args:
         command: the command that started it.
         folder: its folder.
@@ -87,27 +89,32 @@ def continuing_command(command: Sequence[str], folder: Path) -> str:
     'qat train seed=1 hydra.run.dir=out_resumed resume=out'
     """
     kept = [word for word in command if not word.startswith(("resume=", "hydra.run.dir="))]
-    if len(kept) < len(command) and any(word.startswith("hydra.run.dir=") for word in command):
+    if any(word.startswith("hydra.run.dir=") for word in command):
         kept.append(_override("hydra.run.dir", _free_name(folder)))
-    return shlex.join([*kept, _override("resume", folder)])
+    before = [word for word in command if word.startswith("resume=")]
+    own = any(folder.glob("checkpoints/*.ckpt"))
+    return shlex.join([*kept, *(before[-1:] if before and not own else [_override("resume", folder)])])
 
 
-def command_line(program: str) -> list[str]:
+def command_line(program: str, overrides: Sequence[str] | None = None) -> list[str]:
     """The words that started this process, as they can be given to a shell again.
 
     Args:
         program: as people write it, `python train.py` or `qat train`.
+        overrides: those of one job of a sweep; None: no sweep.
     """
+    options = [word for word in sys.argv[1:] if word.startswith("--config-dir=")]
+    arguments = sys.argv[1:] if overrides is None else [*options, *overrides]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-        return ["torchrun", "--nproc-per-node", processes, *sys.argv]
+        return ["torchrun", "--nproc-per-node", processes, sys.argv[0], *arguments]
     first, *others = program.split()
     found, file = shutil.which(first), Path(sys.executable if first.startswith("python") else sys.argv[0])
     if found is None or not Path(found).exists() or not file.exists() or not Path(found).samefile(file):
         first = str(file)
     if others == ["train.py"]:
         others = [sys.argv[0]]
-    return [first, *others, *sys.argv[1:]]
+    return [first, *others, *arguments]
 
 
 def what_is_kept(folder: Path, stage: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qat.experiment.configuration import CONFIG_NAME, CONFIGS, register_recipes
@@ -32,7 +33,8 @@ def main(program: str = "qat train") -> None:
     def start(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
-        with _explained(signals, folder, program):
+        sweeps = hydra_config.mode == RunMode.MULTIRUN
+        with _explained(signals, folder, program, list(hydra_config.overrides.task) if sweeps else None):
             from qat.experiment.run import run  # late: --help need not wait for torch and Lightning
 
             with configuration_errors(debug=config.debug):
@@ -54,13 +56,13 @@ def main(program: str = "qat train") -> None:
 
 
 @contextmanager
-def _explained(signals: SignalHandler, folder: Path, program: str) -> Iterator[None]:
+def _explained(signals: SignalHandler, folder: Path, program: str, overrides: Sequence[str] | None) -> Iterator[None]:
     """Inside the `with` block, a signal prints what is kept and the command that goes on."""
     try:
         yield
     except Interrupted as signal:
         if not is_worker():
-            command = continuing_command(command_line(program), shortened(folder))
+            command = continuing_command(command_line(program, overrides), shortened(folder))
             print(
                 f"{signal}, during {signals.stage}. {what_is_kept(folder, signals.stage)} Go on with:\n{command}",
                 file=sys.stderr,

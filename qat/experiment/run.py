@@ -21,7 +21,7 @@ from qat.experiment.check import check_same_run, check_values
 from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
 from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
-from qat.experiment.folders import check_folder, folder_of_one_run, run_folder_of, was_interrupted_early
+from qat.experiment.folders import check_folder, folder_of_one_run, resumed_by, run_folder_of, was_interrupted_early
 from qat.experiment.interruption import SignalHandler
 from qat.files import write_atomically
 from qat.report import Data, Results
@@ -142,10 +142,16 @@ def _checkpoint_to_resume(config: DictConfig) -> Path | None:
         raise FileNotFoundError(
             f"resume={config.resume} does not exist: give the folder of an interrupted run, one of its checkpoints, or null."
         )
-    if was_interrupted_early(given):
+    while was_interrupted_early(given):
         check_same_run(config, given)
-        log.info("resume=%s: that run was interrupted before its first checkpoint, so it starts anew", config.resume)
-        return None
+        before = resumed_by(given)
+        if before is None:
+            log.info(
+                "resume=%s: that run was interrupted before its first checkpoint, so it starts anew", config.resume
+            )
+            return None
+        log.info("%s was interrupted before its first checkpoint: %s, which it resumed, is resumed", given, before)
+        given = before
     checkpoint = checkpoint_to_resume(given)
     check_same_run(config, run_folder_of(checkpoint))
     return checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qat.experiment.folders import check_folder, folder_of_one_run, new_folder, was_interrupted_early
+from qat.experiment.folders import check_folder, folder_of_one_run, new_folder, resumed_by, was_interrupted_early
 
 
 def test_names_given_at_the_same_time_never_collide(tmp_path: Path) -> None:
@@ -45,6 +45,11 @@ def test_a_run_without_a_checkpoint_can_only_start_anew(tmp_path: Path) -> None:
     assert not was_interrupted_early(tmp_path), "not a run"
     (tmp_path / "train.log").touch()
     (tmp_path / "checkpoints").mkdir()
+    assert resumed_by(tmp_path) is None
+    (tmp_path / "config.yaml").write_text(f"resume: {tmp_path.parent}")
+    assert resumed_by(tmp_path) == tmp_path.parent
+    (tmp_path / "config.yaml").write_text(f"resume: {tmp_path}")
+    assert resumed_by(tmp_path) is None
     assert was_interrupted_early(tmp_path)
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert not was_interrupted_early(tmp_path)

@@ -67,10 +67,13 @@ def test_a_fit_that_a_signal_ended_continues_to_the_bit(tmp_path: Path) -> None:
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 
 
-def test_the_command_that_goes_on() -> None:
-    command = ["qat", "train", "recipe=digits_w4a4", "resume=older", "hydra.run.dir=a/b"]
-    said = continuing_command(command, Path("a/b"))
-    assert said == "qat train recipe=digits_w4a4 hydra.run.dir=a/b_resumed resume=a/b"
+def test_the_command_that_goes_on(tmp_path: Path) -> None:
+    command = ["qat", "train", "recipe=digits_w4a4", "resume=older", f"hydra.run.dir={tmp_path}/b"]
+    same = f"qat train recipe=digits_w4a4 hydra.run.dir={tmp_path}/b_resumed"
+    assert continuing_command(command, tmp_path / "b") == f"{same} resume=older"
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "b" / "checkpoints" / "last.ckpt").touch()
+    assert continuing_command(command, tmp_path / "b") == f"{same} resume={tmp_path}/b"
     assert continuing_command(["qat", "train"], Path("x y=1")) == "qat train 'resume='\"'\"'x y=1'\"'\"''"
 
 
@@ -78,6 +81,7 @@ def test_the_command_starts_the_same_python(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "argv", ["sub/train.py", "seed=1"])
     monkeypatch.setenv("PATH", "/nowhere")
     assert command_line("python train.py") == [sys.executable, "sub/train.py", "seed=1"]
+    assert command_line("python train.py", ["seed=2"])[1:] == ["sub/train.py", "seed=2"]
 
 
 def test_what_is_lost_is_said(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from qat.export.verification import DamagedFileError
 from qat.torch_private import tree_leaves
 
 EXACT = ("session.x64quantprecision", "1")
@@ -41,6 +43,21 @@ def session(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def refusals(path: str | Path) -> Iterator[None]:
+    """Inside the `with` block, an error of ONNX Runtime is one of the file at `path`.
+
+    Raises:
+        DamagedFileError: the runtime refused the file.
+    """
+    try:
+        yield
+    except Exception as error:  # the runtime's errors have no base class of their own
+        if type(error).__module__.startswith("onnxruntime."):
+            raise DamagedFileError(f"{path} is refused by ONNX Runtime: {error}") from error
+        raise
 
 
 class OnnxRuntimeNetwork(nn.Module):

@@ -77,9 +77,9 @@ def verify_without_graph(
     result.sites = list(sites.values())
     result.weak_data, result.weak_inputs = exercise.sentences(result.sites), bool(exercise.weakness)
     file = read_onnx(path)
-    expected = onnx_model_without_graph(model, as_written(examples, example_shapes(file)), free_axes(file))
-    result.constants_compared = constants_in(expected)
-    result.stored = stored_differences(expected, file) or differences_of_records(file)
+    anew = onnx_model_without_graph(model, as_written(examples, example_shapes(file)), free_axes(file))
+    result.constants_compared = constants_in(anew)
+    result.stored = stored_differences(anew, file) or differences_of_records(file)
     result.top1_agreement = same / answers
     if agreement is not None:
         result.alarm, result.prediction_changes = agreement.alarm(), agreement.prediction_changes
