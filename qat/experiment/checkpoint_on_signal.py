@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import lightning as L
 
 from qat.experiment.interruption import Interrupted, SignalHandler
 
-log = logging.getLogger(__name__)
+EXPORT = "export and report"
 
 
 class CheckpointOnSignal(L.Callback):
     """Writes a checkpoint after the step in which a signal arrives, and raises `Interrupted`. Put it last.
 
-    What runs before the first step and after the last one is interrupted at once. A signal that arrives in a validation ends
+    What runs before the first step and after the last one is interrupted at once, the latter also with a checkpoint. A signal that arrives in a validation ends
     the fit after the step that follows. With several processes one that has received it is enough.
 
     Args:
@@ -41,10 +40,15 @@ class CheckpointOnSignal(L.Callback):
             self._end()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.handler.stage = "export and report"
+        self.handler.stage = EXPORT
         self.handler.waits = False
         if self._received(trainer):
             self._end()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """After the last step, the resumed fit need not train again. Several processes cannot agree on it here."""
+        if isinstance(exception, Interrupted) and self.handler.stage == EXPORT and trainer.world_size == 1:
+            trainer.save_checkpoint(self.path)
 
     def _received(self, trainer: L.Trainer) -> bool:
         received = self.handler.received is not None

@@ -42,6 +42,10 @@ class KillAfter(L.Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
+    def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def on_before_zero_grad(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -56,13 +60,15 @@ def fit(folder: Path, *callbacks: L.Callback, **options: Any) -> dict[str, torch
     return module.state_dict()
 
 
-def test_a_fit_that_a_signal_ended_continues_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("at", "step"), [(2, 3), (8, 8)])
+def test_a_fit_that_a_signal_ended_continues_to_the_bit(at: int, step: int, tmp_path: Path) -> None:
+    """In the middle, and in the export, after the last of 8 steps."""
     expected = fit(tmp_path / "whole")
     checkpoint = tmp_path / "checkpoints" / "interrupted.ckpt"
     with pytest.raises(Interrupted), SignalHandler() as handler:
-        fit(tmp_path, KillAfter(2), CheckpointOnSignal(handler, checkpoint.parent))
-    assert step_of(checkpoint) == 3
-    assert "interrupted.ckpt, of step 3, is kept" in what_is_kept(tmp_path, "QAT")
+        fit(tmp_path, KillAfter(at), CheckpointOnSignal(handler, checkpoint.parent))
+    assert step_of(checkpoint) == step
+    assert f"interrupted.ckpt, of step {step}, is kept" in what_is_kept(tmp_path, "QAT")
     resumed = fit(tmp_path / "resumed", ckpt_path=checkpoint)
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 
