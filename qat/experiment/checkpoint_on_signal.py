@@ -16,8 +16,9 @@ EXPORT = "export and report"
 class CheckpointOnSignal(L.Callback):
     """Writes a checkpoint after the step in which a signal arrives, and raises `Interrupted`. Put it last.
 
-    What runs before the first step and after the last one is interrupted at once, the latter also with a checkpoint. A signal that arrives in a validation ends
-    the fit after the step that follows. With several processes one that has received it is enough.
+    What runs before the first step and after the last one is interrupted at once, the latter also with a checkpoint. A signal
+    that arrives in a validation ends the fit after the step that follows. With several processes it is enough that one has
+    received it.
 
     Args:
         handler: receives the signals.
