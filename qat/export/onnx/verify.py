@@ -103,18 +103,14 @@ def verify(
         raise ValueError(
             "batches is missing: write qat.verify(path, integer, [inputs]), or qat.verify(path) for its record."
         )
-    if isinstance(integer, nn.Module) and is_converted_without_graph(integer):
-        check_batches(batches)
+    check_batches(batches)
+    if isinstance(integer, IntegerModel):
+        result = _compare(path, integer.eval(), batches, prepared)
+    elif isinstance(integer, nn.Module) and is_converted_without_graph(integer):
         with refusals(path):
             result = verify_without_graph(path, integer, batches, prepared, FLOAT_TOLERANCE)
-        if record:
-            record_verification(path, result)
-        return result
-    if not isinstance(integer, IntegerModel):
+    else:
         raise ValueError(f"{type(integer).__name__} is not an integer model: pass the result of qat.convert(prepared).")
-    check_batches(batches)
-    integer.eval()
-    result = _compare(path, integer, batches, prepared)
     if result.alarm:
         warnings.warn(result.alarm, stacklevel=2)
     if record:
