@@ -175,6 +175,10 @@ def _read(path: Path) -> Any:
     import numpy as np
     import torch
 
+    def tensor(x: Any) -> torch.Tensor:
+        made = torch.as_tensor(x)
+        return made.float() if made.dtype == torch.float64 else made
+
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -185,15 +189,11 @@ def _read(path: Path) -> Any:
             found = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor(x) for name, x in found.items()} if isinstance(found, dict) else tensor(found)
     except OSError:
         raise
     except Exception as error:  # each library has errors of its own
         raise ValueError(f"{path} holds no arrays that can be read: {error}") from error
-    if isinstance(found, dict):
-        named = {name: torch.as_tensor(x) for name, x in found.items()}
-        return {name: x.float() if x.dtype == torch.float64 else x for name, x in named.items()}
-    array = torch.as_tensor(found)
-    return array.float() if array.dtype == torch.float64 else array
 
 
 def _first(batches: Iterable[Any], samples: int | None) -> Iterable[Any]:
