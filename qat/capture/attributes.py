@@ -94,11 +94,14 @@ def _contents(value: Any) -> list[Any] | None:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and isinstance(a, int | float | str | tuple) and _equal(a, b))
+    """Whether two values are one, or numbers, texts and what contains such that are equal: torch.export rebuilds those."""
+    return a is b or (type(a) is type(b) and isinstance(a, int | float | str | tuple | list | dict) and _equal(a, b))
 
 
 def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, tuple):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, tuple | list):
         return len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)
 
@@ -110,7 +113,7 @@ def _has_proxies(value: Any) -> bool:
 def _counts(before: _Value, value: Any) -> bool:
     """Whether a number, a tensor or what lies in a list goes on changing; a cache is filled once, and may be."""
     if isinstance(value, list):
-        return True
+        return not _same(value, before.contents)
     if isinstance(value, dict):
         kept = dict(zip(before.contents[::2], before.contents[1::2], strict=True)) if before.contents else {}
         return any(key not in value or not _same(value[key], old) for key, old in kept.items())

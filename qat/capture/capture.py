@@ -106,12 +106,8 @@ def _hidden(model: nn.Module) -> list[str]:
 
 
 def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: CaptureError) -> Captured:
-    attributes = Attributes(model)
     try:
-        try:
-            graph, form = exported(model, args, kwargs)
-        finally:
-            attributes.restore()
+        graph, form = exported(model, args, kwargs)
     except Exception as error:  # whatever torch.export says of somebody's forward
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason}; torch.export: {said[0]}") from error

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.capture.aten import to_torch
+from qat.capture.attributes import Attributes
 from qat.capture.call_format import CallFormat, call_arguments
 from qat.capture.rewriting import erase_unused
 from qat.contexts import quiet, training_mode
 from qat.operations import is_label, without_labels
-from qat.torch_private import HigherOrderOperator, TreeSpec, tree_flatten, tree_map, tree_unflatten
+from qat.torch_private import HigherOrderOperator, Operator, TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[fx.Graph, CallFormat]:
@@ -29,8 +30,14 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
     named = tree_map(_at_least_two, arguments)
     dynamic = tree_map(lambda x: [torch.export.Dim.AUTO] * x.ndim if isinstance(x, Tensor) else None, named)
+    attributes = Attributes(model)
     with training_mode(model, False), torch.enable_grad(), quiet(("torch.export", "torch.fx"), drop_output=False):
-        program = torch.export.export(model, (), named, dynamic_shapes=dynamic, strict=False)
+        try:
+            program = torch.export.export(model, (), named, dynamic_shapes=dynamic, strict=False)
+        finally:
+            attributes.restore()
+        if _overwrites_what_is_read(program.graph):
+            program = program.run_decompositions({})  # writes new tensors, and decomposes nothing
     unlifted = program.module(check_guards=False)
     assert isinstance(unlifted, fx.GraphModule)
     output_spec = program.call_spec.out_spec
@@ -46,9 +53,13 @@ def _form_without_labels(model: nn.Module, graph: fx.Graph, arguments: Mapping[s
     if rest is None:
         return None
     others = {name: value for name, value in arguments.items() if not is_label(name)}
+    attributes = Attributes(model)
     try:
-        with training_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=()):
-            leaves, spec = tree_flatten(model(**others))
+        try:
+            with training_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=()):
+                leaves, spec = tree_flatten(model(**others))
+        finally:
+            attributes.restore()
     except Exception:  # a user's forward may say anything where it misses its labels
         return None
     output = next(node for node in rest.nodes if node.op == "output")
@@ -84,16 +95,23 @@ def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat
         }
         if node.op == "get_attr" and node.target not in owned:
             copies[node].target = _as_buffer(model, _tensor_at(unlifted, str(node.target)))
-    order = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        overwrites = (
-            str(node.target).startswith("aten.") and str(node.target).partition(".")[2].partition(".")[0][-1] == "_"
-        )
-        if overwrites and any(order[user] > order[node] for user in node.all_input_nodes[0].users):
-            raise ValueError(f"{node.all_input_nodes[0].name!r} is overwritten in place and read again")
         to_torch(node)
     erase_unused([n for n in reversed(graph.nodes) if n.op == "call_function" and not n.users])
     return graph
+
+
+def _overwrites_what_is_read(graph: fx.Graph) -> bool:
+    """Whether an operation overwrites a tensor that is read later, under its own name or that of a view."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        name = str(node.target).removeprefix("aten.").partition(".")[0]
+        if isinstance(node.target, Operator) and name.endswith("_") and not name.endswith("__"):
+            changed = node.all_input_nodes[0]
+            is_view = isinstance(changed.target, Operator) and changed.target.is_view
+            if is_view or not node.users or any(order[user] > order[node] for user in changed.users):
+                return True
+    return False
 
 
 def _is_plain(spec: TreeSpec) -> bool:

@@ -133,3 +133,18 @@ class Untraceable(nn.Module):
         x = x.mean((2, 3)) * len(x[0])
         y = self.fc(self.drop(2 * x if twice else x))
         return {"y": y}
+
+
+class Shifted(nn.Module):
+    """As BART and Llama: forward overwrites slices, makes constants, and has plans that torch.export builds anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = {"fc": (["x"], ["y"])}
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, **unused: Tensor) -> Tensor:
+        shifted = torch.zeros_like(x)
+        shifted[:, 1:] = x[:, :-1]
+        shifted[:, 0] = torch.tensor(2.0)
+        return self.fc(shifted)

@@ -21,6 +21,7 @@ from tests.capture.networks import (
     Masked,
     Moving,
     NormAct,
+    Shifted,
     Storing,
     Tied,
     Untraceable,
@@ -160,3 +161,12 @@ def test_an_embedding_that_is_tied_to_a_linear_layer_and_read_by_both() -> None:
     model.head.weight.data.add_(1)
     with qat.mode(prepared, qat.Mode.OFF):
         assert torch.equal(prepared(words), model(words))
+
+
+def test_torch_export_follows_slices_that_are_overwritten_and_keeps_constants() -> None:
+    model, x = Shifted().eval(), torch.randn(2, 5, 4)
+    prepared = qat.prepare(model, "w8a8", x)
+    assert qat.inspect(prepared).notes[0].endswith("the graph is from torch.export.")
+    other = torch.randn(3, 5, 4)
+    with qat.mode(prepared, qat.Mode.OFF):
+        assert torch.equal(prepared(other), model(other))
