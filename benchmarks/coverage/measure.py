@@ -154,17 +154,15 @@ def _compare_off(network: nn.Module, prepared: nn.Module, example: tuple[Any, ..
 def _inspect(prepared: nn.Module, record: Record) -> None:
     """How the network was captured, and what `inspect` says of it."""
     found = qat.inspect(prepared)
-    notes = [str(note) for note in found.notes]
-    record["captured"] = _captured(notes)
+    notes = [found.capture, *map(str, found.notes)]
+    record["captured"] = _captured(found.capture)
     record["float_edges"] = len(found.float_edges)
     record["notes"] = [note[:300] for note in notes][:5]
 
 
-def _captured(notes: list[str]) -> str:
+def _captured(sentence: str) -> str:
     """torch.fx, torch.export or layer by layer, from the sentence in which `inspect` says so."""
-    if any("own their input quantizers" in note for note in notes):
-        return "layer by layer"
-    return "torch.export" if any("graph is from torch.export" in note for note in notes) else "torch.fx"
+    return next(way for way in ("layer by layer", "torch.export", "torch.fx") if way in sentence.partition(",")[0])
 
 
 def _train(network: nn.Module, prepared: nn.Module, example: tuple[Any, ...], record: Record) -> None:
