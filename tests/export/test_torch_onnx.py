@@ -294,3 +294,22 @@ def test_operations_are_tried_with_the_examples_own_values(tmp_path: Path) -> No
     model = Between(lambda x: torch.rsqrt(x.sum((2, 3), keepdim=True)).sqrt().log1p() + x)
     integer = written(model, batch(4, IMAGES), tmp_path / "model.onnx")
     assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, IMAGES)]).exact
+
+
+def test_what_several_layers_share_makes_no_circle(tmp_path: Path) -> None:
+    """Rotary positions, as in Llama: what is behind the first layer and what is before it read one float tensor."""
+
+    class Rotary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            turn = torch.softmax(x, -1)
+            for layer in self.layers:
+                x = torch.log_softmax(layer(x), -1) - turn
+            return x
+
+    x = batch(4, (5, 6))
+    integer = written(Rotary(), x, tmp_path / "model.onnx")
+    assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, (5, 6))]).exact

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import torch
@@ -48,12 +49,10 @@ def find_islands(
         has_tensors: whether a node returns tensors; others are sizes, which every island computes for itself.
         is_needed: whether a node must be a result even if nothing outside reads it.
     """
-    groups = _Groups(members)
-    sources, sizes = _read_by(members, has_tensors)
-    for node in members:
-        for source in sources[node]:
-            if source in groups.parents:
-                groups.join(node, source)
+    sources, sizes = _read_by(graph.nodes if len(members) > 1 else members, has_tensors)
+    groups = _connected(members, sources, dict.fromkeys(members, 0))
+    if len(members) > 1 and _reads_itself(groups, sources):
+        groups = _connected(members, sources, _depths(members, sources))
     order = {node: i for i, node in enumerate(graph.nodes)}
     islands = []
     for group in groups.all():
@@ -64,6 +63,40 @@ def find_islands(
         ordered = (tuple(sorted(some, key=order.__getitem__)) for some in (everything, outside, results))
         islands.append(Island(*ordered))
     return islands
+
+
+def _connected(
+    members: Collection[fx.Node], sources: Mapping[fx.Node, set[fx.Node]], depths: Mapping[fx.Node, int]
+) -> _Groups:
+    """Members that read each other and have one depth, as groups."""
+    groups = _Groups(members)
+    for node in members:
+        for source in sources[node]:
+            if source in groups.parents and depths[source] == depths[node]:
+                groups.join(node, source)
+    return groups
+
+
+def _reads_itself(groups: _Groups, sources: Mapping[fx.Node, set[fx.Node]]) -> bool:
+    """Whether a group reads, through operations outside, what it computes: rotary positions that all layers share."""
+    sorter: TopologicalSorter[fx.Node] = TopologicalSorter()
+    for node, read in sources.items():
+        own, *others = (groups.root(n) if n in groups.parents else n for n in (node, *read))
+        sorter.add(own, *(other for other in others if other is not own))
+    try:
+        sorter.prepare()
+    except CycleError:
+        return True
+    return False
+
+
+def _depths(members: Collection[fx.Node], sources: Mapping[fx.Node, set[fx.Node]]) -> dict[fx.Node, int]:
+    """How many times the way to a node leads out of the members and in again, at most; -1 before the first one."""
+    inside, depths = set(members), dict[fx.Node, int]()
+    for node, read in sources.items():  # in graph order
+        entered = [depths.get(s, -1) + (node in inside and s not in inside) for s in read]
+        depths[node] = max([0 if node in inside else -1, *entered])
+    return depths
 
 
 def _is_read_outside(node: fx.Node, inside: Collection[fx.Node], has_tensors: Callable[[fx.Node], bool]) -> bool:
