@@ -296,8 +296,8 @@ def test_operations_are_tried_with_the_examples_own_values(tmp_path: Path) -> No
     assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, IMAGES)]).exact
 
 
-def test_what_several_layers_share_makes_no_circle(tmp_path: Path) -> None:
-    """Rotary positions, as in Llama: what is behind the first layer and what is before it read one float tensor."""
+def test_what_several_layers_share_makes_no_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary positions, as in Llama: what is behind each layer reads one float tensor, but is no island with the rest."""
 
     class Rotary(nn.Module):
         def __init__(self) -> None:
@@ -310,6 +310,10 @@ def test_what_several_layers_share_makes_no_circle(tmp_path: Path) -> None:
                 x = torch.log_softmax(layer(x), -1) - turn
             return x
 
+    export, exports = torch_onnx._torch_export, []
+    monkeypatch.setattr(torch_onnx, "_torch_export", lambda given: exports.append(given) or export(given))
     x = batch(4, (5, 6))
     integer = written(Rotary(), x, tmp_path / "model.onnx")
     assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, (5, 6))]).exact
+    (templates,) = exports
+    assert sorted(len(i.island.nodes) for t in templates for i in t.instances) == [2, 2, 3]
