@@ -16,7 +16,7 @@ LARGEST = 90e6
 """Parameters of the largest classifier that is measured: a larger one has a smaller one of its family beside it."""
 LARGE = ("vgg11", "vgg16_bn")
 """Larger ones, whose family has no smaller one."""
-SIZES = {"inception_v3": 128, "maxvit_t": 224, "vit_b_16": 224, "vit_b_32": 224, "swin_v2": 128}
+SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_b_16": 224, "vit_b_32": 224, "swin_v2": 128}
 """Pixels per side, by the beginning of the name, where 64 is not enough."""
 VIDEO = {"mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224), "swin3d_t": (8, 64), "s3d": (16, 64)}
 """Frames and pixels per side; 8 frames of 64 pixels otherwise."""
