@@ -31,6 +31,8 @@ def borrowing_layer(template: nn.Module, lender: nn.Module, weight: Lookup, bias
     nn.Module.__init__(layer)
     copy_options(template, layer)
     vars(layer)["lender"] = (lender,)  # a tuple: the lender is no submodule
+    if bias is None:
+        layer.register_parameter("bias", None)  # as in torch.nn, so that a pass may give it one
     with_class(layer, _borrowing, weight, bias)
     return layer
 
@@ -72,7 +74,7 @@ def _borrowing(base: type[nn.Module], weight: Lookup, bias: Lookup | None) -> ty
     def looked_up(lookup: Lookup) -> property:
         return property(lambda self: lookup(self.lender[0]))
 
-    members: dict[str, Any] = {"weight": looked_up(weight), "bias": looked_up(bias) if bias is not None else None}
+    members: dict[str, Any] = {"weight": looked_up(weight)} | ({} if bias is None else {"bias": looked_up(bias)})
     return type(base.__name__, (base,), {**members, "__module__": base.__module__})
 
 

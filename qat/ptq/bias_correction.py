@@ -55,6 +55,6 @@ def _subtract(network: nn.Module, nodes: tuple[fx.Node, ...], shift: Tensor) -> 
     if channels_meet and isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.running_mean is not None:
         norm.running_mean += shift.to(norm.running_mean)
     elif isinstance(layer.bias, Tensor):
-        layer.bias -= shift.to(layer.bias)
+        layer.bias.sub_(shift.to(layer.bias))
     else:
         layer.bias = nn.Parameter(-shift.to(layer.weight))  # type: ignore[arg-type]
