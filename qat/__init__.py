@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # from where they are defined: `qat.transform.prepare` is a module to mypy, too
     from qat import callbacks, ptq
+    from qat.doctor.inspect import inspect
     from qat.export.onnx.export import export_onnx
     from qat.export.onnx.verify import verify
     from qat.export.verification import Verification
@@ -17,7 +18,6 @@ if TYPE_CHECKING:  # from where they are defined: `qat.transform.prepare` is a m
     from qat.spec import QParams, QuantSpec
     from qat.training.checkpoint.latest import latest_checkpoint
     from qat.transform.calibrate import calibrate
-    from qat.transform.inspect import inspect
     from qat.transform.load_checkpoint import load_checkpoint
     from qat.transform.mode import mode
     from qat.transform.policy import Policy, Rule, TensorRule
@@ -65,7 +65,7 @@ _HOME = {
     "calibrate": "qat.transform",
     "convert": "qat.integer",
     "export_onnx": "qat.export",
-    "inspect": "qat.transform",
+    "inspect": "qat.doctor",
     "latest_checkpoint": "qat.training.checkpoint.latest",
     "load_checkpoint": "qat.transform.load_checkpoint",
     "load_policy": "qat.transform",
@@ -77,6 +77,7 @@ _HOME = {
 _MODULES = {
     "callbacks",
     "data",
+    "doctor",
     "estimators",
     "export",
     "functional",

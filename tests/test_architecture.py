@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"capture"},
     {"transform"},
     {"integer", "ptq"},
-    {"export"},
+    {"export", "doctor"},
     {"training"},
     {"callbacks"},  # the public name of the callbacks in training
     {"experiment"},
@@ -38,8 +38,8 @@ ONLY = {  # package -> rooms that may know it
     "pytorch_lightning": set(),
     "hydra": {"experiment"},
     "omegaconf": {"experiment"},
-    "onnx": {"export"},
-    "onnxruntime": {"export"},
+    "onnx": {"export", "doctor"},
+    "onnxruntime": {"export", "doctor"},
 }
 
 

@@ -55,11 +55,18 @@ def integer_share(model: nn.Module, record: PreparedRecord | None) -> IntegerSha
     if record is None or not record.multiply_adds:
         return IntegerShare(weights, None)
     total = sum(record.multiply_adds.values())
-    installed, everything = installed_graph(model), {f"everything ({record.reason})": total}
-    in_float = everything if installed is None else _in_float(model, installed[0], record)
+    in_float = multiply_adds_in_float(model, record)
     share = 1 - sum(in_float.values()) / total
     promised = any(rule.activation is not None for rule in record.policy.rules.values())
     return IntegerShare(weights, share, _warning(share, in_float, total) if promised and share < ENOUGH else "")
+
+
+def multiply_adds_in_float(model: nn.Module, record: PreparedRecord) -> dict[str, int]:
+    """Operations that compute in float, as "name (why: line of policy that mends it)" -> their multiply-adds."""
+    installed = installed_graph(model)
+    if installed is None:
+        return {f"everything ({record.reason})": sum(record.multiply_adds.values())}
+    return _in_float(model, installed[0], record)
 
 
 def _share_of_weights(model: nn.Module) -> float:

@@ -1,0 +1,137 @@
+"""What quantizing each tensor alone does to the outputs and to the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qat.contexts import training_mode
+from qat.quantizers import Mode, Quantizer
+from qat.torch_private import tree_leaves
+from qat.transform import mode, quantizers
+from qat.transform.batches import call_model
+
+HIGHEST = 200.0
+"""Decibels that stand for equal outputs."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What quantizing one thing alone does.
+
+    Attributes:
+        name: of the layer or site; "" if it is more than one.
+        tensor: "weight", "activation", "weights", "activations", or "all".
+        format: "int4" and the like; "".
+        sqnr_db: signal-to-noise ratio of the outputs against those of the float network, in dB; the lower, the worse.
+        loss_change: the loss minus that of the float network.
+    """
+
+    name: str
+    tensor: str
+    format: str
+    sqnr_db: float
+    loss_change: float
+
+
+def measure_sensitivity(
+    prepared: nn.Module, batches: Sequence[Any], loss: Callable[[Any, Any], Tensor] | None = None
+) -> list[Sensitivity]:
+    """All quantizers, those of weights, those of activations, and each alone; each alone sorted, the most harmful first.
+
+    Args:
+        prepared: calibrated.
+        batches: the same for each.
+        loss: of (outputs, batch); None: see `qat.inspect`.
+    """
+    found = {name: q for name, q in quantizers(prepared).items() if q.ready}
+    with torch.no_grad(), training_mode(prepared, False), mode(prepared, Mode.OFF):
+        run = _Runs(prepared, batches, loss)
+        weights = [q for q in found.values() if q.is_weight]
+        activations = [q for q in found.values() if not q.is_weight]
+        groups = {"all": [*weights, *activations], "weights": weights, "activations": activations}
+        together = [
+            Sensitivity("", what, "", *run.with_quantizers(chosen)) for what, chosen in groups.items() if chosen
+        ]
+        alone = [
+            Sensitivity(
+                plain_name(name),
+                "weight" if q.is_weight else "activation",
+                f"{'int' if q.spec.grid.signed else 'uint'}{q.spec.grid.bits}",
+                *run.with_quantizers([q]),
+            )
+            for name, q in found.items()
+        ]
+    return together + sorted(alone, key=lambda s: s.sqnr_db)
+
+
+def plain_name(name: str) -> str:
+    """The name of a quantizer's layer or site.
+
+    >>> plain_name("sites.relu"), plain_name("conv1.weight_quantizer")
+    ('relu', 'conv1')
+    """
+    return name.removeprefix("sites.").removesuffix(".weight_quantizer").removesuffix(".input_quantizer")
+
+
+class _Runs:
+    """Runs of the network with some quantizers on, against that with none."""
+
+    def __init__(self, network: nn.Module, batches: Sequence[Any], loss: Callable[[Any, Any], Tensor] | None) -> None:
+        self.network, self.batches = network, batches
+        self.reference = [_outputs(call_model(network, batch)) for batch in batches]
+        self.loss = loss
+        self.float_loss = self._mean_loss([call_model(network, b) for b in batches] if loss else self.reference)
+
+    def with_quantizers(self, chosen: Iterable[Quantizer]) -> tuple[float, float]:
+        """SQNR in dB and change of the loss with these quantizers on."""
+        chosen = list(chosen)
+        for quantizer in chosen:
+            quantizer.mode = Mode.QUANTIZE
+        returned = [call_model(self.network, batch) for batch in self.batches]
+        for quantizer in chosen:
+            quantizer.mode = Mode.OFF
+        outputs = [_outputs(r) for r in returned]
+        change = self._mean_loss(returned if self.loss else outputs) - self.float_loss
+        return _decibels(self.reference, outputs), change
+
+    def _mean_loss(self, outputs: Sequence[Any]) -> float:
+        losses = [
+            float(self.loss(output, batch) if self.loss is not None else _loss(output, reference, batch))
+            for output, reference, batch in zip(outputs, self.reference, self.batches, strict=True)
+        ]
+        return sum(losses) / len(losses)
+
+
+def _outputs(returned: Any) -> list[Tensor]:
+    return [x.float() for x in tree_leaves(returned) if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def _loss(output: list[Tensor], reference: list[Tensor], batch: Any) -> Tensor:
+    """Cross-entropy with classes; else the Kullback-Leibler divergence of scores; else the relative squared error."""
+    if not output:
+        return torch.tensor(0.0)
+    scores, wanted = output[0], reference[0]
+    if scores.ndim == 2 and scores.shape[1] > 1:
+        labels = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+        if isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == scores.shape[:1]:
+            return F.cross_entropy(scores, labels)
+        return F.kl_div(scores.log_softmax(1), wanted.log_softmax(1), log_target=True, reduction="batchmean")
+    return (scores - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+
+
+def _decibels(reference: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]]) -> float:
+    pairs = [
+        (a.double(), b.double()) for x, y in zip(reference, outputs, strict=True) for a, b in zip(x, y, strict=True)
+    ]
+    signal = sum(float(a.square().sum()) for a, _ in pairs)
+    noise = sum(float((a - b).square().sum()) for a, b in pairs)
+    if not math.isfinite(noise) or not signal:
+        return -HIGHEST if noise else HIGHEST
+    return HIGHEST if not noise else min(HIGHEST, 10 * math.log10(signal / noise))
