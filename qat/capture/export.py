@@ -79,7 +79,7 @@ def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat
         if node.op == "output":
             (results,) = node.args
             flat = [copies[r] if isinstance(r, fx.Node) else r for r in tree_flatten(results)[0]]
-            graph.output(tree_unflatten(flat, form.output) if _is_plain(form.output) else tuple(flat))
+            graph.output(tree_unflatten(flat, form.output) if is_plain(form.output) else tuple(flat))
             continue
         if node.op == "placeholder" and not next(placeholder):
             continue
@@ -114,9 +114,9 @@ def _overwrites_what_is_read(graph: fx.Graph) -> bool:
     return False
 
 
-def _is_plain(spec: TreeSpec) -> bool:
+def is_plain(spec: TreeSpec) -> bool:
     """Whether the structure is of tuples, lists and dicts alone, which a graph can return."""
-    return spec.is_leaf() or (spec.type in (tuple, list, dict) and all(map(_is_plain, spec.children())))
+    return spec.is_leaf() or (spec.type in (tuple, list, dict) and all(map(is_plain, spec.children())))
 
 
 def _as_buffer(model: nn.Module, tensor: Tensor) -> str:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
+from qat.cli.errors import one_line_warnings, status_of
 from qat.version import version
 
 COMMANDS = {
-    "train": "run a recipe: float network, PTQ, QAT, ONNX file, verification, report",
+    "quantize": "from a model to a verified file: post-training, quantization-aware, dynamic, or weights alone",
+    "benchmark": "accuracy, latency, size and agreement of models and files, measured in turns",
+    "inspect": "what a policy would do to a model, what it costs layer by layer, and what mends it",
     "verify": "say whether an ONNX file may be deployed; its exit status is for CI",
+    "compare": "the results of several runs beside each other",
+    "train": "run a recipe: float network, PTQ, QAT, ONNX file, verification, report",
 }
 """Subcommand -> what `qat --help` says about it. The module `qat.cli.NAME` has `run(arguments) -> exit status`."""
+EPILOG = """\
+commands (qat COMMAND --help says more):
+{commands}
+
+exit status: 0 good, 1 it failed or differs, 2 the command line is not possible.
+completion:  eval "$(register-python-argcomplete qat)"   (bash, zsh)
+QAT_DEBUG=1 shows tracebacks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,26 +35,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: those of the command line; None takes them from `sys.argv`.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        from qat.cli.completion import complete
+
+        complete()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given:
-        _parser().print_help()
+        command_parser().print_help()
         return 0
-    command = _parser().parse_args(given[:1]).command
+    command = command_parser().parse_args(given[:1]).command
     # Imported here: --help does not wait for torch.
+    run = importlib.import_module(f"qat.cli.{command}").run
     try:
-        status: int = importlib.import_module(f"qat.cli.{command}").run(given[1:])
+        if command == "train":  # Hydra explains its own errors
+            status: int = run(given[1:])
+            return status
+        with one_line_warnings():
+            status = run(given[1:])
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return status_of(error, command)
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of the first word."""
     commands = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         "qat",
         usage="qat COMMAND ...",
         description="Quantization-aware training: what you trained is what you deploy, bit for bit.",
-        epilog=f"commands (qat COMMAND --help says more):\n{commands}",
+        epilog=EPILOG.format(commands=commands),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"qat {version()}")

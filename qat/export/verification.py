@@ -46,6 +46,11 @@ class StoredDifference(NamedTuple):
     text: str
 
 
+def unverified_path(path: Path) -> Path:
+    """The name of a file before it has passed its verification: `model.unverified.onnx` of `model.onnx`."""
+    return path.with_name(f"{path.stem}.unverified{path.suffix}")
+
+
 @dataclass
 class SiteAgreement:
     """How far one tensor of the file agrees with the integer model.

@@ -18,6 +18,7 @@ STYLES: dict[Outcome, str] = {
     "qat_lost": "bold white on red",
     "undecided": "yellow",
     "not_verified": "bold white on red",
+    "verified": "bold green",
 }
 
 

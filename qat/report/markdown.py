@@ -15,6 +15,7 @@ SIGNS: dict[Outcome, str] = {
     "qat_lost": "❌",
     "undecided": "❔",
     "not_verified": "⛔",
+    "verified": "✅",
 }
 
 

@@ -17,7 +17,7 @@ IDENTICAL_DB = 999.0
 
 RowKind = Literal["float", "ptq", "outside", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
 SizeKind = Literal["file", "stored"]
-Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided", "not_verified"]
+Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided", "not_verified", "verified"]
 
 
 @dataclass(frozen=True)

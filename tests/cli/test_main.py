@@ -1,5 +1,6 @@
 """The command `qat`."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,30 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    program = "import sys, qat.cli.main\ntry: qat.cli.main.main(['--help'])\nfinally: print('torch' in sys.modules)"
+    program = """
+import contextlib, os, sys
+from qat.cli.main import COMMANDS, main
+for words in [], *([name] for name in COMMANDS if name != "train"):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(open(os.devnull, "w")):
+        main([*words, "--help"])
+print("torch" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    pytest.importorskip("argcomplete")
+    program = "import sys; sys.argv[0] = 'qat'; from qat.cli.main import main; main()"
+    for line, wanted in {
+        "qat qu": "quantize",
+        "qat quantize --method w": "weight_only",
+        "qat benchmark --ch": "--chart",
+    }.items():
+        asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": "/dev/stdout", "COMP_LINE": line}
+        environment = {**os.environ, **asked, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert done.stdout == wanted, done.stderr
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,27 +56,45 @@ class QuantizeStatic:
         Raises:
             ValueError: there are no batches, or a batch lacks an argument of the network.
         """
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
         inputs = [tuple(x.cpu() for x in positional_arguments(model, batch)) for batch in batches]
         if not inputs:
             raise ValueError("there is nothing to calibrate with: batches is empty.")
-        with tempfile.TemporaryDirectory() as temporary, quiet(["root"]):
-            source, prepared, result = (Path(temporary) / f"{name}.onnx" for name in ("float", "prepared", "quantized"))
+        path = Path(folder) / self.file
+        with tempfile.TemporaryDirectory() as temporary:
+            source = Path(temporary) / "float.onnx"
             export_float_onnx(copy_model(model).cpu(), tuple(x[:1] for x in inputs[0]), source)
-            quant_pre_process(str(source), str(prepared))
-            quantize_static(
-                str(prepared),
-                str(result),
-                _Reader([feeds(session(prepared), batch) for batch in inputs]),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod[self.calibration],
-            )
-            return write_atomically(Path(folder) / self.file, result.read_bytes())
+            quantize_file_statically(source, inputs, path, self.calibration)
+        return path
+
+
+def quantize_file_statically(
+    source: str | Path, inputs: Iterable[tuple[Any, ...]], path: str | Path, calibration: str = "MinMax"
+) -> None:
+    """`onnxruntime.quantization.quantize_static` of a float file: QDQ, uint8 activations, int8 weights per channel.
+
+    Args:
+        source: the float file; BatchNorm is folded and shapes are inferred first.
+        inputs: tensors in the order of the file's inputs, batch by batch.
+        path: the file to write, whole or not at all.
+        calibration: one of `METHODS`.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as temporary, quiet(["root"]):
+        prepared, result = (Path(temporary) / f"{name}.onnx" for name in ("prepared", "quantized"))
+        quant_pre_process(str(source), str(prepared))
+        quantize_static(
+            str(prepared),
+            str(result),
+            _Reader([feeds(session(prepared), batch) for batch in inputs]),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod[calibration],
+        )
+        write_atomically(Path(path), result.read_bytes())
 
 
 class _Reader:

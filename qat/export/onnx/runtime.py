@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from qat.export.stopwatch import time_in_turns
 from qat.export.verification import DamagedFileError
 from qat.torch_private import tree_leaves
 
@@ -138,16 +138,9 @@ def latency(
     result: dict[str, dict[int, float]] = {name: {} for name in paths}
     for size in batch_sizes:
         batch = tuple(x[:1].expand(size, *x.shape[1:]).contiguous() for x in examples)
-        times: dict[str, list[float]] = {name: [] for name in paths}
-        for turn in range(rounds + 3):
-            for name, session_of_file in sessions.items():
-                inputs = feeds(session_of_file, batch)
-                start = time.perf_counter()
-                session_of_file.run(None, inputs)
-                if turn >= 3:  # the first turns allocate
-                    times[name].append(1000 * (time.perf_counter() - start))
-        for name, measured in times.items():
-            result[name][size] = statistics.median(measured)
+        calls = {name: partial(s.run, None, feeds(s, batch)) for name, s in sessions.items()}
+        for name, timing in time_in_turns(calls, rounds).items():
+            result[name][size] = timing.median
     return result
 
 

@@ -22,6 +22,7 @@ from qat.export import (
     verify,
 )
 from qat.export.onnx.runtime import EXACT
+from qat.export.verification import unverified_path
 from qat.integer import convert
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
@@ -58,11 +59,6 @@ class Artefact:
         """
         if failure := self.verification.failure(self.path):
             raise VerificationError(failure)
-
-
-def unverified_path(path: Path) -> Path:
-    """The name of a file before it has passed its verification: `model.unverified.onnx` of `model.onnx`."""
-    return path.with_name(f"{path.stem}.unverified{path.suffix}")
 
 
 def write_verified(

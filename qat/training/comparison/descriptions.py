@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sized
 from typing import Any
 
@@ -11,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from qat.capture import copy_model
-from qat.export import verify
-from qat.export.verification import SiteAgreement
-from qat.report import IDENTICAL_DB, Data, Environment, SiteInfo, SiteResult, VerificationResult
+from qat.report import Data, Environment, SiteInfo, VerificationResult
 from qat.training.comparison.artefact import Artefact
+from qat.training.comparison.verification_record import verification_record
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
 from qat.transform.batches import positional_arguments
@@ -31,43 +29,8 @@ def describe_sites(network: nn.Module) -> tuple[list[SiteInfo], list[str], list[
 
 
 def describe_verification(artefact: Artefact) -> VerificationResult:
-    """The record of a verification. Differences are rounded up to whole steps, so that none disappears."""
-    verification = artefact.verification
-    proof = verify(artefact.path)
-    return VerificationResult(
-        codes_compared=verification.codes_compared,
-        code_mismatches=verification.code_mismatches,
-        top1_agreement=verification.top1_agreement,
-        max_step_difference=math.ceil(verification.max_step_difference),
-        images=verification.images,
-        quantized_operators=dict(verification.operators),
-        sites=[_describe_agreement(site) for site in verification.sites],
-        constants_compared=verification.constants_compared,
-        propagated=verification.propagated,
-        float_ties=verification.float_ties,
-        not_a_number=sum(s.not_a_number for s in verification.sites),
-        prediction_changes=verification.prediction_changes,
-        alarm=verification.alarm,
-        notes=verification.sentences,
-        file=artefact.path.name,
-        hashes=proof.hashes,
-        versions=proof.versions,
-        weak_inputs=verification.weak_inputs,
-    )
-
-
-def _describe_agreement(site: SiteAgreement) -> SiteResult:
-    return SiteResult(
-        name=site.name,
-        shape=tuple(site.shape),
-        codes_compared=site.codes_compared,
-        code_mismatches=site.code_mismatches,
-        max_step_difference=math.ceil(site.max_step_difference),
-        propagated=site.propagated,
-        float_ties=site.float_ties,
-        exercised=site.exercised,
-        sqnr_db=None if site.sqnr_db is None else min(max(site.sqnr_db, -IDENTICAL_DB), IDENTICAL_DB),
-    )
+    """The record of an artefact's verification."""
+    return verification_record(artefact.path, artefact.verification)
 
 
 def describe_data(

@@ -1,0 +1,113 @@
+"""Arguments that several commands have, and what they are checked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from qat.cli.sources.spellings import DATA_HELP, MODEL_HELP
+
+POLICIES = ("w8a8", "w4a8", "w4a4", "w8_dynamic", "w8_dynamic_per_token", "w8", "w4")
+
+
+def make_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser whose help keeps line breaks."""
+    return argparse.ArgumentParser(
+        f"qat {command}", description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a network gets its weights."""
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="DEFAULT: the library's pretrained ones; or a name of them, or a file. Else random",
+    )
+    parser.add_argument("--architecture", metavar="M", help="the network that a file of weights belongs to")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, samples: int | None = 128, tests: int | None = 512) -> None:
+    """Data, and how much of them. None: the command has no such number."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="D", help=DATA_HELP)
+    if samples is not None:
+        group.add_argument("--samples", type=positive, metavar="N", help=f"samples that calibrate or train ({samples})")
+    if tests is not None:
+        group.add_argument("--test-samples", type=positive, metavar="N", help=f"samples that test and verify ({tests})")
+    group.add_argument("--batch-size", type=positive, default=32, metavar="N", help="samples in a batch (%(default)s)")
+    group.add_argument("--image-size", type=positive, metavar="N", help="pixels per side to which images are scaled")
+    group.add_argument(
+        "--input-shape", type=shape, metavar="C,H,W", help="of one sample, for noise to a model that does not say it"
+    )
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """What all commands have."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: all cores)")
+
+
+MODEL_ARGUMENT: dict[str, Any] = {"metavar": "M", "help": MODEL_HELP}
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """C,H,W, for argparse.
+
+    >>> shape("3,32,32")
+    (3, 32, 32)
+    """
+    return tuple(positive(part.strip()) for part in text.replace("x", ",").split(","))
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the threads of torch."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def say(text: str) -> None:
+    """A line of progress on standard error, so that standard output has the result alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(content: Any) -> None:
+    """One JSON object on standard output; what is no number is null."""
+    from qat.report.json_records import to_plain
+
+    print(json.dumps(to_plain(content), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]], text_columns: int = 1) -> str:
+    """Columns of text, the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, tuple("-" * width for width in widths), *rows]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

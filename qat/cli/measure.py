@@ -1,0 +1,251 @@
+"""Several models on the same samples: a metric, agreement with the first, latency in turns, size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.cli.errors import UsageError
+from qat.cli.sources.data import Batch, Data, cut, first_tensor, map_tensors
+from qat.cli.sources.model import Model
+from qat.cli.sources.python_file import from_python_file, names_python
+from qat.export.stopwatch import Timing, time_in_turns
+from qat.torch_private import tree_leaves
+from qat.transform.batches import call_model
+
+BATCH_SIZES = (1, 32)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is measured with labels. score: (outputs, labels) -> mean over the samples. percent: it is a fraction."""
+
+    name: str
+    score: Callable[[Tensor, Tensor], float]
+    mode: str = "max"
+    percent: bool = False
+
+
+@dataclass
+class Measurement:
+    """What is known of one model.
+
+    Attributes:
+        name: as it was given.
+        runtime: what computes it.
+        size_bytes: of the file, or of the numbers of a network with the bits that they need.
+        size_kind: "file" or "stored".
+        value: of the metric; None without labels.
+        agreement: share of samples (or pixels, or words) for which it decides as the first model does.
+        sqnr_db: signal-to-noise ratio of its first output against that of the first model, in dB; None: equal.
+        latency: batch size -> Timing.
+        notes: sentences.
+    """
+
+    name: str
+    runtime: str
+    size_bytes: int
+    size_kind: str
+    value: float | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+    latency: dict[int, Timing] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
+    """The metric of this name; by default the accuracy of classes, the mean absolute error of other targets.
+
+    Args:
+        text: accuracy, mae, mse, or file.py:function of (outputs, targets). None: see above.
+        data: without labels there is no metric.
+        output: of a batch, which says how many classes there are.
+
+    Raises:
+        UsageError: there is no such metric, or the labels do not fit the outputs.
+    """
+    labels = next(iter(data.test)).labels
+    if labels is None:
+        if text is not None:
+            raise UsageError(f"--metric {text} needs labels, and --data {data.name} has none.")
+        return None
+    are_classes = not labels.is_floating_point() and output.ndim > 1 and labels.ndim < output.ndim
+    name = text or ("accuracy" if are_classes else "mae")
+    if names_python(name):
+        function = from_python_file(name)
+        return Metric(name.rpartition(":")[2], lambda outputs, targets: float(function(outputs, targets)))
+    known: dict[str, Metric] = {
+        "accuracy": Metric("accuracy", _accuracy, percent=True),
+        "mae": Metric("mae", lambda x, y: float((x.double() - y.reshape(x.shape).double()).abs().mean()), "min"),
+        "mse": Metric("mse", lambda x, y: float((x.double() - y.reshape(x.shape).double()).square().mean()), "min"),
+    }
+    if name not in known:
+        raise UsageError(f"--metric {name} does not exist: write accuracy, mae, mse, or file.py:function.")
+    if name == "accuracy" and int(labels.max()) >= output.shape[1 if output.ndim != 3 else -1]:
+        raise UsageError(
+            f"a label of --data {data.name} is {int(labels.max())}, and the model has {output.shape[-1]} outputs: give data of "
+            "its classes, such as --model torchvision:resnet18,num_classes=10."
+        )
+    return known[name]
+
+
+def _accuracy(outputs: Tensor, labels: Tensor) -> float:
+    return float((decisions(outputs) == labels).double().mean())
+
+
+def decisions(output: Tensor) -> Tensor:
+    """The largest class: of maps (N, C, H, W) along the second axis, else along the last; of (N,), whether it is positive."""
+    if output.ndim < 2 or (output.ndim == 2 and output.shape[1] == 1):
+        return output > 0
+    return output.argmax(1 if output.ndim > 3 else -1)
+
+
+@torch.no_grad()
+def run(network: nn.Module, inputs: Any) -> Tensor:
+    """The first tensor that a network returns, run in portions if its file takes a fixed number of samples."""
+    size = getattr(network, "fixed_batch", None)
+    samples = len(first_tensor(inputs))
+    if size is None or size == samples:
+        return _first(call_model(network, inputs) if not _is_file(network) else network(*_in_order(network, inputs)))
+    parts = []
+    for start in range(0, samples, size):
+        rows = (torch.arange(start, start + size) % samples).tolist()
+        parts.append(run(network, map_tensors(inputs, partial(_rows, rows=rows))))
+    return torch.cat(parts)[:samples]
+
+
+def _rows(x: Tensor, rows: list[int]) -> Tensor:
+    return x[rows] if x.ndim else x
+
+
+def _repeated(x: Tensor, size: int) -> Tensor:
+    """One sample, `size` times."""
+    return x.expand(size, *x.shape[1:]).contiguous() if x.ndim else x
+
+
+def _is_file(network: nn.Module) -> bool:
+    return hasattr(network, "session")
+
+
+def _in_order(network: nn.Module, inputs: Any) -> list[Any]:
+    """The inputs in the order of a file, which knows their names."""
+    if isinstance(inputs, dict):
+        names = [given.name for given in network.session.get_inputs()]  # type: ignore[union-attr, operator]
+        return [inputs[name] for name in names if name in inputs]
+    return [inputs] if isinstance(inputs, Tensor) else list(inputs)
+
+
+def _first(output: Any) -> Tensor:
+    found = next((x for x in tree_leaves(output) if isinstance(x, Tensor)), None)
+    if found is None:
+        raise ValueError(f"the model returns a {type(output).__name__} without tensors, which cannot be measured.")
+    return found.detach().cpu()
+
+
+def measure(models: list[Model], data: Data, metric: Metric | None) -> list[Measurement]:
+    """Metric and agreement of all models, batch by batch, so that no outputs are kept."""
+    results = [described(model) for model in models]
+    sums = [_Sums() for _ in models]
+    for batch in data.test:
+        reference: Tensor | None = None
+        for model, of_model in zip(models, sums, strict=True):
+            output = run(model.network, batch.inputs)
+            reference = output if reference is None else reference
+            of_model.add(output, reference, batch, metric)
+    for result, of_model in zip(results, sums, strict=True):
+        of_model.write(result, metric)
+    return results
+
+
+class _Sums:
+    """What a model's outputs add up to."""
+
+    def __init__(self) -> None:
+        self.samples = self.value = self.same = self.decided = 0.0
+        self.signal = self.noise = 0.0
+
+    def add(self, output: Tensor, reference: Tensor, batch: Batch, metric: Metric | None) -> None:
+        """One batch."""
+        if output.shape != reference.shape:
+            raise UsageError(
+                f"the models return {tuple(reference.shape[1:])} and {tuple(output.shape[1:])} for a sample: "
+                "compare models of one task."
+            )
+        self.samples += len(batch)
+        if metric is not None and batch.labels is not None:
+            self.value += len(batch) * metric.score(output, batch.labels)
+        mine, first = decisions(output), decisions(reference)
+        self.same, self.decided = self.same + int((mine == first).sum()), self.decided + first.numel()
+        self.signal += float(reference.double().square().sum())
+        self.noise += float((output.double() - reference.double()).square().sum())
+
+    def write(self, result: Measurement, metric: Metric | None) -> None:
+        """Write the means."""
+        result.value = self.value / self.samples if metric is not None else None
+        result.agreement = self.same / self.decided
+        result.sqnr_db = 10 * math.log10(self.signal / self.noise) if self.noise and self.signal else None
+
+
+def described(model: Model) -> Measurement:
+    """Name, runtime and size of a model."""
+    from qat.integer import stored_bytes
+
+    if model.path is not None and model.target is not None:
+        return Measurement(model.name, model.target.name, file_size(model.path), "file", notes=list(model.notes))
+    runtime = "torch, fake-quantized" if model.is_prepared else "torch"
+    return Measurement(model.name, runtime, stored_bytes(model.network), "stored", notes=list(model.notes))
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def time_models(
+    models: Mapping[str, nn.Module],
+    example: Any,
+    seconds: float,
+    threads: int | None,
+    sizes: tuple[int, ...] = BATCH_SIZES,
+) -> dict[str, dict[int, Timing]]:
+    """Latency of all models in turns, for each batch size that all of them take.
+
+    Args:
+        models: by name.
+        example: inputs whose first sample is repeated.
+        seconds: about how long each batch size may take.
+        threads: of files' runtimes; None: as many as they choose.
+        sizes: batch sizes.
+
+    Returns:
+        name -> batch size -> Timing.
+    """
+    timings: dict[str, dict[int, Timing]] = {name: {} for name in models}
+    first = cut(Batch(example), 1).inputs
+    for size in sizes:
+        inputs = map_tensors(first, partial(_repeated, size=size))
+        calls = {name: _call(network, inputs, threads) for name, network in models.items() if _takes(network, size)}
+        for name, timing in time_in_turns(calls, seconds=seconds).items():
+            timings[name][size] = timing
+    return timings
+
+
+def _takes(network: nn.Module, size: int) -> bool:
+    return getattr(network, "fixed_batch", None) in (None, size)
+
+
+def _call(network: nn.Module, inputs: Any, threads: int | None) -> Callable[[], object]:
+    """What is timed: of a file, the runtime alone."""
+    if not _is_file(network):
+        return partial(run, network, inputs)
+    from qat.export.onnx.runtime import feeds, session
+
+    opened = session(str(network.path), threads, spinning=False)
+    return partial(opened.run, None, feeds(opened, _in_order(network, inputs)))

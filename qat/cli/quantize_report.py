@@ -1,0 +1,241 @@
+"""The report of `qat quantize`: the file beside the float model."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.cli import measure
+from qat.cli.artefact import Written, one_sample
+from qat.cli.sources.data import Data, first_tensor
+from qat.cli.sources.model import Model
+from qat.cli.targets import Target, target_of
+from qat.export import export_float_onnx
+from qat.report import Data as DataRecord
+from qat.report import (
+    Environment,
+    Results,
+    Row,
+    SiteInfo,
+    Verdict,
+    read_results,
+    write_results,
+)
+from qat.report.json_records import SchemaError
+from qat.report.markdown import write_report
+from qat.training.comparison.verification_record import verification_record
+from qat.transform import inspect
+
+FLOAT = "float"
+ONNX_RUNTIME = "ONNX Runtime's quantize_static"
+"""What made a file that our own methods did not."""
+
+
+@dataclass
+class Compared:
+    """Models on the same samples. output: of a batch of the first."""
+
+    found: list[measure.Measurement]
+    metric: measure.Metric | None
+    output: Tensor
+
+
+def report(
+    options: argparse.Namespace,
+    target: Target,
+    model: Model,
+    data: Data,
+    prepared: nn.Module,
+    written: Written,
+    command: str,
+    seconds: dict[str, float],
+) -> tuple[Results, Path]:
+    """Measure the file and the float model on the same samples, and write results.json and report.md.
+
+    Returns:
+        The results, and the folder that they are in.
+    """
+    file = Model(options.output.name, target.network(written.path, options.threads), written.path, target)
+    contestants = [file] if model.is_prepared else [Model(FLOAT, model.network, example=model.example), file]
+    compared = compare(contestants, data, options.seconds, options.threads)
+    summary = inspect(prepared)
+    results = results_of(
+        options,
+        command,
+        data,
+        compared,
+        _verdict(written, compared.found, data),
+        verification=verification_record(written.path, written.verification),
+        sites=[SiteInfo(s.name, s.operation, s.weight or None, s.activation or None) for s in summary.lines],
+        float_edges=[*summary.float_edges, *summary.notes],
+        timings=seconds,
+    )
+    return results, write(results, options.output)
+
+
+def compare(contestants: list[Model], data: Data, seconds: float, threads: int | None) -> Compared:
+    """Measure models, the float one first. seconds: for the latency of each batch size."""
+    output = measure.run(contestants[0].network, next(iter(data.test)).inputs)
+    metric = measure.metric_named(None, data, output) if _knows_classes(data, output) else None
+    found = measure.measure(contestants, data, metric)
+    _time(contestants, found, data, seconds, threads)
+    return Compared(found, metric, output)
+
+
+def results_of(
+    options: argparse.Namespace,
+    command: str,
+    data: Data,
+    compared: Compared,
+    verdict: Verdict,
+    made_by: str = "",
+    **more: Any,
+) -> Results:
+    """The record of a run. made_by: if not by the method of ours; more: further fields of `Results`."""
+    return Results(
+        recipe=f"{options.model}, {options.method}",
+        command=command,
+        seed=options.seed,
+        config={key: _plain(value) for key, value in vars(options).items()},
+        data=_data_record(data, compared.output),
+        rows=[_row(measurement, compared.metric, made_by or options.method) for measurement in compared.found],
+        verdict=verdict,
+        environment=Environment.collect(threads=torch.get_num_threads()),
+        **more,
+    )
+
+
+def write(results: Results, output: Path) -> Path:
+    """Write results.json and report.md beside the file `output`, or into a folder of its own. Returns the folder."""
+    folder = _folder(output)
+    write_report(results, folder)
+    write_results(results, folder / "results.json")
+    return folder
+
+
+def _knows_classes(data: Data, output: Tensor) -> bool:
+    """Whether labels mean the outputs: those of ten classes say nothing about a network with a thousand."""
+    if data.classes is None or output.ndim != 2 or output.shape[1] == data.classes:
+        return True
+    data.notes.append(
+        f"the model has {output.shape[1]} outputs, the data {data.classes} classes: agreement with the float model is "
+        "measured, not accuracy"
+    )
+    return False
+
+
+def _time(
+    contestants: list[Model], found: list[measure.Measurement], data: Data, seconds: float, threads: int | None
+) -> None:
+    """Latency of the files, in turns; the float model is written to a file for it where torch.onnx can."""
+    example = one_sample(data.test)
+    with _float_file(contestants, example) as float_path:
+        networks = {m.name: m.network for m in contestants}
+        if float_path is not None:
+            networks[FLOAT] = target_of(float_path).network(float_path, threads)
+            found[0].size_bytes, found[0].size_kind = measure.file_size(float_path), "file"
+        elif len(contestants) > 1 and contestants[0].path is None:
+            found[0].notes.append("timed in torch: torch.onnx does not write it")
+        timings = measure.time_models(networks, example, seconds, threads)
+    for measurement in found:
+        measurement.latency = timings[measurement.name]
+
+
+@contextmanager
+def _float_file(contestants: list[Model], example: Any) -> Iterator[Path | None]:
+    """The float model as an ONNX file; None if there is none, or it cannot be written."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "float.onnx"
+        if len(contestants) > 1 and contestants[0].path is None and not isinstance(example, dict):
+            try:
+                export_float_onnx(contestants[0].network, example, path)
+            except Exception:  # of torch.onnx, whose errors are of any kind: the float model is only compared with
+                path.unlink(missing_ok=True)
+        yield path if path.is_file() else None
+
+
+def _row(found: measure.Measurement, metric: measure.Metric | None, method: str) -> Row:
+    is_accuracy = metric is not None and metric.percent
+    notes = list(found.notes)
+    if not is_accuracy:
+        notes.append("top-1 is agreement with the first model: there are no labels of its classes")
+    kind: Any = (
+        FLOAT
+        if found.name == FLOAT
+        else "outside"
+        if method == ONNX_RUNTIME
+        else "qat_onnxruntime"
+        if method == "quantization_aware"
+        else "ptq"
+    )
+    return Row(
+        name=found.name if found.name == FLOAT else f"{found.name}, {method}",
+        kind=kind,
+        top1=float((found.value if is_accuracy else found.agreement) or 0.0),
+        size_bytes=found.size_bytes,
+        size_kind="file" if found.size_kind == "file" else "stored",
+        latency_ms_batch1=found.latency[1].median if 1 in found.latency else None,
+        latency_ms_batch32=found.latency[32].median if 32 in found.latency else None,
+        note="; ".join(notes),
+    )
+
+
+def _verdict(written: Written, found: list[measure.Measurement], data: Data) -> Verdict:
+    """What was shown, and what was not."""
+    verification = written.verification
+    if not verification.passed:
+        return Verdict("not_verified", verification.failure(written.path.name))
+    text = (
+        f"VERIFIED: {written.path.name} computes what was quantized, {verification.code_mismatches:,} of "
+        f"{verification.codes_compared:,} codes differ."
+    )
+    if len(found) > 1:
+        text += f" It decides as the float model does for {100 * (found[1].agreement or 0):.1f} % of the samples{costs(found)}."
+    return Verdict("verified", f"{text} {data.notes[0]}." if data.noise and data.notes else text)
+
+
+def costs(found: list[measure.Measurement]) -> str:
+    """Size and time of the file, of float."""
+    first, file = found
+    texts = [f"{file.size_bytes / first.size_bytes:.2f} of its size"] if first.size_kind == "file" else []
+    for size in measure.BATCH_SIZES:
+        if size in first.latency and size in file.latency:
+            texts.append(f"{file.latency[size].median / first.latency[size].median:.2f} of its time at batch {size}")
+    return f", with {', '.join(texts)}" if texts else ""
+
+
+def _data_record(data: Data, output: Tensor) -> DataRecord:
+    return DataRecord(
+        name=data.name,
+        label="noise" if data.noise else data.name,
+        train=data.train.samples,
+        val=0,
+        test=data.test.samples,
+        image_shape=tuple(first_tensor(next(iter(data.test)).inputs).shape[1:]),
+        classes=data.classes or (output.shape[-1] if output.ndim > 1 else 1),
+        note=" ".join(f"{note.rstrip('.')}." for note in data.notes),
+    )
+
+
+def _folder(output: Path) -> Path:
+    """Where the report goes: beside the file, or into a folder of its own if the results of another file lie there."""
+    beside = output.parent / "results.json"
+    if not beside.is_file():
+        return output.parent
+    try:
+        before = read_results(beside).config.get("output")
+    except (SchemaError, OSError):
+        before = None
+    return output.parent if before == str(output) else output.with_name(f"{output.stem}_report")
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

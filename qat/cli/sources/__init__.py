@@ -1,0 +1,1 @@
+"""What the command line calls a model and data, and what becomes of it."""

@@ -1,0 +1,72 @@
+"""`file.py:function`: something of the user's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from qat.cli.errors import UsageError, sentence
+
+SPELLING = r"(?P<file>.+\.py):(?P<name>\w+)"
+
+
+def names_python(text: str) -> bool:
+    """Whether this names something in a Python file."""
+    return re.fullmatch(SPELLING, text) is not None or text.endswith(".py")
+
+
+def from_python_file(text: str) -> Any:
+    """What `file.py:name` names. The file runs, with its own folder importable.
+
+    Raises:
+        UsageError: there is no such file or name, or the file fails.
+    """
+    found = re.fullmatch(SPELLING, text)
+    if found is None:
+        raise UsageError(f"{text} does not say which function: write {text}:NAME.")
+    path = Path(found["file"]).expanduser()
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: write the path of a Python file and the name of a function in it.")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules.get(path.stem)
+    if module is None or getattr(module, "__file__", None) != str(path):
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # classes say where they are defined
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[path.stem]
+            raise UsageError(f"{path} cannot be run: {type(error).__name__}: {sentence(error)}") from error
+    if not hasattr(module, found["name"]):
+        public = ", ".join(name for name in vars(module) if not name.startswith("_")) or "nothing"
+        raise UsageError(f"{path} has no {found['name']!r}: it has {public}.")
+    return getattr(module, found["name"])
+
+
+def called(text: str, what: str) -> Any:
+    """What `file.py:function` returns.
+
+    Args:
+        text: names the function.
+        what: what it is for, for the message.
+
+    Raises:
+        UsageError: it cannot be called without arguments.
+    """
+    function = from_python_file(text)
+    if not callable(function):
+        return function
+    try:
+        return function()
+    except Exception as error:
+        raise UsageError(
+            f"{text}() gives no {what} ({type(error).__name__}: {sentence(error)}): write a function that needs no arguments."
+        ) from error

@@ -1,0 +1,54 @@
+"""Latency of several callables in turns, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+WARM_UP = 3
+"""The first calls allocate."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of a call: the median, the quartiles, and how many calls were measured."""
+
+    median: float
+    low: float
+    high: float
+    calls: int
+
+
+def time_in_turns(
+    calls: Mapping[str, Callable[[], object]], rounds: int = 50, seconds: float | None = None, least: int = 3
+) -> dict[str, Timing]:
+    """Call all in turns, a few times without counting.
+
+    Args:
+        calls: by name.
+        rounds: how often each is called at most.
+        seconds: after so many seconds no further round begins; None: never.
+        least: rounds that are made whatever they take.
+
+    Returns:
+        By name.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    begin = time.perf_counter()
+    for turn in range(rounds + WARM_UP):
+        if seconds is not None and turn >= least and time.perf_counter() - begin > seconds:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: _timing(measured) for name, measured in times.items()}
+
+
+def _timing(times: list[float]) -> Timing:
+    counted = times[min(WARM_UP, len(times) // 2) :]
+    low, median, high = np.quantile(counted, (0.25, 0.5, 0.75))
+    return Timing(float(median), float(low), float(high), len(counted))

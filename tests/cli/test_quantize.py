@@ -1,0 +1,229 @@
+"""`qat quantize`, `qat benchmark` and `qat compare` as a user runs them, on a tiny network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+import qat
+from qat.cli.main import main
+from qat.cli.targets import Target
+from qat.report import read_results
+from tests.cli.user_files import made, write_user_files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's files, and a file that was quantized."""
+    folder = write_user_files(tmp_path_factory.mktemp("user"))
+    assert quantize(folder, "m.onnx", "post_training", "--data", folder / "data.npz") == 0
+    return folder
+
+
+def quantize(folder: Path, output: str, method: str, *more: Any, model: str = "net.py:make") -> int:
+    arguments = ["--model", folder / model, "--output", folder / output, "--method", method, "--seconds", 0.1, *more]
+    return main(["quantize", *map(str, arguments)])
+
+
+def test_the_file_is_verified_and_does_what_the_network_does(folder: Path) -> None:
+    assert not list(folder.glob("*.unverified.onnx"))
+    proof = qat.verify(folder / "m.onnx")
+    assert proof.intact
+    assert proof.verification is not None
+    assert proof.verification["code_mismatches"] == 0
+    x = np.random.default_rng(1).normal(size=(32, 3, 8, 8)).astype(np.float32)
+    (theirs,) = onnxruntime.InferenceSession(folder / "m.onnx").run(None, {"input": x})  # independent of qat
+    ours = made(folder)(torch.from_numpy(x)).detach().numpy()
+    assert 10 * np.log10(np.square(ours).sum() / np.square(ours - theirs).sum()) > 20
+
+
+def test_results_lie_beside_the_file(folder: Path) -> None:
+    results = read_results(folder / "results.json")
+    assert [row.kind for row in results.rows] == ["float", "ptq"]
+    assert results.verification is not None
+    assert results.verification.exact
+    assert "VERIFIED: m.onnx" in (folder / "report.md").read_text()
+    expected = made(folder)
+    with np.load(folder / "data.npz") as data:
+        x, y = torch.from_numpy(data["x"]).float(), torch.from_numpy(data["y"])
+    tested = slice(32, 64)  # every second batch of 32
+    accuracy = (expected(x[tested]).argmax(1) == y[tested]).double().mean().item()
+    assert results.rows[0].top1 == pytest.approx(accuracy)
+
+
+def test_a_file_that_differs_does_not_get_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verify = Target.verify
+
+    def differs(self: Target, *arguments: Any) -> Any:
+        found = verify(self, *arguments)
+        found.code_mismatches = 3
+        return found
+
+    monkeypatch.setattr(Target, "verify", differs)
+    output = tmp_path / "m.onnx"
+    output.write_bytes(b"an older file")
+    given = [
+        "quantize",
+        "--model",
+        folder / "net.py:make",
+        "--method",
+        "weight_only",
+        "--output",
+        output,
+        "--seconds",
+        0.1,
+    ]
+    assert main([*map(str, given)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("NOT VERIFIED, do not deploy")
+    assert output.read_bytes() == b"an older file"
+    assert (tmp_path / "m.unverified.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("quantization_aware", ["--policy", "w4a8", "--data", "net.py:batches", "--steps", "3"]),
+        pytest.param("dynamic", [], marks=pytest.mark.slow),
+        pytest.param("weight_only", ["--policy", "w4"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_other_methods(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, more: list[str]
+) -> None:
+    more = [str(folder / a) if a.startswith("net.py") else a for a in more]
+    capsys.readouterr()
+    output = tmp_path / "o.onnx"
+    given = [
+        "--model",
+        folder / "net.py:make",
+        "--output",
+        output,
+        "--method",
+        method,
+        "--json",
+        "--seconds",
+        0.1,
+        *more,
+    ]
+    assert main(["quantize", *map(str, given)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verified"], found["file"]) == (True, str(output))
+    assert qat.verify(output).intact
+
+
+def test_an_onnx_file_is_quantized_by_its_runtime(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "float.onnx"
+    qat.export.export_float_onnx(made(folder), torch.randn(2, 3, 8, 8), source)
+    given = [
+        "--model",
+        source,
+        "--output",
+        tmp_path / "q.onnx",
+        "--method",
+        "post_training",
+        "--data",
+        folder / "data.npz",
+        "--seconds",
+        0.1,
+    ]
+    assert main(["quantize", *map(str, given)]) == 0
+    assert "no integer model" in capsys.readouterr().out
+    operators = qat.export.operators(tmp_path / "q.onnx")
+    assert operators["QLinearConv"] == 1
+
+
+def test_benchmark_compares_files_and_networks(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [f"{folder}/net.py:make", str(folder / "m.onnx")]
+    more = ["--data", str(folder / "data.npz"), "--seconds", "0.1", "--chart", str(tmp_path / "chart.png")]
+    capsys.readouterr()
+    assert main(["benchmark", *models, *more, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["models"]
+    assert (first["agreement_with_first"], first["sqnr_db_to_first"]) == (1.0, None)
+    assert second["size_bytes"] == (folder / "m.onnx").stat().st_size
+    assert second["sqnr_db_to_first"] > 20
+    timing = second["latency_ms"]["1"]
+    assert 0 < timing["low"] <= timing["median"] <= timing["high"]
+    assert second["latency_of_first"]["1"] == pytest.approx(timing["median"] / first["latency_ms"]["1"]["median"])
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["benchmark", str(folder / "m.onnx"), "--seconds", "0.1"]) == 0  # alone, without data
+    assert "no accuracy" in capsys.readouterr().out
+
+
+def test_compare_reads_the_results_of_runs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((folder / "results.json").read_text())
+    content["config"]["policy"] = "w4a8"
+    content["rows"][1]["top1"] -= 0.125
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(["compare", str(folder), str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"][0]["value"] - found["runs"][1]["value"] == pytest.approx(0.125)
+    assert found["settings"] == {"policy": [None, "w4a8"]}
+    content["data"]["test"] += 1
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert main(["compare", str(folder), str(tmp_path)]) == 0
+    assert "cannot be compared" in capsys.readouterr().out
+
+
+USAGE: dict[str, tuple[list[str], str]] = {
+    "no data": (
+        ["quantize", "--model", "net.py:make", "--output", "x.onnx", "--method", "post_training"],
+        "digits, mnist",
+    ),
+    "no suffix": (["quantize", "--model", "net.py:make", "--output", "x.bin", "--method", "dynamic"], "onnxruntime"),
+    "no target": (
+        ["quantize", "--model", "m", "--output", "x.onnx", "--target", "onxruntime", "--method", "dynamic"],
+        "did you",
+    ),
+    "policy": (
+        ["quantize", "--model", "net.py:make", "--output", "x.onnx", "--method", "dynamic", "--policy", "w8"],
+        "weight_only",
+    ),
+    "preset": (
+        ["quantize", "--model", "net.py:make", "--output", "x.onnx", "--method", "dynamic", "--policy", "w8b"],
+        "w8b",
+    ),
+    "steps": (
+        ["quantize", "--model", "m", "--output", "x.onnx", "--method", "dynamic", "--steps", "3"],
+        "leave them out",
+    ),
+    "model": (["benchmark", "resnet18"], "torchvision:NAME"),
+    "name": (["benchmark", "torchvision:resnet19"], "resnet18"),
+    "function": (["benchmark", "net.py:mak"], "it has"),
+    "raises": (["benchmark", "net.py:fails"], "no such thing"),
+    "weights alone": (["benchmark", "net.safetensors"], "--architecture"),
+    "no file": (["benchmark", "no.onnx"], "does not exist"),
+    "no onnx": (["benchmark", "bad.onnx"], "bad.onnx"),
+    "labels": (["benchmark", "net.py:make", "--data", "images", "--metric", "accuracy"], "needs labels"),
+    "data": (["benchmark", "net.py:make", "--data", "digit"], "digits"),
+    "one run": (["compare", "images"], "two or more"),
+    "no run": (["compare", "images", "classes"], "results.json"),
+}
+
+
+@pytest.mark.parametrize("kind", USAGE)
+def test_mistakes_are_one_sentence_and_status_2(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    arguments, named = USAGE[kind]
+    monkeypatch.chdir(folder)
+    (folder / "bad.onnx").write_bytes(b"nothing")
+    capsys.readouterr()
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.splitlines()
+    errors = [line for line in said if "error:" in line]
+    assert len(errors) == 1
+    assert said[-1] == errors[0]
+    assert named in errors[0]

@@ -1,0 +1,124 @@
+"""How models and data are written on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qat.cli.errors import UsageError
+from qat.cli.sources.data import Sizes, load_data
+from qat.cli.sources.model import Model, load_model
+from tests.cli.user_files import made, write_user_files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_user_files(tmp_path_factory.mktemp("user"))
+
+
+def test_spellings_of_one_network_compute_the_same(folder: Path) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    expected = made(folder)(x)
+    own = f"{folder}/net.py:make"
+    for model in (
+        load_model(own),
+        load_model(f"{folder}/net.safetensors", architecture=own),
+        load_model(own, weights=f"{folder}/net.safetensors"),
+        load_model(f"{folder}/net.pt2"),
+    ):
+        torch.testing.assert_close(model.network(x), expected, msg=model.name)
+
+
+def test_a_program_is_quantized_as_the_network_is(folder: Path) -> None:
+    import qat
+
+    network = load_model(f"{folder}/net.pt2").network
+    lines = qat.inspect(qat.prepare(network, "w8a8", torch.randn(2, 3, 8, 8))).lines
+    assert [line.operation for line in lines if line.kind == "layer"] == ["Conv2d", "Linear"]
+    assert not any("batch_norm" in name for name in map(str, network.graph.nodes))
+
+
+def test_libraries(tmp_path: Path) -> None:
+    model = load_model("torchvision:mobilenet_v3_small,num_classes=7")
+    assert model.network(model.example).shape == (1, 7)
+    assert "RANDOM WEIGHTS" in model.notes[0]
+    with pytest.raises(UsageError, match="IMAGENET1K_V1"):
+        load_model("torchvision:mobilenet_v3_small", weights="BEST")
+    model = load_model("qat:resnet8,in_channels=1")
+    assert model.network(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_hugging_face_folders(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3
+    )
+    network = transformers.BertForSequenceClassification(config).eval()
+    network.save_pretrained(tmp_path)
+    model = load_model(f"hf:{tmp_path}")
+    with torch.no_grad():
+        torch.testing.assert_close(model.network(**model.example).logits, network(**model.example).logits)
+
+
+def test_arrays_and_functions_give_inputs_and_labels(folder: Path) -> None:
+    model = load_model(f"{folder}/net.py:make")
+    data = load_data(f"{folder}/data.npz", model, Sizes(train=20, test=None, batch=16))
+    with np.load(folder / "data.npz") as arrays:
+        x, y = arrays["x"], arrays["y"]
+    train, test = list(data.train), list(data.test)
+    assert [len(batch) for batch in train] == [16, 4]
+    np.testing.assert_array_equal(train[1].inputs, x[32:36].astype(np.float32))
+    np.testing.assert_array_equal(torch.cat([b.inputs for b in test]), np.r_[x[16:32], x[48:64]].astype(np.float32))
+    labels = [b.labels for b in test]
+    np.testing.assert_array_equal(torch.cat([b for b in labels if b is not None]), np.r_[y[16:32], y[48:64]])
+    data = load_data(f"{folder}/net.py:batches", model, Sizes(batch=16))
+    assert data.labelled
+    assert len(list(data.train)) == len(list(data.test)) == 2
+
+
+@pytest.mark.parametrize(("name", "labelled"), [("images", False), ("classes", True)])
+def test_folders_of_images(folder: Path, name: str, labelled: bool) -> None:
+    model = load_model(f"{folder}/net.py:make")
+    data = load_data(str(folder / name), model, Sizes(batch=2, image=8))
+    assert data.labelled == labelled
+    shapes = [tuple(batch.inputs.shape) for batch in [*data.train, *data.test]]
+    assert shapes == [(2, 3, 8, 8), (2, 3, 8, 8)]
+
+
+def test_known_data_are_normalised_and_fitted_to_the_model() -> None:
+    from sklearn.datasets import load_digits
+
+    data = load_data("digits", Model("m", torch.nn.Identity()), Sizes(train=3, test=5, batch=5))
+    batch = next(iter(data.test))
+    assert batch.inputs.shape == (5, 1, 8, 8)
+    originals = torch.from_numpy(load_digits().images).float() / 16
+    image = batch.inputs[0, 0] * 0.3762 + 0.3060
+    assert float((originals - image).abs().amax((1, 2)).min()) < 0.01  # it is one of scikit-learn's
+    rgb = Model("m", torch.nn.Identity(), example=torch.zeros(1, 3, 8, 8))
+    assert next(iter(load_data("digits", rgb, Sizes()).train)).inputs.shape[1] == 3
+
+
+def test_noise_has_the_shape_of_the_example_and_is_said() -> None:
+    words = torch.randint(0, 50, (1, 6))
+    model = Model("m", torch.nn.Identity(), example={"input_ids": words, "mask": torch.ones_like(words)})
+    data = load_data("random", model, Sizes(train=5, test=3, batch=4))
+    batches = list(data.train)
+    assert [len(batch) for batch in batches] == [4, 1]
+    assert bool((batches[0].inputs["mask"] == 1).all())
+    assert isinstance(batches[0].inputs["input_ids"], Tensor)
+    assert data.notes[0].startswith("NOISE")
+    with pytest.raises(UsageError, match="--input-shape"):
+        load_data("random", Model("m", torch.nn.Identity()), Sizes())
+
+
+def test_a_file_that_is_no_image_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"nothing")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    model = load_model(f"{folder}/net.py:make")
+    with pytest.raises((UsageError, ValueError), match=r"a\.png"):
+        list(load_data(str(tmp_path), model, Sizes(image=8)).test)

@@ -1,0 +1,68 @@
+"""Files that a user has: a network, data, and what other tools saved of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+SOURCE = """
+import torch
+from torch import nn
+
+
+def make():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4),
+    )
+    network.example_inputs = torch.zeros(1, 3, 8, 8)
+    return network.eval()
+
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        yield torch.randn(16, 3, 8, 8, generator=generator), torch.randint(0, 4, (16,), generator=generator)
+
+
+def mean_of_outputs(outputs, labels):
+    return outputs.mean()
+
+
+def fails():
+    raise RuntimeError("no such thing")
+"""
+
+
+def write_user_files(folder: Path) -> Path:
+    """net.py, net.pt2, net.safetensors, data.npz, images/ and classes/ in `folder`."""
+    from safetensors.torch import save_file
+
+    (folder / "net.py").write_text(SOURCE)
+    network = made(folder)
+    example = torch.randn(2, 3, 8, 8)
+    batch = torch.export.Dim("batch")
+    torch.export.save(torch.export.export(network, (example,), dynamic_shapes=({0: batch},)), folder / "net.pt2")
+    save_file(network.state_dict(), folder / "net.safetensors")
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(64, 3, 8, 8))
+    np.savez(folder / "data.npz", x=x, y=generator.integers(0, 4, 64))
+    for i in range(4):
+        for name in (folder / "images" / f"{i}.png", folder / "classes" / "ab"[i % 2] / f"{i}.png"):
+            name.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 255, (12, 10, 3), dtype=np.uint8)).save(name)
+    return folder
+
+
+def made(folder: Path) -> nn.Module:
+    """The network of net.py."""
+    names: dict[str, object] = {}
+    exec((folder / "net.py").read_text(), names)
+    network = names["make"]()  # type: ignore[operator]
+    assert isinstance(network, nn.Module)
+    return network
