@@ -208,7 +208,9 @@ def _saturation(prepared: nn.Module) -> list[Finding]:
         integer = convert(prepared)
     except (ValueError, RuntimeError):  # what convert refuses, it says itself
         return []
-    layers = [name for name, module in integer.named_modules() if getattr(module, "may_saturate", False)]
+    saturating = {name for name, module in integer.named_modules() if getattr(module, "may_saturate", False)}
+    all_layers = [name for name, module in prepared.named_modules() if is_quantized(module)]
+    layers = [name for name in all_layers if name.replace(".", "_") in saturating or name in saturating]
     if not layers:
         return []
     more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
@@ -216,12 +218,6 @@ def _saturation(prepared: nn.Module) -> list[Finding]:
         f"{', '.join(layers[:NAMED])}{more}: on x86 processors without VNNI, pairs of products saturate, so that their exact "
         "form is needed, which is slower"
     )
-    match = layers[0] if len(layers) == 1 else "'*'"
-    return [
-        Finding(
-            "saturation",
-            layers[0],
-            text,
-            f"rules: {{safe: {{match: {match}, weight: {{bits: 7}}, activation: {{bits: 8}}}}}}",
-        )
-    ]
+    matched = ["'*'"] if len(layers) == len(all_layers) > 1 else layers
+    rules = [f"safe_{i}: {{match: {m}, weight: {{bits: 7}}, activation: {{bits: 8}}}}" for i, m in enumerate(matched)]
+    return [Finding("saturation", layers[0], text, f"rules: {{{', '.join(rules)}}}")]
