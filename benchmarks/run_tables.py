@@ -69,9 +69,9 @@ def _summary_row(run: Results) -> list[str]:
     return [
         f"`{run.recipe}`",
         run.data.label,
-        *(f"{100 * _row(run, name).top1:.2f}" for name in ("float", "PTQ min-max", "PTQ MSE")),
-        f"{100 * best.top1:.2f} ({best.name.removeprefix('PTQ ')})",
-        f"{100 * deployed.top1:.2f}",
+        *(f"{100 * _row(run, name).score:.2f}" for name in ("float", "PTQ min-max", "PTQ MSE")),
+        f"{100 * best.score:.2f} ({best.name.removeprefix('PTQ ')})",
+        f"{100 * deployed.score:.2f}",
         _differing_codes(run),
         _ratio(deployed.size_bytes, float_row.size_bytes),
         ", ".join(filter(None, latencies)),
@@ -92,8 +92,8 @@ def details(runs: list[Results]) -> str:
 def recipe_comments(runs: list[Results]) -> tuple[str, str]:
     """The comments `# expected:` and `# takes:` of a recipe, from all its runs."""
     first = runs[0]
-    top1 = {name: [100 * _row(run, name).top1 for run in runs] for name in (DEPLOYED, "float")}
-    top1["best PTQ"] = [100 * _best_ptq(run).top1 for run in runs]
+    top1 = {name: [100 * _row(run, name).score for run in runs] for name in (DEPLOYED, "float")}
+    top1["best PTQ"] = [100 * _best_ptq(run).score for run in runs]
     if len(runs) > 1:
         texts = {name: f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" for name, v in top1.items()}
         spread = f"mean ± standard deviation of {len(runs)} seeds"
@@ -128,8 +128,8 @@ def policy_table(runs: dict[str, Results]) -> str:
         rows.append(
             [
                 f"`{policy}`",
-                f"{100 * float_row.top1:.2f}",
-                f"{100 * deployed.top1:.2f}",
+                f"{100 * float_row.score:.2f}",
+                f"{100 * deployed.score:.2f}",
                 _differing_codes(run),
                 _ratio(deployed.size_bytes, float_row.size_bytes),
                 _ratio(deployed.latency_ms_batch1, float_row.latency_ms_batch1),
@@ -147,7 +147,7 @@ def _row(run: Results, name: str) -> Row:
 
 
 def _best_ptq(run: Results) -> Row:
-    return max((row for row in run.rows if row.kind == "ptq"), key=lambda row: row.top1)
+    return max((row for row in run.rows if row.kind == "ptq"), key=lambda row: row.score)
 
 
 def _machine(run: Results) -> str:

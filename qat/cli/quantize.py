@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     made = arguments.make_parser(
         "quantize",
         "Quantize a model, write its file, and verify it code by code. The file has its name only after it has passed; beside\n"
-        "it lie results.json and report.md.",
+        "it lie results.json, report.html and report.md.",
         f"""methods:
 {methods}
 
@@ -201,11 +201,11 @@ def _finish(options: argparse.Namespace, written: Written, results: Any, folder:
     passed = written.verification.passed
     status = GOOD if passed else FAILED
     if options.json:
-        content = {"file": str(written.path), "verified": passed, "report": str(folder / "report.md")}
+        content = {"file": str(written.path), "verified": passed, "report": str(folder / "report.html")}
         arguments.print_json({**content, "results": results.to_dict()})
         return status
     print_report(results)
-    print(f"report: {folder / 'report.md'}, {folder / 'results.json'}")
+    print(f"report: {folder / 'report.html'}, {folder / 'results.json'}")
     headline = "VERIFIED" if passed else "NOT VERIFIED, do not deploy"
     print(f"{headline}: {written.path}")
     return status

@@ -96,9 +96,9 @@ def _print(options: argparse.Namespace, results: Any, folder: Path, path: Path, 
     from qat.report import print_report
 
     if options.json:
-        content = {"file": str(path), "verified": passed, "how": NOT_PROVEN, "report": str(folder / "report.md")}
+        content = {"file": str(path), "verified": passed, "how": NOT_PROVEN, "report": str(folder / "report.html")}
         arguments.print_json({**content, "results": results.to_dict()})
         return
     print_report(results)
-    print(f"report: {folder / 'report.md'}, {folder / 'results.json'}")
+    print(f"report: {folder / 'report.html'}, {folder / 'results.json'}")
     print(f"{'CHECKED' if passed else 'NOT VERIFIED, do not deploy'}: {path}")

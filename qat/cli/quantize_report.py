@@ -31,6 +31,7 @@ from qat.report import (
 )
 from qat.report.json_records import SchemaError
 from qat.report.markdown import write_report
+from qat.report.metric import MetricInfo
 from qat.training.comparison.verification_record import verification_record
 from qat.transform import inspect
 
@@ -58,7 +59,7 @@ def report(
     command: str,
     seconds: dict[str, float],
 ) -> tuple[Results, Path]:
-    """Measure the file and the float model on the same samples, and write results.json and report.md.
+    """Measure the file and the float model on the same samples, and write results.json, report.html and report.md.
 
     Returns:
         The results, and the folder that they are in.
@@ -108,13 +109,14 @@ def results_of(
         data=_data_record(data, compared.output),
         rows=[_row(measurement, compared.metric, made_by or options.method) for measurement in compared.found],
         verdict=verdict,
+        metric=_metric_info(compared.metric),
         environment=Environment.collect(threads=torch.get_num_threads()),
         **more,
     )
 
 
 def write(results: Results, output: Path) -> Path:
-    """Write results.json and report.md beside the file `output`, or into a folder of its own. Returns the folder."""
+    """Write results and reports beside the file `output`, or into a folder of its own. Returns the folder."""
     folder = _folder(output)
     write_report(results, folder)
     write_results(results, folder / "results.json")
@@ -163,10 +165,8 @@ def _float_file(contestants: list[Model], example: Any) -> Iterator[Path | None]
 
 
 def _row(found: measure.Measurement, metric: measure.Metric | None, method: str) -> Row:
-    is_accuracy = metric is not None and metric.percent
-    notes = list(found.notes)
-    if not is_accuracy:
-        notes.append("top-1 is agreement with the first model: there are no labels of its classes")
+    info = _metric_info(metric)
+    value = found.agreement if metric is None else found.value
     kind: Any = (
         FLOAT
         if found.name == FLOAT
@@ -179,13 +179,23 @@ def _row(found: measure.Measurement, metric: measure.Metric | None, method: str)
     return Row(
         name=found.name if found.name == FLOAT else f"{found.name}, {method}",
         kind=kind,
-        top1=float((found.value if is_accuracy else found.agreement) or 0.0),
+        top1=value if metric is not None and info.percent else None,
+        value=value,
         size_bytes=found.size_bytes,
         size_kind="file" if found.size_kind == "file" else "stored",
         latency_ms_batch1=found.latency[1].median if 1 in found.latency else None,
         latency_ms_batch32=found.latency[32].median if 32 in found.latency else None,
-        note="; ".join(notes),
+        note="; ".join(found.notes),
     )
+
+
+def _metric_info(metric: measure.Metric | None) -> MetricInfo:
+    """What the rows are measured by: without labels it is the agreement with the first model."""
+    if metric is None:
+        return MetricInfo("agreement with the first model", errors="")
+    if metric.percent:
+        return MetricInfo()
+    return MetricInfo(metric.name, "", "min" if metric.mode == "min" else "max", percent=False, errors="")
 
 
 def _verdict(written: Written, found: list[measure.Measurement], data: Data) -> Verdict:

@@ -17,7 +17,7 @@ from qat.data import ImageData
 from qat.experiment.datamodule import ImageDataModule
 from qat.experiment.distillation import Distillation
 from qat.experiment.image_classifier import ImageClassifier
-from qat.training.lightning.progress_bar import has_terminal
+from qat.training.lightning.progress_bar import EpochBar, has_terminal
 from qat.transform import Policy, load_policy
 
 
@@ -103,7 +103,7 @@ def trainer(
     built: L.Trainer = part(
         config.trainer,
         "trainer",
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, EpochBar()] if bar else list(callbacks),
         logger=logger,
         default_root_dir=str(folder),
         enable_progress_bar=bar,

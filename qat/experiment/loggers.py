@@ -30,7 +30,8 @@ def finish(logger: Any, results: Results) -> None:
     """End a W&B run with the table of the report as its summary. Other loggers need nothing."""
     if isinstance(logger, WandbLogger):
         run = logger.experiment
-        run.summary.update({f"{row.name}/top1": row.top1 for row in results.rows})
+        name = "top1" if results.metric.percent else results.metric.name
+        run.summary.update({f"{row.name}/{name}": row.value for row in results.rows})
         run.summary.update({"verdict": results.verdict.text})
         run.finish()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ def main(program: str = "qat train") -> None:
                     signals=signals,
                 )
 
+    _announce(program)
     register_recipes()
     register_new_folder()
     try:
@@ -68,6 +70,13 @@ def _explained(signals: SignalHandler, folder: Path, program: str, overrides: Se
                 file=sys.stderr,
             )
         raise
+
+
+def _announce(program: str) -> None:
+    """Say at once that something happens: reading the configuration and loading torch take seconds."""
+    asks = [a for a in sys.argv[1:] if a.startswith("-") and a not in ("-m", "--multirun")]
+    if not asks and "LOCAL_RANK" not in os.environ:  # --help and --cfg answer on standard output, workers are silent
+        print(f"{program}: reading the configuration, loading torch and Lightning", flush=True)
 
 
 if __name__ == "__main__":  # the other processes of a `qat train` on several devices: see qat/cli/train.py

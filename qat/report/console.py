@@ -1,6 +1,7 @@
 """The report in the terminal: the quantized sites before a run, the comparison after it. Plain text in files and pipes."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from rich import box
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from qat.report import tables
 from qat.report.schema import Outcome, Results, SiteInfo, VerificationResult
+from qat.report.speed import speed_sentences
 
 LOG_WIDTH = 110
 STYLES: dict[Outcome, str] = {
@@ -19,6 +21,7 @@ STYLES: dict[Outcome, str] = {
     "undecided": "yellow",
     "not_verified": "bold white on red",
     "verified": "bold green",
+    "float_untrained": "bold white on red",
 }
 
 
@@ -47,35 +50,44 @@ def print_sites(
         console.print(Text(f"  {edge}"))
 
 
-def print_report(results: Results, console: Console | None = None) -> None:
-    """Print oscillations, comparison, verification and, because the last line is the one people read, the verdict."""
+def print_report(results: Results, console: Console | None = None, where: Path | None = None) -> None:
+    """Print oscillations, comparison, verification and, because the last line is the one people read, the verdict.
+
+    Args:
+        where: the folder of the report, to be named.
+    """
     console = console or make_console()
     data = results.data
-    title = f"{results.recipe}: {data.label}, {data.test:,} test images"
+    title = f"{results.recipe}: {data.label}, {data.test:,} test {data.samples}"
     if results.oscillations is not None:
         table = _rich_table(tables.oscillation_table(results.oscillations), "Oscillations at the end of the training")
         console.print(table, Text(tables.oscillation_sentence(results.oscillations)), "", sep="\n")
     compared = {results.verdict.qat, results.verdict.ptq}
-    console.print(_rich_table(tables.comparison_table(results.rows, data.test), title, bold=compared))
+    comparison = tables.comparison_table(results.rows, data.test, metric=results.metric)
+    console.print(_rich_table(comparison, title, bold=compared))
     console.print()
+    console.print(Text(f"{results.metric.heading}: {tables.error_words(results.metric)}.", "dim"))
     if any(row.size_kind == "stored" for row in results.rows):
         console.print(Text(tables.STORED_NOTE, "dim"))
     for row in results.rows:
         if row.note:
             console.print(Text(f"{row.name}: {row.note}", "dim"))
+    for sentence in speed_sentences(results.rows, results.environment, results.verification):
+        console.print(Text(sentence, "yellow"))
     if results.verification is not None:
-        _print_verification("Verification", results.verification, console)
+        _print_verification("Verification", results.verification, console, data.classes is not None)
     if results.ptq_verification is not None:
-        _print_verification(
-            f"{results.ptq_verification.file}, {results.verdict.ptq}", results.ptq_verification, console
-        )
+        title = f"{results.ptq_verification.file}, {results.verdict.ptq}"
+        _print_verification(title, results.ptq_verification, console, data.classes is not None)
+    if where is not None:
+        console.print(Text(f"Report: {where / 'report.html'}"), soft_wrap=True)
     console.print()
     console.print(Text(results.verdict.text, STYLES[results.verdict.outcome]))
 
 
-def _print_verification(title: str, verification: VerificationResult, console: Console) -> None:
+def _print_verification(title: str, verification: VerificationResult, console: Console, classes: bool) -> None:
     style = "bold red" if not verification.exact else "yellow" if verification.weak_inputs else "green"
-    console.print(Text(f"{title}: {tables.verification_sentence(verification)}", style))
+    console.print(Text(f"{title}: {tables.verification_sentence(verification, classes)}", style))
     if not verification.exact or verification.weak_inputs:
         for note in verification.notes:
             console.print(Text(note, style))

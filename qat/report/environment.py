@@ -30,6 +30,7 @@ class Environment(Record):
     dirty: bool | None
     accelerator: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    vnni: bool | None = None
 
     @classmethod
     def collect(cls, threads: int | None = None, accelerator: str | None = None) -> Self:
@@ -53,6 +54,7 @@ class Environment(Record):
             dirty=dirty,
             accelerator=accelerator,
             versions=package_versions(),
+            vnni=has_vnni(),
         )
 
 
@@ -64,6 +66,16 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(filter(None, named), "") or platform.processor() or platform.machine() or "unknown"
+
+
+def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether the processor has VNNI or AMX instructions; None without a list of its flags."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = next((line.split() for line in lines if line.startswith("flags")), None)
+    return None if flags is None else any("vnni" in flag or flag == "amx_int8" for flag in flags)
 
 
 def usable_cores() -> int:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from qat.files import write_atomically
 from qat.report import plots, tables
+from qat.report.html import html
 from qat.report.schema import Outcome, Results, VerificationResult
+from qat.report.speed import speed_sentences
 
 SIGNS: dict[Outcome, str] = {
     "qat_won": "✅",
@@ -16,11 +18,12 @@ SIGNS: dict[Outcome, str] = {
     "undecided": "❔",
     "not_verified": "⛔",
     "verified": "✅",
+    "float_untrained": "⚠️",
 }
 
 
 def write_report(results: Results, folder: str | Path) -> Path:
-    """Write `report.md` and its pictures into `folder`.
+    """Write `report.md` with its pictures, and `report.html`, into `folder`.
 
     Returns:
         The path of `report.md`.
@@ -32,6 +35,7 @@ def write_report(results: Results, folder: str | Path) -> Path:
     pictures = plots.draw_all(results)
     for name, png in pictures.items():
         write_atomically(folder / name, png)
+    write_atomically(folder / "report.html", html(results))
     return write_atomically(folder / "report.md", markdown(results, pictures))
 
 
@@ -50,33 +54,41 @@ def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
         *_quantized(results),
         *_training(results, available),
         *_oscillations(results, available),
-        *_data(results),
-        *_environment(results),
+        *_facts(results),
         *_reproduce(results),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _comparison(results: Results, available: set[str]) -> list[str]:
-    sections = ["## Comparison", _table(tables.comparison_table(results.rows, results.data.test, full=True))]
+    metric, data = results.metric, results.data
+    sections = ["## Comparison", _table(tables.comparison_table(results.rows, data.test, full=True, metric=metric))]
     notes = [f"- {_escape(row.name)}: {_escape(row.note)}" for row in results.rows if row.note]
+    slow = speed_sentences(results.rows, results.environment, results.verification)
+    notes += [f"- {_escape(sentence)}" for sentence in slow]
     if any(row.size_kind == "stored" for row in results.rows):
         notes.append(f"- {tables.STORED_NOTE}")
     notes.append(
-        f"- Accuracy on {results.data.test:,} test images, ± one binomial standard error. Latency in milliseconds per call."
+        f"- {_escape(metric.heading)} on {data.test:,} test {data.samples}, {tables.error_words(metric)}; {metric.direction}. "
+        "Latency in milliseconds per call."
     )
     sections.append("\n".join(notes))
-    return sections + _pictures(available, (plots.ACCURACY, "Accuracy"), (plots.SIZE, "Accuracy against size"))
+    return sections + _pictures(
+        available,
+        (plots.ACCURACY, f"{metric.name} of every model"),
+        (plots.SIZE, f"{metric.name} against size"),
+        (plots.LATENCY, f"{metric.name} against latency"),
+    )
 
 
 def _verification(results: Results) -> list[str]:
     verification = results.verification
     if verification is None:
         return ["## Verification", "No artefact was verified in this run."]
-    sections = ["## Verification", _verified(verification)]
+    sections = ["## Verification", _verified(verification, results)]
     if results.ptq_verification is not None:
         sections.append(
-            f"`{results.ptq_verification.file}`, {results.verdict.ptq}: {_verified(results.ptq_verification)}"
+            f"`{results.ptq_verification.file}`, {results.verdict.ptq}: {_verified(results.ptq_verification, results)}"
         )
     if verification.hashes:
         hashes = ", ".join(f"{name} `{value[:16]}`" for name, value in verification.hashes.items())
@@ -88,9 +100,10 @@ def _verification(results: Results) -> list[str]:
     )
 
 
-def _verified(verification: VerificationResult) -> str:
+def _verified(verification: VerificationResult, results: Results) -> str:
     sign = "❌" if not verification.exact else "⚠️" if verification.weak_inputs else "✅"
-    return f"{sign} {tables.verification_sentence(verification)}, over {verification.images:,} images."
+    found = tables.verification_sentence(verification, classes=results.data.classes is not None)
+    return f"{sign} {found}, over {verification.images:,} {results.data.samples}."
 
 
 def _quantized(results: Results) -> list[str]:
@@ -108,9 +121,13 @@ def _training(results: Results, available: set[str]) -> list[str]:
     if training is None:
         return []
     duration = "" if training.seconds is None else f" in {training.seconds:,.0f} s"
-    best = f"; best validation accuracy in epoch {training.best_epoch}" if training.best_epoch else ""
+    best = f"; best validation {results.metric.name} in epoch {training.best_epoch}" if training.best_epoch else ""
     sentence = f"{training.epochs} epochs, {training.steps:,} steps{duration}{best}."
-    return ["## Training", sentence, *_pictures(available, (plots.TRAINING, "Validation accuracy per epoch"))]
+    return [
+        "## Training",
+        sentence,
+        *_pictures(available, (plots.TRAINING, f"Validation {results.metric.name} per epoch")),
+    ]
 
 
 def _oscillations(results: Results, available: set[str]) -> list[str]:
@@ -122,30 +139,11 @@ def _oscillations(results: Results, available: set[str]) -> list[str]:
     return [*sections, *pictures, _table(tables.oscillation_table(oscillations), code_columns=1)]
 
 
-def _data(results: Results) -> list[str]:
-    data = results.data
-    shape = " × ".join(map(str, data.image_shape))
-    sentence = (
-        f"{_escape(data.label)} (`{data.name}`): {data.train:,} training, {data.val:,} validation and {data.test:,} test "
-        f"images of {shape}, {data.classes} classes."
-    )
-    return ["## Data", f"{sentence} {_escape(data.note)}".rstrip()]
-
-
-def _environment(results: Results) -> list[str]:
-    environment = results.environment
-    commit = "not a checkout" if environment.commit is None else f"`{environment.commit}`"
-    versions = {"python": environment.python, **environment.versions}
-    facts = {
-        "processor": f"{_escape(environment.cpu)}, {environment.threads} threads",
-        "accelerator": _escape(environment.accelerator or "none"),
-        "platform": _escape(environment.platform),
-        "commit": commit + (" with changes" if environment.commit is not None and environment.dirty else ""),
-        "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
-    }
-    if results.timings:
-        facts["time"] = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in results.timings.items())
-    return ["## Environment", "\n".join(f"- {name}: {fact}" for name, fact in facts.items())]
+def _facts(results: Results) -> list[str]:
+    return [
+        "## Data and environment",
+        "\n".join(f"- {name}: {_escape(fact)}" for name, fact in tables.facts(results)),
+    ]
 
 
 def _reproduce(results: Results) -> list[str]:

@@ -4,6 +4,8 @@ Every kind of row has one colour (Okabe & Ito 2008) and one marker, the same in 
 """
 
 import io
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
@@ -11,12 +13,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from qat.report.picture_labels import Label, draw_column, group_into_columns
-from qat.report.schema import OscillationResult, Results, Row, RowKind
-from qat.report.tables import format_size
-from qat.report.verdicts import binomial_error
+from qat.report.picture_labels import Label, draw_column
+from qat.report.placement import beside_each_other
+from qat.report.schema import SHIPPABLE, OscillationResult, Results, Row, RowKind
+from qat.report.tables import error_words
+from qat.report.text_of_numbers import format_size
+from qat.report.verdicts import standard_error
 
-ACCURACY, TRAINING, SIZE, OSCILLATIONS = "accuracy.png", "training.png", "size.png", "oscillations.png"
+ACCURACY, TRAINING, OSCILLATIONS = "accuracy.png", "training.png", "oscillations.png"
+SIZE, LATENCY = "size.png", "latency.png"
 INK, FAINT = "#333333", "#d9d9d9"
 
 
@@ -37,17 +42,19 @@ ROW_STYLES: dict[RowKind, RowStyle] = {
     "qat_integer": RowStyle(QAT_BLUE, "P"),
     "qat_onnxruntime": RowStyle(QAT_BLUE, "o"),
 }
-SHIPPABLE: tuple[RowKind, ...] = ("float", "ptq", "outside", "qat_integer", "qat_onnxruntime")
 
 
 def draw_all(results: Results) -> dict[str, bytes]:
     """Draw every picture that `results` has data for: file name -> PNG bytes."""
     pictures = {}
-    if results.rows:
+    rows = [row for row in results.rows if math.isfinite(row.score)]
+    if rows:
         pictures[ACCURACY] = draw_accuracy(results)
-    if any(row.kind in SHIPPABLE for row in results.rows):
+    if any(row.kind in SHIPPABLE for row in rows):
         pictures[SIZE] = draw_size(results)
-    if results.training is not None and any(value is not None for value in results.training.val_top1):
+    if sum(row.latency_ms_batch1 is not None for row in rows) > 1:
+        pictures[LATENCY] = draw_latency(results)
+    if results.training is not None and any(value is not None for value in results.training.curve):
         pictures[TRAINING] = draw_training(results)
     if results.oscillations is not None:
         pictures[OSCILLATIONS] = draw_oscillations(results.oscillations, results.recipe)
@@ -55,88 +62,123 @@ def draw_all(results: Results) -> dict[str, bytes]:
 
 
 def draw_accuracy(results: Results) -> bytes:
-    """Test accuracy of every row, with two standard errors to each side.
+    """The metric on the test data of every row, with one standard error to each side, as in the table.
 
     Dots instead of bars: the axis starts near the data so that half a point is visible, and the length of a bar that
     does not start at zero is misleading.
     """
-    rows, n = results.rows, results.data.test
+    rows, metric = [row for row in results.rows if math.isfinite(row.score)], results.metric
     figure, axes = _canvas(height=1.5 + 0.42 * len(rows))
     references: tuple[RowKind, ...] = ("float", "ptq")
     for kind in references:
-        for best in sorted((row.top1 for row in rows if row.kind == kind), reverse=True)[:1]:
-            axes.axvline(100 * best, color=ROW_STYLES[kind].color, linewidth=1, linestyle=(0, (4, 4)), alpha=0.5)
+        best = max((row.score for row in rows if row.kind == kind), key=metric.rank, default=None)
+        if best is not None:
+            axes.axvline(
+                metric.scaled(best),
+                color=ROW_STYLES[kind].color,
+                linewidth=1,
+                linestyle=(0, (4, 4)),
+                alpha=0.5,
+                zorder=0,
+            )
     for position, row in enumerate(rows):
         style = ROW_STYLES[row.kind]
-        top1, error = 100 * row.top1, 200 * binomial_error(row.top1, n)
         axes.errorbar(
-            top1, position, xerr=error, fmt=style.marker, color=style.color, markersize=8, capsize=4, linewidth=2
-        )
+            metric.scaled(row.score), position, xerr=_error(row, results), fmt=style.marker, color=style.color,
+            markersize=8, capsize=4, linewidth=2,
+        )  # fmt: skip
         axes.annotate(
-            f"{top1:.2f} %", (1.0, position), xycoords=("axes fraction", "data"), xytext=(8, 0),
+            metric.text(row.score), (1.0, position), xycoords=("axes fraction", "data"), xytext=(8, 0),
             textcoords="offset points", va="center", color=INK, fontweight="bold",
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(f"top-1 accuracy on {n:,} test images, %   (whiskers: ± 2 standard errors)")
+    data = results.data
+    axes.set_xlabel(
+        f"{metric.heading} on {data.test:,} test {data.samples}, {metric.direction}\n"
+        f"whiskers: {error_words(metric)}; dashed: float and the best PTQ"
+    )
     axes.grid(axis="x", color=FAINT)
-    return _png(figure, axes, f"{results.recipe}: accuracy")
+    return _png(figure, axes, f"{results.recipe}: {metric.name}")
 
 
 def draw_training(results: Results) -> bytes:
-    """Validation accuracy per epoch with the best epoch marked, and the float and PTQ rows for reference."""
-    training = results.training
+    """The metric on the validation data per epoch, the best epoch marked. Test values are not drawn: other data."""
+    training, metric = results.training, results.metric
     if training is None:
         raise ValueError("these results have no training to draw")
-    figure, axes = _canvas(height=4.4)
-    curve = [float("nan") if value is None else 100 * value for value in training.val_top1]
-    epochs = range(1, len(curve) + 1)
-    axes.plot(epochs, curve, color=QAT_BLUE, marker="o", markersize=4, linewidth=2)
-    if 1 <= training.best_epoch <= len(curve):
-        best = (training.best_epoch, curve[training.best_epoch - 1])
-        axes.plot(*best, marker="*", markersize=15, color=QAT_BLUE, markeredgecolor="white", linestyle="none")
-        axes.annotate(
-            f"best: {best[1]:.2f} %", best, xytext=(0, -20), textcoords="offset points", ha="center", color=QAT_BLUE
-        )
-    references = [row for row in results.rows if row.kind in ("float", "ptq")]
-    for row in references:
-        axes.axhline(100 * row.top1, color=ROW_STYLES[row.kind].color, linewidth=1.2, linestyle=(0, (5, 3)))
+    figure, axes = _canvas(height=4.0)
+    curve = [math.nan if value is None else metric.scaled(value) for value in training.curve]
+    axes.plot(range(1, len(curve) + 1), curve, color=QAT_BLUE, marker="o", markersize=4, linewidth=2)
+    best = ""
+    if 1 <= training.best_epoch <= len(curve) and math.isfinite(curve[training.best_epoch - 1]):
+        place = (training.best_epoch, curve[training.best_epoch - 1])
+        axes.plot(*place, marker="*", markersize=15, color=QAT_BLUE, markeredgecolor="white", linestyle="none")
+        value = training.curve[training.best_epoch - 1]
+        best = f"; star: the epoch that was kept, {metric.text(math.nan if value is None else value)}"
     axes.set_xlim(0.5, len(curve) + 0.5)
     axes.margins(y=0.12)
-    draw_column(axes, [_label(row, len(curve) + 0.5) for row in references], at=1.0)
+    if len({value for value in curve if math.isfinite(value)}) == 1:  # a flat line needs no wide axis
+        low = max(value for value in curve if math.isfinite(value))
+        axes.set_ylim(low - 0.01 * abs(low), low + 0.01 * abs(low) or 1.0)
+    if metric.percent:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 100.2))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch   (solid: QAT on validation data; dashed: the other rows, on test data)")
-    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_xlabel(f"epoch\n{results.data.val:,} validation {results.data.samples}{best}")
+    axes.set_ylabel(f"validation {metric.heading}")
     axes.grid(axis="y", color=FAINT)
-    return _png(figure, axes, f"{results.recipe}: accuracy during training")
+    return _png(figure, axes, f"{results.recipe}: QAT on validation data")
 
 
 def draw_size(results: Results) -> bytes:
-    """Accuracy against size, for the models that can be shipped (fake-quant rows only simulate an artefact in float)."""
-    rows = [row for row in results.rows if row.kind in SHIPPABLE]
-    figure, axes = _canvas(height=4.4)
-    widest = max(row.size_bytes for row in rows)
-    for row in rows:
-        style = ROW_STYLES[row.kind]
-        error = 200 * binomial_error(row.top1, results.data.test)
-        axes.errorbar(
-            row.size_bytes, 100 * row.top1, yerr=error, fmt=style.marker, color=style.color, markersize=9,
-            capsize=3, linewidth=1.2,
-        )  # fmt: skip
-    axes.set_xlim(0, right := 1.08 * widest)
-    axes.margins(y=0.15)
-    labels = [_label(row, row.size_bytes) for row in rows]
-    small, *large = group_into_columns(labels, tolerance=0.4 * widest)
-    if len(large) == 1 and small[-1].x < 0.45 * widest:  # the usual case: all artefacts are far smaller than float
-        draw_column(axes, small, at=small[-1].x / right)
-        draw_column(axes, large[0], at=large[0][0].x / right, to_the_left=True)
-    else:
-        draw_column(axes, labels, at=1.0)
+    """The metric against size, for the models that can be shipped (fake-quant rows only simulate an artefact in float)."""
+    rows = [row for row in results.rows if row.kind in SHIPPABLE and math.isfinite(row.score)]
+    figure, axes = _canvas(height=4.6)
+    _scatter(axes, results, rows, [row.size_bytes for row in rows])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_size(round(value))))
-    axes.set_xlabel("size")
-    axes.set_ylabel("top-1 accuracy, %")
+    kinds = {row.size_kind for row in rows}
+    meaning = {
+        "file": "filled: size of the file",
+        "stored": "hollow: bytes of codes, scales and biases\n(moved a little where they would overlap)",
+    }
+    axes.set_xlabel(f"{'; '.join(text for kind, text in meaning.items() if kind in kinds)}\n{_whiskers(results)}")
+    return _png(figure, axes, f"{results.recipe}: {results.metric.name} against size")
+
+
+def draw_latency(results: Results) -> bytes:
+    """The metric against the latency of one call with one sample, for the models that were timed."""
+    rows = [row for row in results.rows if row.latency_ms_batch1 is not None and math.isfinite(row.score)]
+    figure, axes = _canvas(height=4.2)
+    _scatter(axes, results, rows, [row.latency_ms_batch1 or 0.0 for row in rows])
+    axes.set_xlabel(f"milliseconds per call, batch 1, in ONNX Runtime\n{_whiskers(results)}")
+    return _png(figure, axes, f"{results.recipe}: {results.metric.name} against latency")
+
+
+def _scatter(axes: Axes, results: Results, rows: Sequence[Row], values: Sequence[float]) -> None:
+    """Points with whiskers; those that would hide each other stand side by side, and all names are right of the axes."""
+    metric, widest = results.metric, 1.08 * max(values)
+    order = sorted(
+        range(len(rows)), key=lambda index: rows[index].size_kind
+    )  # files keep their places, others give way
+    rows, values = [rows[index] for index in order], [values[index] for index in order]
+    heights = [metric.scaled(row.score) for row in rows]
+    errors = [_error(row, results) for row in rows]
+    marker = 0.035 * (max(heights) - min(heights))
+    reach = [max(error or 0.0, marker) for error in errors]
+    spans = [(x, y - r, y + r) for x, y, r in zip(values, heights, reach, strict=True)]
+    labels = []
+    for row, x, y, error in zip(rows, beside_each_other(spans, 0.016 * widest), heights, errors, strict=True):
+        style = ROW_STYLES[row.kind]
+        axes.errorbar(
+            x, y, yerr=error, fmt=style.marker, color=style.color, markersize=8, capsize=3, linewidth=1.2,
+            markerfacecolor="white" if row.size_kind == "stored" else style.color,
+        )  # fmt: skip
+        labels.append(Label(f"{row.name}  {metric.text(row.score)}", x, y, style.color))
+    axes.set_xlim(0, widest)
+    axes.margins(y=0.15)
+    draw_column(axes, labels, at=1.0)
+    axes.set_ylabel(f"test {metric.heading}")
     axes.grid(color=FAINT)
-    return _png(figure, axes, f"{results.recipe}: accuracy against size")
 
 
 def draw_oscillations(oscillations: OscillationResult, recipe: str) -> bytes:
@@ -149,7 +191,7 @@ def draw_oscillations(oscillations: OscillationResult, recipe: str) -> bytes:
         for place, share in zip(places, shares, strict=True):
             axes.annotate(
                 f"{share:.2g} % {name}", (share, place), xytext=(4, 0), textcoords="offset points", va="center",
-                color=color, fontsize=7,
+                color=color, fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
             )  # fmt: skip
     axes.set_yticks(range(len(oscillations.layers)), [layer.layer for layer in oscillations.layers])
     axes.set_ylim(len(oscillations.layers) - 0.4, -0.6)
@@ -160,8 +202,14 @@ def draw_oscillations(oscillations: OscillationResult, recipe: str) -> bytes:
     return _png(figure, axes, f"{recipe}: oscillations at the end of the training")
 
 
-def _label(row: Row, x: float) -> Label:
-    return Label(f"{row.name}  {100 * row.top1:.2f} %", x, 100 * row.top1, ROW_STYLES[row.kind].color)
+def _error(row: Row, results: Results) -> float | None:
+    """One standard error in the unit of the axis."""
+    error = standard_error(row, results.data.test, results.metric)
+    return None if error is None else results.metric.scaled(error)
+
+
+def _whiskers(results: Results) -> str:
+    return f"whiskers: {error_words(results.metric)} on {results.data.test:,} test {results.data.samples}"
 
 
 def _canvas(height: float) -> tuple[Figure, Axes]:

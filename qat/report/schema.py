@@ -1,28 +1,35 @@
 """The results of one run, documented field by field in `docs/results_schema.md`.
 
-Units: accuracies, errors and agreements are fractions in [0, 1], sizes are bytes, latencies milliseconds per call,
-durations seconds. None means "not measured".
+Units: accuracies and agreements are fractions in [0, 1], other metrics are in their own unit, sizes are bytes, latencies
+milliseconds per call, durations seconds. None means "not measured".
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qat.report.details import Confusion, TensorDetail, Trajectories
 from qat.report.environment import Environment
 from qat.report.json_records import Record, SchemaError
+from qat.report.metric import ACCURACY, MetricInfo
 
 SCHEMA_VERSION = 1
 IDENTICAL_DB = 999.0
 """`SiteResult.sqnr_db` of a tensor without any error, because JSON has no infinity."""
 
 RowKind = Literal["float", "ptq", "outside", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
+SHIPPABLE: tuple[RowKind, ...] = ("float", "ptq", "outside", "qat_integer", "qat_onnxruntime")
+"""Models, and not simulations of one."""
 SizeKind = Literal["file", "stored"]
-Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided", "not_verified", "verified"]
+Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided", "float_untrained", "not_verified", "verified"]
 
 
 @dataclass(frozen=True)
 class Row(Record):
     """One model of the comparison, measured on the whole test set.
+
+    `value` is that of the run's metric; of an accuracy it is `top1`. `others` are further metrics by name.
 
     >>> Row("PTQ MSE", "ptq", top1=91.2, size_bytes=280_000, size_kind="stored")
     Traceback (most recent call last):
@@ -31,7 +38,7 @@ class Row(Record):
 
     name: str
     kind: RowKind
-    top1: float
+    top1: float | None = None
     top5: float | None = None
     calibration_error: float | None = None
     size_bytes: int = field(kw_only=True)
@@ -40,8 +47,13 @@ class Row(Record):
     latency_ms_batch32: float | None = None
     seconds: float | None = None
     note: str = ""
+    value: float | None = field(default=None, kw_only=True)
+    standard_error: float | None = field(default=None, kw_only=True)
+    others: dict[str, float | None] = field(default_factory=dict, kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.value is None:
+            object.__setattr__(self, "value", self.top1)
         for name in ("top1", "top5", "calibration_error"):
             _check_fraction(f"Row {self.name!r}", name, getattr(self, name))
         if self.size_bytes < 1:
@@ -49,12 +61,18 @@ class Row(Record):
                 f"Row {self.name!r}: size_bytes={self.size_bytes}; give the model's size, at least 1 byte"
             )
 
+    @property
+    def score(self) -> float:
+        """The value of the run's metric; NaN if it is no number."""
+        return math.nan if self.value is None else self.value
+
 
 @dataclass(frozen=True)
 class Verdict(Record):
     """QAT compared with the best PTQ row; made by `qat.report.verdict`.
 
-    `difference_points` is QAT minus PTQ in percentage points, `standard_error_points` its standard error.
+    `difference` is QAT minus PTQ in the unit of the metric, with its standard error, 95 % interval and p-value;
+    `difference_points` and `standard_error_points` are the same in percentage points, of an accuracy.
     """
 
     outcome: Outcome
@@ -63,6 +81,11 @@ class Verdict(Record):
     ptq: str | None = None
     difference_points: float | None = None
     standard_error_points: float | None = None
+    difference: float | None = None
+    standard_error: float | None = None
+    interval: list[float] | None = None
+    p_value: float | None = None
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +147,7 @@ class VerificationResult(Record):
 
 @dataclass(frozen=True)
 class Data(Record):
-    """The data set of the run; `test` is the number of images behind every accuracy in `rows`."""
+    """The data set of the run; `test` is the number of samples behind every value in `rows`. `samples`: what they are."""
 
     name: str
     label: str
@@ -132,8 +155,9 @@ class Data(Record):
     val: int
     test: int
     image_shape: tuple[int, ...]
-    classes: int
+    classes: int | None
     note: str = ""
+    samples: str = "images"
 
 
 @dataclass(frozen=True)
@@ -151,7 +175,7 @@ class SiteInfo(Record):
 class Training(Record):
     """The QAT training. Curves hold one value per epoch, None where it was not finite.
 
-    `best_epoch` counts from 1; 0 if no epoch was validated.
+    `best_epoch` counts from 1; 0 if no epoch was validated. `val_values` is the curve of a metric that is no accuracy.
     """
 
     epochs: int
@@ -161,10 +185,16 @@ class Training(Record):
     val_top1: list[float | None] = field(default_factory=list)
     val_loss: list[float | None] = field(default_factory=list)
     train_loss: list[float | None] = field(default_factory=list)
+    val_values: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for value in self.val_top1:
             _check_fraction("Training", "val_top1", value)
+
+    @property
+    def curve(self) -> list[float | None]:
+        """The run's metric on the validation data, after each epoch."""
+        return self.val_top1 or self.val_values
 
 
 @dataclass(frozen=True)
@@ -213,6 +243,7 @@ class Results(Record):
     data: Data
     rows: list[Row]
     verdict: Verdict
+    metric: MetricInfo = ACCURACY
     verification: VerificationResult | None = None
     ptq_verification: VerificationResult | None = None
     environment: Environment
@@ -220,6 +251,9 @@ class Results(Record):
     float_edges: list[str] = field(default_factory=list)
     training: Training | None = None
     oscillations: OscillationResult | None = None
+    tensors: list[TensorDetail] = field(default_factory=list)
+    trajectories: Trajectories | None = None
+    confusion: Confusion | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

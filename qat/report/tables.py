@@ -1,11 +1,13 @@
 """The tables and sentences of the report as plain strings; `console` and `markdown` decide how they look."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from qat.report.schema import IDENTICAL_DB, OscillationResult, Row, SiteInfo, VerificationResult
-from qat.report.verdicts import binomial_error
+from qat.report.metric import ACCURACY, MetricInfo
+from qat.report.schema import IDENTICAL_DB, OscillationResult, Results, Row, SiteInfo, VerificationResult
+from qat.report.text_of_numbers import format_size
+from qat.report.verdicts import standard_error
 
 ABSENT = "–"
 STORED_MARK = "†"
@@ -26,23 +28,24 @@ class TextTable(NamedTuple):
     text_columns: int
 
 
-def comparison_table(rows: Sequence[Row], n_test: int, *, full: bool = False) -> TextTable:
-    """Accuracy ± its standard error, difference to float, size, latency and minutes of every model.
+def comparison_table(
+    rows: Sequence[Row], n_test: int, *, full: bool = False, metric: MetricInfo = ACCURACY
+) -> TextTable:
+    """Value ± its standard error, difference to float, size, latency and minutes of every model.
 
     Args:
-        n_test: number of test images behind each accuracy.
-        full: whether to add top-5 accuracy and calibration error, if any row has them.
+        n_test: number of test samples behind each value.
+        full: whether to add top-5 accuracy, calibration error and further metrics, if any row has them.
+        metric: what `value` is.
     """
     float_row = next((row for row in rows if row.kind == "float"), None)
     columns: dict[str, list[str]] = {
         "model": [row.name for row in rows],
-        "top-1 %": [f"{100 * row.top1:.2f} ± {100 * binomial_error(row.top1, n_test):.2f}" for row in rows],
-        "vs float": [_points(row, float_row) for row in rows],
+        metric.heading: [value_with_error(row, n_test, metric) for row in rows],
+        "vs float": [_against(row, float_row, metric) for row in rows],
     }
-    if full and any(row.top5 is not None for row in rows):
-        columns["top-5 %"] = [_number(row.top5, 100) for row in rows]
-    if full and any(row.calibration_error is not None for row in rows):
-        columns["calibration error %"] = [_number(row.calibration_error, 100) for row in rows]
+    if full:
+        columns |= _further_metrics(rows)
     columns |= {
         "size": [format_size(row.size_bytes) + (STORED_MARK if row.size_kind == "stored" else "") for row in rows],
         "of float": [_size_ratio(row, float_row) for row in rows],
@@ -52,6 +55,41 @@ def comparison_table(rows: Sequence[Row], n_test: int, *, full: bool = False) ->
     if any(row.seconds is not None for row in rows):
         columns["minutes"] = [_number(None if row.seconds is None else row.seconds / 60) for row in rows]
     return TextTable(tuple(columns), list(zip(*columns.values(), strict=True)), text_columns=1)
+
+
+def _further_metrics(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Columns of what was measured beside the metric of the run."""
+    columns: dict[str, list[str]] = {}
+    if any(row.top5 is not None for row in rows):
+        columns["top-5 %"] = [_number(row.top5, 100) for row in rows]
+    if any(row.calibration_error is not None for row in rows):
+        columns["calibration error %"] = [_number(row.calibration_error, 100) for row in rows]
+    for name in dict.fromkeys(name for row in rows for name in row.others):
+        values = [row.others.get(name) for row in rows]
+        columns[name] = [ABSENT if value is None else f"{value:.4g}" for value in values]
+    return columns
+
+
+def value_with_error(row: Row, n_test: int, metric: MetricInfo) -> str:
+    """A value ± its standard error, if that is known.
+
+    >>> row = Row("PTQ", "ptq", 0.9, size_bytes=1, size_kind="file")
+    >>> value_with_error(row, 10_000, ACCURACY)
+    '90.00 ± 0.30'
+    """
+    error = standard_error(row, n_test, metric)
+    if error is None or not math.isfinite(row.score):
+        return metric.number(row.score)
+    return f"{metric.number(row.score, error)} ± {metric.number(error, error)}"
+
+
+def error_words(metric: MetricInfo) -> str:
+    """What ± means in tables and pictures.
+
+    >>> error_words(ACCURACY)
+    '± one standard error (binomial)'
+    """
+    return f"± one standard error ({metric.errors})" if metric.errors else "standard errors are not known"
 
 
 def site_table(sites: Sequence[SiteInfo]) -> TextTable:
@@ -92,8 +130,8 @@ def _decibels(value: float | None) -> str:
     return ABSENT if value is None else "identical" if value >= IDENTICAL_DB else f"{value:.1f}"
 
 
-def verification_sentence(verification: VerificationResult) -> str:
-    """The verification in one line.
+def verification_sentence(verification: VerificationResult, classes: bool = True) -> str:
+    """The verification in one line. classes: whether the largest output is an answer, so that agreement means something.
 
     >>> print(verification_sentence(VerificationResult(1_234_567, 0, 1.0, 0, 100, {"QLinearConv": 19, "Conv": 0})))
     0 of 1,234,567 codes differ, top-1 agreement 100 %, 19 of 19 convolutions are QLinearConv
@@ -101,11 +139,11 @@ def verification_sentence(verification: VerificationResult) -> str:
     codes = f"{verification.code_mismatches:,} of {verification.codes_compared:,} codes differ"
     if verification.code_mismatches:
         codes += f" by at most {_count(verification.max_step_difference, 'step')}"
-    agreement = f"top-1 agreement {agreement_percent(verification.top1_agreement)}"
+    agreement = [f"top-1 agreement {agreement_percent(verification.top1_agreement)}"] if classes else []
     spread = [f"{verification.propagated:,} more only because of codes before them"] if verification.propagated else []
     ties = [f"{verification.float_ties:,} ties of float sums"] if verification.float_ties else []
     operators = _operator_phrases(verification.quantized_operators)
-    return ", ".join([codes, *spread, *ties, agreement, *operators, *_exercise_phrases(verification)])
+    return ", ".join([codes, *spread, *ties, *agreement, *operators, *_exercise_phrases(verification)])
 
 
 def _exercise_phrases(verification: VerificationResult) -> list[str]:
@@ -145,6 +183,25 @@ def oscillation_sentence(oscillations: OscillationResult) -> str:
     )
 
 
+def facts(results: Results) -> Iterator[tuple[str, str]]:
+    """(name, fact) about the data and where the run happened."""
+    data, environment = results.data, results.environment
+    shape = " × ".join(map(str, data.image_shape)) or "one number"
+    classes = f", {data.classes} classes" if data.classes is not None else ""
+    name = data.label if data.label == data.name else f"{data.label} ({data.name})"
+    counts = f"{data.train:,} training, {data.val:,} validation and {data.test:,} test {data.samples}"
+    yield "data", f"{name}: {counts} of {shape}{classes}. {data.note}".rstrip()
+    yield "processor", f"{environment.cpu}, {environment.threads} threads"
+    yield "accelerator", environment.accelerator or "none"
+    yield "platform", environment.platform
+    changed = " with changes" if environment.commit is not None and environment.dirty else ""
+    yield "commit", (environment.commit or "not a checkout") + changed
+    versions = {"python": environment.python, **environment.versions}
+    yield "versions", ", ".join(f"{package} {version}" for package, version in versions.items())
+    if results.timings:
+        yield "time", ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in results.timings.items())
+
+
 def agreement_percent(fraction: float) -> str:
     """A fraction in percent, rounded down, so that 100 % means all of them.
 
@@ -152,21 +209,6 @@ def agreement_percent(fraction: float) -> str:
     ('100 %', '99.99 %')
     """
     return "100 %" if fraction == 1.0 else f"{math.floor(10_000 * fraction) / 100:.2f} %"
-
-
-def format_size(n_bytes: int) -> str:
-    """A size in decimal units, with three digits.
-
-    >>> format_size(950), format_size(273_400), format_size(1_093_456)
-    ('950 B', '273 kB', '1.09 MB')
-    """
-    value, unit = float(n_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5 or unit == "GB":
-            break
-        value /= 1000
-    digits = 0 if unit == "B" or value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {unit}"
 
 
 def _operator_phrases(counts: Mapping[str, int]) -> list[str]:
@@ -180,8 +222,13 @@ def _operator_phrases(counts: Mapping[str, int]) -> list[str]:
     return phrases
 
 
-def _points(row: Row, float_row: Row | None) -> str:
-    return ABSENT if float_row is None or row is float_row else f"{100 * (row.top1 - float_row.top1):+.2f}"
+def _against(row: Row, float_row: Row | None, metric: MetricInfo) -> str:
+    if float_row is None or row is float_row:
+        return ABSENT
+    difference = metric.scaled(row.score - float_row.score)
+    if not math.isfinite(difference):
+        return ABSENT
+    return f"{difference:+.2f}" if metric.percent else f"{difference:+.3g}"
 
 
 def _size_ratio(row: Row, float_row: Row | None) -> str:

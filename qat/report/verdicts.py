@@ -1,16 +1,23 @@
 """The verdict: whether QAT beats post-training quantization, in words that cannot be misread."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from qat.report.metric import ACCURACY, MetricInfo
+from qat.report.paired import LEVEL, PairedDifference
 from qat.report.schema import Outcome, Row, Verdict, VerificationResult
+from qat.report.text_of_numbers import format_size
 
 NEAREST_TO_ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
+CERTAIN = 3.0
+"""Standard errors by which QAT must beat float before the float network is called untrained."""
+Comparison = Callable[[str, str], PairedDifference | None]
+"""From the names of two rows to the difference of the first from the second, on the same samples."""
 
 
 def binomial_error(fraction: float, n: int) -> float:
-    """Standard error of an accuracy measured on `n` images, as a fraction.
+    """Standard error of an accuracy measured on `n` samples, as a fraction.
 
     >>> round(binomial_error(0.9, 10_000), 4)
     0.003
@@ -18,56 +25,207 @@ def binomial_error(fraction: float, n: int) -> float:
     return math.sqrt(fraction * (1.0 - fraction) / n)
 
 
-def verdict(rows: Sequence[Row], n_test: int) -> Verdict:
+def standard_error(row: Row, n_test: int, metric: MetricInfo) -> float | None:
+    """The standard error of a row's value; that of a proportion if the metric is an accuracy and the row has none."""
+    if row.standard_error is not None:
+        return row.standard_error
+    is_proportion = metric.errors == "binomial" and metric.percent and 0 <= row.score <= 1
+    return binomial_error(row.score, n_test) if is_proportion else None
+
+
+def verdict(
+    rows: Sequence[Row],
+    n_test: int,
+    metric: MetricInfo = ACCURACY,
+    samples: str = "images",
+    comparison: Comparison | None = None,
+) -> Verdict:
     """Compare QAT with the best PTQ row.
 
     QAT is represented by the row nearest to the artefact: ONNX Runtime, else the integer model, else fake-quant. Taking
-    the best of several PTQ rows favours PTQ, which is the safe side to err on.
-
-    A difference counts if it is at least two standard errors. The error adds the binomial variances of both rows as if
-    they had seen different images. They saw the same images, which makes the true error smaller, so the verdict is "no
-    measurable difference" too often rather than too rarely.
+    the best of several PTQ rows favours PTQ, which is the safe side to err on. A difference counts if its p-value is below
+    0.05. A float network that is no better than chance, or that QAT beats by far, was not trained: then nothing is won.
 
     Args:
         rows: the models that were compared.
-        n_test: number of test images behind each accuracy.
+        n_test: number of test samples behind each value.
+        metric: what was measured.
+        samples: what the samples are called.
+        comparison: compares two rows on the same samples. None, or without a result: they count as measured on different
+            samples, which is cautious, if their standard errors are known.
 
     Raises:
         ValueError: `n_test` is less than 1.
 
     >>> size = {"size_bytes": 280_000, "size_kind": "stored"}
     >>> rows = [Row("PTQ MSE", "ptq", 0.90, **size), Row("QAT integer", "qat_integer", 0.92, **size)]
-    >>> print(verdict(rows, n_test=10_000).text)
-    QAT WON: QAT integer is 2.00 points above PTQ MSE (92.00 % against 90.00 %, standard error 0.40, 10,000 test images).
+    >>> print(verdict(rows, n_test=10_000).text[:80])
+    QAT WON: QAT integer is 2.00 points above PTQ MSE (92.00 % against 90.00 % top-1
     """
     if n_test < 1:
-        raise ValueError(f"n_test={n_test}: give the number of test images behind the rows, at least 1")
-    qat = max(rows, key=lambda row: (_artefact_rank(row), row.top1), default=None)
-    ptq = max((row for row in rows if row.kind == "ptq"), key=lambda row: row.top1, default=None)
+        raise ValueError(f"n_test={n_test}: give the number of test samples behind the rows, at least 1")
+    qat = max(rows, key=lambda row: (_artefact_rank(row), metric.rank(row.score)), default=None)
+    ptq = max((row for row in rows if row.kind == "ptq"), key=lambda row: metric.rank(row.score), default=None)
     if qat is None or not _artefact_rank(qat):
         return Verdict("undecided", "Undecided: no QAT row was measured.", ptq=ptq.name if ptq else None)
+    untrained = _untrained_float(rows, qat, n_test, metric, comparison)
+    if untrained:
+        return Verdict("float_untrained", untrained, qat.name, ptq.name if ptq else None)
     if ptq is None:
         return Verdict("undecided", "Undecided: no PTQ row to compare QAT with.", qat=qat.name)
+    return _judge(qat, ptq, n_test, metric, samples, _difference(qat, ptq, n_test, metric, comparison))
 
-    difference = qat.top1 - ptq.top1
-    error = math.hypot(binomial_error(qat.top1, n_test), binomial_error(ptq.top1, n_test))
-    points = f"{abs(100 * difference):.2f} points"
-    evidence = (
-        f"{100 * qat.top1:.2f} % against {100 * ptq.top1:.2f} %, "
-        f"standard error {100 * error:.2f}, {n_test:,} test images"
+
+def _judge(
+    qat: Row, ptq: Row, n_test: int, metric: MetricInfo, samples: str, found: PairedDifference | None
+) -> Verdict:
+    """The verdict on two rows."""
+    difference = qat.score - ptq.score
+    outcome = _outcome(qat.score, ptq.score, metric, found)
+    values = f"{metric.text(qat.score)} against {metric.text(ptq.score)} {metric.name}"
+    evidence = f"{values}, {_chance_words(found, metric)}{n_test:,} test {samples}"
+    head, tail = _sentences(outcome, qat, ptq, metric)
+    error, known = found.standard_error if found else None, math.isfinite(difference)
+    return Verdict(
+        outcome,
+        f"{head} ({evidence}). {_cost(qat, ptq)} {tail}",
+        qat.name,
+        ptq.name,
+        difference_points=100 * difference if metric.percent and known else None,
+        standard_error_points=100 * error if metric.percent and error is not None else None,
+        difference=difference if known else None,
+        standard_error=error,
+        interval=None if found is None else [found.low, found.high],
+        p_value=None if found is None else found.p_value,
+        method="" if found is None else found.method,
     )
-    outcome: Outcome
-    if difference == 0 or abs(difference) < 2 * error:
-        outcome = "no_difference"
-        place = "level with" if difference == 0 else f"{points} {'above' if difference > 0 else 'below'}"
-        text = f"No measurable difference: {qat.name} is {place} {ptq.name} ({evidence}). The PTQ model is cheaper."
-    elif difference > 0:
-        outcome = "qat_won"
-        text = f"QAT WON: {qat.name} is {points} above {ptq.name} ({evidence})."
-    else:
-        outcome = "qat_lost"
-        text = f"QAT LOST to {ptq.name} by {points}: ship the PTQ model ({qat.name}: {evidence})."
-    return Verdict(outcome, text, qat.name, ptq.name, 100 * difference, 100 * error)
+
+
+def _outcome(qat: float, ptq: float, metric: MetricInfo, found: PairedDifference | None) -> Outcome:
+    if qat == ptq or (math.isnan(qat) and math.isnan(ptq)) or (found is not None and found.p_value >= LEVEL):
+        return "no_difference"
+    if found is None and math.isfinite(qat - ptq):
+        return "undecided"
+    return "qat_won" if metric.better(qat, ptq) else "qat_lost"
+
+
+def _sentences(outcome: Outcome, qat: Row, ptq: Row, metric: MetricInfo) -> tuple[str, str]:
+    """What was found, and what follows from it."""
+    difference = qat.score - ptq.score
+    place, by = _place(difference, metric), metric.difference(abs(difference))
+    if outcome == "qat_won":
+        return f"QAT WON: {qat.name} is {place} {ptq.name}", (
+            f"Ship the QAT model if this is worth its training; if not, {ptq.name}."
+        )
+    if outcome == "qat_lost":
+        return f"QAT LOST to {ptq.name} by {by}: ship the PTQ model, not {qat.name}", (
+            "QAT is worth another try only with more steps, another learning rate, or fewer bits."
+        )
+    if outcome == "no_difference":
+        is_cheaper = qat.seconds is None or ptq.seconds is None or ptq.seconds <= qat.seconds
+        why = "the cheaper one" if is_cheaper else "which needs no training"
+        return f"No measurable difference: {qat.name} is {place} {ptq.name}", (
+            f"Ship {ptq.name}, {why}; or train QAT longer and test on "
+            "more samples, if less than this interval matters to you."
+        )
+    word = "better" if metric.better(qat.score, ptq.score) else "worse"
+    return f"Undecided: {qat.name} is {word}, {place} {ptq.name}, and how much of that is chance is not known", (
+        "Give Report a torchmetrics object or a function of (outputs, targets), which tell."
+    )
+
+
+def _difference(
+    first: Row, second: Row, n_test: int, metric: MetricInfo, comparison: Comparison | None
+) -> PairedDifference | None:
+    """The difference of two rows with its uncertainty: paired if possible, else as of independent samples."""
+    paired = comparison(first.name, second.name) if comparison is not None else None
+    errors = [standard_error(row, n_test, metric) for row in (first, second)]
+    if paired is not None or errors[0] is None or errors[1] is None:
+        return paired
+    difference, error = first.score - second.score, math.hypot(errors[0], errors[1])
+    p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
+    reach = 1.96 * error
+    return PairedDifference(
+        difference, error, difference - reach, difference + reach, p_value, "as if of independent samples"
+    )
+
+
+def _untrained_float(
+    rows: Sequence[Row], qat: Row, n_test: int, metric: MetricInfo, comparison: Comparison | None
+) -> str:
+    """A sentence if the float network was not trained; else ""."""
+    row = next((row for row in rows if row.kind == "float"), None)
+    if row is None:
+        return ""
+    head = "NO VERDICT, the float network was not trained: "
+    tail = " Train it first; what QAT learned beyond it says nothing about quantization."
+    error = standard_error(row, n_test, metric) or 0.0
+    if math.isnan(row.score):
+        return f"{head}its {metric.name} is not a number.{tail}"
+    if metric.chance is not None and not metric.better(row.score, _worse_by(metric, metric.chance, -CERTAIN * error)):
+        chance = metric.text(metric.chance)
+        return (
+            f"{head}{metric.text(row.score)} {metric.name} is what outputs drawn by lot would reach ({chance}).{tail}"
+        )
+    found = _difference(qat, row, n_test, metric, comparison)
+    far = _is_far(row.score, qat.score, metric)
+    if far and (found is None or abs(found.difference) > CERTAIN * found.standard_error):
+        by = metric.difference(abs(qat.score - row.score))
+        values = f"{metric.text(qat.score)} against {metric.text(row.score)} {metric.name}"
+        return f"{head}QAT, which continues from it, beats it by {by} ({values}).{tail}"
+    return ""
+
+
+def _worse_by(metric: MetricInfo, value: float, amount: float) -> float:
+    return value + amount if metric.mode == "min" else value - amount
+
+
+def _is_far(float_value: float, qat_value: float, metric: MetricInfo) -> bool:
+    """Whether QAT is so much better than float that float was not finished: 5 points, or half of what was wrong."""
+    if not metric.better(qat_value, float_value):
+        return False
+    if metric.percent:
+        wrong, left = 1 - float_value, 1 - qat_value
+        return qat_value - float_value >= 0.05 or (left < 0.5 * wrong and qat_value - float_value >= 0.01)
+    if metric.mode == "min":
+        return float_value > 0 and qat_value < 0.5 * float_value
+    if qat_value <= 1:  # of a score that ends at 1, such as R2 or IoU
+        return 1 - qat_value < 0.5 * (1 - float_value) or (float_value <= 0 < qat_value)
+    return qat_value > 2 * max(float_value, 0)
+
+
+def _place(difference: float, metric: MetricInfo) -> str:
+    if not math.isfinite(difference):
+        return "not comparable in numbers with"
+    if difference == 0:
+        return "level with"
+    place = f"{metric.difference(abs(difference))} {'above' if difference > 0 else 'below'}"
+    return place if metric.mode == "max" else f"{place} (lower is better)"
+
+
+def _chance_words(found: PairedDifference | None, metric: MetricInfo) -> str:
+    if found is None:
+        return ""
+    low, high = (
+        f"{metric.scaled(x):+.{2 if metric.percent else 4}{'f' if metric.percent else 'g'}}"
+        for x in (found.low, found.high)
+    )
+    p_value = "p < 0.0001" if found.p_value < 0.0001 else f"p = {found.p_value:.2g}"
+    return f"95 % interval of the difference {low} to {high}, {p_value}, {found.method}, "
+
+
+def _cost(qat: Row, ptq: Row) -> str:
+    """What both cost: minutes and size."""
+    costs = []
+    if qat.seconds is not None and ptq.seconds is not None:
+        costs.append(f"{_minutes(qat.seconds)} against {_minutes(ptq.seconds)}")
+    sizes = [f"{format_size(row.size_bytes)} ({row.size_kind})" for row in (qat, ptq)]
+    costs.append(" against ".join(sizes))
+    return f"Cost: {', '.join(costs)}."
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} minutes"
 
 
 def not_verified(found: Verdict, verification: VerificationResult) -> Verdict:

@@ -15,6 +15,7 @@ from qat.report import (
     VerificationResult,
     verdict,
 )
+from qat.report.details import Confusion, TensorDetail, Trajectories, Trajectory
 
 
 @pytest.fixture(autouse=True)
@@ -95,5 +96,19 @@ def results(rows: list[Row]) -> Results:
             momentum=0.01,
             layers=[LayerOscillations("layer1.0.conv1", 2_304, 23, 0), LayerOscillations("layer1.0.conv2", 144, 36, 9)],
         ),
+        tensors=[
+            TensorDetail(
+                "layer1.0.conv1.weight", "weight", 18.5, 24.1, 0.001, -8, 7, [], -9.5, 8.5, [1, 4, 9, 30, 9, 4, 1, 0]
+            ),
+            TensorDetail(
+                "layer1.0.conv1", "activation", 41.0, 44.5, 0.0, 0, 255, [], -1.5, 256.5, [90, 30, 9, 4, 1, 0, 0, 1]
+            ),
+            TensorDetail("dynamic", "activation", 40.0, None),
+        ],
+        trajectories=Trajectories(
+            steps=[0, 100, 200],
+            tensors=[Trajectory("layer1.0.conv1.weight", "weight", [0.02, 0.018, 0.017], [0.0, 0.001, None])],
+        ),
+        confusion=Confusion("QAT in ONNX Runtime", [[9, 1], [0, 10]]),
         timings={"float": 0.4, "ptq": 5.75, "qat": 310.5, "export": 2.1},
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from qat.report import Results, Row
-from qat.report.picture_labels import spread
+from qat.report.placement import beside_each_other, spread
 from qat.report.plots import ROW_STYLES, draw_all, draw_training
 
 
@@ -21,7 +22,7 @@ def pixels(png: bytes) -> np.ndarray:
 
 def test_every_picture_is_a_png_with_something_on_it(results: Results) -> None:
     pictures = draw_all(results)
-    assert set(pictures) == {"accuracy.png", "size.png", "training.png", "oscillations.png"}
+    assert set(pictures) == {"accuracy.png", "size.png", "latency.png", "training.png", "oscillations.png"}
     for name, png in pictures.items():
         image = pixels(png)
         assert min(image.shape[:2]) > 400, name
@@ -33,11 +34,19 @@ def test_equal_results_give_equal_bytes(results: Results) -> None:
 
 
 def test_pictures_show_the_numbers(results: Results) -> None:
-    rows = [dataclasses.replace(row, top1=row.top1 - 0.05) if row.kind == "ptq" else row for row in results.rows]
+    rows = [
+        dataclasses.replace(row, top1=row.score - 0.05, value=row.score - 0.05) if row.kind == "ptq" else row
+        for row in results.rows
+    ]
     assert results.oscillations is not None
     calmer = dataclasses.replace(results.oscillations, layers=results.oscillations.layers[:1])
     before, after = draw_all(results), draw_all(dataclasses.replace(results, rows=rows, oscillations=calmer))
-    assert all(before[name] != after[name] for name in before)
+    assert {name for name in before if before[name] == after[name]} == {"latency.png", "training.png"}
+
+
+def test_the_training_picture_shows_validation_data_alone(results: Results) -> None:
+    other = [dataclasses.replace(row, value=0.5) for row in results.rows]
+    assert draw_training(dataclasses.replace(results, rows=other)) == draw_training(results)
 
 
 def test_what_was_not_measured_is_not_drawn(results: Results) -> None:
@@ -53,7 +62,7 @@ def test_what_was_not_measured_is_not_drawn(results: Results) -> None:
 
 @pytest.mark.parametrize("top1", [0.0, 0.5, 1.0])
 def test_equal_rows_of_equal_size_can_be_drawn(results: Results, top1: float) -> None:
-    rows: list[Row] = [dataclasses.replace(row, top1=top1, size_bytes=1000) for row in results.rows]
+    rows: list[Row] = [dataclasses.replace(row, top1=top1, value=top1, size_bytes=1000) for row in results.rows]
     for png in draw_all(dataclasses.replace(results, rows=rows)).values():
         pixels(png)
 
@@ -73,3 +82,12 @@ def test_spread_labels_keep_their_order_and_their_distance(positions: list[float
 
 def test_labels_with_room_stay_at_their_points() -> None:
     assert spread([3.0, 1.0, 2.0], gap=0.5) == [3.0, 1.0, 2.0]
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10), st.floats(0, 5)), max_size=9))
+def test_no_whisker_hides_another(points: list[tuple[float, float, float]]) -> None:
+    spans = [(x, y - error, y + error) for x, y, error in points]
+    moved = beside_each_other(spans, step=0.5)
+    for i, j in itertools.combinations(range(len(spans)), 2):
+        overlap = spans[i][1] <= spans[j][2] and spans[j][1] <= spans[i][2]
+        assert not overlap or abs(moved[i] - moved[j]) >= 0.49

@@ -1,11 +1,14 @@
 """The verdict names the winner, and never calls noise a difference."""
 
+import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qat.report import Row, verdict
+from qat.report.metric import ACCURACY, MetricInfo
 from qat.report.schema import RowKind
 from qat.report.verdicts import binomial_error
 
@@ -46,14 +49,48 @@ def test_noise_is_no_measurable_difference(top1: float, place: str) -> None:
     assert result.text.startswith(f"No measurable difference: QAT integer is {place} PTQ MSE")
 
 
-@pytest.mark.parametrize(("n_test", "outcome"), [(1_635, "no_difference"), (1_637, "qat_won")])
-def test_the_border_is_two_standard_errors(n_test: int, outcome: str) -> None:
-    # 2 points = 2 · √((0.9 · 0.1 + 0.92 · 0.08) / n)  at  n = 4 · (0.09 + 0.0736) / 0.02² = 1636
+@pytest.mark.parametrize(("n_test", "outcome"), [(1_571, "no_difference"), (1_572, "qat_won")])
+def test_the_border_is_a_p_value_of_5_percent(n_test: int, outcome: str) -> None:
+    # 2 points = 1.95996 · √((0.9 · 0.1 + 0.92 · 0.08) / n)  at  n = 3.8415 · (0.09 + 0.0736) / 0.02² = 1571.2
     assert verdict([ptq(0.90), qat(0.92)], n_test).outcome == outcome
 
 
 def test_equal_perfect_rows_are_level_although_their_error_is_zero() -> None:
     assert verdict([ptq(1.0), qat(1.0)], 100).outcome == "no_difference"
+
+
+def test_a_lower_error_is_the_better_one() -> None:
+    mae = MetricInfo("mae", "°C", "min", percent=False, errors="bootstrap")
+    size: Any = {"size_bytes": 1, "size_kind": "stored"}
+    rows = [
+        Row("float", "float", value=1.2, standard_error=0.1, **size),
+        Row("PTQ MSE", "ptq", value=1.3, standard_error=0.1, **size),
+        Row("PTQ min-max", "ptq", value=9.0, standard_error=0.1, **size),
+        Row("QAT integer", "qat_integer", value=13.0, standard_error=0.2, **size),
+    ]
+    result = verdict(rows, 500, mae, "samples")
+    assert (result.outcome, result.ptq) == ("qat_lost", "PTQ MSE")
+    assert "LOST to PTQ MSE by 11.7 °C" in result.text
+    assert "13 °C against 1.3 °C mae" in result.text
+    assert result.difference == pytest.approx(11.7)
+    assert result.difference_points is None
+    swapped = verdict([*rows[:3], dataclasses.replace(rows[3], value=1.0, standard_error=0.05)], 500, mae)
+    assert swapped.outcome == "qat_won"
+    assert "lower is better" in swapped.text
+    unknown = verdict([dataclasses.replace(row, standard_error=None) for row in rows], 500, mae)
+    assert unknown.outcome == "undecided"
+    assert "is worse" in unknown.text
+
+
+def test_a_float_network_that_was_not_trained_gives_no_verdict() -> None:
+    def judged(float_value: float, chance: float | None = 0.1) -> str:
+        rows = [row("float", "float", float_value), ptq(float_value), qat(0.92)]
+        return verdict(rows, 10_000, dataclasses.replace(ACCURACY, chance=chance)).outcome
+
+    assert judged(0.105) == "float_untrained"  # chance
+    assert judged(0.80) == "float_untrained"  # far below what it was the start of
+    assert judged(0.91) == "qat_won"
+    assert judged(0.91, None) == "qat_won"
 
 
 def test_the_best_ptq_row_is_the_opponent() -> None:
@@ -92,7 +129,7 @@ def test_a_missing_side_is_undecided(rows: list[Row], text: str) -> None:
 
 
 def test_the_number_of_images_is_required() -> None:
-    with pytest.raises(ValueError, match="n_test=0: give the number of test images"):
+    with pytest.raises(ValueError, match="n_test=0: give the number of test samples"):
         verdict([ptq(0.9), qat(0.9)], 0)
 
 

@@ -193,7 +193,7 @@ def test_shares_of_an_epoch_are_disjoint_and_equally_long() -> None:
 def test_one_bit_of_one_scale_in_one_process_is_found_and_named(both: list[dict[str, Any]]) -> None:
     for found in both:
         assert found["failures"]["meddling"].startswith(
-            "at the end of epoch 0, quantizer 'conv2.weight_quantizer' differs between rank 0 and rank 1: change"
+            "at the end of epoch 1, quantizer 'conv2.weight_quantizer' differs between rank 0 and rank 1: change"
         )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import lightning as L
@@ -17,11 +16,9 @@ from qat.ptq import Calibrate, NoGraphError, Pass, apply_passes, check_order
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison.row_names import ptq_row_name
 from qat.training.lightning.callback_lookup import require_callback
-from qat.training.lightning.progress_bar import progress_bar
+from qat.training.lightning.progress_bar import progress_bar, say
 from qat.training.lightning.rank_zero import run_on_rank_zero
 from qat.transform.class_names import Part
-
-log = logging.getLogger(__name__)
 
 
 class PTQBaselines(L.Callback):
@@ -73,6 +70,8 @@ class PTQBaselines(L.Callback):
         """Networks of other libraries by row name, in process 0 only, where they are measured."""
         self.seconds: dict[str, float] = {}
         """Duration of each quantization by row name."""
+        self.measure: Callable[[str, nn.Module], str] | None = None
+        """Measures a network as soon as it is there and says how good it is, in process 0; `Report` sets it."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         require_callback(trainer, QuantizationAwareTraining, self)
@@ -96,10 +95,17 @@ class PTQBaselines(L.Callback):
                 continue
             self.networks[name] = quantized.cpu()
             self.seconds[name] = time.perf_counter() - start
-            log.info("%s: %.1f minutes", name, self.seconds[name] / 60)
+            self._announce(trainer, name, self.networks[name])
         for name, quantize in self.outside.items():
             start = time.perf_counter()
             path = run_on_rank_zero(trainer, partial(quantize, network, batches, trainer.default_root_dir))
             if trainer.is_global_zero:
                 self.outside_networks[name] = OnnxRuntimeNetwork(path)
             self.seconds[name] = time.perf_counter() - start
+
+    def _announce(self, trainer: L.Trainer, name: str, network: nn.Module) -> None:
+        """Say that a network is there, how good it is and how long it took."""
+        found = run_on_rank_zero(trainer, partial(self.measure, name, network)) if self.measure is not None else ""
+        took = f"{self.seconds[name]:.1f} s" if self.seconds[name] < 60 else f"{self.seconds[name] / 60:.1f} minutes"
+        if trainer.is_global_zero:
+            say(f"{name}: {found}, {took}" if found else f"{name}: {took}")

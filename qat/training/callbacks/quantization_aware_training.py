@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -229,7 +229,7 @@ class QuantizationAwareTraining(L.Callback):
         """
         return calibrate_in_module(pl_module, network, self.calibration_batches(trainer, pl_module))
 
-    def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[NetworkInputs]:
+    def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Generator[NetworkInputs]:
         """The network inputs that calibrate, on the module's device: the same in every call and every process."""
         if self.batches is None:
             yield from calibration_inputs(
@@ -280,8 +280,8 @@ class QuantizationAwareTraining(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._resume.end_epoch(trainer)
-        check_quantizers_equal(self.network_of(pl_module), f"at the end of epoch {trainer.current_epoch}")
+        check_quantizers_equal(self.network_of(pl_module), f"at the end of epoch {trainer.current_epoch + 1}")
         for name, quantizer in quantizers(self.network_of(pl_module)).items():
             if name not in self._warned_quantizers and (what := learned_scale_fault(quantizer)):
                 self._warned_quantizers.add(name)
-                rank_zero_warn(f"epoch {trainer.current_epoch}: the learned scale of {quantizer.label!r} {what}")
+                rank_zero_warn(f"epoch {trainer.current_epoch + 1}: the learned scale of {quantizer.label!r} {what}")

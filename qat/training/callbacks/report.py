@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from qat.report import (
     write_results,
 )
 from qat.report.markdown import write_report
+from qat.report.metric import Mode
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.oscillation_control import OscillationControl
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison import row_names
 from qat.training.comparison.artefact import Artefact
+from qat.training.comparison.batch_parts import batch_targets
 from qat.training.comparison.best_model import best_model
 from qat.training.comparison.descriptions import (
     describe_data,
@@ -45,19 +48,22 @@ from qat.training.comparison.entries import (
     step0_entries,
     trained_entries,
 )
-from qat.training.comparison.evaluate import evaluate
 from qat.training.comparison.history import History
+from qat.training.comparison.measurements import Measurements
+from qat.training.comparison.metric_reading import MetricSource, ReportMetric
 from qat.training.comparison.notes import note_precision, note_step0
-from qat.training.comparison.rows import report_rows
+from qat.training.comparison.rows import compare_rows, metric_info, report_rows
+from qat.training.comparison.tensor_details import ScaleRecorder, confusion, first_samples, tensor_details
 from qat.training.lightning.callback_lookup import FitReport, find_callback, require_callback
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
+from qat.training.lightning.progress_bar import end_bar
 from qat.training.lightning.rank_zero import run_on_rank_zero
 from qat.transform.policy_record import prepare_as_recorded
 from qat.transform.record import capture_of
 
 
 class Report(FitReport):
-    """Measures every network of a fit on the test set, once, at the end, and writes results.json and report.md.
+    """Measures every network of a fit on the test set, once, at the end, and writes results.json, report.html and report.md.
 
     Rows: the float network, the networks of `PTQBaselines`, QAT before its first step, QAT's best checkpoint, its integer
     model, and the file of `ExportONNX`, run by ONNX Runtime. `PTQBaselines` and `ExportONNX` are optional, as is
@@ -70,10 +76,16 @@ class Report(FitReport):
 
     Args:
         folder: where to write. None: the logger's folder, else the Trainer's default_root_dir.
-        metric: name under which test_step logs the accuracy: a fraction, more is better.
+        metric: the name under which test_step logs it, a torchmetrics object or collection (whose first metric decides), or
+            a function of (outputs, targets) that returns a number. Objects and functions get what the network returned.
+        mode: "min" if lower is better, else "max". None: as torchmetrics says; an accuracy needs none.
+        metric_name: the metric's name in tables. None: its own.
+        unit: of its values, in tables.
+        targets: from a batch to the targets, for objects and functions. None: the second part of (inputs, targets), or what
+            is called labels or targets.
         top5: name of the top-5 accuracy, if test_step logs it.
         calibration_error: name of the calibration error, if test_step logs it.
-        val_metric: name under which the validation accuracy is logged, for the curves.
+        val_metric: name under which the same is logged on validation data, for the curves. None: "val/..." for "test/...".
         val_loss: name of the validation loss.
         train_loss: name of the training loss.
         dataloaders: test dataloaders, if neither datamodule nor module has them.
@@ -85,17 +97,18 @@ class Report(FitReport):
         timings: stage -> seconds, for what happened before the fit.
 
     Raises:
-        ValueError: there are no test data (when the fit begins), or test_step does not log `metric`.
+        ValueError: when the fit begins: there are no test data, test_step does not log `metric`, or nothing tells which way it
+            is better.
         VerificationError: a written file differs from what was trained; raised when the report is complete.
     """
 
     def __init__(
         self,
         folder: str | Path | None = None,
-        metric: str = "test/top1",
+        metric: MetricSource = "test/top1",
         top5: str | None = None,
         calibration_error: str | None = None,
-        val_metric: str = "val/top1",
+        val_metric: str | None = None,
         val_loss: str = "val/loss",
         train_loss: str = "train/loss",
         dataloaders: Any = None,
@@ -105,9 +118,16 @@ class Report(FitReport):
         command: str = "",
         seed: int | None = None,
         timings: Mapping[str, float] | None = None,
+        mode: Mode | None = None,
+        metric_name: str | None = None,
+        unit: str | None = None,
+        targets: Callable[[Any], Any] | None = None,
     ) -> None:
         self.folder = folder
-        self.metrics = {"top1": metric, "top5": top5, "calibration_error": calibration_error}
+        self.metric = ReportMetric(metric, mode, metric_name, unit, targets or batch_targets)
+        self.extras = {"top5": top5, "calibration_error": calibration_error}
+        if val_metric is None:
+            val_metric = metric.replace("test", "val", 1) if isinstance(metric, str) else "val/top1"
         self.curve_names = (val_metric, val_loss, train_loss)
         self.dataloaders = dataloaders
         self.name, self.data, self.config, self.command, self.seed = name, data, config, command, seed
@@ -116,6 +136,8 @@ class Report(FitReport):
         self.step0: nn.Module | None = None
         self.results: Results | None = None
         self._restored_history: dict[str, Any] = {}
+        self._measurements: Measurements | None = None
+        self.recorder = ScaleRecorder()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         require_callback(trainer, QuantizationAwareTraining, self)
@@ -126,10 +148,18 @@ class Report(FitReport):
                 raise ValueError(NO_TEST_DATA)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.history.state()
+        return {**self.history.state(), "scales": self.recorder.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored_history = state_dict
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        qat, ptq = require_callback(trainer, QuantizationAwareTraining, self), find_callback(trainer, PTQBaselines)
+        measurements = Measurements(self.metric, self.dataloaders, trainer, pl_module, qat.network_name or "")
+        measurements.identify(copy_model(qat.float_network or qat.network_of(pl_module)))
+        self._measurements = measurements
+        if ptq is not None:
+            ptq.measure = measurements.measure_early
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         qat = require_callback(trainer, QuantizationAwareTraining, self)
@@ -144,12 +174,19 @@ class Report(FitReport):
             self.step0 = step0.cpu()
         if trainer.is_global_zero:
             print_sites(*describe_sites(network))
-        self.history = History(*self.curve_names)
+        self.history, self.recorder = History(*self.curve_names), ScaleRecorder()
         if self._restored_history:
             self.history.restore(self._restored_history)
+            self.recorder.restore(self._restored_history.get("scales", {}))
+        samples = first_samples(network, qat.calibration_batches(trainer, pl_module))
+        self.recorder.samples = samples if trainer.is_global_zero else ()
+        self.recorder.see(trainer, network)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.history.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.recorder.see(trainer, require_callback(trainer, QuantizationAwareTraining, self).network_of(pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.history.end_epoch(trainer)
@@ -158,6 +195,7 @@ class Report(FitReport):
         self.history.stop()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        end_bar(trainer)
         # here and not in process 0 alone: log_dir is a collective
         folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
 
@@ -165,7 +203,7 @@ class Report(FitReport):
             results = self._measure(trainer, pl_module)
             write_report(results, folder)
             write_results(results, folder / "results.json")
-            print_report(results)
+            print_report(results, where=folder)
             return results
 
         self.results = run_on_rank_zero(trainer, measure_and_write)
@@ -180,11 +218,9 @@ class Report(FitReport):
         artefact = export.export(trainer, pl_module) if export is not None else None
         start = time.perf_counter()
         best = best_model(trainer, qat.network_of(pl_module), network_name, qat.staged)
-        measured = []
-        for entry in self._entries(trainer, best.network, artefact):
-            accelerator = "cpu" if entry.cpu_only else None
-            evaluation = evaluate(trainer, pl_module, network_name, entry.network, self.dataloaders, accelerator)
-            measured.append((entry, evaluation))
+        assert self._measurements is not None
+        measured = self._measurements.measure(self._entries(trainer, best.network, artefact))
+        metric = self._measurements.metric
         evaluations = {entry.name: evaluation for entry, evaluation in measured}
         notes = note_step0(qat.policy, evaluations) | note_precision(
             trainer,
@@ -192,15 +228,21 @@ class Report(FitReport):
             network_name,
             best.network,
             evaluations[row_names.FAKE_QUANT],
-            str(self.metrics["top1"]),
+            metric,
             self.dataloaders,
         )
+        info = metric_info(metric, measured)
         data = self.data or describe_data(
-            trainer, pl_module, qat.inputs, qat.float_network or qat.network_of(pl_module), self.dataloaders
+            trainer,
+            pl_module,
+            qat.inputs,
+            qat.float_network or qat.network_of(pl_module),
+            self.dataloaders,
+            classes=evaluations[row_names.FAKE_QUANT].labels is not None or info.percent,
         )
-        rows = report_rows(measured, self.metrics, notes)
+        rows = report_rows(measured, info, self.extras, notes)
         sites, float_edges, _ = describe_sites(best.network)
-        found = verdict(rows, data.test)
+        found = verdict(rows, data.test, info, data.samples, partial(compare_rows, measured))
         verification = describe_verification(artefact) if artefact is not None else None
         if verification is not None and not verification.exact:
             found = not_verified(found, verification)
@@ -212,13 +254,17 @@ class Report(FitReport):
             data=data,
             rows=rows,
             verdict=found,
+            metric=info,
             verification=verification,
             ptq_verification=self._verify_ptq(trainer, pl_module, found),
             environment=describe_environment(trainer),
             sites=sites,
             float_edges=float_edges,
-            training=self.history.summarize(trainer, best.epoch),
+            training=self.history.summarize(trainer, best.epoch, info.percent),
             oscillations=oscillations.report if oscillations is not None else None,
+            tensors=tensor_details(best.network, self.recorder.samples),
+            trajectories=self.recorder.summary(),
+            confusion=confusion(measured[-1][0].name, measured[-1][1].predictions, measured[-1][1].labels),
             timings={**self._timings(trainer, artefact), "evaluation": time.perf_counter() - start},
         )
 

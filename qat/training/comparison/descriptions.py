@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import lightning as L
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qat.capture import copy_model
 from qat.report import Data, Environment, SiteInfo, VerificationResult
 from qat.training.comparison.artefact import Artefact
+from qat.training.comparison.batch_parts import first_output
 from qat.training.comparison.verification_record import verification_record
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
@@ -34,7 +35,12 @@ def describe_verification(artefact: Artefact) -> VerificationResult:
 
 
 def describe_data(
-    trainer: L.Trainer, module: L.LightningModule, inputs: BatchToInputs, network: nn.Module, dataloaders: Any = None
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    inputs: BatchToInputs,
+    network: nn.Module,
+    dataloaders: Any = None,
+    classes: bool = True,
 ) -> Data:
     """The data of a fit, as far as its dataloaders tell.
 
@@ -42,27 +48,34 @@ def describe_data(
         trainer: the Trainer of the fit.
         module: the user's LightningModule.
         inputs: from a batch to the network's inputs.
-        network: tells the number of classes; a copy of it sees one image.
+        network: tells the number of classes; a copy of it sees one sample.
         dataloaders: test dataloaders, if neither datamodule nor module has them.
+        classes: whether its outputs are classes.
     """
     source = getattr(trainer, "datamodule", None) or module
     loaders = find_test_dataloaders(trainer, module, dataloaders)
     given = inputs(batch_as_in_evaluation(trainer, module, next(iter(loaders[0])), torch.device("cpu")))
     arguments = positional_arguments(network, given)
-    image = next(x for x in arguments if isinstance(x, Tensor))
-    with torch.no_grad():
-        output = (
-            copy_model(network).cpu().eval()(*(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in arguments))
-        )
+    sample = next(x for x in arguments if isinstance(x, Tensor))
+    shape = tuple(sample.shape[1:])
     return Data(
         name=type(source).__name__,
         label=type(source).__name__,
-        train=_count_images(trainer.train_dataloader),
-        val=_count_images(trainer.val_dataloaders),
-        test=_count_images(loaders),
-        image_shape=tuple(image.shape[1:]),
-        classes=output.shape[-1],
+        train=_count_samples(trainer.train_dataloader),
+        val=_count_samples(trainer.val_dataloaders),
+        test=_count_samples(loaders),
+        image_shape=shape,
+        classes=_count_classes(network, arguments) if classes else None,
+        samples="images" if len(shape) == 3 and shape[0] in (1, 3, 4) else "samples",
     )
+
+
+def _count_classes(network: nn.Module, arguments: Sequence[Any]) -> int | None:
+    """The size of the last dimension of the output for one sample; None if the output is no tensor."""
+    one = (x[:1] if isinstance(x, Tensor) and x.ndim else x for x in arguments)
+    with torch.no_grad():
+        output = first_output(copy_model(network).cpu().eval()(*one))
+    return int(output.shape[-1]) if isinstance(output, Tensor) and output.ndim > 1 else None
 
 
 def describe_environment(trainer: L.Trainer) -> Environment:
@@ -72,7 +85,7 @@ def describe_environment(trainer: L.Trainer) -> Environment:
     return Environment.collect(threads=torch.get_num_threads(), accelerator=accelerator)
 
 
-def _count_images(loaders: Any) -> int:
+def _count_samples(loaders: Any) -> int:
     """Number of samples of one dataloader or several; those of unknown length count 0."""
     flat = loaders if isinstance(loaders, list | tuple) else [] if loaders is None else [loaders]
     datasets = [getattr(loader, "dataset", None) for loader in flat]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from qat.contexts import training_mode
+from qat.report.paired import SampleScores
+from qat.training.comparison.metric_reading import Reading, ReportMetric
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.network import copy_with_network
 from qat.training.lightning.quiet import quiet_lightning
@@ -23,6 +29,25 @@ class Evaluation:
     """The values that test_step logged, by name."""
     predictions: Tensor | None
     """Predicted classes, int64 (images,); None unless the network returns (N, classes)."""
+    reading: Reading | None = None
+    """What was seen of the metric of the report."""
+    value: float = math.nan
+    """The value of the metric of the report."""
+    others: dict[str, float] = field(default_factory=dict)
+    """Those of the other metrics of a collection."""
+    scores: SampleScores | None = None
+    """What is known of the metric sample by sample."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes of the samples, int64 (n,); None if they are not known."""
+        if self.reading is None or self.predictions is None:
+            return None
+        targets = self.reading.samples()[1]
+        if not targets or not all(isinstance(t, Tensor) and t.ndim == 1 and not t.is_floating_point() for t in targets):
+            return None
+        labels = torch.cat(targets)
+        return labels if len(labels) == len(self.predictions) else None
 
     def metric(self, name: str) -> float:
         """The value that test_step logged under `name`.
@@ -33,7 +58,7 @@ class Evaluation:
         if name not in self.metrics:
             logged = ", ".join(self.metrics) or "nothing"
             raise ValueError(
-                f"test_step logs no {name!r} (it logs {logged}): pass the name of its accuracy, Report(metric=...)."
+                f"test_step logs no {name!r} (it logs {logged}): pass the name of its metric, Report(metric=...)."
             )
         return self.metrics[name]
 
@@ -46,6 +71,8 @@ def evaluate(
     dataloaders: Any = None,
     accelerator: str | None = None,
     precision: Any = "32-true",
+    metric: ReportMetric | None = None,
+    batches: int | None = None,
 ) -> Evaluation:
     """The test metrics of `module` with `network` in place of the submodule `network_name`.
 
@@ -59,6 +86,8 @@ def evaluate(
         dataloaders: test dataloaders, if neither datamodule nor module has them.
         accelerator: "cpu" for networks that run there only; None: that of `trainer`.
         precision: Lightning's Trainer argument. One that ends in "true" changes the weights of `network`.
+        metric: what to read, sample by sample.
+        batches: how many batches to measure. None: all.
 
     Raises:
         ValueError: there are no test data.
@@ -66,6 +95,8 @@ def evaluate(
     datamodule = getattr(trainer, "datamodule", None)
     if not has_test_data(trainer, module, dataloaders):
         raise ValueError(NO_TEST_DATA)
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    own_data = [tensor.data for tensor in own]  # the copy shares them, and its Trainer may move them
     measured = copy_with_network(module, network_name, network)
     if precision != trainer.precision and str(trainer.precision).endswith("true"):
         measured.float()  # the fit has also changed the dtype of the modules around the network
@@ -75,23 +106,58 @@ def evaluate(
         if isinstance(output, Tensor) and output.ndim == 2:
             predictions.append(output.argmax(dim=1).cpu())
 
-    handle = network.register_forward_hook(note_predictions)
+    handles = [network.register_forward_hook(note_predictions)]
+    reading = Reading(metric) if metric is not None else None
+    if reading is not None:
+        handles.append(reading.attach(measured, network))
     try:
-        with training_mode(network, False), quiet_lightning():
-            tester = _tester(trainer, accelerator, precision)
+        with training_mode(network, False), quiet_lightning(), isolate_rng(), _kept(datamodule):
+            torch.manual_seed(0)  # a loader that shuffles gives every network the same order
+            tester = _tester(trainer, accelerator, precision, reading, batches)
             if dataloaders is not None:
                 logged = tester.test(measured, dataloaders, verbose=False)
             else:
                 logged = tester.test(measured, datamodule=datamodule, verbose=False)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+        for tensor, data in zip(own, own_data, strict=True):
+            tensor.data = data
         if datamodule is not None:
             datamodule.trainer = trainer
     metrics = {name: float(value) for of_dataloader in logged for name, value in of_dataloader.items()}
-    return Evaluation(metrics, torch.cat(predictions) if predictions else None)
+    found = Evaluation(metrics, torch.cat(predictions) if predictions else None)
+    return found if reading is None else _with_metric(found, reading)
 
 
-def _tester(trainer: L.Trainer, accelerator: str | None, precision: Any) -> L.Trainer:
+def _with_metric(found: Evaluation, reading: Reading) -> Evaluation:
+    """The evaluation with the value of the report's metric and its scores, which are computed once the metric is known."""
+    source = reading.metric.source
+    others: dict[str, float] = {}
+    if isinstance(source, str):
+        value = found.metric(source)
+    else:
+        value, others = reading.compute()
+    scores = reading.scores(value) if reading.metric.info is not None else None
+    return replace(found, reading=reading, value=value, others=others, scores=scores)
+
+
+@contextmanager
+def _kept(datamodule: L.LightningDataModule | None) -> Iterator[None]:
+    """Inside the `with` block, the datamodule is not torn down: a fit may still need it."""
+    if datamodule is None:
+        yield
+        return
+    vars(datamodule)["teardown"] = lambda stage: None
+    try:
+        yield
+    finally:
+        del vars(datamodule)["teardown"]
+
+
+def _tester(
+    trainer: L.Trainer, accelerator: str | None, precision: Any, reading: Reading | None, batches: int | None
+) -> L.Trainer:
     """A Trainer that measures and does nothing else, on the accelerator of `trainer` unless one is given."""
     return L.Trainer(
         accelerator=accelerator or str(trainer.strategy.root_device.type).replace("cuda", "gpu"),
@@ -103,4 +169,6 @@ def _tester(trainer: L.Trainer, accelerator: str | None, precision: Any) -> L.Tr
         inference_mode=False,
         precision=precision,
         default_root_dir=trainer.default_root_dir,
+        callbacks=[] if reading is None else [reading],
+        limit_test_batches=batches,
     )

@@ -60,15 +60,21 @@ class History:
     def _elapsed(self) -> float:
         return self.seconds + (0.0 if self.started is None else time.perf_counter() - self.started)
 
-    def summarize(self, trainer: L.Trainer, best_epoch: int) -> Training:
-        """The record for the report. best_epoch: counted from 1, as the record does; 0 if there was no checkpoint."""
+    def summarize(self, trainer: L.Trainer, best_epoch: int, is_accuracy: bool = True) -> Training:
+        """The record for the report.
+
+        Args:
+            best_epoch: counted from 1, as the record does; 0 if there was no checkpoint.
+            is_accuracy: whether the validation metric is a fraction.
+        """
         validated = any(value is not None for value in self.val_top1)
         return Training(
             epochs=len(self.train_loss),
             steps=trainer.global_step,
             seconds=self.seconds,
             best_epoch=best_epoch if validated else 0,
-            val_top1=self.val_top1 if validated else [],
+            val_top1=self.val_top1 if validated and is_accuracy else [],
+            val_values=[] if is_accuracy or not validated else self.val_top1,
             val_loss=self.val_loss if validated else [],
             train_loss=self.train_loss,
         )

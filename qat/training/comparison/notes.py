@@ -12,6 +12,7 @@ from torch import nn
 from qat.capture import copy_model
 from qat.training.comparison import row_names
 from qat.training.comparison.evaluate import Evaluation, evaluate
+from qat.training.comparison.metric_reading import ReportMetric
 from qat.transform import Policy
 
 
@@ -40,7 +41,7 @@ def note_step0(policy: Policy, evaluations: Mapping[str, Evaluation]) -> dict[st
     if not different:
         return {row_names.STEP0: f"predicts the same class as {ptq_name} for every test image"}
     warning = (
-        f"predicts another class than {ptq_name} for {different} of {len(step0.predictions):,} test images, though both "
+        f"predicts another class than {ptq_name} for {different} of {len(step0.predictions):,} test samples, though both "
         "have the same ranges: something changed the network between calibration and the first step."
     )
     rank_zero_warn(f"QAT before its first step {warning}")
@@ -53,7 +54,7 @@ def note_precision(
     network_name: str,
     best: nn.Module,
     in_float32: Evaluation,
-    metric: str,
+    metric: ReportMetric,
     dataloaders: Any = None,
 ) -> dict[str, str]:
     """Measure the best checkpoint in the precision of the fit, and note the difference to float32.
@@ -64,7 +65,7 @@ def note_precision(
         network_name: name of its network, "" for the module itself.
         best: the prepared network that the fit ends with.
         in_float32: its evaluation in float32.
-        metric: name under which test_step logs the accuracy.
+        metric: the metric of the report.
         dataloaders: test dataloaders, if neither datamodule nor module has them.
 
     Returns:
@@ -73,8 +74,11 @@ def note_precision(
     if trainer.precision == "32-true":
         return {}
     network = copy_model(best)  # a true half precision changes its weights
-    in_precision = evaluate(trainer, module, network_name, network, dataloaders, precision=trainer.precision)
-    there, here = 100 * in_precision.metric(metric), 100 * in_float32.metric(metric)
-    return {
-        row_names.FAKE_QUANT: f"{there:.2f} in {trainer.precision}, as it was trained: {there - here:+.2f} against float32"
-    }
+    in_precision = evaluate(
+        trainer, module, network_name, network, dataloaders, precision=trainer.precision, metric=metric
+    )
+    info = metric.info
+    assert info is not None
+    there, difference = info.number(in_precision.value), info.scaled(in_precision.value - in_float32.value)
+    change = f"{difference:+.2f}" if info.percent else f"{difference:+.3g}"
+    return {row_names.FAKE_QUANT: f"{there} in {trainer.precision}, as it was trained: {change} against float32"}

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
 
 from qat.report import Row
+from qat.report.metric import MetricInfo
+from qat.report.paired import PairedDifference, compare
 from qat.training.comparison.entries import Entry
 from qat.training.comparison.evaluate import Evaluation
+from qat.training.comparison.metric_reading import ReportMetric
+
+Measured = Sequence[tuple[Entry, Evaluation]]
+"""Entries with their evaluations, in the order of the table."""
 
 
 def report_rows(
-    measured: Sequence[tuple[Entry, Evaluation]], metrics: Mapping[str, str | None], notes: Mapping[str, str]
+    measured: Measured, info: MetricInfo, extras: Mapping[str, str | None], notes: Mapping[str, str]
 ) -> list[Row]:
     """The rows of the table.
 
     Args:
-        measured: entries with their evaluations, in the order of the table.
-        metrics: field of `Row` -> name under which test_step logs it; None: not logged.
+        measured: entries with their evaluations.
+        info: the metric.
+        extras: field of `Row` -> name under which test_step logs it; None: not logged.
         notes: row name -> note.
 
     Raises:
@@ -24,14 +35,13 @@ def report_rows(
     """
     rows = []
     for entry, evaluation in measured:
-        values = {field: None if name is None else evaluation.metric(name) for field, name in metrics.items()}
-        top1 = values.pop("top1")
-        assert top1 is not None
+        values = {field: None if name is None else evaluation.metric(name) for field, name in extras.items()}
+        value = evaluation.value
         rows.append(
             Row(
                 name=entry.name,
                 kind=entry.kind,
-                top1=top1,
+                top1=value if info.percent else None,
                 **values,
                 size_bytes=entry.size_bytes,
                 size_kind=entry.size_kind,
@@ -39,6 +49,31 @@ def report_rows(
                 latency_ms_batch32=entry.latency_ms.get(32),
                 seconds=entry.seconds,
                 note=notes.get(entry.name, ""),
+                value=value if math.isfinite(value) else None,
+                standard_error=evaluation.scores.standard_error() if evaluation.scores is not None else None,
+                others=dict(evaluation.others),
             )
         )
     return rows
+
+
+def metric_info(metric: ReportMetric, measured: Measured) -> MetricInfo:
+    """The metric with what only the measurements tell: where errors come from, and the value of chance."""
+    info = metric.info
+    assert info is not None
+    if info.percent and not all(0 <= evaluation.value <= 1 for _, evaluation in measured):
+        info = replace(info, percent=False, unit="")  # it is called accuracy and is no fraction
+    methods = {e.scores.method if e.scores is not None else "" for _, e in measured}
+    method = next(iter(methods)) if len(methods) == 1 else "; ".join(sorted(filter(None, methods)))
+    of_float = next((evaluation for entry, evaluation in measured if entry.kind == "float"), None)
+    chance = of_float.reading.chance() if of_float is not None and of_float.reading is not None else None
+    return replace(info, errors=method or ("binomial" if info.percent else ""), chance=chance)
+
+
+def compare_rows(measured: Measured, first: str, second: str) -> PairedDifference | None:
+    """Two rows on the same samples; None if their scores do not allow it, or the samples came in another order."""
+    found = {entry.name: evaluation for entry, evaluation in measured}
+    one, other = found[first], found[second]
+    if one.labels is not None and other.labels is not None and not torch.equal(one.labels, other.labels):
+        return None
+    return compare(one.scores, other.scores) if one.scores is not None and other.scores is not None else None

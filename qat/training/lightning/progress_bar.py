@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import lightning as L
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.errors import LiveError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from qat.ptq import ProgressCallback
+
+log = logging.getLogger(__name__)
+
+
+def say(line: str) -> None:
+    """Tell the user that a part of the work is done: in the log of a program that has one, else on standard output."""
+    if log.isEnabledFor(logging.INFO) and log.hasHandlers():
+        log.info("%s", line)
+    else:
+        print(line, flush=True)
 
 
 def has_terminal() -> bool:
@@ -35,3 +48,24 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
         yield lambda what, done, total: bar.update(task, description=f"{title}: {what}", completed=done, total=total)
     finally:
         bar.stop()
+
+
+class EpochBar(RichProgressBar):
+    """Lightning's bar, with epochs counted from 1 as in every report. It ends, on a line of its own, with the training."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            last = "" if trainer.max_epochs is None or trainer.max_epochs < 1 else f" of {trainer.max_epochs}"
+            self.progress.update(self.train_progress_bar_id, description=f"Epoch {trainer.current_epoch + 1}{last}")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        end_bar(trainer)
+
+
+def end_bar(trainer: L.Trainer) -> None:
+    """End Lightning's bar, so that what is printed next begins on a line of its own."""
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, RichProgressBar) and bar.progress is not None:
+        bar.progress.stop()

@@ -222,9 +222,9 @@ def test_a_network_that_was_prepared_otherwise_is_refused(tmp_path: Path) -> Non
         (
             -1.0,
             2,
-            r"epoch 0: the learned scale of 'conv1.weight' has fallen to its floor \(4 of 4\): lower the learning rate",
+            r"epoch 1: the learned scale of 'conv1.weight' has fallen to its floor \(4 of 4\): lower the learning rate",
         ),
-        (torch.nan, 1, r"epoch 0: the learned scale of 'conv1.weight' is no longer finite: this training is lost"),
+        (torch.nan, 1, r"epoch 1: the learned scale of 'conv1.weight' is no longer finite: this training is lost"),
     ],
 )
 def test_a_scale_at_its_floor_or_nan_is_named_once(value: float, epochs: int, message: str, tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""Reports of other metrics than accuracy: asked for before the training, right way up, with errors of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from qat.report import Results
+from qat.training.callbacks import PTQBaselines, QuantizationAwareTraining, Report
+from qat.training.comparison.sample_scores import metric_scores
+from tests.training.user_modules import LIGHTNING, Classifier, Data, trainer
+
+pytestmark = LIGHTNING
+
+
+def regression_data(n: int, seed: int) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 6, generator=generator)
+    y = 20 + 10 * x @ torch.arange(1.0, 7.0) / 6
+    return DataLoader(TensorDataset(x, y[:, None]), 24)
+
+
+class Regression(L.LightningModule):
+    """Temperatures; its weights are the right ones from the start, and a training with lr breaks them."""
+
+    def __init__(self, how: str = "metric", lr: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 1))
+        with torch.no_grad():
+            self.net[0].weight.copy_(torch.eye(6))
+            self.net[1].weight.copy_(10 * torch.arange(1.0, 7.0)[None] / 6)
+            self.net[0].bias.zero_()
+            self.net[1].bias.fill_(20.5)
+        self.mae = MeanAbsoluteError()
+        self.how, self.lr = how, lr
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = self(batch[0]).mean() * 100 if self.lr else F.l1_loss(self(batch[0]), batch[1])
+        self.log("train/loss", loss)
+        return loss
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        output = self(batch[0])
+        if self.how == "metric":
+            self.mae(output, batch[1])
+            self.log("test/mae", self.mae)
+        elif self.how == "epoch end":
+            self.mae.update(output, batch[1])
+        else:
+            self.log("test/mae", F.l1_loss(output, batch[1]))
+
+    def on_test_epoch_end(self) -> None:
+        if self.how == "epoch end":
+            self.log("test/mae", self.mae.compute())
+            self.mae.reset()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+def fit(path: Path, model: L.LightningModule, **options: Any) -> Results:
+    test = None if isinstance(model, Classifier) else regression_data(120, 1)
+    report = Report(path, dataloaders=test, **options)
+    callbacks = [
+        QuantizationAwareTraining("w8a8", calibration_images=64, quantizer_lr_ratio=0.0),
+        PTQBaselines(["MinMax"]),
+        report,
+    ]
+    data: Any = {"datamodule": Data()} if test is None else {"train_dataloaders": regression_data(64, 0)}
+    trainer(path, *callbacks).fit(model, **data)
+    assert report.results is not None
+    return report.results
+
+
+@pytest.mark.parametrize("how", ["metric", "epoch end", "value"])
+def test_an_error_that_got_worse_has_lost(how: str, tmp_path: Path) -> None:
+    mode: Any = {"mode": "min"} if how == "value" else {}
+    results = fit(tmp_path, Regression(how, lr=0.02), metric="test/mae", unit="°C", **mode)
+    rows = {row.name: row for row in results.rows}
+    assert rows["QAT integer"].score > 5 * rows["PTQ min-max"].score > 1
+    assert results.verdict.outcome == "qat_lost"
+    assert "°C" in results.verdict.text
+    assert "paired bootstrap" in results.verdict.text
+    assert (results.metric.name, results.metric.mode, results.metric.errors) == ("mae", "min", "bootstrap")
+    assert all(row.top1 is None and row.standard_error for row in results.rows)
+    assert (results.data.samples, results.data.classes) == ("samples", None)
+    text = (tmp_path / "report.md").read_text() + (tmp_path / "report.html").read_text()
+    assert "mae °C" in text
+    assert "binomial" not in text
+    assert "top-1" not in text
+    assert "image" not in text.replace('role="img"', "")
+
+
+def test_a_value_that_says_not_which_way_is_better_is_asked_for_before_training(tmp_path: Path) -> None:
+    class Untouched(Regression):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            pytest.fail("training began")
+
+    with pytest.raises(ValueError, match=r"which way is 'mae' better\? Write Report\(metric=..., mode='min'\)"):
+        fit(tmp_path, Untouched("value"), metric="test/mae")
+    with pytest.raises(ValueError, match="test_step logs no 'test/rmse'"):
+        fit(tmp_path, Untouched("value"), metric="test/rmse", mode="min")
+
+
+def test_objects_and_functions_see_outputs_and_targets(tmp_path: Path) -> None:
+    objects = MetricCollection({"mae": MeanAbsoluteError(), "r2": R2Score()})
+    of_objects = fit(tmp_path / "objects", Regression(), metric=objects)
+    of_function = fit(
+        tmp_path / "function",
+        Regression(),
+        mode="min",
+        metric=lambda outputs, targets: (outputs - targets).abs().mean(),
+    )
+    for one, other in zip(of_objects.rows, of_function.rows, strict=True):
+        assert one.score == pytest.approx(other.score, rel=1e-5)
+        assert one.standard_error == pytest.approx(other.standard_error, rel=0.1)
+        assert 0.5 < one.others["r2"] <= 1  # type: ignore[operator]
+    assert of_objects.metric.mode == "min"
+
+
+def test_a_float_network_at_chance_wins_nothing(tmp_path: Path) -> None:
+    results = fit(tmp_path, Classifier())
+    assert results.verdict.outcome == "float_untrained"
+    assert "the float network was not trained" in results.verdict.text
+    assert results.confusion is not None
+    assert np.sum(results.confusion.counts) == results.data.test
+    assert {t.kind for t in results.tensors} == {"weight", "activation"}
+    assert all(sum(t.counts) > 0 for t in results.tensors)
+    assert results.trajectories is not None
+    assert results.trajectories.steps == [0, 1, 2, 3, 4]
+
+
+def test_resampled_states_are_those_of_the_metric_itself() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given: Any = [
+        (torch.randint(3, (20, 4, 4), generator=generator), torch.randint(3, (20, 4, 4), generator=generator))
+    ] * 2
+    metric = MulticlassJaccardIndex(3)
+    for batch in given:
+        metric.update(*batch)
+    scores = metric_scores(metric, given, float(metric.compute()))
+    assert scores is not None
+    values = [float(MulticlassJaccardIndex(3)(*(x[i : i + 1] for x in batch))) for batch in given for i in range(20)]
+    assert scores.standard_error() == pytest.approx(np.std(values) / np.sqrt(40), rel=0.25)
+    assert metric_scores(metric, given, 0.9) is None  # does not reproduce what was measured
