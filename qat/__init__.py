@@ -10,6 +10,9 @@ if TYPE_CHECKING:  # from where they are defined: `qat.transform.prepare` is a m
     from qat.doctor.inspect import inspect
     from qat.export.onnx.export import export_onnx
     from qat.export.onnx.verify import verify
+    from qat.export.packed.bits import pack, unpack
+    from qat.export.packed.load import load_quantized
+    from qat.export.packed.save import save_quantized
     from qat.export.verification import Verification
     from qat.granularity import PerChannel, PerGroup, PerTensor
     from qat.grid import Grid
@@ -44,9 +47,13 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "load_policy",
+    "load_quantized",
     "mode",
+    "pack",
     "prepare",
     "ptq",
+    "save_quantized",
+    "unpack",
     "verify",
 ]
 
@@ -69,8 +76,12 @@ _HOME = {
     "latest_checkpoint": "qat.training.checkpoint.latest",
     "load_checkpoint": "qat.transform.load_checkpoint",
     "load_policy": "qat.transform",
+    "load_quantized": "qat.export.packed",
     "mode": "qat.transform",
+    "pack": "qat.export.packed",
     "prepare": "qat.transform",
+    "save_quantized": "qat.export.packed",
+    "unpack": "qat.export.packed",
     "verify": "qat.export",
 }
 """Name -> module that defines it."""
@@ -83,6 +94,7 @@ _MODULES = {
     "functional",
     "granularity",
     "grid",
+    "hf",
     "integer",
     "kernels",
     "models",

@@ -13,7 +13,7 @@ ROOT = Path(qat.__file__).parent
 # Rooms on one floor do not know each other. Ground-floor rooms know nothing of the project but themselves.
 FLOORS: list[set[str]] = [
     {"files", "contexts", "torch_private", "version"},
-    {"grid", "granularity", "kernels", "data", "models", "report"},
+    {"grid", "granularity", "kernels", "data", "models", "report", "structure"},
     {"spec"},
     {"functional"},
     {"observers", "estimators"},
@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
     {"integer", "ptq"},
     {"export", "doctor"},
     {"training"},
+    {"hf"},
     {"callbacks"},  # the public name of the callbacks in training
     {"experiment"},
     {"cli"},
@@ -40,6 +41,8 @@ ONLY = {  # package -> rooms that may know it
     "omegaconf": {"experiment"},
     "onnx": {"export", "doctor"},
     "onnxruntime": {"export", "doctor"},
+    "transformers": {"hf"},
+    "huggingface_hub": {"hf"},
 }
 
 

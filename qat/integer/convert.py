@@ -48,7 +48,7 @@ def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
     try:
         graph = capture(source).graph
     except CaptureError:
-        return _with_weight_only_layers(source)
+        return with_weight_only_layers(source)
     if not with_loss:
         graph = without_labels(graph) or graph
     stop_following(source, graph)
@@ -74,7 +74,7 @@ def _check_ready(model: nn.Module) -> None:
             )
 
 
-def _with_weight_only_layers(model: nn.Module) -> nn.Module:
+def with_weight_only_layers(model: nn.Module) -> nn.Module:
     """Replace every module with quantized weights in place; input quantizers keep rounding."""
     for name, module in list(model.named_modules()):
         if quantized_weights(module):

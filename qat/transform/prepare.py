@@ -23,6 +23,7 @@ from qat.contexts import training_mode
 from qat.nn import is_layer
 from qat.operations import is_label, loss_nodes
 from qat.quantizers import Mode, Quantizer
+from qat.structure import describe_architecture
 from qat.torch_private import tree_leaves
 from qat.transform.example import Example, LazyExample, arguments_of, describe_example
 from qat.transform.inspect import table, weights_in_float
@@ -83,6 +84,7 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
                 "model."
             )
         return exact
+    training, architecture = model.training, describe_architecture(model)
     captured, example = _captured(model, example_inputs)
     if isinstance(captured, CaptureError):
         way, reason = LAYERS, str(captured)
@@ -102,7 +104,7 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
             warnings.warn(differs, stacklevel=2)
     inspection.notes += weights_in_float(model)
     description = None if example is None else describe_example(example)
-    write_record(model, PreparedRecord(policy, inspection, way, description, reason))
+    write_record(model, PreparedRecord(policy, inspection, way, description, reason, {}, training, architecture))
     return exact
 
 

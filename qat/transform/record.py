@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from qat.structure import Description
 from qat.transform.example import ExampleDescription
 from qat.transform.policy import Policy
 
@@ -29,6 +30,8 @@ class PreparedRecord:
         example: the example inputs, if there were any, and if they can be described.
         reason: why an earlier way of capture was not taken; "".
         multiply_adds: operation of the graph -> what it takes on the first inputs that the model was run with; empty before.
+        training: whether the float network was in training mode.
+        architecture: how the float network is built (`qat.structure`); None if a file cannot say it.
     """
 
     policy: Policy
@@ -37,6 +40,8 @@ class PreparedRecord:
     example: ExampleDescription | None = None
     reason: str = ""
     multiply_adds: dict[str, int] = field(default_factory=dict)
+    training: bool = False
+    architecture: Description | None = None
 
     @property
     def capture(self) -> dict[str, Any]:

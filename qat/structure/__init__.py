@@ -1,0 +1,19 @@
+"""Modules and graphs as plain data, and back, without executing anything that a file says."""
+
+from qat.structure.graphs import build_graph, describe_graph
+from qat.structure.modules import Description, ModuleBuilder, describe_architecture, describe_module, tensor_names
+from qat.structure.names import Names
+from qat.structure.values import Describer, NotPlainError
+
+__all__ = [
+    "Describer",
+    "Description",
+    "ModuleBuilder",
+    "Names",
+    "NotPlainError",
+    "build_graph",
+    "describe_architecture",
+    "describe_graph",
+    "describe_module",
+    "tensor_names",
+]
