@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -39,8 +42,10 @@ __all__ = [
     "SequenceKey",
     "TreeSpec",
     "assert_function",
+    "constant_for_compiler",
     "flat_weights",
     "forward_pre_hooks",
+    "one_onnx_registry",
     "padding_of_every_side",
     "pruned_tensor",
     "schemas_of",
@@ -53,6 +58,8 @@ __all__ = [
     "tree_map_only",
     "tree_unflatten",
 ]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 BatchNorm = _BatchNorm
 """Base class of BatchNorm1d, 2d, 3d and SyncBatchNorm, and of what Lightning leaves behind of the latter."""
@@ -68,6 +75,38 @@ assert_function = torch._assert
 
 FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
 """Where a recurrent layer keeps its parameters a second time, in the order of cuDNN."""
+
+
+def constant_for_compiler(function: Function) -> Function:
+    """`torch.compiler.assume_constant_result`, which imports the whole compiler, and that takes as long as torch itself."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@contextmanager
+def one_onnx_registry() -> Iterator[None]:
+    """Inside the `with` block, torch.onnx.export does not read its functions again, which is half of a small export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read, original = _onnx_registry_reader(), vars(ONNXRegistry)["from_torchlib"]
+
+    def copied(*args: Any, **kwargs: Any) -> ONNXRegistry:
+        registry = copy.copy(read(*args, **kwargs))
+        registry.functions = {name: list(forms) for name, forms in registry.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(copied)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
+
+
+@lru_cache
+def _onnx_registry_reader() -> Callable[..., Any]:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    return lru_cache(ONNXRegistry.from_torchlib)
 
 
 def flat_weights(module: nn.Module) -> list[Tensor | None]:

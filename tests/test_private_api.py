@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.modules import batchnorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import prune
+from torch.onnx._internal.exporter import _registration
 from torch.utils.data import DataLoader
 from torchmetrics import SumMetric
 
@@ -74,6 +75,10 @@ def pruning_hook() -> Any:
 
 def logged_metric() -> Any:
     return result._ResultMetric(result._Metadata("training_step", "loss"), is_tensor=True)
+
+
+def constant() -> Any:
+    return torch.compiler.assume_constant_result(lambda: None)
 
 
 def of_lightning(owner_name: str, name: str, owner: Callable[[], Any], purpose: str) -> Member:
@@ -162,6 +167,13 @@ MEMBERS = [
     of_torch("torch", "_C", lambda: torch, "name the arguments of operations", BELOW_TRAINING),
     of_torch("_C", "_jit_get_schemas_for_operator", lambda: torch._C, "name arguments", BELOW_TRAINING),
     of_torch("Tensor", "_version", lambda: torch.zeros(1), "see that a tensor was changed in place", BELOW_TRAINING),
+    of_torch("a constant function", "_dynamo_marked_constant", constant, "mark it without a compiler", BELOW_TRAINING),
+    of_torch(
+        "_registration", "ONNXRegistry", lambda: _registration, "read torch.onnx's functions once", BELOW_TRAINING
+    ),
+    of_torch(
+        "ONNXRegistry", "from_torchlib", lambda: _registration.ONNXRegistry, "read its functions once", BELOW_TRAINING
+    ),
     of_torch(
         "Conv2d", "_reversed_padding_repeated_twice", lambda: nn.Conv2d(1, 1, 1), "pad an image by hand", BELOW_TRAINING
     ),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qat.capture import copy_model
 from qat.contexts import quiet
 from qat.files import atomic_path
+from qat.torch_private import one_onnx_registry
 
 
 def export_float_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | Path) -> None:
@@ -22,7 +23,7 @@ def export_float_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, .
     """
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     batch = torch.export.Dim("batch")
-    with atomic_path(path) as unfinished, quiet(["root"]):
+    with atomic_path(path) as unfinished, one_onnx_registry(), quiet(["root"]):
         doubled = tuple(torch.cat([x, x]) for x in examples)
         torch.onnx.export(
             copy_model(model).eval(),

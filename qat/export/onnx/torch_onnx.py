@@ -20,12 +20,14 @@ from qat.export.onnx.islands import Island, find_islands
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.runtime import session
 from qat.export.onnx.templates import Instance, Template, templates_of
-from qat.torch_private import tree_leaves
+from qat.torch_private import one_onnx_registry, tree_leaves
 
 TOLERANCE = 1e-4
 """How far ONNX Runtime may be from torch, relative to the largest finite result, before the export counts as wrong."""
 INFINITE = 1e30
 """Numbers beyond this are masks, not results."""
+QUIET = ("root", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes")
+"""Loggers that tell of what is checked here."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def _torch_export(templates: Sequence[Template]) -> onnx.ModelProto:
         inputs += template.weights
         free += [{} for _ in template.weights]
     try:
-        loggers = ["root", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes"]
-        with quiet(loggers), WritableFunctions():
+        with one_onnx_registry(), quiet(QUIET), WritableFunctions():
             program = torch.onnx.export(
                 _Functions(templates), tuple(inputs), dynamo=True, opset_version=OPSET, dynamic_shapes=(tuple(free),)
             )

@@ -25,7 +25,7 @@ from qat.integer import Encoding, IntegerModel
 from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer, WeightOnlyModule
 from qat.nn import as_quantized, compute_with, is_quantized
 from qat.quantizers import Dynamic, Quantizer
-from qat.torch_private import tree_leaves, tree_map
+from qat.torch_private import one_onnx_registry, tree_leaves, tree_map
 
 DOMAIN = "qat"
 """Domain of the operators that stand for our own parts until they are written."""
@@ -160,7 +160,7 @@ def _torch_export(model: nn.Module, inputs: ExampleInputs, values: tuple[Any, ..
     arguments = dict(zip(inputs.values, values, strict=True))
     shapes = {name: tree_map(free, value, inputs.names[name]) for name, value in arguments.items()}
     try:
-        with quiet(["root", "torch.onnx", "torch.export"]):
+        with one_onnx_registry(), quiet(["root", "torch.onnx", "torch.export"]):
             program = torch.onnx.export(
                 model, (), kwargs=arguments, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes
             )

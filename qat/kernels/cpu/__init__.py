@@ -1,13 +1,12 @@
 """The CPU backend: C, compiled once on this machine, with one pass over memory each way."""
 
-import torch
-
 from qat.kernels.cpu.library import Kernels, load_kernels
+from qat.torch_private import constant_for_compiler
 
 __all__ = ["Kernels", "available", "load_kernels"]
 
 
-@torch.compiler.assume_constant_result
+@constant_for_compiler
 def available() -> bool:
     """Whether the compiled kernels can be used in this process."""
     return load_kernels() is not None
