@@ -12,35 +12,21 @@ from torch import fx, nn
 
 from qat.export.onnx.data_movement import pads_of_axes
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
-from qat.integer.modules import (
-    Dequantize,
-    DynamicQuantize,
-    IntegerAdd,
-    IntegerAveragePool,
-    IntegerCat,
-    IntegerMatMul,
-    IntegerMaxPool,
-    IntegerMean,
-    IntegerMultiply,
-    IntegerPad,
-    LookUp,
-    Quantize,
-    Requantize,
-)
+from qat.integer import modules
 from qat.quantizers import Dynamic, DynamicPerToken
 
 
-def write_quantize(graph: QdqGraph, node: fx.Node, module: Quantize) -> str:
+def write_quantize(graph: QdqGraph, node: fx.Node, module: modules.Quantize) -> str:
     """Write the integer module for quantize; returns the name of its result."""
     return graph.quantized(graph.input(node), module.output, tensor_name(node))
 
 
-def write_dequantize(graph: QdqGraph, node: fx.Node, module: Dequantize) -> str:
+def write_dequantize(graph: QdqGraph, node: fx.Node, module: modules.Dequantize) -> str:
     """Write the integer module for dequantize; returns the name of its result."""
     return graph.dequantized(graph.input(node), module.input)
 
 
-def write_requantize(graph: QdqGraph, node: fx.Node, module: Requantize) -> str:
+def write_requantize(graph: QdqGraph, node: fx.Node, module: modules.Requantize) -> str:
     # What stands between makes the runtime turn the three nodes into one table of 256 codes. Without it the runtime merges
     # the two quantizations into one, which changes the result.
     """Write the integer module for requantize; returns the name of its result."""
@@ -48,28 +34,28 @@ def write_requantize(graph: QdqGraph, node: fx.Node, module: Requantize) -> str:
     return graph.quantized(graph.unchanged(real, f"{tensor_name(node)}_same"), module.output, tensor_name(node))
 
 
-def write_look_up(graph: QdqGraph, node: fx.Node, module: LookUp) -> str:
+def write_look_up(graph: QdqGraph, node: fx.Node, module: modules.LookUp) -> str:
     """Write the integer module for look up; returns the name of its result."""
     index = graph.node("Cast", [graph.input(node)], f"{tensor_name(node)}_index", to=TensorProto.INT32)
     return graph.node("Gather", [graph.constant(module.table.numpy()), index], tensor_name(node))
 
 
-def write_add(graph: QdqGraph, node: fx.Node, module: IntegerAdd) -> str:
+def write_add(graph: QdqGraph, node: fx.Node, module: modules.IntegerAdd) -> str:
     """Write the integer module for add; returns the name of its result."""
     a, b = (graph.names[n] for n in node.args if isinstance(n, fx.Node))
     reals = [graph.dequantized(a, module.a), graph.dequantized(b, module.b)]
     return graph.quantized(graph.node("Add", reals, f"{tensor_name(node)}_real"), module.output, tensor_name(node))
 
 
-def write_multiply(graph: QdqGraph, node: fx.Node, module: IntegerMultiply | IntegerMatMul) -> str:
+def write_multiply(graph: QdqGraph, node: fx.Node, module: modules.IntegerMultiply | modules.IntegerMatMul) -> str:
     """Write the integer module for multiply or matmul; returns the name of its result."""
     a, b = (graph.names[n] for n in node.args if isinstance(n, fx.Node))
     reals = [graph.dequantized(a, module.a), graph.dequantized(b, module.b)]
-    operation = "Mul" if isinstance(module, IntegerMultiply) else "MatMul"
+    operation = "Mul" if isinstance(module, modules.IntegerMultiply) else "MatMul"
     return graph.quantized(graph.node(operation, reals, f"{tensor_name(node)}_real"), module.output, tensor_name(node))
 
 
-def write_cat(graph: QdqGraph, node: fx.Node, module: IntegerCat) -> str:
+def write_cat(graph: QdqGraph, node: fx.Node, module: modules.IntegerCat) -> str:
     """Write the integer module for cat; returns the name of its result."""
     name = tensor_name(node)
     parts = [graph.names[n] for n in node.args if isinstance(n, fx.Node)]
@@ -81,7 +67,7 @@ def write_cat(graph: QdqGraph, node: fx.Node, module: IntegerCat) -> str:
     return graph.quantized(joined, module.output, name)
 
 
-def write_mean(graph: QdqGraph, node: fx.Node, module: IntegerMean) -> str:
+def write_mean(graph: QdqGraph, node: fx.Node, module: modules.IntegerMean) -> str:
     """Write the integer module for mean; returns the name of its result."""
     shape = graph.input_shape(node)
     if module.is_global(len(shape)):
@@ -105,7 +91,9 @@ def write_mean(graph: QdqGraph, node: fx.Node, module: IntegerMean) -> str:
     return graph.quantized(real, module.output, name)
 
 
-def _global_average(graph: QdqGraph, node: fx.Node, module: IntegerMean | IntegerAveragePool, keepdim: bool) -> str:
+def _global_average(
+    graph: QdqGraph, node: fx.Node, module: modules.IntegerMean | modules.IntegerAveragePool, keepdim: bool
+) -> str:
     name = tensor_name(node)
     real = graph.dequantized(graph.input(node), module.input)
     mean = graph.node("GlobalAveragePool", [real], f"{name}_real")
@@ -114,7 +102,7 @@ def _global_average(graph: QdqGraph, node: fx.Node, module: IntegerMean | Intege
     return graph.reshape(graph.quantized(mean, module.output, f"{name}_map"), graph.shapes[node], name)
 
 
-def write_average_pool(graph: QdqGraph, node: fx.Node, module: IntegerAveragePool) -> str:
+def write_average_pool(graph: QdqGraph, node: fx.Node, module: modules.IntegerAveragePool) -> str:
     """Write the integer module for average pool; returns the name of its result."""
     if module.is_global(torch.Size(graph.input_shape(node))):
         return _global_average(graph, node, module, keepdim=True)
@@ -131,7 +119,7 @@ def write_average_pool(graph: QdqGraph, node: fx.Node, module: IntegerAveragePoo
     return graph.quantized(mean, module.output, tensor_name(node))
 
 
-def write_max_pool(graph: QdqGraph, node: fx.Node, module: IntegerMaxPool) -> str:
+def write_max_pool(graph: QdqGraph, node: fx.Node, module: modules.IntegerMaxPool) -> str:
     """Write the integer module for max pool; returns the name of its result."""
     return graph.node(
         "MaxPool",
@@ -145,14 +133,14 @@ def write_max_pool(graph: QdqGraph, node: fx.Node, module: IntegerMaxPool) -> st
     )
 
 
-def write_pad(graph: QdqGraph, node: fx.Node, module: IntegerPad) -> str:
+def write_pad(graph: QdqGraph, node: fx.Node, module: modules.IntegerPad) -> str:
     """Write the integer module for pad; returns the name of its result."""
     pads = graph.constant(pads_of_axes(module.pad, len(graph.shapes[node])))
     zero_point = graph.constant(np.array(module.output.zero_point, dtype=np.uint8))
     return graph.node("Pad", [graph.input(node), pads, zero_point], tensor_name(node))
 
 
-def write_dynamic_quantize(graph: QdqGraph, node: fx.Node, module: DynamicQuantize) -> str:
+def write_dynamic_quantize(graph: QdqGraph, node: fx.Node, module: modules.DynamicQuantize) -> str:
     """Codes; `graph.dynamic_qparams` names their scale and zero-point."""
     write = _token_codes if module.per_token else _dynamic_codes
     return write(graph, node, tensor_name(node))
@@ -200,19 +188,19 @@ def _token_codes(graph: QdqGraph, node: fx.Node, codes: str) -> str:
 
 
 OPERATIONS: dict[type[nn.Module], Callable[[QdqGraph, fx.Node, Any], str]] = {
-    Quantize: write_quantize,
-    Dequantize: write_dequantize,
-    Requantize: write_requantize,
-    LookUp: write_look_up,
-    IntegerAdd: write_add,
-    IntegerCat: write_cat,
-    IntegerMultiply: write_multiply,
-    IntegerMatMul: write_multiply,
-    IntegerMean: write_mean,
-    IntegerAveragePool: write_average_pool,
-    IntegerMaxPool: write_max_pool,
-    IntegerPad: write_pad,
-    DynamicQuantize: write_dynamic_quantize,
+    modules.Quantize: write_quantize,
+    modules.Dequantize: write_dequantize,
+    modules.Requantize: write_requantize,
+    modules.LookUp: write_look_up,
+    modules.IntegerAdd: write_add,
+    modules.IntegerCat: write_cat,
+    modules.IntegerMultiply: write_multiply,
+    modules.IntegerMatMul: write_multiply,
+    modules.IntegerMean: write_mean,
+    modules.IntegerAveragePool: write_average_pool,
+    modules.IntegerMaxPool: write_max_pool,
+    modules.IntegerPad: write_pad,
+    modules.DynamicQuantize: write_dynamic_quantize,
     Dynamic: write_dynamic_fake_quantize,
     DynamicPerToken: write_dynamic_fake_quantize,
 }
