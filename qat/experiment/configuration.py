@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -22,6 +23,7 @@ RECIPES = _shipped("recipes")
 CONFIG_NAME = "config"
 
 
+@cache
 def register_recipes() -> None:
     """Make each file of `recipes/` an option of Hydra's group `recipe`; without this, `recipe=NAME` is unknown."""
     store = ConfigStore.instance()

@@ -4,7 +4,7 @@ import torch
 from qat.experiment import build
 from qat.experiment.build import part, validation_plan
 from qat.experiment.check import check_values
-from tests.experiment.configurations import composed
+from tests.experiment.configurations import changed, composed
 
 
 @pytest.mark.parametrize(
@@ -18,14 +18,19 @@ from tests.experiment.configurations import composed
     ],
 )
 def test_steps_are_validated_evenly_and_after_the_last_one(overrides: list[str], interval: int) -> None:
-    assert validation_plan(composed(*overrides), batches=100) == {
+    assert validation_plan(changed(*overrides), batches=100) == {
         "check_val_every_n_epoch": None,
         "val_check_interval": interval,
     }
 
 
+def test_values_are_what_hydra_makes_of_them() -> None:
+    values = ["trainer.max_steps=400", "trainer.max_epochs=null", "seed=abc", "optim.lr=1e-3", "float.epochs=1.5"]
+    assert changed(*values) == composed(*values)
+
+
 def test_epochs_are_validated_by_lightning() -> None:
-    assert validation_plan(composed("trainer.max_epochs=3"), batches=100) == {}
+    assert validation_plan(changed("trainer.max_epochs=3"), batches=100) == {}
 
 
 @pytest.mark.parametrize(
@@ -43,12 +48,12 @@ def test_epochs_are_validated_by_lightning() -> None:
 )
 def test_impossible_values_are_named(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$".replace(".", r"\.")):
-        check_values(composed(override))
+        check_values(changed(override))
 
 
 def test_a_high_temperature_is_warned_of_once_with_the_reason() -> None:
     def check_and_build() -> None:
-        config = composed("distillation.weight=0.5", "distillation.temperature=4.0")
+        config = changed("distillation.weight=0.5", "distillation.temperature=4.0")
         check_values(config)
         build.distillation(config, torch.nn.Linear(1, 1))
 
@@ -62,12 +67,12 @@ def test_sgds_learning_rate_is_warned_of_with_adam(optimizer: str) -> None:
     with pytest.warns(match=r"^optim.lr=0.02 is a rate for SGD; with Adam.* write optim.lr=0.001"):
         check_values(composed(f"optim={optimizer}"))
     check_values(composed(f"optim={optimizer}", "optim.lr=1e-3"))
-    check_values(composed("optim.lr=0.5"))
+    check_values(changed("optim.lr=0.5"))
 
 
 @pytest.mark.parametrize("overrides", [["distillation.weight=0.5"], ["distillation.temperature=4.0"]])
 def test_a_safe_or_unused_temperature_is_not(overrides: list[str]) -> None:
-    check_values(composed(*overrides))
+    check_values(changed(*overrides))
 
 
 def test_a_part_with_an_unknown_option_is_named() -> None:

@@ -9,11 +9,12 @@ from qat.experiment.check import check_same_run
 from tests.experiment.configurations import composed
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a run with the defaults."""
-    OmegaConf.save(composed(), tmp_path / "config.yaml", resolve=True)
-    return tmp_path
+    path = tmp_path_factory.mktemp("run")
+    OmegaConf.save(composed(), path / "config.yaml", resolve=True)
+    return path
 
 
 @pytest.mark.parametrize(

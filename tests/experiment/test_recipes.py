@@ -88,8 +88,12 @@ def test_policies_are_the_presets(name: str) -> None:
 
 @pytest.mark.parametrize("group", ["quantizer", "observer"])
 def test_every_quantizer_and_observer_can_be_chosen(group: str) -> None:
+    config = composed()
+    last = options(group)[-1]
+    assert composed(f"{group}={last}")[group] == OmegaConf.load(CONFIGS / group / f"{last}.yaml")  # as Hydra does here
     for name in options(group):
-        policy = build.policy(composed(f"{group}={name}"))
+        config[group] = OmegaConf.load(CONFIGS / group / f"{name}.yaml")
+        policy = build.policy(config)
         part = getattr(policy.rules["all"].weight, group)
         chosen = part.get("estimator", part)
         assert hydra.utils.get_class(chosen["_target_"]).__name__.lower() == name.replace("_", "")
