@@ -74,8 +74,11 @@ def _refusal(case: Case) -> str:
 
 
 def _worth_a_test(case: Case) -> bool:
-    """Everything for activations and weights per channel; per tensor and per group differ from those in the view alone."""
-    return case.layout in ("activation", "per_channel") or (case.bits != 8 and case.form in ("signed", "affine"))
+    """Every form at 4 bits (2 where there are no 4), for activations and weights per channel; of the rest what differs."""
+    usual = case.bits == (2 if case.name in ("ternary", "binary") else 4)
+    if case.layout not in ("activation", "per_channel"):  # other views of the same
+        return usual and case.form in ("signed", "affine")
+    return usual or case.form == ("unsigned" if case.layout == "activation" else "signed")
 
 
 OF_TOKENS = {"dynamic_per_token"}

@@ -572,8 +572,8 @@ def test_an_activation_that_is_looked_up_learns_its_range_and_its_steps(name: st
     before = [p.detach().clone() for p in quantizer.parameters()]
     worker_process = torch.nn.Parameter(torch.ones(()))  # QIL's own range is fixed; what follows scales
     first = (quantizer(x) - x).square().mean().item()
-    optimizer = torch.optim.Adam([worker_process, *quantizer.parameters()], lr=0.02)
-    for _ in range(400):
+    optimizer = torch.optim.Adam([worker_process, *quantizer.parameters()], lr=0.04)
+    for _ in range(200):
         optimizer.zero_grad()
         (worker_process * quantizer(x) - x).square().mean().backward()
         optimizer.step()

@@ -129,7 +129,7 @@ def test_sgd_with_a_huge_step_leaves_scales_positive_and_the_output_on_the_grid(
     quantizer = case.calibrated(x)
     weight = nn.Parameter(x.clone())
     optimizer = torch.optim.SGD([weight, *quantizer.parameters()], lr=10.0)
-    for step in range(6):
+    for step in range(4):
         optimizer.zero_grad()
         y = quantizer(weight)
         (y.square().sum() * (-1) ** step).backward()
@@ -145,7 +145,7 @@ def test_sgd_with_a_huge_step_leaves_scales_positive_and_the_output_on_the_grid(
 
 
 @pytest.mark.parametrize("case", [*ACTIVATIONS, *WEIGHTS], ids=str)
-@pytest.mark.parametrize("lr", [10.0, 1e6])
+@pytest.mark.parametrize("lr", [1e6])
 def test_adam_with_a_huge_step_does_neither(case: Case, lr: float) -> None:
     x = 5 * torch.randn(SHAPE)
     quantizer = case.calibrated(x)
@@ -355,7 +355,7 @@ def test_an_empty_batch_passes(case: Case) -> None:
 
 @weights
 def test_weights_and_parameters_learn_through_it(case: Case) -> None:
-    x, truth = torch.randn(256, 12), torch.randn(4, 12)
+    x, truth = torch.randn(64, 12), torch.randn(4, 12)
     weight = nn.Parameter(0.1 * torch.randn(4, 12))
     quantizer = case.rule.build((4, 12))
     quantizer.set_range(*torch.aminmax(truth, dim=1))
@@ -363,9 +363,9 @@ def test_weights_and_parameters_learn_through_it(case: Case) -> None:
     farthest = (torch.arange(4), truth.abs().argmax(dim=1))
     weight.data[farthest] = 1.1 * truth[farthest]  # one weight of each channel is clipped: from them PACT learns
     first = [p.detach().clone() for p in quantizer.train().parameters()]
-    optimizer = torch.optim.Adam([weight, *quantizer.parameters()], lr=0.03)
+    optimizer = torch.optim.Adam([weight, *quantizer.parameters()], lr=0.05)
     losses = []
-    for _ in range(300):
+    for _ in range(150):
         loss = (x @ (quantizer(weight) - truth).T).square().mean()
         optimizer.zero_grad()
         loss.backward()
