@@ -1,8 +1,10 @@
-"""Two processes on gloo, started once by torchrun (two_processes.py), compared with this single process."""
+"""Two processes on gloo, started once (two_processes.py), compared with this single process."""
 
 import copy
 import json
+import multiprocessing.connection
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +58,24 @@ def run(script: Path, *arguments: str, torchrun: bool = True, **variables: str) 
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The results of the two processes, by rank."""
     folder = tmp_path_factory.mktemp("both")
-    done = run(Path(two_processes.__file__), str(folder))
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [two_processes.__name__]
+    )  # two imports of Lightning take longer than all they do here
+    processes = [context.Process(target=two_processes.process, args=(rank, port, folder)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    try:
+        multiprocessing.connection.wait([process.sentinel for process in processes], timeout=600)  # the first to end
+        for process in processes:
+            process.join(60)
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
     return [{**torch.load(folder / f"{rank}.pt"), "folder": folder} for rank in (0, 1)]
 
 

@@ -1,8 +1,8 @@
-"""What each process of test_distributed.py does; torchrun starts two. The test also runs some scenarios in a single process.
+"""What each process of test_distributed.py does. The test also runs some scenarios in a single process.
 
-    torchrun --nproc-per-node 2 tests/training/two_processes.py FOLDER
+Process r saves its results in FOLDER/r.pt. By hand, where the test only says that one failed:
 
-Process r saves its results in FOLDER/r.pt.
+    PYTHONSAFEPATH=1 PYTHONPATH=. torchrun --nproc-per-node 2 tests/training/two_processes.py FOLDER
 """
 
 from __future__ import annotations
@@ -231,6 +231,13 @@ def main(folder: Path) -> None:
     found |= {"oscillations": oscillations(folder), "policies": policies(folder)}
     found |= {"report": report(folder / "report"), "failures": failures(folder)}
     torch.save(found, folder / f"{rank()}.pt")
+
+
+def process(rank: int, port: int, folder: Path) -> None:
+    """`main` as one of two processes, in the environment that torchrun makes."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    main(folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The report of a fit, with all callbacks of the comparison."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -47,12 +46,12 @@ def test_four_callbacks_report_on_anybodys_module(kind: type[Classifier], tmp_pa
 
 def test_the_order_of_the_callbacks_does_not_matter(tmp_path: Path) -> None:
     found = []
-    for i, order in enumerate(itertools.islice(itertools.permutations(MAKERS), 0, 24, 7)):
+    for name, order in {"one": tuple(MAKERS), "other": tuple(reversed(MAKERS))}.items():
         torch.manual_seed(1)
-        fit(Classifier(), tmp_path / str(i), order)
-        rows = read_results(tmp_path / str(i) / "results.json").rows
+        fit(Classifier(), tmp_path / name, order)
+        rows = read_results(tmp_path / name / "results.json").rows
         found.append([(row.name, row.top1, row.size_bytes) for row in rows])
-    assert found.count(found[0]) == len(found) == 4
+    assert found[0] == found[1]
 
 
 def test_measuring_leaves_the_users_module_and_data_as_they_are(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A fit that is interrupted anywhere ends like one that is not: the same bits, the same batches and the same logged values."""
 
+import functools
 import os
 import random
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -130,6 +132,20 @@ def test_a_fit_resumed_from_any_checkpoint_ends_with_the_same_bits(
         assert seen == 0 or resumed.diary.pages == whole.diary.pages[-seen:], path.name
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a fit with a checkpoint in every hook, and how it ended."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, Fit(folder, shuffled, callbacks=[CheckpointInEveryHook(folder)]).run().end()
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
+    """How a fit of two epochs ends that steps after every n-th batch."""
+    folder = tmp_path_factory.mktemp("ends")
+    return functools.cache(lambda n: Fit(folder, shuffled, accumulate_grad_batches=n, epochs=2).run().end())
+
+
 def test_dampened_and_frozen_oscillations_are_resumed(tmp_path: Path) -> None:
     def control() -> OscillationControl:
         return OscillationControl(dampening=(0.0, 0.5), freezing=(0.3, 0.02), momentum=0.2, max_bits=8)
@@ -142,18 +158,20 @@ def test_dampened_and_frozen_oscillations_are_resumed(tmp_path: Path) -> None:
         assert differences(whole.end(), resumed.end()) == [], path.name
 
 
-def test_a_fit_interrupted_twice_in_one_epoch_ends_with_the_same_bits(tmp_path: Path) -> None:
-    end = Fit(tmp_path, shuffled, callbacks=[CheckpointInEveryHook(tmp_path)]).run().end()
-    again = tmp_path / "again"
-    again.mkdir()
-    Fit(tmp_path, shuffled, seed=1, callbacks=[CheckpointInEveryHook(again)]).run(tmp_path / "07_batch_6.ckpt")
-    assert differences(end, Fit(tmp_path, shuffled, seed=2).run(again / "01_batch_8.ckpt").end()) == []
+def test_a_fit_interrupted_twice_in_one_epoch_ends_with_the_same_bits(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, end = whole
+    Fit(tmp_path, shuffled, seed=1, callbacks=[CheckpointInEveryHook(tmp_path)]).run(folder / "07_batch_6.ckpt")
+    assert differences(end, Fit(tmp_path, shuffled, seed=2).run(tmp_path / "01_batch_8.ckpt").end()) == []
 
 
 @pytest.mark.parametrize("name", ["02_batch_3", "04_batch_5", "05_validation_5", "06_epoch_5"])
-def test_without_its_record_a_resumed_fit_ends_differently(name: str, tmp_path: Path) -> None:
-    end = Fit(tmp_path, shuffled, callbacks=[CheckpointInEveryHook(tmp_path)]).run().end()
-    checkpoint = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
+def test_without_its_record_a_resumed_fit_ends_differently(
+    name: str, whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, end = whole
+    checkpoint = torch.load(folder / f"{name}.ckpt", weights_only=True)
     del checkpoint[RESUME_KEY]
     torch.save(checkpoint, tmp_path / "without.ckpt")
     with pytest.warns(match="not resumable") if name == "02_batch_3" else nullcontext():
@@ -193,14 +211,13 @@ class InterruptionError(Exception):
 )
 @pytest.mark.filterwarnings("ignore:.*ckpt_path=.*")
 def test_a_checkpoint_saved_by_an_exception_between_two_steps_is_exact(
-    hook: str, n: int, every: int, tmp_path: Path
+    hook: str, n: int, every: int, ends: Callable[[int], dict[str, Any]], tmp_path: Path
 ) -> None:
     options = {"accumulate_grad_batches": every, "epochs": 2}
-    end = Fit(tmp_path, shuffled, **options).run().end()
     failing = [RaiseInHook(hook, n), OnExceptionCheckpoint(tmp_path, "saved")]
     with pytest.raises(InterruptionError):
         Fit(tmp_path, shuffled, callbacks=failing, **options).run()
-    assert differences(end, Fit(tmp_path, shuffled, seed=9, **options).run(tmp_path / "saved.ckpt").end()) == []
+    assert differences(ends(every), Fit(tmp_path, shuffled, seed=9, **options).run(tmp_path / "saved.ckpt").end()) == []
 
 
 def test_the_best_checkpoint_is_copied_into_another_folder(tmp_path: Path) -> None:
@@ -224,15 +241,17 @@ def test_the_best_checkpoint_is_copied_into_another_folder(tmp_path: Path) -> No
     assert third.best_model_path == ""
 
 
-def test_instead_of_a_damaged_last_checkpoint_the_one_before_is_used(tmp_path: Path) -> None:
-    end = Fit(tmp_path, shuffled, callbacks=[CheckpointInEveryHook(tmp_path)]).run().end()
+def test_instead_of_a_damaged_last_checkpoint_the_one_before_is_used(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     last = tmp_path / "12_validation_10.ckpt"
     written = last.stat().st_mtime
     last.write_bytes(last.read_bytes()[:5000])
     os.utime(last, (written, written))
     with pytest.warns(match="12_validation_10.ckpt is damaged: 11_batch_10.ckpt, of step 10, is used"):
         resumed = Fit(tmp_path, shuffled, seed=4).run(last)
-    assert differences(end, resumed.end()) == []
+    assert differences(whole[1], resumed.end()) == []
     assert resumed.diary.pages[0][0] == "validation"
 
 
