@@ -63,7 +63,7 @@ def test_every_layer_becomes_an_integer_kernel(policy, tmp_path):
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_any_torchvision_resnet_with_random_statistics(name, tmp_path):
     model = build(lambda: torchvision.models.get_model(name, num_classes=10))
-    x = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     prepared = qat.prepare(model, "w4a4", x)
     qat.calibrate(prepared, [x])
     integer = qat.convert(prepared)

@@ -1,5 +1,7 @@
 """Weights in few bits, arithmetic in float: what the file stores and what it computes."""
 
+import functools
+
 import numpy as np
 import onnx
 import pytest
@@ -21,17 +23,24 @@ POLICIES = {
 }  # fmt: skip
 
 
-def exported(network, policy, tmp_path):
-    prepared = qat.prepare(build(network), qat.load_policy(policy))
-    qat.calibrate(prepared, [images(16)])
-    integer = qat.convert(prepared)
-    qat.export_onnx(integer, images(2), tmp_path / "model.onnx")
-    return prepared.eval(), integer, tmp_path / "model.onnx"
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(prepared, integer, path) of a network and a policy, made once: nobody changes them."""
+
+    @functools.cache
+    def of(network, policy):
+        prepared, path = qat.prepare(build(network), qat.load_policy(POLICIES[policy])), tmp_path_factory.mktemp("onnx")
+        qat.calibrate(prepared, [images(16)])
+        integer = qat.convert(prepared)
+        qat.export_onnx(integer, images(2), path / "model.onnx")
+        return prepared.eval(), integer, path / "model.onnx"
+
+    return of
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_the_file_computes_what_was_trained(policy, tmp_path):
-    prepared, integer, path = exported(OptionA, policy, tmp_path)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_file_computes_what_was_trained(policy, exported):
+    prepared, integer, path = exported(OptionA, policy)
     x = images(16, 3)
     expected = prepared(x).detach()
     torch.testing.assert_close(integer(x).detach(), expected, rtol=0, atol=0)
@@ -50,16 +59,16 @@ def test_the_file_computes_what_was_trained(policy, tmp_path):
 
 
 @pytest.mark.parametrize("network", [Inverted, Inception, Rows])
-def test_every_network_that_has_an_integer_form_has_a_float_one(network, tmp_path):
-    _, integer, path = exported(network, "w4", tmp_path)
+def test_every_network_that_has_an_integer_form_has_a_float_one(network, exported):
+    _, integer, path = exported(network, "w4")
     assert qat.verify(path, integer, [images(8, 4)]).exact
 
 
 @pytest.mark.parametrize(
     ("policy", "kind"), [("w8", "INT8"), ("w4", "INT4"), ("w2", "INT2"), ("affine", "UINT4"), ("per group", "INT4")]
 )
-def test_codes_take_the_bits_they_need_and_no_float_weight_is_stored(policy, kind, tmp_path):
-    prepared, _, path = exported(OptionA, POLICIES[policy], tmp_path)
+def test_codes_take_the_bits_they_need_and_no_float_weight_is_stored(policy, kind, exported):
+    prepared, _, path = exported(OptionA, policy)
     tensors = {t.name: t for t in onnx.load(path).graph.initializer}
     weights = [t for name, t in tensors.items() if "_weight_codes" in name]
     assert [onnx.TensorProto.DataType.Name(t.data_type) for t in weights] == [kind] * 4
@@ -70,22 +79,22 @@ def test_codes_take_the_bits_they_need_and_no_float_weight_is_stored(policy, kin
     assert np.array_equal(codes, quantizer.quantize(prepared.conv2.weight).detach().numpy())
 
 
-def test_the_runtime_widens_weights_once_and_multiplies_in_float(tmp_path):
-    _, integer, path = exported(OptionA, "w4", tmp_path)
+def test_the_runtime_widens_weights_once_and_multiplies_in_float(exported):
+    _, integer, path = exported(OptionA, "w4")
     found = qat.verify(path, integer, [images(2)]).operators
     assert not {"Cast", "Mul", "DequantizeLinear", "MatMulNBits", "BatchNormalization"} & set(found)
 
 
-def test_verify_sees_a_changed_weight_and_a_wrong_output(tmp_path):
-    _, integer, path = exported(OptionA, "w8", tmp_path)
+def test_verify_sees_a_changed_weight_and_a_wrong_output(exported, tmp_path):
+    _, integer, path = exported(OptionA, "w8")
     model = onnx.load(path)
     tensor = next(t for t in model.graph.initializer if t.name.startswith("conv2_weight_codes"))
     codes = onnx.numpy_helper.to_array(tensor).copy()
     changed = np.count_nonzero(codes)
     codes *= -1
     tensor.CopyFrom(onnx.numpy_helper.from_array(codes, tensor.name))
-    onnx.save(model, path)
-    sites = {site.name: site for site in qat.verify(path, integer, [images(16)]).sites}
+    onnx.save(model, tmp_path / "changed.onnx")
+    sites = {site.name: site for site in qat.verify(tmp_path / "changed.onnx", integer, [images(16)]).sites}
     assert sites["conv2.weight"].code_mismatches == changed > 0
     assert sites["conv2.weight"].max_step_difference == 2 * np.abs(codes.astype(int)).max()
     assert sites["output (within 1e-05 of the largest)"].code_mismatches > 0

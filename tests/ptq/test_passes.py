@@ -79,7 +79,7 @@ def test_the_result_becomes_integers_that_compute_the_same(network: type[nn.Modu
 
 @every
 def test_not_one_code_differs_in_onnx_runtime(passes: list[Pass], tmp_path) -> None:
-    integer = qat.convert(apply_passes(passes, build(OptionA), "w4a4", BATCHES))
+    integer = qat.convert(apply_passes([quick(p) for p in passes], build(OptionA), "w4a4", BATCHES))
     qat.export_onnx(integer, images(2), tmp_path / "model.onnx")
     assert qat.verify(tmp_path / "model.onnx", integer, [images(50, 2)]).exact
 
