@@ -74,8 +74,8 @@ def _refusal(case: Case) -> str:
 
 
 def _worth_a_test(case: Case) -> bool:
-    """Every form at 4 bits (2 where there are no 4), for activations and weights per channel; of the rest what differs."""
-    usual = case.bits == (2 if case.name in ("ternary", "binary") else 4)
+    """Every form at its usual bits, for activations and weights per channel; of the rest what differs."""
+    usual = case.bits == {"ternary": 2, "binary": 2, "dynamic": 8}.get(case.name, 4)
     if case.layout not in ("activation", "per_channel"):  # other views of the same
         return usual and case.form in ("signed", "affine")
     return usual or case.form == ("unsigned" if case.layout == "activation" else "signed")
