@@ -67,10 +67,10 @@ class ClipAndRound(torch.autograd.Function):
         dx = inside(ctx.rounding.gradient(g, torch.div(x, scale)))
         dlo = dhi = dscale = None
         if learned:
-            g, whole = inside(g), g
-            outside = torch.sub(whole, g)
-            dhi = torch.where(x >= hi, outside, 0.0).sum_to_size(hi.shape)
-            dlo = outside.sum_to_size(lo.shape) - dhi
+            above = x >= hi
+            dhi = torch.where(above, g, 0.0).sum_to_size(hi.shape)
+            dlo = torch.where((x <= lo).logical_and_(~above), g, 0.0).sum_to_size(lo.shape)
+            g = inside(g)
         if ctx.needs_input_grad[3]:
             dscale = torch.mul(g, y).addcmul_(dx, x, value=-1.0).sum_to_size(scale.shape).div_(scale)
         return dx.to(grad.dtype), dlo, dhi, dscale, None

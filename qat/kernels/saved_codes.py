@@ -60,7 +60,8 @@ def saving_as_codes(x: Tensor, encoding: ByteEncoding | None) -> AbstractContext
         is_x = saved.untyped_storage().data_ptr() == memory and saved.numel() == x.numel()
         if not is_x or saved.dtype is not torch.float32 or not (saved.is_contiguous() or saved.stride() == stride):
             return saved  # the weight, or a view with another memory order
-        return SavedCodes(loaded_kernels().to_codes(saved, encoding.scale, encoding.lo), encoding)
+        codes = loaded_kernels().to_codes(saved, encoding.scale, encoding.lo)
+        return saved if codes is None else SavedCodes(codes, encoding)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 

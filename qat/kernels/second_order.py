@@ -56,7 +56,7 @@ def clip_and_round_backward(
     x, y, lo, hi, scale = (t.detach().float() for t in tensors)
     g = grad.float()
     above, below = x >= hi, x <= lo
-    inside = ~(above | below)
+    inside = (x > lo) & (x < hi)
     dx = torch.where(inside, g * slope(rounding, g, x / scale), 0.0)
     dscale = (torch.where(inside, g, 0.0) * y - dx * x).sum_to_size(scale.shape) / scale
     dlo, dhi = (torch.where(mask, g, 0.0) for mask in (below & ~above, above))

@@ -197,6 +197,7 @@ def test_clip_and_round_does_not_depend_on_the_threads_and_keeps_nan() -> None:
     y, dx, *_ = learned_bounds(x, scale, grad, DSQ())
     assert y.isnan().nonzero().tolist() == [[0, 0]]
     assert torch.isfinite(dx).all()
+    assert dx[0, 0] == 0
 
 
 @native
@@ -295,7 +296,7 @@ def test_what_cannot_be_built_is_said_in_one_sentence(tmp_path: Path, monkeypatc
     source.write_text("this is not C")
     with pytest.raises(build.BuildError, match=r"(failed: .*error|no C compiler|no libgomp)"):
         build.shared_library(source)
-    assert not list((tmp_path / "native").glob("*")), "nothing half-written is left"
+    assert {path.name for path in (tmp_path / "native").glob("*")} <= {"lock"}, "nothing half-written is left"
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     with pytest.raises(build.BuildError, match="there is no C compiler"):
         build.shared_library(source)

@@ -2,8 +2,8 @@
 
 A tensor consists of rows of `columns` values; the last row may be shorter. Row r has the scale scales[r * step]: step 1 is one
 scale per row, step 0 one for all. The backward pass reads either x again, or one byte per element that the forward saved:
-OUTSIDE (-OUTSIDE) on or beyond the upper (lower) bound, and inside the bounds the rounding error round(v) - v, v = x / scale,
-in steps of 1 / STEPS.
+OUTSIDE (-OUTSIDE) on or beyond the upper (lower) bound, NOT_A_NUMBER for NaN, and inside the bounds the rounding error
+round(v) - v, v = x / scale, in steps of 1 / STEPS. The gradient of NaN is 0, and that of its scale NaN.
 
 Each row has its own sum, so that no sum depends on the number of threads. */
 
@@ -12,6 +12,7 @@ Each row has its own sum, so that no sum depends on the number of threads. */
 
 #define STEPS 252.0f /* 0.5 * STEPS = 126, one less than OUTSIDE */
 #define OUTSIDE 127
+#define NOT_A_NUMBER -128
 
 static int64_t end_of(int64_t row, int64_t columns, int64_t size) {
     const int64_t end = (row + 1) * columns;
@@ -33,8 +34,11 @@ void fake_quantize_forward(const float *restrict x, const float *restrict scales
             const float rounded = rintf(inside);
             if (saved) {
                 float error = rintf((rounded - v) * STEPS);
+                error = error > OUTSIDE - 1 ? OUTSIDE - 1 : error;
+                error = error < 1 - OUTSIDE ? 1 - OUTSIDE : error;
                 error = x[i] <= lowest ? -OUTSIDE : error;
                 error = x[i] >= highest ? OUTSIDE : error;
+                error = error == error ? error : NOT_A_NUMBER;
                 saved[i] = (int8_t)(int32_t)error;
             }
             y[i] = rounded * scale;
@@ -58,7 +62,7 @@ void fake_quantize_backward(const float *restrict grad, const float *restrict x,
             float factor = rintf(v) - v;
             factor = x[i] >= highest ? hi : factor;
             factor = x[i] <= lowest ? lo : factor;
-            dx[i] = (x[i] >= highest) | (x[i] <= lowest) ? 0.0f : grad[i];
+            dx[i] = (x[i] < highest) & (x[i] > lowest) ? grad[i] : 0.0f;
             sum += grad[i] * factor;
         }
         dscale[row] = sum;
@@ -79,6 +83,7 @@ void fake_quantize_backward_from_saved(const float *restrict grad, const int8_t 
             float factor = (float)code * (1.0f / STEPS);
             factor = code > OUTSIDE - 1 ? hi : factor;
             factor = code < 1 - OUTSIDE ? lo : factor;
+            factor = code == NOT_A_NUMBER ? NAN : factor;
             dx[i] = (code > OUTSIDE - 1) | (code < 1 - OUTSIDE) ? 0.0f : grad[i];
             sum += grad[i] * factor;
         }
@@ -122,9 +127,9 @@ static inline void clip_and_round_row(const float *restrict grad, const float *r
     float below = 0.0f, above = 0.0f, inner = 0.0f;
 #pragma omp simd reduction(+ : below, above, inner)
     for (int64_t i = start; i < end; i++) {
-        const int low = x[i] <= lo, high = x[i] >= hi;
+        const int high = x[i] >= hi, low = (x[i] <= lo) & !high;
         const float slope = points > 1 ? slope_at(slopes, points, x[i] / scale, grad[i]) : slopes[0];
-        const float inside = low | high ? 0.0f : grad[i];
+        const float inside = (x[i] > lo) & (x[i] < hi) ? grad[i] : 0.0f;
         dx[i] = inside * slope;
         below += low ? grad[i] : 0.0f;
         above += high ? grad[i] : 0.0f;
@@ -151,10 +156,19 @@ void clip_and_round_backward(const float *restrict grad, const float *restrict x
     }
 }
 
-/* Values of a grid as bytes, round(x / scale) - lo, and back: bit for bit what fake_quantize_forward wrote. */
-void to_codes(const float *restrict x, float scale, float lo, uint8_t *restrict codes, int64_t size, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < size; i++) codes[i] = (uint8_t)(int32_t)(rintf(x[i] / scale) - lo);
+/* Values of a grid as bytes, round(x / scale) - lo, and back: bit for bit what fake_quantize_forward wrote. Returns whether one
+of them is no byte, as NaN is not. */
+int to_codes(const float *restrict x, float scale, float lo, uint8_t *restrict codes, int64_t size, int threads) {
+    int strange = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : strange)
+    for (int64_t i = 0; i < size; i++) {
+        const float code = rintf(x[i] / scale) - lo;
+        float inside = code > 0.0f ? code : 0.0f; /* 0 for NaN */
+        inside = inside < 255.0f ? inside : 255.0f;
+        codes[i] = (uint8_t)(int32_t)inside;
+        strange |= !(code == inside);
+    }
+    return strange;
 }
 
 void from_codes(const uint8_t *restrict codes, float scale, float lo, float *restrict x, int64_t size, int threads) {

@@ -6,14 +6,20 @@ import ctypes
 import functools
 import logging
 import os
+import subprocess
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from qat.kernels.cpu.build import BuildError, shared_library
+from qat.kernels.cpu.build import BuildError, NoCompilerError, load_checked, shared_library
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CHUNK = 4096
 """Elements that are summed together if all share one scale."""
@@ -25,25 +31,55 @@ ROUNDING_ERROR_STEPS = 252
 """The rounding error, in [-0.5, 0.5], is saved in steps of 1 / 252."""
 OUTSIDE = 127
 """What is saved on or beyond the upper bound; -127 at the lower one."""
+NOT_A_NUMBER = -128
+"""What is saved of NaN."""
 
 
 @functools.cache
 def load_library(source: str) -> ctypes.CDLL | None:
-    """The compiled C file of this folder; None without a C compiler, or with QAT_NATIVE=0 in the environment."""
+    """The compiled C file of this folder; None without a C compiler, or with QAT_NATIVE=0 in the environment.
+
+    If it cannot be compiled or loaded, one warning says why.
+    """
     if os.environ.get("QAT_NATIVE") == "0":
         return None
     try:
-        return ctypes.CDLL(str(shared_library(Path(__file__).with_name(source))))
-    except (BuildError, OSError) as error:
+        return load_checked(shared_library(Path(__file__).with_name(source)))
+    except NoCompilerError as error:
         log.info("%s is not compiled, torch's own operations compute instead: %s", source, error)
+    except (BuildError, OSError, subprocess.SubprocessError) as error:
+        _warn_once(str(error))
+    return None
+
+
+def bind(source: str, kernels: Callable[[ctypes.CDLL], T]) -> T | None:
+    """The functions of a compiled C file; None where `load_library` has none, or the file lacks one of them."""
+    library = load_library(source)
+    try:
+        return None if library is None else kernels(library)
+    except AttributeError as error:
+        _warn_once(f"the compiled {source} lacks a function ({error})")
         return None
+
+
+_warned: list[str] = []
+"""Why there are no compiled kernels, once it was said."""
+
+
+def _warn_once(reason: str) -> None:
+    if not _warned:
+        _warned.append(reason)
+        warnings.warn(
+            f"the compiled kernels are not used, torch's own operations compute the same, more slowly: {reason}; "
+            "QAT_CACHE_DIR chooses another folder for them, QAT_NATIVE=0 switches them off.",
+            stacklevel=3,
+        )
 
 
 @functools.cache
 def load_kernels() -> Kernels | None:
     """The compiled functions of fake_quantize.c; None where `load_library` has none."""
-    library = load_library("fake_quantize.c")
-    return None if library is None else Kernels(library)
+    return bind("fake_quantize.c", Kernels)
 
 
 def loaded_kernels() -> Kernels:
@@ -130,11 +166,11 @@ class Kernels:
         self._clip_and_round_backward(*inputs, dx.data_ptr(), sums.data_ptr(), *_sizes(grad, n_scales))
         return dx, sums if n_scales > 1 else sums.sum(dim=1, keepdim=True)
 
-    def to_codes(self, x: Tensor, scale: float, lo: float) -> Tensor:
-        """uint8 `round(x / scale) - lo` of values that `fake_quantize` returned."""
+    def to_codes(self, x: Tensor, scale: float, lo: float) -> Tensor | None:
+        """uint8 `round(x / scale) - lo` of values that `fake_quantize` returned; None if one of them is no code, as NaN."""
         codes = torch.empty_like(x, dtype=torch.uint8)
-        self._to_codes(x.data_ptr(), scale, lo, codes.data_ptr(), x.numel(), threads_for(x))
-        return codes
+        strange = self._to_codes(x.data_ptr(), scale, lo, codes.data_ptr(), x.numel(), threads_for(x))
+        return None if strange else codes
 
     def from_codes(self, codes: Tensor, scale: float, lo: float) -> Tensor:
         """The values of `to_codes` again, bit for bit."""

@@ -70,8 +70,8 @@ static QParams qparams_of(const Row *row, float lo, float hi) {
     scale = scale > SMALLEST_SCALE ? scale : SMALLEST_SCALE;
     float zero = row->symmetric ? 0.0f : (float)row->qmin - rintf(lo / scale);
     if (!row->symmetric) {
-        zero = zero < row->qmin ? row->qmin : zero;
-        zero = zero > row->qmax ? row->qmax : zero;
+        zero = zero > row->qmin ? zero : row->qmin; /* qmin for NaN, of an infinite range */
+        zero = zero < row->qmax ? zero : row->qmax;
     }
     return (QParams){(double)scale, (int)zero};
 }
@@ -106,7 +106,9 @@ static double clipping_error(const Row *row, QParams p) {
     const double lowest = (row->qmin - p.zero_point - margin) * p.scale;
     double above = floor((highest / row->half_width + 1.0) * (BINS / 2) - 0.5) + 1.0;
     double below = ceil((lowest / row->half_width + 1.0) * (BINS / 2) - 0.5);
-    const int i = above < 0.0 ? 0 : above > BINS ? BINS : (int)above, k = below < 0.0 ? 0 : below > BINS ? BINS : (int)below;
+    above = above > 0.0 ? above : 0.0; /* 0 for NaN */
+    below = below > 0.0 ? below : 0.0;
+    const int i = above < BINS ? (int)above : BINS, k = below < BINS ? (int)below : BINS;
     const double upper = (row->squares[BINS] - row->squares[i]) - 2.0 * highest * (row->sum[BINS] - row->sum[i]) +
                          highest * highest * (row->n[BINS] - row->n[i]);
     const double lower = row->squares[k] - 2.0 * lowest * row->sum[k] + lowest * lowest * row->n[k];

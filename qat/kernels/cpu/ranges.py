@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-from qat.kernels.cpu.library import load_library, threads_for
+from qat.kernels.cpu.library import bind, threads_for
 
 BINS = 4096
 
@@ -16,8 +16,7 @@ BINS = 4096
 @functools.cache
 def range_kernels() -> RangeKernels | None:
     """The compiled functions; None where `load_kernels` has none."""
-    library = load_library("ranges.c")
-    return None if library is None else RangeKernels(library)
+    return bind("ranges.c", RangeKernels)
 
 
 class RangeKernels:
