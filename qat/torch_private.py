@@ -33,6 +33,7 @@ from torch.utils._pytree import (
 
 __all__ = [
     "FLAT_WEIGHTS",
+    "TENSOR_FROM_PARTS",
     "BatchNorm",
     "DispatchMode",
     "HigherOrderOperator",
@@ -72,6 +73,14 @@ Operator = OpOverload
 
 assert_function = torch._assert
 """The `assert` of networks that want to be traced: (condition, message)."""
+
+TENSOR_FROM_PARTS: dict[str, Callable[..., Any]] = {
+    "_rebuild_tensor": torch._utils._rebuild_tensor,
+    "_rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "_rebuild_parameter": torch._utils._rebuild_parameter,
+    "_rebuild_parameter_with_state": torch._utils._rebuild_parameter_with_state,
+}
+"""The functions of torch._utils that a checkpoint calls to make tensors and parameters."""
 
 FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
 """Where a recurrent layer keeps its parameters a second time, in the order of cuDNN."""

@@ -13,6 +13,7 @@ ROOT = Path(qat.__file__).parent
 # Rooms on one floor do not know each other. Ground-floor rooms know nothing of the project but themselves.
 FLOORS: list[set[str]] = [
     {"files", "contexts", "torch_private", "version"},
+    {"reading"},
     {"grid", "granularity", "kernels", "data", "models", "report", "structure"},
     {"spec"},
     {"functional"},

@@ -106,6 +106,13 @@ MEMBERS = [
     of_lightning("_FitLoop", "_data_source", lambda: trainer().fit_loop, "wrap the train dataloaders"),
     of_lightning("_FitLoop", "_last_train_dl_reload_epoch", lambda: trainer().fit_loop, "reload dataloaders on time"),
     of_lightning("loops.loop", "_Loop", lambda: loop, "end a restart of all loops"),
+    of_lightning("Trainer", "_checkpoint_connector", trainer, "check what checkpoints restore"),
+    of_lightning(
+        "_CheckpointConnector",
+        "_restore_modules_and_callbacks",
+        lambda: trainer()._checkpoint_connector,
+        "say which checkpoint does not fit",
+    ),
     of_lightning("Trainer", "_logger_connector", trainer, "restore logged values"),
     of_lightning("_LoggerConnector", "_callback_metrics", lambda: trainer()._logger_connector, "restore last values"),
     of_lightning("_LoggerConnector", "_first_loop_iter", lambda: trainer()._logger_connector, "go on with means"),
@@ -161,6 +168,11 @@ MEMBERS = [
     of_torch("a pruning hook", "_tensor_name", pruning_hook, "find weights that hooks compute", BELOW_TRAINING),
     of_torch("utils", "_python_dispatch", lambda: torch.utils, "count multiply-adds", BELOW_TRAINING),
     of_torch("torch", "_assert", lambda: torch, "leave assertions out of graphs", BELOW_TRAINING),
+    of_torch("torch", "_utils", lambda: torch, "read tensors beside objects", BELOW_TRAINING),
+    *(
+        of_torch("_utils", name, lambda: torch._utils, "read tensors beside objects", BELOW_TRAINING)
+        for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
+    ),
     of_torch("torch", "_ops", lambda: torch, "name operations", BELOW_TRAINING),
     of_torch("LSTM", "_flat_weights_names", lambda: nn.LSTM(1, 1), "let it read other weights", BELOW_TRAINING),
     of_torch("an operation", "_schema", lambda: torch.ops.aten.relu.default, "name its arguments", BELOW_TRAINING),

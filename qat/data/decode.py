@@ -12,14 +12,14 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from qat.data.image_files import ImageFiles, open_image, resize_and_crop
 from qat.data.tensor_images import TensorImages
-from qat.files import cache_folder, write_atomically
+from qat.files import cache_folder
+from qat.reading.tensor_file import read_tensors, write_tensors
 
-CACHE_FORMAT = 1  # raise it if the same files decode to other tensors
+CACHE_FORMAT = 2  # raise it if the same files decode to other tensors
 CHUNK = 256  # images that a thread decodes at a time
 
 
@@ -35,16 +35,15 @@ def decode_images(files: ImageFiles, channels: int, image_size: int | None) -> T
     """
     cached = cache_folder() / f"{files.folder.name}-{_fingerprint(files, channels, image_size)}.safetensors"
     try:
-        return TensorImages(**load_file(cached))
+        return TensorImages(**read_tensors(cached, needs_checksum=True))
     except FileNotFoundError:
         pass
-    except (SafetensorError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         warnings.warn(f"the cached images {cached} cannot be read ({error}): decoding them again.", stacklevel=2)
     images = _decode_all(files, channels, image_size)
     decoded = TensorImages(images, torch.tensor(files.labels))
     try:
-        # not save_file, which makes a file that only its owner can read
-        write_atomically(cached, save({"images": decoded.images, "labels": decoded.labels}))
+        write_tensors(cached, {"images": decoded.images, "labels": decoded.labels})
     except (SafetensorError, OSError) as error:
         warnings.warn(
             f"the decoded images are not cached in {cached.parent} ({error}): set QAT_CACHE_DIR to a writable folder.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
 PIL_MODES = {1: "L", 3: "RGB"}
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What an image may be, whatever its name says: some other formats are programs, which Pillow hands to an interpreter."""
+MAX_PIXELS = 1 << 26
+"""Pixels that an image may have: it takes up to seven bytes of memory for each while it is decoded."""
+_large_image = threading.Lock()
+"""Of images above a sixteenth of that, one is decoded at a time."""
 
 
 def data_root(root: str | Path | None) -> Path:
@@ -52,11 +60,29 @@ def open_image(path: str | Path, channels: int) -> Image.Image:
     Raises:
         ValueError: the file cannot be decoded; the message names it.
     """
-    try:
-        with Image.open(path) as image:
+    with _opened(path) as image:
+        is_large = image.width * image.height > MAX_PIXELS // 16
+        with _large_image if is_large else nullcontext():
             return image.convert(PIL_MODES[channels])
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path} cannot be decoded ({error}): replace the file or remove it.") from error
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image whose header was read; inside the `with` block, every error is the file's fault.
+
+    Raises:
+        ValueError: it cannot be decoded; the message names it.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"it has {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+            yield image
+    except Exception as error:  # Pillow raises whatever its decoders run into
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        found = str(error) or type(error).__name__
+        raise ValueError(f"image {path} cannot be decoded ({found}): replace the file or remove it.") from error
 
 
 def resize_and_crop(image: Image.Image, size: int, crop_share: float = 1.0) -> Image.Image:
@@ -71,11 +97,8 @@ def are_small(paths: Sequence[str], max_pixels: int) -> bool:
         ValueError: a header cannot be read; the message names the file.
     """
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                size = image.size
-        except OSError as error:
-            raise ValueError(f"image {path} cannot be decoded ({error}): replace the file or remove it.") from error
+        with _opened(path) as image:
+            size = image.size
         if max(size) > max_pixels:
             return False
     return True

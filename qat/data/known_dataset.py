@@ -80,12 +80,22 @@ class KnownDataset:
 
     def _read_with_torchvision(self, root: Path) -> tuple[TensorImages, TensorImages]:
         try:
-            return self.read(root, True), self.read(root, False)
-        except (OSError, RuntimeError, ValueError, AssertionError) as error:  # no network, no space, damaged files
+            found = self.read(root, True), self.read(root, False)
+            for images in found:
+                self._check(images)
+            return found
+        except Exception as error:  # no network, no space, damaged files
             reason = textwrap.shorten(str(error), 200)
             raise FileNotFoundError(
                 f"{self.title} is not complete in {root} and cannot be downloaded there ({reason}): {self._remedy()}"
             ) from error
+
+    def _check(self, images: TensorImages) -> None:
+        """Check what torchvision read from files that have no checksum."""
+        if tuple(images.images.shape[1:]) != self.image_shape or len(images.images) != len(images.labels):
+            raise ValueError(f"images of shape {tuple(images.images.shape)} with {len(images.labels)} labels")
+        if not len(images.labels) or not 0 <= int(images.labels.min()) <= int(images.labels.max()) < len(self.classes):
+            raise ValueError("labels outside of its classes")
 
     def _read_copy(self, root: Path) -> tuple[str, TensorImages, TensorImages]:
         train, test = ImageFiles.in_folder(root / "train"), ImageFiles.in_folder(root / "test")

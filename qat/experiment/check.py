@@ -9,6 +9,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from qat.reading.bounds import check_nesting
+from qat.reading.malformed import malformed
+from qat.reading.yaml_file import read_yaml
+
 WHOLE_NUMBERS = {
     "seed": 0,
     "batch_size": 1,
@@ -76,7 +80,12 @@ def check_same_run(config: DictConfig, folder: Path) -> None:
     """
     if not (folder / "config.yaml").is_file():
         return
-    interrupted, resumed = (_fit_settings(c) for c in (OmegaConf.load(folder / "config.yaml"), config))
+    with malformed(folder / "config.yaml", "is not the configuration of a run", "restore it"):
+        written = read_yaml(folder / "config.yaml")
+        if any(isinstance(value, str) and "${" in value for value in check_nesting(written)):
+            raise ValueError("it refers to values outside of it")
+        interrupted = _fit_settings(OmegaConf.create(written))
+    resumed = _fit_settings(config)
     for key in sorted({*interrupted, *resumed}):
         before, now = interrupted.get(key), resumed.get(key)
         if before != now:

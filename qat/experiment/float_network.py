@@ -95,8 +95,8 @@ def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folde
     path = cache_folder() / "float" / f"{fingerprint(config, data)}.safetensors"
     if path.is_file():
         try:
-            load_weights(network, path)
-        except ValueError as error:
+            load_weights(network, path, needs_checksum=True)
+        except (ValueError, OSError) as error:
             log.warning("the cached float network is unusable and is trained again: %s", error)
         else:
             return f"trained before, cached in {path}"

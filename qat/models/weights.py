@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
-import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from qat.files import write_atomically
+from qat.reading.checkpoint import read_checkpoint
+from qat.reading.malformed import malformed
+from qat.reading.tensor_file import read_tensors, write_tensors
 
 WRAPPER_PREFIXES = ("model.", "network.", "module.", "net.", "_orig_mod.")
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 STATE_KEYS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the weights
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, needs_checksum: bool = False) -> None:
     """Copy all weights of a file into `model`, in place: parameters keep their identity, dtype and device.
 
     Names and shapes must be exactly those of the model. A prefix that wrappers add ("model.", "module.", ...) is removed
@@ -28,7 +25,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     ignored. Counters `num_batches_tracked` may be missing, as they are in older files.
 
     Args:
-        path: .safetensors, or .ckpt, .pt, .pth of Lightning or torch (read with `weights_only=True`).
+        path: .safetensors, or .ckpt, .pt, .pth of Lightning or torch. Nothing in it is executed; checksums that it has are
+            compared, and what it declares is no larger than the file.
+        needs_checksum: refuse a .safetensors file without a checksum, because `save_weights` wrote it.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -36,7 +35,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     expected = model.state_dict()
-    loaded = _without_prefix(_read(path), expected)
+    loaded = _without_prefix(_read(path, needs_checksum), expected)
 
     misshaped = [name for name in loaded if name in expected and loaded[name].shape != expected[name].shape]
     missing = [name for name in expected if name not in loaded and not name.endswith("num_batches_tracked")]
@@ -48,11 +47,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         )
     if misshaped:
         raise ValueError(_misshaped_message(path, misshaped, loaded, expected))
-    model.load_state_dict(loaded, strict=False)
+    with malformed(path, f"is not one of {type(model).__name__}", "choose the model it was saved from"):
+        model.load_state_dict(dict(loaded), strict=False)
 
 
 def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the state_dict of the model as .safetensors; a reader never sees a partial file.
+    """Write the state_dict of the model as .safetensors, with a checksum; a reader never sees a partial file.
 
     Args:
         metadata: remarks about the weights, as {"accuracy": "0.8792"}.
@@ -66,39 +66,28 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
         raise ValueError(f"checkpoint {path} ends in {path.suffix!r}: write a name that ends in .safetensors.")
     # clone, because safetensors refuses tensors that share memory (tied weights)
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, save(state, metadata=None if metadata is None else dict(metadata)))
+    write_tensors(path, state, metadata)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, needs_checksum: bool) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: set checkpoint= to a file, or to null for none.")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"checkpoint {path} is not a safetensors file ({error}): write it again.") from error
+        return read_tensors(path, needs_checksum)
     if path.suffix not in TORCH_SUFFIXES:
         raise ValueError(
             f"checkpoint {path} ends in {path.suffix!r}: write a .safetensors, {', '.join(TORCH_SUFFIXES)} file."
         )
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = textwrap.shorten(str(error).rpartition("WeightsUnpickler error:")[2], 160)
-        raise ValueError(
-            f"checkpoint {path} holds pickled objects, which could run code and are never loaded ({reason}): "
-            "save its weights alone, safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
-        ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = textwrap.shorten(str(error), 160)
-        raise ValueError(f"checkpoint {path} is not a torch file ({reason}): write it again.") from error
+    loaded = read_checkpoint(path)
     return _state_dict(loaded, path)
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     """The weights in the result of torch.load: a state_dict, or a dict that holds one under a usual key."""
     for candidate in (loaded, *(loaded.get(key) for key in STATE_KEYS if isinstance(loaded, dict))):
-        if isinstance(candidate, dict) and candidate and all(isinstance(value, Tensor) for value in candidate.values()):
+        if not isinstance(candidate, dict) or not candidate:
+            continue
+        if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in candidate.items()):
             return candidate
     raise ValueError(
         f"checkpoint {path} has no state_dict in it: save model.state_dict(), alone or under the key 'state_dict'."

@@ -32,7 +32,7 @@ def read_results(path: str | Path) -> Results:
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not text
+    except (ValueError, RecursionError) as error:  # not JSON, or not text
         raise SchemaError(
             f"{path} is not complete JSON ({error}): it was cut off or edited. "
             "write_results never leaves a partial file; copy it again or rerun its command."
@@ -46,7 +46,7 @@ def read_results(path: str | Path) -> Results:
         )
     try:
         return Results.from_dict(data)
-    except SchemaError as error:
+    except (SchemaError, OverflowError) as error:
         raise SchemaError(f"{path}: {error}. See docs/results_schema.md") from error
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from qat.reading.malformed import malformed
+from qat.reading.yaml_file import read_yaml
 from qat.transform.policy import Policy, Rule, TensorRule
 
 KEYS = (
@@ -58,12 +58,22 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
     elif Path(source).suffix in (".yaml", ".yml"):
         if not Path(source).is_file():
             raise FileNotFoundError(f"policy file {source} does not exist.")
-        content = yaml.safe_load(Path(source).read_text()) or {}
+        return _from_file(Path(source), overrides)
     else:
         raise ValueError(
             f"policy {str(source)!r} is neither a preset (such as w8a8, w4a8, w2a2, w4, w8_dynamic) nor a .yaml file."
         )
     return _from_content(content | overrides)
+
+
+def _from_file(path: Path, overrides: Mapping[str, Any]) -> Policy:
+    """A policy from a YAML file; its errors begin with the file's name."""
+    content = read_yaml(path)
+    with malformed(path, "is not a policy", "correct it"):
+        try:
+            return _from_content(content | dict(overrides))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _from_content(content: Mapping[str, Any]) -> Policy:

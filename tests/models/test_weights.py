@@ -45,7 +45,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert same(saved, loaded)
     assert loaded.conv1.weight is parameter
     with safe_open(path, "pt") as file:
-        assert file.metadata() == {"accuracy": "0.99"}
+        assert file.metadata().items() >= {"accuracy": "0.99"}.items()
     assert [file.name for file in path.parent.iterdir()] == ["lenet.safetensors"]
 
 
@@ -157,8 +157,8 @@ def test_pickled_objects_are_refused(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.safetensors", b"damaged", "is not a safetensors file"),
-        ("a.ckpt", b"", "is not a torch file"),
-        ("a.pt", b"PK\x03\x04damaged", "is not a torch file"),
+        ("a.ckpt", b"", "is not a checkpoint"),
+        ("a.pt", b"PK\x03\x04damaged", "is not a checkpoint"),
         ("a.h5", b"", r"ends in '.h5': write a .safetensors, .ckpt, .pt, .pth file"),
     ],
 )

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
+from qat.export.onnx.onnx_file import read_onnx
 from qat.export.verification import DamagedFileError, FileProof, StoredDifference, Verification
 from qat.files import write_atomically
 from qat.integer import IntegerModel
 from qat.integer.fingerprint import fingerprint
+from qat.reading.malformed import malformed
 from qat.transform.policy_record import plain_data
 from qat.transform.record import record_of
 from qat.version import version
@@ -112,27 +113,12 @@ def check_proof(path: str | Path) -> FileProof:
     metadata = _metadata(file)
     recorded = CONTENT in metadata
     intact = recorded and is_intact(file)
-    verification = json.loads(metadata[VERIFICATION]) if intact and VERIFICATION in metadata else None
+    with malformed(path, "has records that cannot be read", "verify it again", DamagedFileError):
+        verification = json.loads(metadata[VERIFICATION]) if intact and VERIFICATION in metadata else None
+        versions = json.loads(metadata[VERSIONS]) if intact and VERSIONS in metadata else {}
     own = {name: metadata[key] for name, key in OWN_HASHES.items() if key in metadata}
     hashes = {"file": hashlib.sha256(Path(path).read_bytes()).hexdigest(), **own}
-    versions = json.loads(metadata[VERSIONS]) if intact and VERSIONS in metadata else {}
     return FileProof(recorded, intact, verification, metadata, hashes, versions)
-
-
-def read_onnx(path: str | Path) -> onnx.ModelProto:
-    """The file.
-
-    Raises:
-        DamagedFileError: this is not an ONNX file.
-        OSError: it cannot be read.
-    """
-    try:
-        file = onnx.load(str(path))
-    except (DecodeError, onnx.checker.ValidationError) as error:  # the latter: of external data
-        raise DamagedFileError(f"{path} is no ONNX file, or is damaged ({error}).") from error
-    if not file.graph.output:
-        raise DamagedFileError(f"{path} is no ONNX file, or is damaged (it has no graph with an output).")
-    return file
 
 
 def is_intact(file: onnx.ModelProto) -> bool:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from qat.export.stopwatch import time_in_turns
+from qat.export.onnx.onnx_file import read_onnx
 from qat.export.verification import DamagedFileError
+from qat.reading.malformed import reason
 from qat.torch_private import tree_leaves
 
 EXACT = ("session.x64quantprecision", "1")
@@ -30,7 +32,7 @@ def session(
     """An ONNX Runtime session on the CPU, with all optimisations on and exact on every processor.
 
     Args:
-        model: path of a file, or its bytes.
+        model: path of a file, which is checked first; or the bytes of one that was.
         threads: number of threads; None lets the runtime choose.
         spinning: whether idle threads keep a core busy while they wait for work.
     """
@@ -41,8 +43,11 @@ def session(
         options.intra_op_num_threads = threads
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    if isinstance(model, bytes):
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    read_onnx(model)  # its declared shapes, before the runtime allocates them
+    with refusals(model):
+        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
 @contextmanager
@@ -56,7 +61,7 @@ def refusals(path: str | Path) -> Iterator[None]:
         yield
     except Exception as error:  # the runtime's errors have no base class of their own
         if type(error).__module__.startswith("onnxruntime."):
-            raise DamagedFileError(f"{path} is refused by ONNX Runtime: {error}") from error
+            raise DamagedFileError(f"{path} is refused by ONNX Runtime: {reason(error)}.") from error
         raise
 
 
@@ -95,7 +100,7 @@ class OnnxRuntimeNetwork(nn.Module):
 
 def stored_codes(path: str | Path, weights: Iterable[str]) -> dict[str, Tensor]:
     """The unpacked codes in the file of those `weights` ("conv1_weight", ...) whose layers compute in float."""
-    tensors = {t.name.rpartition("_codes")[0]: t for t in onnx.load(str(path)).graph.initializer if "_codes" in t.name}
+    tensors = {t.name.rpartition("_codes")[0]: t for t in read_onnx(path).graph.initializer if "_codes" in t.name}
     codes = {name: onnx.numpy_helper.to_array(tensors[name]) for name in weights if name in tensors}
     return {name: torch.from_numpy(c.astype(np.int16)) for name, c in codes.items()}
 
@@ -106,7 +111,8 @@ def operators(path: str | Path) -> dict[str, int]:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with refusals(path):
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     return dict(Counter(node.op_type for node in graph.node).most_common())
 

@@ -10,8 +10,11 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.proof import renamed_sites
-from qat.export.onnx.runtime import feeds, session
+from qat.export.onnx.runtime import feeds, refusals, session
+from qat.export.verification import DamagedFileError
+from qat.reading.malformed import malformed
 
 SAME_VALUES = (
     "Cast Clip Concat Constant DepthToSpace DequantizeLinear Expand Flatten Gather GatherElements Identity LeakyRelu Max "
@@ -29,7 +32,10 @@ class SiteSession:
     """
 
     def __init__(self, path: str | Path, sites: Sequence[str]) -> None:
-        self.model = _with_names_of_sites(onnx.load(str(path)))
+        self.path = path
+        self.model = read_onnx(path)
+        with malformed(path, "has metadata that cannot be read", "write it again", DamagedFileError):
+            self.model = _with_names_of_sites(self.model)
         self.outputs = [output.name for output in self.model.graph.output]
         tensors = {name for node in self.model.graph.node for name in node.output}
         self.sites = [name for name in sites if name in tensors]
@@ -37,7 +43,8 @@ class SiteSession:
         self.mixes_samples = any(n.op_type == "DynamicQuantizeLinear" for n in self.model.graph.node)
         for name in self.sites:
             self.model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
-        self.session = session(self.model.SerializeToString())
+        with refusals(path):
+            self.session = session(self.model.SerializeToString())
         self._restarted: tuple[object, onnxruntime.InferenceSession] | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -74,7 +81,8 @@ class SiteSession:
     def _run(
         self, of_file: onnxruntime.InferenceSession, inputs: Mapping[str, object]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        values = [torch.from_numpy(v) for v in of_file.run([*self.outputs, *self.sites], dict(inputs))]
+        with refusals(self.path):
+            values = [torch.from_numpy(v) for v in of_file.run([*self.outputs, *self.sites], dict(inputs))]
         count = len(self.outputs)
         return values[:count], dict(zip(self.sites, values[count:], strict=True))
 

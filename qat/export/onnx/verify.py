@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from qat.export.exercise import Exercise
 from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.export import onnx_model
+from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.proof import (
     check_proof,
     differences_of_records,
     example_shapes,
     free_axes,
-    read_onnx,
     record_verification,
 )
 from qat.export.onnx.runtime import operators, refusals, stored_codes
@@ -43,6 +43,7 @@ from qat.integer.layers import DynamicLayer, IntegerConv
 from qat.integer.modules import DynamicQuantize, IntegerModule, Quantize
 from qat.integer.weight_only import StoredWeight, stored_weights
 from qat.operations import Role, describe_graph
+from qat.reading.malformed import malformed
 from qat.torch_private import tree_leaves
 from qat.transform.batches import positional_arguments
 from qat.transform.calibrate import check_batches
@@ -147,8 +148,11 @@ def _compare_stored(
 ) -> tuple[int, list[StoredDifference]]:
     """How many numbers the file should store, and what it stores differently from the integer model written anew."""
     found = read_onnx(path)
-    expected = onnx_model(integer, as_written(examples, example_shapes(found)), free_axes(found))
-    return constants_in(expected), stored_differences(expected, found) or differences_of_records(found)
+    with malformed(path, "has metadata that cannot be read", "write it again", DamagedFileError):
+        shapes, axes = example_shapes(found), free_axes(found)
+    expected = onnx_model(integer, as_written(examples, shapes), axes)
+    with malformed(path, "cannot be compared with its integer model", "write it again", DamagedFileError):
+        return constants_in(expected), stored_differences(expected, found) or differences_of_records(found)
 
 
 class _Run:
@@ -178,15 +182,29 @@ class _Run:
         dynamic: dict[str, Tensor] = {}
         with torch.no_grad():
             returned, codes = self.integer.codes(*inputs, values=dynamic)
+        if len(self.session.outputs) != len(named_outputs(returned)):
+            raise OtherModelError(
+                f"{self.path} has {len(self.session.outputs)} outputs: it was written from another model."
+            )
         expected = dict(zip(self.session.outputs, named_outputs(returned).values(), strict=True))
         if self.prepared is not None:
             self.prepared.see(inputs, codes, expected, dynamic)
         ours = {name: x.cpu() for name, x in (codes | expected).items()}
         self.exercise.see_codes({name: ours[name] for name in codes})
         outputs, its_codes = self.session(*inputs)
-        self._compare(inputs, ours, its_codes | dict(zip(expected, outputs, strict=True)), set(codes))
+        theirs = its_codes | dict(zip(expected, outputs, strict=True))
+        self._check_shapes(ours, theirs)
+        self._compare(inputs, ours, theirs, set(codes))
         same = predictions(ours[next(iter(expected))]) == predictions(outputs[0])
         self.same_answers, self.answers = self.same_answers + int(same.sum()), self.answers + same.numel()
+
+    def _check_shapes(self, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+        for name, x in ours.items():
+            if x.shape != theirs[name].shape:
+                raise OtherModelError(
+                    f"{self.path} computes {name!r} of shape {tuple(theirs[name].shape)}, the integer model of shape "
+                    f"{tuple(x.shape)}: it was written from another model."
+                )
 
     def _compare(
         self, inputs: tuple[Tensor, ...], ours: dict[str, Tensor], theirs: dict[str, Tensor], sites: set[str]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from qat.export.exercise import Exercise
 from qat.export.onnx.example_inputs import as_written
-from qat.export.onnx.proof import differences_of_records, example_shapes, free_axes, read_onnx
+from qat.export.onnx.onnx_file import read_onnx
+from qat.export.onnx.proof import differences_of_records, example_shapes, free_axes
 from qat.export.onnx.runtime import OnnxRuntimeNetwork, operators, stored_codes
 from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.without_graph import onnx_model_without_graph

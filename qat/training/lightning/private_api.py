@@ -72,6 +72,17 @@ def end_batch(trainer: L.Trainer, validate: bool) -> None:
     steps.on_advance_end(fetcher)
 
 
+# Checkpoints ---------------------------------------------------------------------------------------------------------
+
+RESTORING = ("_restore_modules_and_callbacks", "restore_training_state")
+"""The methods of `checkpoint_connector` in which Lightning uses what a checkpoint says."""
+
+
+def checkpoint_connector(trainer: L.Trainer) -> Any:
+    """The part of the Trainer that restores checkpoints."""
+    return trainer._checkpoint_connector
+
+
 # Restarts ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,69 @@
+"""Bounds on what a file may unpack to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+GROWTH = 4
+"""How many times the size of its file something may take in memory, ..."""
+ALWAYS_ALLOWED = 1 << 26
+"""... and how many bytes a file of any size may take."""
+MAX_DEPTH = 100
+MAX_VALUES = 5_000_000
+"""Values in nested data, where what occurs twice counts twice, as it does for whoever walks through them."""
+
+
+def allowed_bytes(file_bytes: int) -> int:
+    """How much memory the content of a file of this size may take."""
+    return max(GROWTH * file_bytes, ALWAYS_ALLOWED)
+
+
+def check_bytes(found: int, file_bytes: int) -> None:
+    """Raise ValueError if content of `found` bytes is too much for a file of `file_bytes`."""
+    if found > allowed_bytes(file_bytes):
+        raise ValueError(f"its {file_bytes:,} bytes declare {found:,}, which no file of this project does")
+
+
+def check_nesting(value: Any, max_values: int = MAX_VALUES) -> list[Any]:
+    """Check that nested dicts, lists, tuples and sets can be walked through: few levels, no cycles, not too many values.
+
+    Returns:
+        The distinct values that are none of these, in order.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    sizes: dict[int, tuple[int, int] | None] = {}  # id -> (values, levels) inside; None: being counted
+    leaves: dict[int, Any] = {}
+
+    def count(part: Any, depth: int) -> tuple[int, int]:
+        inside = _inside(part)
+        if inside is None:
+            leaves[id(part)] = part
+            return 1, 0
+        if id(part) in sizes:
+            found = sizes[id(part)]
+            if found is None:
+                raise ValueError("it contains itself")
+        else:
+            if depth >= MAX_DEPTH:
+                raise ValueError(f"it is nested more than {MAX_DEPTH} times")
+            sizes[id(part)] = None
+            counted = [count(x, depth + 1) for x in inside]
+            found = 1 + sum(n for n, _ in counted), 1 + max((levels for _, levels in counted), default=0)
+            sizes[id(part)] = found
+        if found[0] > max_values:
+            raise ValueError(f"it has more than {max_values:,} values")
+        if depth + found[1] > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} times")
+        return found
+
+    count(value, 0)
+    return list(leaves.values())
+
+
+def _inside(value: Any) -> list[Any] | None:
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    return list(value) if isinstance(value, list | tuple | Set) else None

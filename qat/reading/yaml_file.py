@@ -1,0 +1,37 @@
+"""YAML files: plain values only, of bounded size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qat.reading.bounds import check_nesting
+from qat.reading.malformed import malformed
+
+MAX_BYTES = 1 << 20
+MAX_VALUES = 100_000
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not YAML, not a mapping, or its aliases stand for more than a configuration has.
+    """
+    with malformed(path, "is not a YAML file of keys and values", "correct it"):
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        content = yaml.safe_load(text.decode())
+        if content is None:
+            return {}
+        if not isinstance(content, dict):
+            raise ValueError(f"it is a {type(content).__name__}")
+        if strange := [key for key in content if not isinstance(key, str)]:
+            raise ValueError(f"its key {strange[0]!r} is not text")
+        check_nesting(content, MAX_VALUES)
+    return content
