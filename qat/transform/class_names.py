@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from qat.estimators import Estimator
@@ -27,8 +29,31 @@ _PACKAGES: dict[type, str] = {
 }
 """Where a name without a module is looked up."""
 
+_permitted: ContextVar[Mapping[str, Any] | None] = ContextVar("permitted", default=None)
+"""What names may stand for while a foreign policy is read; None: anything that can be imported."""
+
 _GIVEN_BY_POLICY = ("spec", "shape", "observer")
 """Arguments of quantizers and observers that are not options."""
+
+
+@contextmanager
+def only_known_classes(allow: Iterable[Any] = ()) -> Iterator[None]:
+    """Inside the `with` block, a name stands for a class of this project or one of `allow`, and nothing is imported."""
+    known = {import_path(x): x for x in allow}
+    for package in map(importlib.import_module, _PACKAGES.values()):
+        for name in package.__all__:
+            found = getattr(package, name)
+            known |= {f"{package.__name__}.{name}": found, import_path(found): found}
+    token = _permitted.set(known)
+    try:
+        yield
+    finally:
+        _permitted.reset(token)
+
+
+def import_path(named: Any) -> str:
+    """The path by which a class or a function can be imported."""
+    return f"{named.__module__}.{named.__qualname__}" if hasattr(named, "__qualname__") else repr(named)
 
 
 def plain_part(part: Part, base: type) -> PlainPart:
@@ -104,7 +129,7 @@ def _name(cls: type, base: type) -> str:
     package = _PACKAGES[base]
     if _imported(cls.__name__, package) is cls:
         return cls.__name__
-    path = f"{cls.__module__}.{cls.__qualname__}"
+    path = import_path(cls)
     if _imported(path, package) is not cls:
         raise ValueError(
             f"{path} cannot be imported by this path, as a policy in a checkpoint needs: define the class at the top level of "
@@ -116,6 +141,14 @@ def _name(cls: type, base: type) -> str:
 def _imported(name: str, package: str) -> Any:
     """What `name` stands for: an import path, or a name in `package`. None if there is no such thing."""
     module, _, attribute = name.rpartition(".")
+    if (permitted := _permitted.get()) is not None:
+        path = name if module else f"{package}.{name}"
+        if module and path not in permitted:
+            raise ValueError(
+                f"{name} is no class of qat, and a file may name no others: if you trust it, import it and pass the class "
+                f"itself, allow=[{attribute}]."
+            )
+        return permitted.get(path)
     try:
         return getattr(importlib.import_module(module or package), attribute, None)
     except ImportError:

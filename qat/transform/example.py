@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
 """A tensor, a tuple of forward's arguments in order, or a dict of keyword arguments."""
+MAX_ELEMENTS = 1 << 27
+"""Elements of example inputs that a description may ask for."""
 LazyExample = Callable[[], Example | None]
 """Makes example inputs when they are needed; None if there are none."""
 ExampleDescription = Mapping[str, Any]
@@ -54,15 +57,35 @@ def zeros_like_example(description: ExampleDescription, device: torch.device | N
     >>> zeros_like_example(describe_example({"x": torch.ones(2), "flag": True}))
     {'x': tensor([0., 0.]), 'flag': True}
     """
+    if elements_of(description) > MAX_ELEMENTS:
+        raise ValueError(f"example inputs of {elements_of(description):,} elements: a checkpoint was changed by hand.")
+    return _zeros(description, device)
+
+
+def elements_of(description: ExampleDescription) -> int:
+    """How many elements the tensors of a description have together."""
+    match description:
+        case {"tensor": [*shape]}:
+            if not all(type(n) is int and n >= 0 for n in shape):
+                raise ValueError(f"{shape} is not the shape of an example input: a checkpoint was changed by hand.")
+            return math.prod(shape)
+        case {"dict": Mapping() as parts}:
+            return sum(map(elements_of, parts.values()))
+        case {"tuple": [*items]} | {"list": [*items]}:
+            return sum(map(elements_of, items))
+    return 0
+
+
+def _zeros(description: ExampleDescription, device: torch.device | None) -> Any:
     match dict(description):
         case {"tensor": shape, "dtype": str(name)} if isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return torch.zeros(shape, dtype=dtype, device=device)
         case {"value": value}:
             return value
         case {"dict": parts}:
-            return {key: zeros_like_example(part, device) for key, part in parts.items()}
+            return {key: _zeros(part, device) for key, part in parts.items()}
         case {"tuple": items}:
-            return tuple(zeros_like_example(item, device) for item in items)
+            return tuple(_zeros(item, device) for item in items)
         case {"list": items}:
-            return [zeros_like_example(item, device) for item in items]
+            return [_zeros(item, device) for item in items]
     raise ValueError(f"{dict(description)} describes no example inputs: a checkpoint was changed by hand.")

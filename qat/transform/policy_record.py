@@ -84,7 +84,7 @@ def check_same_policy(found: Any, mine: Policy, what: str) -> None:
     difference = _difference(_nameless(recorded), _nameless(wanted))
     if difference:
         raise ValueError(
-            f"{what} with policy {recorded['name']!r}, this run asks for {wanted['name']!r} ({difference}): "
+            f"{what} with policy {recorded.get('name')!r}, this run asks for {wanted['name']!r} ({difference}): "
             "use the same policy, or start from the float network."
         )
 

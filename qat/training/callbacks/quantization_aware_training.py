@@ -17,6 +17,7 @@ from torch import nn
 from qat.capture import copy_model
 from qat.quantizers import Mode
 from qat.training.callbacks.options import check_options
+from qat.training.checkpoint.checked_reading import check_reading
 from qat.training.checkpoint.policy_check import check_policy, restore_bits
 from qat.training.checkpoint.resume import RESUME_KEY, Resume
 from qat.training.lightning.calibration import calibrate_in_module, calibration_inputs, first_inputs
@@ -140,6 +141,8 @@ class QuantizationAwareTraining(L.Callback):
         if stage == "fit":
             run_inside(pl_module, "configure_optimizers", partial(self._split_groups, pl_module))
             self._resume.attach(trainer, pl_module)
+        else:
+            check_reading(trainer)
         # Ranges must exist before any other callback runs the network or copies it, whatever the order of the list.
         repeat_averaging_setup(trainer, pl_module, stage, move_to_front(trainer, self))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pickletools
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from qat.reading.archive import check_archive
 
 DAMAGES = ("is empty", "is damaged")
 """Defects of a checkpoint that was not written completely or was changed afterwards."""
@@ -106,16 +107,16 @@ def step_of(path: Path) -> int:
     if path.stat().st_size == 0:
         raise ValueError("is empty")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # the checksum of every tensor
-                raise zipfile.BadZipFile
-            content = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+        with path.open("rb") as file:
+            content = check_archive(file)
         values = [value for code, value, _ in pickletools.genops(content) if code.name in NUMBER_AND_TEXT_OPCODES]
-    except (zipfile.BadZipFile, StopIteration, OSError, EOFError, NotImplementedError, ValueError) as error:
+    except Exception as error:  # zipfile and pickletools raise many kinds
         raise ValueError("is damaged") from error
     if "global_step" not in values or "loops" not in values:
         raise ValueError("is not a checkpoint of Lightning")
     if "optimizer_states" not in values:
         raise ValueError("holds only weights")
-    step: Any = values[values.index("global_step") + 1]
-    return int(step)
+    step: Any = (*values, None)[values.index("global_step") + 1]
+    if not isinstance(step, int):
+        raise ValueError("is not a checkpoint of Lightning")
+    return step

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from qat.reading.bounds import check_nesting
 from qat.transform import Policy, set_bits
+from qat.transform.checkpoint_record import MAX_PLAIN_VALUES
 from qat.transform.policy_record import CHECKPOINT_KEY, check_same_policy
 
 
@@ -24,11 +26,16 @@ def check_policy(checkpoint: Mapping[str, Any], policy: Policy) -> int | None:
         ValueError: it holds a network without quantizers, or one that was prepared with another policy.
     """
     record = checkpoint.get(CHECKPOINT_KEY)
+    if record is not None and not (isinstance(record, Mapping) and isinstance(record.get("policy"), Mapping)):
+        raise ValueError(
+            "the record of its quantizers in the checkpoint has no policy: give one that a fit has written."
+        )
     if record is None:
         raise ValueError(
             "the checkpoint holds a network without quantizers: load it into the LightningModule before the fit, "
             "model.load_state_dict(torch.load(path)['state_dict']), and do not pass it as ckpt_path."
         )
+    check_nesting(record, MAX_PLAIN_VALUES)
     check_same_policy(record["policy"], policy, "the checkpoint was trained")
     bits: int | None = record.get("bits")
     return bits

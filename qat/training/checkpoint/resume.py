@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,9 +16,10 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Generator, Tensor
 
+from qat.reading.malformed import malformed
 from qat.training.checkpoint.atomic_io import AtomicCheckpointIO
 from qat.training.checkpoint.best_checkpoints import copy_best_checkpoints
-from qat.training.checkpoint.latest import DAMAGES, checkpoint_to_resume, defect
+from qat.training.checkpoint.checked_reading import check_reading, stop_checking
 from qat.training.checkpoint.logged_metrics import record_logged_metrics, restore_logged_metrics
 from qat.training.checkpoint.loop_position import LoopPosition
 from qat.training.checkpoint.random_state import RandomState
@@ -65,7 +65,7 @@ class Resume:
         saves_on_exception = any(_saves_on_exception(callback) for callback in callbacks)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        wrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint", _load_undamaged)
+        check_reading(trainer, replaces_damaged=True)
         # through the data source and not the user's hook: loaders that were given to `fit` have none
         wrap_hook(train_data_source(trainer), "dataloader", partial(self._replayed, saves_on_exception))
         if saves_on_exception:
@@ -74,7 +74,7 @@ class Resume:
 
     def detach(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Undo `attach`."""
-        unwrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint")
+        stop_checking(trainer)
         unwrap_hook(train_data_source(trainer), "dataloader")
         unwrap_hook(module, "on_train_start")
         unwrap_hook(module, "on_validation_model_zero_grad")
@@ -142,7 +142,7 @@ class Resume:
     def extend_limits(self, trainer: L.Trainer) -> None:
         """Make Lightning enter its loops even if no step is left, so that hooks run and the end of the fit is not lost."""
         self._fit_begins = False
-        unwrap_hook(trainer.strategy.checkpoint_io, "load_checkpoint")  # from now on other checkpoints are loaded
+        check_reading(trainer)  # from now on other checkpoints are loaded
         if self._record is None:
             return
         loop, steps = trainer.fit_loop, trainer.fit_loop.epoch_loop
@@ -157,6 +157,12 @@ class Resume:
         if self._record is None:
             return
         record, self._record = self._record, None
+        with malformed(
+            trainer.ckpt_path or "the checkpoint", "does not fit this run", "give one that this fit has written"
+        ):
+            self._restore(trainer, module, record)
+
+    def _restore(self, trainer: L.Trainer, module: L.LightningModule, record: dict[str, Any]) -> None:
         trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = self._limits
         set_reload_epoch(trainer, record["reloaded"])
         self._interrupted = InterruptedEpoch.from_record(record)
@@ -189,16 +195,6 @@ class Resume:
 
     def _note_validation(self, trainer: L.Trainer) -> None:
         self._before_validation = RandomState.current(_generators(trainer))
-
-
-def _load_undamaged(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Around `load_checkpoint`: instead of a damaged checkpoint, load the one before it."""
-
-    def load_checkpoint(path: str | Path, *args: Any, **options: Any) -> Any:
-        damaged = Path(path).is_file() and defect(Path(path)) in DAMAGES
-        return hook(checkpoint_to_resume(path) if damaged else path, *args, **options)
-
-    return load_checkpoint
 
 
 def _generators(trainer: L.Trainer) -> list[Generator]:

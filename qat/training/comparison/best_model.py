@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import lightning as L
 from torch import nn
 
 from qat.capture import copy_model
+from qat.reading.checkpoint import read_without_objects
 from qat.transform import bits_in_force
 from qat.transform.policy_record import CHECKPOINT_KEY
 
@@ -45,8 +47,8 @@ def best_model(trainer: L.Trainer, network: nn.Module, network_name: str, staged
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if not path:
         return BestModel(best, 0)
-    # This fit wrote the file, and the user's hyperparameters in it may be any objects.
-    checkpoint = trainer.strategy.load_checkpoint(path, weights_only=False)
+    # A fit that was resumed has this path from a file, and the user's hyperparameters in it may be any objects.
+    checkpoint = read_without_objects(Path(path))
     if checkpoint.get(CHECKPOINT_KEY, {}).get("bits") is not None:
         return BestModel(best, 0)
     prefix = f"{network_name}." if network_name else ""
