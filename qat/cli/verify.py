@@ -172,28 +172,21 @@ def _batches(path: Path) -> Iterable[Any]:
 
 def _read(path: Path) -> Any:
     """A tensor, or tensors by name; float64 becomes float32. Nothing in the file is executed."""
-    import numpy as np
     import torch
+
+    from qat.reading.array_file import read_arrays
+    from qat.reading.checkpoint import read_checkpoint
+    from qat.reading.malformed import malformed
+    from qat.reading.tensor_file import read_tensors
 
     def tensor(x: Any) -> torch.Tensor:
         made = torch.as_tensor(x)
         return made.float() if made.dtype == torch.float64 else made
 
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
-        elif path.suffix in (".npy", ".npz"):
-            loaded = np.load(path, allow_pickle=False)
-            found = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+    readers: dict[str, Any] = {".safetensors": read_tensors, ".npy": read_arrays, ".npz": read_arrays}
+    found = readers.get(path.suffix, read_checkpoint)(path)
+    with malformed(path, "holds no arrays that can be read", "write it again"):
         return {name: tensor(x) for name, x in found.items()} if isinstance(found, dict) else tensor(found)
-    except OSError:
-        raise
-    except Exception as error:  # each library has errors of its own
-        raise ValueError(f"{path} holds no arrays that can be read: {error}") from error
 
 
 def _first(batches: Iterable[Any], samples: int | None) -> Iterable[Any]:

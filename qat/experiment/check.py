@@ -9,9 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qat.reading.bounds import check_nesting
-from qat.reading.malformed import malformed
-from qat.reading.yaml_file import read_yaml
+from qat.experiment.recorded_configuration import read_configuration
 
 WHOLE_NUMBERS = {
     "seed": 0,
@@ -80,11 +78,7 @@ def check_same_run(config: DictConfig, folder: Path) -> None:
     """
     if not (folder / "config.yaml").is_file():
         return
-    with malformed(folder / "config.yaml", "is not the configuration of a run", "restore it"):
-        written = read_yaml(folder / "config.yaml")
-        if any(isinstance(value, str) and "${" in value for value in check_nesting(written)):
-            raise ValueError("it refers to values outside of it")
-        interrupted = _fit_settings(OmegaConf.create(written))
+    interrupted = _fit_settings(read_configuration(folder / "config.yaml"))
     resumed = _fit_settings(config)
     for key in sorted({*interrupted, *resumed}):
         before, now = interrupted.get(key), resumed.get(key)

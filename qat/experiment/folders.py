@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from qat.experiment.recorded_configuration import read_configuration
 from qat.experiment.worker_processes import is_worker
 
 CONTENT = ("results.json", "metrics", "checkpoints")
@@ -98,7 +99,7 @@ def was_interrupted_early(path: Path) -> bool:
 def resumed_by(folder: Path) -> Path | None:
     """What the run in this folder resumed; None if nothing, if it is gone, or if that was this folder."""
     config = folder / "config.yaml"
-    found = OmegaConf.select(OmegaConf.load(config), "resume") if config.is_file() else None
+    found = OmegaConf.select(read_configuration(config), "resume") if config.is_file() else None
     path = None if found is None else Path(str(found)).expanduser()
     return path if path is not None and path.exists() and path.resolve() != folder.resolve() else None
 

@@ -6,20 +6,23 @@ import os
 import zipfile
 from typing import BinaryIO
 
-from qat.reading.bounds import check_bytes
+from qat.reading.bounds import GROWTH, check_bytes
 
 ZIP_START = b"PK\x03\x04"
 
 
-def check_archive(file: BinaryIO) -> bytes:
-    """Check the whole archive.
+def check_members(file: BinaryIO, growth: int = GROWTH) -> list[str]:
+    """Check the whole archive, which stays open.
+
+    Args:
+        file: the archive.
+        growth: how many times its size it may unpack to.
 
     Returns:
-        Its pickle, the member that ends in /data.pkl, which is not executed.
+        The names of its members.
 
     Raises:
-        ValueError: it unpacks to too much, a checksum does not fit, there is no pickle, or it is a program; zipfile raises
-            others for an archive that is cut off.
+        ValueError: it unpacks to too much, or a checksum does not fit; zipfile raises others for one that is cut off.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -28,12 +31,27 @@ def check_archive(file: BinaryIO) -> bytes:
         names = [member.filename for member in members]
         if len(set(names)) < len(names):
             raise ValueError("two members have one name")
-        if any(name.endswith("/constants.pkl") for name in names):
-            raise ValueError("it is a program in TorchScript")
-        check_bytes(sum(member.file_size for member in members), size)
+        check_bytes(sum(member.file_size for member in members), size, growth)
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {damaged} does not fit")
-        pickles = [name for name in names if name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise ValueError("it has no data.pkl")
+    file.seek(0)
+    return names
+
+
+def check_archive(file: BinaryIO) -> bytes:
+    """Check an archive of torch.
+
+    Returns:
+        Its pickle, the member that ends in /data.pkl, which is not executed.
+
+    Raises:
+        ValueError: see `check_members`, or there is no pickle, or it is a program.
+    """
+    names = check_members(file)
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise ValueError("it is a program in TorchScript")
+    pickles = [name for name in names if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError("it has no data.pkl")
+    with zipfile.ZipFile(file) as archive:
         return archive.read(pickles[0])

@@ -14,14 +14,9 @@ MAX_VALUES = 5_000_000
 """Values in nested data, where what occurs twice counts twice, as it does for whoever walks through them."""
 
 
-def allowed_bytes(file_bytes: int) -> int:
-    """How much memory the content of a file of this size may take."""
-    return max(GROWTH * file_bytes, ALWAYS_ALLOWED)
-
-
-def check_bytes(found: int, file_bytes: int) -> None:
+def check_bytes(found: int, file_bytes: int, growth: int = GROWTH) -> None:
     """Raise ValueError if content of `found` bytes is too much for a file of `file_bytes`."""
-    if found > allowed_bytes(file_bytes):
+    if found > max(growth * file_bytes, ALWAYS_ALLOWED):
         raise ValueError(f"its {file_bytes:,} bytes declare {found:,}, which no file of this project does")
 
 

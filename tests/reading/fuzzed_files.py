@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 import torch
 import yaml
@@ -32,6 +33,7 @@ from qat.experiment.check import check_same_run
 from qat.experiment.configuration import compose
 from qat.kernels.cpu import build, load_kernels
 from qat.models import LeNet5, load_weights, save_weights
+from qat.reading.array_file import read_arrays
 from qat.reading.checkpoint import read_checkpoint
 from qat.report.results_file import read_results
 from qat.training.checkpoint.latest import checkpoint_to_resume
@@ -102,10 +104,14 @@ def formats(folder: Path) -> list[Format]:
         Format("policy.yaml", lambda path: qat.load_policy(path).to_dict()),
         Format("results.json", lambda path: read_results(path).to_dict()),
         *(Format(p.name, lambda path: open_image(path, 3).tobytes()) for p in sorted(folder.glob("picture.*"))),
+        Format("inputs.npy", lambda path: read_arrays(path).tolist()),
+        Format("inputs.npz", lambda path: {name: x.tolist() for name, x in read_arrays(path).items()}, checked=True),
         Format("train-images-idx3-ubyte", _mnist),
         Format("train-labels-idx1-ubyte", _mnist),
         Format("config.yaml", _configuration),
     ]
+    np.save(folder / "inputs.npy", pixels.numpy())
+    np.savez(folder / "inputs.npz", x=pixels.numpy())
     _write_mnist(folder)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(compose("resume=config.yaml"), resolve=True))
     if load_kernels() is not None:

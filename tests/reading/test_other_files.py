@@ -13,7 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from qat.data.image_files import open_image
+from qat.experiment import recorded_run
+from qat.experiment.folders import resumed_by
 from qat.export.onnx.onnx_file import read_onnx
+from qat.reading.array_file import read_arrays
 from qat.reading.yaml_file import read_yaml
 from qat.report.json_records import SchemaError
 from qat.report.results_file import read_results
@@ -96,3 +99,29 @@ def test_results_of_any_depth_are_a_sentence(tmp_path: Path) -> None:
     path.write_text("[" * 200_000)
     with pytest.raises(SchemaError, match=r"results\.json is not complete JSON"):
         read_results(path)
+
+
+def test_arrays_are_no_larger_than_their_file_and_no_objects(tmp_path: Path) -> None:
+    for array in (np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.array(3, np.int8)):
+        np.save(tmp_path / "a.npy", array)
+        np.savez_compressed(tmp_path / "a.npz", x=array, y=array)
+        found = {"npy": read_arrays(tmp_path / "a.npy"), **read_arrays(tmp_path / "a.npz")}
+        for name in ("npy", "x", "y"):
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype
+    np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
+    content = (tmp_path / "a.npy").read_bytes().replace(b"()", b"(9999999999,)")
+    (tmp_path / "large.npy").write_bytes(content)
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(80 << 20, np.uint8))
+    for name in ("objects.npy", "large.npy", "bomb.npz"):
+        with pytest.raises(ValueError, match=rf"{name} holds no arrays that can be read"):
+            read_arrays(tmp_path / name)
+
+
+def test_a_run_of_somebody_else_names_data_sets_of_the_project_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {_target_: os.system, command: 'false'}")
+    with pytest.raises(ValueError, match=r"config\.yaml is not the configuration of a run \(its data are os\.system"):
+        next(recorded_run.test_inputs(tmp_path / "best.ckpt"))
+    (tmp_path / "config.yaml").write_text("resume: ${oc.env:HOME}")
+    with pytest.raises(ValueError, match=r"config\.yaml .* refers to values outside of it"):
+        resumed_by(tmp_path)
