@@ -16,8 +16,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from qat.export.stopwatch import time_in_turns
 from qat.export.onnx.onnx_file import read_onnx
+from qat.export.stopwatch import time_in_turns
 from qat.export.verification import DamagedFileError
 from qat.reading.malformed import reason
 from qat.torch_private import tree_leaves
