@@ -1,6 +1,7 @@
 """Every test starts from the same random numbers, on one thread: small tensors wait longer for threads than they compute."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # read when Triton is imported: its kernels run in Python, on the CPU
 
 QUICK = ("estimators", "integer", "models", "nn", "report")
 """Folders of `tests/` whose tests are marked `quick`, besides the files that lie directly in `tests/`."""

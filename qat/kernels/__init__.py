@@ -1,7 +1,7 @@
 """Fast forms of the formulas in `qat.functional`: autograd functions, and compiled kernels where they are available.
 
-Each backend has a folder: `cpu/` is C, compiled once on this machine. Otherwise torch's own operations compute the same
-forward values.
+Each backend has a folder: `cpu/` is C, compiled once on this machine, `triton/` the same for GPUs. Otherwise torch's own
+operations compute the same forward values.
 """
 
 from qat.kernels.clip_and_round import ClipAndRound, Rounding

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from qat.kernels import second_order
-from qat.kernels.cpu import operators as cpu_operators
-from qat.kernels.dispatch import uses_native_by_rows
+from qat.kernels.dispatch import operators_for, uses_native_by_rows
 from qat.kernels.fake_quantize import zero_outside
 
 
@@ -43,7 +42,7 @@ class ClipAndRound(torch.autograd.Function):
             uses_native_by_rows(x, scale) and lo.shape == hi.shape == scale.shape and not torch.compiler.is_compiling()
         )
         if ctx.native and rounding.rounds_to_nearest:
-            y = cpu_operators.clip_and_round(x.float(), lo, hi, scale)
+            y = operators_for(x).clip_and_round(x.float(), lo, hi, scale)
         else:
             y = rounding.round(torch.clamp(x.float(), lo, hi).div_(scale)).mul_(scale)
         ctx.rounding = rounding
@@ -59,7 +58,7 @@ class ClipAndRound(torch.autograd.Function):
         x, g = x.float(), grad.float()
         slopes = ctx.rounding.slopes if ctx.native else None
         if slopes is not None:
-            dx, below, above, inner = cpu_operators.clip_and_round_backward(g, x, y, lo, hi, scale, slopes)
+            dx, below, above, inner = operators_for(x).clip_and_round_backward(g, x, y, lo, hi, scale, slopes)
             if learned:
                 return dx.to(grad.dtype), below, above, inner / scale, None
             return dx.to(grad.dtype), None, None, (inner + below * lo + above * hi) / scale, None

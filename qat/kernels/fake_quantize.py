@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qat.kernels import second_order
+from qat.kernels import registered, second_order
 from qat.kernels.cpu.library import NOT_A_NUMBER, OUTSIDE, ROUNDING_ERROR_STEPS
-from qat.kernels.cpu.operators import operators
-from qat.kernels.dispatch import uses_native_by_rows
+from qat.kernels.dispatch import operators_for, uses_native_by_rows
 from qat.kernels.saved_codes import remember_encoding
 
 
@@ -27,15 +26,27 @@ def fake_quantize(x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, 
     """
     native = _uses_native(x, scale, lo)
     result: Tensor = (_Native if native else _Composite).apply(x, scale, lo, hi, gradient_scale)
-    if native and not x.is_leaf and not torch.compiler.is_compiling() and x.dtype is torch.float32:
+    if (
+        native
+        and x.device.type == "cpu"
+        and not x.is_leaf
+        and not torch.compiler.is_compiling()
+        and x.dtype is torch.float32
+    ):
         remember_encoding(result, scale, float(lo), float(hi))
     return result
 
 
 def _uses_native(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
-    """Whether the compiled kernels compute this: they take one pair of bounds, as Python numbers."""
-    one_bound = not isinstance(lo, Tensor) or (lo.numel() == 1 and not torch.compiler.is_compiling())
+    """Whether compiled kernels compute this: they take one pair of bounds, as Python numbers, for which a GPU would wait."""
+    read_at_once = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    one_bound = not isinstance(lo, Tensor) or (lo.numel() == 1 and read_at_once)
     return one_bound and uses_native_by_rows(x, scale)
+
+
+def _operators(x: Tensor) -> Any:
+    """The operators of torch while torch.compile traces, otherwise the backend's own functions, which have less overhead."""
+    return registered if torch.compiler.is_compiling() else operators_for(x)
 
 
 class _Native(torch.autograd.Function):
@@ -48,11 +59,11 @@ class _Native(torch.autograd.Function):
         ctx.bounds, ctx.gradient_scale, ctx.leaf = (float(lo), float(hi)), gradient_scale, x.is_leaf
         if x.is_leaf:
             ctx.save_for_backward(x, scale)
-            y = operators().fake_quantize(x.float(), scale, *ctx.bounds)
+            y: Tensor = _operators(x).fake_quantize(x, scale, *ctx.bounds)
         else:
-            y, saved = operators().fake_quantize_and_save(x.float(), scale, *ctx.bounds)
+            y, saved = _operators(x).fake_quantize_and_save(x, scale, *ctx.bounds)
             ctx.save_for_backward(saved, scale)
-        return y.to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -61,11 +72,10 @@ class _Native(torch.autograd.Function):
             read = _inside_and_factor if ctx.leaf else _inside_and_factor_from_saved
             parts = read(saved.detach(), scale.detach(), *ctx.bounds)
             return *second_order.fake_quantize_backward(grad, *parts, scale, ctx.gradient_scale), None, None, None
-        if ctx.leaf:
-            dx, dscale = operators().fake_quantize_backward(grad.float(), saved.float(), scale, *ctx.bounds)
-        else:
-            dx, dscale = operators().fake_quantize_backward_from_saved(grad.float(), saved, scale, *ctx.bounds)
-        return dx.to(grad.dtype), dscale * ctx.gradient_scale, None, None, None
+        operators = _operators(saved)
+        backward = operators.fake_quantize_backward if ctx.leaf else operators.fake_quantize_backward_from_saved
+        dx, dscale = backward(grad, saved, scale, *ctx.bounds)
+        return dx, dscale * ctx.gradient_scale, None, None, None
 
 
 class _Composite(torch.autograd.Function):

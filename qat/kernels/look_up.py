@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from qat.kernels import second_order
-from qat.kernels.cpu import operators as cpu_operators
-from qat.kernels.dispatch import uses_native
+from qat.kernels.dispatch import operators_for, uses_native
 from qat.kernels.layout import is_channels_last
 
 
@@ -20,7 +19,7 @@ class LookUp(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, qmin: int, qmax: int, values: Tensor, slopes: Tensor) -> Tensor:
         ctx.native = uses_native(x) and not torch.compiler.is_compiling()
         if ctx.native:
-            y, codes = cpu_operators.look_up(x.float(), scale.item(), qmin, qmax, values)
+            y, codes = operators_for(x).look_up(x.float(), scale, qmin, qmax, values)
         else:
             v = torch.div(x.float(), scale)
             codes = v.nan_to_num(qmin).clamp_(qmin, qmax).round_().sub_(qmin).to(torch.uint8)
@@ -34,7 +33,7 @@ class LookUp(torch.autograd.Function):
         if second_order.is_recorded():
             dx, dvalues = second_order.look_up_backward(grad, codes, slopes)
         elif ctx.native:
-            dx, dvalues = cpu_operators.look_up_backward(grad.float(), codes, slopes)
+            dx, dvalues = operators_for(codes).look_up_backward(grad.float(), codes, slopes)
         else:
             dx = _gather(slopes, codes).mul_(grad)
             dvalues = torch.bincount(codes.flatten(), grad.flatten().double(), len(slopes)).float()
