@@ -26,8 +26,9 @@ from benchmarks.command_line import argument_parser, parse_options
 from benchmarks.measurement_file import RESULTS, write_measurement
 from qat.training.optimization.parameter_groups import split_parameter_groups
 
-SIZE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-VOCABULARY, CLASSES = 200, 5
+SIZE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+LABELLED: dict[str, Any] = {**SIZE, "num_labels": 5}
+VOCABULARY, CLASSES = 200, LABELLED["num_labels"]
 
 POLICIES: dict[str, Any] = {
     "w8a8": "transformer_w8a8",
@@ -39,8 +40,8 @@ POLICIES: dict[str, Any] = {
 class Subject(NamedTuple):
     """A network, a batch with labels, and whether it generates text."""
 
-    network: nn.Module
-    batch: dict[str, Tensor]
+    network: Any
+    batch: dict[str, Any]
     generates: bool = False
 
 
@@ -49,13 +50,13 @@ def _text(n: int = 32, length: int = 16) -> Tensor:
 
 
 def _bert() -> Subject:
-    config = transformers.BertConfig(vocab_size=VOCABULARY, num_labels=CLASSES, **SIZE)
+    config = transformers.BertConfig(vocab_size=VOCABULARY, **LABELLED)
     batch = {"input_ids": _text(), "attention_mask": torch.ones(32, 16).long(), "labels": torch.arange(32) % CLASSES}
     return Subject(transformers.BertForSequenceClassification(config), batch)
 
 
 def _vit() -> Subject:
-    config = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=CLASSES, **SIZE)
+    config = transformers.ViTConfig(image_size=32, patch_size=8, **LABELLED)
     batch = {"pixel_values": torch.randn(32, 3, 32, 32), "labels": torch.arange(32) % CLASSES}
     return Subject(transformers.ViTForImageClassification(config), batch)
 
@@ -98,12 +99,13 @@ def measure(subject: Subject, policy: Any, options: argparse.Namespace) -> dict[
     """One row."""
     network, batch, generates = subject
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    prepared = qat.prepare(network.eval(), qat.load_policy(policy), batch)
+    prepared: Any = qat.prepare(network.eval(), qat.load_policy(policy), batch)
     qat.calibrate(prepared, [batch])
     with torch.no_grad():
         before = float(prepared.eval()(**batch).loss)
     after = fit(prepared, batch, options.steps, options.lr, options.separate)
     share = qat.inspect(prepared).share
+    assert share is not None  # it was calibrated with a batch
     integer = qat.convert(prepared)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

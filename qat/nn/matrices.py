@@ -39,7 +39,7 @@ class QuantizedWeight(NamedTuple):
 
 def matrices_of(module: nn.Module) -> list[str]:
     """The names of the weight matrices of a module in the table; none of one that changes them as it reads (`max_norm`)."""
-    patterns = ("weight",) if is_layer_of_its_own(module) else ()
+    patterns: tuple[str, ...] = ("weight",) if is_layer_of_its_own(module) else ()
     patterns = next((names for cls, names in MATRICES.items() if isinstance(module, cls)), patterns)
     if not patterns or getattr(module, "max_norm", None) is not None:
         return []

@@ -151,8 +151,8 @@ def _rule(name: str, content: Mapping[str, Any], defaults: Mapping[str, Mapping[
     _check_keys(content, ("match", "weight", "activation", "required"), f"rule {name!r}")
     if "match" not in content:
         raise ValueError(f"rule {name!r} does not say which layers: add match, for example match: 'layer1.*'.")
-    tensors = (_tensor_rule(name, key, content.get(key), defaults[key]) for key in defaults)
-    return Rule(str(content["match"]), *tensors, bool(content.get("required", True)))
+    weight, activation = (_tensor_rule(name, key, content.get(key), defaults[key]) for key in defaults)
+    return Rule(str(content["match"]), weight, activation, bool(content.get("required", True)))
 
 
 def _tensor_rule(

@@ -18,6 +18,9 @@ from qat.kernels.operators import Operators
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
     pytest.mark.skipif(load_kernels() is None, reason="there is no C compiler, or QAT_NATIVE=0"),
+    pytest.mark.filterwarnings(
+        "ignore:invalid value encountered:RuntimeWarning"
+    ),  # numpy in the interpreter, of inf - inf
 ]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LO, HI = -8.0, 7.0

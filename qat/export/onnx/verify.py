@@ -60,7 +60,7 @@ def verify(path: str | Path) -> FileProof: ...
 def verify(
     path: str | Path,
     integer: nn.Module,
-    batches: Iterable[Tensor | Sequence[Tensor]],
+    batches: Iterable[Any],
     prepared: nn.Module | None = None,
     record: bool = False,
 ) -> Verification: ...
@@ -69,7 +69,7 @@ def verify(
 def verify(
     path: str | Path,
     integer: nn.Module | None = None,
-    batches: Iterable[Tensor | Sequence[Tensor]] | None = None,
+    batches: Iterable[Any] | None = None,
     prepared: nn.Module | None = None,
     record: bool = False,
 ) -> Verification | FileProof:

@@ -10,14 +10,20 @@ import warnings
 import torch
 
 from qat.kernels.operators import Operators
+from qat.torch_private import constant_for_compiler
 
 __all__ = ["available", "operators"]
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+@constant_for_compiler
 def available() -> bool:
-    """Whether Triton's kernels can be used on CUDA tensors in this process.
+    """Whether Triton's kernels can be used on CUDA tensors in this process."""
+    return _works()
+
+
+@functools.cache
+def _works() -> bool:
+    """Tries them, once.
 
     They cannot with QAT_NATIVE=0, without Triton, on ROCm, or where a trial fails: a warning says why, once, and torch's own
     operations compute instead.
