@@ -13,8 +13,7 @@ def complete() -> None:
         import argcomplete
     except ModuleNotFoundError:
         return
-    parser = command_parser()
-    parser._actions.pop()  # the word COMMAND, which subparsers replace
+    parser = command_parser(with_command=False)
     subparsers = parser.add_subparsers()
     for name in COMMANDS:
         make = getattr(importlib.import_module(f"qat.cli.{name}"), "parser", None)

@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def command_parser() -> argparse.ArgumentParser:
-    """The parser of the first word."""
+def command_parser(with_command: bool = True) -> argparse.ArgumentParser:
+    """The parser of the first word; without the word itself, one to which subparsers can be added."""
     commands = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         "qat",
@@ -73,5 +73,6 @@ def command_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"qat {version()}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    if with_command:
+        parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     return parser
