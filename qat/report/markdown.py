@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from qat.files import write_atomically
@@ -49,7 +49,7 @@ def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
     sections = [
         f"# {results.recipe}",
         f"> {SIGNS[results.verdict.outcome]} **{results.verdict.text}**",
-        *_comparison(results, available),
+        *comparison(results, available),
         *_verification(results),
         *_quantized(results),
         *_training(results, available),
@@ -60,7 +60,8 @@ def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _comparison(results: Results, available: set[str]) -> list[str]:
+def comparison(results: Results, available: Collection[str] = ()) -> list[str]:
+    """The section that compares all models, as Markdown paragraphs."""
     metric, data = results.metric, results.data
     sections = ["## Comparison", _table(tables.comparison_table(results.rows, data.test, full=True, metric=metric))]
     notes = [f"- {_escape(row.name)}: {_escape(row.note)}" for row in results.rows if row.note]
@@ -153,7 +154,7 @@ def _reproduce(results: Results) -> list[str]:
     return ["## Reproduce", f"```sh\n{results.command}\n```", seed, *([details] if results.config else [])]
 
 
-def _pictures(available: set[str], *captions: tuple[str, str]) -> list[str]:
+def _pictures(available: Collection[str], *captions: tuple[str, str]) -> list[str]:
     return [f"![{caption}]({name})" for name, caption in captions if name in available]
 
 

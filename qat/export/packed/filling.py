@@ -40,7 +40,11 @@ def fill(
             for key, old in kind.items():
                 name = f"{path}.{key}".lstrip(".")
                 stored = aliases.get(name, name)
-                if old is None or (stored not in shapes and optional(name)):
+                if old is None:
+                    continue
+                if stored not in shapes and optional(name):
+                    if old.is_meta:
+                        kind[key] = made.setdefault(id(old), (stored, placeholder(tuple(old.shape), old.dtype)))[1]
                     continue
                 if id(old) not in made:
                     _check(name, tuple(old.shape), shapes.get(stored))

@@ -19,6 +19,8 @@ from qat.files import write_atomically
 MANIFEST = "manifest.json"
 FORMAT = "qat packed weights"
 VERSION = 1
+FILES = [MANIFEST, "packed-*.safetensors"]
+"""Globs on the names of the files."""
 _FILE = re.compile(r"packed-[0-9a-f]{16}\.safetensors")
 
 

@@ -147,9 +147,10 @@ def _prepared(manifest: Manifest, tensors: TensorReader, network: nn.Module | No
         set_bits(network, manifest["bits"])
     _load_quantizers(network, tensors)
     of_quantizers = tuple(f"{name}." for name in quantizers(network))
-    left = [n for n in tensors.names - filled if not n.startswith(of_quantizers) and n.partition("#")[0] not in packed]
-    if left:
-        raise ValueError(f"the network has no {', '.join(sorted(left)[:3])}")
+    added = {*dict(network.named_parameters()), *dict(network.named_buffers())}  # by capture, which knows their values
+    left = tensors.names - filled - added - {name for name in tensors.names if name.partition("#")[0] in packed}
+    if missing := sorted(name for name in left if not name.startswith(of_quantizers)):
+        raise ValueError(f"the network has no {', '.join(missing[:3])}")
     return network
 
 

@@ -1,0 +1,65 @@
+"""The model card of a quantized network: what it is, how it is loaded, and what a run measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from torch import nn
+
+from qat.nn import quantized_weights
+from qat.quantizers.codebook import Codebook
+from qat.report.markdown import comparison
+from qat.report.schema import Results
+from qat.transform.record import record_of
+
+
+def model_card(model: nn.Module, folder: Path, results: Results | None) -> str:
+    """The card as Markdown, with the Hub's metadata.
+
+    Args:
+        model: the network that was saved.
+        folder: where; its size is told.
+        results: of the run that made it; None: there is no table.
+    """
+    data = ModelCardData(library_name="qat", tags=["quantized", "quantization-aware-training"])
+    record = record_of(model)
+    policy = record.policy.name if record is not None else str((getattr(model, "policy", None) or {}).get("name"))
+    name = type(model).__name__
+    size = sum(file.stat().st_size for file in folder.glob("packed-*.safetensors"))
+    lines = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {name}, quantized with {policy}",
+        f"{_widths(model)} The weights take {size / 1e6:.2f} MB.",
+        "## Use",
+        f"```python\nimport qat\n\nnetwork = {_loading(model)}\n```",
+        "The network computes with fake-quantized weights and activations, and goes on learning after `network.train()`; "
+        "`qat.convert(network)` makes its integers.",
+    ]
+    if results is not None:
+        lines += ["## Results", f"**{results.verdict.text}**", *comparison(results)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _loading(model: nn.Module) -> str:
+    from transformers import PreTrainedModel
+
+    known = (
+        isinstance(model, PreTrainedModel) or (record := record_of(model)) is None or record.architecture is not None
+    )
+    return (
+        'qat.hf.from_pretrained("OWNER/NAME")' if known else 'qat.hf.from_pretrained("OWNER/NAME", model=MyNetwork())'
+    )
+
+
+def _widths(model: nn.Module) -> str:
+    """How many weights have how many bits."""
+    counts: Counter[int] = Counter()
+    for module in model.modules():
+        for _, weight, quantizer in quantized_weights(module):
+            bits: Any = quantizer.bits if isinstance(quantizer, Codebook) else quantizer.spec.grid.bits
+            counts[bits] += weight.numel()
+    parts = [f"{number:,} weights of {bits} bits" for bits, number in sorted(counts.items())]
+    return f"{', '.join(parts)}." if parts else "Its weights are integers."
