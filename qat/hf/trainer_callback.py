@@ -81,6 +81,10 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
             if (record := record_of(model)) is not None:
                 check_same_policy(record.policy, self.policy, "the network is prepared")
         else:
+            if getattr(model, "config", None) is not None:
+                model.config.use_cache = getattr(
+                    args, "use_cache", False
+                )  # as Trainer will; a cache is no output of a graph
             prepare_(model, self.policy, self._example(model))
         for quantizer in quantizers(model).values():
             if not quantizer.ready:

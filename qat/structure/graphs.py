@@ -75,7 +75,7 @@ def _target(op: str, target: str, args: Sequence[Any]) -> Any:
         if not _is_identifier(target.removeprefix("**").removeprefix("*")):
             raise ValueError(f"{target!r:.80} is no name of an input")
         return target
-    if not re.fullmatch(r"\w+(\.\w+)*", target, flags=re.ASCII):
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", target, flags=re.ASCII):
         raise ValueError(f"{target!r:.80} is no name of a module or a tensor")
     return target
 

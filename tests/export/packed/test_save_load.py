@@ -223,3 +223,14 @@ def test_a_network_that_does_not_fit(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             qat.load_quantized(tmp_path, model)
+
+
+def test_names_of_modules_need_not_be_names_of_python(tmp_path: Path) -> None:
+    """As in torchvision's RegNet."""
+    x = torch.randn(8, 16)
+    model = nn.Sequential()
+    model.add_module("block-0", nn.Linear(16, 16))
+    model.add_module("last", nn.Linear(16, 4))
+    prepared = trained(model, "w4a8", x)
+    for network in (prepared, qat.convert(prepared)):
+        assert_same(qat.load_quantized(qat.save_quantized(network, tmp_path)), network, x)
