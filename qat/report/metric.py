@@ -67,9 +67,9 @@ class MetricInfo(Record):
                 return f"{value:.{decimals}f}"
         return f"{value:.4g}"
 
-    def text(self, value: float) -> str:
-        """The value with its unit."""
-        return f"{self.number(value)} {self.unit}".strip()
+    def text(self, value: float, error: float | None = None) -> str:
+        """The value with its unit, to two digits of `error` if that is given."""
+        return f"{self.number(value, error)} {self.unit}".strip()
 
     def difference(self, value: float) -> str:
         """A difference of two values with its unit: points, if they are percentages."""

@@ -112,19 +112,20 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> PairedDiffer
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     told = only_first + only_second
     difference = (only_first - only_second) / n
-    if told == 0:
-        return PairedDifference(0.0, 0.0, 0.0, 0.0, 1.0, "exact McNemar test")
-    test = binomtest(only_first, told)
-    interval = test.proportion_ci(1 - LEVEL, "exact")
+    p_value, share = 1.0, (0.5, 0.5)
+    if told:
+        test = binomtest(only_first, told)
+        interval = test.proportion_ci(1 - LEVEL, "exact")
+        p_value, share = float(test.pvalue), (interval.low, interval.high)
     middle, spread = (
         (only_first - only_second) / (n + 2),
         math.sqrt(told + 1 - (only_first - only_second) ** 2 / (n + 2)),
     )
     reach = 1.96 * spread / (n + 2)
-    low = min((2 * interval.low - 1) * told / n, middle - reach)
-    high = max((2 * interval.high - 1) * told / n, middle + reach)
+    low = min((2 * share[0] - 1) * told / n, middle - reach)
+    high = max((2 * share[1] - 1) * told / n, middle + reach)
     error = math.sqrt(told - (only_first - only_second) ** 2 / n) / n
-    return PairedDifference(difference, error, low, high, float(test.pvalue), "exact McNemar test")
+    return PairedDifference(difference, error, low, high, p_value, "exact McNemar test")
 
 
 def bootstrap(first: NDArray[np.float64], second: NDArray[np.float64]) -> PairedDifference | None:

@@ -265,14 +265,15 @@ class Results(Record):
 def timing_free(results: Mapping[str, Any]) -> dict[str, Any]:
     """`Results.to_dict()` without the values that may differ between two repetitions of the same run.
 
-    Seconds, latencies and timings are removed, and the parts of the environment that describe the processor or the
-    checkout. `config` stays as it is, whatever its keys are called.
+    Seconds, latencies and timings are removed, the text of the verdict, which names minutes, and the parts of the environment
+    that describe the processor or the checkout. `config` stays as it is, whatever its keys are called.
 
     >>> timing_free({"seed": 1, "timings": {"ptq": 2.5}, "rows": [{"top1": 0.9, "seconds": 3.0}]})
     {'seed': 1, 'rows': [{'top1': 0.9}]}
     """
     kept = {key: value if key == "config" else _without_timing(value) for key, value in results.items()}
     kept.pop("timings", None)
+    kept.get("verdict", {}).pop("text", None)
     if "environment" in kept:
         kept["environment"] = {key: kept["environment"][key] for key in ("python", "versions")}
     return kept

@@ -82,7 +82,8 @@ def _judge(
     """The verdict on two rows."""
     difference = qat.score - ptq.score
     outcome = _outcome(qat.score, ptq.score, metric, found)
-    values = f"{metric.text(qat.score)} against {metric.text(ptq.score)} {metric.name}"
+    close = abs(difference) if abs(difference) < 0.01 * abs(qat.score) else None  # then four digits hide it
+    values = f"{metric.text(qat.score, close)} against {metric.text(ptq.score, close)} {metric.name}"
     evidence = f"{values}, {_chance_words(found, metric)}{n_test:,} test {samples}"
     head, tail = _sentences(outcome, qat, ptq, metric)
     error, known = found.standard_error if found else None, math.isfinite(difference)

@@ -71,11 +71,14 @@ def describe_data(
 
 
 def _count_classes(network: nn.Module, arguments: Sequence[Any]) -> int | None:
-    """The size of the last dimension of the output for one sample; None if the output is no tensor."""
+    """The classes of the output for one sample: the channels of an image, else the last dimension; None if it is one number."""
     one = (x[:1] if isinstance(x, Tensor) and x.ndim else x for x in arguments)
     with torch.no_grad():
         output = first_output(copy_model(network).cpu().eval()(*one))
-    return int(output.shape[-1]) if isinstance(output, Tensor) and output.ndim > 1 else None
+    if not isinstance(output, Tensor) or output.ndim < 2:
+        return None
+    classes = int(output.shape[1 if output.ndim > 3 else -1])
+    return classes if classes > 1 else None
 
 
 def describe_environment(trainer: L.Trainer) -> Environment:

@@ -103,7 +103,7 @@ def evaluate(
     predictions: list[Tensor] = []
 
     def note_predictions(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 2:
+        if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
             predictions.append(output.argmax(dim=1).cpu())
 
     handles = [network.register_forward_hook(note_predictions)]

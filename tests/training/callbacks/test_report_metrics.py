@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from qat.report import Results
-from qat.training.callbacks import PTQBaselines, QuantizationAwareTraining, Report
+from qat.report.html import run_code
+from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from qat.training.comparison.sample_scores import metric_scores
-from tests.training.user_modules import LIGHTNING, Classifier, Data, trainer
+from tests.training.user_modules import CLASSES, LIGHTNING, Classifier, Data, trainer
 
 pytestmark = LIGHTNING
 
@@ -129,6 +133,39 @@ def test_objects_and_functions_see_outputs_and_targets(tmp_path: Path) -> None:
         assert one.standard_error == pytest.approx(other.standard_error, rel=0.1)
         assert 0.5 < one.others["r2"] <= 1  # type: ignore[operator]
     assert of_objects.metric.mode == "min"
+
+
+def test_the_lines_that_run_the_file_run_it(tmp_path: Path) -> None:
+    report = Report(tmp_path)
+    callbacks = [QuantizationAwareTraining("w8a8", calibration_images=64, quantizer_lr_ratio=0.0), report]
+    trainer(tmp_path, *callbacks, ExportONNX(tmp_path / "model.onnx")).fit(Classifier(), datamodule=Data())
+    assert report.results is not None
+    lines = run_code(report.results)
+    assert lines in unescape((tmp_path / "report.html").read_text())
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "[(1, 4)]\n"
+
+
+def test_accuracy_of_pixels_is_not_counted_as_if_pixels_were_images(tmp_path: Path) -> None:
+    class Segmentation(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, CLASSES, 3, padding=1))  # type: ignore[assignment]
+
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            return F.cross_entropy(self(batch[0]).mean((2, 3)), batch[1])
+
+        def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            pass
+
+        def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            decided = self(batch[0]).argmax(1)
+            self.log("test/acc", (decided == batch[1][:, None, None]).float().mean())
+
+    results = fit(tmp_path, Segmentation(), metric="test/acc")
+    assert results.metric.errors == "of the mean of batches"
+    assert results.data.classes == CLASSES
+    assert results.confusion is None
 
 
 def test_a_float_network_at_chance_wins_nothing(tmp_path: Path) -> None:
