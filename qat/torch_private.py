@@ -134,6 +134,26 @@ def set_contents(module: nn.Module, source: nn.Module) -> None:
     module._modules, module._parameters, module._buffers = source._modules, source._parameters, source._buffers
 
 
+def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """A module's own submodules by name, None among them, as it keeps them: what is written there is in the module."""
+    return module._modules
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The same of its parameters."""
+    return module._parameters
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """The same of its buffers."""
+    return module._buffers
+
+
+def buffers_not_saved(module: nn.Module) -> set[str]:
+    """The names of its own buffers that are in no state dict."""
+    return module._non_persistent_buffers_set
+
+
 def forward_pre_hooks(module: nn.Module) -> list[Any]:
     """The hooks that run before its forward, in order."""
     return list(module._forward_pre_hooks.values())

@@ -178,6 +178,7 @@ MEMBERS = [
     of_torch("an operation", "_schema", lambda: torch.ops.aten.relu.default, "name its arguments", BELOW_TRAINING),
     of_torch("torch", "_C", lambda: torch, "name the arguments of operations", BELOW_TRAINING),
     of_torch("_C", "_jit_get_schemas_for_operator", lambda: torch._C, "name arguments", BELOW_TRAINING),
+    of_torch("Module", "_non_persistent_buffers_set", nn.Identity, "save a network's structure", BELOW_TRAINING),
     of_torch("Tensor", "_version", lambda: torch.zeros(1), "see that a tensor was changed in place", BELOW_TRAINING),
     of_torch("a constant function", "_dynamo_marked_constant", constant, "mark it without a compiler", BELOW_TRAINING),
     of_torch(

@@ -30,8 +30,8 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
     named = tree_map(_at_least_two, arguments)
     dynamic = tree_map(lambda x: [torch.export.Dim.AUTO] * x.ndim if isinstance(x, Tensor) else None, named)
-    attributes = Attributes(model)
     with training_mode(model, False), torch.enable_grad(), quiet(("torch.export", "torch.fx"), drop_output=False):
+        attributes = Attributes(model)
         try:
             program = torch.export.export(model, (), named, dynamic_shapes=dynamic, strict=False)
         finally:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qat.structure.names import Names, path_of
 from qat.structure.values import Describer, NotPlainError, Reader
-from qat.torch_private import FLAT_WEIGHTS
+from qat.torch_private import FLAT_WEIGHTS, buffers_not_saved, own_buffers, own_modules, own_parameters
 
 Description = dict[str, Any]
 """{"class", "attributes", "parameters", "buffers", "not_persistent", "children", "eval"}, without what is empty. A parameter or
@@ -46,7 +46,7 @@ def describe_module(
         raise NotPlainError(f"{where or 'the network'} has hooks")
     children = {
         name: None if child is None else describe_module(child, describe, f"{where}.{name}".lstrip("."), special)
-        for name, child in module._modules.items()
+        for name, child in own_modules(module).items()
     }
     return description_of(module, path_of(cls), attributes_of(module), describe, where) | (
         {"children": children} if children else {}
@@ -67,9 +67,9 @@ def description_of(
     """A module alone, under this class and with these attributes."""
     described = {key: describe(value, f"{where}.{key}".lstrip(".")) for key, value in attributes.items()}
     tensors = {
-        "parameters": [name if p is not None else f"-{name}" for name, p in module._parameters.items()],
-        "buffers": [name if b is not None else f"-{name}" for name, b in module._buffers.items()],
-        "not_persistent": sorted(module._non_persistent_buffers_set),
+        "parameters": [name if p is not None else f"-{name}" for name, p in own_parameters(module).items()],
+        "buffers": [name if b is not None else f"-{name}" for name, b in own_buffers(module).items()],
+        "not_persistent": sorted(buffers_not_saved(module)),
     }
     result = {"class": cls, "attributes": described, **tensors, "eval": not module.training}
     return {key: value for key, value in result.items() if value}
@@ -130,7 +130,7 @@ class ModuleBuilder:
             vars(module)[key] = self.read(value)
         self._add_tensors(module, description, prefix)
         for name, child in description.get("children", {}).items():
-            module._modules[name] = None if child is None else self.build(child, f"{prefix}{name}.", depth + 1)
+            own_modules(module)[name] = None if child is None else self.build(child, f"{prefix}{name}.", depth + 1)
         module.training = not description.get("eval", False)
         if isinstance(module, nn.RNNBase):
             module.cpu()  # makes the lists of its weights

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from qat.torch_private import own_buffers, own_parameters
 
 
 def aliases_of(model: nn.Module) -> dict[str, str]:
@@ -36,7 +39,8 @@ def fill(
     """
     made: dict[int, tuple[str, Tensor]] = {}
     for path, module in model.named_modules():
-        for kind in (module._parameters, module._buffers):
+        tensors: tuple[dict[str, Any], ...] = (own_parameters(module), own_buffers(module))
+        for kind in tensors:
             for key, old in kind.items():
                 name = f"{path}.{key}".lstrip(".")
                 stored = aliases.get(name, name)

@@ -33,7 +33,7 @@ def describe_integer(model: IntegerModel, names: Names, writer: TensorWriter) ->
     root = description_of(model, CONTAINER, {}, written.describe, "") | {"children": children}
     written.write_tensors()
     return {
-        "class": model._get_name(),
+        "class": type(model).__name__,
         "policy": model.policy,
         "modules": root,
         "graph": describe_graph(model.graph, names),

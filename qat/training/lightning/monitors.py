@@ -80,6 +80,8 @@ def learned_scale_fault(quantizer: Quantizer) -> str:
     """The fault of a learned scale or range, as the end of a sentence; "" if there is none."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in quantizer.parameters()):
         return "is no longer finite: this training is lost; lower the learning rate, or look for NaN in the loss."
+    if quantizer.is_weight and quantizer.spec.grid.bits > 4:
+        return ""  # half its first value is a floor on which it works well
     scale, floor = getattr(quantizer, "scale", None), getattr(quantizer, "floor", None)
     if isinstance(scale, nn.Parameter) and isinstance(floor, torch.Tensor) and bool((scale <= floor).any()):
         return (
