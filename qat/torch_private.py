@@ -154,6 +154,12 @@ def buffers_not_saved(module: nn.Module) -> set[str]:
     return module._non_persistent_buffers_set
 
 
+def attention_implementation(config: object) -> str | None:
+    """Which attention a configuration of transformers stands for; None if it does not say, or another version calls it otherwise."""
+    found: str | None = getattr(config, "_attn_implementation", None)
+    return found
+
+
 def forward_pre_hooks(module: nn.Module) -> list[Any]:
     """The hooks that run before its forward, in order."""
     return list(module._forward_pre_hooks.values())

@@ -21,6 +21,7 @@ from qat.files import write_atomically
 from qat.hf.model_card import model_card
 from qat.integer.integer_model import IntegerModel
 from qat.report import read_results
+from qat.torch_private import attention_implementation
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 
@@ -124,7 +125,7 @@ def _save_configuration(model: PreTrainedModel, folder: Path) -> None:
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     content = json.loads(config.to_json_string(use_diff=True))
-    if (attention := getattr(model.config, "_attn_implementation", None)) is not None:
+    if (attention := attention_implementation(model.config)) is not None:
         content["attn_implementation"] = attention  # the graph was captured with this one
     write_atomically(folder / CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
     if model.can_generate() and model.generation_config is not None:

@@ -51,8 +51,6 @@ def split_parameter_groups(
     scale_ids = {id(parameter) for name, parameter in named.items() if name.endswith(".scale")}
     learned_ids = {id(parameter) for parameter in learned}
     scale_optimizer = scale_optimizer_factory(learned) if scale_optimizer_factory is not None and learned else None
-    if scale_optimizer is not None:
-        step_relatively(scale_optimizer, [p for p in learned if id(p) in scale_ids])
     original = Optimizer.add_param_group
 
     def add_param_group(self: Optimizer, group: dict[str, Any]) -> None:

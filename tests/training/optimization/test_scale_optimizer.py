@@ -196,20 +196,27 @@ class ByHand(Classifier):
         learned = list(quantizer_parameters(self).values())
         own = {id(p) for p in learned}
         weights = [p for p in self.parameters() if id(p) not in own]
-        optimizers = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=1e-3), Adam(learned, lr=1e-4)
+        optimizers = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=1e-3), SGD(learned, lr=1e-2)
         return list(optimizers), [torch.optim.lr_scheduler.StepLR(o, 1, 0.5) for o in optimizers]
 
 
 def test_a_fit_is_the_one_with_two_optimizers_stepped_by_hand(tmp_path: Path) -> None:
     found = []
+    batches = [images(32).tensors[0]]
     for model, qat_callback, options in (
-        (Classifier(), callback(), {"gradient_clip_val": 0.5}),
-        (ByHand(), QuantizationAwareTraining("w4a4", batches=[images(32).tensors[0]]), {}),
+        (
+            Classifier(),
+            QuantizationAwareTraining("w4a4", batches=batches, quantizer_optimizer=partial(SGD, lr=1e-2)),
+            {"gradient_clip_val": 0.5},
+        ),
+        (ByHand(), QuantizationAwareTraining("w4a4", batches=batches), {}),
     ):
         torch.manual_seed(0)
         trainer(tmp_path, qat_callback, epochs=2, **options).fit(model, datamodule=Data())
         found.append(state(model))
-    assert equal(*found)
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():  # the norm that clips is summed in another order
+        torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_several_optimizers_and_manual_optimization(tmp_path: Path) -> None:
