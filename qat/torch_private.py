@@ -155,7 +155,7 @@ def buffers_not_saved(module: nn.Module) -> set[str]:
 
 
 def attention_implementation(config: object) -> str | None:
-    """Which attention a configuration of transformers stands for; None if it does not say, or another version calls it otherwise."""
+    """Which attention a configuration of transformers stands for; None if it does not say."""
     found: str | None = getattr(config, "_attn_implementation", None)
     return found
 

@@ -25,6 +25,7 @@ def describe_module(
     describe: Describer,
     where: str = "",
     special: Callable[[nn.Module, str], Description | None] = lambda module, where: None,
+    seen: dict[nn.Module, str] | None = None,
 ) -> Description:
     """A module and all its submodules.
 
@@ -33,10 +34,15 @@ def describe_module(
         describe: describes attributes.
         where: its name.
         special: describes modules that need more than this; None: it does not.
+        seen: modules that are described already, by their names: one in two places stays one.
 
     Raises:
         NotPlainError: a class that a file may not name, hooks, or an attribute that is no plain data.
     """
+    seen = {} if seen is None else seen
+    if module in seen:
+        return {"same": seen[module]}
+    seen[module] = where
     if (description := special(module, where)) is not None:
         return description
     cls = type(module)
@@ -45,7 +51,7 @@ def describe_module(
     if any(vars(module).get(key) for key in _HOOKS) or "forward" in vars(module):
         raise NotPlainError(f"{where or 'the network'} has hooks")
     children = {
-        name: None if child is None else describe_module(child, describe, f"{where}.{name}".lstrip("."), special)
+        name: None if child is None else describe_module(child, describe, f"{where}.{name}".lstrip("."), special, seen)
         for name, child in own_modules(module).items()
     }
     return description_of(module, path_of(cls), attributes_of(module), describe, where) | (
@@ -110,6 +116,7 @@ class ModuleBuilder:
     ) -> None:
         self.names, self.tensor, self.parameter, self.special = names, tensor, parameter, special or {}
         self.read = Reader(names, tensor)
+        self._made: dict[str, nn.Module] = {}
 
     def build(self, description: Any, prefix: str = "", depth: int = 0) -> nn.Module:
         """The module.
@@ -119,6 +126,8 @@ class ModuleBuilder:
         """
         if not isinstance(description, dict) or depth > 100:
             raise ValueError(f"{description!r:.80} describes no module")
+        if "same" in description:
+            return self._made[description["same"]]
         cls = self.names.find_class(str(description.get("class")))
         if not issubclass(cls, nn.Module):
             raise ValueError(f"{description.get('class')} is no module")
@@ -137,6 +146,7 @@ class ModuleBuilder:
         for key, build in self.special.items():
             if key in description:
                 module = build(module, description[key])
+        self._made[prefix.removesuffix(".")] = module
         return module
 
     def _add_tensors(self, module: nn.Module, description: Description, prefix: str) -> None:

@@ -15,6 +15,7 @@ from qat.nn import LAYERS, as_quantized, has_quantized_matrices, is_quantized, l
 from qat.structure import Describer, Description, ModuleBuilder, Names, build_graph, describe_graph, describe_module
 from qat.structure.modules import CONTAINER, attributes_of, description_of
 from qat.structure.names import path_of
+from qat.torch_private import own_modules
 
 MATRICES = "computes with given matrices"
 """The key of modules whose matrices are stored as codes."""
@@ -26,9 +27,11 @@ def describe_integer(model: IntegerModel, names: Names, writer: TensorWriter) ->
     Raises:
         NotPlainError: it contains a module or calls a function that a file may not name.
     """
-    written = _Written(model, names, writer)
+    written, seen = _Written(model, names, writer), dict[nn.Module, str]()
     children = {
-        name: describe_module(child, written.describe, name, written.special) for name, child in model.named_children()
+        name: describe_module(child, written.describe, name, written.special, seen)
+        for name, child in own_modules(model).items()
+        if child is not None
     }
     root = description_of(model, CONTAINER, {}, written.describe, "") | {"children": children}
     written.write_tensors()

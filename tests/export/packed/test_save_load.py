@@ -234,3 +234,15 @@ def test_names_of_modules_need_not_be_names_of_python(tmp_path: Path) -> None:
     prepared = trained(model, "w4a8", x)
     for network in (prepared, qat.convert(prepared)):
         assert_same(qat.load_quantized(qat.save_quantized(network, tmp_path)), network, x)
+
+
+def test_a_module_in_two_places_stays_one(tmp_path: Path) -> None:
+    x = torch.randn(8, 16)
+    layer, relu = nn.Linear(16, 16), nn.ReLU()
+    for policy in ("w4a8", weights_alone(4)):
+        prepared = trained(nn.Sequential(layer, relu, layer, relu, nn.Linear(16, 4)), policy, x)
+        loaded = qat.load_quantized(qat.save_quantized(prepared, tmp_path))
+        assert loaded[0] is loaded[2]
+        assert_same(loaded, prepared, x)
+        integer = qat.convert(prepared)
+        assert_same(qat.load_quantized(qat.save_quantized(integer, tmp_path)), integer, x)
