@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from qat.experiment.configuration import compose
+from qat.experiment.configuration import CONFIGS, compose
+from qat.experiment.schema.words import all_keys
+from qat.experiment.suggestion import unknown_key
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """The environment variable with which Hydra shows tracebacks."""
+UNKNOWN_KEY = re.compile(
+    r"Could not override '([^']+)'|Could not delete from config. '([^']+)'|No match in the defaults list\.? ?.*?'?([\w/@.]+)="
+)
+"""What Hydra says of a key that does not exist."""
 SHOWS_TRACEBACKS = os.environ.get(FULL_ERROR) == "1"
 """Whether the user who started the program asked for them."""
 
@@ -38,7 +44,7 @@ def configuration_errors(debug: bool = False) -> Iterator[None]:
     except (ValueError, OSError, ModuleNotFoundError, VerificationError, *library_errors) as error:
         if debug or SHOWS_TRACEBACKS:
             raise
-        _exit(sentence(error))
+        exit_with(sentence(error))
 
 
 @contextmanager
@@ -51,9 +57,13 @@ def composition_errors() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(composition_sentence(error))
+        exit_with(composition_sentence(error))
     except OSError as error:  # before the program starts, Hydra creates the run's folder and nothing else
-        _exit(f"the run's folder cannot be created ({sentence(error)}): set hydra.run.dir to a new folder.")
+        exit_with(f"the run's folder cannot be created ({sentence(error)}): set hydra.run.dir to a new folder.")
+    except Exception as error:
+        if not _raised_by_hydra(error):
+            raise
+        exit_with(_argument_sentence(" ".join(str(error).split())))
     finally:
         del os.environ[FULL_ERROR]
 
@@ -77,23 +87,72 @@ def sentence(error: BaseException) -> str:
 def composition_sentence(error: BaseException) -> str:
     """One sentence for a configuration that cannot be composed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = ", ".join(sorted(error.options or ()))
-        return f"{group or 'configuration'} {name!r} does not exist: write {group}=NAME with one of {options}."
+        return _missing_option(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: write key=value, and quote values with special characters twice."
     text = str(error)
-    if match := re.search(r"Could not override '([^']+)'|No match in the defaults list\.? ?.*?'?([\w/@.]+)=", text):
+    if match := UNKNOWN_KEY.search(text):
         return _unknown_key(next(group for group in match.groups() if group))
+    if match := re.search(r"Ambiguous value for argument '(([^=]+)=([^']*))'", text):
+        return (
+            f"{match[1]} has several values: add -m for a sweep over them, or write {match[2]}=[{match[3]}] for a list."
+        )
+    if match := re.search(r"Could not delete '([^']+)'", text):
+        return f"~{match[1]} is not in this configuration: leave it out."
+    if match := re.search(r"Additional config directory '([^']*)' not found", text):
+        return f"--config-dir={match[1]} is not a folder: write the folder that holds recipe/NAME.yaml."
+    if isinstance(error, InterpolationResolutionError):
+        return (
+            f"{error.full_key or 'the configuration'} refers to something that does not exist ({text.splitlines()[0]})."
+        )
     return textwrap.shorten(" ".join(text.split("\nSee ")[0].split()), 300)
 
 
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Whether it was Hydra that met something it cannot read, rather than the run."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(("hydra.", "omegaconf."))
+
+
+def _argument_sentence(reason: str) -> str:
+    if "--resolve" in reason:
+        return "--resolve shows a configuration with all values filled in: write --cfg job --resolve, or leave it out."
+    return f"the arguments cannot be read ({reason}): write key=value, see --help."
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    if not error.options:
+        return (
+            f"the configuration {name!r} does not exist: leave --config-name out, or add the --config-dir that has it."
+        )
+    options = ", ".join(sorted(error.options))
+    top, _, path = str(error.missing_cfg_file).lstrip("/").partition("/")
+    if top in _groups() and ("/" in path or path.endswith((".yaml", ".yml"))):
+        return (
+            f"{top}={path} is a path, and {top} takes names: write --config-dir=DIR {top}=NAME for DIR/{top}/NAME.yaml, or one "
+            f"of {options}."
+        )
+    return f"{group} {name!r} does not exist: write {group}=NAME with one of {options}."
+
+
 def _unknown_key(key: str) -> str:
-    keys = list(_dotted_keys(compose()))
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    top = ", ".join(k for k in keys if "." not in k)
-    hint = f"did you mean {close[0]}?" if close else f"the top-level keys are {top}."
-    return f"unknown key {key}; {hint}"
+    present, possible = [k for k in _dotted_keys(compose()) if "_target_" not in k], all_keys()
+    top = key.partition(".")[0]
+    if key in possible and key not in present:
+        if top in ("trainer", "float", "optim"):
+            return f"{key} is not in this configuration yet: write +{key}=VALUE to add it."
+        return (
+            f"{key} is not in this configuration: write +{key}=VALUE if the {top} that you chose takes it, or choose another "
+            f"with {top}=NAME."
+        )
+    return unknown_key(key, [*present, *possible, *_groups()])
+
+
+def _groups() -> list[str]:
+    return ["recipe", *(path.name for path in CONFIGS.iterdir() if path.is_dir())]
 
 
 def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -105,6 +164,7 @@ def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _dotted_keys(OmegaConf.create(child), f"{prefix}{key}.")
 
 
-def _exit(text: str) -> None:
+def exit_with(text: str) -> NoReturn:
+    """End the program with status 1 and one sentence on standard error."""
     print(f"error: {text}", file=sys.stderr)
     sys.exit(1)

@@ -88,7 +88,7 @@ def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folde
         Where the weights come from, for the log.
     """
     if config.model.checkpoint is not None:
-        load_weights(network, config.model.checkpoint)
+        _load_checkpoint(network, config.model.checkpoint)
         return f"from {config.model.checkpoint}"
     if config.float.epochs == 0:
         return f"torchvision's {config.model.weights}"
@@ -109,6 +109,22 @@ def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folde
     accuracy = "" if top1 is None else f", validation accuracy {100 * top1:.2f} %"
     length = f"{config.float.epochs} epochs" if config.float.max_steps is None else f"{config.float.max_steps:,} steps"
     return f"trained for {length} in {time.perf_counter() - start:.0f} s{accuracy}"
+
+
+def _load_checkpoint(network: nn.Module, path: str) -> None:
+    """The weights of model.checkpoint, in place."""
+    try:
+        load_weights(network, path)
+    except ValueError as error:
+        if "_quantizer." not in str(error):
+            raise
+        raise ValueError(
+            f"model.checkpoint={path} holds a network with quantizers, and this key takes float weights: give those that QAT "
+            "started from, or write resume=PATH to continue an interrupted run."
+        ) from error
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"model.checkpoint={path} holds NaN or infinity in {name!r}: give another checkpoint.")
 
 
 def fingerprint(config: DictConfig, data: ImageData) -> str:

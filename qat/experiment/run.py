@@ -17,12 +17,13 @@ from torch import nn
 
 from qat.data import ImageData
 from qat.experiment import build, float_network, loggers
-from qat.experiment.check import check_same_run, check_values
+from qat.experiment.check import check_images, check_same_run, warn_of_unwise_values
 from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
 from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
 from qat.experiment.folders import check_folder, folder_of_one_run, resumed_by, run_folder_of, was_interrupted_early
 from qat.experiment.interruption import SignalHandler
+from qat.experiment.schema import check_configuration
 from qat.files import write_atomically
 from qat.report import Data, Results
 from qat.training.callbacks import ProgressiveBits, Report
@@ -58,7 +59,8 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str, signals: Si
 
 def _run(config: DictConfig, folder: Path, recipe: str, command: str, signals: SignalHandler) -> Results:
     simplify_output()
-    check_values(config)
+    check_configuration(config)
+    warn_of_unwise_values(config)
     rank_zero_only(check_folder)(folder)
     checkpoint = _checkpoint_to_resume(config)
     timings: dict[str, float] = {}
@@ -110,6 +112,7 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
     Returns:
         The number of processes that will train.
     """
+    check_images(config, len(data.train))
     float_network.check_source(config, data)
     prepared = prepare(network, policy, torch.zeros(2, *data.image_shape))
     if not quantizers(prepared):

@@ -23,8 +23,8 @@ MISTAKES = {
         "recipe 'digits_w4a9' does not exist: write recipe=NAME with one of cifar10_",
     ),
     "no such option": (["optim=adamx"], "optim 'adamx' does not exist: write optim=NAME with one of adam, adamw, sgd."),
-    "bits": (["policy.preset=w9a8"], "weight of rule 'all': bits=9 is not a valid width for a signed grid"),
-    "preset": (["policy.preset=wxa8"], "preset='wxa8' does not exist: write w<bits>a<bits>"),
+    "bits": (["policy.preset=w9a8"], "policy.preset='w9a8' is not possible: write w<bits>a<bits> with 2 to 8 bits"),
+    "preset": (["policy.preset=wxa8"], "policy.preset='wxa8' is not possible: write w<bits>a<bits>"),
     "rule that matches nothing": (
         ["policy.rules={a: {match: 'layer9.*', weight: {bits: 8}}}"],
         "rule 'a' with match='layer9.*' matches no layer; quantizable layers: conv1, layer1.0.conv1,",
@@ -33,8 +33,8 @@ MISTAKES = {
         ["trainer.max_step=20"],
         "unknown key trainer.max_step; did you mean trainer.max_steps?",
     ),
-    "key at the top": (["xyz=20"], f"unknown key xyz; {TOP} data, model,"),
-    "value": (["batch_size=abc"], "batch_size='abc' is not possible: write a whole number, 1 or more."),
+    "key at the top": (["xyz=20"], f"unknown key xyz; {TOP} batch_size, calibration_images,"),
+    "value": (["batch_size=abc"], "batch_size='abc' is not possible: write a whole number from 1 to 65,536."),
     "syntax": (["seed=]"], "'seed=]' cannot be read: write key=value"),
     "checkpoint": (["model.checkpoint=/nowhere.safetensors"], "model.checkpoint=/nowhere.safetensors does not exist"),
     "data folder": (
@@ -50,25 +50,28 @@ MISTAKES = {
     "no float network": (["float.epochs=0"], "there is no float network: set model.checkpoint=PATH"),
     "too many calibration images": (
         ["calibration_images=5000"],
-        "n_images=5000 is not possible: the train split has 1167",
+        "calibration_images=5000 is not possible, there are 1167 training images: write",
     ),
     "observer": (
         ["+ptq.ladder.mine=[{_target_: qat.ptq.Calibrate, observer: Foo}]"],
-        "'Foo' is not an observer: write one of",
+        "ptq.ladder.mine.0.observer: 'Foo' is not an observer: write one of",
     ),
     "order of passes": (
         ["+ptq.ladder.mine=[{_target_: qat.ptq.AdaRound}]"],
-        "ladder 'mine': a list of passes has Calibrate once, this one 0 times.",
+        "ptq: ladder 'mine': a list of passes has Calibrate once, this one 0 times.",
     ),
-    "ratio": (["callbacks.qat.quantizer_lr_ratio=-1"], "quantizer_lr_ratio=-1 is negative"),
+    "ratio": (
+        ["callbacks.qat.quantizer_lr_ratio=-1"],
+        "callbacks.qat.quantizer_lr_ratio=-1 is not possible: write a number from 0 to 1,000.",
+    ),
     "optimizer of scales": (
         ["callbacks.qat.quantizer_optimizer={_target_: torch.optim.Adam, lr: 1e-3}"],
         "callbacks.qat.quantizer_optimizer has no parameters yet: add _partial_: true, as in",
     ),
-    "share": (["freeze.batch_norm=2"], "batch_norm=2 is not a valid share of the fit: write a number from 0 to 1"),
+    "share": (["freeze.batch_norm=2"], "freeze.batch_norm=2 is not possible: write a number from 0 to 1, or null."),
     "oscillation": (
         ["oscillation=freeze", "oscillation.freezing=2"],
-        "freezing=2 is not possible: write a number, from 0 to 1, as 0.02, or",
+        "oscillation.freezing=2 is not possible: write a number from 0 to 1, or",
     ),
     "stages": (
         ["progressive=[8,3]"],
@@ -78,7 +81,7 @@ MISTAKES = {
         ["oscillation=track", "policy=w8a8"],
         "OscillationControl(max_bits=4) finds no weight of so few bits; the fewest are 8: write max_bits=8",
     ),
-    "trainer option": (["+trainer.foo=1"], "trainer cannot be built: Trainer.__init__() got an unexpected keyword"),
+    "trainer option": (["+trainer.foo=1"], "unknown key trainer.foo of Trainer; trainer has the keys accelerator,"),
     "resume": (["resume=/nowhere.ckpt"], "resume=/nowhere.ckpt does not exist"),
 }
 

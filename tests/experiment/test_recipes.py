@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import qat
 from qat.data import ImageData, TensorImages, digits
 from qat.experiment import build, float_network
-from qat.experiment.check import check_values
+from qat.experiment.schema import check_configuration
 from tests.experiment.configurations import CONFIGS, RECIPES, composed
 from tests.training.user_modules import LIGHTNING
 
@@ -58,7 +58,7 @@ def test_all_recipes_are_there() -> None:
 @pytest.mark.parametrize("path", RECIPE_FILES, ids=lambda path: path.stem)
 def test_a_recipe_composes_and_its_parts_fit(path: Path, tmp_path: Path) -> None:
     config = composed(f"recipe={path.stem}", *(["model.weights=null"] if "resnet18" in path.stem else []))
-    check_values(config)
+    check_configuration(config)
     data = some_data(config)
     network = float_network.build(config.model, data)
     policy = build.policy(config)

@@ -1,0 +1,79 @@
+"""Checks a configuration before Hydra creates the run's folder, and those of a sweep before its first run."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from qat.experiment.errors import exit_with, sentence
+from qat.experiment.schema import Configuration, check_configuration
+from qat.experiment.suggestion import unknown_key
+
+INSTEAD_OF_DELETING = {group: f"write {group}=none" for group in ("ptq", "export", "oscillation")}
+HYDRA_KEYS = {*HydraConf.__dataclass_fields__, "env"}
+"""What a configuration can set under `hydra`."""
+MOST_RUNS = 50
+"""Runs of a sweep that are checked before the first begins; the others are checked when they begin."""
+
+
+class EarlyCheck(Callback):
+    """A callback of Hydra's, in configs/config.yaml. A mistake ends the program with one sentence and status 1."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check(config, "run")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        for overrides in islice(_runs_of_sweep(config), MOST_RUNS):
+            _check(GlobalHydra.instance().config_loader().load_sweep_config(config, overrides), "sweep")
+
+
+def _check(config: DictConfig, mode: str) -> None:
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    hydra = plain.pop("hydra")
+    folder = hydra[mode]["dir"]
+    if plain.get("debug") is True or "${hydra:" in str(plain):
+        return  # the run checks itself: it shows the traceback, or knows its own folder
+    task = OmegaConf.masked_copy(config, list(plain))
+    try:
+        if not str(folder or "").strip():
+            raise ValueError(f"hydra.{mode}.dir is empty: write the name of a new folder, or leave it out.")
+        for key in hydra.keys() - HYDRA_KEYS:
+            raise ValueError(unknown_key(f"hydra.{key}", [f"hydra.{known}" for known in HYDRA_KEYS]))
+        for override in hydra["overrides"]["task"]:
+            _check_override(str(override), task)
+        check_configuration(task)
+    except ValueError as error:
+        exit_with(sentence(error))
+
+
+def _check_override(override: str, config: DictConfig) -> None:
+    """Refuse what Hydra composes although nobody means it: a group that is deleted, and {}, which deletes nothing."""
+    key, _, value = override.partition("=")
+    group = key.removeprefix("~").partition("@")[0]
+    if key.startswith("~") and group in (*Configuration.model_fields, "recipe"):
+        hint = INSTEAD_OF_DELETING.get(group, "leave it out")
+        raise ValueError(f"~{group} deletes what every run needs: {hint}, or choose another with {group}=NAME.")
+    if value.replace(" ", "") == "{}" and OmegaConf.select(config, key.lstrip("+")):
+        top = key.lstrip("+").partition(".")[0]
+        hint = INSTEAD_OF_DELETING.get(top, f"write the keys to change, or ~{key.lstrip('+')}.NAME to remove one")
+        raise ValueError(f"{key}={{}} deletes nothing, because keys are added to those that are there: {hint}.")
+
+
+def _runs_of_sweep(config: DictConfig) -> list[list[str]]:
+    """The overrides of each run; those of another sweeper than Hydra's own are not known before it begins."""
+    hydra: Any = OmegaConf.to_container(config.hydra, resolve=False)  # as they are written, ${...} included
+    sweeper = hydra["sweeper"]
+    if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
+        return []
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    arguments = [*hydra["overrides"]["task"], *(f"{k}={v}" for k, v in (sweeper.get("params") or {}).items())]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    batches = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+    return [list(overrides) for batch in batches for overrides in batch]

@@ -1,0 +1,256 @@
+"""How a run trains: `optim`, `float`, `distillation`, `freeze`, `trainer`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from qat.experiment.schema.nodes import Node, OneOf, wrong
+from qat.experiment.schema.values import (
+    Count,
+    CountOrZero,
+    Duration,
+    Epochs,
+    LearningRate,
+    LimitOfEpochs,
+    LimitOfSteps,
+    PartOfBatches,
+    Positive,
+    Says,
+    Section,
+    Share,
+    ShareBelowOne,
+    Text,
+    WeightDecay,
+)
+
+
+class Optimizer(Node):
+    """An optimizer of torch."""
+
+    TARGETS = ("torch.optim.",)
+    GIVEN: ClassVar = {"params": "leave it out, the weights are meant"}
+
+    lr: LearningRate = 1e-3
+    """learning rate; in `optim` that of the section"""
+    momentum: ShareBelowOne = 0.0
+    """of SGD and RMSprop"""
+    dampening: Share = 0.0
+    """of the momentum"""
+    nesterov: bool = False
+    """look ahead, with momentum"""
+    weight_decay: WeightDecay = 0.0
+    """in `optim` that of the section"""
+    betas: (
+        Annotated[list[ShareBelowOne], Field(min_length=2), Says("numbers from 0 to below 1, [0.9, 0.999]")] | None
+    ) = None
+    """of the moving averages of Adam"""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """of Adam's denominator"""
+
+    def check_further(self, found: Any) -> None:
+        if not self.partial_:
+            raise wrong(
+                "{key} has no parameters yet: add _partial_: true, as in {_target_: torch.optim.Adam, _partial_: true, "
+                "lr: 1e-3}."
+            )
+        import torch  # late: only a configuration without earlier mistakes waits for it
+
+        try:
+            found([torch.nn.Parameter(torch.zeros(1))], **self.arguments())
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise wrong(f"{{key}} cannot be built: {' '.join(str(error).split())}.") from None
+
+
+class Schedule(Node):
+    """A function of the optimizer and the number of steps."""
+
+    @model_validator(mode="after")
+    def _is_partial(self) -> Schedule:
+        if not self.partial_:
+            raise wrong("{key} has no optimizer yet: add _partial_: true.")
+        return self
+
+
+class WarmupCosine(Schedule):
+    """Linear warm-up, then half a cosine."""
+
+    TARGETS = ("qat.experiment.learning_rate.warmup_cosine",)
+    GIVEN: ClassVar = {"optimizer": "leave it out", "steps": "write trainer.max_steps or trainer.max_epochs"}
+
+    warmup: ShareBelowOne = 0.05
+    """fraction of the steps in which the rate rises"""
+    final: Share = 0.0
+    """fraction of the learning rate that is left at the end"""
+
+
+class Optim(Section):
+    """Optimizer and learning rates (a file of configs/optim)."""
+
+    lr: LearningRate
+    """highest learning rate"""
+    weight_decay: WeightDecay | None = None
+    """decay of weights"""
+    optimizer: Annotated[Any, OneOf((Optimizer,))]
+    """built from the parameters; any class of torch.optim, or your own"""
+    schedule: Annotated[Any, OneOf((WarmupCosine,), Schedule, null=True)]
+    """built from optimizer and number of steps, advances once a step; null: a constant learning rate"""
+
+
+class FloatTraining(Section):
+    """How the float network is trained if no weights are given."""
+
+    epochs: Epochs
+    """0: it is not trained, weights are given"""
+    max_steps: Count | None = None
+    """ends it earlier, for quick runs"""
+    label_smoothing: ShareBelowOne
+    """of the training loss"""
+    optim: Optim
+    """as `optim` below"""
+
+
+class Distillation(Section):
+    """The float network teaches: loss = (1 - weight) * cross entropy + weight * distillation."""
+
+    weight: Share
+    """of the teacher; 0: no distillation"""
+    temperature: Annotated[float, Field(ge=0.01, le=100)]
+    """of the teacher's probabilities; above 1, small networks were seen to collapse"""
+
+
+class Freeze(Section):
+    """From which fraction of the run on something stays as it is (0.8: in its last fifth)."""
+
+    batch_norm: Share | None
+    """running statistics; gain and shift still learn; null: never"""
+    scales: Share | None
+    """all that quantizers learn; null: never"""
+
+
+QUICK = Says("false; for a quick run trainer.max_steps=1 float.max_steps=1 data.limit_train=500")
+Precision = (
+    Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
+    | Literal["transformer-engine", "transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64]
+)
+
+
+class Trainer(Node):
+    """Arguments of Lightning's Trainer. Those that a file of configs/trainer does not have are added with a plus:
+    `+trainer.gradient_clip_val=1.0`."""
+
+    TARGETS = ("lightning.Trainer", "lightning.pytorch.Trainer")
+    GIVEN: ClassVar = {
+        "callbacks": "write '+callbacks.NAME={_target_: ...}'",
+        "logger": "write logger=csv, tensorboard or wandb",
+        "default_root_dir": "write hydra.run.dir=FOLDER",
+    }
+
+    max_epochs: LimitOfEpochs | None = None
+    """passes over the training images in QAT; the run ends at whichever limit comes first"""
+    max_steps: LimitOfSteps = -1
+    """optimizer steps of QAT (the float network has float.epochs and float.max_steps)"""
+    max_time: Duration | dict[str, Count] | None = None
+    """longest time"""
+    min_epochs: Epochs | None = None
+    """passes that a callback cannot prevent"""
+    min_steps: CountOrZero | None = None
+    """steps that a callback cannot prevent"""
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    """processor"""
+    devices: Annotated[
+        Literal["auto", -1] | Annotated[int, Field(ge=1, le=128)] | list[Annotated[int, Field(ge=0, le=127)]] | str,
+        Says("a number of devices from 1 to 128, a list of their indices, or auto"),
+    ] = "auto"
+    """how many, or which"""
+    num_nodes: Annotated[int, Field(ge=1, le=1024)] = 1
+    """machines"""
+    strategy: Annotated[Any, Says("auto, ddp, or another strategy of Lightning's")] = "auto"
+    """ddp: one process per device"""
+    sync_batchnorm: bool = False
+    """statistics over all processes; GPUs only"""
+    precision: Precision | None = None
+    """of training"""
+    deterministic: bool | Literal["warn"] | None = None
+    """only deterministic operations; warn: where they exist"""
+    accumulate_grad_batches: Annotated[int, Field(ge=1, le=100_000)] = 1
+    """batches of a step"""
+    gradient_clip_val: Positive | None = None
+    """largest norm (or value) of the gradient"""
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    """what is clipped"""
+    limit_train_batches: PartOfBatches | None = None
+    """of an epoch"""
+    limit_val_batches: PartOfBatches | None = None
+    """of a validation"""
+    limit_test_batches: Annotated[None, Says("null; data.limit_test limits the test images")] = None
+    """not used: the report tests on all images"""
+    limit_predict_batches: Annotated[None, Says("null: a run predicts nothing")] = None
+    """not used"""
+    overfit_batches: Annotated[Literal[0], QUICK] | Annotated[float, Field(ge=0, le=0), QUICK] = 0
+    """not used"""
+    fast_dev_run: Annotated[Literal[False], QUICK] = False
+    """not used: it would report on a network that was not trained"""
+    barebones: Annotated[Literal[False], Says("false: a run needs its checkpoints and its log")] = False
+    """not used"""
+    enable_checkpointing: Annotated[Literal[True] | None, Says("true: the best checkpoint is exported")] = None
+    """always true"""
+    val_check_interval: PartOfBatches | None = None
+    """batches between validations in a run counted in epochs"""
+    check_val_every_n_epoch: Annotated[int, Field(ge=1, le=100_000)] | None = 1
+    """epochs between validations"""
+    num_sanity_val_steps: Annotated[int, Field(ge=-1, le=1_000_000)] | None = None
+    """validation batches before training"""
+    log_every_n_steps: Count | None = None
+    """steps between lines of the metrics"""
+    enable_progress_bar: bool | None = None
+    """in a terminal"""
+    enable_model_summary: bool | None = None
+    """print the layers"""
+    benchmark: bool | None = None
+    """let cuDNN search for the fastest kernels"""
+    inference_mode: bool = True
+    """validate in torch.inference_mode"""
+    use_distributed_sampler: bool = True
+    """give each process its own images"""
+    profiler: Literal["simple", "advanced", "pytorch", "xla"] | Annotated[Any, OneOf((), null=True)] = None
+    """measure where time goes"""
+    detect_anomaly: bool = False
+    """find the operation that makes NaN; slow"""
+    plugins: Annotated[Any, Says("null, or a plugin of Lightning's as {_target_: ...}")] = None
+    """Lightning's plugins"""
+    reload_dataloaders_every_n_epochs: Epochs = 0
+    """0: never"""
+    enable_autolog_hparams: bool = True
+    """log hyperparameters"""
+    model_registry: Text | None = None
+    """Lightning's model registry"""
+
+    def check_further(self, found: Any) -> None:
+        from lightning.pytorch.strategies import StrategyRegistry
+
+        known = {"auto", *StrategyRegistry.available_strategies()}
+        if not isinstance(self.strategy, dict) and self.strategy not in known:
+            raise wrong(
+                "{key}={value} is not possible: write auto, ddp, or another strategy of Lightning's.", "strategy"
+            )
+        indices = str(self.devices).split(",")
+        if isinstance(self.devices, str) and self.devices != "auto" and not all(i.strip().isdigit() for i in indices):
+            raise wrong("{key}={value} is not possible: write a number, a list of indices, or auto.", "devices")
+        self._check_length()
+
+    def _check_length(self) -> None:
+        steps, epochs = self.max_steps > 0, (self.max_epochs or 0) > 0
+        if not steps and not epochs:
+            raise wrong("the run has no length: set trainer.max_epochs or trainer.max_steps to 1 or more.")
+        if steps and self.val_check_interval is not None:
+            raise wrong(
+                "{key}={value} is not for a run with trainer.max_steps: write validations=N.", "val_check_interval"
+            )
+        for name, least, most in (
+            ("min_steps", self.min_steps or 0, self.max_steps),
+            ("min_epochs", self.min_epochs or 0, self.max_epochs or -1),
+        ):
+            if 0 < most < least:
+                raise wrong(f"{{key}}={{value}} is more than trainer.max_{name[4:]}={most}: write fewer.", name)

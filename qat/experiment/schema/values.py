@@ -1,0 +1,87 @@
+"""The values that keys of the configuration can have. Errors and docs/configuration.md say of them what stands here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Keys of the configuration that belong together. A key that is not declared is an error; so is a value of another type:
+    no string stands for a number, nor 1 for true. A string under a key explains it."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, populate_by_name=True
+    )
+
+
+@dataclass(frozen=True)
+class Says:
+    """What to write, in words, where the type alone does not say it."""
+
+    text: str
+
+
+Text = Annotated[str, Field(min_length=1), Says("text")]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Images = Annotated[int, Field(ge=1, le=100_000_000)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+CountOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
+Epochs = Annotated[int, Field(ge=0, le=100_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Workers = Annotated[int, Field(ge=0, le=256)]
+Positive = Annotated[float, Field(gt=0, le=1_000_000)]
+LearningRate = Annotated[float, Field(ge=1e-10, le=100)]
+WeightDecay = Annotated[float, Field(ge=0, le=10)]
+Bits = Annotated[int, Field(ge=2, le=8)]
+
+
+def _limit(value: int) -> int:
+    if value == 0:
+        raise ValueError
+    return value
+
+
+LimitOfSteps = Annotated[
+    int, Field(ge=-1, le=1_000_000_000), AfterValidator(_limit), Says("a whole number, 1 or more, or -1 for no limit")
+]
+LimitOfEpochs = Annotated[
+    int, Field(ge=-1, le=100_000), AfterValidator(_limit), Says("a whole number from 1 to 100,000, or -1 for no limit")
+]
+PartOfBatches = Annotated[
+    Annotated[int, Field(ge=1, le=1_000_000_000)] | Annotated[float, Field(gt=0, le=1)],
+    Says("a number of batches, 1 or more, or their fraction, as 0.1"),
+]
+
+
+def _onnx_file(value: str) -> str:
+    path = Path(value)
+    if path.suffix != ".onnx" or path.is_dir():
+        raise ValueError
+    if path.is_absolute() and not path.parent.is_dir():
+        raise ValueError
+    if not path.is_absolute() and path.name != value:
+        raise ValueError
+    return value
+
+
+OnnxFile = Annotated[
+    str,
+    AfterValidator(_onnx_file),
+    Says("the name of a file in the run's folder, as model.onnx, or a full path in a folder that exists"),
+]
+
+
+def _duration(value: str) -> str:
+    parts = value.split(":")
+    if len(parts) != 4 or not all(part.isdigit() for part in parts) or not any(map(int, parts)):
+        raise ValueError
+    return value
+
+
+Duration = Annotated[str, AfterValidator(_duration), Says("a time as days:hours:minutes:seconds, '00:01:30:00'")]
