@@ -85,6 +85,10 @@ def of_lightning(owner_name: str, name: str, owner: Callable[[], Any], purpose: 
     return Member(TRAINING, "lightning", owner_name, name, owner, purpose)
 
 
+def configuration() -> Any:
+    return pytest.importorskip("transformers").PretrainedConfig()
+
+
 def of_torch(owner_name: str, name: str, owner: Callable[[], Any], purpose: str, file: str = TRAINING) -> Member:
     return Member(file, "torch", owner_name, name, owner, purpose)
 
@@ -178,6 +182,9 @@ MEMBERS = [
     of_torch("an operation", "_schema", lambda: torch.ops.aten.relu.default, "name its arguments", BELOW_TRAINING),
     of_torch("torch", "_C", lambda: torch, "name the arguments of operations", BELOW_TRAINING),
     of_torch("_C", "_jit_get_schemas_for_operator", lambda: torch._C, "name arguments", BELOW_TRAINING),
+    Member(
+        BELOW_TRAINING, "transformers", "PretrainedConfig", "_attn_implementation", configuration, "keep the attention"
+    ),
     of_torch("Module", "_non_persistent_buffers_set", nn.Identity, "save a network's structure", BELOW_TRAINING),
     of_torch("Tensor", "_version", lambda: torch.zeros(1), "see that a tensor was changed in place", BELOW_TRAINING),
     of_torch("a constant function", "_dynamo_marked_constant", constant, "mark it without a compiler", BELOW_TRAINING),

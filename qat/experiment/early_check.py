@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -71,9 +72,13 @@ def _runs_of_sweep(config: DictConfig) -> list[list[str]]:
     sweeper = hydra["sweeper"]
     if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
         return []
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
     arguments = [*hydra["overrides"]["task"], *(f"{k}={v}" for k, v in (sweeper.get("params") or {}).items())]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    batches = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
-    return [list(overrides) for batch in batches for overrides in batch]
+    return [list(run) for run in product(*map(_choices, parser.parse_overrides(arguments)))]
+
+
+def _choices(override: Override) -> list[str]:
+    """An override of a sweep, once for each value."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

@@ -13,7 +13,7 @@ from qat.experiment.schema.values import BatchSize, Bits, LearningRate, Says, Se
 
 
 def _preset(value: str) -> str:
-    if not re.fullmatch(r"w[2-8](a[2-8]|_dynamic|_dynamic_per_token)?", value):
+    if not re.fullmatch(r"(transformer_)?w[2-8](a[2-8]|_dynamic|_dynamic_per_token)?", value):
         raise ValueError
     return value
 
@@ -21,7 +21,9 @@ def _preset(value: str) -> str:
 Preset = Annotated[
     str,
     AfterValidator(_preset),
-    Says("w<bits>a<bits> with 2 to 8 bits, as w4a8, or as w4 (weights alone), w8_dynamic, w8_dynamic_per_token"),
+    Says(
+        "w<bits>a<bits> with 2 to 8 bits, as w4a8, or as w4 (weights alone), w8_dynamic, w8_dynamic_per_token; with transformer_ in front of it for transformers"
+    ),
 ]
 
 
@@ -138,6 +140,10 @@ class Policy(Section):
     """for every rule"""
     activation: Tensors | None = None
     """for every rule"""
+    embeddings: Bits | None = 8
+    """with a preset transformer_...: weights of embeddings; null: in float"""
+    head: Bits | None = 8
+    """the same for the last layer"""
     rules: (
         Annotated[dict[str, Rule | None], Says("{NAME: {match: 'layer1.*', weight: {bits: 4}, activation: null}}")]
         | None
