@@ -80,12 +80,14 @@ def learned_scale_fault(quantizer: Quantizer) -> str:
     """The fault of a learned scale or range, as the end of a sentence; "" if there is none."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in quantizer.parameters()):
         return "is no longer finite: this training is lost; lower the learning rate, or look for NaN in the loss."
-    if quantizer.is_weight and quantizer.spec.grid.bits > 4:
-        return ""  # half its first value is a floor on which it works well
     scale, floor = getattr(quantizer, "scale", None), getattr(quantizer, "floor", None)
-    if isinstance(scale, nn.Parameter) and isinstance(floor, torch.Tensor) and bool((scale <= floor).any()):
+    if not isinstance(scale, nn.Parameter) or not isinstance(floor, torch.Tensor):
+        return ""
+    works_there = quantizer.is_weight and quantizer.spec.grid.bits > 4  # its floor is half its first value
+    fallen = int((scale <= (floor / 512 if works_there else floor)).sum())
+    if fallen:
         return (
-            f"has fallen to its floor ({int((scale <= floor).sum())} of {scale.numel()}): lower the learning rate or "
-            "quantizer_lr_ratio, or give it more bits."
+            f"has fallen to its floor ({fallen} of {scale.numel()}): lower the learning rate or quantizer_lr_ratio, or give it "
+            "more bits."
         )
     return ""
