@@ -22,7 +22,8 @@ Preset = Annotated[
     str,
     AfterValidator(_preset),
     Says(
-        "w<bits>a<bits> with 2 to 8 bits, as w4a8, or as w4 (weights alone), w8_dynamic, w8_dynamic_per_token; with transformer_ in front of it for transformers"
+        "w<bits>a<bits> with 2 to 8 bits, as w4a8, or as w4 (weights alone), w8_dynamic, w8_dynamic_per_token; "
+        "with transformer_ before it for transformers"
     ),
 ]
 
