@@ -82,6 +82,7 @@ def _key(details: Any, content: Any) -> list[str | int]:
 def _sentence(key: list[str | int], details: Any, content: Any) -> str:
     name = ".".join(map(str, key))
     parent: tuple[Any, Any] = (None, ())
+    container: Any = None
     here: tuple[Any, Any] = (Configuration, ())
     value = content
     for step in key:
@@ -98,7 +99,8 @@ def _sentence(key: list[str | int], details: Any, content: Any) -> str:
         kind = next((item.kind(container) for item in parent[1] if hasattr(item, "kind")), kind)
         return unknown_key(name, [_sibling(name, k) for k in keys_of(kind or Configuration)])
     if details["type"] == "missing":
-        return f"{name} is missing: write {name}=VALUE, {values_of(*here)}."
+        beside = f" beside {', '.join(map(str, container))}" if isinstance(container, Mapping) and container else ""
+        return f"{name} is missing{beside}: write {name}=VALUE, {values_of(*here)}."
     return f"{name}={_written(value)} is not possible: write {values_of(*here)}."
 
 
