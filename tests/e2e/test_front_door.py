@@ -111,7 +111,7 @@ def test_the_results_are_consistent(first: Run) -> None:
     assert results.verification.quantized_operators["QLinearConv"] == 7
     assert results.training is not None
     assert (results.training.epochs, results.training.steps) == (2, 18)
-    assert (results.recipe, results.seed) == ("digits_w4a8", 0)
+    assert (results.recipe, results.seed) == ("digits_w2a2", 0)
     assert results.command == "python train.py hydra.run.dir=run " + " ".join(TINY)
     assert results.config == yaml.safe_load((first.folder / "config.yaml").read_text())
     assert {"data", "float", "calibration", "ptq", "qat", "export", "verification"} <= results.timings.keys()

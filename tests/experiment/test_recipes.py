@@ -50,7 +50,7 @@ def options(group: str) -> list[str]:
 
 
 def test_all_recipes_are_there() -> None:
-    expected = {"digits_w8a8", "digits_w4a8", "mnist_w4a4", "mnist_w2a2", "resnet18_w4a8"}
+    expected = {"digits_w2a2", "digits_w8a8", "digits_w4a8", "mnist_w4a4", "mnist_w2a2", "resnet18_w4a8"}
     expected |= {f"cifar10_{bits}" for bits in ("w8a8", "w4a8", "w4a4", "w2a2")}
     assert expected <= {path.stem for path in RECIPE_FILES}
 

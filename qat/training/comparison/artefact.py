@@ -21,7 +21,7 @@ from qat.export import (
     latency,
     verify,
 )
-from qat.export.onnx.runtime import EXACT
+from qat.export.onnx.saturation import EXACT
 from qat.export.verification import unverified_path
 from qat.integer import convert
 from qat.training.lightning.evaluation_data import find_test_dataloaders
