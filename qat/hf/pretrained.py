@@ -86,9 +86,9 @@ def from_pretrained(
         folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
     if model is None and (folder / CONFIG).is_file():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        loaded = load_quantized(folder, lambda: _built(config), allow)
+        loaded: Any = load_quantized(folder, lambda: _built(config), allow)
         if (folder / GENERATION).is_file():
-            loaded.generation_config = GenerationConfig.from_pretrained(folder)  # type: ignore[assignment]
+            loaded.generation_config = GenerationConfig.from_pretrained(folder)
         return loaded
     return load_quantized(folder, model, allow)
 
