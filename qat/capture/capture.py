@@ -21,6 +21,7 @@ from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
 from qat.capture.install import install, installed_graph
 from qat.capture.recurrent import recurrent_as_modules
 from qat.capture.tracer import traced
+from qat.operations import is_label
 
 
 class CaptureError(Exception):
@@ -73,9 +74,9 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     if (installed := installed_graph(model)) is not None:
         return Captured(installed[0], "torch.fx" if installed[1] is None else "torch.export", form=installed[1])
     examples = len(args) + len(kwargs or {})
-    if examples and (hidden := _hidden(model)):
-        with suppress(CaptureError):  # torch.fx sees no layer inside
-            return _from_export(model, args, kwargs or {}, CaptureError(f"torch.fx sees no layers in {hidden[0]!r}"))
+    if examples and (unfit := _unfit_for_fx(model, args, kwargs or {})):
+        with suppress(CaptureError):
+            return _from_export(model, args, kwargs or {}, CaptureError(unfit))
     try:
         return _from_fx(model, examples)
     except StatefulError:
@@ -95,6 +96,16 @@ def needs_example_inputs(model: nn.Module) -> bool:
         return False
     parameters = inspect.signature(model.forward).parameters.values()
     return bool(_hidden(model)) or any(p.default is not p.empty for p in parameters)
+
+
+def _unfit_for_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """What a graph of torch.fx would lack, although forward may be traced; "" if nothing."""
+    if hidden := _hidden(model):
+        return f"torch.fx sees no layers in {hidden[0]!r}"
+    parameters = inspect.signature(model.forward).parameters
+    given = [*list(parameters)[: len(args)], *kwargs]
+    optional = [name for name in given if is_label(name) and name in parameters and parameters[name].default is None]
+    return f"torch.fx would require {optional[0]!r}, which forward does not" if optional else ""
 
 
 _HIDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)

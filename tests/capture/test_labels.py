@@ -84,3 +84,20 @@ def test_hugging_face_calls_with_labels_give_the_file_without(tmp_path: Path) ->
     qat.export_onnx(integer, batch, tmp_path / "bert.onnx")
     assert qat.verify(tmp_path / "bert.onnx", integer, [batch], prepared).exact
     assert [i.name for i in onnx.load(tmp_path / "bert.onnx").graph.input] == ["input_ids", "attention_mask"]
+
+
+class Traceable(WithLoss):
+    """torch.fx traces it, with labels that are required from then on."""
+
+    def forward(self, ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return super().forward(ids, labels)
+
+
+def test_labels_stay_optional_where_torch_fx_would_require_them() -> None:
+    torch.manual_seed(0)
+    prepared = qat.prepare(Traceable().eval(), "w8a8", BATCH)
+    qat.calibrate(prepared, [BATCH])
+    alone = prepared.eval()(BATCH["ids"])["logits"]
+    assert torch.equal(alone, prepared(**BATCH)["logits"])
+    assert torch.equal(alone, prepared(ids=BATCH["ids"])["logits"])
+    assert list(qat.convert(prepared)(BATCH["ids"])) == ["logits"]
