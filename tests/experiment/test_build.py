@@ -46,13 +46,13 @@ def test_a_high_temperature_is_warned_of_once_with_the_reason() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_sgds_learning_rate_is_warned_of_with_adam(optimizer: str) -> None:
-    with pytest.warns(match=r"^optim.lr=0.02 is a rate for SGD; with Adam.* write optim.lr=0.001"):
+    with pytest.warns(match=r"^optim.lr=0.05 is a rate for SGD; with Adam.* write optim.lr=0.001"):
         warn_of_unwise_values(composed(f"optim={optimizer}"))
     warn_of_unwise_values(composed(f"optim={optimizer}", "optim.lr=1e-3"))
     warn_of_unwise_values(changed("optim.lr=0.5"))
 
 
-@pytest.mark.parametrize("overrides", [["distillation.weight=0.5"], ["distillation.temperature=4.0"]])
+@pytest.mark.parametrize("overrides", [["distillation.weight=0.5"], ["distillation.temperature=4.0", "distillation.weight=0.0"]])
 def test_a_safe_or_unused_temperature_is_not(overrides: list[str]) -> None:
     warn_of_unwise_values(changed(*overrides))
 

@@ -21,11 +21,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("override", "said"),
     [
         ("seed=1", "that run had seed=0, this one has seed=1"),
-        ("optim.lr=0.5", "that run had optim.lr=0.02, this one has optim.lr=0.5"),
+        ("optim.lr=0.5", "that run had optim.lr=0.05, this one has optim.lr=0.5"),
         ("model.depth=14", "that run had model.depth=8, this one has model.depth=14"),
         ("optim=adam", "that run had optim.optimizer._target_=torch.optim.SGD, this one has .*Adam"),
         ("freeze.scales=0.5", "that run had freeze.scales=None, this one has freeze.scales=0.5"),
-        ("policy=w2a2", "that run had policy.preset=w4a8, this one has policy.preset=w2a2"),
+        ("policy=w2a2", "that run had policy.first_last_bits=None, this one has policy.first_last_bits=8"),
         ("+trainer.accumulate_grad_batches=2", "that run had trainer.accumulate_grad_batches=None"),
     ],
 )

@@ -124,11 +124,11 @@ def test_a_checkpoint_of_another_network_is_one_sentence(
 ) -> None:
     from qat.models import ResNetCifar, save_weights
 
-    save_weights(ResNetCifar(8, num_classes=7, in_channels=1), tmp_path / "seven.safetensors")
+    save_weights(ResNetCifar(8, num_classes=7, in_channels=1, width=8), tmp_path / "seven.safetensors")
     front_door([f"hydra.run.dir={tmp_path}", f"model.checkpoint={tmp_path}/seven.safetensors"], monkeypatch)
     said = capfd.readouterr().err
     assert said.count("\n") == 1
-    assert "seven.safetensors has 7 classes in 'linear.weight' (7, 64), the data have 10" in said
+    assert "seven.safetensors has 7 classes in 'linear.weight' (7, 32), the data have 10" in said
 
 
 def test_a_folder_that_holds_a_run_is_one_sentence(

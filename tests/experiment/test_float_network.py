@@ -58,7 +58,7 @@ def test_the_hash_covers_what_decides_the_weights_and_nothing_else() -> None:
     reference = float_network.fingerprint(composed(*QUICK), data)
     same = ("policy=w2a2", "optim.lr=0.9", "trainer.max_epochs=99", "distillation.weight=0.5", "logger=tensorboard")
     assert float_network.fingerprint(composed(*QUICK, *same), data) == reference
-    for other in ("seed=1", "model.width=8", "float.epochs=2", "float.optim.lr=0.2", "batch_size=64"):
+    for other in ("seed=1", "model.width=16", "float.epochs=2", "float.optim.lr=0.2", "batch_size=64"):
         assert float_network.fingerprint(changed(*QUICK, other), data) != reference
     assert isinstance(data.train, TensorImages)
     pixels = data.train.images.clone()
