@@ -139,6 +139,12 @@ def clamp_straight_through(x: Tensor, lowest: Tensor | float, highest: float = f
     return result
 
 
+def floor_scale(scale: Tensor, lowest: Tensor) -> Tensor:
+    """max(scale, lowest). Below `lowest` a scale gets only gradients that raise it: it recovers, and does not run away."""
+    result: Tensor = kernels.Floor.apply(scale, lowest)
+    return result
+
+
 def with_gradient_of(value: Tensor, source: Tensor) -> Tensor:
     """The values of `value`, bit for bit, with the gradient of `source`, which is finite and has the same shape."""
     return value.detach() + (source - source.detach())

@@ -6,12 +6,13 @@ operations compute the same forward values.
 
 from qat.kernels.clip_and_round import ClipAndRound, Rounding
 from qat.kernels.fake_quantize import fake_quantize
-from qat.kernels.gradients import ScaleGradient, StraightThroughClamp
+from qat.kernels.gradients import Floor, ScaleGradient, StraightThroughClamp
 from qat.kernels.look_up import LookUp
 from qat.kernels.saved_codes import byte_encoding, saving_as_codes
 
 __all__ = [
     "ClipAndRound",
+    "Floor",
     "LookUp",
     "Rounding",
     "ScaleGradient",

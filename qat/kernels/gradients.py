@@ -32,3 +32,17 @@ class StraightThroughClamp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad, None, None
+
+
+class Floor(torch.autograd.Function):
+    """max(x, lowest); the gradient of x is 1, but below `lowest` only where a step against it raises x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lowest: Tensor) -> Tensor:
+        ctx.save_for_backward(x < lowest)
+        return torch.maximum(x, lowest)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (below,) = ctx.saved_tensors
+        return torch.where(below & (grad > 0), 0, grad), None

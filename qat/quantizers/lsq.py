@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import clamp_straight_through
+from qat.functional import floor_scale
 from qat.quantizers.base import Quantizer
 from qat.spec import QParams
 
@@ -24,7 +24,7 @@ class LSQ(Quantizer):
     Differs from the paper: the first range comes from any observer (the paper's is `MeanAbs`); weights may have one scale
     per channel or group; the scale in force is max(scale, floor), with floor = first scale / 1024, so that no optimizer step
     can make it zero or negative, and first scale / 2 for weights of more than 4 bits, which Adam would otherwise soon ruin
-    (docs/quantizers.md); the gradient passes through the floor, so that a scale below it can recover.
+    (docs/quantizers.md); below the floor a scale gets only gradients that raise it, so that it can recover.
     """
 
     floor: Tensor
@@ -37,7 +37,7 @@ class LSQ(Quantizer):
         return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return self.round_to_grid(x, clamp_straight_through(self.scale, self.floor), self.lsq_gradient_scale(x))
+        return self.round_to_grid(x, floor_scale(self.scale, self.floor), self.lsq_gradient_scale(x))
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

@@ -52,7 +52,9 @@ def test_sgds_learning_rate_is_warned_of_with_adam(optimizer: str) -> None:
     warn_of_unwise_values(changed("optim.lr=0.5"))
 
 
-@pytest.mark.parametrize("overrides", [["distillation.weight=0.5"], ["distillation.temperature=4.0", "distillation.weight=0.0"]])
+@pytest.mark.parametrize(
+    "overrides", [["distillation.weight=0.5"], ["distillation.temperature=4.0", "distillation.weight=0.0"]]
+)
 def test_a_safe_or_unused_temperature_is_not(overrides: list[str]) -> None:
     warn_of_unwise_values(changed(*overrides))
 

@@ -83,9 +83,9 @@ def learned_scale_fault(quantizer: Quantizer) -> str:
     scale, floor = getattr(quantizer, "scale", None), getattr(quantizer, "floor", None)
     if not isinstance(scale, nn.Parameter) or not isinstance(floor, torch.Tensor):
         return ""
-    works_there = quantizer.is_weight and quantizer.spec.grid.bits > 4  # its floor is half its first value
-    fallen = int((scale <= (floor / 512 if works_there else floor)).sum())
-    if fallen:
+    fallen = int((scale <= floor).sum())
+    works_there = quantizer.is_weight and quantizer.spec.grid.bits > 4  # half its first value: a few may lie on it
+    if fallen > (scale.numel() // 2 if works_there else 0):
         return (
             f"has fallen to its floor ({fallen} of {scale.numel()}): lower the learning rate or quantizer_lr_ratio, or give it "
             "more bits."
