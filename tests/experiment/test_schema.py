@@ -107,7 +107,7 @@ def check_refused(chosen: list[tuple[str, ...]], capsys: pytest.CaptureFixture[s
 
 
 def test_some_nonsense_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    check_refused(random.Random(0).sample(attacks(), 40), capsys)
+    check_refused(random.Random(0).sample(attacks(), 15), capsys)
 
 
 @pytest.mark.slow
@@ -184,18 +184,12 @@ def test_arguments_of_a_users_own_class_are_those_of_its_signature() -> None:
 
 
 def test_every_option_is_possible() -> None:
-    for group in (
-        "optim",
-        "policy",
-        "quantizer",
-        "observer",
-        "oscillation",
-        "ptq",
-        "export",
-        "trainer",
-        "logger",
-        "data",
-    ):
+    for group in ("quantizer", "observer", "export"):
+        config = composed()
+        for path in sorted((CONFIGS / group).glob("*.yaml")):
+            config[group] = OmegaConf.load(path)  # as Hydra does with these, in a tenth of the time
+            check_configuration(config)
+    for group in ("optim", "policy", "oscillation", "ptq", "logger", "data", "trainer"):
         for path in sorted((CONFIGS / group).glob("*.yaml")):
             check_configuration(composed(f"{group}={path.stem}"))
     for path in sorted(RECIPES.glob("*.yaml")):
