@@ -9,11 +9,11 @@ if TYPE_CHECKING:  # from where they are defined: `qat.transform.prepare` is a m
     from qat import callbacks, ptq
     from qat.doctor.inspect import inspect
     from qat.export.onnx.export import export_onnx
-    from qat.export.onnx.verify import verify
     from qat.export.packed.bits import pack, unpack
     from qat.export.packed.load import load_quantized
     from qat.export.packed.save import save_quantized
     from qat.export.verification import Verification
+    from qat.export.verify_file import verify
     from qat.granularity import PerChannel, PerGroup, PerTensor
     from qat.grid import Grid
     from qat.integer.convert import convert

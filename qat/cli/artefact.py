@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from qat.cli.sources.data import Batch, Batches, cut
-from qat.cli.targets import Target
 from qat.export import Verification
+from qat.export.targets import Target
 from qat.export.verification import unverified_path
 from qat.integer import convert
 

@@ -34,15 +34,21 @@ class Training:
     learning_rate: float = 1e-4
 
 
-def policy_for(method: str, text: str | None) -> Policy:
+def policy_for(method: str, text: str | None, target: str | None = None) -> Policy:
     """The policy of a method: as given, or its default.
 
+    Args:
+        method: its name.
+        text: what `--policy` says.
+        target: what `--target` says.
+
     Raises:
-        UsageError: there is no such policy, or it is one of another method.
+        UsageError: there is no such policy, it is one of another method, or the target cannot run it.
     """
     defaults = {"dynamic": "w8_dynamic", "weight_only": "w8"}
     with usage_errors():
-        policy = load_policy(text or defaults.get(method, "w8a8"))
+        of_target = {} if target is None else {"target": target}
+        policy = load_policy(text or defaults.get(method, "w8a8"), **of_target)
     rules = [rule.activation for rule in policy.rules.values() if rule.activation is not None]
     dynamic = any(issubclass(rule.quantizer_class, Dynamic) for rule in rules)
     kind = "dynamic" if dynamic else "static" if rules else "weight_only"

@@ -12,7 +12,8 @@ from qat.cli import arguments
 from qat.cli.errors import FAILED, GOOD, UsageError
 from qat.cli.quantize_onnx import check, quantize_file
 from qat.cli.sources.spellings import DATA
-from qat.cli.targets import TARGETS, Target, target_of
+from qat.cli.targets import target_of
+from qat.export.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,7 +102,11 @@ def run(given: list[str]) -> int:
     model = load_model(options.model, options.weights, options.architecture, options.threads)
     if model.path is not None:
         check(options, target)
-    policy = None if model.is_prepared or model.path is not None else policy_for(options.method, options.policy)
+    policy = (
+        None
+        if model.is_prepared or model.path is not None
+        else policy_for(options.method, options.policy, _constraint(target))
+    )
     _check_prepared(options, model)
     data = _data(options, model)
     for note in [*model.notes, *data.notes]:
@@ -163,6 +168,11 @@ def _data(options: argparse.Namespace, model: Model) -> Data:
     if options.data is None:
         data.notes = ["Without --data, the file is verified with noise"]
     return data
+
+
+def _constraint(target: Target) -> str | None:
+    """The target that policies are to respect; None: the default one, which runs every policy."""
+    return None if target is TARGETS[0] else target.name
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qat.cli import arguments
 from qat.cli.errors import FAILED, GOOD, UsageError
-from qat.cli.targets import Target
+from qat.export.targets import Target
 
 if TYPE_CHECKING:
     from qat.cli.quantize_report import Compared

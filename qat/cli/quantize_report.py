@@ -17,8 +17,9 @@ from qat.cli import measure
 from qat.cli.artefact import Written, one_sample
 from qat.cli.sources.data import Data, first_tensor
 from qat.cli.sources.model import Model
-from qat.cli.targets import Target, target_of
+from qat.cli.targets import target_of
 from qat.export import export_float_onnx
+from qat.export.targets import Target
 from qat.report import Data as DataRecord
 from qat.report import (
     Environment,

@@ -16,6 +16,7 @@ from qat.observers import Observer
 from qat.quantizers import Dynamic, DynamicPerToken, LookupTableQuantizer, Quantizer
 from qat.spec import QuantSpec
 from qat.transform.class_names import Part, construct, plain_part, resolve, resolve_quantizer
+from qat.transform.target_grids import TargetGrids, target_grids
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ class Policy:
     residual_bits: width of the tensors that flow through adds, concatenations and pools. A tensor that feeds such an
     operation and a layer of fewer bits is quantized to residual_bits and requantized in front of the layer. None: the bits
     of the first rule's activation.
+    target: what the file is for: a name of `TARGET_GRIDS`. Rules that it cannot run are refused, and where a rule leaves the
+    sign of activations open, the target decides. None: any that can run the policy.
 
     >>> from qat.transform.presets import load_policy
     >>> policy = load_policy("w4a4")
@@ -167,6 +170,7 @@ class Policy:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     residual_bits: int | None = 8
     name: str = "custom"
+    target: str | None = None
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -176,6 +180,23 @@ class Policy:
                 Grid(self.residual_bits)
             except ValueError as error:
                 raise ValueError(f"residual_bits: {error}") from None
+        if self.target is not None:
+            self._constrain(target_grids(self.target))
+
+    def _constrain(self, grids: TargetGrids) -> None:
+        """Let the target choose what rules leave open.
+
+        Raises:
+            ValueError: it cannot run a rule.
+        """
+        for name, rule in self.rules.items():
+            for fault in grids.faults(name, rule):
+                raise ValueError(fault)
+        rules = {
+            name: rule if rule.activation is None else replace(rule, activation=grids.activation(rule.activation))
+            for name, rule in self.rules.items()
+        }
+        object.__setattr__(self, "rules", rules)
 
     def assign(self, layers: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]] = ()) -> dict[str, Rule]:
         """The rule of each layer. Layers without a rule stay in float.
@@ -214,7 +235,8 @@ class Policy:
         if activation is None or activation.is_dynamic:
             return None
         quantizer = "LSQ" if issubclass(activation.quantizer_class, LookupTableQuantizer) else activation.quantizer
-        return replace(activation, bits=self.residual_bits or activation.bits, quantizer=quantizer)
+        rule = replace(activation, bits=self.residual_bits or activation.bits, quantizer=quantizer)
+        return rule if self.target is None else target_grids(self.target).activation(rule)
 
     def with_parts(self, quantizer: Part, observer: Part, weight_observer: Part | None = None) -> Policy:
         """The same policy with another quantizer and observer for every tensor that is not dynamic, as PTQ baselines need it.
@@ -241,4 +263,6 @@ class Policy:
         for rule in content["rules"].values():
             if rule["required"]:
                 del rule["required"]  # the default, which checkpoints from before it do not have
+        if self.target is None:
+            del content["target"]
         return content

@@ -36,7 +36,9 @@ from qat.transform.presets import load_policy
 from qat.transform.record import LAYERS, PreparedRecord, record_of, write_record
 
 
-def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | None = None) -> nn.Module:
+def prepare(
+    model: nn.Module, policy: Policy | str, example_inputs: Example | None = None, target: str | None = None
+) -> nn.Module:
     """A copy of `model` with quantizers where `policy` wants them. The model handed in is not changed.
 
     The graph is captured with torch.fx or, if that fails and there are example inputs, with torch.export. A model that
@@ -49,9 +51,11 @@ def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | No
         policy: a Policy, the name of a preset or the path of a YAML file.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments. With it, the copy runs once in float
             and must return exactly what the model returns.
+        target: what the file is for, "tensorrt" or another of `qat.export.TARGETS`; None: as the policy says.
 
     Raises:
-        ValueError: a rule matches no layer, nothing can be quantized, or the copy computes something else.
+        ValueError: a rule matches no layer, nothing can be quantized, the target cannot run a rule, or the copy computes
+            something else.
     """
     if not isinstance(example_inputs, Tensor | tuple | dict | None):
         raise ValueError(
@@ -59,7 +63,8 @@ def prepare(model: nn.Module, policy: Policy | str, example_inputs: Example | No
             "a dict of keyword arguments."
         )
     prepared = copy_model(model)
-    exact = prepare_(prepared, load_policy(policy), example_inputs)
+    given = load_policy(policy) if target is None else load_policy(policy, target=target)
+    exact = prepare_(prepared, given, example_inputs)
     if example_inputs is not None:
         _check_same(model, prepared, example_inputs, exact)
         count_multiply_adds(prepared, *arguments_of(example_inputs))

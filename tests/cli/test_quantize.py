@@ -13,7 +13,7 @@ import torch
 
 import qat
 from qat.cli.main import main
-from qat.cli.targets import Target
+from qat.export.targets import Target
 from qat.report import read_results
 from tests.cli.user_files import made, write_user_files
 

@@ -15,7 +15,7 @@ from qat.cli.sources import libraries
 from qat.cli.sources.libraries import Loaded, Preprocessing
 from qat.cli.sources.python_file import called, names_python
 from qat.cli.sources.spellings import MODELS
-from qat.cli.targets import Target, runs_as_file
+from qat.export.targets import Target, target_of_file
 
 STATE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
@@ -66,7 +66,7 @@ def load_model(
     """
     path = Path(text).expanduser()
     with usage_errors():
-        if (target := runs_as_file(path)) is not None:
+        if (target := target_of_file(path)) is not None:
             return _file(text, path, target, threads)
         if path.suffix == ".pt2":
             return _program(text, path)

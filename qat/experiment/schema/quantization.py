@@ -9,7 +9,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from qat.experiment.schema.nodes import Node, Off, OneOf, may_import, wrong
-from qat.experiment.schema.values import BatchSize, Bits, LearningRate, Says, Section, Seed, Share, ShareBelowOne, Text
+from qat.experiment.schema.values import (
+    BatchSize,
+    Bits,
+    LearningRate,
+    Says,
+    Section,
+    Seed,
+    Share,
+    ShareBelowOne,
+    TargetName,
+    Text,
+)
 
 
 def _preset(value: str) -> str:
@@ -145,6 +156,8 @@ class Policy(Section):
     """with a preset transformer_...: weights of embeddings; null: in float"""
     head: Bits | None = 8
     """the same for the last layer"""
+    target: TargetName | None = None
+    """what the file is for; what it cannot run is refused before training; null: any"""
     rules: (
         Annotated[dict[str, Rule | None], Says("{NAME: {match: 'layer1.*', weight: {bits: 4}, activation: null}}")]
         | None

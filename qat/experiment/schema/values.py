@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -39,6 +39,8 @@ Positive = Annotated[float, Field(gt=0, le=1_000_000)]
 LearningRate = Annotated[float, Field(ge=1e-10, le=100)]
 WeightDecay = Annotated[float, Field(ge=0, le=10)]
 Bits = Annotated[int, Field(ge=2, le=8)]
+TargetName = Literal["onnxruntime", "portable", "openvino", "tensorrt"]
+"""The names of `qat.export.TARGETS`, which would wait for torch."""
 
 
 def _limit(value: int) -> int:

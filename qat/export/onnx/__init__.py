@@ -4,7 +4,7 @@ from qat.export.onnx.export import export_onnx
 from qat.export.onnx.float_network import export_float_onnx
 from qat.export.onnx.quantize_static import QuantizeStatic
 from qat.export.onnx.runtime import OnnxRuntimeNetwork, latency, operators
-from qat.export.onnx.verify import verify
+from qat.export.onnx.verify import verify_onnx
 
 __all__ = [
     "OnnxRuntimeNetwork",
@@ -13,5 +13,5 @@ __all__ = [
     "export_onnx",
     "latency",
     "operators",
-    "verify",
+    "verify_onnx",
 ]

@@ -1,12 +1,11 @@
-"""The check before deployment: does the file store and compute what the integer model does, and that what was trained?"""
+"""Does an ONNX file store and compute what the integer model does, and that what was trained?"""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.export import onnx_model
 from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.proof import (
-    check_proof,
     differences_of_records,
     example_shapes,
     free_axes,
@@ -31,7 +29,6 @@ from qat.export.outputs import named_outputs
 from qat.export.prepared_agreement import PreparedAgreement, predictions
 from qat.export.verification import (
     DamagedFileError,
-    FileProof,
     OtherModelError,
     SiteAgreement,
     StoredDifference,
@@ -46,74 +43,31 @@ from qat.operations import Role, describe_graph
 from qat.reading.malformed import malformed
 from qat.torch_private import tree_leaves
 from qat.transform.batches import positional_arguments
-from qat.transform.calibrate import check_batches
 
 FLOAT_TOLERANCE = 1e-5
 """Allowed difference of float sums in another order, relative to the largest output."""
 
 
-@overload
-def verify(path: str | Path) -> FileProof: ...
-
-
-@overload
-def verify(
+def verify_onnx(
     path: str | Path,
     integer: nn.Module,
     batches: Iterable[Any],
     prepared: nn.Module | None = None,
     record: bool = False,
-) -> Verification: ...
-
-
-def verify(
-    path: str | Path,
-    integer: nn.Module | None = None,
-    batches: Iterable[Any] | None = None,
-    prepared: nn.Module | None = None,
-    record: bool = False,
-) -> Verification | FileProof:
-    """Compare a file with the integer model, and the integer model with the prepared network.
-
-    Everything that the file stores is compared with the integer model written anew. Then it runs in ONNX Runtime, all
-    optimisations on, and every site is compared, bit for bit; where sites differ, the file runs once more and every site is
-    computed from the integer model's own codes, which tells a site that differs from one that inherits the difference.
-
-    Args:
-        path: the file that `qat.export_onnx` wrote.
-        integer: the result of `qat.convert`.
-        batches: model inputs: each a tensor, or a sequence that begins with them (labels are ignored).
-        prepared: the network that was converted. With it, its sites (fake-quantized, in evaluation mode) are compared with
-            those of the integer model: below 20 dB, from equal codes, `Verification.alarm` and a warning say so.
-        record: whether to write the result into the file's metadata.
-
-    Returns:
-        What was found. Without a model, what the file says of itself: whether it is still as it was written, and what a
-        recorded verification found.
+) -> Verification:
+    """`qat.verify` for an ONNX file in ONNX Runtime.
 
     Raises:
         ValueError: this is not an integer model, there are no batches, the file's sites are not those of the model, or it is
             damaged.
-        FileNotFoundError: there is no such file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path).")
-    if integer is None and batches is None:
-        return check_proof(path)
-    if batches is None:
-        raise ValueError(
-            "batches is missing: write qat.verify(path, integer, [inputs]), or qat.verify(path) for its record."
-        )
-    check_batches(batches)
     if isinstance(integer, IntegerModel):
         result = _compare(path, integer.eval(), batches, prepared)
-    elif isinstance(integer, nn.Module) and is_converted_without_graph(integer):
+    elif is_converted_without_graph(integer):
         with refusals(path):
             result = verify_without_graph(path, integer, batches, prepared, FLOAT_TOLERANCE)
     else:
         raise ValueError(f"{type(integer).__name__} is not an integer model: pass the result of qat.convert(prepared).")
-    if result.alarm:
-        warnings.warn(result.alarm, stacklevel=2)
     if record:
         record_verification(path, result)
     return result

@@ -1,0 +1,136 @@
+"""The table of targets: what each file format allows, what writes it, and what runs and verifies it. A new one is one entry."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qat.export.verification import Verification
+    from qat.transform.target_grids import TargetGrids
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs files. Functions are named, not imported: the table is read by `--help`.
+
+    Attributes:
+        name: what `qat.verify(..., runtime=NAME)` says.
+        verifier: function (path, integer model, batches, prepared=, record=) -> Verification, which knows its tolerance.
+        network: class or function (path, threads) -> module that runs the file.
+    """
+
+    name: str
+    verifier: str
+    network: str
+
+    def verify(
+        self, path: Path, integer: nn.Module, batches: Iterable[Any], prepared: nn.Module | None, record: bool
+    ) -> Verification:
+        """Compare a file with the integer model, and that with the prepared network."""
+        found: Verification = _named(self.verifier)(path, integer, batches, prepared=prepared, record=record)
+        return found
+
+    def open(self, path: Path, threads: int | None = None) -> nn.Module:
+        """A file as a module. threads: None lets the runtime choose."""
+        module: nn.Module = _named(self.network)(path, threads)
+        return module
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file.
+
+    Attributes:
+        name: what `--target` and `policy.target` say; `TARGET_GRIDS` has what it can run under the same name.
+        suffixes: what the names of its files end in; the first target of a suffix is its default.
+        summary: for `--help`.
+        writer: function (integer model, example inputs, path).
+        runs_in: the runtime that its files are verified and measured in.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    summary: str
+    writer: str
+    runs_in: str = "onnxruntime"
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime that its files are verified and measured in."""
+        return runtime_of(self.runs_in)
+
+    @property
+    def grids(self) -> TargetGrids:
+        """What it can run."""
+        from qat.transform.target_grids import target_grids  # late: it waits for torch
+
+        return target_grids(self.name)
+
+    def write(self, integer: nn.Module, example: Any, path: Path) -> None:
+        """Write an integer model, whole or not at all."""
+        _named(self.writer)(integer, example, path)
+
+    def verify(self, path: Path, integer: nn.Module, batches: Iterable[Any], prepared: nn.Module) -> Verification:
+        """Compare a file with the integer model, and that with the prepared network; the file keeps the result."""
+        return self.runtime.verify(path, integer, batches, prepared, record=True)
+
+    def network(self, path: Path, threads: int | None = None) -> nn.Module:
+        """A file as a module, run by its own runtime. threads: None lets the runtime choose."""
+        return self.runtime.open(path, threads)
+
+    def path(self, default: Path) -> Path:
+        """The name of this target's file beside that of the default target: model_portable.onnx beside model.onnx."""
+        if self is TARGETS[0]:
+            return default
+        return default.with_name(f"{default.stem}_{self.name}{self.suffixes[0]}")
+
+
+RUNTIMES = (Runtime("onnxruntime", "qat.export.onnx:verify_onnx", "qat.export:OnnxRuntimeNetwork"),)
+TARGETS = (Target("onnxruntime", (".onnx",), "ONNX, for ONNX Runtime", "qat.export:export_onnx"),)
+
+
+def target_named(name: str) -> Target:
+    """The target of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next((t for t in TARGETS if t.name == name), None)
+    if found is None:
+        raise ValueError(f"target {name} does not exist: {_hint(name, [t.name for t in TARGETS])}")
+    return found
+
+
+def target_of_file(path: Path) -> Target | None:
+    """The default target of a file's suffix; None if no target writes such files."""
+    return next((t for t in TARGETS if path.suffix in t.suffixes), None)
+
+
+def runtime_of(name: str) -> Runtime:
+    """The runtime of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next((r for r in RUNTIMES if r.name == name), None)
+    if found is None:
+        raise ValueError(f"runtime={name!r} does not exist: {_hint(name, [r.name for r in RUNTIMES])}")
+    return found
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"write one of {', '.join(known)}."
+
+
+def _named(reference: str) -> Callable[..., Any]:
+    module, _, name = reference.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found

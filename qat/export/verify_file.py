@@ -1,0 +1,89 @@
+"""The check before deployment: does a file compute in its runtime what the integer model does, and that what was trained?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, overload
+
+from torch import nn
+
+from qat.export.onnx.proof import check_proof
+from qat.export.targets import Runtime, runtime_of, target_of_file
+from qat.export.verification import FileProof, Verification
+from qat.transform.calibrate import check_batches
+
+
+@overload
+def verify(path: str | Path) -> FileProof: ...
+
+
+@overload
+def verify(
+    path: str | Path,
+    integer: nn.Module,
+    batches: Iterable[Any],
+    prepared: nn.Module | None = None,
+    record: bool = False,
+    runtime: str | None = None,
+) -> Verification: ...
+
+
+def verify(
+    path: str | Path,
+    integer: nn.Module | None = None,
+    batches: Iterable[Any] | None = None,
+    prepared: nn.Module | None = None,
+    record: bool = False,
+    runtime: str | None = None,
+) -> Verification | FileProof:
+    """Compare a file with the integer model, and the integer model with the prepared network.
+
+    Everything that the file stores is compared with the integer model written anew. Then it runs in its runtime, all
+    optimisations on, and every site is compared, bit for bit; where sites differ, the file runs once more and every site is
+    computed from the integer model's own codes, which tells a site that differs from one that inherits the difference.
+
+    Args:
+        path: the file that `qat.export_onnx`, or the `write` of a target, wrote.
+        integer: the result of `qat.convert`.
+        batches: model inputs: each a tensor, or a sequence that begins with them (labels are ignored).
+        prepared: the network that was converted. With it, its sites (fake-quantized, in evaluation mode) are compared with
+            those of the integer model: below 20 dB, from equal codes, `Verification.alarm` and a warning say so.
+        record: whether to write the result into the file's metadata.
+        runtime: what runs the file, a name of `qat.export.RUNTIMES`; None: that of the file's suffix, ONNX Runtime for .onnx.
+            One that is not exact has a tolerance, which the result states.
+
+    Returns:
+        What was found. Without a model, what the file says of itself: whether it is still as it was written, and what a
+        recorded verification found.
+
+    Raises:
+        ValueError: this is not an integer model, there are no batches, the file's sites are not those of the model, it is
+            damaged, or there is no such runtime.
+        FileNotFoundError: there is no such file.
+        ImportError: the runtime is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path).")
+    if integer is None and batches is None:
+        return check_proof(path)
+    if batches is None:
+        raise ValueError(
+            "batches is missing: write qat.verify(path, integer, [inputs]), or qat.verify(path) for its record."
+        )
+    if not isinstance(integer, nn.Module):
+        raise ValueError(f"{type(integer).__name__} is not an integer model: pass the result of qat.convert(prepared).")
+    check_batches(batches)
+    result = _runtime(path, runtime).verify(path, integer, batches, prepared, record)
+    if result.alarm:
+        warnings.warn(result.alarm, stacklevel=2)
+    return result
+
+
+def _runtime(path: Path, name: str | None) -> Runtime:
+    if name is not None:
+        return runtime_of(name)
+    target = target_of_file(path)
+    return runtime_of("onnxruntime") if target is None else target.runtime

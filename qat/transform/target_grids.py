@@ -1,0 +1,85 @@
+"""What each target can run, as far as it is a matter of the policy: open choices are made for it, others are refused."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qat.quantizers import Dynamic, LookupTableQuantizer
+
+if TYPE_CHECKING:
+    from qat.transform.policy import Rule, TensorRule
+
+
+@dataclass(frozen=True)
+class TargetGrids:
+    """The grids of a target.
+
+    Attributes:
+        name: of the target; `qat.export.TARGETS` has how its files are written and run.
+        zero_is_code_0: activations are int8 codes of which 0 means 0.0. Codes of unsigned 8-bit grids, and of affine grids, do
+            not fit: a rule that leaves the sign to the graph gets a signed grid.
+        dynamic: whether it has layers whose inputs are quantized on the range of each batch or token.
+        float_layers: whether it has layers with integer weights that compute in float: weight-only, or scaled per group.
+        lookup_tables: whether it has activations that are looked up in a table.
+    """
+
+    name: str
+    zero_is_code_0: bool = False
+    dynamic: bool = True
+    float_layers: bool = True
+    lookup_tables: bool = True
+
+    def activation(self, rule: TensorRule) -> TensorRule:
+        """The rule of an activation, with what it leaves open chosen for this target."""
+        return replace(rule, signed=True) if self.zero_is_code_0 and rule.signed is None and rule.bits == 8 else rule
+
+    def faults(self, name: str, rule: Rule) -> Iterable[str]:
+        """What this target cannot run of a rule: sentences that say what to write instead. name: of the rule."""
+        weight, activation = rule.weight, rule.activation
+        who = f"target={self.name} cannot run rule {name!r}"
+        if weight is not None and not self.float_layers:
+            if activation is None:
+                yield f"{who}, which computes in float with integer weights: give it activation: {{bits: 8}}, or no weight."
+            if weight.granularity == "per_group":
+                yield f"{who}, which scales weights per group: write weight: {{granularity: per_channel}}."
+        if weight is not None and self.zero_is_code_0 and not weight.symmetric:
+            yield f"{who}, whose weights have a zero-point: write weight: {{symmetric: true}}."
+        if activation is None:
+            return
+        if not self.dynamic and issubclass(activation.quantizer_class, Dynamic):
+            yield f"{who}, which quantizes on the range of each batch: write a preset such as w8a8, without _dynamic."
+        elif not self.lookup_tables and issubclass(activation.quantizer_class, LookupTableQuantizer):
+            name = activation.quantizer_class.__name__
+            yield f"{who}, whose activations are looked up in a table ({name}): write activation: {{quantizer: LSQ}}."
+        elif self.zero_is_code_0 and not activation.symmetric:
+            yield f"{who}, whose activations have a zero-point: write activation: {{symmetric: true}}."
+        elif self.zero_is_code_0 and activation.bits == 8 and activation.signed is False:
+            yield f"{who}, whose unsigned 8-bit codes do not fit int8: write activation: {{signed: true}}, or bits: 7."
+
+
+TARGET_GRIDS = {
+    grids.name: grids
+    for grids in (
+        TargetGrids("onnxruntime"),
+        TargetGrids("portable"),
+        TargetGrids("openvino"),
+        TargetGrids("tensorrt", zero_is_code_0=True, dynamic=False, float_layers=False, lookup_tables=False),
+    )
+}
+"""By name."""
+
+
+def target_grids(name: str) -> TargetGrids:
+    """The grids of a target.
+
+    Raises:
+        ValueError: there is no such target.
+    """
+    if name not in TARGET_GRIDS:
+        close = difflib.get_close_matches(str(name), TARGET_GRIDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(TARGET_GRIDS)}."
+        raise ValueError(f"target={name} does not exist: {hint}")
+    return TARGET_GRIDS[name]

@@ -1,0 +1,78 @@
+"""What a target cannot run is refused before training, with the sentence that mends it."""
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+import qat
+from qat.experiment.schema.values import TargetName
+from qat.export import TARGETS
+from qat.quantizers import Quantizer
+from qat.transform.target_grids import TARGET_GRIDS
+
+
+def test_every_list_of_targets_has_the_same_names() -> None:
+    assert list(TARGET_GRIDS) == list(get_args(TargetName))
+    assert {t.name for t in TARGETS} <= set(TARGET_GRIDS)
+    assert all(t.grids is TARGET_GRIDS[t.name] and t.runtime.name == t.runs_in for t in TARGETS)
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"preset": "w8a8", "activation": {"symmetric": False}}, "write activation: {symmetric: true}"),
+        ({"preset": "w8a8", "activation": {"signed": False}}, "write activation: {signed: true}, or bits: 7"),
+        ({"preset": "w8a8", "weight": {"symmetric": False}}, "write weight: {symmetric: true}"),
+        ({"preset": "w8_dynamic"}, "write a preset such as w8a8"),
+        ({"preset": "w4"}, "give it activation: {bits: 8}"),
+        (
+            {"preset": "w4a8", "weight": {"granularity": "per_group", "group_size": 1}},
+            "write weight: {granularity: per_channel}",
+        ),
+        (
+            {"preset": "w4a4", "first_last_quantizer": "LSQ", "activation": {"quantizer": "APoT"}},
+            "write activation: {quantizer: LSQ}",
+        ),
+    ],
+)
+def test_what_a_target_cannot_run_is_refused(content: dict[str, Any], says: str) -> None:
+    qat.prepare(small(), qat.load_policy(content))
+    with pytest.raises(ValueError, match="target=tensorrt cannot run rule 'all'") as refused:
+        qat.prepare(small(), qat.load_policy(content), target="tensorrt")
+    assert says in str(refused.value)
+    with pytest.raises(ValueError, match="target=tensorrt"):
+        qat.load_policy({**content, "target": "tensorrt"})
+
+
+def test_the_target_chooses_the_sign_that_a_policy_leaves_open() -> None:
+    def signs(target: str | None) -> list[tuple[int, bool]]:
+        prepared = qat.prepare(small(), "w4a4", torch.zeros(1, 3, 6, 6), target)
+        sites = [m for n, m in prepared.named_modules() if isinstance(m, Quantizer) and n.startswith("sites.")]
+        return [(q.spec.grid.bits, q.spec.grid.signed) for q in sites]
+
+    assert signs(None) == [(8, True), (4, False), (8, False)]
+    assert signs("tensorrt") == [(8, True), (4, False), (8, True)]  # unsigned codes of 4 bits fit int8
+
+
+def test_residual_tensors_respect_the_target() -> None:
+    policy = qat.load_policy("w4a4", target="tensorrt")
+    rule = policy.residual_rule()
+    assert rule is not None
+    assert (rule.bits, rule.signed) == (8, True)
+
+
+def test_a_target_is_kept_in_records_and_absent_from_them_without_one() -> None:
+    policy = qat.load_policy("w8a8", target="tensorrt")
+    assert qat.load_policy(policy.to_dict()) == policy
+    assert "target" not in qat.load_policy("w8a8").to_dict()
+
+
+def test_an_unknown_target_is_named() -> None:
+    with pytest.raises(ValueError, match="did you mean tensorrt"):
+        qat.prepare(small(), "w8a8", target="tensort")
