@@ -103,6 +103,7 @@ _MODULES = {
     "ptq",
     "quantizers",
     "report",
+    "search",
     "spec",
     "transform",
 }

@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
     {"transform"},
     {"integer", "ptq"},
     {"export", "doctor"},
+    {"search"},
     {"training"},
     {"hf"},
     {"callbacks"},  # the public name of the callbacks in training

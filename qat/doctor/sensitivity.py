@@ -52,7 +52,7 @@ def measure_sensitivity(
     """
     found = {name: q for name, q in quantizers(prepared).items() if q.ready}
     with torch.no_grad(), training_mode(prepared, False), mode(prepared, Mode.OFF):
-        run = _Runs(prepared, batches, loss)
+        run = Runs(prepared, batches, loss)
         weights = [q for q in found.values() if q.is_weight]
         activations = [q for q in found.values() if not q.is_weight]
         groups = {"all": [*weights, *activations], "weights": weights, "activations": activations}
@@ -80,11 +80,24 @@ def plain_name(name: str) -> str:
     return name.removeprefix("sites.").removesuffix(".weight_quantizer").removesuffix(".input_quantizer")
 
 
-class _Runs:
-    """Runs of the network with some quantizers on, against that with none."""
+class Runs:
+    """Runs of the network with some quantizers on, against that with none. All of them are off when it is made.
 
-    def __init__(self, network: nn.Module, batches: Sequence[Any], loss: Callable[[Any, Any], Tensor] | None) -> None:
-        self.network, self.batches = network, batches
+    Args:
+        network: prepared and calibrated, in evaluation mode.
+        batches: the same for each run.
+        loss: of (outputs, batch); None: see `qat.inspect`.
+        labels: whether classes at the end of a batch count, if there is no loss; otherwise the outputs of the float network do.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        batches: Sequence[Any],
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        labels: bool = True,
+    ) -> None:
+        self.network, self.batches, self.labels = network, batches, labels
         self.reference = [_outputs(call_model(network, batch)) for batch in batches]
         self.loss = loss
         self.float_loss = self._mean_loss([call_model(network, b) for b in batches] if loss else self.reference)
@@ -103,10 +116,13 @@ class _Runs:
 
     def _mean_loss(self, outputs: Sequence[Any]) -> float:
         losses = [
-            float(self.loss(output, batch) if self.loss is not None else _loss(output, reference, batch))
+            float(self.loss(output, batch) if self.loss is not None else self._own_loss(output, reference, batch))
             for output, reference, batch in zip(outputs, self.reference, self.batches, strict=True)
         ]
         return sum(losses) / len(losses)
+
+    def _own_loss(self, output: list[Tensor], reference: list[Tensor], batch: Any) -> Tensor:
+        return _loss(output, reference, batch if self.labels else None)
 
 
 def _outputs(returned: Any) -> list[Tensor]:

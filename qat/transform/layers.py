@@ -18,11 +18,15 @@ from qat.nn import (
     quantize_matrices,
 )
 from qat.quantizers import Quantizer
-from qat.transform.policy import Policy, TensorRule
+from qat.transform.policy import Policy, Rule, TensorRule
 
 
-def swap_layers(model: nn.Module, policy: Policy) -> list[str]:
-    """Without a graph, let every layer own the quantizer of its input. In place. Returns sentences to show."""
+def swap_layers(model: nn.Module, policy: Policy) -> tuple[dict[str, Rule], list[str]]:
+    """Without a graph, let every layer own the quantizer of its input. In place.
+
+    Returns:
+        The rule of each layer, and sentences to show.
+    """
     notes: list[str] = []
     for module in model.modules():  # torch's fused transformer layer would bypass the layers that own quantizers
         if isinstance(module, nn.TransformerEncoderLayer):
@@ -31,7 +35,8 @@ def swap_layers(model: nn.Module, policy: Policy) -> list[str]:
             module.use_nested_tensor = False
     named = {name: layer_type(m).__name__ for name, m in model.named_modules() if is_layer(m)}
     others = {name: matrix_type(m) for name, m in model.named_modules() if matrices_of(m)}
-    for name, rule in policy.assign(list(named.items()), list(others.items())).items():
+    rules = policy.assign(list(named.items()), list(others.items()))
+    for name, rule in rules.items():
         layer = model.get_submodule(name)
         takes_reals = not isinstance(layer, nn.Embedding) and (name in named or is_layer_of_its_own(layer))
         input_rule = rule.input_of(type(layer)) if takes_reals else None
@@ -44,7 +49,7 @@ def swap_layers(model: nn.Module, policy: Policy) -> list[str]:
         raise ValueError(
             "the policy quantizes no layer: the model has no Conv1d, Conv2d or Linear, or no rule matches one."
         )
-    return notes
+    return rules, notes
 
 
 def quantize_by_rule(layer: nn.Module, name: str, rule: TensorRule | None, input_quantizer: Quantizer | None) -> None:

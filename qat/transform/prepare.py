@@ -93,13 +93,14 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
     captured, example = _captured(model, example_inputs)
     if isinstance(captured, CaptureError):
         way, reason = LAYERS, str(captured)
-        notes = swap_layers(model, policy)
+        rules, notes = swap_layers(model, policy)
         inspection = table(model)
         inspection.float_edges = ["everything between layers"]
         inspection.notes += ["layers own their input quantizers.", *notes]
     else:
         way, reason, exact, differs = captured.way, captured.reason, captured.exact, captured.differs_in_training
         planned = plan(model, captured.graph, policy)
+        rules = planned.layers
         notes = _insert_quantizers(model, captured, planned)
         inspection = table(model)
         inspection.float_edges = planned.float_edges
@@ -109,7 +110,7 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
             warnings.warn(differs, stacklevel=2)
     inspection.notes += weights_in_float(model)
     description = None if example is None else describe_example(example)
-    write_record(model, PreparedRecord(policy, inspection, way, description, reason, {}, training, architecture))
+    write_record(model, PreparedRecord(policy, inspection, way, description, reason, {}, training, architecture, rules))
     return exact
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from qat.structure import Description
 from qat.transform.example import ExampleDescription
-from qat.transform.policy import Policy
+from qat.transform.policy import Policy, Rule
 
 if TYPE_CHECKING:
     from qat.transform.inspect import Inspection  # which reads records
@@ -32,6 +33,7 @@ class PreparedRecord:
         multiply_adds: operation of the graph -> what it takes on the first inputs that the model was run with; empty before.
         training: whether the float network was in training mode.
         architecture: how the float network is built (`qat.structure`); None if a file cannot say it.
+        rules: layer, or other module with weights -> the rule of the policy that decided on it.
     """
 
     policy: Policy
@@ -42,6 +44,7 @@ class PreparedRecord:
     multiply_adds: dict[str, int] = field(default_factory=dict)
     training: bool = False
     architecture: Description | None = None
+    rules: Mapping[str, Rule] = field(default_factory=dict)
 
     @property
     def capture(self) -> dict[str, Any]:

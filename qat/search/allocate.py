@@ -1,0 +1,197 @@
+"""`qat.search.allocate`: the bits of every layer, under a budget."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from qat.files import write_atomically
+from qat.report.allocation import AllocationResult, CostRange, LayerBits, TensorHarm
+from qat.search.begin import KEEP, WIDTHS, Search, begin
+from qat.search.budget import UNITS, Budget, LatencyTable
+from qat.search.front import pareto_points
+from qat.search.harm import METHODS, Harms, Method, find_harms, measured_harm, with_bits
+from qat.search.solve import Option, Problem, solve
+from qat.search.table import table
+from qat.transform import Policy, load_policy
+from qat.transform.policy_record import plain_data
+
+POINTS = 8
+"""Budgets for which the Pareto front is drawn."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The bits of every layer. `str` gives a table.
+
+    Attributes:
+        policy: the policy with a rule for each layer: for `qat.prepare`, callbacks, PTQ passes, ... like any other.
+        record: what was measured and chosen, as plain data.
+    """
+
+    policy: Policy
+    record: AllocationResult
+
+    def __str__(self) -> str:
+        return table(self.record)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON, whole or not at all. Returns `path`."""
+        content = {"policy": plain_data(self.policy), "record": self.record.to_dict()}
+        return write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Allocation:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no allocation.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(load_policy(content["policy"]), AllocationResult.from_dict(content["record"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no allocation ({error}): write it with Allocation.save.") from error
+
+
+def allocate(
+    model: nn.Module,
+    policy: Policy | str | Path | Mapping[str, Any],
+    batches: Iterable[Any],
+    *,
+    size: float | None = None,
+    bops: float | None = None,
+    mean_bits: float | None = None,
+    latency: float | None = None,
+    latency_table: LatencyTable | str | Path | None = None,
+    weight_bits: Iterable[int] = WIDTHS,
+    activation_bits: Iterable[int] = (),
+    keep: Iterable[str] = KEEP,
+    sensitivity: Method = "measured",
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    points: int = POINTS,
+) -> Allocation:
+    """Choose the bits of every layer so that they harm least together and keep the budget.
+
+    The harm of each tensor at each width is measured (`sensitivity="measured"`: the divergence of the outputs from those of the
+    float network with this tensor alone quantized) or estimated to second order ("fisher": the diagonal Fisher information of
+    FIT, Zandonati et al. 2022, https://arxiv.org/abs/2210.08502, in the place of HAWQ-V2's mean trace of the Hessian, Dong et
+    al. 2020, https://arxiv.org/abs/1911.03852). Harms are summed, and the sum is minimized exactly by an integer linear
+    program, as in HAWQ-V3 (Yao et al. 2021, https://arxiv.org/abs/2011.10680). Layers that read the same tensor have the same
+    bits of it, and layers that share a weight the same bits of that.
+
+        allocation = qat.search.allocate(model, "w4a8", batches, size=40_000)
+        print(allocation)
+        prepared = qat.prepare(model, allocation.policy, example_inputs)
+
+    Args:
+        model: in float; it is not changed.
+        policy: how tensors are quantized, but for the bits that are searched.
+        batches: as for `qat.calibrate`; labels at their end count only for `loss`.
+        size: limits, at least one; see `Budget`.
+        bops: ...
+        mean_bits: ...
+        latency: ...
+        latency_table: measured times of layers, or the path of a YAML or JSON file with them.
+        weight_bits: the widths of weights among which is chosen.
+        activation_bits: those of the inputs of layers; none: the policy's. `residual_bits` stays.
+        keep: layers that keep the bits of the policy: the match of their rule, or globs on their names.
+        sensitivity: "measured" or "fisher".
+        loss: of (outputs, batch), to measure its change instead of the divergence.
+        points: budgets for which the Pareto front is computed and measured; 0: none.
+
+    Raises:
+        ValueError: the budget is below the smallest possible, above float, or names nothing; the message has the range. Or the
+            model is prepared already, no layer is searched, or there are no batches.
+    """
+    start = time.perf_counter()
+    if sensitivity not in get_args(Method):
+        raise ValueError(f"sensitivity={sensitivity!r} does not exist: write {' or '.join(get_args(Method))}.")
+    if loss is not None and sensitivity != "measured":
+        raise ValueError("a loss is measured, not estimated: write sensitivity='measured', or leave it out.")
+    times = latency_table if isinstance(latency_table, LatencyTable | None) else LatencyTable.read(latency_table)
+    budget = Budget(size, bops, mean_bits, latency, times)
+    kept = list(batches)
+    if not kept:
+        raise ValueError("batches is empty: give a batch or two.")
+    chosen = load_policy(policy)
+    widths = (weight_bits, activation_bits)
+    search = begin(model, chosen, kept[0], budget, widths, tuple(keep))
+    harms = find_harms(model, chosen, search.searched, search.widths, kept, sensitivity, loss)
+    problem = search.problem(harms)
+    options = solve(problem, budget.limits)
+
+    def policy_of(options: Sequence[Option]) -> Policy:
+        return _policy_of(chosen, search, options)
+
+    measure = None if not points else lambda options: measured_harm(model, policy_of(options), kept, loss)
+    record = AllocationResult(
+        method=METHODS[sensitivity]
+        if loss is None
+        else "the change of the given loss with this tensor alone quantized",
+        costs=_cost_ranges(problem, options, search),
+        layers=_layer_bits(search, problem, options, harms),
+        harms=_tensor_harms(harms),
+        points=pareto_points(problem, options, next(iter(budget.limits)), search.widths, points, measure),
+        seconds=time.perf_counter() - start,
+    )
+    return Allocation(policy_of(options), record)
+
+
+def _policy_of(policy: Policy, search: Search, options: Sequence[Option]) -> Policy:
+    """The policy with a rule for each layer that is searched."""
+    rules = {layer.name: layer.rule for layer in search.searched}
+    widths = {
+        layer.name: (option.weight, option.activation)
+        for layer, option in zip(search.layers, options, strict=True)
+        if layer.name in rules
+    }
+    return with_bits(policy, rules, widths, f"{policy.name}_mixed")
+
+
+def _cost_ranges(problem: Problem, options: Sequence[Option], search: Search) -> list[CostRange]:
+    """Every cost that is known, the limited ones first."""
+    value, limits = problem.costs(options), search.budget.limits
+    lowest, highest = (
+        {name: problem.costs(sorted_options)[name] for name, sorted_options in extremes.items()}
+        for extremes in (
+            {name: solve(problem, {}, minimize=name) for name in value},
+            {name: _dearest(problem, name) for name in value},
+        )
+    )
+    return [
+        CostRange(name, UNITS[name], value[name], limits.get(name), lowest[name], highest[name], search.in_float[name])
+        for name in sorted(value, key=lambda name: (name not in limits, list(UNITS).index(name)))
+    ]
+
+
+def _dearest(problem: Problem, cost: str) -> list[Option]:
+    """The dearest option of each choice, without regard to links."""
+    return [max(choice.options, key=lambda option: option.costs.get(cost, 0.0)) for choice in problem.choices]
+
+
+def _layer_bits(search: Search, problem: Problem, options: Sequence[Option], harms: Harms) -> list[LayerBits]:
+    names = {layer.name for layer in search.searched}
+    shares = {link.second: problem.choices[link.first].layer for link in problem.links}
+    return [
+        LayerBits(
+            layer.name, layer.elements, layer.multiply_adds, option.weight, option.activation, layer.name not in names,
+            option.harm if layer.name in names else None, shares.get(place, ""),
+        )
+        for place, (layer, option) in enumerate(zip(search.layers, options, strict=True))
+    ]  # fmt: skip
+
+
+def _tensor_harms(harms: Harms) -> list[TensorHarm]:
+    return [
+        TensorHarm(layer, tensor, bits, harm)
+        for tensor, found in (("weight", harms.weights), ("activation", harms.inputs))
+        for (layer, bits), harm in found.items()
+    ]

@@ -1,0 +1,104 @@
+"""What is known before anything is measured: the layers, their costs, and whether the budget is possible."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from qat.search.budget import UNITS, Budget, check_widths
+from qat.search.costs import constant_costs, float_costs
+from qat.search.harm import Harms, with_bits
+from qat.search.layers import Layer, find_layers, is_kept
+from qat.search.problem import has_static_input, make_problem
+from qat.search.solve import Problem, solve
+from qat.transform import Policy, is_prepared, prepare
+from qat.transform.batches import call_of
+
+WIDTHS = (2, 3, 4, 6, 8)
+KEEP = ("first", "last")
+
+
+@dataclass(frozen=True)
+class Search:
+    """The layers of a network, those whose bits are chosen, and what they cost.
+
+    layers: in the order in which they run. widths: of weights and of inputs. constant: costs beside the layers. in_float: costs
+    of the float network.
+    """
+
+    layers: Sequence[Layer]
+    searched: Sequence[Layer]
+    widths: tuple[Sequence[int], Sequence[int]]
+    constant: Mapping[str, float]
+    in_float: Mapping[str, float]
+    budget: Budget
+
+    def problem(self, harms: Harms) -> Problem:
+        return make_problem(self.layers, self.searched, self.widths, harms, self.constant, self.budget)
+
+
+def check_budget(
+    model: nn.Module,
+    policy: Policy,
+    example: Any,
+    budget: Budget,
+    weight_bits: Iterable[int] = WIDTHS,
+    activation_bits: Iterable[int] = (),
+    keep: Iterable[str] = KEEP,
+) -> None:
+    """Refuse what `allocate` would refuse, without data: `example` is a batch of any values.
+
+    Raises:
+        ValueError: see `allocate`.
+    """
+    begin(model, policy, example, budget, (weight_bits, activation_bits), tuple(keep))
+
+
+def begin(
+    model: nn.Module,
+    policy: Policy,
+    batch: Any,
+    budget: Budget,
+    widths: tuple[Iterable[int], Iterable[int]],
+    keep: tuple[str, ...],
+) -> Search:
+    """Find the layers and check that the budget is possible."""
+    if is_prepared(model):
+        raise ValueError("the model is prepared already: allocate bits for the float model.")
+    weights, inputs = check_widths(widths[0], "weight_bits"), tuple(widths[1])
+    inputs = check_widths(inputs, "activation_bits") if inputs else ()
+    args, kwargs = call_of(model, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a network that nobody will train
+        example = kwargs if kwargs and not args else args
+        prepared = prepare(model, policy, example)
+        searched = [layer for layer in find_layers(prepared) if not is_kept(layer, keep)]
+        searched = [layer for layer in searched if layer.weights or (inputs and has_static_input(layer))]
+        if not searched:
+            raise ValueError(f"keep={list(keep)} leaves no quantized layer whose bits could be chosen: write less.")
+        rules = {layer.name: layer.rule for layer in searched}
+        fewest = (weights[0], inputs[0] if inputs else None)
+        prepared = prepare(model, with_bits(policy, rules, dict.fromkeys(rules, fewest), policy.name), example)
+    smallest = find_layers(prepared)  # where layers that share an input have the same quantizer, and sites are most
+    one = next((x.shape[0] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim), 1)
+    layers = [
+        replace(layer, rule=rules.get(layer.name, layer.rule), multiply_adds=layer.multiply_adds // one)
+        for layer in smallest
+    ]
+    searched = [layer for layer in layers if layer.name in rules]
+    constant, in_float = constant_costs(prepared, layers), float_costs(model, layers, budget)
+    search = Search(layers, searched, (weights, inputs), constant, in_float, budget)
+    problem = search.problem(Harms({}, {}, {}))
+    for name, limit in budget.limits.items():
+        lowest = problem.costs(solve(problem, {}, minimize=name))[name]
+        if not lowest <= limit <= in_float[name]:
+            raise ValueError(
+                f"budget {name}={limit:,g} is not possible: with these layers and widths it goes from {lowest:,.6g} to "
+                f"{in_float[name]:,.6g} {UNITS[name]}, that of the float network."
+            )
+    solve(problem, budget.limits)
+    return search

@@ -1,0 +1,128 @@
+"""What a network may cost: bytes, bit operations, mean bits, milliseconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qat.reading.malformed import malformed
+from qat.reading.yaml_file import read_yaml
+
+UNITS = {"size": "bytes", "bops": "bit operations", "mean_bits": "bits a weight", "latency": "ms"}
+"""The costs that can be limited, and their units."""
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured times of layers: layer -> format -> milliseconds. A format is "w4a8", "w4" (input in float), or "float".
+
+    The time of a network is the sum over its layers: what lies between them is not in it.
+    """
+
+    times: Mapping[str, Mapping[str, float]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> LatencyTable:
+        """From a YAML or JSON file, `{layer1.0.conv1: {w4a8: 0.12, w8a8: 0.10}, ...}`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no such table.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"latency table {path} does not exist.")
+        with malformed(path, "is not a table of layer times", "correct it"):
+            return cls.checked(read_yaml(path), str(path))  # every JSON file is a YAML file
+
+    @classmethod
+    def checked(cls, content: Any, where: str = "latency_table") -> LatencyTable:
+        """The table of plain content.
+
+        Raises:
+            ValueError: it is none.
+        """
+        example = "{conv1: {w4a8: 0.12, w8a8: 0.10}}"
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{where} is no table of layer times: write for example {example}.")
+        for layer, times in content.items():
+            if not isinstance(times, Mapping) or not all(_is_time(t) for t in times.values()):
+                raise ValueError(f"{where}: {layer}={times!r} is not possible: write milliseconds, as {example}.")
+        return cls({str(name): {str(f): float(t) for f, t in times.items()} for name, times in content.items()})
+
+    def time(self, layer: str, weight: int | None, activation: int | None) -> float:
+        """Milliseconds of a layer.
+
+        Raises:
+            ValueError: the table does not have them.
+        """
+        key = format_name(weight, activation)
+        try:
+            return self.times[layer][key]
+        except KeyError:
+            known = ", ".join(self.times.get(layer, ())) or "nothing"
+            raise ValueError(
+                f"the latency table has no time of {layer} in {key} (it has {known}): add it, or leave this width out."
+            ) from None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The largest value of each cost; None: not limited.
+
+    size: bytes of all that is stored: codes and scales of weights, and what stays in float. A file whose format has no
+        codes of some width is larger (docs/mixed_precision.md).
+    bops: bit operations of one sample: multiply-adds times the bits of the weight times those of the input; float counts 32.
+    mean_bits: of the weights of all quantized layers.
+    latency: milliseconds, by `latency_table`.
+    """
+
+    size: float | None = None
+    bops: float | None = None
+    mean_bits: float | None = None
+    latency: float | None = None
+    latency_table: LatencyTable | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in self.limits.items():
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
+                raise ValueError(f"budget {name}={limit!r} is not possible: write a number of {UNITS[name]} above 0.")
+        if not self.limits:
+            raise ValueError("the budget limits nothing: write one of size, bops, mean_bits or latency.")
+        if (self.latency is None) != (self.latency_table is None):
+            raise ValueError("a budget of latency needs a latency_table, and a table a latency: write both, or none.")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Name -> limit, of those that are given."""
+        return {name: limit for name in UNITS if (limit := getattr(self, name)) is not None}
+
+
+def format_name(weight: int | None, activation: int | None) -> str:
+    """The name of a format.
+
+    >>> format_name(4, 8), format_name(4, None), format_name(None, None)
+    ('w4a8', 'w4', 'float')
+    """
+    if weight is None:
+        return "float"
+    return f"w{weight}" + ("" if activation is None else f"a{activation}")
+
+
+def check_widths(widths: Iterable[Any], what: str) -> tuple[int, ...]:
+    """Widths in ascending order.
+
+    Raises:
+        ValueError: there is none, or one is none.
+    """
+    found = list(widths)
+    if not found or any(isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= 8 for b in found):
+        raise ValueError(f"{what}={found!r} is not possible: write widths from 1 to 8, as [2, 3, 4, 6, 8].")
+    return tuple(sorted(set(found)))
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf

@@ -1,0 +1,122 @@
+"""The choice of one option for each layer, least harmful together, under limits: an integer linear program, solved exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Option(NamedTuple):
+    """One way to quantize a layer.
+
+    weight, activation: bits of its weight and of its input; None: not chosen here.
+    harm: what it does to the network, 0 or more.
+    costs: name of a cost -> what this layer takes of it.
+    """
+
+    weight: int | None
+    activation: int | None
+    harm: float
+    costs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layer and its options; of a layer that is not chosen, one."""
+
+    layer: str
+    options: Sequence[Option]
+
+
+class Link(NamedTuple):
+    """Two choices, by their numbers, that take the same bits of a tensor that they share: "weight" or "activation"."""
+
+    first: int
+    second: int
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The choices, what ties them together, and a constant part of each cost."""
+
+    choices: Sequence[Choice]
+    links: Sequence[Link] = ()
+    constant: Mapping[str, float] = field(default_factory=dict)
+
+    def costs(self, chosen: Sequence[Option]) -> dict[str, float]:
+        """The costs of one option for each choice."""
+        names = {name for option in chosen for name in option.costs} | set(self.constant)
+        return {
+            name: self.constant.get(name, 0.0) + sum(option.costs.get(name, 0.0) for option in chosen)
+            for name in sorted(names)
+        }
+
+
+class InfeasibleError(ValueError):
+    """No choice keeps the limits."""
+
+
+def solve(problem: Problem, limits: Mapping[str, float], minimize: str | None = None) -> list[Option]:
+    """One option for each choice, with the smallest sum of harms that keeps every limit.
+
+    A binary variable for each option; `scipy.optimize.milp` (HiGHS: branch and bound) proves that nothing is better.
+
+    Args:
+        problem: the choices.
+        limits: name of a cost -> its largest value.
+        minimize: the name of a cost to minimize instead of the harm.
+
+    Raises:
+        InfeasibleError: no choice keeps the limits together.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    options = [option for choice in problem.choices for option in choice.options]
+    if not options:
+        return []
+    objective = np.array([o.harm if minimize is None else o.costs.get(minimize, 0.0) for o in options])
+    unit = float(np.abs(objective).max()) or 1.0  # the solver's tolerances are absolute
+    constraints = [LinearConstraint(rows, low, high) for rows, low, high in _constraints(problem, options, limits)]
+    found = milp(
+        objective / unit, constraints=constraints, integrality=np.ones(len(options)), bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )  # fmt: skip
+    if found.x is None:
+        raise InfeasibleError(f"no choice of bits keeps {_limits_text(limits)} together.")
+    taken = np.flatnonzero(np.round(found.x))
+    return [options[i] for i in taken]
+
+
+def _constraints(
+    problem: Problem, options: Sequence[Option], limits: Mapping[str, float]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
+    """(rows, lowest, highest): one option for each choice; equal bits of what is shared; the limits."""
+    starts = np.cumsum([0, *(len(choice.options) for choice in problem.choices)])
+    ranges = [range(starts[i], starts[i + 1]) for i in range(len(problem.choices))]
+    one = np.zeros((len(ranges), len(options)))
+    for row, places in enumerate(ranges):
+        one[row, places] = 1
+    rows = [(one, np.ones(len(ranges)), np.ones(len(ranges)))]
+    for link in problem.links:
+        widths = {getattr(options[i], link.tensor) for side in link[:2] for i in ranges[side]}
+        same = np.zeros((len(widths), len(options)))
+        for row, width in enumerate(sorted(widths, key=str)):
+            for side, sign in ((link.first, 1), (link.second, -1)):
+                for i in ranges[side]:
+                    same[row, i] = sign * (getattr(options[i], link.tensor) == width)
+        rows.append((same, np.zeros(len(widths)), np.zeros(len(widths))))
+    for name, limit in limits.items():
+        costs = np.array([[option.costs.get(name, 0.0) for option in options]])
+        room = limit - problem.constant.get(name, 0.0)
+        unit = float(costs.max()) or 1.0
+        rows.append((costs / unit, np.array([-np.inf]), np.array([room / unit])))
+    return rows
+
+
+def _limits_text(limits: Mapping[str, float]) -> str:
+    return " and ".join(f"{name}={limit:g}" for name, limit in limits.items())

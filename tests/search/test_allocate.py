@@ -1,0 +1,163 @@
+"""Allocation on small networks: its costs are those of the prepared network, and its policy is a plain policy."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qat
+from qat.integer import stored_bytes
+from qat.search import Allocation, LatencyTable, allocate
+from qat.search.fisher import fisher_harms
+from qat.search.harm import exactly, prepared_with
+from qat.transform import quantizers
+
+
+class Branches(nn.Module):
+    """Two convolutions that read one tensor, two linear layers that share a weight, and layers that are called as rules are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(2, 6, 3, padding=1)
+        self.left, self.right = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.last.weight = self.first.weight
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(torch.cat([self.left(x), self.right(x)], 1)).mean((2, 3))
+        return self.head(F.relu(self.last(F.relu(self.first(x[:, :6] + x[:, 6:])))))
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(16, 2, 5, 5, generator=generator) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def found(batches: list[Tensor]) -> Allocation:
+    return allocate(Branches(), "w4a8", batches, bops=250_000, weight_bits=(2, 4, 8), activation_bits=(3, 8), points=2)
+
+
+def test_layers_that_share_a_tensor_share_its_bits(found: Allocation) -> None:
+    bits = {layer.layer: layer for layer in found.record.layers}
+    assert bits["left"].activation_bits == bits["right"].activation_bits == 3  # it pays: they take most bit operations
+    assert bits["first"].weight_bits == bits["last"].weight_bits
+    assert bits["right"].shares == "left"
+    assert bits["last"].shares == "first"
+    assert bits["stem"].kept
+    assert (bits["stem"].weight_bits, bits["stem"].activation_bits) == (8, 8)
+
+
+def test_the_policy_quantizes_to_the_bits_of_the_allocation(found: Allocation, batches: list[Tensor]) -> None:
+    prepared = qat.prepare(Branches(), found.policy, batches[0])
+    for layer in found.record.layers:
+        quantizer = prepared.get_submodule(layer.layer).weight_quantizer
+        assert quantizer.spec.grid.bits == layer.weight_bits  # type: ignore[union-attr]
+    requantized = [q.spec.grid.bits for name, q in quantizers(prepared).items() if name.endswith("_to_3_bits")]
+    assert len(requantized) <= 1  # one tensor, one site, though two layers read it
+    assert qat.load_policy(json.loads(json.dumps(found.policy.to_dict()))) == found.policy
+
+
+def test_the_size_is_that_of_the_prepared_network_and_keeps_the_limit(batches: list[Tensor]) -> None:
+    model = Branches()
+    allocation = allocate(model, "w4a8", batches, size=720, weight_bits=(2, 3, 4, 8), points=0)
+    size = allocation.record.costs[0]
+    assert (size.name, size.value) == ("size", stored_bytes(qat.prepare(model, allocation.policy, batches[0])))
+    assert size.lowest <= size.value <= 720
+    smallest = allocate(model, "w4a8", batches, size=size.lowest, weight_bits=(2, 3, 4, 8), points=0)
+    assert {layer.weight_bits for layer in smallest.record.layers if not layer.kept} == {2}
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"size": 10}, r"budget size=10 is not possible: with these layers and widths it goes from .* to .* bytes"),
+        ({"size": 1e9}, "that of the float network"),
+        ({"mean_bits": 1.5}, r"it goes from 3.40426 to 32 bits a weight"),
+        ({"mean_bits": True}, "write a number of bits a weight above 0"),
+        ({}, "the budget limits nothing"),
+        ({"latency": 1.0}, "needs a latency_table"),
+        ({"size": 720, "weight_bits": []}, r"weight_bits=\[\] is not possible"),
+        ({"size": 720, "keep": ["*"]}, "leaves no quantized layer"),
+        ({"size": 720, "sensitivity": "guessed"}, "write measured or fisher"),
+    ],
+)
+def test_impossible_budgets_are_refused(batches: list[Tensor], limits: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        allocate(Branches(), "w4a8", batches, **limits)  # type: ignore[arg-type]
+
+
+def test_latency_comes_from_a_table_of_measured_times(tmp_path: Path, batches: list[Tensor]) -> None:
+    """With four bits slower than eight, as on some processors, no layer takes them."""
+    names = ("stem", "left", "right", "first", "last", "head")
+    path = tmp_path / "times.yaml"
+    path.write_text("\n".join(f"{name}: {{w8a8: 1.0, w4a8: 2.0, w2a8: 0.25}}" for name in names))
+    model = Branches()
+    allocation = allocate(model, "w4a8", batches, latency=4.6, latency_table=path, weight_bits=(2, 4, 8), points=0)
+    widths = [layer.weight_bits for layer in allocation.record.layers]
+    assert 4 not in widths
+    assert widths.count(2) == 2
+    with pytest.raises(ValueError, match="has no time of left in w3a8"):
+        allocate(model, "w4a8", batches, latency=3, latency_table=LatencyTable.read(path), weight_bits=(3, 8))
+    path.write_text("left: fast")
+    with pytest.raises(ValueError, match="left='fast' is not possible"):
+        LatencyTable.read(path)
+
+
+def test_a_record_survives_its_file(found: Allocation, tmp_path: Path) -> None:
+    assert Allocation.load(found.save(tmp_path / "allocation.json")) == found
+    assert "<- chosen" in str(found)
+    assert "shares with left" in str(found)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no allocation"):
+        Allocation.load(tmp_path / "other.json")
+
+
+def test_the_front_falls_and_no_uniform_choice_is_below_it(found: Allocation) -> None:
+    mixed = [point for point in found.record.points if point.mixed]
+    assert all(a.predicted >= b.predicted for a, b in pairwise(mixed))
+    (chosen,) = [point for point in found.record.points if point.chosen]
+    below = [p for p in found.record.points if not p.mixed and p.cost <= chosen.cost]
+    assert below
+    assert all(point.predicted >= chosen.predicted for point in below)
+
+
+def test_fisher_is_the_diagonal_of_the_information_of_all_labels() -> None:
+    """Oracle: gradients of each sample and each label, weighted with the label's probability."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    x = torch.rand(8, 3)
+    policy = qat.load_policy({"preset": "w2a4", "first_last_bits": None})
+    with prepared_with(model, policy, [x]) as prepared:
+        found = quantizers(prepared)
+        estimated = fisher_harms(prepared, found.values(), [x], draws=1000)
+        exact = {}
+        for name in ("0", "2"):
+            quantizer, weight = found[f"{name}.weight_quantizer"], model.get_submodule(name).weight
+            information = torch.zeros_like(weight)
+            for sample in x:
+                logits = model(sample)
+                for probability, log in zip(logits.softmax(0), logits.log_softmax(0), strict=True):
+                    (gradient,) = torch.autograd.grad(log, weight, retain_graph=True)
+                    information += probability.detach() * gradient**2 / len(x)
+            with torch.no_grad():
+                error = quantizer.dequantize(quantizer.quantize(weight)) - weight
+            exact[name] = 0.5 * float((information * error**2).sum())
+        for name, value in exact.items():
+            assert estimated[found[f"{name}.weight_quantizer"]] == pytest.approx(value, rel=0.1)
+
+
+def test_a_match_holds_for_one_layer_alone() -> None:
+    policy = qat.load_policy({"preset": "w4a8", "rules": {"own": {"match": exactly("first"), "weight": {"bits": 3}}}})
+    layers = [(name, "Linear") for name in ("a", "first", "b")]
+    assert [name for name, rule in policy.assign(layers).items() if rule is policy.rules["own"]] == ["first"]
