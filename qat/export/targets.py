@@ -93,7 +93,10 @@ class Target:
 
 
 RUNTIMES = (Runtime("onnxruntime", "qat.export.onnx:verify_onnx", "qat.export:OnnxRuntimeNetwork"),)
-TARGETS = (Target("onnxruntime", (".onnx",), "ONNX, for ONNX Runtime", "qat.export:export_onnx"),)
+TARGETS = (
+    Target("onnxruntime", (".onnx",), "ONNX, for ONNX Runtime", "qat.export:export_onnx"),
+    Target("portable", (".onnx",), "plain QDQ ONNX of opset 13, for everybody else", "qat.export.onnx:export_portable"),
+)
 
 
 def target_named(name: str) -> Target:

@@ -1,6 +1,6 @@
 """The target ONNX: QDQ files, and ONNX Runtime, which runs them."""
 
-from qat.export.onnx.export import export_onnx
+from qat.export.onnx.export import export_onnx, export_portable
 from qat.export.onnx.float_network import export_float_onnx
 from qat.export.onnx.quantize_static import QuantizeStatic
 from qat.export.onnx.runtime import OnnxRuntimeNetwork, latency, operators
@@ -11,6 +11,7 @@ __all__ = [
     "QuantizeStatic",
     "export_float_onnx",
     "export_onnx",
+    "export_portable",
     "latency",
     "operators",
     "verify_onnx",

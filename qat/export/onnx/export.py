@@ -20,6 +20,7 @@ from onnx import helper
 from torch import Tensor, fx, nn
 
 from qat.export.onnx.data_movement import DATA_MOVEMENT, write_adaptive_max_pool
+from qat.export.onnx.dialect import DEFAULT, Dialect, dialect_of
 from qat.export.onnx.example_inputs import Examples, FreeAxes, bind, in_float32, without_constants
 from qat.export.onnx.example_outputs import tensors_in
 from qat.export.onnx.float_operations import write_float_function
@@ -40,7 +41,13 @@ from qat.operations import AdaptiveMaxPool, describe_graph
 from qat.torch_private import tree_map_only
 
 
-def export_onnx(model: nn.Module, example_inputs: Examples, path: str | Path, dynamic: FreeAxes | None = None) -> None:
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Examples,
+    path: str | Path,
+    dynamic: FreeAxes | None = None,
+    target: str = "onnxruntime",
+) -> None:
     """Write an integer model to an ONNX file, whole or not at all.
 
     A model without a graph is written by torch.onnx around its quantizers and its stored weights.
@@ -57,26 +64,36 @@ def export_onnx(model: nn.Module, example_inputs: Examples, path: str | Path, dy
         path: the file to write.
         dynamic: input -> its free axes, `{"x": (0, 2, 3)}`; axes of one size have a name in common,
             `{"words": {0: "batch", 1: "length"}, "mask": {0: "batch", 2: "length"}}`. By default the first axis (the batch) is
-            free, of every input that has as many samples as the first one.
+            free, of every input that has as many samples as the first one; with {} none is, and the file has the batch of
+            the example.
+        target: whose dialect of ONNX is written; "portable" for plain QDQ of opset 13.
 
     Raises:
-        ValueError: the model is not an integer model with a graph, it cannot run with other sizes of the free axes, or an
-            operation has no ONNX form here; the message names it.
+        ValueError: the model is not an integer model with a graph, it cannot run with other sizes of the free axes, an
+            operation has no ONNX form here, or there is no such target; the message names it.
     """
+    dialect = dialect_of(target)
     if isinstance(example_inputs, str | Path):
         raise ValueError(
             f"example_inputs={str(example_inputs)!r} is no batch: write export_onnx(model, example_inputs, path)."
         )
     if isinstance(model, IntegerModel):
-        file = onnx_model(model, example_inputs, dynamic)
+        file = onnx_model(model, example_inputs, dynamic, dialect)
     elif is_converted_without_graph(model):
-        file = onnx_model_without_graph(model, example_inputs, dynamic)
+        file = onnx_model_without_graph(model, example_inputs, dynamic, dialect)
     else:
         raise ValueError(f"{type(model).__name__} cannot be exported: pass the result of qat.convert(prepared).")
     write_atomically(Path(path), file.SerializeToString())
 
 
-def onnx_model(model: IntegerModel, example_inputs: Examples, dynamic: FreeAxes | None = None) -> onnx.ModelProto:
+def export_portable(model: nn.Module, example_inputs: Examples, path: str | Path) -> None:
+    """`export_onnx` for the target "portable"."""
+    export_onnx(model, example_inputs, path, target="portable")
+
+
+def onnx_model(
+    model: IntegerModel, example_inputs: Examples, dynamic: FreeAxes | None = None, dialect: Dialect = DEFAULT
+) -> onnx.ModelProto:
     """The file of an integer model, in memory. The same model and shapes of examples give the same bytes.
 
     Raises:
@@ -84,19 +101,21 @@ def onnx_model(model: IntegerModel, example_inputs: Examples, dynamic: FreeAxes 
     """
     single = in_float32(model)
     trials = Trials(*without_constants(single, bind(single.graph, example_inputs, dynamic)))
-    exporter = _Exporter(trials, model)
+    exporter = _Exporter(trials, model, dialect.packs_weights)
     file = exporter.model_proto()
+    if dialect.rewrite is not None:
+        dialect.rewrite(file)
     if dynamic is not None:
         trials.check(file)
     axes = None if dynamic is None else trials.inputs.axes
-    describe(file, model, list(trials.examples), axes, exporter.renamed_sites())
+    describe(file, model, list(trials.examples), axes, exporter.renamed_sites(), dialect.name)
     return file
 
 
 class _Exporter:
     """Walks over the graph of an integer model: our own writers write what they can, torch.onnx the rest."""
 
-    def __init__(self, trials: Trials, model: IntegerModel) -> None:
+    def __init__(self, trials: Trials, model: IntegerModel, packs_weights: bool) -> None:
         self.trials, self.model = trials, trials.model
         self.outputs = trials.one
         tensors = {n: x for n, x in self.outputs.items() if isinstance(x, Tensor)}
@@ -107,7 +126,7 @@ class _Exporter:
         self.reserved = {
             n: names.new(tensor_name(n)) for n in nodes if n.op not in ("placeholder", "get_attr", "output")
         }
-        self.graph = QdqGraph(shapes, describe_graph(self.model, self.model.graph), names)
+        self.graph = QdqGraph(shapes, describe_graph(self.model, self.model.graph), names, packs_weights)
         self.torch_writer = TorchOnnxWriter(self.graph, self.model, trials.with_data, written_before(model))
         self.islands: dict[fx.Node, None] = {}
         """The nodes that torch.onnx is to write."""

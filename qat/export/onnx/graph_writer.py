@@ -35,9 +35,11 @@ class GraphWriter:
 
     Args:
         names: hands out the names.
+        packs_weights: whether weight codes are stored in as few bits as they need, and widened when the file is loaded.
     """
 
-    def __init__(self, names: TensorNames | None = None) -> None:
+    def __init__(self, names: TensorNames | None = None, packs_weights: bool = True) -> None:
+        self.packs_weights = packs_weights
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.has_int2 = False
@@ -98,6 +100,8 @@ class GraphWriter:
     def stored_weight(self, codes: NDArray[Any], name: str, to: int, times: int = 1) -> str:
         """Store weight codes in 2, 4 or 8 bits each, as few as they need; the runtime widens them once, when it loads.
 
+        Without `packs_weights` they are stored as they would be after that, in 8 bits.
+
         Args:
             codes: int8 or uint8.
             name: name of the tensor that results.
@@ -107,9 +111,12 @@ class GraphWriter:
         Returns:
             The name of the tensor with `times * codes`.
         """
+        if not self.packs_weights:
+            codes, times = np.multiply(codes, times, dtype=codes.dtype), 1
         lowest, highest = int(np.min(codes)), int(np.max(codes))
         sign = int(codes.dtype == np.int8)
-        bits = next(b for b in (2, 4, 8) if -sign * 2 ** (b - 1) <= lowest and highest < 2 ** (b - sign))
+        widths = (2, 4, 8) if self.packs_weights else (8,)
+        bits = next(b for b in widths if -sign * 2 ** (b - 1) <= lowest and highest < 2 ** (b - sign))
         type_name = f"{codes.dtype.name.removesuffix('8')}{bits}"
         stored_type = getattr(TensorProto, type_name.upper())
         stored = self.unique(name if stored_type == to and times == 1 else f"{name}_{type_name}")

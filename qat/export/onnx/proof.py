@@ -31,6 +31,9 @@ FREE_AXES = "qat.free_axes"
 RENAMED_SITES = "qat.renamed_sites"
 """Site -> the tensor that holds its codes, where an input or output has the site's name."""
 VERSIONS, VERIFICATION = "qat.versions", "qat.verification"
+DEFAULT_TARGET = "onnxruntime"
+TARGET = "qat.target"
+"""The target in whose dialect the file is written, unless it is the default."""
 
 
 def describe(
@@ -39,6 +42,7 @@ def describe(
     examples: Sequence[Tensor],
     axes: Mapping[str, Mapping[int, str]] | None = None,
     renamed: Mapping[str, str] | None = None,
+    dialect: str = DEFAULT_TARGET,
 ) -> None:
     """Write into the metadata what the file was made of. In place; the same file gets the same text on every day.
 
@@ -48,6 +52,7 @@ def describe(
         examples: the example inputs.
         axes: input -> {free axis: its name}, if the caller chose them.
         renamed: site -> the tensor that holds its codes, of sites that could not keep their name.
+        dialect: the target in whose dialect it is written.
     """
     metadata = {
         "generator": "qat",
@@ -55,6 +60,8 @@ def describe(
         VERSIONS: json.dumps({"qat": version()} | {name: installed.version(name) for name in ("torch", "onnx")}),
         MODEL: fingerprint(model),
     }
+    if dialect != DEFAULT_TARGET:
+        metadata[TARGET] = dialect
     if axes is not None:
         metadata[FREE_AXES] = json.dumps(axes)
     if renamed:
@@ -74,6 +81,11 @@ def free_axes(file: onnx.ModelProto) -> dict[str, dict[int, str]] | None:
     """Input -> {free axis: its name}, if the caller of `export_onnx` chose them."""
     found = _entry(file, FREE_AXES, None)
     return None if found is None else {name: {int(i): n for i, n in axes.items()} for name, axes in found.items()}
+
+
+def dialect_name(file: onnx.ModelProto) -> str:
+    """The target in whose dialect the file says that it is written."""
+    return _metadata(file).get(TARGET, DEFAULT_TARGET)
 
 
 def renamed_sites(file: onnx.ModelProto) -> dict[str, str]:

@@ -35,12 +35,17 @@ class QdqGraph(GraphWriter):
         shapes: shape of the output of every node that returns one tensor.
         operations: the description of every node.
         names: hands out names of tensors.
+        packs_weights: as for `GraphWriter`.
     """
 
     def __init__(
-        self, shapes: Mapping[fx.Node, Shape], operations: Operations | None = None, names: TensorNames | None = None
+        self,
+        shapes: Mapping[fx.Node, Shape],
+        operations: Operations | None = None,
+        names: TensorNames | None = None,
+        packs_weights: bool = True,
     ) -> None:
-        super().__init__(names)
+        super().__init__(names, packs_weights)
         self.shapes, self.operations = shapes, operations or {}
         self.names: dict[fx.Node, Any] = {}
         """Names of the tensors that hold a node's output, nested as the output is."""

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from qat.export.exercise import Exercise
+from qat.export.onnx.dialect import dialect_of
 from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.export import onnx_model
 from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.proof import (
+    dialect_name,
     differences_of_records,
     example_shapes,
     free_axes,
@@ -103,8 +105,8 @@ def _compare_stored(
     """How many numbers the file should store, and what it stores differently from the integer model written anew."""
     found = read_onnx(path)
     with malformed(path, "has metadata that cannot be read", "write it again", DamagedFileError):
-        shapes, axes = example_shapes(found), free_axes(found)
-    expected = onnx_model(integer, as_written(examples, shapes), axes)
+        shapes, axes, dialect = example_shapes(found), free_axes(found), dialect_of(dialect_name(found))
+    expected = onnx_model(integer, as_written(examples, shapes), axes, dialect)
     with malformed(path, "cannot be compared with its integer model", "write it again", DamagedFileError):
         return constants_in(expected), stored_differences(expected, found) or differences_of_records(found)
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
 from qat.contexts import quiet
+from qat.export.onnx.dialect import DEFAULT, Dialect
 from qat.export.onnx.example_inputs import ExampleInputs, Examples, FreeAxes, bind, named_tensors
 from qat.export.onnx.graph_writer import OPSET
 from qat.export.onnx.integer_layers import dequantized_once
@@ -31,7 +32,9 @@ DOMAIN = "qat"
 """Domain of the operators that stand for our own parts until they are written."""
 
 
-def onnx_model_without_graph(model: nn.Module, example_inputs: Examples, dynamic: FreeAxes | None) -> onnx.ModelProto:
+def onnx_model_without_graph(
+    model: nn.Module, example_inputs: Examples, dynamic: FreeAxes | None, dialect: Dialect = DEFAULT
+) -> onnx.ModelProto:
     """The file of what `qat.convert` made of a model without a graph, in memory.
 
     Raises:
@@ -44,10 +47,12 @@ def onnx_model_without_graph(model: nn.Module, example_inputs: Examples, dynamic
         expected = named_outputs(single(**dict(zip(inputs.values, other, strict=True))))
     parts = {name: part for name, part in single.named_modules() if isinstance(part, Quantizer | StoredWeight)}
     exported = _torch_export(_with_markers(copy.deepcopy(single)), inputs, one)
-    file = _Writer(exported, inputs, list(expected), parts).model_proto()
+    file = _Writer(exported, inputs, list(expected), parts, dialect.packs_weights).model_proto()
+    if dialect.rewrite is not None:
+        dialect.rewrite(file)
     check_outputs(file, dict(named_tensors(other, inputs.names.values())), expected)
     tensors = [x for x in tree_leaves(tuple(inputs.values.values())) if isinstance(x, Tensor)]
-    describe(file, model, tensors, None if dynamic is None else inputs.axes)
+    describe(file, model, tensors, None if dynamic is None else inputs.axes, dialect=dialect.name)
     return file
 
 
@@ -180,14 +185,19 @@ class _Writer:
     """Copies what torch.onnx wrote, with our own forms of quantizers and weights."""
 
     def __init__(
-        self, exported: onnx.ModelProto, inputs: ExampleInputs, outputs: list[str], parts: Mapping[str, nn.Module]
+        self,
+        exported: onnx.ModelProto,
+        inputs: ExampleInputs,
+        outputs: list[str],
+        parts: Mapping[str, nn.Module],
+        packs_weights: bool,
     ) -> None:
         self.exported, self.parts = exported.graph, parts
         values = inputs.values.values()
         self.inputs = [name for name, _ in named_tensors(values, inputs.names.values())]
         names = TensorNames(self.inputs)
         self.outputs = list(names.reserve(outputs).values())
-        self.graph = QdqGraph({}, names=names)
+        self.graph = QdqGraph({}, names=names, packs_weights=packs_weights)
         self.weights: dict[str, str] = {}
 
     def model_proto(self) -> onnx.ModelProto:
