@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import islice, product
+from itertools import islice
 from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.errors import exit_with, sentence
 from qat.experiment.schema import Configuration, check_configuration
 from qat.experiment.suggestion import unknown_key
+from qat.experiment.sweep.grid import grid
 
 INSTEAD_OF_DELETING = {group: f"write {group}=none" for group in ("ptq", "export", "oscillation")}
 HYDRA_KEYS = {*HydraConf.__dataclass_fields__, "env"}
@@ -31,7 +31,7 @@ class EarlyCheck(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         for overrides in islice(_runs_of_sweep(config), MOST_RUNS):
-            _check(GlobalHydra.instance().config_loader().load_sweep_config(config, overrides), "sweep")
+            _check(GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides)), "sweep")
 
 
 def _check(config: DictConfig, mode: str) -> None:
@@ -66,19 +66,14 @@ def _check_override(override: str, config: DictConfig) -> None:
         raise ValueError(f"{key}={{}} deletes nothing, because keys are added to those that are there: {hint}.")
 
 
-def _runs_of_sweep(config: DictConfig) -> list[list[str]]:
-    """The overrides of each run; those of another sweeper than Hydra's own are not known before it begins."""
+def _runs_of_sweep(config: DictConfig) -> list[tuple[str, ...]]:
+    """The overrides of each run; those of other sweepers than ours are not known before they begin."""
     hydra: Any = OmegaConf.to_container(config.hydra, resolve=False)  # as they are written, ${...} included
     sweeper = hydra["sweeper"]
-    if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
+    if not str(sweeper.get("_target_")).startswith("hydra_plugins.qat_sweepers."):
         return []
-    arguments = [*hydra["overrides"]["task"], *(f"{k}={v}" for k, v in (sweeper.get("params") or {}).items())]
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    return [list(run) for run in product(*map(_choices, parser.parse_overrides(arguments)))]
-
-
-def _choices(override: Override) -> list[str]:
-    """An override of a sweep, once for each value."""
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    arguments = [*(f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()), *hydra["overrides"]["task"]]
+    try:
+        return [job.overrides for job in grid(arguments)]
+    except HydraException as error:
+        exit_with(sentence(error))

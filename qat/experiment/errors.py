@@ -34,17 +34,22 @@ def configuration_errors(debug: bool = False) -> Iterator[None]:
 
     With `debug`, or HYDRA_FULL_ERROR=1 in the environment, the traceback is shown.
     """
+    try:
+        yield
+    except expected_errors() as error:
+        if debug or SHOWS_TRACEBACKS:
+            raise
+        exit_with(sentence(error))
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    """The errors whose message is enough; any other is a fault of the program, and its traceback is shown."""
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from qat.export import VerificationError
 
     library_errors = (MisconfigurationException, OmegaConfBaseException, HydraException)
-    try:
-        yield
-    except (ValueError, OSError, ModuleNotFoundError, VerificationError, *library_errors) as error:
-        if debug or SHOWS_TRACEBACKS:
-            raise
-        exit_with(sentence(error))
+    return (ValueError, OSError, ModuleNotFoundError, VerificationError, *library_errors)
 
 
 @contextmanager
@@ -152,7 +157,7 @@ def _unknown_key(key: str) -> str:
 
 
 def _groups() -> list[str]:
-    return ["recipe", *(path.name for path in CONFIGS.iterdir() if path.is_dir())]
+    return ["recipe", *(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra")]
 
 
 def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -42,12 +42,16 @@ def new_folder(path: str) -> str:
             return name
 
 
+class FolderInUse(ValueError):
+    """Another run has the folder."""
+
+
 @contextmanager
 def folder_of_one_run(folder: Path) -> Iterator[None]:
     """Inside the `with` block no other process that asks gets `folder`. The lock ends with the process, however it ends.
 
     Raises:
-        ValueError: another run has it.
+        FolderInUse: another run has it.
         OSError: a file cannot be written; if nobody else names it, this names the folder.
     """
     if is_worker():
@@ -59,7 +63,7 @@ def folder_of_one_run(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise FolderInUse(
                 f"hydra.run.dir={folder} is the folder of a run that is under way: write the name of another folder, or leave "
                 "hydra.run.dir out."
             ) from None
@@ -72,6 +76,17 @@ def folder_of_one_run(folder: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(folder)) from error  # of a full disk, in a library's file
     finally:
         os.close(handle)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a run is under way in a folder, as far as the file system tells."""
+    if not folder.is_dir():
+        return False
+    try:
+        with folder_of_one_run(folder):
+            return False
+    except FolderInUse:
+        return True
 
 
 def check_folder(folder: Path) -> None:

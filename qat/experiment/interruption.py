@@ -96,15 +96,13 @@ def continuing_command(command: Sequence[str], folder: Path) -> str:
     return shlex.join([*kept, *(before[-1:] if before and not own else [_override("resume", folder)])])
 
 
-def command_line(program: str, overrides: Sequence[str] | None = None) -> list[str]:
+def command_line(program: str) -> list[str]:
     """The words that started this process, as they can be given to a shell again.
 
     Args:
         program: as people write it, `python train.py` or `qat train`.
-        overrides: those of one job of a sweep; None: no sweep.
     """
-    options = [word for word in sys.argv[1:] if word.startswith("--config-dir=")]
-    arguments = sys.argv[1:] if overrides is None else [*options, *overrides]
+    arguments = sys.argv[1:]
     if "TORCHELASTIC_RUN_ID" in os.environ:
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
         return ["torchrun", "--nproc-per-node", processes, sys.argv[0], *arguments]

@@ -8,17 +8,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.configuration import CONFIG_NAME, CONFIGS, register_recipes
 from qat.experiment.errors import composition_errors, configuration_errors
-from qat.experiment.folders import register_new_folder, shortened
+from qat.experiment.folders import folder_of_one_run, register_new_folder, shortened
 from qat.experiment.interruption import Interrupted, SignalHandler, command_line, continuing_command, what_is_kept
+from qat.experiment.sweep.names import config_dir_options, influences, register_sweep_name
 from qat.experiment.worker_processes import is_worker, worker_process
+
+if TYPE_CHECKING:
+    from qat.report import Results
 
 
 def main(program: str = "qat train") -> None:
@@ -30,26 +35,33 @@ def main(program: str = "qat train") -> None:
         program: the words that started the program, for the command in results.json.
     """
 
+    words = tuple(sys.argv[1:])
+
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=CONFIG_NAME)
-    def start(config: DictConfig) -> None:
+    def start(config: DictConfig) -> float | tuple[float | None, ...] | None:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
-        sweeps = hydra_config.mode == RunMode.MULTIRUN
-        with _explained(signals, folder, program, list(hydra_config.overrides.task) if sweeps else None):
-            from qat.experiment.run import run  # late: --help need not wait for torch and Lightning
+        recipe = hydra_config.runtime.choices["recipe"]
+        with _explained(signals, folder, program):
+            if hydra_config.mode == RunMode.MULTIRUN:
+                overrides: Any = OmegaConf.to_container(
+                    hydra_config.overrides.task, resolve=False
+                )  # as they were written
+                results = _run_job(config, folder, recipe, program, words, overrides, signals)
+            else:
+                command = shlex.join([*program.split(), *words])
+                with configuration_errors(debug=config.debug), folder_of_one_run(folder):
+                    from qat.experiment.run import run  # late: --help need not wait for torch and Lightning
 
-            with configuration_errors(debug=config.debug):
-                run(
-                    config,
-                    folder=folder,
-                    recipe=hydra_config.runtime.choices["recipe"],
-                    command=shlex.join([*program.split(), *sys.argv[1:]]),
-                    signals=signals,
-                )
+                    results = run(config, folder=folder, recipe=recipe, command=command, signals=signals)
+            from qat.experiment.objective import objective_values
+
+            return objective_values(config.objective, results)
 
     _announce(program)
     register_recipes()
     register_new_folder()
+    register_sweep_name(words)
     try:
         with SignalHandler() as signals, composition_errors(), worker_process():
             start()
@@ -57,16 +69,35 @@ def main(program: str = "qat train") -> None:
         sys.exit(signal.status)
 
 
+def _run_job(
+    config: DictConfig,
+    folder: Path,
+    recipe: str,
+    program: str,
+    words: Sequence[str],
+    overrides: Sequence[str],
+    signals: SignalHandler,
+) -> Results:
+    """One job of a sweep. words: the arguments of the sweep; overrides: those of the job."""
+    from qat.experiment.sweep.job import own_arguments, run_job
+
+    own = [*config_dir_options(words), *filter(influences, overrides)]
+    with own_arguments(own):
+        return run_job(config, folder, recipe, shlex.join([*program.split(), *own]), signals)
+
+
 @contextmanager
-def _explained(signals: SignalHandler, folder: Path, program: str, overrides: Sequence[str] | None) -> Iterator[None]:
+def _explained(signals: SignalHandler, folder: Path, program: str) -> Iterator[None]:
     """Inside the `with` block, a signal prints what is kept and the command that goes on."""
     try:
         yield
     except Interrupted as signal:
         if not is_worker():
-            command = continuing_command(command_line(program, overrides), shortened(folder))
+            command = command_line(program)
+            sweeps = HydraConfig.get().mode == RunMode.MULTIRUN
+            continuing = shlex.join(command) if sweeps else continuing_command(command, shortened(folder))
             print(
-                f"{signal}, during {signals.stage}. {what_is_kept(folder, signals.stage)} Go on with:\n{command}",
+                f"{signal}, during {signals.stage}. {what_is_kept(folder, signals.stage)} Go on with:\n{continuing}",
                 file=sys.stderr,
             )
         raise

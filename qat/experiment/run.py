@@ -21,7 +21,7 @@ from qat.experiment.check import check_images, check_same_run, warn_of_unwise_va
 from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
 from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
-from qat.experiment.folders import check_folder, folder_of_one_run, resumed_by, run_folder_of, was_interrupted_early
+from qat.experiment.folders import check_folder, resumed_by, run_folder_of, was_interrupted_early
 from qat.experiment.interruption import SignalHandler
 from qat.experiment.schema import check_configuration
 from qat.files import write_atomically
@@ -43,7 +43,7 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str, signals: Si
 
     Args:
         config: the composed configuration.
-        folder: the run's folder; it holds no other run.
+        folder: the run's folder; it holds no other run, and the caller keeps it with `folder_of_one_run`.
         recipe: name of the run in log and report.
         command: the command that repeats the run, for the report.
         signals: receives the signals that interrupt the run; None: nobody does.
@@ -53,8 +53,7 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str, signals: Si
         FileNotFoundError: a file that the configuration names does not exist.
         VerificationError: the ONNX file is not what was trained; everything else is written.
     """
-    with folder_of_one_run(folder):
-        return _run(config, folder, recipe, command, signals or SignalHandler())
+    return _run(config, folder, recipe, command, signals or SignalHandler())
 
 
 def _run(config: DictConfig, folder: Path, recipe: str, command: str, signals: SignalHandler) -> Results:

@@ -11,7 +11,17 @@ from qat.experiment.schema.outputs import AnyCallback, AnyExport, AnyLogger, Mod
 from qat.experiment.schema.quantization import AnyObserver, AnyOscillation, AnyPtq, AnyQuantizer, Policy, Stages
 from qat.experiment.schema.sources import Data, ImageFolder, KnownData, Network, ResNetCifar, TorchvisionModel
 from qat.experiment.schema.training import Distillation, FloatTraining, Freeze, Optim, Trainer
-from qat.experiment.schema.values import BatchSize, Count, Images, Section, Seed, ShareBelowOne, Text, Workers
+from qat.experiment.schema.values import (
+    BatchSize,
+    Count,
+    Images,
+    Objective,
+    Section,
+    Seed,
+    ShareBelowOne,
+    Text,
+    Workers,
+)
 
 METRICS = (
     *("train/loss", "val/loss", "val/top1", "val/top5", "val/calibration_error"),
@@ -41,6 +51,8 @@ class Configuration(Section):
     """torch.compile; it compiles for minutes, then steps are faster: for long runs"""
     resume: Text | None
     """folder of an interrupted run of this recipe, or one of its checkpoints: continues as if never interrupted"""
+    objective: Objective | list[Objective]
+    """what a sweep looks for, by the validation images; a list: the Pareto front"""
     debug: bool
     """show the traceback of errors"""
     data: Annotated[Any, OneOf((Data, KnownData, ImageFolder))]

@@ -24,8 +24,9 @@ def copy_best_checkpoints(trainer: L.Trainer, checkpoint: dict[str, Any]) -> Non
             continue
         if callback.monitor is None or callback.save_top_k < 1 or callback.dirpath is None:
             continue
-        if str(state["dirpath"]) != str(callback.dirpath):
-            resumed_folder = Path(trainer.ckpt_path or ".").parent
+        resumed_folder = Path(trainer.ckpt_path or ".").parent
+        moved = resumed_folder.resolve() != Path(callback.dirpath).resolve()
+        if moved or str(state["dirpath"]) != str(callback.dirpath):
             _copy(callback, state, Path(callback.dirpath), resumed_folder, trainer.is_global_zero)
     trainer.strategy.barrier("best checkpoints")
 

@@ -1,0 +1,85 @@
+"""What a run is judged by: names for numbers in its results, which way is better, and how they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from qat.experiment.schema.values import Objective
+from qat.report import Results, Row
+
+ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
+"""The rows of the trained network, that nearest to what is deployed first."""
+
+
+class Meaning(NamedTuple):
+    """value: of the results; None if it was not measured. higher: whether more is better. missing: what to do about None."""
+
+    value: Callable[[Results], float | None]
+    higher: bool
+    missing: str
+
+
+def trained_row(results: Results) -> Row | None:
+    """The row of the trained network that is nearest to what is deployed."""
+    rows = {row.kind: row for row in reversed(results.rows)}
+    return next((rows[kind] for kind in ARTEFACT_FIRST if kind in rows), None)
+
+
+def best_ptq(results: Results) -> Row | None:
+    """The best row of post-training quantization."""
+    rows = [row for row in results.rows if row.kind == "ptq"]
+    return max(rows, key=lambda row: results.metric.rank(row.score), default=None)
+
+
+def float_row(results: Results) -> Row | None:
+    """The row of the float network."""
+    return next((row for row in results.rows if row.kind == "float"), None)
+
+
+def minutes(results: Results) -> float:
+    """The whole run."""
+    return sum(results.timings.values()) / 60
+
+
+def validation_value(results: Results) -> float | None:
+    """The validation metric of the epoch whose weights were kept. Choosing by test values would make these too good."""
+    training = results.training
+    if training is None or not 1 <= training.best_epoch <= len(training.curve):
+        return None
+    return training.curve[training.best_epoch - 1]
+
+
+def _of_row(name: str) -> Callable[[Results], float | None]:
+    def value(results: Results) -> float | None:
+        row = trained_row(results)
+        return None if row is None else getattr(row, name)
+
+    return value
+
+
+OBJECTIVES: dict[Objective, Meaning] = {
+    "accuracy": Meaning(validation_value, True, "validation images are needed, data.val_fraction=0.1"),
+    "size": Meaning(_of_row("size_bytes"), False, "a file is needed, export=onnx"),
+    "latency": Meaning(_of_row("latency_ms_batch1"), False, "a file is needed, export=onnx"),
+    "latency_32": Meaning(_of_row("latency_ms_batch32"), False, "a file is needed, export=onnx"),
+    "minutes": Meaning(minutes, False, ""),
+}
+
+
+def objective_values(
+    names: Objective | Sequence[Objective], results: Results
+) -> float | tuple[float | None, ...] | None:
+    """What a sweeper gets: one number, or one for each name; None for what was not measured."""
+    return _value(names, results) if isinstance(names, str) else tuple(_value(name, results) for name in names)
+
+
+def objective_names(names: Objective | Sequence[Objective]) -> list[Objective]:
+    """The names as a list."""
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _value(name: Objective, results: Results) -> float | None:
+    value = OBJECTIVES[name].value(results)
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -1,0 +1,78 @@
+"""`qat train -m key=a,b,c`: every combination is a job; a job that fails is a row of the table, and the rest goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from qat.experiment.sweep.grid import Job, grid
+
+
+class GridSweeper(Sweeper):
+    """Launches the jobs that have no results yet in the folder of the sweep, and ends it with its table.
+
+    Args:
+        params: key -> values, as on the command line, for sweeps that a configuration describes.
+    """
+
+    def __init__(self, params: DictConfig | None = None) -> None:
+        self.params = {str(key): values for key, values in (params or {}).items()}
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        with open_dict(config.hydra.sweep):  # what the name is made of is known in this process alone
+            config.hydra.sweep.dir = str(Path(config.hydra.sweep.dir).absolute())
+        self.config, self.hydra_context = config, hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the jobs. The program ends with status 1 if one has failed."""
+        from qat.experiment.objective import objective_names
+        from qat.experiment.sweep.ending import (
+            end_sweep,
+            log_launch_error,
+        )  # late: every Hydra program loads this module
+
+        assert self.config is not None
+        assert self.launcher is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        jobs = grid([*(f"{key}={values}" for key, values in self.params.items()), *arguments])
+        self._refuse_others(folder, jobs)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.launcher.launch([job.launched(folder) for job in jobs], initial_job_idx=0)
+        except Exception as error:  # of a launcher whose processes ended without an answer; their folders tell the rest
+            log_launch_error(error)
+        end_sweep(folder, jobs, objective_names(self.config.objective)[0], self.compose)
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """The configuration of a job, as its run sees it; `hydra` too."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+
+    def _refuse_others(self, folder: Path, jobs: Sequence[Job]) -> None:
+        from qat.experiment.errors import exit_with
+        from qat.experiment.sweep.job_state import job_state, task_part
+
+        for job in jobs:
+            if not (folder / job.name).is_dir():
+                continue
+            state = job_state(folder / job.name, task_part(self.compose(list(job.overrides))))
+            if state.status == "other":
+                exit_with(
+                    f"{folder / job.name} holds the results of another configuration ({state.reason}): write "
+                    "hydra.sweep.dir=FOLDER with a new folder, or delete this one."
+                )

@@ -1,0 +1,102 @@
+"""Accuracy against size and latency of the groups of a sweep, with the Pareto front."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from qat.experiment.objective import best_ptq, float_row
+from qat.experiment.sweep.summary import Group, of_row, score
+from qat.report import Results, Row
+from qat.report.metric import MetricInfo
+from qat.report.picture_labels import Label, draw_column
+from qat.report.plots import FAINT, INK, QAT_BLUE, ROW_STYLES
+from qat.report.text_of_numbers import format_size
+
+PANELS = (("size_bytes", "size of the file"), ("latency_ms_batch1", "milliseconds per call, batch 1"))
+
+
+def draw_front(groups: Sequence[Group]) -> bytes:
+    """A panel for size and one for latency, as PNG; the latter only if it was measured."""
+    groups = [group for group in groups if group.results and group.spread(score)]
+    panels = [(name, label) for name, label in PANELS if any(group.spread(of_row(name)) for group in groups)]
+    figure = Figure(figsize=(8.5, 0.6 + 3.9 * max(1, len(panels))), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, label) in zip(figure.subplots(len(panels) or 1, squeeze=False)[:, 0], panels, strict=False):
+        _panel(axes, groups, name, label)
+    recipes = dict.fromkeys(results.recipe for group in groups for results in group.results)
+    figure.suptitle(
+        f"{', '.join(recipes)}: accuracy against cost", x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, value) that no other beats in both: less cost, more value. By rising cost.
+
+    >>> front([(2.0, 0.9), (1.0, 0.5), (3.0, 0.8), (1.5, 0.4)])
+    [(1.0, 0.5), (2.0, 0.9)]
+    """
+    kept: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or value > kept[-1][1]:
+            kept.append((cost, value))
+    return kept
+
+
+def _panel(axes: Axes, groups: Sequence[Group], name: str, label: str) -> None:
+    metric: MetricInfo = groups[0].results[0].metric
+    labels, points = [], []
+    for group in groups:
+        cost, value = group.spread(of_row(name)), group.spread(score)
+        if cost is None or value is None:
+            continue
+        shown = value.scaled(100 if metric.percent else 1)
+        axes.errorbar(cost.mean, shown.mean, yerr=shown.deviation, fmt="o", color=QAT_BLUE, markersize=8, capsize=3)
+        labels.append(Label(f"{group.name}  {metric.text(value.mean)}", cost.mean, shown.mean, QAT_BLUE))
+        points.append((cost.mean, shown.mean if metric.mode == "max" else -shown.mean))
+    best = front(points)
+    axes.plot(
+        [cost for cost, _ in best], [v if metric.mode == "max" else -v for _, v in best],
+        color=QAT_BLUE, linewidth=1, linestyle=(0, (4, 3)), zorder=0,
+    )  # fmt: skip
+    for kind, text, row in (("float", "float, mean", float_row), ("ptq", "best PTQ, mean", best_ptq)):
+        _reference(axes, groups, name, ROW_STYLES[kind], text, row, labels)  # type: ignore[index]
+    axes.set_xlim(left=0)
+    axes.margins(x=0.08, y=0.15)
+    if name == "size_bytes":
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_size(round(value))))
+    draw_column(axes, labels, at=1.0)
+    axes.set_xlabel(f"{label}; whiskers: standard deviation over seeds; dashed: Pareto front", color=INK)
+    axes.set_ylabel(f"test {metric.heading}", color=INK)
+    axes.set_axisbelow(True)
+    axes.grid(color=FAINT)
+    axes.tick_params(colors=INK, length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _reference(
+    axes: Axes,
+    groups: Sequence[Group],
+    name: str,
+    style: tuple[str, str],
+    text: str,
+    row: Callable[[Results], Row | None],
+    labels: list[Label],
+) -> None:
+    """The mean of a kind of row over all runs of the sweep."""
+    rows = [found for group in groups for results in group.results if (found := row(results)) is not None]
+    costs = [getattr(r, name) for r in rows]
+    if not rows or any(cost is None for cost in costs):
+        return
+    metric = groups[0].results[0].metric
+    cost, value = sum(costs) / len(costs), sum(r.score for r in rows) / len(rows)
+    axes.plot(cost, metric.scaled(value), marker=style[1], color=style[0], markersize=8, markerfacecolor="white")
+    labels.append(Label(f"{text}  {metric.text(value)}", cost, metric.scaled(value), style[0]))

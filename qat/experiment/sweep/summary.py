@@ -1,0 +1,131 @@
+"""The jobs of a sweep in groups that differ in nothing but the seed, and their means."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from qat.experiment.objective import OBJECTIVES, best_ptq, float_row, minutes, trained_row, validation_value
+from qat.experiment.schema.values import Objective
+from qat.experiment.sweep.grid import Job
+from qat.experiment.sweep.job_state import JobState
+from qat.report import Results, Row
+
+SEED = "seed"
+
+
+class Entry(NamedTuple):
+    """A job and where it stands."""
+
+    job: Job
+    state: JobState
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (of n - 1) over seeds; None: one value."""
+
+    mean: float
+    deviation: float | None
+
+    def scaled(self, factor: float) -> Spread:
+        """Both in another unit."""
+        return Spread(factor * self.mean, None if self.deviation is None else factor * self.deviation)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs with the same choices. choices: key -> value, without the seed."""
+
+    choices: Mapping[str, str]
+    entries: tuple[Entry, ...]
+
+    @property
+    def name(self) -> str:
+        """The choices in a line."""
+        return ", ".join(f"{key}={value}" for key, value in self.choices.items()) or "this configuration"
+
+    @property
+    def results(self) -> list[Results]:
+        """Of the jobs that are finished."""
+        return [entry.state.results for entry in self.entries if entry.state.results is not None]
+
+    def spread(self, value: Callable[[Results], float | None]) -> Spread | None:
+        """Over the jobs that are finished; None if one of them was not measured."""
+        values = [value(results) for results in self.results]
+        if not values or any(v is None or not math.isfinite(v) for v in values):
+            return None
+        numbers = [float(v) for v in values if v is not None]
+        return Spread(statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
+
+
+def score(results: Results) -> float | None:
+    """The test value of the trained network, nearest to what is deployed."""
+    row = trained_row(results)
+    return None if row is None else row.score
+
+
+def over_float(results: Results) -> float | None:
+    """How much higher that is than the float network's."""
+    return _difference(trained_row(results), float_row(results))
+
+
+def over_ptq(results: Results) -> float | None:
+    """How much higher it is than the best PTQ row's, that of this very run."""
+    return _difference(trained_row(results), best_ptq(results))
+
+
+def of_row(name: str) -> Callable[[Results], float | None]:
+    """A number of the trained network's row."""
+
+    def value(results: Results) -> float | None:
+        row = trained_row(results)
+        return None if row is None else getattr(row, name)
+
+    return value
+
+
+VALUES: dict[str, Callable[[Results], float | None]] = {
+    "validation": validation_value,
+    "test": score,
+    "over_float": over_float,
+    "over_best_ptq": over_ptq,
+    "size_bytes": of_row("size_bytes"),
+    "latency_ms_batch1": of_row("latency_ms_batch1"),
+    "latency_ms_batch32": of_row("latency_ms_batch32"),
+    "minutes": minutes,
+}
+"""The numbers of a job, in the order of the columns."""
+
+
+def grouped(entries: Sequence[Entry]) -> list[Group]:
+    """The groups, in the order of their first jobs."""
+    found: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
+    for entry in entries:
+        choices = tuple((key, value) for key, value in entry.job.choices.items() if key != SEED)
+        found.setdefault(choices, []).append(entry)
+    return [Group(dict(choices), tuple(members)) for choices, members in found.items()]
+
+
+def best_group(groups: Sequence[Group], objective: Objective) -> Group | None:
+    """The group with the best mean of an objective; one with a job that failed only if there is no other.
+
+    Where the objective was not measured (an accuracy without validation images), the test value decides.
+    """
+    whole = [group for group in groups if len(group.results) == len(group.entries)]
+    candidates = [group for group in whole or groups if group.results]
+    meaning = OBJECTIVES[objective]
+    measured = all(group.spread(meaning.value) for group in candidates)
+    value, higher = (meaning.value, meaning.higher) if measured else (score, True)
+
+    def rank(group: Group) -> float:
+        spread = group.spread(value)
+        return -math.inf if spread is None else spread.mean if higher else -spread.mean
+
+    return max(candidates, key=rank, default=None)
+
+
+def _difference(row: Row | None, other: Row | None) -> float | None:
+    return None if row is None or other is None else row.score - other.score

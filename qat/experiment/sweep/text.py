@@ -1,0 +1,148 @@
+"""`sweep.csv`, a row for each job, and `sweep.md`, a row for each group of seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from qat.experiment.objective import best_ptq, float_row
+from qat.experiment.schema.values import Objective
+from qat.experiment.sweep.best_recipe import RECIPE, best_command
+from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread
+from qat.report.metric import ACCURACY, MetricInfo
+from qat.report.text_of_numbers import format_size
+
+ABSENT = "–"
+
+
+def csv_text(entries: Sequence[Entry]) -> str:
+    """One row for each job: its choices, how it ended, and its numbers (fractions, bytes, milliseconds, minutes)."""
+    keys = list(dict.fromkeys(key for entry in entries for key in entry.job.choices))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["job", *keys, "status", *VALUES, "float", "best_ptq", "best_ptq_value", "verdict", "reason"])
+    for job, state in entries:
+        found = state.results
+        numbers = [None if found is None else value(found) for value in VALUES.values()]
+        reference, ptq = (None, None) if found is None else (float_row(found), best_ptq(found))
+        writer.writerow(
+            [
+                job.name,
+                *(job.choices.get(key, "") for key in keys),
+                state.status,
+                *("" if number is None else f"{number:.10g}" for number in numbers),
+                "" if reference is None else f"{reference.score:.10g}",
+                "" if ptq is None else ptq.name,
+                "" if ptq is None else f"{ptq.score:.10g}",
+                "" if found is None else found.verdict.outcome,
+                state.reason,
+            ]
+        )
+    return buffer.getvalue()
+
+
+def markdown(
+    folder: Path, entries: Sequence[Entry], groups: Sequence[Group], best: Group | None, objective: Objective
+) -> str:
+    """The whole report of the sweep."""
+    done = sum(entry.state.results is not None for entry in entries)
+    sections = [f"# {folder.name}", f"{done} of {len(entries)} jobs have results.", pipe_table(groups), notes(groups)]
+    if best is not None:
+        picture = "![accuracy against size and latency](pareto.png)"
+        sections += [picture, f"## Best\n\n{_best_sentence(best, objective)}\n\n```sh\n{best_command(folder)}\n```"]
+    missing = [entry for entry in entries if entry.state.results is None]
+    if missing:
+        lines = [f"| `{job.name}` | {state.status} | {_cell(state.reason)} |" for job, state in missing]
+        sections.append("\n".join(["## Without results\n", "| job | status | reason |", "| --- | --- | --- |", *lines]))
+    rows = [f"| `{job.name}` | `{state.results.command}` |" for job, state in entries if state.results is not None]
+    if rows:
+        sections.append("\n".join(["## Each job alone\n", "| job | command |", "| --- | --- |", *rows]))
+    return "\n\n".join(sections) + "\n"
+
+
+def notes(groups: Sequence[Group]) -> str:
+    """What the numbers are."""
+    first = next((results for group in groups for results in group.results), None)
+    if first is None:
+        return "No job has results."
+    metric = first.metric
+    commit = str(first.environment.commit)[:10]
+    return (
+        f"Mean ± standard deviation over seeds. {metric.heading} on {first.data.test:,} test {first.data.samples}; validation: "
+        f"of the epoch that was kept, on {first.data.val:,}. Differences are those within each run, to its float network and "
+        f"its best PTQ row. Size of the file; milliseconds per call; minutes of the whole run. {first.environment.cpu}, "
+        f"{first.environment.threads} threads, commit {commit}."
+    )
+
+
+def header_and_cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
+    """The table of the groups as text."""
+    keys = list(dict.fromkeys(key for group in groups for key in group.choices))
+    metric = next((results.metric for group in groups for results in group.results), ACCURACY)
+    header = [*keys, "seeds", "validation", f"test {metric.heading}", "vs float", "vs best PTQ", "size"]
+    header += ["ms, batch 1", "batch 32", "minutes"]
+    return header, [[group.choices.get(key, "") for key in keys] + _numbers(group, metric) for group in groups]
+
+
+def pipe_table(groups: Sequence[Group]) -> str:
+    """The table of the groups in Markdown."""
+    header, cells = header_and_cells(groups)
+    keys = len(header) - 9
+    rule = ["---"] * keys + ["---:"] * 9
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in [header, rule, *cells])
+
+
+def summary_table(groups: Sequence[Group]) -> str:
+    """The same for the terminal."""
+    header, cells = header_and_cells(groups)
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    keys = len(header) - 9
+    return "\n".join(
+        "  ".join(
+            c.ljust(w) if i < keys else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in [header, *cells]
+    )
+
+
+def failure_sentence(failed: Sequence[Entry], jobs: int) -> str:
+    """The last line of a sweep in which jobs failed."""
+    job, state = failed[0]
+    more = f" (and {len(failed) - 1} more, see sweep.md)" if len(failed) > 1 else ""
+    reason = state.reason.rstrip(".")
+    return f"{len(failed)} of {jobs} jobs have no results: {job.name}: {reason}{more}."
+
+
+def _numbers(group: Group, metric: MetricInfo) -> list[str]:
+    spread = {name: group.spread(value) for name, value in VALUES.items()}
+    factor = 100 if metric.percent else 1
+    percent = [_text(spread[name], factor, sign) for name, sign in _SIGNS.items()]
+    size = spread["size_bytes"]
+    return [
+        f"{len(group.results)} of {len(group.entries)}",
+        *percent,
+        ABSENT if size is None else format_size(round(size.mean)),
+        *(_text(spread[name]) for name in ("latency_ms_batch1", "latency_ms_batch32")),
+        _text(spread["minutes"]),
+    ]
+
+
+_SIGNS = {"validation": "", "test": "", "over_float": "+", "over_best_ptq": "+"}
+
+
+def _text(spread: Spread | None, factor: float = 1.0, sign: str = "") -> str:
+    if spread is None:
+        return ABSENT
+    mean, deviation = spread.scaled(factor)
+    return f"{mean:{sign}.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def _best_sentence(best: Group, objective: Objective) -> str:
+    how = "validation accuracy" if objective == "accuracy" else f"objective {objective}"
+    return f"{best.name}, by the mean of its {how}, is `{RECIPE}`:"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
