@@ -35,7 +35,6 @@ _BINARY: dict[str, Any] = {
 """Operation of aten -> operator, if there is no `alpha`."""
 
 _METHODS = [
-    "view",
     "reshape",
     "permute",
     "transpose",
@@ -65,9 +64,11 @@ def to_torch(node: fx.Node) -> None:
         node.target = _SAME_ARGUMENTS[name]
     elif name in _BINARY and not node.kwargs:
         node.target = _BINARY[name]
-    elif base in _METHODS:
+    elif base in ("view", "_unsafe_view"):
         # a view of what a layer wrote need not be one of its codes, whose strides may differ
-        node.op, node.target = "call_method", "reshape" if base == "view" else base
+        node.op, node.target = "call_method", "reshape"
+    elif base in _METHODS:
+        node.op, node.target = "call_method", base
     elif base in ("sym_size", "size"):
         node.op, node.target = "call_method", "size"
     elif name in ("dropout.default", "dropout_.default"):

@@ -17,6 +17,7 @@ from qat.capture.call_format import CallFormat
 from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS, make_canonical
 from qat.capture.export import exported
 from qat.capture.following import follow_the_model
+from qat.capture.hidden import hiding_functions, hiding_modules
 from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
 from qat.capture.install import install, installed_graph
 from qat.capture.recurrent import recurrent_as_modules
@@ -108,12 +109,13 @@ def _unfit_for_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return f"torch.fx would require {optional[0]!r}, which forward does not" if optional else ""
 
 
-_HIDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-
-
 def _hidden(model: nn.Module) -> list[str]:
-    """Names of modules with layers that torch.fx does not see."""
-    return [name for name, module in model.named_modules() if isinstance(module, _HIDING)]
+    """Names of modules and functions with layers that torch.fx does not see."""
+    if modules := hiding_modules(model):
+        return modules
+    with suppress(CaptureError):
+        return hiding_functions(model, _traced(model, training=False)[0])
+    return []
 
 
 def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: CaptureError) -> Captured:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from qat.capture.aten import to_torch
 from qat.capture.attributes import Attributes
@@ -22,15 +23,17 @@ from qat.torch_private import HigherOrderOperator, Operator, TreeSpec, tree_flat
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[fx.Graph, CallFormat]:
     """The graph of forward in evaluation, in torch.fx's vocabulary, with the names of the model's own parameters.
 
-    Tensors that the model does not own become buffers of it, in place. Sizes stay free, the batch size in any case.
+    Tensors that the model does not own become buffers of it, in place. Sizes stay free, those besides the batch size unless
+    forward cuts images into windows: reasoning about free sizes takes torch.export minutes there.
 
     Raises:
         Exception: anything that torch.export raises.
     """
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
     named = tree_map(_at_least_two, arguments)
-    dynamic = tree_map(lambda x: [torch.export.Dim.AUTO] * x.ndim if isinstance(x, Tensor) else None, named)
     with training_mode(model, False), torch.enable_grad(), quiet(("torch.export", "torch.fx"), drop_output=False):
+        free = 1 if _cuts_windows(model, named) else None
+        dynamic = tree_map(lambda x: _free_sizes(x, free) if isinstance(x, Tensor) else None, named)
         attributes = Attributes(model)
         try:
             program = torch.export.export(model, (), named, dynamic_shapes=dynamic, strict=False)
@@ -45,6 +48,39 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     form = CallFormat.of_call(named, output_spec)
     graph = _over_the_model(model, unlifted, form)
     return graph, replace(form, without_labels=_form_without_labels(model, graph, named))
+
+
+def _free_sizes(x: Tensor, count: int | None) -> list[Any]:
+    """For each axis whether its size is free; of the first `count` alone, or of all."""
+    return [torch.export.Dim.AUTO if count is None or axis < count else None for axis in range(x.ndim)]
+
+
+class _RankOfViews(TorchFunctionMode):
+    """Remembers the most axes that a tensor had."""
+
+    largest = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.ndim)
+        return result
+
+
+def _cuts_windows(model: nn.Module, arguments: Mapping[str, Any]) -> bool:
+    """Whether forward cuts an image into a grid of windows or patches: (batch, rows, height, columns, width, channels)."""
+    axes = max((x.ndim for x in tree_flatten(arguments)[0] if isinstance(x, Tensor)), default=0)
+    if axes < 4:
+        return False
+    attributes = Attributes(model)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=()), _RankOfViews() as ranks:
+            model(**arguments)
+    except Exception:  # torch.export will say it, in its own words
+        return False
+    finally:
+        attributes.restore()
+    return ranks.largest >= axes + 2
 
 
 def _form_without_labels(model: nn.Module, graph: fx.Graph, arguments: Mapping[str, Any]) -> CallFormat | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -16,8 +15,8 @@ from qat.operations.base import Constant, Float, Input, Loss, Operation, Output,
 from qat.operations.call import Call, call_of, operation_name
 from qat.operations.labels import loss_nodes
 from qat.operations.layers import BatchNormalization, Layer
-from qat.operations.movement import AdaptiveMaxPool, MaxPool, Move, PadZeros
-from qat.operations.pooling import AveragePool, Mean
+from qat.operations.movement import AdaptiveMaxPool, Move, PadZeros
+from qat.operations.read_pooling import read_mean, read_pool, sizes
 from qat.operations.regions import merge_regions
 from qat.quantizers import Quantizer
 
@@ -44,6 +43,12 @@ _ELEMENTWISE = _NEVER_NEGATIVE | frozenset(
 )  # fmt: skip
 """Functions of one tensor, with numbers as further arguments."""
 _OF_TWO = frozenset(("add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum"))
+_FILLED = frozenset(
+    f"{prefix}{kind}{suffix}"
+    for kind in ("zeros", "ones", "full", "empty")
+    for prefix, suffix in (("", ""), ("new_", ""), ("", "_like"))
+)
+"""Functions that take no more than a size and a type from the tensor that they are given."""
 _NEVER_NEGATIVE_IN_FLOAT = frozenset(("softmax", "one_hot", "norm", "linalg_vector_norm", "var", "std", "logaddexp"))
 
 
@@ -82,6 +87,8 @@ def _describe(model: nn.Module, node: fx.Node, before: Operations) -> Operation:
     elif node.target is operator.getitem:
         return _index(node, inputs, before)
     call = call_of(model, node)
+    if call.name in _FILLED:
+        return Constant(tuple(node.all_input_nodes))
     described = next((d for read in _READERS if (d := read(call, inputs, before)) is not None), None)
     if described is not None:
         return described
@@ -214,57 +221,6 @@ def _join(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operat
     return Concatenate(parts, dim, stacked=call.name == "stack") if usable else None
 
 
-def _mean(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
-    if call.name not in ("mean", "sum") or len(inputs) != 1 or call.get("dtype") is not None:
-        return None
-    dims = call.get("dim")
-    dims = (dims,) if isinstance(dims, int) else tuple(dims or ())
-    if not dims or not all(isinstance(d, int) for d in dims):
-        return None
-    return Mean(inputs, dims, bool(call.get("keepdim")), total=call.name == "sum")
-
-
-def _pool(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
-    name, _, axes = call.name.rpartition("pool")
-    if len(inputs) != 1 or axes not in ("1d", "2d", "3d"):
-        return None
-    rank = int(axes[0])
-    if name.startswith("adaptive_avg"):
-        is_global = _sizes(call.get("output_size"), rank) == (1,) * rank
-        return Mean(inputs, tuple(range(-rank, 0)), keepdim=True) if is_global else None
-    if name not in ("avg_", "max_") or call.get("return_indices") or call.get("divisor_override") is not None:
-        return None
-    kernel, padding = _sizes(call.get("kernel_size"), rank), _sizes(call.get("padding", 0), rank)
-    stride = _sizes(call.get("stride"), rank) or kernel
-    if kernel is None or stride is None or padding is None:
-        return None
-    ceil_mode = bool(call.get("ceil_mode"))
-    if name == "avg_":
-        counts_padding = bool(call.get("count_include_pad", True))
-        return None if ceil_mode else AveragePool(inputs, kernel, stride, padding, counts_padding)
-    dilation = _sizes(call.get("dilation", 1), rank)
-    if dilation is None:
-        return None
-    return MaxPool(
-        inputs,
-        on_bytes=False,
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        ceil_mode=ceil_mode,
-    )
-
-
-def _sizes(value: Any, count: int) -> tuple[int, ...] | None:
-    """One number for each axis; None if there are none, or others than fixed ones."""
-    if isinstance(value, int):
-        return (value,) * count
-    numbers = tuple(value) if isinstance(value, list | tuple) else ()
-    numbers = numbers * count if len(numbers) == 1 else numbers
-    return numbers if len(numbers) == count and all(isinstance(v, int) for v in numbers) else None
-
-
 def _move(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:
     if len(inputs) != 1 and call.name not in ("gather", "index_select", "expand_as", "reshape_as"):
         return None
@@ -280,7 +236,7 @@ def _move(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operat
     if call.name in ("amax", "amin"):
         return Move(inputs)
     if call.name.startswith("adaptive_max_pool") and not call.get("return_indices"):
-        size = _sizes(call.get("output_size"), int(call.name[-2]))
+        size = sizes(call.get("output_size"), int(call.name[-2]))
         return None if size is None else AdaptiveMaxPool(inputs, on_bytes=False, size=size)
     return Move(inputs) if call.name in _MOVES else None
 
@@ -295,5 +251,5 @@ def _pad(call: Call, inputs: tuple[fx.Node, ...]) -> Operation | None:
 
 
 _READERS: tuple[Callable[[Call, tuple[fx.Node, ...], Operations], Operation | None], ...] = (
-    _rectify, _two_tensors, _elementwise, _join, _mean, _pool, _move,
+    _rectify, _two_tensors, _elementwise, _join, read_mean, read_pool, _move,
 )  # fmt: skip

@@ -146,8 +146,9 @@ def _base_rule(
     roles = {use.consumer: operations[use.consumer].role for use in uses}
     if not wanted:
         feeds_float = any(role not in (Role.OUTPUT, Role.LAYER) for role in roles.values())
-        ends_layer = operations[_head(node, operations)].role is Role.LAYER and not _is_embedding(node, operations)
-        return residual if ends_layer and feeds_float else None  # keeps the layer itself in integers
+        head = operations[_head(node, operations)]
+        ends_sums = isinstance(head, MatMul) or (head.role is Role.LAYER and not _is_embedding(node, operations))
+        return residual if ends_sums and feeds_float else None  # keeps the sums themselves in integers
     feeds_residual = any(roles[use.consumer] is not Role.LAYER for use in uses if use.rule is not None)
     return residual if feeds_residual and residual is not None else max(wanted, key=lambda rule: rule.bits)
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from tests.capture.networks import (
     Storing,
     Tied,
     Untraceable,
+    Windows,
 )
 
 IMAGE, ROWS = (2, 4, 6, 6), (3, 4)
@@ -170,3 +172,23 @@ def test_torch_export_follows_slices_that_are_overwritten_and_keeps_constants() 
     other = torch.randn(3, 5, 4)
     with qat.mode(prepared, qat.Mode.OFF):
         assert torch.equal(prepared(other), model(other))
+
+
+def test_a_function_that_torch_fx_does_not_look_into_hides_no_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Windows().eval(), torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        model.qkv.weight.mul_(3)
+    prepared = qat.prepare(model, "w8a8", x)
+    assert [n for n, m in prepared.named_modules() if is_quantized(m)] == ["first", "last", "qkv"]
+    with qat.mode(prepared, qat.Mode.OFF):
+        torch.testing.assert_close(prepared(x[:2]), model(x[:2]))
+    qat.calibrate(prepared, [x])
+    found = qat.inspect(prepared)
+    assert "torch.fx sees no layers in '_attend_in_windows'" in found.capture
+    assert found.share is not None
+    assert found.share.multiply_adds == 1  # both products of activations among them
+    assert not any("zeros" in edge for edge in found.float_edges), "a mask is a constant"
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, x, tmp_path / "model.onnx")
+    assert qat.verify(tmp_path / "model.onnx", integer, [x], prepared).passed

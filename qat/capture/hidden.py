@@ -1,0 +1,30 @@
+"""Layers that a graph of torch.fx does not show, although forward can be traced."""
+
+from __future__ import annotations
+
+from torch import Tensor, fx, nn
+
+_HIDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_SHOWN = ("torch", "_operator", "operator", "builtins", "math")
+"""Packages whose functions are operations; others are in a graph because `torch.fx.wrap` keeps them whole."""
+
+
+def hiding_modules(model: nn.Module) -> list[str]:
+    """Names of modules that calculate with weights inside one operation of torch, as attention does."""
+    return [name for name, module in model.named_modules() if isinstance(module, _HIDING)]
+
+
+def hiding_functions(model: nn.Module, graph: fx.Graph) -> list[str]:
+    """Names of functions that are given weights, but that `torch.fx.wrap` keeps from being traced into."""
+    return [str(node.target.__name__) for node in graph.nodes if _is_wrapped(node) and _takes_weights(model, node)]
+
+
+def _is_wrapped(node: fx.Node) -> bool:
+    package = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    return node.op == "call_function" and package not in _SHOWN and hasattr(node.target, "__name__")
+
+
+def _takes_weights(model: nn.Module, node: fx.Node) -> bool:
+    names = {source.target for source in node.all_input_nodes if source.op == "get_attr"}
+    parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return any(name in parameters and parameters[name].ndim > 1 for name in map(str, names))
