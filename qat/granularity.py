@@ -8,6 +8,7 @@ that the two broadcast. `rows(x)` groups the elements in the same way for observ
 | PerTensor() | [N, C, H]  | 1         | [N, C, H]      | []           |
 | PerChannel()| [O, I, K]  | O         | [O, I, K]      | [O, 1, 1]    |
 | PerGroup(g) | [O, I, K]  | O*I*K/g   | [O*I*K/g, g]   | [O*I*K/g, 1] |
+| PerBlock(b) | [O, I, K]  | O*K*ceil(I/b) | [O, I, K]  | [O, I, K]    |
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -102,4 +104,45 @@ class PerGroup:
         return p.reshape(-1, 1)
 
 
-Granularity = PerTensor | PerChannel | PerGroup
+@dataclass(frozen=True)
+class PerBlock:
+    """One scale for each block of `size` consecutive elements along `axis` (None: all); the last block may be shorter.
+
+    In a weight, `axis` is that of the inputs, over which products are summed. The scales of an activation are as many as its
+    shape says.
+    """
+
+    size: int | None
+    axis: int = -1
+
+    def n_qparams(self, shape: tuple[int, ...]) -> int:
+        """Number of blocks; 1 for an activation, whose shape () is not known yet."""
+        if not shape:
+            return 1
+        length = shape[self.axis]
+        return prod(shape) // length * self._blocks(length)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[..., I, ...] -> [blocks, size]; a shorter block is filled with zeros."""
+        x = x.movedim(self.axis, -1)
+        length = x.shape[-1]
+        size = self.size or length
+        return F.pad(x, (0, self._blocks(length) * size - length)).reshape(-1, size)
+
+    def view(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def broadcastable(self, p: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """[blocks] -> [..., I, ...]: the qparam of every element."""
+        length = shape[self.axis]
+        axis = self.axis % len(shape)
+        outer = [*shape[:axis], *shape[axis + 1 :]]
+        each = p.reshape(*outer, self._blocks(length), 1).expand(*outer, -1, self.size or length)
+        return each.flatten(-2)[..., :length].movedim(-1, axis)
+
+    def _blocks(self, length: int) -> int:
+        return -(-length // (self.size or max(1, length)))
+
+
+Granularity = PerTensor | PerChannel | PerGroup | PerBlock

@@ -14,7 +14,7 @@ ROOT = Path(qat.__file__).parent
 FLOORS: list[set[str]] = [
     {"files", "contexts", "torch_private", "version"},
     {"reading"},
-    {"grid", "granularity", "kernels", "data", "models", "report", "structure"},
+    {"grid", "granularity", "floating_point", "kernels", "data", "models", "report", "structure"},
     {"spec"},
     {"functional"},
     {"observers", "estimators"},

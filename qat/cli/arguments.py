@@ -9,7 +9,7 @@ from typing import Any
 
 from qat.cli.sources.spellings import DATA_HELP, MODEL_HELP
 
-POLICIES = ("w8a8", "w4a8", "w4a4", "w8_dynamic", "w8_dynamic_per_token", "w8", "w4")
+POLICIES = ("w8a8", "w4a8", "w4a4", "w8_dynamic", "w8_dynamic_per_token", "w8", "w4", "fp8", "mxfp4", "nvfp4")
 
 
 def make_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from qat.capture import copy_model
 from qat.cli.errors import UsageError, usage_errors
 from qat.cli.sources.data import Batch, Data
-from qat.quantizers import Dynamic
 from qat.transform import Policy, calibrate, load_policy, prepare
 from qat.transform.batches import call_model
 
@@ -50,7 +49,7 @@ def policy_for(method: str, text: str | None, target: str | None = None) -> Poli
         of_target = {} if target is None else {"target": target}
         policy = load_policy(text or defaults.get(method, "w8a8"), **of_target)
     rules = [rule.activation for rule in policy.rules.values() if rule.activation is not None]
-    dynamic = any(issubclass(rule.quantizer_class, Dynamic) for rule in rules)
+    dynamic = any(rule.is_dynamic for rule in rules)
     kind = "dynamic" if dynamic else "static" if rules else "weight_only"
     wanted = {"dynamic": "dynamic", "weight_only": "weight_only"}.get(method, "static")
     if kind != wanted and not (method == "quantization_aware" and kind == "weight_only"):

@@ -13,7 +13,7 @@ from qat.doctor.sensitivity import Sensitivity, plain_name
 from qat.granularity import PerTensor
 from qat.integer import convert
 from qat.nn import as_quantized, is_quantized
-from qat.quantizers import Dynamic, Quantizer
+from qat.quantizers import Quantizer
 from qat.transform import Policy, quantizers
 from qat.transform.inspect import Inspection
 from qat.transform.integer_share import multiply_adds_in_float
@@ -80,7 +80,7 @@ def _wrong_signs(found: Mapping[str, Quantizer], ranges: Mapping[str, Range], po
     findings = []
     for name, values in ranges.items():
         grid, spec = found[name].spec.grid, found[name].spec
-        if isinstance(found[name], Dynamic):
+        if found[name].is_dynamic:
             continue
         cuts = not grid.signed and spec.symmetric and values.negative > 0.01
         wastes = grid.signed and spec.symmetric and values.lowest >= 0 and values.highest > 0
@@ -105,7 +105,7 @@ def _scales(found: Mapping[str, Quantizer], ranges: Mapping[str, Range]) -> list
     """Ranges of nothing, and ranges that a few values stretch."""
     findings = []
     for name, quantizer in found.items():
-        if not quantizer.ready or isinstance(quantizer, Dynamic):
+        if not quantizer.ready or quantizer.is_dynamic:
             continue
         scale = quantizer.qparams().scale.float()
         where, kind = plain_name(name), "weight" if quantizer.is_weight else "activation"

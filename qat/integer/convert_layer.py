@@ -16,7 +16,7 @@ from qat.integer.layers import (
 )
 from qat.integer.weight_only import StoredMatrix, WeightOnlyLayer, WeightOnlyModule
 from qat.nn import as_quantized, drop_matrices, gain_and_shift, is_quantized, quantized_weights
-from qat.quantizers import Quantizer
+from qat.quantizers import Quantizer, ScaledFloat
 
 
 def integer_layer(layer: nn.Module, norm: nn.Module | None, x: Encoding, output: Encoding | None) -> IntegerLayer:
@@ -64,12 +64,13 @@ def weight_only(module: nn.Module) -> nn.Module:
     )
 
 
-def _codes(weight: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor, Tensor, torch.Size, int]:
+def _codes(weight: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor, Tensor, torch.Size, int, ScaledFloat | None]:
     """What `StoredWeight` takes."""
     granularity, shape = quantizer.spec.granularity, tuple(weight.shape)
     codes = quantizer.quantize(weight)  # first: some quantizers take their scale from the weight they see
     scale, zero_point = (granularity.broadcastable(p, shape) for p in quantizer.qparams())
-    return codes, scale, zero_point, granularity.view(weight).shape, quantizer.spec.grid.bits
+    scaled_float = quantizer if isinstance(quantizer, ScaledFloat) else None
+    return codes, scale, zero_point, granularity.view(weight).shape, quantizer.spec.grid.bits, scaled_float
 
 
 def _with_weights(

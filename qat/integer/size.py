@@ -8,7 +8,8 @@ from qat.nn import quantized_weights
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers. Quantized weights count with their bits, plus four bytes per scale.
+    """Bytes of all parameters and buffers. Quantized weights count with their bits, plus four bytes per scale, or the bits
+    that the scales of its format have.
 
     >>> stored_bytes(nn.Linear(4, 2))
     40
@@ -17,7 +18,7 @@ def stored_bytes(model: nn.Module) -> int:
     counted: set[int] = set()
     for module in model.modules():
         for _, weight, quantizer in quantized_weights(module):
-            bits += weight.numel() * quantizer.spec.grid.bits + 32 * quantizer.n_qparams
+            bits += weight.numel() * quantizer.spec.grid.bits + quantizer.scale_bits * quantizer.n_qparams
             counted |= {id(weight), *(id(t) for t in (*quantizer.parameters(), *quantizer.buffers()))}
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     bits += sum(t.numel() * t.element_size() * 8 for key, t in tensors.items() if key not in counted)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.nn import as_quantized, compute_with
+from qat.quantizers import ScaledFloat
 
 
 class StoredWeight(nn.Module):
@@ -20,21 +21,36 @@ class StoredWeight(nn.Module):
         zero_point: likewise.
         view: shape of the weight in which scale and zero_point broadcast.
         bits: how many bits the codes need.
+        scaled_float: the quantizer whose codes they are, if their values are no multiples of a scale; it has the scales then,
+            in the bits of its format, and those given here do not count.
     """
 
     weight: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor
+    scaled_float: ScaledFloat | None
 
-    def __init__(self, codes: Tensor, scale: Tensor, zero_point: Tensor, view: torch.Size, bits: int) -> None:
+    def __init__(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        view: torch.Size,
+        bits: int,
+        scaled_float: ScaledFloat | None = None,
+    ) -> None:
         super().__init__()
         self.view, self.weight_bits = view, bits
         self.register_buffer("weight", codes.to(torch.int8 if int(codes.min()) < 0 else torch.uint8))
-        self.register_buffer("weight_scale", scale.float())
-        self.register_buffer("weight_zero_point", zero_point)
+        self.register_module("scaled_float", scaled_float)
+        if scaled_float is None:
+            self.register_buffer("weight_scale", scale.float())
+            self.register_buffer("weight_zero_point", zero_point)
 
     def dequantized(self) -> Tensor:
         """The float weight, in the shape of the layer's weight."""
+        if self.scaled_float is not None:
+            return self.scaled_float.dequantize(self.weight.float())
         codes = self.weight.reshape(self.view).float()
         return ((codes - self.weight_zero_point) * self.weight_scale).reshape(self.weight.shape)
 

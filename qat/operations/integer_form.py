@@ -12,7 +12,7 @@ from qat.operations.base import Operation, Role
 from qat.operations.describe import Operations
 from qat.operations.layers import Layer
 from qat.operations.movement import Move
-from qat.quantizers import Dynamic
+from qat.quantizers import Quantizer
 
 _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
@@ -20,7 +20,9 @@ _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 def has_integer_form(layer: nn.Module) -> bool:
     """Whether the weight is stored as codes with one scale per output channel or per tensor, and padding is zeros."""
     quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
-    return can_take_codes(layer) and quantizer is not None and not isinstance(quantizer.spec.granularity, PerGroup)
+    if quantizer is None or not quantizer.scaled_codes or isinstance(quantizer.spec.granularity, PerGroup):
+        return False
+    return can_take_codes(layer)
 
 
 def can_take_codes(layer: nn.Module) -> bool:
@@ -46,7 +48,7 @@ def tensors_with_codes(model: nn.Module, operations: Operations) -> set[fx.Node]
     found: set[fx.Node] = set()
     for node, operation in operations.items():
         if operation.role is Role.SITE:
-            if not isinstance(model.get_submodule(str(node.target)), Dynamic):
+            if not _quantizer(model, node).is_dynamic:
                 found.add(node)
         elif isinstance(operation, Move) and operation.inputs[0] in found:
             found.add(node)
@@ -65,8 +67,14 @@ def is_computed_on_codes(model: nn.Module, node: fx.Node, operations: Operations
         return False
     if source in with_codes:
         return True
-    is_dynamic = operations[source].role is Role.SITE
+    is_dynamic = operations[source].role is Role.SITE and _quantizer(model, source).scaled_codes
     return is_dynamic and has_dynamic_form(operation.module)
+
+
+def _quantizer(model: nn.Module, site: fx.Node) -> Quantizer:
+    quantizer = model.get_submodule(str(site.target))
+    assert isinstance(quantizer, Quantizer)
+    return quantizer
 
 
 def _ends_in_site(node: fx.Node, operations: Operations, with_codes: set[fx.Node]) -> bool:

@@ -48,6 +48,13 @@ class Quantizer(Requirements, PassesNumbers, nn.Module):
     idempotent: ClassVar[bool] = True
     """Whether `quantize(dequantize(codes))` returns the same codes. Freezing and dampening of weights rely on it."""
 
+    scaled_codes: ClassVar[bool] = True
+    """Whether values are (code - zero_point) * scale, so that layers can multiply codes."""
+    scale_bits: ClassVar[int] = 32
+    """How many bits a file needs for each scale."""
+    is_dynamic: bool = False
+    """Whether an activation gets a scale of its own in every call. Of a class: whether its activations do."""
+
     supports_both_signs: ClassVar[bool] = True
     """Whether an activation's grid may become unsigned after construction. False if shapes or levels depend on it."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qat.contexts import training_mode
 from qat.nn import quantized_weights
 from qat.observers import MinMax
-from qat.quantizers import Dynamic, Mode, Quantizer
+from qat.quantizers import Mode, Quantizer
 from qat.transform.batches import call_model
 from qat.transform.distributed import check_same_quantizers, gather, merge_observers
 from qat.transform.mode import mode, quantizers
@@ -137,7 +137,7 @@ def _chosen(found: Mapping[str, Quantizer], again: bool | str | Sequence[str]) -
     return {
         name: q
         for name, q in found.items()
-        if q.ready and not isinstance(q, Dynamic) and any(fnmatchcase(name, pattern) for pattern in patterns)
+        if q.ready and not q.is_dynamic and any(fnmatchcase(name, pattern) for pattern in patterns)
     }
 
 

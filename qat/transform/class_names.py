@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from qat.estimators import Estimator
 from qat.observers import Observer
-from qat.quantizers import LookupTableQuantizer, Quantizer
+from qat.quantizers import LookupTableQuantizer, Quantizer, ScaledFloat
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ def _subclasses(base: type) -> list[str]:
     package = importlib.import_module(_PACKAGES[base])
     exported = {name: getattr(package, name) for name in package.__all__}
     classes = {name: value for name, value in exported.items() if isinstance(value, type) and issubclass(value, base)}
-    return [name for name, cls in classes.items() if cls not in (base, LookupTableQuantizer)]
+    return [name for name, cls in classes.items() if cls not in (base, LookupTableQuantizer, ScaledFloat)]
 
 
 def _check_options(cls: type, options: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from qat.granularity import PerChannel, PerGroup
+from qat.granularity import PerBlock, PerChannel, PerGroup
 from qat.nn import (
     as_quantized,
     has_quantized_matrices,
@@ -18,7 +18,7 @@ from qat.nn import (
     parameters_of_weight,
     quantized_weights,
 )
-from qat.quantizers import Quantizer
+from qat.quantizers import Quantizer, ScaledFloat
 from qat.quantizers.codebook import Codebook
 from qat.transform.integer_share import IntegerShare, integer_share
 from qat.transform.record import LAYERS, PreparedRecord, record_of
@@ -146,15 +146,25 @@ def describe(quantizer: Quantizer | None) -> str:
     if quantizer is None:
         return "float"
     spec = quantizer.spec
-    match spec.granularity:
-        case PerChannel():
-            where = "per channel"
-        case PerGroup(size):
-            where = f"per group of {size}"
-        case _:
-            where = "per tensor"
+    where = _scales_of(quantizer)
+    if isinstance(quantizer, ScaledFloat):
+        return f"{quantizer.format_name} {where}, {type(quantizer).__name__}"
     shape = "" if spec.symmetric else " affine"
     effective = f"{quantizer.bits} bits of " if isinstance(quantizer, Codebook) else ""
     return (
         f"{effective}{'int' if spec.grid.signed else 'uint'}{spec.grid.bits} {where}{shape}, {type(quantizer).__name__}"
     )
+
+
+def _scales_of(quantizer: Quantizer) -> str:
+    match quantizer.spec.granularity:
+        case PerChannel():
+            return "per channel"
+        case PerGroup(size):
+            return f"per group of {size}"
+        case PerBlock(None):
+            return "per token"
+        case PerBlock(size):
+            return f"in blocks of {size}"
+        case _:
+            return "per tensor"

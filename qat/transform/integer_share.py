@@ -19,6 +19,7 @@ from qat.operations import (
     is_computed_on_codes,
     tensors_with_codes,
 )
+from qat.quantizers import ScaledFloat
 from qat.transform.policy import Policy
 from qat.transform.record import PreparedRecord
 
@@ -57,7 +58,8 @@ def integer_share(model: nn.Module, record: PreparedRecord | None) -> IntegerSha
     total = sum(record.multiply_adds.values())
     in_float = multiply_adds_in_float(model, record)
     share = 1 - sum(in_float.values()) / total
-    promised = any(rule.activation is not None for rule in record.policy.rules.values())
+    inputs = [rule.activation for rule in record.policy.rules.values() if rule.activation is not None]
+    promised = any(not issubclass(rule.quantizer_class, ScaledFloat) for rule in inputs)
     return IntegerShare(weights, share, _warning(share, in_float, total) if promised and share < ENOUGH else "")
 
 
@@ -118,6 +120,8 @@ def _why_layer(layer: nn.Module, name: str, bits: str) -> str:
     quantizer = as_quantized(layer).weight_quantizer
     if quantizer is None:
         return f"its weight has no rule: rules: {{more: {{match: {name}, {bits}}}}}"
+    if isinstance(quantizer, ScaledFloat):
+        return f"weights in {quantizer.format_name}: weight: {{bits: 8}}"
     if isinstance(quantizer.spec.granularity, PerGroup):
         return "weights per group: weight: {granularity: per_channel}"
     return f"its input has no rule: rules: {{more: {{match: {name}, {bits}}}}}"

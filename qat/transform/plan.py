@@ -167,11 +167,11 @@ def _requantizations(base: Site, uses: list[_Use], operations: Operations, taken
 
 def _dynamic_sites(name: str, uses: Iterable[_Use]) -> list[Site]:
     """Sites with dynamic ranges: one for each tensor, shared by the layers that read it. Other consumers read floats."""
-    sites: dict[tuple[fx.Node, type], Site] = {}
+    sites: dict[tuple[fx.Node, str], Site] = {}
     for tensor, consumer, rule in uses:
         assert rule is not None
         numbered = name if not sites else f"{name}_{len(sites) + 1}"
-        site = sites.setdefault((tensor, rule.quantizer_class), Site(numbered, tensor, rule, signed=True))
+        site = sites.setdefault((tensor, str(rule.quantizer)), Site(numbered, tensor, rule, signed=True))
         site.consumers.append(consumer)
     return list(sites.values())
 

@@ -13,7 +13,7 @@ from torch import nn
 from qat.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from qat.grid import Grid
 from qat.observers import Observer
-from qat.quantizers import Dynamic, DynamicPerToken, LookupTableQuantizer, Quantizer
+from qat.quantizers import DynamicPerToken, LookupTableQuantizer, Quantizer, ScaledFloat
 from qat.spec import QuantSpec
 from qat.transform.class_names import Part, construct, plain_part, resolve, resolve_quantizer
 from qat.transform.target_grids import TargetGrids, target_grids
@@ -101,7 +101,7 @@ class TensorRule:
     @property
     def is_dynamic(self) -> bool:
         """Whether every tensor gets a range of its own at run time."""
-        return issubclass(self.quantizer_class, Dynamic)
+        return self.quantizer_class.is_dynamic
 
     @property
     def quantizer_class(self) -> type[Quantizer]:
@@ -136,10 +136,18 @@ class Rule:
             )
 
     def input_of(self, layer: type[nn.Module]) -> TensorRule | None:
-        """How the input of a layer of this class is quantized: convolutions have no tokens, so they get a range per tensor."""
+        """How the input of a layer of this class is quantized: convolutions have no tokens, so they get a range per tensor, or
+        blocks along the channels.
+        """
         rule = self.activation
-        if rule is not None and issubclass(rule.quantizer_class, DynamicPerToken) and not issubclass(layer, nn.Linear):
+        if rule is None or issubclass(layer, nn.Linear):
+            return rule
+        if issubclass(rule.quantizer_class, DynamicPerToken):
             return replace(rule, symmetric=False, quantizer="Dynamic")
+        if issubclass(rule.quantizer_class, ScaledFloat):
+            _, options = resolve_quantizer(rule.quantizer)
+            options |= {"_target_": rule.quantizer_class, "axis": rule.quantizer_class.axis_of_convolutions}
+            return replace(rule, quantizer=options)
         return rule
 
     def matches(self, name: str, type_name: str, position: int, count: int) -> bool:

@@ -20,10 +20,21 @@ KEYS = (
 )
 """The keys of a policy's content."""
 PRESET = (
-    r"(?P<transformer>transformer_)?w(?P<weight>\d+)(a(?P<activation>\d+)|(?P<dynamic>_dynamic(?P<token>_per_token)?))?"
+    r"(?P<transformer>transformer_)?"
+    r"(w(?P<weight>\d+)(a(?P<activation>\d+)|(?P<dynamic>_dynamic(?P<token>_per_token)?))?"
+    r"|(?P<format>fp8|mxfp8|mxfp6|mxfp4|mxint8|nvfp4)(?P<alone>_weights)?)"
 )
 DYNAMIC = {"bits": 8, "symmetric": False, "quantizer": "Dynamic"}
 """The rule for the inputs of layers in a preset that ends in _dynamic."""
+FORMATS: dict[str, dict[str, Any]] = {
+    "fp8": {"bits": 8, "quantizer": "FP8"},
+    "mxfp8": {"bits": 8, "quantizer": {"_target_": "MX", "element": "E4M3"}},
+    "mxfp6": {"bits": 6, "quantizer": {"_target_": "MX", "element": "E2M3"}},
+    "mxfp4": {"bits": 4, "quantizer": {"_target_": "MX", "element": "E2M1"}},
+    "mxint8": {"bits": 8, "quantizer": {"_target_": "MX", "element": "INT8"}},
+    "nvfp4": {"bits": 4, "quantizer": "NVFP4"},
+}
+"""The rules for tensors in the presets that are called after a format."""
 PER_TOKEN = {"bits": 8, "quantizer": "DynamicPerToken"}
 """The same for one that ends in _dynamic_per_token."""
 
@@ -33,7 +44,9 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
 
     Presets: w<bits>a<bits> ("w4a8") for weights and activations, w<bits> ("w4") for weights alone, w<bits>_dynamic
     ("w8_dynamic") for weights and, with ranges of each batch, the 8-bit inputs of layers; w<bits>_dynamic_per_token with a
-    range for each token. transformer_<any of these>: the same, with rules of their own for embeddings and the head.
+    range for each token. fp8, mxfp8, mxfp6, mxfp4, mxint8, nvfp4: weights and inputs of layers in this format, the first and
+    the last layer in fp8; <format>_weights: weights alone. transformer_<any of these>: the same, with rules of their own for
+    embeddings and the head.
 
     Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
     no rules for the first and last layer), `first_last_quantizer` (null: as the others), `weight` and `activation` (fields
@@ -61,7 +74,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
         return _from_file(Path(source), overrides)
     else:
         raise ValueError(
-            f"policy {str(source)!r} is neither a preset (such as w8a8, w4a8, w2a2, w4, w8_dynamic) nor a .yaml file."
+            f"policy {str(source)!r} is neither a preset (such as w8a8, w4a8, w2a2, w4, w8_dynamic, nvfp4) nor a .yaml file."
         )
     return _from_content(content | overrides)
 
@@ -106,45 +119,64 @@ def _preset_rules(preset: Any, content: Mapping[str, Any]) -> dict[str, Any]:
             )
     if not found:
         raise ValueError(
-            f"preset={preset!r} does not exist: write w<bits>a<bits>, for example w4a8, w4 (weights alone) or w8_dynamic."
+            f"preset={preset!r} does not exist: write w<bits>a<bits>, for example w4a8, w4 (weights alone), w8_dynamic or "
+            "nvfp4."
         )
     if not found["transformer"] and (of_transformers := {"embeddings", "head"} & content.keys()):
         raise ValueError(
             f"{sorted(of_transformers)[0]} stands beside preset={preset}: write preset: transformer_{preset}, or a rule."
         )
-    inputs = (
-        {"bits": int(found["activation"])} if found["activation"] else _dynamic(found) if found["dynamic"] else None
-    )
-    rules: dict[str, Any] = {"all": {"match": "*", "weight": {"bits": int(found["weight"])}, "activation": inputs}}
+    own = {"quantizer": "FP8"} if found["format"] else {}
+    if own and "quantizer" in {*(content.get("weight") or {}), *(content.get("activation") or {})}:
+        raise ValueError(
+            f"a quantizer cannot stand beside preset={preset}, which is one: write w<bits>, for example w4, or rules."
+        )
+    weights, inputs = _of_all(found)
+    rules: dict[str, Any] = {"all": {"match": "*", "weight": weights, "activation": inputs}}
     bits, quantizer = content.get("first_last_bits", 8), content.get("first_last_quantizer")
     if bits is not None:
-        ends = {"bits": bits} if quantizer is None else {"bits": bits, "quantizer": quantizer}
+        ends = (own if quantizer is None else {"quantizer": quantizer}) | {"bits": bits}
+        both = found["activation"] or (found["format"] and inputs)
         for end in ("first", "last"):
-            rules[end] = {"match": end, "weight": ends, "activation": ends if found["activation"] else inputs}
+            rules[end] = {"match": end, "weight": ends, "activation": ends if both else inputs}
     if found["transformer"]:
-        rules |= _transformer_rules(content, inputs)
+        rules |= _transformer_rules(content, own, FORMATS["fp8"] if found["format"] and inputs else inputs)
     return rules
 
 
-def _transformer_rules(content: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Rules for embeddings, which not every transformer has, and for the last layer."""
+def _transformer_rules(
+    content: Mapping[str, Any], own: Mapping[str, Any], inputs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Rules for embeddings, which not every transformer has, and for the last layer.
+
+    own: fields of the weights' rules beside their bits.
+    """
     embeddings, head = content.get("embeddings", 8), content.get("head", 8)
     return {
         "embeddings": {
             "match": "type:Embedding",
-            "weight": None if embeddings is None else {"bits": embeddings},
+            "weight": None if embeddings is None else {"bits": embeddings, **own},
             "required": False,
         },
         "head": {
             "match": "last",
-            "weight": None if head is None else {"bits": head},
+            "weight": None if head is None else {"bits": head, **own},
             "activation": None if head is None else inputs,
         },
     }
 
 
-def _dynamic(preset: re.Match[str]) -> dict[str, Any]:
-    return PER_TOKEN if preset["token"] else DYNAMIC
+def _of_all(preset: re.Match[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The rules of a preset for the weights and, if they are quantized, for the inputs of all layers."""
+    if preset["format"]:
+        rule = FORMATS[preset["format"]]
+        return rule, None if preset["alone"] else rule
+    weights = {"bits": int(preset["weight"])}
+    if preset["activation"]:
+        return weights, {"bits": int(preset["activation"])}
+    if preset["dynamic"]:
+        return weights, PER_TOKEN if preset["token"] else DYNAMIC
+    return weights, None
 
 
 def _rule(name: str, content: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> Rule:

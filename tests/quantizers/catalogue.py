@@ -11,8 +11,9 @@ import yaml
 from torch import Tensor
 
 from qat import Mode, TensorRule
-from qat.quantizers import Quantizer
+from qat.quantizers import Quantizer, ScaledFloat
 from tests.oracles import fake_quantize as oracle
+from tests.oracles import floating_point
 from tests.paths import CONFIGS
 
 CONFIGS = CONFIGS / "quantizer"
@@ -30,7 +31,9 @@ FORMS = {
     "unsigned": {"signed": False},
     "affine": {"symmetric": False},
 }
-BITS = (4, 2, 8)
+BITS = (4, 2, 8, 6)
+OF_FORMATS = {name: bits for name, bits in floating_point.BITS.items() if name in PARTS}
+"""Quantizers whose levels are those of a floating-point format -> its bits."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,12 @@ def _refusal(case: Case) -> str:
 
 def _worth_a_test(case: Case) -> bool:
     """Every form at its usual bits, for activations and weights per channel; of the rest what differs."""
-    usual = case.bits == {"ternary": 2, "binary": 2, "dynamic": 8}.get(case.name, 4)
+    if case.name in OF_FORMATS and (case.layout == "activation" or case.bits != OF_FORMATS[case.name]):
+        return False  # in tests/quantizers/test_scaled_float.py
+    usual = case.bits == {"ternary": 2, "binary": 2, "dynamic": 8, **OF_FORMATS}.get(case.name, 4)
     if case.layout not in ("activation", "per_channel"):  # other views of the same
         return usual and case.form in ("signed", "affine")
-    return usual or case.form == ("unsigned" if case.layout == "activation" else "signed")
+    return usual or (case.bits != 6 and case.form == ("unsigned" if case.layout == "activation" else "signed"))
 
 
 OF_TOKENS = {"dynamic_per_token"}
@@ -104,6 +109,11 @@ def on_grid(quantizer: Quantizer, y: Tensor, layout: str) -> bool:
     shared = LAYOUTS[layout][2](tuple(y.shape))
     scale, zero_point = (p.numpy() for p in quantizer.qparams())
     grid = quantizer.spec.grid
+    if isinstance(quantizer, ScaledFloat):
+        size = getattr(quantizer.spec.granularity, "size", None)
+        shared = floating_point.blocks(tuple(y.shape), size) if size in (16, 32) else shared
+        allowed = scale[shared][..., None] * floating_point.values(quantizer.element)
+        return bool((allowed == y.detach().numpy()[..., None]).any(axis=-1).all())
     codes = np.arange(grid.qmin, grid.qmax + 1)
     allowed = (codes - zero_point[shared][..., None]).astype(np.float32) * scale[shared][..., None]
     return bool((allowed == y.detach().numpy()[..., None]).any(axis=-1).all())

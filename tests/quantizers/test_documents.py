@@ -11,7 +11,7 @@ from PIL import Image
 
 import qat
 from tests.paths import DOCS
-from tests.quantizers.catalogue import PARTS
+from tests.quantizers.catalogue import OF_FORMATS, PARTS
 
 
 def test_every_quantizer_has_its_section_and_its_line_in_the_table() -> None:
@@ -42,7 +42,7 @@ def program(name: str) -> Any:
 def test_the_pictures_show_every_quantizer_and_what_is_recorded() -> None:
     writer = program("draw_quantizers")
     shown = writer.drawn_from()
-    assert set(shown["quantizers.png"]) == set(PARTS) - {"dynamic", "dynamic_per_token"}
+    assert set(shown["quantizers.png"]) == set(PARTS) - {"dynamic", "dynamic_per_token", *OF_FORMATS}
     for name, content in shown.items():
         with Image.open(writer.PICTURES / name) as picture:
             assert json.loads(picture.info["Description"]) == content, "run python docs/draw_quantizers.py"

@@ -251,7 +251,7 @@ def rule(**changes: Any) -> dict[str, Any]:
         ),
         (
             rule(weight={"bits": 4, "quantizer": "LSQQ"}),
-            "'LSQQ' is not a quantizer: write one of LCQ, LSQ, .*PACT, .*LSQPlus, PowersOfTwo, .*Ternary, or the import path",
+            "'LSQQ' is not a quantizer: write one of .*LCQ, LSQ, .*PACT, .*LSQPlus, PowersOfTwo, .*Ternary, or the import path",
         ),
         (
             rule(weight={"bits": 4, "quantizer": {"_target_": "APoT", "estimator": "EWGS"}}),

@@ -24,7 +24,8 @@ from qat.experiment.schema.values import (
 
 
 def _preset(value: str) -> str:
-    if not re.fullmatch(r"(transformer_)?w[2-8](a[2-8]|_dynamic|_dynamic_per_token)?", value):
+    integers = r"w[2-8](a[2-8]|_dynamic|_dynamic_per_token)?"
+    if not re.fullmatch(rf"(transformer_)?({integers}|(fp8|mxfp[468]|mxint8|nvfp4)(_weights)?)", value):
         raise ValueError
     return value
 
@@ -33,7 +34,8 @@ Preset = Annotated[
     str,
     AfterValidator(_preset),
     Says(
-        "w<bits>a<bits> with 2 to 8 bits, as w4a8, or as w4 (weights alone), w8_dynamic, w8_dynamic_per_token; "
+        "w<bits>a<bits> with 2 to 8 bits, as w4a8, or as w4 (weights alone), w8_dynamic, w8_dynamic_per_token, or "
+        "fp8, mxfp8, mxfp6, mxfp4, mxint8, nvfp4, or as nvfp4_weights (weights alone); "
         "with transformer_ before it for transformers"
     ),
 ]
@@ -90,6 +92,10 @@ class Quantizer(Part):
 
     intervals: Annotated[int, Field(ge=1, le=256)] = 16
     """of LCQ's companding function"""
+    element: Literal["E4M3", "E5M2", "E3M2", "E2M3", "E2M1", "INT8"] = "E4M3"
+    """of FP8 and MX"""
+    axis: int | None = -1
+    """of FP8, MX and NVFP4 for inputs: along which scales are shared; the rule sets it"""
     estimator: Annotated[Any, OneOf((), Estimator, null=True, text=True)] = None
     """gradient of rounding; null: straight-through"""
 

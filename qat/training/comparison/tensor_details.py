@@ -102,7 +102,9 @@ def label_of(name: str, quantizer: Quantizer) -> str:
 
 
 def in_steps(quantizer: Quantizer, x: Tensor) -> Tensor | None:
-    """The values in steps of their scales, so that a code is a whole number; None if ranges are not stored."""
+    """The values in steps of their scales, so that a code is a whole number; None if there is no such step."""
+    if not quantizer.scaled_codes:
+        return None
     try:
         scale, zero_point = quantizer.qparams()
         granularity, view = quantizer.spec.granularity, quantizer.spec.granularity.view(x.float())
