@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from qat.data import ImageData
-from qat.experiment import build, float_network, loggers
+from qat.experiment import build, float_network, loggers, mixed_precision
 from qat.experiment.check import check_images, check_same_run, warn_of_unwise_values
 from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
 from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
 from qat.experiment.folders import check_folder, resumed_by, run_folder_of, was_interrupted_early
 from qat.experiment.interruption import SignalHandler
+from qat.experiment.other_runs import other_runs
 from qat.experiment.schema import check_configuration
 from qat.files import write_atomically
 from qat.report import Data, Results
@@ -81,6 +82,11 @@ def _run(config: DictConfig, folder: Path, recipe: str, command: str, signals: S
         source = float_network.load_or_train(network, config, data, folder)
     log.info("float network: %s", source)
 
+    calibration = batches.calibration_batches(config.calibration_images, seed=config.seed)
+    with _timed(timings, "search") if mixed_precision.has_budget(config) else nullcontext():
+        allocation = mixed_precision.find_allocation(config, network, policy, calibration, folder, checkpoint)
+    policy = policy if allocation is None else allocation.policy
+
     L.seed_everything(config.seed, workers=True, verbose=False)  # the same whether or not it was trained just now
     module = build.classifier(
         network,
@@ -89,7 +95,7 @@ def _run(config: DictConfig, folder: Path, recipe: str, command: str, signals: S
         distillation=build.distillation(config, network),
         built_from=float_network.built_from(config.model, data),
     )
-    report = _report(config, folder, data, name=recipe, command=command, timings=timings)
+    report = _report(config, folder, data, name=recipe, command=command, timings=timings, allocation=allocation)
     saver = CheckpointOnSignal(signals, folder / "checkpoints")
     callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), report, saver]
     validation = build.validation_plan(config, len(batches.train_dataloader()) // processes)
@@ -113,6 +119,8 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
     """
     check_images(config, len(data.train))
     float_network.check_source(config, data)
+    mixed_precision.check(config, network, policy, data)
+    other_runs(config, data)
     prepared = prepare(network, policy, torch.zeros(2, *data.image_shape))
     if not quantizers(prepared):
         raise ValueError(
@@ -183,21 +191,18 @@ def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageD
     return callbacks
 
 
-def _report(
-    config: DictConfig, folder: Path, data: ImageData, name: str, command: str, timings: dict[str, float]
-) -> Report:
+def _report(config: DictConfig, folder: Path, data: ImageData, **known: Any) -> Report:
     plain_config: Any = OmegaConf.to_container(config, resolve=True)
     return Report(
         folder=folder,
         metric="test/top1",
         top5="test/top5" if data.num_classes > 5 else None,
         calibration_error="test/calibration_error",
-        name=name,
         data=_data_record(data),
         config=plain_config,
-        command=command,
         seed=config.seed,
-        timings=timings,
+        other_runs=other_runs(config, data),
+        **known,
     )
 
 

@@ -74,3 +74,20 @@ class AllocationResult(Record):
     harms: list[TensorHarm] = field(default_factory=list)
     points: list[BitsPoint] = field(default_factory=list)
     seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class OtherRun(Record):
+    """The model of this run, `row`, against that of another run, `other`, on the same samples.
+
+    `difference` is the value of `row` minus that of `other`, with its paired standard error; `better` is whether `row` wins by
+    at least two of them. All three are None if nothing tells.
+    """
+
+    row: str
+    other: str
+    difference: float | None
+    standard_error: float | None
+    better: bool | None
+    size_bytes: int
+    other_size_bytes: int

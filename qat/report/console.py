@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qat.report import tables
+from qat.report.allocation_tables import other_run_sentence
 from qat.report.schema import Outcome, Results, SiteInfo, VerificationResult
 from qat.report.speed import speed_sentences
 
@@ -69,6 +70,8 @@ def print_report(results: Results, console: Console | None = None, where: Path |
     console.print(Text(f"{results.metric.heading}: {tables.error_words(results.metric)}.", "dim"))
     if any(row.size_kind == "stored" for row in results.rows):
         console.print(Text(tables.STORED_NOTE, "dim"))
+    for other in results.other_runs:
+        console.print(Text(other_run_sentence(other, results.metric), "bold"))
     for row in results.rows:
         if row.note:
             console.print(Text(f"{row.name}: {row.note}", "dim"))

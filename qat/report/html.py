@@ -12,6 +12,7 @@ from jinja2 import StrictUndefined
 from markupsafe import Markup
 
 from qat.report import svg, tables
+from qat.report.allocation_tables import cost_table, harm_words, layer_table, other_run_sentence, point_table
 from qat.report.details import TensorDetail
 from qat.report.schema import SHIPPABLE, Results, Row, RowKind, VerificationResult
 from qat.report.speed import speed_sentences
@@ -23,6 +24,7 @@ KINDS: dict[RowKind, tuple[str, str]] = {
     "float": ("float", "float"),
     "ptq": ("ptq", "post-training quantization"),
     "outside": ("outside", "by another library"),
+    "other_run": ("other", "another run"),
     "step0": ("step0", "QAT before its first step"),
     "qat_fake_quant": ("qat", "QAT"),
     "qat_integer": ("qat", "QAT"),
@@ -36,7 +38,13 @@ def html(results: Results) -> str:
     templates = Templates(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     templates.filters["number"] = first_number
     page = templates.from_string(_read("report.html.j2"))
-    content = {**_comparison(results), **_verification(results), **_tensors(results), **_training(results)}
+    content = {
+        **_comparison(results),
+        **_verification(results),
+        **_allocation(results),
+        **_tensors(results),
+        **_training(results),
+    }
     return page.render(
         r=results,
         style=Markup(_read("style.css")),
@@ -93,6 +101,8 @@ def _read(name: str) -> str:
 def _sections(results: Results) -> Iterator[tuple[str, str]]:
     """(id, title) of every section that the page has."""
     yield from (("comparison", "Comparison"), ("verification", "Verification"), ("quantized", "What is quantized"))
+    if results.allocation is not None:
+        yield "allocation", "Bits under a budget"
     if results.tensors:
         yield from (("sensitivity", "Sensitivity"), ("distributions", "Distributions"))
     optional = {
@@ -109,7 +119,8 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
 
 def _comparison(results: Results) -> dict[str, Any]:
     rows, metric = results.rows, results.metric
-    notes = [f"{row.name}: {row.note}" for row in rows if row.note]
+    notes = [other_run_sentence(other, metric) for other in results.other_runs]
+    notes += [f"{row.name}: {row.note}" for row in rows if row.note]
     notes += speed_sentences(rows, results.environment, results.verification)
     drawn = [row for row in rows if math.isfinite(row.score)]
     y_label = f"test {metric.heading}"
@@ -168,6 +179,25 @@ def _verification(results: Results) -> dict[str, Any]:
         "sites": tables.site_table(results.sites),
         "oscillation": tables.oscillation_sentence(results.oscillations) if results.oscillations else "",
         "oscillations": tables.oscillation_table(results.oscillations) if results.oscillations else None,
+    }
+
+
+def _allocation(results: Results) -> dict[str, Any]:
+    found = results.allocation
+    if found is None:
+        return {"allocation": None}
+    points = []
+    for point in found.points:
+        harm = point.predicted if point.measured is None else point.measured
+        kind = "step0" if point.chosen else "qat" if point.mixed else "ptq"
+        name = "chosen" if point.chosen else point.name
+        points.append(svg.Point(point.cost, math.log10(max(harm, 1e-12)), None, kind, name, f"{name}: {harm:.4g}"))
+    cost = found.costs[0]
+    return {
+        "allocation": [("Costs", cost_table(found), 1), ("Layers", layer_table(found), 1)],
+        "front": point_table(found) if points else None,
+        "front_picture": svg.scatter(points, f"{cost.name}, {cost.unit}", "log10 of the harm") if points else "",
+        "harm_words": harm_words(found),
     }
 
 

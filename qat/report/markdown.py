@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qat.files import write_atomically
 from qat.report import plots, tables
+from qat.report.allocation_tables import cost_table, harm_words, layer_table, other_run_sentence, point_table
 from qat.report.html import html
 from qat.report.schema import Outcome, Results, VerificationResult
 from qat.report.speed import speed_sentences
@@ -52,6 +53,7 @@ def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
         *comparison(results, available),
         *_verification(results),
         *_quantized(results),
+        *_allocation(results),
         *_training(results, available),
         *_oscillations(results, available),
         *_facts(results),
@@ -64,7 +66,8 @@ def comparison(results: Results, available: Collection[str] = ()) -> list[str]:
     """The section that compares all models, as Markdown paragraphs."""
     metric, data = results.metric, results.data
     sections = ["## Comparison", _table(tables.comparison_table(results.rows, data.test, full=True, metric=metric))]
-    notes = [f"- {_escape(row.name)}: {_escape(row.note)}" for row in results.rows if row.note]
+    notes = [f"- {_escape(other_run_sentence(other, metric))}" for other in results.other_runs]
+    notes += [f"- {_escape(row.name)}: {_escape(row.note)}" for row in results.rows if row.note]
     slow = speed_sentences(results.rows, results.environment, results.verification)
     notes += [f"- {_escape(sentence)}" for sentence in slow]
     if any(row.size_kind == "stored" for row in results.rows):
@@ -115,6 +118,15 @@ def _quantized(results: Results) -> list[str]:
         edges = "\n".join(f"- {_escape(edge)}" for edge in results.float_edges)
         return [*sections, f"Stays in float:\n\n{edges}"]
     return [*sections, "Nothing else stays in float."]
+
+
+def _allocation(results: Results) -> list[str]:
+    found = results.allocation
+    if found is None:
+        return []
+    sections = ["## Bits under a budget", _table(cost_table(found), code_columns=1)]
+    sections += [_table(layer_table(found), code_columns=1), _escape(harm_words(found))]
+    return [*sections, _table(point_table(found))] if found.points else sections
 
 
 def _training(results: Results, available: set[str]) -> list[str]:

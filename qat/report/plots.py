@@ -37,6 +37,7 @@ ROW_STYLES: dict[RowKind, RowStyle] = {
     "float": RowStyle("#5a5a5a", "D"),
     "ptq": RowStyle("#D55E00", "s"),
     "outside": RowStyle("#CC79A7", "X"),
+    "other_run": RowStyle("#009E73", "h"),
     "step0": RowStyle("#56B4E9", "^"),
     "qat_fake_quant": RowStyle(QAT_BLUE, "v"),
     "qat_integer": RowStyle(QAT_BLUE, "P"),

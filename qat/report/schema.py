@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from qat.report.allocation import AllocationResult, OtherRun
 from qat.report.details import Confusion, TensorDetail, Trajectories
 from qat.report.environment import Environment
 from qat.report.json_records import Record, SchemaError
@@ -18,8 +19,8 @@ SCHEMA_VERSION = 1
 IDENTICAL_DB = 999.0
 """`SiteResult.sqnr_db` of a tensor without any error, because JSON has no infinity."""
 
-RowKind = Literal["float", "ptq", "outside", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
-SHIPPABLE: tuple[RowKind, ...] = ("float", "ptq", "outside", "qat_integer", "qat_onnxruntime")
+RowKind = Literal["float", "ptq", "outside", "other_run", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
+SHIPPABLE: tuple[RowKind, ...] = ("float", "ptq", "outside", "other_run", "qat_integer", "qat_onnxruntime")
 """Models, and not simulations of one."""
 SizeKind = Literal["file", "stored"]
 Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided", "float_untrained", "not_verified", "verified"]
@@ -251,6 +252,8 @@ class Results(Record):
     float_edges: list[str] = field(default_factory=list)
     training: Training | None = None
     oscillations: OscillationResult | None = None
+    allocation: AllocationResult | None = None
+    other_runs: list[OtherRun] = field(default_factory=list)
     tensors: list[TensorDetail] = field(default_factory=list)
     trajectories: Trajectories | None = None
     confusion: Confusion | None = None

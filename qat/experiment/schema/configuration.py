@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import model_validator
 
+from qat.experiment.schema.budget import Budget
 from qat.experiment.schema.nodes import OneOf, wrong
 from qat.experiment.schema.outputs import AnyCallback, AnyExport, AnyLogger, ModelCheckpoint
 from qat.experiment.schema.quantization import AnyObserver, AnyOscillation, AnyPtq, AnyQuantizer, Policy, Stages
@@ -53,6 +54,8 @@ class Configuration(Section):
     """folder of an interrupted run of this recipe, or one of its checkpoints: continues as if never interrupted"""
     objective: Objective | list[Objective]
     """what a sweep looks for, by the validation images; a list: the Pareto front"""
+    compare_with: list[Text]
+    """folders of finished runs on the same data: their files are measured, and the report says whether this one beats them"""
     debug: bool
     """show the traceback of errors"""
     data: Annotated[Any, OneOf((Data, KnownData, ImageFolder))]
@@ -67,6 +70,8 @@ class Configuration(Section):
     """from the float network"""
     freeze: Freeze
     """what stops late in a run"""
+    budget: Budget
+    """bits of every layer"""
     progressive: Stages | None
     """bits of the stages, down to the fewest of the policy; null: the policy's throughout"""
     quantizer: AnyQuantizer

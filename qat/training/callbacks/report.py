@@ -26,10 +26,12 @@ from qat.report import (
 )
 from qat.report.markdown import write_report
 from qat.report.metric import Mode
+from qat.search import Allocation
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.oscillation_control import OscillationControl
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
+from qat.training.callbacks.report_entries import entries_of_fit
 from qat.training.comparison import row_names
 from qat.training.comparison.artefact import Artefact
 from qat.training.comparison.batch_parts import batch_targets
@@ -40,18 +42,11 @@ from qat.training.comparison.descriptions import (
     describe_sites,
     describe_verification,
 )
-from qat.training.comparison.entries import (
-    Entry,
-    float_entries,
-    outside_entries,
-    ptq_entries,
-    step0_entries,
-    trained_entries,
-)
 from qat.training.comparison.history import History
 from qat.training.comparison.measurements import Measurements
 from qat.training.comparison.metric_reading import MetricSource, ReportMetric
 from qat.training.comparison.notes import note_precision, note_step0
+from qat.training.comparison.other_runs import compare_with_others
 from qat.training.comparison.rows import compare_rows, metric_info, report_rows
 from qat.training.comparison.tensor_details import ScaleRecorder, confusion, first_samples, tensor_details
 from qat.training.lightning.callback_lookup import FitReport, find_callback, require_callback
@@ -95,6 +90,8 @@ class Report(FitReport):
         command: command line of the run, for the record.
         seed: seed of the run, for the record.
         timings: stage -> seconds, for what happened before the fit.
+        allocation: the bits of every layer, if the policy is one of `qat.search`.
+        other_runs: row name -> ONNX file of another fit on the same data, to compare with.
 
     Raises:
         ValueError: when the fit begins: there are no test data, test_step does not log `metric`, or nothing tells which way it
@@ -122,6 +119,8 @@ class Report(FitReport):
         metric_name: str | None = None,
         unit: str | None = None,
         targets: Callable[[Any], Any] | None = None,
+        allocation: Allocation | None = None,
+        other_runs: Mapping[str, Path] | None = None,
     ) -> None:
         self.folder = folder
         self.metric = ReportMetric(metric, mode, metric_name, unit, targets or batch_targets)
@@ -132,6 +131,7 @@ class Report(FitReport):
         self.dataloaders = dataloaders
         self.name, self.data, self.config, self.command, self.seed = name, data, config, command, seed
         self.timings = dict(timings or {})
+        self.allocation, self.other_runs = allocation, dict(other_runs or {})
         self.history = History(*self.curve_names)
         self.step0: nn.Module | None = None
         self.results: Results | None = None
@@ -219,7 +219,9 @@ class Report(FitReport):
         start = time.perf_counter()
         best = best_model(trainer, qat.network_of(pl_module), network_name, qat.staged)
         assert self._measurements is not None
-        measured = self._measurements.measure(self._entries(trainer, best.network, artefact))
+        seconds = qat.calibration_seconds + self.history.seconds
+        entries = entries_of_fit(trainer, qat, self.step0, best.network, artefact, seconds, self.other_runs)
+        measured = self._measurements.measure(entries)
         metric = self._measurements.metric
         evaluations = {entry.name: evaluation for entry, evaluation in measured}
         notes = note_step0(qat.policy, evaluations) | note_precision(
@@ -262,6 +264,8 @@ class Report(FitReport):
             float_edges=float_edges,
             training=self.history.summarize(trainer, best.epoch, info.percent),
             oscillations=oscillations.report if oscillations is not None else None,
+            allocation=None if self.allocation is None else self.allocation.record,
+            other_runs=compare_with_others(measured, info),
             tensors=tensor_details(best.network, self.recorder.samples),
             trajectories=self.recorder.summary(),
             confusion=confusion(measured[-1][0].name, measured[-1][1].predictions, measured[-1][1].labels),
@@ -276,18 +280,6 @@ class Report(FitReport):
         if ptq is None or export is None or found.ptq is None or found.outcome not in ("no_difference", "qat_lost"):
             return None
         return describe_verification(export.export_ptq(trainer, pl_module, ptq.networks[found.ptq]))
-
-    def _entries(self, trainer: L.Trainer, best: nn.Module, artefact: Artefact | None) -> list[Entry]:
-        """The networks to measure, in the order of the table."""
-        qat = require_callback(trainer, QuantizationAwareTraining, self)
-        ptq = find_callback(trainer, PTQBaselines)
-        entries = float_entries(qat.float_network, artefact) if qat.float_network is not None else []
-        if ptq is not None:
-            entries += ptq_entries(ptq.networks, ptq.seconds)
-            entries += outside_entries(ptq.outside_networks, ptq.seconds, artefact)
-        if self.step0 is not None:
-            entries += step0_entries(self.step0, qat.calibration_seconds)
-        return entries + trained_entries(best, artefact, qat.calibration_seconds + self.history.seconds)
 
     def _timings(self, trainer: L.Trainer, artefact: Artefact | None) -> dict[str, float]:
         """Stage -> seconds, in the order in which they ran."""

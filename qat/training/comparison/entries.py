@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
@@ -64,6 +65,12 @@ def outside_entries(
         Entry(name, "outside", network, network.size_bytes, "file", True, seconds[name], latency.get(name, {}))
         for name, network in networks.items()
     ]
+
+
+def other_run_entries(files: Mapping[str, Path]) -> list[Entry]:
+    """The files of other fits, by name."""
+    networks = {name: OnnxRuntimeNetwork(path) for name, path in files.items()}
+    return [Entry(name, "other_run", network, network.size_bytes, "file", True) for name, network in networks.items()]
 
 
 def step0_entries(network: nn.Module, seconds: float) -> list[Entry]:

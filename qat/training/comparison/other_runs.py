@@ -1,0 +1,28 @@
+"""The network of this fit against the files of other fits, on the same samples."""
+
+from __future__ import annotations
+
+from qat.report.allocation import OtherRun
+from qat.report.allocation_tables import CERTAIN
+from qat.report.metric import MetricInfo
+from qat.training.comparison.rows import Measured, compare_rows
+
+
+def compare_with_others(measured: Measured, info: MetricInfo) -> list[OtherRun]:
+    """The last row, which is nearest to the artefact, against each row of another run."""
+    last = measured[-1][0]
+    found = []
+    for entry, _ in measured:
+        if entry.kind == "other_run":
+            difference = compare_rows(measured, last.name, entry.name)
+            if difference is None:
+                found.append(OtherRun(last.name, entry.name, None, None, None, last.size_bytes, entry.size_bytes))
+                continue
+            error = difference.standard_error
+            wins = info.better(difference.difference, 0.0) and abs(difference.difference) >= CERTAIN * error
+            found.append(
+                OtherRun(
+                    last.name, entry.name, difference.difference, error, wins, last.size_bytes, entry.size_bytes
+                )
+            )  # fmt: skip
+    return found
