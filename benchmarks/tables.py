@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks import program_tables, run_tables
+from benchmarks import program_tables, reproduce, run_tables
 from benchmarks.coverage import table as coverage_table
 from benchmarks.measurement_file import RESULTS
 from benchmarks.menu import LADDER, POLICIES, ROWS
@@ -98,6 +98,7 @@ def main() -> None:
     fill(ROOT / "README.md", "speed", speed, check)
     fill(ROOT / "docs/integer_arithmetic.md", "policies", policy_table(RESULTS), check)
     fill(ROOT / "docs/quantizers.md", "menu", menu_table(RESULTS), check)
+    fill(ROOT / "docs/results.md", "reproduction", reproduce.page(RESULTS / "menu"), check)
     coverage = coverage_table.page(read_measurement(RESULTS / "coverage/cpu.json"))
     fill(ROOT / "docs/models.md", "coverage", coverage, check)
     tables = tables_of_programs(RESULTS)

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from benchmarks import menu, program_tables, tables
+from benchmarks import menu, program_tables, reproduce, tables
 from benchmarks.program_tables import NOT_MEASURED
+from benchmarks.published import Published
 
 NOT_IN_THE_MENU = {"dynamic", "dynamic_per_token"}  # 8 bits and between float layers
 
@@ -142,3 +143,26 @@ def test_the_menu_has_every_quantizer():
     known = {path.stem for path in (tables.ROOT / "configs" / "quantizer").glob("*.yaml")}
     measured_ones = {name.split(",")[0].split(" + ")[0] for name in menu.ROWS}
     assert known - NOT_IN_THE_MENU <= measured_ones
+
+
+def test_published_results_beside_ours():
+    cells = {f"w2a2, seed {seed}": {"top1": top1, "commit": "0123456789"} for seed, top1 in enumerate((0.84, 0.86))}
+    ours = {**ABOUT, "row": "lsq", "steps": 4, "data": "some", "test": 100, "float": 0.9, "cells": cells}
+    published = [
+        Published("LSQ", "lsq", "a network", 71.0, {"w2a2": top1}, "Somebody 2020") for top1 in (68.0, 67.0, 60.0)
+    ] + [Published("Other", "other", "a network", 71.0, {"w2a2": 60.0}, "Somebody 2020")]
+    flagged, close, better, missing = lines(reproduce.comparison(published, {"lsq": ours}))
+    assert "| 3.00 | 90.00 | 85.00 ± 1.41 (2) | 5.00 | **+2.00** |" in flagged
+    assert "| 4.00 | 90.00 | 85.00 ± 1.41 (2) | 5.00 | +1.00 |" in close
+    assert "| 11.00 | 90.00 | 85.00 ± 1.41 (2) | 5.00 | -6.00 |" in better
+    assert f"| {NOT_MEASURED} |" in missing
+
+
+def test_ranks_are_those_of_scipy():
+    def row(name: str, top1: float):
+        return {"row": name, "cells": {"w2a2, seed 0": {"top1": top1}}}
+
+    published = [Published(n, n, "a network", 71.0, {"w2a2": t}, "x") for n, t in (("a", 3.0), ("b", 2.0), ("c", 1.0))]
+    found = reproduce.order_of_methods(published, {n: row(n, t) for n, t in (("a", 0.3), ("b", 0.1), ("c", 0.2))})
+    assert "| W2A2 | a, b, c | a, c, b | 0.50 (p = 0.67) |" in lines(found)  # 1 - 6 * (0 + 1 + 1) / (3 * 8)
+    assert sum(NOT_MEASURED in line for line in lines(found)) == 2
