@@ -82,10 +82,8 @@ class FloatFormat:
 
     def values(self, codes: Tensor) -> Tensor:
         """The values of codes: float32."""
-        magnitude = codes.abs().to(torch.int32)
-        above = ((magnitude >> self.mantissa_bits) - 1).clamp(min=0)
-        steps = magnitude - above * 2**self.mantissa_bits
-        return torch.sign(codes) * steps * power_of_two(above + (self.lowest_exponent - self.mantissa_bits))
+        table = TABLES[self.name]
+        return table.to(codes.device)[codes.long() + len(table) // 2]
 
     def bit_patterns(self, codes: Tensor) -> Tensor:
         """The bits of the format as uint8, in its lowest `bits` bits: what hardware and other libraries read."""
@@ -103,6 +101,15 @@ E2M3 = FloatFormat("E2M3", 2, 3, 1, 7.5)
 E2M1 = FloatFormat("E2M1", 2, 1, 1, 6.0)
 INT8 = FloatFormat("INT8", 1, 6, 1, 127 / 64)
 FORMATS = {found.name: found for found in (E4M3, E5M2, E3M2, E2M3, E2M1, INT8)}
+
+
+def _all_values(element: FloatFormat) -> Tensor:
+    """All values, ascending."""
+    magnitudes = torch.arange(element.highest_code + 1, dtype=torch.int32)
+    above = ((magnitudes >> element.mantissa_bits) - 1).clamp(min=0)
+    steps = magnitudes - above * 2**element.mantissa_bits
+    values = steps * power_of_two(above + (element.lowest_exponent - element.mantissa_bits))
+    return torch.cat([-values[1:].flip(0), values])
 
 
 def exponents(x: Tensor) -> Tensor:
@@ -134,9 +141,7 @@ def shared_exponents(largest: Tensor, element: FloatFormat) -> Tensor:
 
 def power_of_two_scales(stored: Tensor) -> Tensor:
     """The float32 values of E8M0 numbers (uint8): 2^-127 to 2^127, and NaN for 255."""
-    exponent = stored.to(torch.int32) - EXPONENT_BIAS
-    scale = power_of_two(exponent.clamp(-126, 127)) * torch.where(exponent == -EXPONENT_BIAS, 0.5, 1.0)
-    return torch.where(stored == 255, torch.nan, scale)
+    return E8M0.to(stored.device)[stored.long()]
 
 
 def two_level_scales(largest: Tensor, largest_of_all: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,13 +161,20 @@ def two_level_scales(largest: Tensor, largest_of_all: Tensor) -> tuple[Tensor, T
     of_tensor = (largest_of_all / (E4M3.largest * E2M1.largest)).clamp(min=SMALLEST_TENSOR_SCALE)
     of_blocks = E4M3.round(largest / E2M1.largest / of_tensor).clamp(min=2.0**-9)
     known = torch.isfinite(largest) & torch.isfinite(of_tensor)
-    return torch.where(known, E4M3.codes(of_blocks), 127).to(torch.uint8), of_tensor
+    return torch.where(known, E4M3.codes(of_blocks), E4M3_NAN).to(torch.uint8), of_tensor
 
 
 def two_level_values(of_blocks: Tensor, of_tensor: Tensor) -> Tensor:
     """The float32 scales of blocks, from what `two_level_scales` returns."""
-    return torch.where(of_blocks == 127, torch.nan, E4M3.values(of_blocks.float())) * of_tensor
+    known = E4M3.values(of_blocks.clamp(max=E4M3_NAN - 1))
+    return torch.where(of_blocks == E4M3_NAN, torch.nan, known) * of_tensor
 
 
 SMALLEST_TENSOR_SCALE = 2.0**-60
 """Of a tensor of zeros."""
+E4M3_NAN = 127
+"""Its bits."""
+TABLES = {element.name: _all_values(element) for element in FORMATS.values()}
+"""All values of each format, ascending."""
+E8M0 = torch.tensor([2.0**exponent for exponent in range(-EXPONENT_BIAS, 128)] + [torch.nan])
+"""The values of all bytes."""

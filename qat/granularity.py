@@ -123,10 +123,10 @@ class PerBlock:
         return prod(shape) // length * self._blocks(length)
 
     def rows(self, x: Tensor) -> Tensor:
-        """[..., I, ...] -> [blocks, size]; a shorter block is filled with zeros."""
+        """[..., I, ...] -> [blocks, size], or less if there is but one; a shorter block is filled with zeros."""
         x = x.movedim(self.axis, -1)
         length = x.shape[-1]
-        size = self.size or length
+        size = min(self.size or length, length)
         return F.pad(x, (0, self._blocks(length) * size - length)).reshape(-1, size)
 
     def view(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.granularity import PerBlock
 from qat.nn import as_quantized, compute_with
 from qat.quantizers import ScaledFloat
 
@@ -46,6 +47,12 @@ class StoredWeight(nn.Module):
         if scaled_float is None:
             self.register_buffer("weight_scale", scale.float())
             self.register_buffer("weight_zero_point", zero_point)
+
+    def in_blocks(self) -> Tensor:
+        """The codes as a file stores them: a row for each block, if scales are shared in blocks; otherwise in their view."""
+        if self.scaled_float is not None and isinstance(granularity := self.scaled_float.spec.granularity, PerBlock):
+            return granularity.rows(self.weight)
+        return self.weight.reshape(self.view)
 
     def dequantized(self) -> Tensor:
         """The float weight, in the shape of the layer's weight."""

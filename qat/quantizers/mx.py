@@ -21,6 +21,8 @@ class MX(BlockScaledFloat):
             channel.
     """
 
+    shared_exponent: Tensor
+    """E8M0, uint8: the exponent + 127 of each block's scale."""
     elements = ("E2M1", "E2M3", "E3M2", "E4M3", "E5M2", "INT8")
     block_size = 32
     scale_bits = 8

@@ -18,6 +18,10 @@ class NVFP4(BlockScaledFloat):
         ValueError: a grid that is not symmetric and signed, bits other than 4, or a weight with one input channel.
     """
 
+    block_scale: Tensor
+    """The bits of each block's E4M3 scale, uint8."""
+    tensor_scale: Tensor
+    """float32 (1,)."""
     elements = ("E2M1",)
     block_size = 16
     scale_bits = 8

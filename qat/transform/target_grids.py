@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qat.quantizers import Dynamic, LookupTableQuantizer
+from qat.quantizers import Dynamic, LookupTableQuantizer, ScaledFloat
 
 if TYPE_CHECKING:
     from qat.transform.policy import Rule, TensorRule
@@ -40,6 +40,11 @@ class TargetGrids:
         """What this target cannot run of a rule: sentences that say what to write instead. name: of the rule."""
         weight, activation = rule.weight, rule.activation
         who = f"target={self.name} cannot run rule {name!r}"
+        formats = [t for t in (weight, activation) if t is not None and issubclass(t.quantizer_class, ScaledFloat)]
+        if formats and (not self.float_layers or formats[-1] is activation):
+            what = formats[-1].quantizer_class.__name__
+            remedy = "nvfp4_weights (weights alone)" if self.float_layers else "w8a8"
+            yield f"{who}, which is in a floating-point format ({what}): write a preset such as {remedy}."
         if weight is not None and not self.float_layers:
             if activation is None:
                 yield f"{who}, which computes in float with integer weights: give it activation: {{bits: 8}}, or no weight."

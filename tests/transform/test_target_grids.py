@@ -30,6 +30,7 @@ def small() -> nn.Module:
         ({"preset": "w8a8", "activation": {"signed": False}}, "write activation: {signed: true}, or bits: 7"),
         ({"preset": "w8a8", "weight": {"symmetric": False}}, "write weight: {symmetric: true}"),
         ({"preset": "w8_dynamic"}, "write a preset such as w8a8"),
+        ({"preset": "mxfp4"}, "floating-point format (MX): write a preset such as w8a8"),
         ({"preset": "w4"}, "give it activation: {bits: 8}"),
         (
             {"preset": "w4a8", "weight": {"granularity": "per_group", "group_size": 1}},
@@ -48,6 +49,15 @@ def test_what_a_target_cannot_run_is_refused(content: dict[str, Any], says: str)
     assert says in str(refused.value)
     with pytest.raises(ValueError, match="target=tensorrt"):
         qat.load_policy({**content, "target": "tensorrt"})
+
+
+def test_inputs_in_a_floating_point_format_are_refused_for_onnx_runtime_before_training() -> None:
+    network = nn.Sequential(nn.Linear(32, 4))
+    with pytest.raises(ValueError, match=r"target=onnxruntime .* \(NVFP4\): write a preset such as nvfp4_weights"):
+        qat.prepare(network, qat.load_policy("nvfp4", first_last_bits=None), torch.zeros(1, 32), target="onnxruntime")
+    qat.prepare(
+        network, qat.load_policy("nvfp4_weights", first_last_bits=None), torch.zeros(1, 32), target="onnxruntime"
+    )
 
 
 def test_the_target_chooses_the_sign_that_a_policy_leaves_open() -> None:

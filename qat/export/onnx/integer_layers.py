@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from qat.export.onnx.float_operations import write_float_module
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
+from qat.export.onnx.scaled_floats import dequantized_floats
 from qat.integer.layers import DynamicLayer, IntegerConv, IntegerConvTranspose, IntegerLayer, IntegerLinear
 from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer
 
@@ -142,6 +143,8 @@ def dequantized_once(graph: QdqGraph, module: StoredWeight, name: str) -> str:
     A DequantizeLinear would be computed in every call, keep BatchNorm from being folded, and make ONNX Runtime replace
     matrix products by MatMulNBits, which rounds their inputs to 8 bits.
     """
+    if module.scaled_float is not None:
+        return dequantized_floats(graph, module.weight, module.scaled_float, name)
     codes, scale, zero_point = module.weight, module.weight_scale, module.weight_zero_point
     real = graph.stored_weight(codes.reshape(module.view).numpy(), f"{name}_codes", TensorProto.FLOAT)
     if zero_point.any():

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qat.export.onnx.onnx_file import read_onnx
@@ -105,7 +106,16 @@ def stored_codes(path: str | Path, weights: Iterable[str]) -> dict[str, Tensor]:
     """The unpacked codes in the file of those `weights` ("conv1_weight", ...) whose layers compute in float."""
     tensors = {t.name.rpartition("_codes")[0]: t for t in read_onnx(path).graph.initializer if "_codes" in t.name}
     codes = {name: onnx.numpy_helper.to_array(tensors[name]) for name in weights if name in tensors}
-    return {name: torch.from_numpy(c.astype(np.int16)) for name, c in codes.items()}
+    return {
+        name: torch.from_numpy(_ranks(c) if "float8" in c.dtype.name else c.astype(np.int16))
+        for name, c in codes.items()
+    }
+
+
+def _ranks(floats: NDArray[Any]) -> NDArray[np.int16]:
+    """The ranks of 8-bit floating-point values, see `qat.floating_point`."""
+    bits = floats.view(np.uint8).astype(np.int16)
+    return np.where(bits < 128, bits, 128 - bits).astype(np.int16)
 
 
 def operators(path: str | Path) -> dict[str, int]:

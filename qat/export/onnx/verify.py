@@ -128,7 +128,7 @@ class _Run:
         weights = stored_weights(integer)
         for name, stored in stored_codes(path, weights).items():
             label, weight = weights[name]
-            ours = weight.weight.reshape(stored.shape).cpu()
+            ours = weight.in_blocks().reshape(stored.shape).cpu()
             self._site(label, ours).compare(ours, stored)
 
     def see(self, inputs: tuple[Tensor, ...]) -> None:

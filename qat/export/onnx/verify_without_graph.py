@@ -52,7 +52,7 @@ def verify_without_graph(
     for name, codes in found.items():
         label, weight = weights[name]
         site = sites[label] = SiteAgreement(label, tuple(codes.shape))
-        site.compare(weight.weight.cpu().reshape(codes.shape).to(codes.dtype), codes)
+        site.compare(weight.in_blocks().cpu().reshape(codes.shape).to(codes.dtype), codes)
     result = Verification(operators=operators(path))
     exercise = Exercise()
     examples: tuple[Any, ...] = ()
