@@ -61,9 +61,9 @@ def _of_row(name: str) -> Callable[[Results], float | None]:
 
 OBJECTIVES: dict[Objective, Meaning] = {
     "accuracy": Meaning(validation_value, True, "validation images are needed, data.val_fraction=0.1"),
-    "size": Meaning(_of_row("size_bytes"), False, "a file is needed, export=onnx"),
-    "latency": Meaning(_of_row("latency_ms_batch1"), False, "a file is needed, export=onnx"),
-    "latency_32": Meaning(_of_row("latency_ms_batch32"), False, "a file is needed, export=onnx"),
+    "size": Meaning(_of_row("size_bytes"), False, "a file is needed, export=onnxruntime"),
+    "latency": Meaning(_of_row("latency_ms_batch1"), False, "a file is needed, export=onnxruntime"),
+    "latency_32": Meaning(_of_row("latency_ms_batch32"), False, "a file is needed, export=onnxruntime"),
     "minutes": Meaning(minutes, False, ""),
 }
 

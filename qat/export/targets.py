@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from qat.export.verification import Verification
+    from qat.transform import Policy
     from qat.transform.target_grids import TargetGrids
 
 
@@ -73,6 +74,19 @@ class Target:
 
         return target_grids(self.name)
 
+    def check(self, policy: Policy) -> None:
+        """Check that a network of this policy can be written for this target.
+
+        Raises:
+            ValueError: it cannot; the message says what to write instead.
+        """
+        wanted = replace(policy, target=self.name)
+        if wanted.rules != policy.rules or wanted.residual_rule() != policy.residual_rule():
+            raise ValueError(
+                f"a file for {self.name} needs grids that the policy leaves open: write policy.target={self.name}, or "
+                f'qat.load_policy({policy.name!r}, target="{self.name}").'
+            )
+
     def write(self, integer: nn.Module, example: Any, path: Path) -> None:
         """Write an integer model, whole or not at all."""
         _named(self.writer)(integer, example, path)
@@ -96,6 +110,7 @@ RUNTIMES = (Runtime("onnxruntime", "qat.export.onnx:verify_onnx", "qat.export:On
 TARGETS = (
     Target("onnxruntime", (".onnx",), "ONNX, for ONNX Runtime", "qat.export:export_onnx"),
     Target("portable", (".onnx",), "plain QDQ ONNX of opset 13, for everybody else", "qat.export.onnx:export_portable"),
+    Target("tensorrt", (".onnx",), "ONNX as TensorRT wants it", "qat.export.onnx:export_tensorrt"),
 )
 
 

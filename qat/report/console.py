@@ -79,6 +79,8 @@ def print_report(results: Results, console: Console | None = None, where: Path |
         console.print(Text(sentence, "yellow"))
     if results.verification is not None:
         _print_verification("Verification", results.verification, console, data.classes is not None)
+    for of_target in results.target_verifications:
+        _print_verification(of_target.file, of_target, console, data.classes is not None)
     if results.ptq_verification is not None:
         title = f"{results.ptq_verification.file}, {results.verdict.ptq}"
         _print_verification(title, results.ptq_verification, console, data.classes is not None)

@@ -29,6 +29,7 @@ KINDS: dict[RowKind, tuple[str, str]] = {
     "qat_fake_quant": ("qat", "QAT"),
     "qat_integer": ("qat", "QAT"),
     "qat_onnxruntime": ("qat", "QAT"),
+    "qat_target": ("qat", "QAT"),
 }
 """Row kind -> the class of its colour, and what it is."""
 
@@ -175,6 +176,7 @@ def _verification(results: Results) -> dict[str, Any]:
     return {
         "verified": _verified(found, results),
         "ptq_verified": _verified(results.ptq_verification, results),
+        "targets_verified": [(v.file, _verified(v, results)) for v in results.target_verifications],
         "verification": tables.verification_table(found) if found else None,
         "sites": tables.site_table(results.sites),
         "oscillation": tables.oscillation_sentence(results.oscillations) if results.oscillations else "",

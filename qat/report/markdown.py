@@ -90,6 +90,7 @@ def _verification(results: Results) -> list[str]:
     if verification is None:
         return ["## Verification", "No artefact was verified in this run."]
     sections = ["## Verification", _verified(verification, results)]
+    sections += [f"`{v.file}`: {_verified(v, results)}" for v in results.target_verifications]
     if results.ptq_verification is not None:
         sections.append(
             f"`{results.ptq_verification.file}`, {results.verdict.ptq}: {_verified(results.ptq_verification, results)}"

@@ -13,9 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from qat.report.details import OscillationResult
 from qat.report.picture_labels import Label, draw_column
 from qat.report.placement import beside_each_other
-from qat.report.schema import SHIPPABLE, OscillationResult, Results, Row, RowKind
+from qat.report.schema import SHIPPABLE, Results, Row, RowKind
 from qat.report.tables import error_words
 from qat.report.text_of_numbers import format_size
 from qat.report.verdicts import standard_error
@@ -42,6 +43,7 @@ ROW_STYLES: dict[RowKind, RowStyle] = {
     "qat_fake_quant": RowStyle(QAT_BLUE, "v"),
     "qat_integer": RowStyle(QAT_BLUE, "P"),
     "qat_onnxruntime": RowStyle(QAT_BLUE, "o"),
+    "qat_target": RowStyle(QAT_BLUE, "p"),
 }
 
 

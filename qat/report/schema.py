@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qat.report.allocation import AllocationResult, OtherRun
-from qat.report.details import Confusion, TensorDetail, Trajectories
+from qat.report.details import Confusion, OscillationResult, TensorDetail, Trajectories
 from qat.report.environment import Environment
 from qat.report.json_records import Record, SchemaError
 from qat.report.metric import ACCURACY, MetricInfo
@@ -19,8 +19,13 @@ SCHEMA_VERSION = 1
 IDENTICAL_DB = 999.0
 """`SiteResult.sqnr_db` of a tensor without any error, because JSON has no infinity."""
 
-RowKind = Literal["float", "ptq", "outside", "other_run", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime"]
-SHIPPABLE: tuple[RowKind, ...] = ("float", "ptq", "outside", "other_run", "qat_integer", "qat_onnxruntime")
+RowKind = Literal[
+    "float", "ptq", "outside", "other_run", "step0", "qat_fake_quant", "qat_integer", "qat_onnxruntime", "qat_target"
+]
+SHIPPABLE: tuple[RowKind, ...] = (
+    *("float", "ptq", "outside", "other_run"),
+    *("qat_integer", "qat_onnxruntime", "qat_target"),
+)
 """Models, and not simulations of one."""
 SizeKind = Literal["file", "stored"]
 Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided", "float_untrained", "not_verified", "verified"]
@@ -198,40 +203,6 @@ class Training(Record):
         return self.val_top1 or self.val_values
 
 
-@dataclass(frozen=True)
-class LayerOscillations(Record):
-    """Numbers of weights in one layer at the end of the training: all, those that oscillate, those that are frozen."""
-
-    layer: str
-    weights: int
-    oscillating: int
-    frozen: int
-
-
-@dataclass(frozen=True)
-class OscillationResult(Record):
-    """Weights whose integer code still changed back and forth more often than `threshold` when the training ended."""
-
-    threshold: float
-    momentum: float
-    layers: list[LayerOscillations]
-
-    @property
-    def weights(self) -> int:
-        """Number of weights in all layers."""
-        return sum(layer.weights for layer in self.layers)
-
-    @property
-    def oscillating(self) -> float:
-        """Fraction of all weights that oscillate."""
-        return sum(layer.oscillating for layer in self.layers) / self.weights
-
-    @property
-    def frozen(self) -> float:
-        """Fraction of all weights that are frozen."""
-        return sum(layer.frozen for layer in self.layers) / self.weights
-
-
 @dataclass(frozen=True, kw_only=True)
 class Results(Record):
     """All results of one run; the console output, Markdown and pictures depend on nothing else."""
@@ -247,6 +218,7 @@ class Results(Record):
     metric: MetricInfo = ACCURACY
     verification: VerificationResult | None = None
     ptq_verification: VerificationResult | None = None
+    target_verifications: list[VerificationResult] = field(default_factory=list)
     environment: Environment
     sites: list[SiteInfo] = field(default_factory=list)
     float_edges: list[str] = field(default_factory=list)
@@ -263,6 +235,11 @@ class Results(Record):
         names = [row.name for row in self.rows]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise SchemaError(f"Results.rows has two rows named {twice!r}; give each its own name")
+
+    @property
+    def verifications(self) -> list[VerificationResult]:
+        """Of all files that were written."""
+        return [v for v in (self.verification, *self.target_verifications, self.ptq_verification) if v]
 
 
 def timing_free(results: Mapping[str, Any]) -> dict[str, Any]:

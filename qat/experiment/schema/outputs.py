@@ -11,7 +11,7 @@ from pydantic import Field
 from qat.experiment.schema.nodes import Node, Off, OneOf
 from qat.experiment.schema.quantization import Oscillation, Stages
 from qat.experiment.schema.training import Optimizer
-from qat.experiment.schema.values import Count, CountOrZero, OnnxFile, Says, Share, Text
+from qat.experiment.schema.values import Count, CountOrZero, OnnxFile, Says, Share, TargetName, Text
 
 IN_FOLDER: Mapping[str, str] = {"save_dir": "write hydra.run.dir=FOLDER"}
 
@@ -164,6 +164,10 @@ class Export(Node):
     """QDQ ONNX, verified in ONNX Runtime code by code"""
     float_path: OnnxFile | None = None
     """the float network, for its size and latency; null: not written"""
+    targets: Annotated[dict[TargetName, Text | None], Says("{portable: model_portable.onnx}, or {portable: null}")] = (
+        Field(default_factory=dict)
+    )
+    """further targets, and the names of their files (null: model_NAME beside the file)"""
 
 
 AnyLogger = Annotated[Any, OneOf((Logger, Wandb), OtherLogger)]

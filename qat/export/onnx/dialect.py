@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx
 
 from qat.export.onnx.portable import make_portable
+from qat.export.onnx.tensorrt import make_tensorrt
+from qat.integer import Encoding
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,27 @@ class Dialect:
     Attributes:
         name: of the target whose dialect it is.
         packs_weights: whether weights of few bits are stored in 2 and 4 bits, and widened when the file is loaded.
-        rewrite: changes the file of the default dialect in place; None: nothing is changed.
+        rewrite: changes a file of the default dialect in place, given the encodings of its sites by the names of their
+            tensors; None: nothing is changed.
+        exact: whether ONNX Runtime computes the file in integers, to the last code. Otherwise a code may differ by one step,
+            where the sums of floats are rounded.
     """
 
     name: str
     packs_weights: bool = True
-    rewrite: Callable[[onnx.ModelProto], None] | None = None
+    rewrite: Callable[[onnx.ModelProto, Mapping[str, Encoding]], None] | None = None
+    exact: bool = True
 
 
 DEFAULT = Dialect("onnxruntime")
-DIALECTS = {d.name: d for d in (DEFAULT, Dialect("portable", packs_weights=False, rewrite=make_portable))}
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (
+        DEFAULT,
+        Dialect("portable", packs_weights=False, rewrite=make_portable),
+        Dialect("tensorrt", packs_weights=False, rewrite=make_tensorrt, exact=False),
+    )
+}
 
 
 def dialect_of(name: str) -> Dialect:

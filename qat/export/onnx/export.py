@@ -35,7 +35,7 @@ from qat.export.onnx.torch_onnx import TorchOnnxWriter, names_in, written_before
 from qat.export.onnx.trials import Trials
 from qat.export.onnx.without_graph import is_converted_without_graph, onnx_model_without_graph
 from qat.files import write_atomically
-from qat.integer import IntegerModel
+from qat.integer import Encoding, IntegerModel
 from qat.integer.modules import IntegerModule
 from qat.operations import AdaptiveMaxPool, describe_graph
 from qat.torch_private import tree_map_only
@@ -91,6 +91,11 @@ def export_portable(model: nn.Module, example_inputs: Examples, path: str | Path
     export_onnx(model, example_inputs, path, target="portable")
 
 
+def export_tensorrt(model: nn.Module, example_inputs: Examples, path: str | Path) -> None:
+    """`export_onnx` for the target "tensorrt"."""
+    export_onnx(model, example_inputs, path, target="tensorrt")
+
+
 def onnx_model(
     model: IntegerModel, example_inputs: Examples, dynamic: FreeAxes | None = None, dialect: Dialect = DEFAULT
 ) -> onnx.ModelProto:
@@ -104,7 +109,7 @@ def onnx_model(
     exporter = _Exporter(trials, model, dialect.packs_weights)
     file = exporter.model_proto()
     if dialect.rewrite is not None:
-        dialect.rewrite(file)
+        dialect.rewrite(file, exporter.encodings())
     if dynamic is not None:
         trials.check(file)
     axes = None if dynamic is None else trials.inputs.axes
@@ -174,6 +179,15 @@ class _Exporter:
     def _is_site(self, node: fx.Node) -> bool:
         module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
         return isinstance(module, IntegerModule) and module.makes_codes
+
+    def encodings(self) -> dict[str, Encoding]:
+        """Tensor -> how its codes are read, of all sites on a fixed grid."""
+        outputs = {
+            name: self.model.get_submodule(str(n.target)).output
+            for n, name in self.reserved.items()
+            if self._is_site(n)
+        }
+        return {name: output for name, output in outputs.items() if isinstance(output, Encoding)}
 
     def renamed_sites(self) -> dict[str, str]:
         """Site -> its tensor, of sites whose name an input or output has."""

@@ -7,7 +7,7 @@ that lies on a grid and rounding it to the same grid again gives the code that w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from qat.export.onnx.tensor_names import TensorNames
+from qat.integer import Encoding
 
 OLDEST_OPSET = 13
 """The oldest with scales per channel."""
@@ -25,9 +26,14 @@ CHANGED_MEANING = {"GridSample", "GroupNormalization"}
 """Operators whose older versions take the same arguments and mean something else."""
 
 
-def make_portable(model: onnx.ModelProto) -> None:
-    """Rewrite a file in the dialect of ONNX Runtime, in place. Names of sites, inputs and outputs stay."""
-    rewriter = Rewriter(model)
+def make_portable(model: onnx.ModelProto, encodings: Mapping[str, Encoding]) -> None:
+    """Rewrite a file in the dialect of ONNX Runtime, in place. Names of sites, inputs and outputs stay.
+
+    Args:
+        model: the file.
+        encodings: of the codes of its sites, by the names of their tensors.
+    """
+    rewriter = Rewriter(model, encodings)
     rewriter.wrap_moves()
     rewriter.write_zero_points()
     rewriter.finish()
@@ -38,14 +44,61 @@ class Rewriter:
 
     Args:
         model: the file.
+        encodings: of the codes of its sites, by the names of their tensors.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, encodings: Mapping[str, Encoding]) -> None:
         self.model, self.graph = model, model.graph
         self.constants = {t.name: t for t in self.graph.initializer}
         taken = {name for node in self.graph.node for name in (*node.input, *node.output)} | set(self.constants)
         self.names = TensorNames(sorted(taken))
-        self.grids = _grids(self.graph)
+        self.grids = self._grids(encodings)
+        """Tensor of codes -> (scale, zero-point), of all tensors on a fixed grid."""
+        self.on_grid: set[str] = set()
+        """Codes of values that lie on their grid already, so that quantizing them neither rounds nor saturates."""
+
+    def _grids(self, encodings: Mapping[str, Encoding]) -> dict[str, tuple[str, str]]:
+        grids: dict[str, tuple[str, str]] = {}
+        made: set[str] = set()  # by tables and casts
+        for node in self.graph.node:
+            if node.op_type == "QuantizeLinear":
+                grids[node.output[0]] = (node.input[1], node.input[2])
+            elif self._makes_codes(node):
+                made |= set(node.output)
+                if node.output[0] in encodings:
+                    grids[node.output[0]] = self._constants(node.output[0], encodings[node.output[0]])
+            elif node.op_type == "DequantizeLinear" and [n in self.constants for n in node.input] == [
+                False,
+                True,
+                True,
+            ]:
+                grids.setdefault(node.input[0], (node.input[1], node.input[2]))
+        moves = [node for node in self.graph.node if node.op_type not in NOT_MOVES]
+        for node in moves:
+            if not made.isdisjoint(node.input):
+                made |= set(node.output)
+            source = next((name for name in node.input if name in grids), None)
+            if source is not None:
+                for name in filter(None, node.output):
+                    grids.setdefault(name, grids[source])
+        for node in reversed(moves):
+            behind = next((grids[name] for name in node.output if name in grids), None)
+            if behind is not None:
+                grids.update({name: grids.get(name, behind) for name in node.input if name in made})
+        return grids
+
+    def _constants(self, name: str, encoding: Encoding) -> tuple[str, str]:
+        scale, zero_point = np.array(encoding.scale, dtype=np.float32), np.array(encoding.zero_point, dtype=np.uint8)
+        return self.constant(scale, f"{name}_scale"), self.constant(zero_point, f"{name}_zero_point")
+
+    def _makes_codes(self, node: onnx.NodeProto) -> bool:
+        """Whether a node makes codes in another way than by QuantizeLinear."""
+        if node.op_type == "Cast":
+            return any(a.name == "to" and a.i == TensorProto.UINT8 for a in node.attribute)
+        return node.op_type == "Gather" and self._type(node.input[0]) == TensorProto.UINT8
+
+    def _type(self, name: str) -> int | None:
+        return self.constants[name].data_type if name in self.constants else None
 
     def value(self, name: str) -> NDArray[Any]:
         """The value of a constant."""
@@ -58,6 +111,11 @@ class Rewriter:
         self.constants[tensor.name] = tensor
         return str(tensor.name)
 
+    def real(self, codes: str, grid: tuple[str, str]) -> NDArray[Any]:
+        """The float32 values of constant codes on a grid."""
+        scale, zero_point = self.value(grid[0]), self.value(grid[1]).astype(np.float32)
+        return np.asarray((self.value(codes).astype(np.float32) - zero_point) * scale, dtype=np.float32)
+
     def wrap_moves(self) -> None:
         """Put DequantizeLinear before every operator that moves codes, and QuantizeLinear behind it."""
         nodes: list[onnx.NodeProto] = []
@@ -66,8 +124,13 @@ class Rewriter:
                 nodes += self._wrapped(node)
             else:
                 nodes.append(node)
+        self.replace(nodes)
+
+    def replace(self, nodes: Sequence[onnx.NodeProto]) -> None:
+        """Put these nodes in place of the graph's, of which they may be part."""
+        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del self.graph.node[:]
-        self.graph.node.extend(nodes)
+        self.graph.node.extend(copies)
 
     def _wrapped(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         grid = next(self.grids[name] for name in node.input if name in self.grids)
@@ -75,19 +138,17 @@ class Rewriter:
             if name in self.grids:
                 node.input[i] = self.names.new(f"{name}_moved")
                 yield helper.make_node("DequantizeLinear", [name, *self.grids[name]], [node.input[i]], node.input[i])
-            elif name in self.constants and self.constants[name].data_type == TensorProto.UINT8:
-                node.input[i] = self.constant(self._real(name, grid), f"{name}_real")
+            elif self._type(name) == TensorProto.UINT8:
+                node.input[i] = self.constant(self.real(name, grid), f"{name}_real")
         codes = list(node.output)
         node.output[:] = [self.names.new(f"{name}_real") if name else "" for name in codes]
         node.name = next(filter(None, node.output))
         yield node
         for real, name in zip(node.output, codes, strict=True):
             if name:
+                if node.op_type != "Clip":
+                    self.on_grid.add(name)
                 yield helper.make_node("QuantizeLinear", [real, *grid], [name], name)
-
-    def _real(self, codes: str, grid: tuple[str, str]) -> NDArray[Any]:
-        scale, zero_point = self.value(grid[0]), self.value(grid[1]).astype(np.float32)
-        return np.asarray((self.value(codes).astype(np.float32) - zero_point) * scale, dtype=np.float32)
 
     def write_zero_points(self) -> None:
         """Write the zero-points that were left out because they are 0. Each has its own: runtimes may rewrite them."""
@@ -110,23 +171,6 @@ class Rewriter:
                 entry.version = opset
         self.model.ir_version = helper.find_min_ir_version_for(list(self.model.opset_import))
         onnx.checker.check_model(self.model, full_check=True)
-
-
-def _grids(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
-    """Tensor of codes -> (scale, zero-point), of all tensors on a fixed grid."""
-    constants = {t.name for t in graph.initializer}
-    grids: dict[str, tuple[str, str]] = {}
-    for node in graph.node:  # results of look-ups, too, are read by a DequantizeLinear
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and set(node.input[1:]) <= constants:
-            codes = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
-            if codes not in constants and len(node.input) == 3:
-                grids[codes] = (node.input[1], node.input[2])
-    for node in graph.node:
-        source = next((name for name in node.input if name in grids), None)
-        if source is not None and node.op_type not in NOT_MOVES:
-            for name in filter(None, node.output):
-                grids.setdefault(name, grids[source])
-    return grids
 
 
 def _is_valid(node: onnx.NodeProto, opset: int, newest: int) -> bool:

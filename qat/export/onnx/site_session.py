@@ -24,14 +24,15 @@ SAME_VALUES = (
 
 
 class SiteSession:
-    """A session that also returns the uint8 tensors of the named sites. The file is not changed.
+    """A session that also returns the codes of the named sites. The file is not changed.
 
     Args:
         path: the file.
         sites: names of sites; those that the file does not have are left out of `self.sites`.
+        zero_points: of sites, where the file has int8 codes, from which they were subtracted.
     """
 
-    def __init__(self, path: str | Path, sites: Sequence[str]) -> None:
+    def __init__(self, path: str | Path, sites: Sequence[str], zero_points: Mapping[str, int] | None = None) -> None:
         self.path = path
         self.model = read_onnx(path)
         with malformed(path, "has metadata that cannot be read", "write it again", DamagedFileError):
@@ -41,8 +42,10 @@ class SiteSession:
         self.sites = [name for name in sites if name in tensors]
         self.regions = _regions(self.model.graph, [*self.sites, *self.outputs], set(self.sites))
         self.mixes_samples = any(n.op_type == "DynamicQuantizeLinear" for n in self.model.graph.node)
+        self.shifts = {n: (zero_points or {})[n] for n in _signed_tensors(self.model.graph) & set(self.sites)}
+        """Sites with int8 codes -> what they are less than those of the integer model."""
         for name in self.sites:
-            self.model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+            self.model.graph.output.append(onnx.helper.make_tensor_value_info(name, self._type(name), None))
         with refusals(path):
             self.session = session(self.model.SerializeToString())
         self._restarted: tuple[object, onnxruntime.InferenceSession] | None = None
@@ -55,8 +58,9 @@ class SiteSession:
         """(outputs, {site: codes}), each computed from `codes` of the sites in front of it, not from the runtime's own."""
         shapes = {name: tuple(codes[name].shape[1:]) for name in self.sites}
         if self._restarted is None or self._restarted[0] != shapes:
-            self._restarted = shapes, session(_cut(self.model, shapes).SerializeToString())
-        given = {_given(name): codes[name].cpu().contiguous().numpy() for name in self.sites}
+            types = {name: self._type(name) for name in self.sites}
+            self._restarted = shapes, session(_cut(self.model, shapes, types).SerializeToString())
+        given = {_given(name): self._as_stored(name, codes[name]) for name in self.sites}
         return self._run(self._restarted[1], feeds(self.session, inputs) | given)
 
     def sources(self, name: str) -> set[str]:
@@ -84,7 +88,18 @@ class SiteSession:
         with refusals(self.path):
             values = [torch.from_numpy(v) for v in of_file.run([*self.outputs, *self.sites], dict(inputs))]
         count = len(self.outputs)
-        return values[:count], dict(zip(self.sites, values[count:], strict=True))
+        codes = dict(zip(self.sites, values[count:], strict=True))
+        unsigned = {n: (codes[n].short() + shift).to(torch.uint8) for n, shift in self.shifts.items()}
+        return values[:count], codes | unsigned
+
+    def _type(self, site: str) -> int:
+        """Of the codes in the file, as ONNX numbers types."""
+        return int(onnx.TensorProto.INT8 if site in self.shifts else onnx.TensorProto.UINT8)
+
+    def _as_stored(self, site: str, codes: Tensor) -> object:
+        if site in self.shifts:
+            codes = (codes.short() - self.shifts[site]).to(torch.int8)
+        return codes.cpu().contiguous().numpy()
 
 
 def _with_names_of_sites(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -120,7 +135,13 @@ def _regions(graph: onnx.GraphProto, names: Iterable[str], sites: set[str]) -> d
     return regions
 
 
-def _cut(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+def _signed_tensors(graph: onnx.GraphProto) -> set[str]:
+    """The results of QuantizeLinear with a zero-point of type int8."""
+    signed = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    return {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear" and signed & set(n.input[2:])}
+
+
+def _cut(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, int]) -> onnx.ModelProto:
     """A copy in which the readers of every site read a new input instead."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -128,7 +149,7 @@ def _cut(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.
         node.input[:] = [_given(name) if name in shapes else name for name in node.input]
     for name, shape in shapes.items():
         dims: list[str | int] = [f"{name}/samples", *shape]
-        copy.graph.input.append(onnx.helper.make_tensor_value_info(_given(name), onnx.TensorProto.UINT8, dims))
+        copy.graph.input.append(onnx.helper.make_tensor_value_info(_given(name), types[name], dims))
     return copy
 
 

@@ -117,11 +117,12 @@ class _Run:
     def __init__(self, path: str | Path, integer: IntegerModel, prepared: nn.Module | None) -> None:
         self.path, self.integer = path, integer
         self.session = _open(path, integer)
+        self.exact = dialect_of(dialect_name(self.session.model)).exact
         self.sites: dict[str, SiteAgreement] = {}
         self.exercise = Exercise()
         self.prepared = None if prepared is None else PreparedAgreement(prepared, integer)
         in_float = any(_computes_in_float(m) for m in integer.modules()) or _ends_in_float(integer)
-        self.tolerance = FLOAT_TOLERANCE if in_float else 0.0
+        self.tolerance = FLOAT_TOLERANCE if in_float or not self.exact else 0.0
         self.within = f" (within {self.tolerance:g} of the largest)" if self.tolerance else ""
         self.examples: tuple[Any, ...] = ()
         self.same_answers = self.answers = 0
@@ -191,6 +192,8 @@ class _Run:
         return self.sites.setdefault(name, SiteAgreement(name, tuple(x.shape[1:])))
 
     def _rounds_floats(self, name: str) -> bool:
+        if not self.exact:
+            return True
         is_quantize = isinstance(self.integer.get_submodule(name), Quantize | DynamicQuantize)
         return is_quantize and self.session.rounds_floats(name)
 
@@ -223,9 +226,9 @@ class _Run:
 
 def _open(path: str | Path, integer: IntegerModel) -> SiteSession:
     """A session that also returns the codes of every site of the model."""
-    names = [n for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.makes_codes]
-    session = SiteSession(path, names)
-    if missing := sorted(set(names) - set(session.sites)):
+    sites = {n: m for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.makes_codes}
+    session = SiteSession(path, list(sites), {n: m.output.zero_point for n, m in sites.items() if m.output is not None})
+    if missing := sorted(set(sites) - set(session.sites)):
         raise OtherModelError(
             f"{path} has no tensor for the sites {', '.join(missing)}: it was written from another model."
         )

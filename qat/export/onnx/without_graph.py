@@ -49,7 +49,7 @@ def onnx_model_without_graph(
     exported = _torch_export(_with_markers(copy.deepcopy(single)), inputs, one)
     file = _Writer(exported, inputs, list(expected), parts, dialect.packs_weights).model_proto()
     if dialect.rewrite is not None:
-        dialect.rewrite(file)
+        dialect.rewrite(file, {})
     check_outputs(file, dict(named_tensors(other, inputs.names.values())), expected)
     tensors = [x for x in tree_leaves(tuple(inputs.values.values())) if isinstance(x, Tensor)]
     describe(file, model, tensors, None if dynamic is None else inputs.axes, dialect=dialect.name)

@@ -1,9 +1,9 @@
-"""From the best checkpoint to a verified ONNX file."""
+"""From the best checkpoint to verified files."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import lightning as L
 from torch import Tensor, nn
 
 from qat.capture import copy_model
-from qat.export import export_onnx
+from qat.export import TARGETS
+from qat.export.targets import target_named
 from qat.integer import convert
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
@@ -35,16 +36,29 @@ class ExportONNX(L.Callback):
         path: the file to write. It is written whole or not at all.
         float_path: where to write the float network as well, to compare size and latency.
         dataloaders: test dataloaders, if neither datamodule nor module has them.
+        targets: further targets (`qat.export.TARGETS`) that get a file of the same integer model, each verified in its own
+            runtime: names, or name -> name of the file; by default `model_portable.onnx` beside `model.onnx`.
 
     Raises:
-        ValueError: there are no test data, or the network has no ONNX form (both when the fit begins).
+        ValueError: there is no such target; or, when the fit begins, there are no test data, the network has no ONNX form, or
+            a target cannot run the policy.
         VerificationError: the file differs from the integer model, or that from what was trained (when the fit ends).
     """
 
     def __init__(
-        self, path: str | Path = "model.onnx", float_path: str | Path | None = None, dataloaders: Any = None
+        self,
+        path: str | Path = "model.onnx",
+        float_path: str | Path | None = None,
+        dataloaders: Any = None,
+        targets: Iterable[str] | Mapping[str, str | None] = (),
     ) -> None:
         self.path = Path(path)
+        names = targets if isinstance(targets, Mapping) else dict.fromkeys(targets)
+        self.targets = {
+            (target := target_named(name)): target.path(self.path) if file is None else self.path.parent / file
+            for name, file in names.items()
+            if name != TARGETS[0].name
+        }
         self.float_path = None if float_path is None else Path(float_path)
         self.dataloaders = dataloaders
         self.artefact: Artefact | None = None
@@ -55,6 +69,8 @@ class ExportONNX(L.Callback):
             self.artefact = None
             if not has_test_data(trainer, pl_module, self.dataloaders):
                 raise ValueError(NO_TEST_DATA)
+            for target in self.targets:
+                target.check(require_callback(trainer, QuantizationAwareTraining, self).policy)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export the untrained network to a temporary folder: a network without an ONNX form fails before training."""
@@ -65,7 +81,8 @@ class ExportONNX(L.Callback):
         example = next(self._test_inputs(trainer, pl_module)())
         with tempfile.TemporaryDirectory() as folder:
             integer = convert(copy_model(qat.network_of(pl_module)).cpu().float())
-            export_onnx(integer, tuple(x[:1] for x in example), Path(folder) / self.path.name)
+            for target, path in {TARGETS[0]: self.path, **self.targets}.items():
+                target.write(integer, tuple(x[:1] for x in example), Path(folder) / path.name)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         def export_without_result() -> None:  # `run_on_rank_zero` sends results to the other processes
@@ -90,6 +107,7 @@ class ExportONNX(L.Callback):
                 qat.float_network,
                 self.float_path,
                 other_files={name: network.path for name, network in outside.items()},
+                targets=self.targets,
             )
         return self.artefact
 

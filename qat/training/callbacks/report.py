@@ -40,7 +40,7 @@ from qat.training.comparison.descriptions import (
     describe_data,
     describe_environment,
     describe_sites,
-    describe_verification,
+    describe_verifications,
 )
 from qat.training.comparison.history import History
 from qat.training.comparison.measurements import Measurements
@@ -207,8 +207,8 @@ class Report(FitReport):
             return results
 
         self.results = run_on_rank_zero(trainer, measure_and_write)
-        for found in (self.results.verification, self.results.ptq_verification):
-            if found is not None and not found.exact:
+        for found in self.results.verifications:
+            if not found.exact:
                 raise VerificationError(not_verified(self.results.verdict, found).text)
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Results:
@@ -244,10 +244,9 @@ class Report(FitReport):
         )
         rows = report_rows(measured, info, self.extras, notes)
         sites, float_edges, _ = describe_sites(best.network)
+        verifications = describe_verifications(artefact) if artefact is not None else []
         found = verdict(rows, data.test, info, data.samples, partial(compare_rows, measured))
-        verification = describe_verification(artefact) if artefact is not None else None
-        if verification is not None and not verification.exact:
-            found = not_verified(found, verification)
+        found = next((not_verified(found, v) for v in verifications if not v.exact), found)
         return Results(
             recipe=self.name or type(pl_module).__name__,
             command=self.command,
@@ -257,8 +256,9 @@ class Report(FitReport):
             rows=rows,
             verdict=found,
             metric=info,
-            verification=verification,
+            verification=verifications[0] if verifications else None,
             ptq_verification=self._verify_ptq(trainer, pl_module, found),
+            target_verifications=verifications[1:],
             environment=describe_environment(trainer),
             sites=sites,
             float_edges=float_edges,
@@ -268,7 +268,7 @@ class Report(FitReport):
             other_runs=compare_with_others(measured, info),
             tensors=tensor_details(best.network, self.recorder.samples),
             trajectories=self.recorder.summary(),
-            confusion=confusion(measured[-1][0].name, measured[-1][1].predictions, measured[-1][1].labels),
+            confusion=confusion(measured),
             timings={**self._timings(trainer, artefact), "evaluation": time.perf_counter() - start},
         )
 
@@ -279,7 +279,7 @@ class Report(FitReport):
         ptq, export = find_callback(trainer, PTQBaselines), find_callback(trainer, ExportONNX)
         if ptq is None or export is None or found.ptq is None or found.outcome not in ("no_difference", "qat_lost"):
             return None
-        return describe_verification(export.export_ptq(trainer, pl_module, ptq.networks[found.ptq]))
+        return describe_verifications(export.export_ptq(trainer, pl_module, ptq.networks[found.ptq]))[0]
 
     def _timings(self, trainer: L.Trainer, artefact: Artefact | None) -> dict[str, float]:
         """Stage -> seconds, in the order in which they ran."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import lightning as L
 from torch import Tensor, nn
 
 from qat.export import (
+    TARGETS,
     OnnxRuntimeNetwork,
+    Target,
     Verification,
     VerificationError,
     export_float_onnx,
-    export_onnx,
     latency,
-    verify,
 )
 from qat.export.onnx.saturation import EXACT
 from qat.export.verification import unverified_path
@@ -31,6 +31,19 @@ from qat.transform.batches import positional_arguments
 log = logging.getLogger(__name__)
 
 LATENCY_BATCH_SIZES = (1, 32)
+
+
+@dataclass
+class TargetFile:
+    """A further file of the same integer model, for another target. path: as `Artefact.path`."""
+
+    target: Target
+    path: Path
+    verification: Verification
+
+    def network(self) -> nn.Module:
+        """The file as a module, run by the target's own runtime."""
+        return self.target.network(self.path)
 
 
 @dataclass
@@ -46,34 +59,46 @@ class Artefact:
     """"float", "quantized" and outside baselines by name: batch size -> median milliseconds in ONNX Runtime."""
     seconds: dict[str, float]
     """Durations of "export", "verification" and "latency"."""
+    targets: list[TargetFile] = field(default_factory=list)
+    """The files for other targets."""
+
+    @property
+    def files(self) -> list[Artefact | TargetFile]:
+        """This one, and those for other targets."""
+        return [self, *self.targets]
 
     def network(self) -> nn.Module:
         """The file as a module, run by ONNX Runtime."""
         return OnnxRuntimeNetwork(self.path)
 
     def require_passed(self) -> None:
-        """Nothing, if the file may be deployed.
+        """Nothing, if every file may be deployed.
 
         Raises:
-            VerificationError: it may not; the message names it and says what differs.
+            VerificationError: one may not; the message names it and says what differs.
         """
-        if failure := self.verification.failure(self.path):
-            raise VerificationError(failure)
+        for file in self.files:
+            if failure := file.verification.failure(file.path):
+                raise VerificationError(failure)
 
 
 def write_verified(
-    prepared: nn.Module, integer: nn.Module, test_inputs: Callable[[], Iterator[tuple[Tensor, ...]]], path: Path
+    prepared: nn.Module,
+    integer: nn.Module,
+    test_inputs: Callable[[], Iterator[tuple[Tensor, ...]]],
+    path: Path,
+    target: Target = TARGETS[0],
 ) -> tuple[Path, Verification, dict[str, float]]:
-    """Write an ONNX file under the name `unverified_path`, verify it, and rename it to `path` if it passed.
+    """Write a file under the name `unverified_path`, verify it, and rename it to `path` if it passed.
 
     Returns:
         Where the file is, what was found, and the durations of "export" and "verification".
     """
     unverified = unverified_path(path)
     start = time.perf_counter()
-    export_onnx(integer, tuple(x[:1] for x in next(test_inputs())), unverified)
+    target.write(integer, tuple(x[:1] for x in next(test_inputs())), unverified)
     written = time.perf_counter()
-    verification = verify(unverified, integer, test_inputs(), prepared=prepared, record=True)
+    verification = target.verify(unverified, integer, test_inputs(), prepared)
     seconds = {"export": written - start, "verification": time.perf_counter() - written}
     if not verification.passed:
         return unverified, verification, seconds
@@ -89,6 +114,7 @@ def write_artefact(
     float_path: Path | None = None,
     other_files: Mapping[str, str] | None = None,
     time_it: bool = True,
+    targets: Mapping[Target, Path] | None = None,
 ) -> Artefact:
     """Convert a prepared network to integers, write the ONNX file, verify it, and measure the latency.
 
@@ -103,6 +129,7 @@ def write_artefact(
         float_path: where to write the float network as well, to compare its latency. None: nowhere.
         other_files: further ONNX files whose latency is measured, by name.
         time_it: whether to measure latencies at all.
+        targets: further targets, and where to write their files.
     """
     integer = convert(prepared)
     path, verification, seconds = write_verified(prepared, integer, test_inputs, path)
@@ -118,21 +145,27 @@ def write_artefact(
     latency_ms = latency(timed, example, batch_sizes=LATENCY_BATCH_SIZES) if time_it else {}
     seconds["latency"] = time.perf_counter() - start
     artefact = Artefact(path, integer, verification, float_path, latency_ms, seconds)
+    for target, of_target in (targets or {}).items():
+        written, verification, took = write_verified(prepared, integer, test_inputs, of_target, target)
+        artefact.targets.append(TargetFile(target, written, verification))
+        for stage in took:
+            seconds[stage] += took[stage]
     _log_verification(artefact)
     return artefact
 
 
 def _log_verification(artefact: Artefact) -> None:
-    found, name = artefact.verification, artefact.path.name
-    log.info(
-        "%s: %s of %s codes differ from the integer model over %s test images",
-        name,
-        f"{found.code_mismatches:,}",
-        f"{found.codes_compared:,}",
-        f"{found.images:,}",
-    )
-    for sentence in found.weak_data if found.passed else found.sentences:
-        log.warning("%s: %s", name, sentence)
+    for file in artefact.files:
+        found, name = file.verification, file.path.name
+        log.info(
+            "%s: %s of %s codes differ from the integer model over %s test images",
+            name,
+            f"{found.code_mismatches:,}",
+            f"{found.codes_compared:,}",
+            f"{found.images:,}",
+        )
+        for sentence in found.weak_data if found.passed else found.sentences:
+            log.warning("%s: %s", name, sentence)
     saturating = [
         layer_name for layer_name, layer in artefact.integer.named_modules() if getattr(layer, "may_saturate", False)
     ]
@@ -140,7 +173,7 @@ def _log_verification(artefact: Artefact) -> None:
         log.info(
             "%s: on x86 processors without VNNI, run it with the session option %s = %s, as it was verified; without it, "
             "%d layers of 8-bit weights (%s, ...) would saturate",
-            name,
+            artefact.path.name,
             *EXACT,
             len(saturating),
             saturating[0],

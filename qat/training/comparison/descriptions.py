@@ -29,9 +29,9 @@ def describe_sites(network: nn.Module) -> tuple[list[SiteInfo], list[str], list[
     return sites, [*summary.float_edges, *summary.notes], summary.facts
 
 
-def describe_verification(artefact: Artefact) -> VerificationResult:
-    """The record of an artefact's verification."""
-    return verification_record(artefact.path, artefact.verification)
+def describe_verifications(artefact: Artefact) -> list[VerificationResult]:
+    """The records of the verifications of an artefact and of its files for further targets."""
+    return [verification_record(file.path, file.verification) for file in artefact.files]
 
 
 def describe_data(

@@ -79,7 +79,7 @@ def step0_entries(network: nn.Module, seconds: float) -> list[Entry]:
 
 
 def trained_entries(best: nn.Module, artefact: Artefact | None, seconds: float) -> list[Entry]:
-    """The network that the fit ends with: fake-quantized, as an integer model, and in ONNX Runtime.
+    """The network that the fit ends with: fake-quantized, as an integer model, in ONNX Runtime, and for other targets.
 
     Args:
         best: the prepared network that the fit ends with.
@@ -105,4 +105,16 @@ def trained_entries(best: nn.Module, artefact: Artefact | None, seconds: float) 
                 latency_ms=artefact.latency_ms["quantized"],
             )
         )
+        entries += [
+            Entry(
+                row_names.target_row_name(file.target.name),
+                "qat_target",
+                file.network(),
+                file.path.stat().st_size,
+                "file",
+                cpu_only=True,
+                seconds=seconds,
+            )
+            for file in artefact.targets
+        ]
     return entries

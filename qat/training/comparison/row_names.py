@@ -28,6 +28,11 @@ def ptq_row_name(observer: Any) -> str:
     return f"PTQ {observer_label(observer)}"
 
 
+def target_row_name(target: str) -> str:
+    """The name of the row of the file for a further target."""
+    return f"QAT for {target}"
+
+
 def observer_label(observer: Any) -> str:
     """The label of an observer in tables: a class name or {"_target_": ..., option: value}.
 

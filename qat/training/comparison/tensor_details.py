@@ -21,6 +21,7 @@ from qat.quantizers import Mode, Quantizer
 from qat.report.details import Confusion, TensorDetail, TensorKind, Trajectories, Trajectory
 from qat.report.schema import IDENTICAL_DB
 from qat.training.comparison.batch_parts import first_output
+from qat.training.comparison.rows import Measured
 from qat.training.lightning.private_api import set_compiled_call
 from qat.transform import mode, quantizers
 from qat.transform.batches import positional_arguments
@@ -216,8 +217,10 @@ class ScaleRecorder:
         return Trajectories(self.steps, whole)
 
 
-def confusion(row: str, predictions: Tensor | None, labels: Tensor | None) -> Confusion | None:
-    """The confusion matrix of a row; None without classes, or with too many."""
+def confusion(measured: Measured) -> Confusion | None:
+    """The confusion matrix of the last row, before those of further targets; None without classes, or with too many."""
+    row, found = next((e.name, evaluation) for e, evaluation in reversed(measured) if e.kind != "qat_target")
+    predictions, labels = found.predictions, found.labels
     if predictions is None or labels is None or not len(labels) or labels.min() < 0:
         return None
     classes = int(max(predictions.max(), labels.max())) + 1

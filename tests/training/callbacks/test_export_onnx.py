@@ -1,12 +1,14 @@
-"""Which network is exported."""
+"""Which network is exported, and for whom."""
 
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from qat.training.callbacks import ExportONNX, Report
+import qat
+from qat.training.callbacks import ExportONNX, QuantizationAwareTraining, Report
 from tests.training.callbacks.comparison_fits import MAKERS, callback_of
 from tests.training.user_modules import LIGHTNING, Classifier, Data, trainer
 
@@ -36,3 +38,28 @@ def test_the_best_checkpoint_is_what_is_exported(tmp_path: Path) -> None:
     assert results.training.best_epoch == 1
     exported = callback_of(fitting, ExportONNX).artefact.network()
     assert len(exported(Data().test.tensors[0]).argmax(1).unique()) > 1
+
+
+def test_each_target_gets_a_verified_file_and_a_row(tmp_path: Path) -> None:
+    callbacks = [MAKERS["qat"](tmp_path), ExportONNX(tmp_path / "m.onnx", targets=["portable"]), Report(tmp_path)]
+    fitting = trainer(tmp_path, *callbacks, epochs=1)
+    fitting.fit(Classifier(), datamodule=Data())
+    results = callback_of(fitting, Report).results
+    assert qat.verify(tmp_path / "m_portable.onnx").passed
+    (of_target,) = results.target_verifications
+    assert (of_target.file, of_target.code_mismatches) == ("m_portable.onnx", 0)
+    default, portable = results.rows[-2:]
+    assert (portable.name, portable.kind, portable.top1) == ("QAT for portable", "qat_target", default.top1)
+    assert portable.size_bytes == (tmp_path / "m_portable.onnx").stat().st_size != default.size_bytes
+    assert "m_portable.onnx" in (tmp_path / "report.md").read_text()
+
+
+def test_a_target_whose_grids_are_not_trained_is_refused_when_the_fit_begins(tmp_path: Path) -> None:
+    unsigned, export = QuantizationAwareTraining("w8a8"), ExportONNX(tmp_path / "m.onnx", targets={"tensorrt": None})
+    with pytest.raises(ValueError, match=r"write policy\.target=tensorrt"):
+        trainer(tmp_path, unsigned, export, epochs=1).fit(Classifier(), datamodule=Data())
+
+
+def test_an_unknown_target_is_named() -> None:
+    with pytest.raises(ValueError, match="did you mean portable"):
+        ExportONNX(targets=["portabel"])

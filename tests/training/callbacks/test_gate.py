@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 import qat
+from qat.export import Target
 from qat.training.callbacks import ExportONNX
 from qat.training.comparison import artefact
 from tests.training.callbacks.comparison_fits import MAKERS, callback_of, fit
@@ -22,7 +23,7 @@ pytestmark = LIGHTNING
 TWO = ("qat", "export")
 
 
-def with_one_wrong_code(model: nn.Module, example: Any, path: Path) -> None:
+def with_one_wrong_code(_: Target, model: nn.Module, example: Any, path: Path) -> None:
     qat.export_onnx(model, example, path)
     file = onnx.load(path)
     tensor = next(t for t in file.graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims)
@@ -43,7 +44,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_a_wrong_file_ends_a_fit_of_callbacks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artefact, "export_onnx", with_one_wrong_code)
+    monkeypatch.setattr(Target, "write", with_one_wrong_code)
     with pytest.raises(qat.export.VerificationError, match=r"do not deploy .*model\.unverified\.onnx: [1-9][\d,]* of "):
         fit(Classifier(), tmp_path, order=TWO)
     assert files(tmp_path) == {"model.unverified.onnx"}
