@@ -12,7 +12,7 @@ from qat.capture.capture import (
 from qat.capture.copying import copy_model
 from qat.capture.following import stop_following
 from qat.capture.in_place import make_out_of_place, works_in_place
-from qat.capture.install import install, installed_graph, serves_call
+from qat.capture.install import implied_arguments, install, installed_graph, serves_call
 
 __all__ = [
     "CallFormat",
@@ -23,6 +23,7 @@ __all__ = [
     "can_be_captured",
     "capture",
     "copy_model",
+    "implied_arguments",
     "install",
     "installed_graph",
     "make_out_of_place",

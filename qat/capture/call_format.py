@@ -27,6 +27,7 @@ class CallFormat:
         output: the structure of the result.
         others_allowed: whether forward itself can serve calls of another format.
         without_labels: the format of calls without labels, if these have some; their graph is a part of the graph.
+        implied: arguments that a call has even if it does not write them, because the graph was made with them.
     """
 
     inputs: TreeSpec
@@ -36,6 +37,7 @@ class CallFormat:
     output: TreeSpec
     others_allowed: bool = True
     without_labels: CallFormat | None = None
+    implied: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of_call(cls, arguments: Arguments, output: TreeSpec) -> CallFormat:
@@ -47,6 +49,7 @@ class CallFormat:
 
     def flat(self, arguments: Arguments) -> list[Tensor] | None:
         """The inputs of the graph; None if it is another kind of call."""
+        arguments = {name: value for name, value in arguments.items() if (name, value) not in self.implied}
         if set(arguments) != set(self.names):
             return None
         leaves, spec = tree_flatten({name: arguments[name] for name in self.names})

@@ -23,8 +23,9 @@ from qat.torch_private import HigherOrderOperator, Operator, TreeSpec, tree_flat
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[fx.Graph, CallFormat]:
     """The graph of forward in evaluation, in torch.fx's vocabulary, with the names of the model's own parameters.
 
-    Tensors that the model does not own become buffers of it, in place. Sizes stay free, those besides the batch size unless
-    forward cuts images into windows: reasoning about free sizes takes torch.export minutes there.
+    Tensors that the model does not own become buffers of it, in place. A language model is followed without its cache. Sizes
+    stay free, those besides the batch size unless forward cuts images into windows: reasoning about free sizes takes
+    torch.export minutes there.
 
     Raises:
         Exception: anything that torch.export raises.
@@ -34,9 +35,11 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     with training_mode(model, False), torch.enable_grad(), quiet(("torch.export", "torch.fx"), drop_output=False):
         free = 1 if _cuts_windows(model, named) else None
         dynamic = tree_map(lambda x: _free_sizes(x, free) if isinstance(x, Tensor) else None, named)
+        implied = _without_cache(model, named)
+        dynamic.update(dict.fromkeys(implied))
         attributes = Attributes(model)
         try:
-            program = torch.export.export(model, (), named, dynamic_shapes=dynamic, strict=False)
+            program = torch.export.export(model, (), {**named, **implied}, dynamic_shapes=dynamic, strict=False)
         finally:
             attributes.restore()
         if _overwrites_what_is_read(program.graph):
@@ -45,9 +48,15 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     assert isinstance(unlifted, fx.GraphModule)
     output_spec = program.call_spec.out_spec
     assert output_spec is not None
-    form = CallFormat.of_call(named, output_spec)
-    graph = _over_the_model(model, unlifted, form)
-    return graph, replace(form, without_labels=_form_without_labels(model, graph, named))
+    graph = _over_the_model(model, unlifted, CallFormat.of_call({**named, **implied}, output_spec))
+    form = replace(CallFormat.of_call(named, output_spec), implied=tuple(implied.items()))
+    return graph, replace(form, without_labels=_form_without_labels(model, graph, named, implied))
+
+
+def _without_cache(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument that keeps a language model of transformers from returning its cache, which is no output of a graph."""
+    takes_it = "use_cache" in inspect.signature(model.forward).parameters and "use_cache" not in arguments
+    return {"use_cache": False} if takes_it else {}
 
 
 def _free_sizes(x: Tensor, count: int | None) -> list[Any]:
@@ -83,7 +92,9 @@ def _cuts_windows(model: nn.Module, arguments: Mapping[str, Any]) -> bool:
     return ranks.largest >= axes + 2
 
 
-def _form_without_labels(model: nn.Module, graph: fx.Graph, arguments: Mapping[str, Any]) -> CallFormat | None:
+def _form_without_labels(
+    model: nn.Module, graph: fx.Graph, arguments: Mapping[str, Any], implied: Mapping[str, Any]
+) -> CallFormat | None:
     """The format of the same call without labels; None if forward needs them, or calculates no loss of them."""
     rest = without_labels(graph)
     if rest is None:
@@ -93,13 +104,15 @@ def _form_without_labels(model: nn.Module, graph: fx.Graph, arguments: Mapping[s
     try:
         try:
             with training_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=()):
-                leaves, spec = tree_flatten(model(**others))
+                leaves, spec = tree_flatten(model(**others, **implied))
         finally:
             attributes.restore()
     except Exception:  # a user's forward may say anything where it misses its labels
         return None
     output = next(node for node in rest.nodes if node.op == "output")
-    return CallFormat.of_call(others, spec) if len(tree_flatten(output.args[0])[0]) == len(leaves) else None
+    if len(tree_flatten(output.args[0])[0]) != len(leaves):
+        return None
+    return replace(CallFormat.of_call(others, spec), implied=tuple(implied.items()))
 
 
 def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat) -> fx.Graph:

@@ -46,6 +46,13 @@ def serves_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     return any(f is not None and f.flat(arguments) is not None for f in (form, form.without_labels))
 
 
+def implied_arguments(model: nn.Module) -> dict[str, Any]:
+    """Arguments that calls of `model` have even if they do not write them, because its installed graph was made with them."""
+    cls: Any = _installing_class(model)
+    form: CallFormat | None = None if cls is None else cls.call_format
+    return {} if form is None else dict(form.implied)
+
+
 def _installing_class(model: nn.Module) -> type[nn.Module] | None:
     return next((c for c in type(model).__mro__ if "compiled_graph" in vars(c)), None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class PreparedAgreement:
             raise ValueError(
                 f"{type(prepared).__name__} has no quantizers: pass the prepared network that was converted, or nothing."
             )
-        self.prepared = prepared
+        self.prepared, self.integer = prepared, integer
         modules = {n: m for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.makes_codes}
         self._encodings = {name: m.output for name, m in modules.items()}
         named = {q.label.replace(".", "_"): q for q in activations}
@@ -128,7 +129,7 @@ class PreparedAgreement:
         ]
         try:
             with torch.no_grad(), training_mode(self.prepared, False), mode(self.prepared, Mode.QUANTIZE):
-                returned = dict(zip(outputs, named_outputs(self.prepared(*inputs)).values(), strict=True))
+                returned = dict(zip(outputs, named_outputs(self._call(inputs)).values(), strict=True))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -136,6 +137,13 @@ class PreparedAgreement:
             if wanted.is_floating_point():
                 power.setdefault(name, _Power()).add(wanted, outputs[name])
         return returned
+
+    def _call(self, inputs: Sequence[Tensor]) -> Any:
+        """The prepared network of the integer model's arguments, by name: its forward may have others between them."""
+        names = list(inspect.signature(self.integer.forward).parameters)[: len(inputs)]
+        if len(names) == len(inputs) and set(names) <= set(inspect.signature(self.prepared.forward).parameters):
+            return self.prepared(**dict(zip(names, inputs, strict=True)))
+        return self.prepared(*inputs)
 
     def _see_decisions(self, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
         ours, its = (predictions(next(iter(x.values())).cpu()) for x in (wanted, got))

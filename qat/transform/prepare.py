@@ -15,6 +15,7 @@ from qat.capture import (
     StatefulError,
     capture,
     copy_model,
+    implied_arguments,
     make_out_of_place,
     needs_example_inputs,
     works_in_place,
@@ -208,6 +209,7 @@ def _replaces_relu(site: Site, quantizer: Quantizer) -> bool:
 def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: bool) -> None:
     """Check that the prepared copy, with quantizers off, computes what the model computes."""
     args, kwargs = arguments_of(example)
+    kwargs = {**implied_arguments(prepared), **kwargs}
     outputs = []
     for candidate in (model, prepared):
         with torch.no_grad(), training_mode(candidate, False), mode(candidate, Mode.OFF):

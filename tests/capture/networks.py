@@ -1,5 +1,7 @@
 """Networks whose layers hide in functions, subclasses and parametrizations. (pytest rewrites `assert` in its own files.)"""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -177,3 +179,34 @@ class Windows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x).permute(0, 2, 3, 1)
         return self.last(_attend_in_windows(x, self.qkv.weight, self.bias).mean((1, 2)))
+
+
+class Cache:
+    """As in transformers: an object that a graph cannot return."""
+
+    def __init__(self, past: Tensor) -> None:
+        self.past = past
+
+
+class Remembering(nn.Module):
+    """As the language models of transformers: it returns its cache unless it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+
+    def forward(
+        self,
+        words: Tensor,
+        cache: Cache | None = None,
+        types: Tensor | None = None,
+        use_cache: bool | None = None,
+        **unused: Tensor,
+    ) -> dict[str, Any]:
+        hidden = self.words(words).cumsum(1)
+        if types is not None:
+            hidden = hidden + types[..., None]
+        if cache is not None:
+            hidden = hidden + cache.past
+        found: dict[str, Any] = {"logits": self.head(hidden.tanh())}
+        return found if use_cache is False else {**found, "cache": Cache(hidden[:, -1:])}

@@ -22,6 +22,7 @@ from tests.capture.networks import (
     Masked,
     Moving,
     NormAct,
+    Remembering,
     Shifted,
     Storing,
     Tied,
@@ -192,3 +193,20 @@ def test_a_function_that_torch_fx_does_not_look_into_hides_no_layers(tmp_path: P
     integer = qat.convert(prepared)
     qat.export_onnx(integer, x, tmp_path / "model.onnx")
     assert qat.verify(tmp_path / "model.onnx", integer, [x], prepared).passed
+
+
+def test_a_language_model_is_quantized_without_its_cache_and_still_has_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch = Remembering().eval(), {"words": torch.randint(9, (3, 5)), "types": torch.randn(3, 5)}
+    prepared = qat.prepare(model, "w8a8", batch)
+    qat.calibrate(prepared, [batch])
+    assert qat.inspect(prepared).capture.startswith("captured with torch.export")
+    for call in ({}, {"use_cache": False}):
+        assert torch.equal(prepared(**batch, **call)["logits"], prepared(**batch)["logits"]), "the sites are part of it"
+        assert set(prepared(**batch, **call)) == {"logits"}
+    first = prepared(**batch, use_cache=True)  # what generate does
+    again = prepared(**batch, cache=first["cache"], use_cache=True)
+    assert not torch.equal(first["logits"], again["logits"])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, batch, tmp_path / "model.onnx")
+    assert qat.verify(tmp_path / "model.onnx", integer, [batch], prepared).passed
