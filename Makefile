@@ -1,5 +1,5 @@
 # The tasks of ./dev for people who type make. `make` alone lists them.
-.PHONY: help train test quick slow lowest check bench menu
+.PHONY: help train test quick slow lowest docs check bench menu
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 train: ## the default recipe: digits, 4-bit weights, 8-bit activations
@@ -12,6 +12,8 @@ slow: ## the long tests, on real data where it is present
 	./dev test -m slow
 lowest: ## the tests with the lowest version of every dependency, on Python 3.11
 	./dev lowest
+docs: ## the site of docs/, into site/
+	./dev docs
 check: ## formatter, linter, type checker
 	./dev check
 bench: ## every benchmark: step, memory, operation, data, export, peers; up to 3 hours on 2 quiet cores

@@ -94,7 +94,7 @@ def peer_table(measurement: Measurement | None) -> str:
 
 
 def speed_table(measurement: Measurement | None) -> str:
-    """For README.md: the cost of a step in every library that was measured, the cheapest first."""
+    """For docs/results.md: the cost of a step in every library that was measured, the cheapest first."""
     if measurement is None:
         return NOT_MEASURED
     rows: list[tuple[float, list[str]]] = []

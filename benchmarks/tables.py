@@ -92,10 +92,11 @@ def main() -> None:
     write_recipe_comments(runs, check)
     first_seeds = run_tables.first_seeds(runs)
     summary = run_tables.summary(first_seeds)
-    fill(ROOT / "README.md", "results", summary, check)
+    for page in ("README.md", "docs/results.md"):
+        fill(ROOT / page, "results", summary, check)
     fill(ROOT / "benchmarks/README.md", "results", f"{summary}\n\n{run_tables.details(first_seeds)}", check)
     speed = program_tables.speed_table(read_measurement(RESULTS / "peers/cpu.json"))
-    fill(ROOT / "README.md", "speed", speed, check)
+    fill(ROOT / "docs/results.md", "speed", speed, check)
     fill(ROOT / "docs/integer_arithmetic.md", "policies", policy_table(RESULTS), check)
     fill(ROOT / "docs/quantizers.md", "menu", menu_table(RESULTS), check)
     fill(ROOT / "docs/results.md", "reproduction", reproduce.page(RESULTS / "menu"), check)

@@ -1,0 +1,127 @@
+"""The pages of docs/: what they show runs, what they link exists, and the site has them all."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+import qat
+from docs.draw_results import PICTURE, losses
+from tests.networks import OptionA, build, images
+from tests.paths import DOCS, ROOT
+
+PAGES = sorted(DOCS.glob("*.md"))
+LINKED = [
+    *PAGES,
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "examples/README.md")),
+]
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["index.md", "own_model.md"])
+def test_ten_lines_for_ones_own_model_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {"model": build(OptionA), "example_inputs": images(2), "batches": [images(32)]}
+    exec(next(block for block in blocks(page) if "qat.prepare(" in block), scope)
+    assert scope["check"].passed
+
+
+def test_the_example_of_passes_runs() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    scope: dict[str, Any] = {"model": model, "batches": [torch.randn(32, 4)]}
+    exec(blocks("post_training.md")[0], scope)
+    assert qat.convert(scope["quantized"])(torch.randn(5, 4)).shape == (5, 2)
+
+
+def test_the_policies_load() -> None:
+    scope: dict[str, Any] = {"qat": qat}
+    exec(blocks("policies.md")[0], scope)
+    assert scope["policy"].rules["head"].weight.group_size == 32
+    assert scope["policy"].rules["head"].activation is None
+
+
+def test_every_pass_has_its_row() -> None:
+    named = set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\|(.*?)\|", (DOCS / "post_training.md").read_text(), re.M)))
+    )
+    passes = {
+        name for name, value in vars(qat.ptq).items() if isinstance(value, type) and issubclass(value, qat.ptq.Pass)
+    }
+    assert passes - {"Pass"} == named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_the_callbacks_and_recipes_exist(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"qat\.callbacks\.(\w+)\(", text):
+        assert hasattr(qat.callbacks, name), name
+    for name in re.findall(r"train(?:\.py)? recipe=(\w+)", text):
+        assert name == "NAME" or (ROOT / "recipes" / f"{name}.yaml").is_file(), name
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
+        target = page.parent / link if link else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(f"{link}#{anchor}")
+    assert broken == []
+
+
+def test_every_page_has_its_place_on_the_site() -> None:
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    placed = set(re.findall(r"[\w/]+\.md", json.dumps(config["nav"])))
+    examples = {f"examples/{path.stem}.md" for path in (ROOT / "examples").glob("*.py")}
+    elsewhere = {"walkthrough.md", "benchmarks.md", "contributing.md", "changelog.md", "examples/index.md"} | examples
+    assert placed == {path.name for path in PAGES} | elsewhere
+
+
+def test_the_names_of_the_api_exist() -> None:
+    names = re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE)
+    assert set(qat.__all__) - {"Mode", "callbacks", "ptq", "search"} <= {name.removeprefix("qat.") for name in names}
+    for name in names:
+        found: Any = qat
+        for part in name.split(".")[1:]:
+            found = getattr(found, part)
+
+
+def test_the_picture_is_of_the_recorded_runs() -> None:
+    with Image.open(PICTURE) as picture:
+        assert json.loads(picture.info["Description"]) == losses(), "run python docs/draw_results.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="needs the extra docs: ./dev docs")
+def test_the_site_builds(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "qat.prepare" in (tmp_path / "api" / "index.html").read_text()
+
+
+def test_the_numbers_on_numerics_are_right() -> None:
+    assert doctest.testfile(str(DOCS / "numerics.md"), module_relative=False).attempted >= 5
+    assert doctest.testfile(str(DOCS / "numerics.md"), module_relative=False).failed == 0
