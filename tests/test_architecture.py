@@ -31,6 +31,7 @@ FLOORS: list[set[str]] = [
     {"callbacks"},  # the public name of the callbacks in training
     {"experiment"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TRAINING_ROOMS = ["lightning", "optimization", "checkpoint", "comparison", "callbacks"]
