@@ -25,7 +25,7 @@ FLOORS: list[set[str]] = [
     {"transform"},
     {"integer", "ptq"},
     {"export", "doctor"},
-    {"search"},
+    {"search", "sparsity"},
     {"training"},
     {"hf"},
     {"callbacks"},  # the public name of the callbacks in training

@@ -17,6 +17,7 @@ KEYS_THAT_DETERMINE_THE_FIT = (
     "label_smoothing",
     "distillation",
     "budget",
+    "pruning",
     "progressive",
     "freeze",
     "float",

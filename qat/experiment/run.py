@@ -27,7 +27,7 @@ from qat.experiment.other_runs import other_runs
 from qat.experiment.schema import check_configuration
 from qat.files import write_atomically
 from qat.report import Data, Results
-from qat.training.callbacks import ProgressiveBits, Report
+from qat.training.callbacks import ProgressiveBits, Pruning, Report
 from qat.training.checkpoint.latest import checkpoint_to_resume
 from qat.training.lightning.callback_lookup import NetworkExtension
 from qat.training.lightning.strategies import check_launched_processes, process_count
@@ -181,6 +181,8 @@ def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageD
         for name, options in config.callbacks.items()
         if options is not None
     ]
+    if config.pruning.sparsity is not None or config.pruning.pattern is not None:
+        callbacks.append(Pruning(**config.pruning))
     if config.oscillation.get("_target_"):
         callbacks.append(build.part(config.oscillation, "oscillation"))
     if config.ptq.get("_target_"):

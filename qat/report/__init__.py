@@ -8,6 +8,7 @@ from qat.report.console import make_console, print_report, print_sites
 from qat.report.details import LayerOscillations, OscillationResult
 from qat.report.environment import Environment
 from qat.report.json_records import SchemaError
+from qat.report.oscillations import LayerOscillations, OscillationResult
 from qat.report.results_file import read_results, write_results
 from qat.report.schema import (
     IDENTICAL_DB,

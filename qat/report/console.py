@@ -11,6 +11,7 @@ from rich.text import Text
 
 from qat.report import tables
 from qat.report.allocation_tables import other_run_sentence
+from qat.report.pruning_tables import pruning_sentence
 from qat.report.schema import Outcome, Results, SiteInfo, VerificationResult
 from qat.report.speed import speed_sentences
 
@@ -70,6 +71,8 @@ def print_report(results: Results, console: Console | None = None, where: Path |
     console.print(Text(f"{results.metric.heading}: {tables.error_words(results.metric)}.", "dim"))
     if any(row.size_kind == "stored" for row in results.rows):
         console.print(Text(tables.STORED_NOTE, "dim"))
+    if results.pruning is not None:
+        console.print(Text(pruning_sentence(results.pruning), "" if results.pruning.proven else "bold red"))
     for other in results.other_runs:
         console.print(Text(other_run_sentence(other, results.metric), "bold"))
     for row in results.rows:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from qat.report import svg, tables
 from qat.report.allocation_tables import cost_table, harm_words, layer_table, other_run_sentence, point_table
 from qat.report.details import TensorDetail
+from qat.report.pruning_tables import files_table, pruning_sentence, zeros_table
 from qat.report.schema import SHIPPABLE, Results, Row, RowKind, VerificationResult
 from qat.report.speed import speed_sentences
 from qat.report.text_of_numbers import format_size
@@ -54,6 +55,8 @@ def html(results: Results) -> str:
         facts=list(tables.facts(results)),
         config=json.dumps(results.to_dict()["config"], indent=2, ensure_ascii=False) if results.config else "",
         sections=list(_sections(results)),
+        pruning=(pruning_sentence(results.pruning), zeros_table(results.pruning)) if results.pruning else None,
+        files=files_table(results.files),
         **content,
     )
 
@@ -102,6 +105,10 @@ def _read(name: str) -> str:
 def _sections(results: Results) -> Iterator[tuple[str, str]]:
     """(id, title) of every section that the page has."""
     yield from (("comparison", "Comparison"), ("verification", "Verification"), ("quantized", "What is quantized"))
+    if results.pruning is not None:
+        yield "pruning", "Zeros"
+    if results.files:
+        yield "files", "Files"
     if results.allocation is not None:
         yield "allocation", "Bits under a budget"
     if results.tensors:

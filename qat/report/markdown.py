@@ -9,6 +9,7 @@ from qat.files import write_atomically
 from qat.report import plots, tables
 from qat.report.allocation_tables import cost_table, harm_words, layer_table, other_run_sentence, point_table
 from qat.report.html import html
+from qat.report.pruning_tables import files_table, pruning_sentence, zeros_table
 from qat.report.schema import Outcome, Results, VerificationResult
 from qat.report.speed import speed_sentences
 
@@ -53,6 +54,7 @@ def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
         *comparison(results, available),
         *_verification(results),
         *_quantized(results),
+        *_pruning(results),
         *_allocation(results),
         *_training(results, available),
         *_oscillations(results, available),
@@ -119,6 +121,14 @@ def _quantized(results: Results) -> list[str]:
         edges = "\n".join(f"- {_escape(edge)}" for edge in results.float_edges)
         return [*sections, f"Stays in float:\n\n{edges}"]
     return [*sections, "Nothing else stays in float."]
+
+
+def _pruning(results: Results) -> list[str]:
+    sections = []
+    if results.pruning is not None:
+        sections += ["## Zeros", _escape(pruning_sentence(results.pruning))]
+        sections.append(_table(zeros_table(results.pruning), code_columns=1))
+    return sections + (["## Files", _table(files_table(results.files), code_columns=1)] if results.files else [])
 
 
 def _allocation(results: Results) -> list[str]:

@@ -14,6 +14,8 @@ from qat.report.details import Confusion, OscillationResult, TensorDetail, Traje
 from qat.report.environment import Environment
 from qat.report.json_records import Record, SchemaError
 from qat.report.metric import ACCURACY, MetricInfo
+from qat.report.oscillations import OscillationResult
+from qat.report.pruning import FileSize, PruningResult
 
 SCHEMA_VERSION = 1
 IDENTICAL_DB = 999.0
@@ -226,6 +228,8 @@ class Results(Record):
     oscillations: OscillationResult | None = None
     allocation: AllocationResult | None = None
     other_runs: list[OtherRun] = field(default_factory=list)
+    pruning: PruningResult | None = None
+    files: list[FileSize] = field(default_factory=list)
     tensors: list[TensorDetail] = field(default_factory=list)
     trajectories: Trajectories | None = None
     confusion: Confusion | None = None

@@ -26,9 +26,11 @@ from qat.report import (
 from qat.report.allocation import AllocationResult, BitsPoint, CostRange, LayerBits, OtherRun, TensorHarm
 from qat.report.details import Confusion, TensorDetail, Trajectories, Trajectory
 from qat.report.metric import MetricInfo
+from qat.report.pruning import FileSize, LayerZeros, PruningResult, RemovedChannels
 from tests.paths import DOCS
 
 RECORDS = [Results, Data, Row, Verdict, VerificationResult, SiteResult, SiteInfo, Training, Environment]
+RECORDS += [PruningResult, LayerZeros, RemovedChannels, FileSize]
 RECORDS += [AllocationResult, CostRange, LayerBits, TensorHarm, BitsPoint, OtherRun]
 RECORDS += [OscillationResult, LayerOscillations, MetricInfo, TensorDetail, Trajectories, Trajectory, Confusion]
 DOCUMENT = DOCS / "results_schema.md"

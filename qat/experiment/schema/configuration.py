@@ -9,6 +9,7 @@ from pydantic import model_validator
 from qat.experiment.schema.budget import Budget
 from qat.experiment.schema.nodes import OneOf, wrong
 from qat.experiment.schema.outputs import AnyCallback, AnyExport, AnyLogger, ModelCheckpoint
+from qat.experiment.schema.pruning import Pruning
 from qat.experiment.schema.quantization import AnyObserver, AnyOscillation, AnyPtq, AnyQuantizer, Policy, Stages
 from qat.experiment.schema.sources import Data, ImageFolder, KnownData, Network, ResNetCifar, TorchvisionModel
 from qat.experiment.schema.training import Distillation, FloatTraining, Freeze, Optim, Trainer
@@ -72,6 +73,8 @@ class Configuration(Section):
     """what stops late in a run"""
     budget: Budget
     """bits of every layer"""
+    pruning: Pruning
+    """zeros in weights"""
     progressive: Stages | None
     """bits of the stages, down to the fewest of the policy; null: the policy's throughout"""
     quantizer: AnyQuantizer

@@ -8,8 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
@@ -18,14 +16,17 @@ from qat.training.lightning.callback_lookup import require_callback
 from qat.training.lightning.compilation import without_compilation
 from qat.training.lightning.fit_progress import check_known_length, fraction_of_fit, is_fraction
 from qat.training.lightning.private_api import finds_unused_parameters
+from qat.training.lightning.selection import (
+    forget_best,
+    restart_early_stopping,
+    resume_selection,
+    suspend_selection,
+)
 from qat.training.optimization.averaging import copy_ranges_to_averages, set_bits_of_averages
 from qat.training.optimization.parameter_groups import quantizer_parameters
 from qat.transform import FLOAT, bits_in_force, quantizers, set_bits
 
 log = logging.getLogger(__name__)
-
-NEWEST_MONITORS = (None, "step", "epoch")
-"""Values of `monitor` with which a ModelCheckpoint keeps the newest checkpoint, not the best one."""
 
 
 class ProgressiveBits(L.Callback):
@@ -60,8 +61,6 @@ class ProgressiveBits(L.Callback):
         self.stages = _parse_stages(stages) if stages is not None else {}
         self._selection_suspended = False
         """Whether no best checkpoint is chosen: before the first validation of the last stage, metrics are of other bits."""
-        self._save_top_k: dict[ModelCheckpoint, int] = {}
-        """The `save_top_k` of the checkpoints whose selection is suspended."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not self.stages:
@@ -123,27 +122,17 @@ class ProgressiveBits(L.Callback):
             parameter.grad = None
             for optimizer in trainer.optimizers:
                 optimizer.state.pop(parameter, None)
-        for checkpoint in trainer.checkpoint_callbacks:
-            if bits is None and isinstance(checkpoint, ModelCheckpoint):
-                checkpoint.best_model_path = ""  # the newest one so far is of an earlier stage
+        if bits is None:
+            forget_best(trainer)  # the newest one so far is of an earlier stage
         self._suspend_selection(trainer)
-        for stopping in trainer.early_stopping_callbacks:
-            _restart_early_stopping(stopping)
+        restart_early_stopping(trainer)
         log.info("step %s: %s bits", f"{trainer.global_step:,}", "the policy's" if bits is None else bits)
 
     # The best checkpoint ---------------------------------------------------------------------------------------------
 
     def _suspend_selection(self, trainer: Any) -> None:
         self._selection_suspended = True
-        for checkpoint in trainer.checkpoint_callbacks:
-            if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor not in NEWEST_MONITORS:
-                self._save_top_k.setdefault(checkpoint, checkpoint.save_top_k)
-                checkpoint.save_top_k = 0
-
-    def _resume_selection(self) -> None:
-        for checkpoint, top_k in self._save_top_k.items():
-            checkpoint.save_top_k = top_k
-        self._save_top_k.clear()
+        suspend_selection(trainer, self)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resume the selection in the last stage. Lightning calls the hooks of checkpoints after this one."""
@@ -153,14 +142,14 @@ class ProgressiveBits(L.Callback):
             and bits_in_force(self._network(trainer, pl_module)) is None
         ):
             self._selection_suspended = False
-            self._resume_selection()
+            resume_selection(trainer, self)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.enable_validation:
             self.on_validation_end(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._resume_selection()
+        resume_selection(trainer, self)
 
     # Checks ----------------------------------------------------------------------------------------------------------
 
@@ -219,9 +208,3 @@ def _parse_stages(stages: Sequence[int] | Mapping[float, int]) -> dict[float, in
     if any(a <= b for a, b in pairwise(bits)):
         raise ValueError(f"stages have {bits} bits: write fewer in each, as in [8, 4, 2].")
     return parsed
-
-
-def _restart_early_stopping(stopping: EarlyStopping) -> None:
-    """Forget the best value so far: fewer bits are worse, so it is no measure for them."""
-    stopping.wait_count = 0
-    stopping.best_score = torch.tensor(torch.inf if stopping.monitor_op is torch.lt else -torch.inf)

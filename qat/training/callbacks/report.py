@@ -29,6 +29,7 @@ from qat.report.metric import Mode
 from qat.search import Allocation
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.oscillation_control import OscillationControl
+from qat.training.callbacks.pruning import Pruning
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.callbacks.report_entries import entries_of_fit
@@ -49,6 +50,7 @@ from qat.training.comparison.notes import note_precision, note_step0
 from qat.training.comparison.other_runs import compare_with_others
 from qat.training.comparison.rows import compare_rows, metric_info, report_rows
 from qat.training.comparison.tensor_details import ScaleRecorder, confusion, first_samples, tensor_details
+from qat.training.comparison.zeros import file_sizes
 from qat.training.lightning.callback_lookup import FitReport, find_callback, require_callback
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.progress_bar import end_bar
@@ -215,6 +217,7 @@ class Report(FitReport):
         qat = require_callback(trainer, QuantizationAwareTraining, self)
         network_name = qat.network_name or ""
         export, oscillations = find_callback(trainer, ExportONNX), find_callback(trainer, OscillationControl)
+        pruning = find_callback(trainer, Pruning)
         artefact = export.export(trainer, pl_module) if export is not None else None
         start = time.perf_counter()
         best = best_model(trainer, qat.network_of(pl_module), network_name, qat.staged)
@@ -266,6 +269,10 @@ class Report(FitReport):
             oscillations=oscillations.report if oscillations is not None else None,
             allocation=None if self.allocation is None else self.allocation.record,
             other_runs=compare_with_others(measured, info),
+            pruning=None
+            if pruning is None
+            else pruning.report(entries[-1].network if artefact is None else artefact.integer),
+            files=[] if artefact is None else file_sizes([artefact.float_path, artefact.path], artefact.integer),
             tensors=tensor_details(best.network, self.recorder.samples),
             trajectories=self.recorder.summary(),
             confusion=confusion(measured),

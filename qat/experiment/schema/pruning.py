@@ -1,0 +1,50 @@
+"""The schema of `pruning`: zeros in weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from qat.experiment.schema.nodes import wrong
+from qat.experiment.schema.values import Count, Says, Section, Share, ShareBelowOne, Text
+
+
+def _pattern(value: str) -> str:
+    if not re.fullmatch(r"\d+:\d+", value) or not 1 <= int(value.split(":")[0]) < int(value.split(":")[1]) <= 64:
+        raise ValueError
+    return value
+
+
+class Pruning(Section):
+    """Weights that become zero during QAT and stay so; without sparsity and pattern, none (docs/pruning.md)."""
+
+    sparsity: ShareBelowOne | None
+    """share of zeros at the end"""
+    pattern: Annotated[str, AfterValidator(_pattern), Says("how many of how many neighbours stay, as '2:4'")] | None
+    """instead of a sparsity: at most N of M neighbouring inputs are not zero"""
+    scope: Annotated[str, Field(pattern="^(layer|global)$"), Says("layer or global")]
+    """layer: every layer has this share of zeros; global: all together"""
+    begin: ShareBelowOne
+    """share of the run at which pruning begins"""
+    end: Share
+    """share of the run from which on the zeros are final"""
+    every: Count
+    """optimizer steps between two changes of the masks"""
+    match: list[Text]
+    """layers: globs on names, or type:NAME"""
+    exclude: list[Text]
+    """layers that are left alone, likewise; also first and last"""
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Pruning:
+        if self.sparsity is not None and self.pattern is not None:
+            raise wrong(
+                "{key}={value} beside a pattern, which has a sparsity of its own: write one of the two.", "sparsity"
+            )
+        if self.scope == "global" and self.pattern is not None:
+            raise wrong("{key}=global beside a pattern, which holds in every group: write layer.", "scope")
+        if not self.begin < self.end:
+            raise wrong(f"{{key}}={{value}} is not before end={self.end}: write shares that rise.", "begin")
+        return self

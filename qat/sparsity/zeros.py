@@ -1,0 +1,39 @@
+"""Zeros in the weights of an integer model: what a file stores."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qat.sparsity.masks import Pattern, pattern_axis_fits, violations
+
+
+class Zeros(NamedTuple):
+    """The codes of one weight that mean zero, of all; and groups that break a pattern, None without one that fits."""
+
+    weights: int
+    zeros: int
+    violations: int | None
+
+
+def count_zeros(integer: nn.Module, pattern: Pattern | None = None) -> dict[str, Zeros]:
+    """Count the zeros of every stored weight of an integer model, by the name of its module.
+
+    Args:
+        integer: from `qat.convert`.
+        pattern: whether its groups are counted, too.
+    """
+    found = {}
+    for name, module in integer.named_modules():
+        codes, zero_point = getattr(module, "weight", None), getattr(module, "weight_zero_point", None)
+        if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim < 2:
+            continue
+        values = codes.long()
+        if isinstance(zero_point, Tensor) and bool(zero_point.any()):
+            values = (codes.reshape(module.view).long() - zero_point.long()).reshape(codes.shape)
+        fits = pattern is not None and pattern_axis_fits(values, pattern)
+        broken = violations(values, pattern) if pattern is not None and fits else None
+        found[name] = Zeros(values.numel(), int(torch.sum(values == 0)), broken)
+    return found

@@ -1,0 +1,243 @@
+"""Zeros in the weights of a network that is quantized as it learns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qat.nn import as_quantized, is_layer, is_quantized, layer_type, owns_weight
+from qat.report.pruning import PruningResult
+from qat.sparsity import (
+    Pattern,
+    cubic_sparsity,
+    keep_largest,
+    keep_largest_of_all,
+    keep_pattern,
+    pattern_axis_fits,
+)
+from qat.training.callbacks.pruning_options import check_pruning
+from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
+from qat.training.comparison.zeros import zeros_of_layers
+from qat.training.lightning.callback_lookup import NetworkExtension, require_callback
+from qat.training.lightning.fit_progress import check_known_length, fraction_of_fit
+from qat.training.lightning.selection import (
+    forget_best,
+    restart_early_stopping,
+    resume_selection,
+    suspend_selection,
+)
+from qat.training.optimization.averaging import followers
+from qat.transform.distributed import gather
+from qat.transform.policy import Rule
+from qat.transform.record import record_of
+
+
+class Pruning(NetworkExtension):
+    """Sets the smallest weights to zero, more and more of them over the fit, and keeps them there.
+
+    A pruned weight is zero in the parameter itself: before its quantizer, in every forward, checkpoint and export. Zero is a
+    code of its own, so it is zero in the exported integers, where `Report` counts it. After each optimizer step the pruned
+    weights are set to zero again, so neither momentum nor a gradient brings them back; a mask never gets smaller. The share of
+    zeros rises as a cube (Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878, equation 1) from `begin` to `end`.
+
+    `pattern="2:4"` keeps the largest 2 of every 4 weights along the inputs of each output, which sparse units of GPUs take;
+    layers whose inputs are no multiple of 4 stay as they are. Until the share of zeros is final no best checkpoint is chosen,
+    and averages of weights (EMA, SWA) have the same zeros. Masks are in the checkpoint and depend on weights and progress: a
+    resumed fit continues exactly, and all processes have the same, which is checked. `ProgressiveBits` does not touch them.
+
+        trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w4a8"), Pruning(0.7)])
+        trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w8a8"), Pruning(pattern="2:4")])
+
+    Differs from the paper: a pruned weight does not come back; there, masks are drawn anew from weights that were kept.
+
+    Args:
+        sparsity: share of zeros at the end, in [0, 1). None: that of the pattern.
+        pattern: "N:M", at most N of M neighbours are not zero. None: anywhere.
+        scope: "layer": every layer has this share; "global": all layers together, by one threshold (without a pattern).
+        begin: share of the fit at which pruning begins.
+        end: share of the fit from which on the share of zeros is final.
+        every: optimizer steps between two changes of the masks.
+        match: layers to prune: a glob on names, "type:Conv2d", or a list of such.
+        exclude: layers to leave as they are, likewise; also "first" and "last".
+
+    Raises:
+        ValueError: a number is out of range; when the fit begins: no layer can be pruned, the length of the fit is unknown, or
+            a quantizer has no zero (`Binary`).
+        RuntimeError: during the fit: masks differ between processes.
+    """
+
+    def __init__(
+        self,
+        sparsity: float | None = None,
+        pattern: str | None = None,
+        scope: str = "layer",
+        begin: float = 0.0,
+        end: float = 0.5,
+        every: int = 10,
+        match: str | Sequence[str] = "*",
+        exclude: str | Sequence[str] = ("first", "last"),
+    ) -> None:
+        check_pruning(sparsity, pattern, scope, begin, end, every)
+        self.pattern = None if pattern is None else Pattern.parse(pattern)
+        self.sparsity = self.pattern.sparsity if self.pattern is not None else float(sparsity or 0.0)
+        self.scope, self.begin, self.end, self.every = scope, begin, end, every
+        self.match, self.exclude = _listed(match), _listed(exclude)
+        self.masks: dict[str, Tensor] = {}
+        """Layer -> which weights stay, bool, in the shape of the weight."""
+        self._suspended = False
+        self._done = 0.0
+        self._hooks: list[RemovableHandle] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        require_callback(trainer, QuantizationAwareTraining, self)
+        if stage == "fit":
+            check_known_length(trainer, self)
+            self.masks, self._suspended, self._done = {}, False, 0.0
+
+    def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
+        """Raise ValueError if no layer of the prepared network can be pruned."""
+        if not self.layers(network):
+            fits = "" if self.pattern is None else f" whose inputs are a multiple of {self.pattern.group}"
+            raise ValueError(
+                f"Pruning(match={list(self.match)}, exclude={list(self.exclude)}) finds no layer{fits} with a weight of its "
+                "own (a weight that is parametrized, or masked by torch.nn.utils.prune, is left to that): write others."
+            )
+
+    def layers(self, network: nn.Module) -> dict[str, nn.Module]:
+        """The layers that are pruned, by name, in the order in which they run."""
+        record = record_of(network)
+        ordered = list(record.rules) if record is not None else []
+        ordered += [name for name, m in network.named_modules() if (is_layer(m) or is_quantized(m))]
+        found = {
+            name: module
+            for name in dict.fromkeys(ordered)
+            if is_layer(module := network.get_submodule(name)) or is_quantized(module)
+            if not isinstance(module, nn.Embedding)
+        }
+        types = [(name, layer_type(module).__name__) for name, module in found.items()]
+        return {
+            name: found[name]
+            for place, (name, kind) in enumerate(types)
+            if _matches(self.match, name, kind, place, len(types))
+            and not _matches(self.exclude, name, kind, place, len(types))
+            and owns_weight(found[name])
+            and (self.pattern is None or pattern_axis_fits(found[name].get_parameter("weight"), self.pattern))
+        }
+
+    # State -----------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"masks": {name: mask.cpu() for name, mask in self.masks.items()}, "suspended": self._suspended}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.masks, self._suspended = dict(state_dict["masks"]), bool(state_dict["suspended"])
+
+    # The fit ---------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        layers = self.layers(self._network(trainer, pl_module))
+        for name, layer in layers.items():
+            _check_zero(name, layer)
+        self.masks = {name: mask.to(layers[name].get_parameter("weight").device) for name, mask in self.masks.items()}
+        zero = partial(self._zero_again, layers)
+        self._hooks = [optimizer.register_step_post_hook(zero) for optimizer in trainer.optimizers]
+        if not self.masks or self._suspended:
+            self._suspended = True
+            suspend_selection(trainer, self)
+
+    @torch.no_grad()
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        done, before = fraction_of_fit(trainer, batch_idx), self._done
+        self._done = done
+        is_final = done >= self.end
+        if self.masks and (before >= self.end or (trainer.global_step % self.every and not is_final)):
+            return
+        network = self._network(trainer, pl_module)
+        layers = self.layers(network)
+        weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
+        self.masks = self._masks(weights, cubic_sparsity(done, self.sparsity, self.begin, self.end))
+        _check_same_masks(self.masks)
+        self._zero_again(layers)
+        for copied in followers(trainer, pl_module, network):
+            self._zero_again({name: copied.get_submodule(name) for name in layers})
+        if is_final and self._suspended:
+            forget_best(trainer)
+            restart_early_stopping(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Choose the best checkpoint from now on, if masks are final. Lightning calls the hooks of checkpoints after this."""
+        if self._suspended and not trainer.sanity_checking and self._done >= self.end:
+            self._suspended = False
+            resume_selection(trainer, self)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        zeros = sum(int((~mask).sum()) for mask in self.masks.values())
+        pl_module.log("train/sparsity", zeros / max(1, sum(m.numel() for m in self.masks.values())), sync_dist=True)
+        if not trainer.enable_validation:
+            self.on_validation_end(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        resume_selection(trainer, self)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def report(self, integer: nn.Module) -> PruningResult:
+        """What was pruned, counted in an integer model."""
+        pattern = None if self.pattern is None else str(self.pattern)
+        return PruningResult(self.sparsity, pattern, zeros_of_layers(integer, self.masks, self.pattern))
+
+    def _masks(self, weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        if self.pattern is not None:
+            return {name: keep_pattern(weight, self.pattern, sparsity) for name, weight in weights.items()}
+        if self.scope == "global":
+            return keep_largest_of_all(weights, sparsity)
+        return {name: keep_largest(weight, sparsity) for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def _zero_again(self, layers: Mapping[str, nn.Module], *_: Any) -> None:
+        for name, mask in self.masks.items():
+            layers[name].get_parameter("weight").masked_fill_(~mask, 0.0)
+
+    def _network(self, trainer: L.Trainer, pl_module: L.LightningModule) -> nn.Module:
+        return require_callback(trainer, QuantizationAwareTraining, self).network_of(pl_module)
+
+
+def _matches(patterns: Sequence[str], name: str, kind: str, place: int, count: int) -> bool:
+    return any(Rule(pattern, None, None).matches(name, kind, place, count) for pattern in patterns)
+
+
+def _listed(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+@torch.no_grad()
+def _check_zero(name: str, layer: nn.Module) -> None:
+    """Raise ValueError if the quantizer of the layer's weight rounds zero to something else."""
+    quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
+    if quantizer is not None and quantizer.ready:
+        zeros = torch.zeros_like(layer.get_parameter("weight"))
+        if bool(quantizer.dequantize(quantizer.quantize(zeros)).any()):
+            raise ValueError(
+                f"{type(quantizer).__name__}, of the weight of layer {name!r}, has no zero, so nothing can be pruned there: "
+                "write another quantizer, such as lsq, or exclude the layer."
+            )
+
+
+def _check_same_masks(masks: Mapping[str, Tensor]) -> None:
+    digest = hashlib.sha256()
+    for mask in masks.values():
+        digest.update(mask.cpu().contiguous().numpy().tobytes())
+    if len(set(gather(digest.hexdigest()))) > 1:
+        raise RuntimeError(
+            "the masks of Pruning differ between processes: change weights only in ways that every process computes alike."
+        )

@@ -1,0 +1,63 @@
+"""Zeros of the integer model, and the sizes of the files of a fit."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from qat.export.packed import save_quantized
+from qat.report.pruning import FileSize, LayerZeros
+from qat.sparsity import Pattern, count_zeros
+
+PACKED = "packed folder"
+
+
+def zeros_of_layers(integer: nn.Module, masks: Mapping[str, Tensor], pattern: Pattern | None) -> list[LayerZeros]:
+    """Every layer of an integer model: its zeros, and whether they are where the masks want them.
+
+    Args:
+        integer: what the artefact was written from.
+        masks: layer of the float network -> which weights stay.
+        pattern: of the masks, if they have one.
+    """
+    modules = dict(integer.named_modules())
+    masked = {name.replace(".", "_"): mask.cpu() for name, mask in masks.items()}
+    found = []
+    for name, zeros in count_zeros(integer, pattern).items():
+        mask = masked.get(name.replace(".", "_"))
+        pruned = wrong = 0
+        if mask is not None:
+            codes, zero_point = modules[name].weight, getattr(modules[name], "weight_zero_point", 0)
+            assert isinstance(codes, Tensor)
+            not_zero = codes.cpu().long() != (zero_point.cpu() if isinstance(zero_point, Tensor) else zero_point)
+            pruned, wrong = int((~mask).sum()), int((not_zero & ~mask).sum())
+        violations = zeros.violations if mask is not None else None
+        found.append(LayerZeros(name, zeros.weights, zeros.zeros, pruned, wrong, violations))
+    return found
+
+
+def file_sizes(paths: Iterable[Path | None], integer: nn.Module | None) -> list[FileSize]:
+    """The sizes of files, and of the integer model as `qat.save_quantized` packs it, beside their sizes in an archive."""
+    found = [_size(path.name, [path]) for path in paths if path is not None and path.is_file()]
+    if integer is not None:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                save_quantized(integer, folder)
+            except ValueError:  # a part that no file can describe
+                return found
+            found.append(_size(PACKED, sorted(path for path in Path(folder).rglob("*") if path.is_file())))
+    return found
+
+
+def _size(name: str, paths: list[Path]) -> FileSize:
+    with tempfile.TemporaryFile() as archive:
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as zipped:
+            for path in paths:
+                zipped.write(path, path.name)
+        return FileSize(name, sum(path.stat().st_size for path in paths), archive.tell())

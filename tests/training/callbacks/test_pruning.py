@@ -1,0 +1,154 @@
+"""Pruned weights are zero everywhere: in forward, after each step, in checkpoints, averages and exported integers."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import onnx
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from onnx import numpy_helper
+from torch import Tensor
+
+import qat
+from qat.sparsity import cubic_sparsity
+from qat.training.callbacks import ExportONNX, ProgressiveBits, Pruning, QuantizationAwareTraining, Report
+from tests.training.checkpoint.interrupted_fits import CheckpointInEveryHook, Fit, differences, loader_with_generator
+from tests.training.user_modules import LIGHTNING, Classifier, Data, images, trainer
+
+pytestmark = LIGHTNING
+
+
+def quantization(policy: Any = "w4a8") -> QuantizationAwareTraining:
+    return QuantizationAwareTraining(policy, quantizer_lr_ratio=0.01, batches=[images(32).tensors[0]])
+
+
+class Watch(L.Callback):
+    """The share of zeros in the second convolution after each step, and its mask."""
+
+    def __init__(self) -> None:
+        self.zeros: list[float] = []
+        self.weights: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        weight = module.net.conv2.weight.detach()
+        self.zeros.append(float((weight == 0).float().mean()))
+        self.weights.append(weight.clone())
+
+
+def stored_codes(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The integer weight of this shape in an ONNX file."""
+    found = [numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer if tuple(i.dims) == shape]
+    (codes,) = (array for array in found if array.dtype.kind in "iuV" or array.dtype.name.startswith("int"))
+    return codes.astype(np.int64)
+
+
+def test_zeros_follow_the_cube_and_end_in_the_file(tmp_path: Path) -> None:
+    watch, pruning = Watch(), Pruning(0.6, end=0.5, every=1)
+    report = Report(folder=tmp_path, metric="test/top1")
+    callbacks = [pruning, watch, quantization(), ExportONNX(tmp_path / "model.onnx"), report]
+    module = Classifier(lr=0.05)
+    trainer(tmp_path, *callbacks, epochs=3).fit(module, datamodule=Data())
+    wanted = [cubic_sparsity(i / 12, 0.6, 0.0, 0.5) for i in range(12)]
+    assert watch.zeros == pytest.approx(wanted, abs=1 / 216)
+    pruned = [weight == 0 for weight in watch.weights]
+    assert all(bool((later | ~earlier).all()) for earlier, later in itertools.pairwise(pruned))  # none returns
+    assert list(pruning.masks) == ["conv2"]  # the first and the last layer are left alone
+    codes = stored_codes(tmp_path / "model.onnx", (6, 4, 3, 3))
+    assert not codes[~pruning.masks["conv2"].numpy()].any()
+    results = report.results
+    assert results is not None
+    assert results.pruning is not None
+    (layer,) = [layer for layer in results.pruning.layers if layer.masked]
+    assert (layer.weights, layer.masked, layer.masked_not_zero) == (216, 130, 0)
+    assert layer.zeros == int((codes == 0).sum()) >= 130
+    assert results.pruning.proven
+    sizes = {file.name: file for file in results.files}
+    assert sizes["model.onnx"].size_bytes == (tmp_path / "model.onnx").stat().st_size
+    assert sizes["packed folder"].zipped_bytes > 0
+    assert "all of them are zero in the integer model" in (tmp_path / "report.md").read_text()
+    assert "Zeros" in (tmp_path / "report.html").read_text()
+
+
+def test_two_of_four_in_the_exported_codes(tmp_path: Path) -> None:
+    """Oracle: every group of four neighbouring inputs in the file, one by one."""
+    pruning = Pruning(pattern="2:4", every=1, exclude=())
+    export = ExportONNX(tmp_path / "model.onnx")
+    trainer(tmp_path, pruning, quantization(), export, epochs=2).fit(Classifier(), datamodule=Data())
+    assert set(pruning.masks) == {"conv2", "head"}  # conv1 has one input channel
+    codes = stored_codes(tmp_path / "model.onnx", (6, 4, 3, 3))
+    for out in range(6):
+        for row in range(3):
+            for column in range(3):
+                assert np.count_nonzero(codes[out, :, row, column]) <= 2
+    assert export.artefact is not None
+    layers = {layer.layer: layer for layer in pruning.report(export.artefact.integer).layers}
+    assert layers["conv2"].violations == layers["head"].violations == 0
+    assert layers["conv2"].masked == 108
+
+
+def test_a_resumed_fit_has_the_same_masks_to_the_bit(tmp_path: Path) -> None:
+    def fit(*callbacks: Any, seed: int = 0) -> Fit:
+        pruning = Pruning(0.7, begin=0.1, end=0.8, every=2)
+        length = {"epochs": -1, "max_steps": 12, "val_check_interval": 4}
+        return Fit(tmp_path, loader_with_generator, seed=seed, callbacks=[pruning, *callbacks], **length)
+
+    end = fit(CheckpointInEveryHook(tmp_path)).run().end()
+    for path in sorted(tmp_path.glob("*.ckpt"))[1::4]:
+        assert differences(end, fit(seed=99).run(path).end()) == [], path.name
+
+
+def test_stages_of_bits_keep_the_masks_and_the_best_checkpoint_is_a_pruned_one(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/top1", mode="max")
+    pruning = Pruning(0.5, end=0.6, every=1)
+    callbacks = [ProgressiveBits({0.0: 8, 0.25: 4}), pruning, quantization("w4a4"), best]
+    module = Classifier(lr=0.05)
+    trainer(tmp_path, *callbacks, epochs=4, enable_checkpointing=True).fit(module, datamodule=Data())
+    assert best.save_top_k == 1
+    saved = torch.load(best.best_model_path, weights_only=True)["state_dict"]["net.conv2.weight"]
+    assert int((saved == 0).sum()) == 108
+    network = qat.load_checkpoint(best.best_model_path, Classifier()).net
+    codes = network.conv2.weight_quantizer.quantize(network.conv2.weight)
+    assert int((codes == 0).sum()) >= 108
+
+
+def test_averages_have_the_same_zeros(tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    average, pruning = EMAWeightAveraging(decay=0.9), Pruning(0.5, end=0.5, every=1)
+    module = Classifier()
+    trainer(tmp_path, average, pruning, quantization(), epochs=3).fit(module, datamodule=Data())
+    assert int((module.net.conv2.weight == 0).sum()) == 108  # at its end the module has the averages
+
+
+def test_a_quantizer_without_zero_is_refused(tmp_path: Path) -> None:
+    policy = {"preset": "w2a8", "weight": {"quantizer": "Binary"}, "first_last_quantizer": "LSQ"}
+    with pytest.raises(ValueError, match="Binary, of the weight of layer 'conv2', has no zero"):
+        trainer(tmp_path, Pruning(0.5), quantization(policy)).fit(Classifier(), datamodule=Data())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "write one of the two"),
+        ({"sparsity": 0.5, "pattern": "2:4"}, "write one of the two"),
+        ({"sparsity": 1.0}, "from 0 to below 1"),
+        ({"pattern": "4:2"}, "write how many of how many"),
+        ({"sparsity": 0.5, "begin": 0.6}, "rising shares"),
+        ({"sparsity": 0.5, "every": 0}, "a number of optimizer steps"),
+        ({"pattern": "2:4", "scope": "global"}, "'global' without a pattern"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Pruning(**options)
+
+
+def test_layers_that_do_not_exist_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="finds no layer"):
+        trainer(tmp_path, Pruning(0.5, match="conv9"), quantization()).fit(Classifier(), datamodule=Data())
