@@ -128,10 +128,11 @@ def accumulator_to_float(accumulator: Tensor, x_scale: float, weight_scale: Tens
 
 
 def add(a: Tensor, b: Tensor, a_encoding: Encoding, b_encoding: Encoding, y: Encoding) -> Tensor:
-    """Codes of a + b, with fused multiply-adds: rint(fma(a, ra, fma(b, rb, c))), where c gathers the zero-points.
+    """Codes of a + b: rint(a * ra + (b * rb + c)), where c gathers the zero-points.
 
-    ra = a.scale / y.scale, rb = b.scale / y.scale, c = y.zero_point - fma(ra, a.zero_point, rb * b.zero_point). A fused
-    multiply-add is computed in float64, where the product is exact, and rounded to float32 once.
+    ra = a.scale / y.scale, rb = b.scale / y.scale, c = y.zero_point - (ra * a.zero_point + rb * b.zero_point). Products are
+    exact in float32 where `convert` could choose the scales so (`short_ratios`). Elsewhere they are rounded together with their
+    sums, as by processors with fused multiply-adds; that is computed in float64.
     """
     ratio_a, ratio_b = _f32(a_encoding.scale) / _f32(y.scale), _f32(b_encoding.scale) / _f32(y.scale)
     shift = (ratio_a.double() * a_encoding.zero_point + (ratio_b * b_encoding.zero_point).double()).float()

@@ -17,6 +17,7 @@ from qat.integer.convert_layer import (
     weight_only,
 )
 from qat.integer.convert_operation import integer_module, integer_movement
+from qat.integer.encodings import encodings_of
 from qat.integer.integer_model import IntegerModel
 from qat.integer.modules import Dequantize, DynamicQuantize, LookUp, Quantize, Requantize
 from qat.integer.weight_only import WeightOnlyModule
@@ -62,11 +63,8 @@ class GraphConverter:
         self.operations = describe_graph(source, graph)
         self.made: dict[Value, fx.Node] = {}
         self.weight_only: dict[int, nn.Module] = {}
-        self.encodings: dict[fx.Node, Encoding] = {}
-        """How the codes of each tensor are read that lies on a grid fixed before the tensor is known."""
         self.with_codes = tensors_with_codes(source, self.operations)
-        for node in (n for n in graph.nodes if n in self.with_codes):
-            self.encodings[node] = self._encoding(node)
+        self.encodings = encodings_of(source, self.operations, self.with_codes)
 
     def convert(self) -> IntegerModel:
         """Build the integer model."""
@@ -120,18 +118,6 @@ class GraphConverter:
         return self.new_graph.call_module(name, arguments)
 
     # Codes -----------------------------------------------------------------------------------------------------------
-
-    def _encoding(self, node: fx.Node) -> Encoding:
-        """How the codes of a tensor are read. The bounds of a fused ReLU narrow those of a site."""
-        operation = self.operations[node]
-        if isinstance(operation, Move):
-            return self.encodings[operation.inputs[0]]
-        quantizer = self._module(node)
-        assert isinstance(quantizer, Quantizer)
-        encoding, before = Encoding.of_quantizer(quantizer), self.operations[operation.inputs[0]]
-        if isinstance(before, Rectify) and quantizer.lookup_table() is None:
-            return encoding.after_relu(before.ceiling)
-        return encoding
 
     def _codes(self, node: fx.Node) -> Step:
         """The uint8 codes of an old tensor; `self.encodings` says how they are read."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.integer import arithmetic
 from qat.integer.arithmetic import Encoding
+from qat.integer.short_ratios import is_short
 from qat.operations import AveragePool, MaxPool, Mean
 
 
@@ -99,6 +101,12 @@ class IntegerAdd(IntegerModule):
     def __init__(self, a: Encoding, b: Encoding, output: Encoding) -> None:
         super().__init__(output)
         self.a, self.b = a, b
+
+    @property
+    def needs_fma(self) -> bool:
+        """Whether a processor without fused multiply-adds may compute another code: a ratio of scales is too long."""
+        ratios = (np.float32(x.scale) / np.float32(self.output.scale) for x in (self.a, self.b))
+        return not all(map(is_short, ratios))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return arithmetic.add(a, b, self.a, self.b, self.output)

@@ -32,6 +32,7 @@ def small() -> nn.Module:
         ({"preset": "w8_dynamic"}, "write a preset such as w8a8"),
         ({"preset": "mxfp4"}, "floating-point format (MX): write a preset such as w8a8"),
         ({"preset": "w4"}, "give it activation: {bits: 8}"),
+        ({"preset": "fp8"}, "write a preset such as w8a8"),
         (
             {"preset": "w4a8", "weight": {"granularity": "per_group", "group_size": 1}},
             "write weight: {granularity: per_channel}",

@@ -162,15 +162,19 @@ class Rewriter:
         read = {name for node in self.graph.node for name in node.input}
         del self.graph.initializer[:]
         self.graph.initializer.extend(t for name, t in self.constants.items() if name in read)
-        newest = next(o.version for o in self.model.opset_import if not o.domain)
+        (standard,) = (entry for entry in self.model.opset_import if not entry.domain)
+        newest = standard.version
         for opset in range(OLDEST_OPSET, newest + 1):
             if all(_is_valid(node, opset, newest) for node in self.graph.node):
-                break
-        for entry in self.model.opset_import:
-            if not entry.domain:
-                entry.version = opset
-        self.model.ir_version = helper.find_min_ir_version_for(list(self.model.opset_import))
-        onnx.checker.check_model(self.model, full_check=True)
+                standard.version = opset
+                self.model.ir_version = helper.find_min_ir_version_for(list(self.model.opset_import))
+                try:
+                    onnx.checker.check_model(self.model, full_check=True)
+                except onnx.shape_inference.InferenceError:  # a type that the operator has in later opsets
+                    if opset == newest:
+                        raise
+                else:
+                    return
 
 
 def _is_valid(node: onnx.NodeProto, opset: int, newest: int) -> bool:

@@ -166,6 +166,13 @@ def _log_verification(artefact: Artefact) -> None:
         )
         for sentence in found.weak_data if found.passed else found.sentences:
             log.warning("%s: %s", name, sentence)
+    needs_fma = [name for name, add in artefact.integer.named_modules() if getattr(add, "needs_fma", False)]
+    if needs_fma:
+        log.info(
+            "%s: on processors without fused multiply-adds, codes of %s may differ by one",
+            artefact.path.name,
+            needs_fma,
+        )
     saturating = [
         layer_name for layer_name, layer in artefact.integer.named_modules() if getattr(layer, "may_saturate", False)
     ]
