@@ -15,6 +15,7 @@ from qat.experiment.errors import exit_with, sentence
 from qat.experiment.schema import Configuration, check_configuration
 from qat.experiment.suggestion import unknown_key
 from qat.experiment.sweep.grid import grid
+from qat.experiment.sweep.space import Space
 
 INSTEAD_OF_DELETING = {group: f"write {group}=none" for group in ("ptq", "export", "oscillation")}
 HYDRA_KEYS = {*HydraConf.__dataclass_fields__, "env"}
@@ -30,6 +31,7 @@ class EarlyCheck(Callback):
         _check(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_order(config)
         for overrides in islice(_runs_of_sweep(config), MOST_RUNS):
             _check(GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides)), "sweep")
 
@@ -53,6 +55,21 @@ def _check(config: DictConfig, mode: str) -> None:
         exit_with(sentence(error))
 
 
+def _check_order(config: DictConfig) -> None:
+    """Refuse the file of W&B, and a list of sweeps whose last one takes the search back."""
+    chosen = [str(o) for o in OmegaConf.to_container(config.hydra.overrides.task, resolve=False) or ()]
+    if "sweep=wandb" in chosen:
+        exit_with(
+            "sweep=wandb is none of Hydra's, and W&B's agent drives it: write wandb sweep configs/sweep/wandb.yaml."
+        )
+    mixed = [override for override in chosen if override.startswith("sweep=[") and "optuna" in override]
+    if mixed and not str(config.hydra.sweeper.get("_target_")).endswith("OptunaSweeper"):
+        others = [name.strip() for name in mixed[0][7:].rstrip("]").split(",") if name.strip() != "optuna"]
+        exit_with(
+            f"{mixed[0]} searches nothing, because the last one decides: write sweep=[{','.join([*others, 'optuna'])}]."
+        )
+
+
 def _check_override(override: str, config: DictConfig) -> None:
     """Refuse what Hydra composes although nobody means it: a group that is deleted, and {}, which deletes nothing."""
     key, _, value = override.partition("=")
@@ -67,13 +84,14 @@ def _check_override(override: str, config: DictConfig) -> None:
 
 
 def _runs_of_sweep(config: DictConfig) -> list[tuple[str, ...]]:
-    """The overrides of each run; those of other sweepers than ours are not known before they begin."""
+    """The overrides of each run, or examples of those of a search; of other sweepers than ours nothing is known here."""
     hydra: Any = OmegaConf.to_container(config.hydra, resolve=False)  # as they are written, ${...} included
     sweeper = hydra["sweeper"]
     if not str(sweeper.get("_target_")).startswith("hydra_plugins.qat_sweepers."):
         return []
     arguments = [*(f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()), *hydra["overrides"]["task"]]
     try:
-        return [job.overrides for job in grid(arguments)]
+        searches = str(sweeper["_target_"]).endswith("OptunaSweeper")
+        return [job.overrides for job in (Space.of(arguments).examples() if searches else grid(arguments))]
     except HydraException as error:
         exit_with(sentence(error))

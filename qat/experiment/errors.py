@@ -133,6 +133,9 @@ def _missing_option(error: MissingConfigException) -> str:
         return (
             f"the configuration {name!r} does not exist: leave --config-name out, or add the --config-dir that has it."
         )
+    if group == "hydra/launcher" and name not in error.options:
+        extra = name.partition("_")[0]
+        return f"sweep={name} needs a package that is not installed: pip install 'qat-lightning[{extra}]'."
     options = ", ".join(sorted(error.options))
     top, _, path = str(error.missing_cfg_file).lstrip("/").partition("/")
     if top in _groups() and ("/" in path or path.endswith((".yaml", ".yml"))):

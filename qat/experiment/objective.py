@@ -14,11 +14,10 @@ ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
 
 
 class Meaning(NamedTuple):
-    """value: of the results; None if it was not measured. higher: whether more is better. missing: what to do about None."""
+    """value: of the results; None if it was not measured. higher: whether more is better."""
 
     value: Callable[[Results], float | None]
     higher: bool
-    missing: str
 
 
 def trained_row(results: Results) -> Row | None:
@@ -60,11 +59,11 @@ def _of_row(name: str) -> Callable[[Results], float | None]:
 
 
 OBJECTIVES: dict[Objective, Meaning] = {
-    "accuracy": Meaning(validation_value, True, "validation images are needed, data.val_fraction=0.1"),
-    "size": Meaning(_of_row("size_bytes"), False, "a file is needed, export=onnxruntime"),
-    "latency": Meaning(_of_row("latency_ms_batch1"), False, "a file is needed, export=onnxruntime"),
-    "latency_32": Meaning(_of_row("latency_ms_batch32"), False, "a file is needed, export=onnxruntime"),
-    "minutes": Meaning(minutes, False, ""),
+    "accuracy": Meaning(validation_value, True),
+    "size": Meaning(_of_row("size_bytes"), False),
+    "latency": Meaning(_of_row("latency_ms_batch1"), False),
+    "latency_32": Meaning(_of_row("latency_ms_batch32"), False),
+    "minutes": Meaning(minutes, False),
 }
 
 
@@ -73,11 +72,6 @@ def objective_values(
 ) -> float | tuple[float | None, ...] | None:
     """What a sweeper gets: one number, or one for each name; None for what was not measured."""
     return _value(names, results) if isinstance(names, str) else tuple(_value(name, results) for name in names)
-
-
-def objective_names(names: Objective | Sequence[Objective]) -> list[Objective]:
-    """The names as a list."""
-    return [names] if isinstance(names, str) else list(names)
 
 
 def _value(name: Objective, results: Results) -> float | None:

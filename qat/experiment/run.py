@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,14 @@ from qat.transform.mode import quantizers
 log = logging.getLogger(__name__)
 
 
-def run(config: DictConfig, folder: Path, recipe: str, command: str, signals: SignalHandler | None = None) -> Results:
+def run(
+    config: DictConfig,
+    folder: Path,
+    recipe: str,
+    command: str,
+    signals: SignalHandler | None = None,
+    further: Sequence[L.Callback] = (),
+) -> Results:
     """Float network, PTQ baselines, QAT, export, verification and report. Everything is written into `folder`.
 
     Every mistake in the configuration is found before the first training step.
@@ -48,16 +55,19 @@ def run(config: DictConfig, folder: Path, recipe: str, command: str, signals: Si
         recipe: name of the run in log and report.
         command: the command that repeats the run, for the report.
         signals: receives the signals that interrupt the run; None: nobody does.
+        further: callbacks beside those of the configuration.
 
     Raises:
         ValueError: the configuration or the data are not valid; the message says what to write instead.
         FileNotFoundError: a file that the configuration names does not exist.
         VerificationError: the ONNX file is not what was trained; everything else is written.
     """
-    return _run(config, folder, recipe, command, signals or SignalHandler())
+    return _run(config, folder, recipe, command, signals or SignalHandler(), further)
 
 
-def _run(config: DictConfig, folder: Path, recipe: str, command: str, signals: SignalHandler) -> Results:
+def _run(
+    config: DictConfig, folder: Path, recipe: str, command: str, signals: SignalHandler, further: Sequence[L.Callback]
+) -> Results:
     simplify_output()
     check_configuration(config)
     warn_of_unwise_values(config)
@@ -97,7 +107,7 @@ def _run(config: DictConfig, folder: Path, recipe: str, command: str, signals: S
     )
     report = _report(config, folder, data, name=recipe, command=command, timings=timings, allocation=allocation)
     saver = CheckpointOnSignal(signals, folder / "checkpoints")
-    callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), report, saver]
+    callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), *further, report, saver]
     validation = build.validation_plan(config, len(batches.train_dataloader()) // processes)
     logger = build.part(config.logger, "logger", save_dir=str(folder))
     trainer = build.trainer(config, folder, callbacks, logger, **validation)

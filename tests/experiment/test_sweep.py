@@ -75,7 +75,7 @@ def test_means_and_differences_are_those_of_the_recorded_runs(entries: list[Entr
     assert rows[2][3] == f"{statistics.mean(qat):.2f} ± {statistics.stdev(qat):.2f}"
     assert rows[2][4] == f"{statistics.mean(over):+.2f} ± {statistics.stdev(over):.2f}"
     assert rows[3][:2] == ["| digits_w2a2", "2 of 3"]
-    text = markdown(tmp_path, entries, grouped(entries), best_group(grouped(entries), "accuracy"), "accuracy")
+    text = markdown(tmp_path, entries, grouped(entries), best_group(grouped(entries), "accuracy"), ["accuracy"])
     assert "5 of 6 jobs have results" in text
     assert "| `recipe=digits_w2a2,seed=1` | failed | no \\| disk |" in text
     assert text.count("python train.py recipe=") == 5

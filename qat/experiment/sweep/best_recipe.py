@@ -43,7 +43,8 @@ def recipe_text(best: Group, config: DictConfig, compose: Compose) -> str:
         for group, choice in config.hydra.runtime.choices.items()
         if choice is not None and not str(group).startswith(NO_GROUPS)
     }
-    base = compose(["~recipe", *(f"{group}={choice}" for group, choice in choices.items())])
+    sweep = [override for override in best.entries[0].job.overrides if override.startswith("sweep=")]
+    base = compose(["~recipe", *sweep, *(f"{group}={choice}" for group, choice in choices.items())])
     defaults = [{f"override /{group}": choice} for group, choice in reversed(choices.items())]
     wanted: Any = OmegaConf.to_container(config, resolve=False)
     values = _differing({k: v for k, v in wanted.items() if k not in NOT_IN_A_RECIPE}, OmegaConf.to_container(base))

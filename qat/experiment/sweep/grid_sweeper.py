@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -13,6 +14,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from qat.experiment.sweep.grid import Job, grid
+
+if TYPE_CHECKING:
+    from qat.experiment.schema.values import Objective
+
+log = logging.getLogger(__name__)
 
 
 class GridSweeper(Sweeper):
@@ -39,23 +45,35 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs. The program ends with status 1 if one has failed."""
-        from qat.experiment.objective import objective_names
-        from qat.experiment.sweep.ending import (
-            end_sweep,
-            log_launch_error,
-        )  # late: every Hydra program loads this module
+        from qat.experiment.sweep.ending import end_sweep  # late: every Hydra program loads this module
 
         assert self.config is not None
-        assert self.launcher is not None
         folder = Path(self.config.hydra.sweep.dir)
-        jobs = grid([*(f"{key}={values}" for key, values in self.params.items()), *arguments])
+        jobs = grid(self.all_arguments(arguments))
         self._refuse_others(folder, jobs)
         folder.mkdir(parents=True, exist_ok=True)
+        self.launch(folder, jobs)
+        end_sweep(folder, jobs, self.objectives, self.compose)
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """What the sweep looks for."""
+        assert self.config is not None
+        names: Any = self.config.objective
+        chosen: list[Objective] = [names] if isinstance(names, str) else list(names)  # type: ignore[list-item]
+        return chosen
+
+    def all_arguments(self, arguments: Sequence[str]) -> list[str]:
+        """Those of the configuration and of the command line."""
+        return [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
+
+    def launch(self, folder: Path, jobs: Sequence[Job]) -> None:
+        """Run jobs. Their folders tell how they ended; if a launcher's processes end without an answer, it is logged."""
+        assert self.launcher is not None
         try:
             self.launcher.launch([job.launched(folder) for job in jobs], initial_job_idx=0)
-        except Exception as error:  # of a launcher whose processes ended without an answer; their folders tell the rest
-            log_launch_error(error)
-        end_sweep(folder, jobs, objective_names(self.config.objective)[0], self.compose)
+        except Exception as error:
+            log.error("the launcher ended with an error (%s): %s", type(error).__name__, error)
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The configuration of a job, as its run sees it; `hydra` too."""

@@ -15,6 +15,7 @@ from qat.experiment.folders import FolderInUse, folder_of_one_run, shortened
 from qat.experiment.interruption import SignalHandler
 from qat.experiment.run import run
 from qat.experiment.sweep import job_state
+from qat.experiment.sweep.pruning import Pruned, pruning_callbacks
 from qat.report import Results
 
 log = logging.getLogger(__name__)
@@ -22,10 +23,6 @@ log = logging.getLogger(__name__)
 
 class JobFailed(Exception):
     """A job ended without results; the message is the reason. The other jobs go on."""
-
-
-class Pruned(Exception):
-    """A job is hopeless and was ended early; the message says what it was compared with."""
 
 
 def run_job(config: DictConfig, folder: Path, recipe: str, command: str, signals: SignalHandler) -> Results:
@@ -48,6 +45,8 @@ def run_job(config: DictConfig, folder: Path, recipe: str, command: str, signals
         log.info("%s is run by another process: skipped", shortened(folder))
         raise JobFailed("another process runs it.") from None
     except Pruned as pruned:
+        job_state.record_pruning(folder, str(pruned))
+        log.info("%s is pruned: %s", shortened(folder), pruned)
         raise JobFailed(f"pruned: {pruned}") from None
     except JobFailed as failed:
         log.info("%s: %s", shortened(folder), failed)
@@ -76,7 +75,8 @@ def _run(config: DictConfig, folder: Path, recipe: str, command: str, signals: S
         log.info("%s goes on from %s", shortened(folder), shortened(checkpoint))
         with open_dict(config):
             config.resume = str(checkpoint)
-    results = run(config, folder=folder, recipe=recipe, command=command, signals=signals)
+    further = pruning_callbacks(folder)
+    results = run(config, folder=folder, recipe=recipe, command=command, signals=signals, further=further)
     job_state.forget_earlier(folder)
     return results
 

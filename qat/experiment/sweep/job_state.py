@@ -58,6 +58,11 @@ def record_failure(folder: Path, reason: str) -> None:
     write_atomically(folder / FAILURE, reason + "\n")
 
 
+def record_pruning(folder: Path, reason: str) -> None:
+    """Say in the job's folder why it was ended early."""
+    write_atomically(folder / PRUNED, reason + "\n")
+
+
 def set_aside(folder: Path) -> None:
     """Move what an earlier start of the job left into a folder of its own below, so that the job can start."""
     left = [path for path in folder.iterdir() if path.name not in STAYS and not path.name.startswith((EARLIER, "."))]

@@ -127,5 +127,19 @@ def best_group(groups: Sequence[Group], objective: Objective) -> Group | None:
     return max(candidates, key=rank, default=None)
 
 
+def pareto_groups(groups: Sequence[Group], objectives: Sequence[Objective]) -> list[Group]:
+    """The groups that no other beats in one objective without losing in another."""
+    points = {}
+    for index, group in enumerate(groups):
+        spreads = [(group.spread(OBJECTIVES[name].value), OBJECTIVES[name].higher) for name in objectives]
+        if all(spread for spread, _ in spreads):
+            points[index] = [spread.mean if higher else -spread.mean for spread, higher in spreads if spread]
+
+    def beaten(mine: list[float]) -> bool:
+        return any(other != mine and all(b >= a for a, b in zip(mine, other, strict=True)) for other in points.values())
+
+    return [groups[index] for index, point in points.items() if not beaten(point)]
+
+
 def _difference(row: Row | None, other: Row | None) -> float | None:
     return None if row is None or other is None else row.score - other.score

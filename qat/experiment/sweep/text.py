@@ -10,7 +10,7 @@ from pathlib import Path
 from qat.experiment.objective import best_ptq, float_row
 from qat.experiment.schema.values import Objective
 from qat.experiment.sweep.best_recipe import RECIPE, best_command
-from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread
+from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread, pareto_groups
 from qat.report.metric import ACCURACY, MetricInfo
 from qat.report.text_of_numbers import format_size
 
@@ -44,14 +44,17 @@ def csv_text(entries: Sequence[Entry]) -> str:
 
 
 def markdown(
-    folder: Path, entries: Sequence[Entry], groups: Sequence[Group], best: Group | None, objective: Objective
+    folder: Path, entries: Sequence[Entry], groups: Sequence[Group], best: Group | None, objectives: Sequence[Objective]
 ) -> str:
     """The whole report of the sweep."""
     done = sum(entry.state.results is not None for entry in entries)
     sections = [f"# {folder.name}", f"{done} of {len(entries)} jobs have results.", pipe_table(groups), notes(groups)]
     if best is not None:
         picture = "![accuracy against size and latency](pareto.png)"
-        sections += [picture, f"## Best\n\n{_best_sentence(best, objective)}\n\n```sh\n{best_command(folder)}\n```"]
+        sections += [
+            picture,
+            f"## Best\n\n{_best_sentence(groups, best, objectives)}\n\n```sh\n{best_command(folder)}\n```",
+        ]
     missing = [entry for entry in entries if entry.state.results is None]
     if missing:
         lines = [f"| `{job.name}` | {state.status} | {_cell(state.reason)} |" for job, state in missing]
@@ -83,7 +86,7 @@ def header_and_cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]
     metric = next((results.metric for group in groups for results in group.results), ACCURACY)
     header = [*keys, "seeds", "validation", f"test {metric.heading}", "vs float", "vs best PTQ", "size"]
     header += ["ms, batch 1", "batch 32", "minutes"]
-    return header, [[group.choices.get(key, "") for key in keys] + _numbers(group, metric) for group in groups]
+    return header, [[_short(group.choices.get(key, "")) for key in keys] + _numbers(group, metric) for group in groups]
 
 
 def pipe_table(groups: Sequence[Group]) -> str:
@@ -139,9 +142,26 @@ def _text(spread: Spread | None, factor: float = 1.0, sign: str = "") -> str:
     return f"{mean:{sign}.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
-def _best_sentence(best: Group, objective: Objective) -> str:
-    how = "validation accuracy" if objective == "accuracy" else f"objective {objective}"
-    return f"{best.name}, by the mean of its {how}, is `{RECIPE}`:"
+def _best_sentence(groups: Sequence[Group], best: Group, objectives: Sequence[Objective]) -> str:
+    said = {"accuracy": "validation accuracy", "latency_32": "latency at batch 32"}
+    names = [said.get(name, name) for name in objectives]
+    text = f"{best.name}, by the mean of its {names[0]}, is `{RECIPE}`:"
+    if len(objectives) == 1:
+        return text
+    found = "\n".join(f"- {group.name}" for group in pareto_groups(groups, objectives))
+    return f"On the Pareto front of {' and '.join(names)}:\n\n{found}\n\n{text}"
+
+
+def _short(value: str) -> str:
+    """A value for a table.
+
+    >>> _short("0.0010323260351976571"), _short("0.05"), _short("w4a8")
+    ('0.001032', '0.05', 'w4a8')
+    """
+    try:
+        return value if len(value) <= 8 else f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def _cell(text: str) -> str:
