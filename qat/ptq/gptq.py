@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,10 @@ from qat.ptq.base import Pass
 from qat.ptq.side_by_side import layers_in_order
 from qat.ptq.state import PTQState
 from qat.ptq.unfold import unfold_inputs
-from qat.quantizers import Quantizer
+from qat.quantizers import Quantizer, ScaledFloat
+
+Rounding = Callable[[Tensor, int], Tensor]
+"""From a column of the weight, (out,), and its number to its values on the grid."""
 
 
 class GPTQ(Pass):
@@ -20,6 +25,9 @@ class GPTQ(Pass):
     The Hessian of |W x^ - W^ x^|^2 is 2 X X^T over the layer's inputs x^ in the quantized network; errors are passed on along
     the rows of the Cholesky factor of its inverse (eq. 2 and 3, algorithm 1). Scales stay as they were calibrated. Afterwards
     the layer's weight lies on its grid.
+
+    Layers that are neither linear nor a convolution of one or two axes keep their weights. The scales of FP8, MX and NVFP4 stay
+    as they were calibrated, too.
 
     Differs from the paper: inputs of convolutions are their patches; each group of a grouped convolution has its own
     Hessian; errors are passed on at once, without lazy batches, which computes the same.
@@ -46,26 +54,37 @@ class GPTQ(Pass):
         groups = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
         hessians = _hessians(layer, batches, groups)
         scale, zero_point = (_qparam_per_weight(p, quantizer, weight).chunk(groups) for p in quantizer.qparams())
-        grid = quantizer.spec.grid
         rows = [
-            round_columns(w, h, (s, z, grid.qmin, grid.qmax), self.damping)
+            round_columns(w, h, rounding_of(quantizer, s, z), self.damping)
             for w, h, s, z in zip(weight.flatten(1).chunk(groups), hessians, scale, zero_point, strict=True)
         ]
         weight.copy_(torch.cat(rows).reshape(weight.shape))
 
 
-def round_columns(
-    weight: Tensor, hessian: Tensor, grid: tuple[Tensor, Tensor, int, int], damping: float = 0.01
-) -> Tensor:
+def rounding_of(quantizer: Quantizer, scale: Tensor, zero_point: Tensor) -> Rounding:
+    """Rounding to the grid of a quantizer with these scales and zero-points, both (out, in)."""
+    grid = quantizer.spec.grid
+
+    def to_grid(column: Tensor, i: int) -> Tensor:
+        s, z = scale[:, i], zero_point[:, i]
+        return dequantize(quantize(column, s, z, grid.qmin, grid.qmax), s, z)
+
+    def to_format(column: Tensor, i: int) -> Tensor:
+        assert isinstance(quantizer, ScaledFloat)
+        return quantizer.format.round(column.float() / scale[:, i]) * scale[:, i]
+
+    return to_format if isinstance(quantizer, ScaledFloat) else to_grid
+
+
+def round_columns(weight: Tensor, hessian: Tensor, rounded: Rounding, damping: float = 0.01) -> Tensor:
     """The weight on its grid, rounded column by column from the left (algorithm 1).
 
     Args:
         weight: (out, in).
         hessian: (in, in), float64.
-        grid: scale and zero_point, both (out, in), qmin, qmax.
+        rounded: rounds a column.
         damping: added to the Hessian's diagonal, as a fraction of its mean.
     """
-    scale, zero_point, qmin, qmax = grid
     hessian, weight = hessian.clone(), weight.double().clone()
     diagonal = hessian.diagonal()
     dead = diagonal == 0
@@ -74,10 +93,9 @@ def round_columns(
     )  # the input is always 0: the weight does not matter
     diagonal += damping * diagonal.mean()
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
-    result = torch.empty_like(scale)
+    result = torch.empty_like(weight, dtype=torch.float32)
     for i in range(weight.shape[1]):
-        s, z = scale[:, i], zero_point[:, i]
-        result[:, i] = dequantize(quantize(weight[:, i], s, z, qmin, qmax), s, z)
+        result[:, i] = rounded(weight[:, i], i)
         error = (weight[:, i] - result[:, i].double()) / upper[i, i]
         weight[:, i:] -= error[:, None] * upper[i, i:]
     return result

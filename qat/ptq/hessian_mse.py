@@ -36,7 +36,9 @@ class HessianMSE(Pass):
     @torch.no_grad()
     def apply(self, state: PTQState) -> None:
         for layer, inputs in layers_in_order(state, "Hessian MSE"):
-            self._set_range(layer, inputs)
+            quantizer = as_quantized(layer).weight_quantizer
+            if quantizer is not None and quantizer.scaled_codes:  # a floating-point format has no range to choose
+                self._set_range(layer, inputs)
 
     def _set_range(self, layer: nn.Module, batches: list[Tensor]) -> None:
         weight, quantizer = as_quantized(layer).weight, as_quantized(layer).weight_quantizer

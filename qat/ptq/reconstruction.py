@@ -90,7 +90,10 @@ class Reconstruction:
             _outputs(segment.extract(state.reference), networks.float[segment.start]),
         )
         module = segment.extract(state.network)
-        layers = [as_quantized(layer) for layer in layers_with_quantized_weights(state.network, segment.nodes)]
+        quantized = [as_quantized(layer) for layer in layers_with_quantized_weights(state.network, segment.nodes)]
+        layers = [layer for layer in quantized if layer.weight_quantizer and layer.weight_quantizer.scaled_codes]
+        if not layers:  # weights in floating-point formats have no two neighbouring codes of equal distance
+            return
         roundings = [start_soft_rounding(layer) for layer in layers]
         scales = learn_scales(module, self.drop) if self.scale_lr or self.drop else {}
         self._learn(module, roundings, list(scales.values()), data)

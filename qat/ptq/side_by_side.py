@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from qat.capture import CallFormat, call_arguments
 from qat.ptq.segment import layer_segments
 from qat.ptq.state import PTQState
+from qat.ptq.unfold import UNFOLDED
 from qat.transform.batches import call_of
 
 
@@ -41,7 +42,9 @@ class SideBySideRun:
 
 
 def layers_in_order(state: PTQState, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
-    """Every quantized layer from first to last, with its inputs in the quantized network, one value per batch.
+    """Quantized linear layers and convolutions of one or two axes from first to last, with their inputs in the quantized network.
+
+    An input is a list with one value per batch.
 
     Later layers see the changes that are made to a layer when it is yielded.
 
@@ -49,7 +52,8 @@ def layers_in_order(state: PTQState, name: str) -> Iterator[tuple[nn.Module, lis
         name: the name of the pass, for the progress callback.
     """
     networks = SideBySideRun(state)
-    firsts = [segment.nodes[0] for segment in layer_segments(state.network, networks.graph)]
+    nodes = [segment.nodes[0] for segment in layer_segments(state.network, networks.graph)]
+    firsts = [node for node in nodes if isinstance(state.network.get_submodule(str(node.target)), UNFOLDED)]
     done = 0
     for node in networks:
         if node in firsts:

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from qat.torch_private import padding_of_every_side
 
+UNFOLDED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+"""The layers whose outputs are products with rows of inputs."""
+
 
 def unfold_inputs(layer: nn.Module, x: Tensor) -> Tensor:
     """The vector that each output is a product with, one per row: (rows, inputs of all groups)."""
