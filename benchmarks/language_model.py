@@ -32,7 +32,7 @@ from benchmarks.measurement_file import RESULTS, write_measurement
 from qat.ptq import GPTQ, Calibrate, Pass, apply_passes
 
 LENGTH, BATCH = 128, 16
-SIZE = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 3}
+SIZE: dict[str, Any] = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 3}
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 """The vocabulary; any other character becomes a question mark."""
 FORMATS: dict[str, Any] = {
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--qat-lr", type=float, default=5e-4)
     parser.add_argument("--calibration", type=int, default=8, help="batches")
     parser.add_argument("--pieces", type=int, default=512, help="held-out pieces of 128 characters")
-    parser.add_argument("--output", type=Path, default=RESULTS / "language_model/cpu.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "language_model/cpu.json")
     options = parse_options(parser)
     start = time.process_time()
     train_text, held_out = texts()
@@ -200,10 +200,10 @@ def main() -> None:
             "sha256": hashlib.sha256((train_text + held_out).encode()).hexdigest(),
         },
         "network": {**SIZE, "parameters": sum(p.numel() for p in llama().parameters()), "characters": len(CHARACTERS)},
-        "settings": {k: v for k, v in vars(options).items() if k not in ("output", "threads")},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("out", "threads")},
     }
     seeds = [measure_seed(seed, encode(train_text), encode(held_out), options) for seed in options.seeds]
-    write_measurement(options.output, {**content, "processor_seconds": time.process_time() - start, "seeds": seeds})
+    write_measurement(options.out, {**content, "processor_seconds": time.process_time() - start, "seeds": seeds})
 
 
 if __name__ == "__main__":

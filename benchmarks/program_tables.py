@@ -227,6 +227,49 @@ def ratio_text(row: Measurement, digits: int = 2) -> str:
     return f"{ratio:.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]"
 
 
+def language_model_table(measurement: Measurement | None) -> str:
+    """A row for every format and method: loss over float's, mean ± standard deviation over the seeds, and a verdict."""
+    if measurement is None:
+        return NOT_MEASURED
+    seeds = measurement["seeds"]
+    rows, verdicts = [], []
+    for name in measurement["settings"]["formats"]:
+        found = [seed["formats"][name] for seed in seeds]
+        kilobytes = f"{mean(f['bytes'] for f in found) / 1000:.0f} kB"
+        for row in found[0]["rows"]:
+            losses = [f["rows"][row] for f in found]
+            above = [loss - seed["float"] for loss, seed in zip(losses, seeds, strict=True)]
+            rows.append([name, row, _spread(losses), _spread(above), kilobytes])
+        verdicts.append(_verdict(name, [f["rows"] for f in found]))
+    parameters, text = measurement["network"]["parameters"], measurement["text"]
+    rows.insert(0, ["float32", "", _spread([seed["float"] for seed in seeds]), "", f"{4 * parameters / 1000:.0f} kB"])
+    header = ("weights", "method", "held-out loss", "above float", "weights in the file")
+    about = (
+        f"{' '.join(verdicts)}\n\nNats per character, {len(seeds)} seeds, mean ± standard deviation; {parameters:,} parameters; "
+        f"text: docstrings of the standard library of Python {text['python']}, {text['characters']:,} characters, and "
+        f"{text['held_out']:,} held out; {measurement['processor_seconds'] / 60:.1f} minutes of processor time."
+    )
+    return f"{_with_source(markdown_table(header, rows, text_columns=2), measurement)} {about}"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
+
+
+def _verdict(name: str, seeds: Sequence[Mapping[str, float]]) -> str:
+    """Who won, by the paired difference of QAT and the best PTQ row of each seed."""
+    ptq = [row for row in seeds[0] if row.startswith("PTQ")]
+    (qat,) = (row for row in seeds[0] if row.startswith("QAT"))
+    best = min(ptq, key=lambda row: mean(losses[row] for losses in seeds))
+    differences = [losses[qat] - losses[best] for losses in seeds]
+    average = mean(differences)
+    error = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else float("inf")
+    measured = f"{average:+.4f} nats against {best}, paired standard error {error:.4f}"
+    if abs(average) < 2 * error:
+        return f"{name}: **no measurable difference** between QAT and PTQ ({measured})."
+    return f"{name}: QAT is **{'better' if average < 0 else 'WORSE'}** than PTQ ({measured})."
+
+
 def _with_source(text: str, measurement: Measurement | None) -> str:
     if measurement is None:
         return text

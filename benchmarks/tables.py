@@ -106,6 +106,8 @@ def main() -> None:
     for marker, text in tables.items():
         fill(ROOT / "benchmarks/README.md", marker, text, check)
     fill(ROOT / "docs/oscillations.md", "oscillation", tables["oscillation"], check)
+    language = read_measurement(RESULTS / "language_model/cpu.json")
+    fill(ROOT / "docs/formats.md", "language model", program_tables.language_model_table(language), check)
 
 
 if __name__ == "__main__":

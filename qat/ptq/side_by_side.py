@@ -42,7 +42,8 @@ class SideBySideRun:
 
 
 def layers_in_order(state: PTQState, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
-    """Quantized linear layers and convolutions of one or two axes from first to last, with their inputs in the quantized network.
+    """Quantized linear layers and convolutions of one or two axes, from first to last, with their inputs in the quantized
+    network.
 
     An input is a list with one value per batch.
 

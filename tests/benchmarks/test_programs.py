@@ -211,3 +211,16 @@ def test_every_file_of_a_peer_is_listed():
 def test_a_gpu_that_is_not_there():
     with pytest.raises(SystemExit, match="write --device cpu"):
         command_line.check_device("cuda")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_language_model(run):
+    pytest.importorskip("transformers", reason="it comes with the extra hf")
+    measurement = run("language_model", "--seeds", 0, "--steps", 4, "--qat-steps", 2, "--calibration", 1, "--pieces", 4,
+                "--threads", 1)  # fmt: skip
+    (seed,) = measurement["seeds"]
+    assert measurement["text"]["held_out"] > 20_000
+    for found in seed["formats"].values():
+        assert all(0 < loss < 10 for loss in found["rows"].values())
+        assert found["bytes"] < 0.35 * 4 * measurement["network"]["parameters"]

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import menu, program_tables, reproduce, tables
 from benchmarks.program_tables import NOT_MEASURED
 from benchmarks.published import Published
+from tests.quantizers.catalogue import OF_FORMATS
 
 NOT_IN_THE_MENU = {"dynamic", "dynamic_per_token"}  # 8 bits and between float layers
 
@@ -142,7 +143,7 @@ def test_menu():
 def test_the_menu_has_every_quantizer():
     known = {path.stem for path in (tables.ROOT / "configs" / "quantizer").glob("*.yaml")}
     measured_ones = {name.split(",")[0].split(" + ")[0] for name in menu.ROWS}
-    assert known - NOT_IN_THE_MENU <= measured_ones
+    assert known - NOT_IN_THE_MENU - set(OF_FORMATS) <= measured_ones
 
 
 def test_published_results_beside_ours():
@@ -166,3 +167,24 @@ def test_ranks_are_those_of_scipy():
     found = reproduce.order_of_methods(published, {n: row(n, t) for n, t in (("a", 0.3), ("b", 0.1), ("c", 0.2))})
     assert "| W2A2 | a, b, c | a, c, b | 0.50 (p = 0.67) |" in lines(found)  # 1 - 6 * (0 + 1 + 1) / (3 * 8)
     assert sum(NOT_MEASURED in line for line in lines(found)) == 2
+
+
+def test_language_model():
+    def seed(number, qat):
+        rows = {"PTQ nearest": 2.0, "PTQ GPTQ": 1.5 + number / 10, "QAT, distilled": qat + number / 10}
+        return {"seed": number, "float": 1.0 + number / 10, "formats": {"NVFP4": {"rows": rows, "bytes": 2000}}}
+
+    text = {"python": "3.11", "characters": 10_000, "held_out": 1_000}
+    about = {"settings": {"formats": ["NVFP4"]}, "network": {"parameters": 500}, "text": text, "processor_seconds": 90}
+
+    def table(*differences):
+        seeds = [seed(number, 1.5 + difference) for number, difference in enumerate(differences)]
+        return program_tables.language_model_table({**ABOUT, **about, "seeds": seeds})
+
+    better = table(-0.2, -0.3, -0.25)
+    assert lines(better)[0] == "| float32 |  | 1.1000 ± 0.1000 |  | 2 kB |"
+    assert lines(better)[2] == "| NVFP4 | PTQ GPTQ | 1.6000 ± 0.1000 | 0.5000 ± 0.0000 | 2 kB |"
+    assert "NVFP4: QAT is **better** than PTQ (-0.2500 nats against PTQ GPTQ, paired standard error 0.0289)." in better
+    assert "QAT is **WORSE** than PTQ (+0.2500" in table(0.2, 0.3, 0.25)
+    assert "**no measurable difference** between QAT and PTQ (+0.0000" in table(-0.1, 0.0, 0.1)
+    assert program_tables.language_model_table(None) == "not measured"

@@ -95,7 +95,7 @@ def refuse_input(graph: QdqGraph, node: fx.Node, quantizer: ScaledFloat) -> str:
         ValueError: always.
     """
     raise ValueError(
-        f"{tensor_name(node)} is quantized to {quantizer.format_name} in every call, which ONNX Runtime has no kernel for: keep "
-        "this network as a packed folder (qat.save_quantized), or prepare it with weights alone in this format (policy "
+        f"{tensor_name(node)} is quantized to {quantizer.format_name} in every call, for which ONNX Runtime has no kernel: "
+        "keep this network as a packed folder (qat.save_quantized), or prepare it with weights alone in this format (policy "
         "nvfp4_weights, mxfp4_weights, fp8_weights, ...)."
     )
