@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qat.export import Verification
-    from qat.export.verification import FileProof
+    from qat.export.file_proof import FileProof
 
 VERIFIED, FAILED, MISUSED, UNPROVEN = 0, 1, 2, 3
 HEADLINES = {VERIFIED: "VERIFIED", FAILED: "NOT VERIFIED", UNPROVEN: "NOT PROVEN"}

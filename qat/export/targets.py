@@ -106,10 +106,14 @@ class Target:
         return default.with_name(f"{default.stem}_{self.name}{self.suffixes[0]}")
 
 
-RUNTIMES = (Runtime("onnxruntime", "qat.export.onnx:verify_onnx", "qat.export:OnnxRuntimeNetwork"),)
+RUNTIMES = (
+    Runtime("onnxruntime", "qat.export.onnx:verify_onnx", "qat.export:OnnxRuntimeNetwork"),
+    Runtime("openvino", "qat.export.openvino:verify_openvino", "qat.export.openvino:OpenVinoNetwork"),
+)
 TARGETS = (
     Target("onnxruntime", (".onnx",), "ONNX, for ONNX Runtime", "qat.export:export_onnx"),
     Target("portable", (".onnx",), "plain QDQ ONNX of opset 13, for everybody else", "qat.export.onnx:export_portable"),
+    Target("openvino", (".onnx",), "the same, run in OpenVINO", "qat.export.onnx:export_portable", runs_in="openvino"),
     Target("tensorrt", (".onnx",), "ONNX as TensorRT wants it", "qat.export.onnx:export_tensorrt"),
 )
 

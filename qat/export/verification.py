@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,9 +101,9 @@ class SiteAgreement:
         self.code_mismatches += int(different.sum()) - ties
         self.max_step_difference = max(self.max_step_difference, distance.nan_to_num(torch.inf).max().item() / largest)
 
-    def refuse_many_ties(self) -> None:
-        """Turn ties into mismatches if they are more than `TIES_ALLOWED`."""
-        if self.float_ties > TIES_ALLOWED * self.codes_compared:
+    def refuse_many_ties(self, allowed: float = TIES_ALLOWED) -> None:
+        """Turn ties into mismatches if they are more than the allowed share."""
+        if self.float_ties > allowed * self.codes_compared:
             self.code_mismatches, self.float_ties = self.code_mismatches + self.float_ties, 0
 
 
@@ -155,6 +155,9 @@ class Verification:
         weak_data: sentences about what the data could not show.
         weak_inputs: whether the inputs were no data at all: zeros, one number, or one sample.
         nothing_quantized: whether the model has no codes, neither of activations nor of weights: only floats were compared.
+        runtime: what ran the file, with its version.
+        exact_runtime: whether that computes what the integer model defines. Otherwise the codes of every site may be ties.
+        ties_allowed: share of a site's codes.
     """
 
     codes_compared: int = 0
@@ -173,6 +176,9 @@ class Verification:
     weak_data: list[str] = field(default_factory=list)
     weak_inputs: bool = False
     nothing_quantized: bool = False
+    runtime: str = ""
+    exact_runtime: bool = True
+    ties_allowed: float = TIES_ALLOWED
 
     @property
     def exact(self) -> bool:
@@ -199,7 +205,7 @@ class Verification:
     def sum_up(self) -> None:
         """Set the sums from `sites` and `stored`."""
         for site in self.sites:
-            site.refuse_many_ties()
+            site.refuse_many_ties(self.ties_allowed)
         self.codes_compared = sum(s.codes_compared for s in self.sites)
         stored = sum(s.elements for s in self.stored)
         self.code_mismatches = sum(s.code_mismatches for s in self.sites) + stored
@@ -212,7 +218,7 @@ class Verification:
         """What was found, worst first; never empty."""
         first = (
             f"{self.code_mismatches:,} of {self.codes_compared:,} codes and {self.constants_compared:,} stored numbers differ "
-            f"from the integer model, over {self.images:,} samples."
+            f"from the integer model, over {self.images:,} samples{'' if self.exact_runtime else f' in {self.runtime}'}."
         )
         found = [self.alarm] if self.alarm else []
         if self.nothing_quantized:
@@ -227,73 +233,16 @@ class Verification:
         ties = [s for s in self.sites if s.float_ties]
         if ties:
             worst = max(ties, key=lambda s: s.float_ties / s.codes_compared)
+            why = "behind float operations " if self.exact_runtime else ""
             found.append(
-                f"{self.float_ties:,} codes behind float operations in {len(ties)} sites are rounded to the next code, most in "
-                f"{worst.name} ({100 * worst.float_ties / worst.codes_compared:.4f} %): float sums in another order."
+                f"{self.float_ties:,} codes {why}in {len(ties)} sites are rounded to the next code, most in {worst.name} "
+                f"({100 * worst.float_ties / worst.codes_compared:.4f} %): float operations in another order."
             )
         if self.propagated:
             found.append(f"{self.propagated:,} more differ only because of those before them.")
+        if not self.exact_runtime:
+            found.append(f"File and integer model decide alike in {100 * self.top1_agreement:.2f} % of the samples.")
         return found + self.weak_data
-
-    def __str__(self) -> str:
-        return "\n".join(self.sentences)
-
-
-@dataclass(frozen=True)
-class FileProof:
-    """What `verify(path)` finds without the model.
-
-    Attributes:
-        recorded: whether the file carries a hash of itself.
-        intact: whether graph, constants and what the file says of itself are as they were written.
-        verification: the counts of the verification that the file passed, as it was recorded; None: none was.
-        metadata: all that the file says of itself.
-        hashes: sha256 of the whole "file" on disk and, as far as the file says them itself, of its "content" (all but the
-            metadata), of the state of the integer "model", and of the "policy".
-        versions: of the packages that wrote the file.
-    """
-
-    recorded: bool
-    intact: bool
-    verification: dict[str, Any] | None
-    metadata: dict[str, str]
-    hashes: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the file is as it was written, and passed its verification then."""
-        found = self.verification
-        return self.intact and found is not None and bool(found["exact"]) and not found["alarm"]
-
-    @property
-    def sentences(self) -> list[str]:
-        """What is known, and what cannot be."""
-        if not self.recorded:
-            return [
-                "The file carries no hash: it was not written by this version of qat, and nothing is known about it."
-            ]
-        if not self.intact:
-            return [
-                "The file was changed after it was written: its hash is not that of its graph, constants and metadata."
-            ]
-        found = ["The file is as it was written: graph, constants and metadata have the hash that was recorded."]
-        if self.verification is None:
-            found.append("No verification was recorded in it.")
-        else:
-            v = self.verification
-            found.append(
-                f"When it was verified, over {v['samples']:,} samples in ONNX Runtime {v['onnxruntime']}, "
-                f"{v['code_mismatches']:,} of {v['codes_compared']:,} codes and {v['constants_compared']:,} stored numbers "
-                "differed from the integer model."
-            )
-            found += [v["alarm"]] if v["alarm"] else []
-            found += v.get("weak_data", [])
-        found.append(
-            "Not known without the model: whether this processor and runtime give the same codes, and who wrote the file "
-            "(a hash is no signature): qat.verify(path, integer, batches) computes it anew."
-        )
-        return found
 
     def __str__(self) -> str:
         return "\n".join(self.sentences)

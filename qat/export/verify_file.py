@@ -9,9 +9,10 @@ from typing import Any, overload
 
 from torch import nn
 
+from qat.export.file_proof import FileProof
 from qat.export.onnx.proof import check_proof
 from qat.export.targets import Runtime, runtime_of, target_of_file
-from qat.export.verification import FileProof, Verification
+from qat.export.verification import Verification
 from qat.transform.calibrate import check_batches
 
 

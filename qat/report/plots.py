@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from qat.report.details import OscillationResult
+from qat.report.oscillations import OscillationResult
 from qat.report.picture_labels import Label, draw_column
 from qat.report.placement import beside_each_other
 from qat.report.schema import SHIPPABLE, Results, Row, RowKind

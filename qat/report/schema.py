@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qat.report.allocation import AllocationResult, OtherRun
-from qat.report.details import Confusion, OscillationResult, TensorDetail, Trajectories
+from qat.report.details import Confusion, TensorDetail, Trajectories
 from qat.report.environment import Environment
 from qat.report.json_records import Record, SchemaError
 from qat.report.metric import ACCURACY, MetricInfo

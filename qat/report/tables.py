@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from qat.report.details import OscillationResult
 from qat.report.metric import ACCURACY, MetricInfo
+from qat.report.oscillations import OscillationResult
 from qat.report.schema import IDENTICAL_DB, Results, Row, SiteInfo, VerificationResult
 from qat.report.text_of_numbers import format_size
 from qat.report.verdicts import standard_error

@@ -12,8 +12,9 @@ from typing import Any
 import onnx
 from torch import Tensor, nn
 
+from qat.export.file_proof import FileProof
 from qat.export.onnx.onnx_file import read_onnx
-from qat.export.verification import DamagedFileError, FileProof, StoredDifference, Verification
+from qat.export.verification import DamagedFileError, StoredDifference, Verification
 from qat.files import write_atomically
 from qat.integer import IntegerModel
 from qat.integer.fingerprint import fingerprint
@@ -109,7 +110,7 @@ def record_verification(path: str | Path, result: Verification) -> None:
         "weak_inputs": result.weak_inputs,
         "weak_data": result.weak_data,
         "exercised": {s.name: round(s.exercised, 4) for s in result.sites if s.exercised is not None},
-        "onnxruntime": installed.version("onnxruntime"),
+        "runtime": result.runtime,
     }
     _write(file, _metadata(file) | {VERIFICATION: json.dumps(found)})
     write_atomically(path, file.SerializeToString())

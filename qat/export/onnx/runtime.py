@@ -163,8 +163,11 @@ def latency(
     return result
 
 
-def feeds(session: onnxruntime.InferenceSession, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The tensors of the inputs, which may be nested, by name, as arrays; floats of any width become float32."""
+def feeds(session: Any, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The tensors of the inputs, which may be nested, by name, as arrays; floats of any width become float32.
+
+    session: of ONNX Runtime, or anything else with `get_inputs`.
+    """
     names = [i.name for i in session.get_inputs()]
     leaves = (x for x in tree_leaves(list(inputs)) if isinstance(x, Tensor))
     tensors = ((x.float() if x.is_floating_point() else x).detach().cpu() for x in leaves)

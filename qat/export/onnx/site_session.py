@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor
 
+from qat.export.onnx.engine import ONNX_RUNTIME, Engine, Session
 from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.proof import renamed_sites
-from qat.export.onnx.runtime import feeds, refusals, session
+from qat.export.onnx.runtime import feeds, refusals
 from qat.export.verification import DamagedFileError
 from qat.reading.malformed import malformed
 
@@ -30,10 +30,17 @@ class SiteSession:
         path: the file.
         sites: names of sites; those that the file does not have are left out of `self.sites`.
         zero_points: of sites, where the file has int8 codes, from which they were subtracted.
+        engine: what runs it.
     """
 
-    def __init__(self, path: str | Path, sites: Sequence[str], zero_points: Mapping[str, int] | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: str | Path,
+        sites: Sequence[str],
+        zero_points: Mapping[str, int] | None = None,
+        engine: Engine = ONNX_RUNTIME,
+    ) -> None:
+        self.path, self.engine = path, engine
         self.model = read_onnx(path)
         with malformed(path, "has metadata that cannot be read", "write it again", DamagedFileError):
             self.model = _with_names_of_sites(self.model)
@@ -47,8 +54,8 @@ class SiteSession:
         for name in self.sites:
             self.model.graph.output.append(onnx.helper.make_tensor_value_info(name, self._type(name), None))
         with refusals(path):
-            self.session = session(self.model.SerializeToString())
-        self._restarted: tuple[object, onnxruntime.InferenceSession] | None = None
+            self.session = engine.open(self.model.SerializeToString())
+        self._restarted: tuple[object, Session] | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """(outputs, {site: codes})."""
@@ -59,7 +66,7 @@ class SiteSession:
         shapes = {name: tuple(codes[name].shape[1:]) for name in self.sites}
         if self._restarted is None or self._restarted[0] != shapes:
             types = {name: self._type(name) for name in self.sites}
-            self._restarted = shapes, session(_cut(self.model, shapes, types).SerializeToString())
+            self._restarted = shapes, self.engine.open(_cut(self.model, shapes, types).SerializeToString())
         given = {_given(name): self._as_stored(name, codes[name]) for name in self.sites}
         return self._run(self._restarted[1], feeds(self.session, inputs) | given)
 
@@ -82,9 +89,7 @@ class SiteSession:
         """Whether a site is computed through operators whose floats depend on the order of additions."""
         return not self.regions[name][1] <= set(SAME_VALUES.split())
 
-    def _run(
-        self, of_file: onnxruntime.InferenceSession, inputs: Mapping[str, object]
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def _run(self, of_file: Session, inputs: Mapping[str, object]) -> tuple[list[Tensor], dict[str, Tensor]]:
         with refusals(self.path):
             values = [torch.from_numpy(v) for v in of_file.run([*self.outputs, *self.sites], dict(inputs))]
         count = len(self.outputs)

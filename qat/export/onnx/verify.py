@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qat.export.exercise import Exercise
 from qat.export.onnx.dialect import dialect_of
+from qat.export.onnx.engine import ONNX_RUNTIME, Engine
 from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.export import onnx_model
 from qat.export.onnx.onnx_file import read_onnx
@@ -22,7 +23,7 @@ from qat.export.onnx.proof import (
     free_axes,
     record_verification,
 )
-from qat.export.onnx.runtime import operators, refusals, stored_codes
+from qat.export.onnx.runtime import refusals, stored_codes
 from qat.export.onnx.site_session import SiteSession
 from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.verify_without_graph import verify_without_graph
@@ -30,6 +31,7 @@ from qat.export.onnx.without_graph import is_converted_without_graph
 from qat.export.outputs import named_outputs
 from qat.export.prepared_agreement import PreparedAgreement, predictions
 from qat.export.verification import (
+    TIES_ALLOWED,
     DamagedFileError,
     OtherModelError,
     SiteAgreement,
@@ -56,18 +58,19 @@ def verify_onnx(
     batches: Iterable[Any],
     prepared: nn.Module | None = None,
     record: bool = False,
+    engine: Engine = ONNX_RUNTIME,
 ) -> Verification:
-    """`qat.verify` for an ONNX file in ONNX Runtime.
+    """`qat.verify` for an ONNX file in ONNX Runtime, or another engine.
 
     Raises:
         ValueError: this is not an integer model, there are no batches, the file's sites are not those of the model, or it is
             damaged.
     """
     if isinstance(integer, IntegerModel):
-        result = _compare(path, integer.eval(), batches, prepared)
+        result = _compare(path, integer.eval(), batches, prepared, engine)
     elif is_converted_without_graph(integer):
         with refusals(path):
-            result = verify_without_graph(path, integer, batches, prepared, FLOAT_TOLERANCE)
+            result = verify_without_graph(path, integer, batches, prepared, FLOAT_TOLERANCE, engine)
     else:
         raise ValueError(f"{type(integer).__name__} is not an integer model: pass the result of qat.convert(prepared).")
     if record:
@@ -76,14 +79,14 @@ def verify_onnx(
 
 
 def _compare(
-    path: str | Path, integer: IntegerModel, batches: Iterable[Any], prepared: nn.Module | None
+    path: str | Path, integer: IntegerModel, batches: Iterable[Any], prepared: nn.Module | None, engine: Engine
 ) -> Verification:
     run: _Run | None = None
     inputs: tuple[Any, ...] = ()
     try:
         for batch in batches:
             inputs = positional_arguments(integer, batch)
-            run = run or _Run(path, integer, prepared)
+            run = run or _Run(path, integer, prepared, engine)
             run.see(inputs)
         if run is None:
             raise ValueError("nothing was verified: batches is empty.")
@@ -114,10 +117,12 @@ def _compare_stored(
 class _Run:
     """Compares batch after batch."""
 
-    def __init__(self, path: str | Path, integer: IntegerModel, prepared: nn.Module | None) -> None:
-        self.path, self.integer = path, integer
-        self.session = _open(path, integer)
-        self.exact = dialect_of(dialect_name(self.session.model)).exact
+    def __init__(
+        self, path: str | Path, integer: IntegerModel, prepared: nn.Module | None, engine: Engine = ONNX_RUNTIME
+    ) -> None:
+        self.path, self.integer, self.engine = path, integer, engine
+        self.session = _open(path, integer, engine)
+        self.exact = not engine.ties and dialect_of(dialect_name(self.session.model)).exact
         self.sites: dict[str, SiteAgreement] = {}
         self.exercise = Exercise()
         self.prepared = None if prepared is None else PreparedAgreement(prepared, integer)
@@ -205,7 +210,9 @@ class _Run:
         """
         if not self.exercise.samples:
             raise ValueError("nothing was verified: batches is empty.")
-        result = Verification(operators=operators(self.path), images=self.exercise.samples)
+        result = Verification(operators=self.engine.operators(self.path), images=self.exercise.samples)
+        result.runtime, result.exact_runtime = self.engine.version, self.exact
+        result.ties_allowed = self.engine.ties or TIES_ALLOWED
         result.constants_compared, result.stored = _compare_stored(self.path, self.integer, self.examples)
         result.sites = list(self.sites.values())
         for site in result.sites:
@@ -224,10 +231,12 @@ class _Run:
         return result
 
 
-def _open(path: str | Path, integer: IntegerModel) -> SiteSession:
+def _open(path: str | Path, integer: IntegerModel, engine: Engine) -> SiteSession:
     """A session that also returns the codes of every site of the model."""
     sites = {n: m for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.makes_codes}
-    session = SiteSession(path, list(sites), {n: m.output.zero_point for n, m in sites.items() if m.output is not None})
+    session = SiteSession(
+        path, list(sites), {n: m.output.zero_point for n, m in sites.items() if m.output is not None}, engine
+    )
     if missing := sorted(set(sites) - set(session.sites)):
         raise OtherModelError(
             f"{path} has no tensor for the sites {', '.join(missing)}: it was written from another model."

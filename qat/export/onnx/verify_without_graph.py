@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from qat.export.exercise import Exercise
 from qat.export.onnx.dialect import dialect_of
+from qat.export.onnx.engine import Engine
 from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.proof import dialect_name, differences_of_records, example_shapes, free_axes
-from qat.export.onnx.runtime import OnnxRuntimeNetwork, operators, stored_codes
+from qat.export.onnx.runtime import feeds, stored_codes
 from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.without_graph import onnx_model_without_graph
 from qat.export.outputs import named_outputs
@@ -26,7 +27,12 @@ from qat.transform.batches import positional_arguments
 
 
 def verify_without_graph(
-    path: str | Path, model: nn.Module, batches: Iterable[Any], prepared: nn.Module | None, tolerance: float
+    path: str | Path,
+    model: nn.Module,
+    batches: Iterable[Any],
+    prepared: nn.Module | None,
+    tolerance: float,
+    engine: Engine,
 ) -> Verification:
     """Compare a file with the module that `qat.convert` made of a model without a graph.
 
@@ -36,12 +42,13 @@ def verify_without_graph(
         batches: its inputs: each a tensor, or a sequence that begins with them.
         prepared: the network that was converted, to compare outputs with; None: not compared.
         tolerance: allowed difference of outputs, relative to the largest.
+        engine: what runs the file.
 
     Raises:
         ValueError: there are no batches, or the file has other weights stored than the module.
         FileNotFoundError: there is no such file.
     """
-    network = OnnxRuntimeNetwork(path)
+    session = engine.open(read_onnx(path).SerializeToString())
     weights = stored_weights(model)
     found = stored_codes(path, weights)
     if missing := sorted(set(weights) - set(found)):
@@ -53,7 +60,7 @@ def verify_without_graph(
         label, weight = weights[name]
         site = sites[label] = SiteAgreement(label, tuple(codes.shape))
         site.compare(weight.in_blocks().cpu().reshape(codes.shape).to(codes.dtype), codes)
-    result = Verification(operators=operators(path))
+    result = Verification(operators=engine.operators(path), runtime=engine.version, exact_runtime=not engine.ties)
     exercise = Exercise()
     examples: tuple[Any, ...] = ()
     agreement = None if prepared is None else PreparedAgreement(prepared, model)
@@ -66,8 +73,7 @@ def verify_without_graph(
             expected = named_outputs(model.eval()(*inputs))
         if agreement is not None:
             agreement.see(inputs, {}, expected)
-        results = network(*inputs)
-        outputs = results if isinstance(results, tuple) else (results,)
+        outputs = [torch.from_numpy(x) for x in session.run(None, feeds(session, inputs))]
         for (name, ours), theirs in zip(expected.items(), outputs, strict=True):
             label = f"{name} (within {tolerance:g} of the largest)"
             sites.setdefault(label, SiteAgreement(label, tuple(ours.shape[1:]))).compare(ours.cpu(), theirs, tolerance)

@@ -1,0 +1,49 @@
+"""What runs ONNX files in a verification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from qat.export.onnx.runtime import operators, session
+
+
+class Session(Protocol):
+    """A loaded file."""
+
+    def run(self, names: Sequence[str] | None, inputs: Mapping[str, Any]) -> list[Any]:
+        """The named outputs, all if there are no names, as arrays."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """The inputs of the file; each has a `name`."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A runtime, seen from a verification.
+
+    Attributes:
+        name: in sentences.
+        package: the distribution, whose version is recorded.
+        open: from the bytes of a file to a session.
+        operators: from a path to how often each operator occurs in what the runtime makes of the file.
+        ties: share of a site's codes that may differ by one step where all codes before it are exact; 0: none, the runtime
+            computes what the integer model defines.
+    """
+
+    name: str
+    package: str
+    open: Callable[[bytes], Session]
+    operators: Callable[[str | Path], dict[str, int]]
+    ties: float = 0.0
+
+    @property
+    def version(self) -> str:
+        """For records, "ONNX Runtime 1.32.0"."""
+        return f"{self.name} {metadata.version(self.package)}"
+
+
+ONNX_RUNTIME = Engine("ONNX Runtime", "onnxruntime", session, operators)

@@ -1,0 +1,39 @@
+"""A runtime that is not there, or does not exist, is named before anything runs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import qat
+from tests.networks import INTEGER, build, images
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    prepared = qat.prepare(build(INTEGER[0]), "w8a8", images(2))
+    qat.calibrate(prepared, [images(8)])
+    integer, path = qat.convert(prepared), tmp_path_factory.mktemp("runtimes") / "m.onnx"
+    qat.export_onnx(integer, images(2), path)
+    return integer, path
+
+
+def test_a_missing_package_is_named(written: tuple[nn.Module, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    integer, path = written
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"OpenVINO is not installed: pip install 'qat-lightning\[openvino\]'"):
+        qat.verify(path, integer, [images(4)], runtime="openvino")
+
+
+def test_an_unknown_runtime_is_named(written: tuple[nn.Module, Path]) -> None:
+    integer, path = written
+    with pytest.raises(ValueError, match="did you mean onnxruntime"):
+        qat.verify(path, integer, [images(4)], runtime="onnx-runtime")
+
+
+def test_the_runtime_is_part_of_the_result(written: tuple[nn.Module, Path]) -> None:
+    integer, path = written
+    check = qat.verify(path, integer, [images(8)], runtime="onnxruntime")
+    assert check.runtime.startswith("ONNX Runtime 1.")
+    assert check.exact_runtime
