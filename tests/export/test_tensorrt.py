@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 import torch.nn.functional as F
 from onnx import TensorProto, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 import qat
 from tests.export.test_portable import Moving
@@ -79,3 +80,19 @@ def test_verify_sees_a_changed_code(tmp_path: Path) -> None:
     check = qat.verify(tmp_path / "m.onnx", integer, [images(16, seed=2)])
     assert check.stored
     assert any(site.code_mismatches for site in check.sites)
+
+
+def test_what_is_computed_from_constants_stays_as_it_is(tmp_path: Path) -> None:
+    class Normalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.std = nn.Conv2d(3, 4, 3), nn.Buffer(torch.tensor([0.1, 1e-9, 0.3]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x / self.std.clamp(1e-3, 1)[:, None, None])
+
+    prepared = qat.prepare(Normalized().eval(), "w8a8", images(2), target="tensorrt")
+    qat.calibrate(prepared, [images(4)])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, images(2), tmp_path / "m.onnx", target="tensorrt")
+    assert qat.verify(tmp_path / "m.onnx", integer, [images(4)], prepared).passed

@@ -94,9 +94,9 @@ class _Signed(Rewriter):
             readers[name] = readers.get(name, 0) + 1
         gone: set[str] = set()
         for clip in self.graph.node:
-            if clip.op_type != "Clip" or producers[clip.input[0]].op_type != "DequantizeLinear":
+            dequantize = producers.get(clip.input[0]) if clip.op_type == "Clip" else None
+            if dequantize is None or dequantize.op_type != "DequantizeLinear":
                 continue
-            dequantize = producers[clip.input[0]]
             quantize = producers.get(dequantize.input[0])
             if quantize is None or quantize.op_type != "QuantizeLinear" or readers[quantize.output[0]] != 1:
                 continue
