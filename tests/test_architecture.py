@@ -22,10 +22,11 @@ FLOORS: list[set[str]] = [
     {"nn"},
     {"operations"},
     {"capture"},
+    {"sparsity"},
     {"transform"},
     {"integer", "ptq"},
     {"export", "doctor"},
-    {"search", "sparsity"},
+    {"search"},
     {"training"},
     {"hf"},
     {"callbacks"},  # the public name of the callbacks in training

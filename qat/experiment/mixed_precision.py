@@ -37,6 +37,11 @@ def check(config: DictConfig, network: nn.Module, policy: Policy, data: ImageDat
     """
     if not has_budget(config):
         return
+    if config.pruning.channels:
+        raise ValueError(
+            "a budget beside pruning.channels is not possible, because bits are chosen for the whole network: write "
+            "pruning.sparsity, which keeps its layers, or no budget."
+        )
     options = _options(config)
     budget = Budget(*(options[name] for name in (*LIMITS, "latency_table")))
     example = torch.zeros(2, *data.image_shape)

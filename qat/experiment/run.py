@@ -191,7 +191,7 @@ def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageD
         for name, options in config.callbacks.items()
         if options is not None
     ]
-    if config.pruning.sparsity is not None or config.pruning.pattern is not None:
+    if config.pruning.sparsity is not None or config.pruning.pattern is not None or config.pruning.channels:
         callbacks.append(Pruning(**config.pruning))
     if config.oscillation.get("_target_"):
         callbacks.append(build.part(config.oscillation, "oscillation"))

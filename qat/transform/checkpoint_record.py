@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class CheckpointRecord:
         network: its name in the LightningModule, "" for the module itself.
         bits: in force, if they are not the policy's.
         capture: how its graph was captured.
+        channels: layer -> output channels, where some were taken out before it was prepared.
     """
 
     content: dict[str, Any]
@@ -43,6 +44,7 @@ class CheckpointRecord:
     network: str
     bits: int | None
     capture: Mapping[str, Any] | None
+    channels: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, allow: Iterable[Any] = ()) -> CheckpointRecord:
@@ -70,7 +72,9 @@ class CheckpointRecord:
         for key in ("_instantiator", "_class_path"):  # Lightning would import and call them
             if isinstance(options := content.get("hyper_parameters"), dict):
                 options.pop(key, None)
-        return cls(content, policy, record["network"], record.get("bits"), record.get("capture"))
+        return cls(
+            content, policy, record["network"], record.get("bits"), record.get("capture"), record.get("channels") or {}
+        )
 
     @property
     def state(self) -> dict[str, Tensor]:

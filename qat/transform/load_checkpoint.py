@@ -14,6 +14,7 @@ from torch import nn
 
 from qat.capture import copy_model
 from qat.reading.malformed import malformed
+from qat.sparsity.channels import shrink
 from qat.transform import set_bits
 from qat.transform.checkpoint_record import CheckpointRecord
 from qat.transform.class_names import only_known_classes
@@ -65,6 +66,8 @@ def load_checkpoint(
             "class that was trained."
         )
     with malformed(path, "does not fit its network", "pass the network that was trained"), only_known_classes(allow):
+        if record.channels:
+            shrink(built.get_submodule(name), record.channels)
         prepare_as_recorded(built.get_submodule(name), record.policy, record.capture)
     if record.bits is not None:
         warnings.warn(

@@ -37,6 +37,9 @@ class Pruning(Section):
     exclude: list[Text]
     """layers that are left alone, likewise; also first and last"""
 
+    channels: ShareBelowOne
+    """share of the output channels that are taken out of the network before QAT, where no add or concatenation needs them"""
+
     @model_validator(mode="after")
     def _check_one(self) -> Pruning:
         if self.sparsity is not None and self.pattern is not None:

@@ -104,7 +104,7 @@ class ExportONNX(L.Callback):
                 best_model(trainer, qat.network_of(pl_module), qat.network_name or "", qat.staged).network,
                 self._test_inputs(trainer, pl_module),
                 self.path,
-                qat.float_network,
+                qat.original_network or qat.float_network,
                 self.float_path,
                 other_files={name: network.path for name, network in outside.items()},
                 targets=self.targets,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qat.nn import as_quantized, is_layer, is_quantized, layer_type, owns_weight
-from qat.report.pruning import PruningResult
+from qat.report.pruning import PruningResult, RemovedChannels
 from qat.sparsity import (
     Pattern,
     cubic_sparsity,
@@ -22,6 +22,7 @@ from qat.sparsity import (
     keep_pattern,
     pattern_axis_fits,
 )
+from qat.sparsity.channels import remove_channels
 from qat.training.callbacks.pruning_options import check_pruning
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison.zeros import zeros_of_layers
@@ -55,6 +56,13 @@ class Pruning(NetworkExtension):
         trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w4a8"), Pruning(0.7)])
         trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w8a8"), Pruning(pattern="2:4")])
 
+    `channels=0.3` takes channels out: three tenths of the output channels of each layer whose channels do not flow through
+    adds, concatenations or out of the network, those of the smallest filters (Li et al. 2017,
+    https://arxiv.org/abs/1608.08710), with their BatchNorm and the inputs of the next layer. The network that is prepared,
+    trained and written is the smaller one.
+
+        trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w4a8"), Pruning(channels=0.3)])
+
     Differs from the paper: a pruned weight does not come back; there, masks are drawn anew from weights that were kept.
 
     Args:
@@ -66,6 +74,8 @@ class Pruning(NetworkExtension):
         every: optimizer steps between two changes of the masks.
         match: layers to prune: a glob on names, "type:Conv2d", or a list of such.
         exclude: layers to leave as they are, likewise; also "first" and "last".
+
+        channels: share of the channels that are taken out before the fit, in [0, 1).
 
     Raises:
         ValueError: a number is out of range; when the fit begins: no layer can be pruned, the length of the fit is unknown, or
@@ -83,12 +93,16 @@ class Pruning(NetworkExtension):
         every: int = 10,
         match: str | Sequence[str] = "*",
         exclude: str | Sequence[str] = ("first", "last"),
+        channels: float = 0.0,
     ) -> None:
-        check_pruning(sparsity, pattern, scope, begin, end, every)
+        check_pruning(sparsity, pattern, scope, begin, end, every, channels)
         self.pattern = None if pattern is None else Pattern.parse(pattern)
         self.sparsity = self.pattern.sparsity if self.pattern is not None else float(sparsity or 0.0)
         self.scope, self.begin, self.end, self.every = scope, begin, end, every
         self.match, self.exclude = _listed(match), _listed(exclude)
+        self.channels, self.changes_float_network = channels, channels > 0
+        self.removed: dict[str, tuple[int, int]] = {}
+        """Layer -> output channels before and after some were taken out."""
         self.masks: dict[str, Tensor] = {}
         """Layer -> which weights stay, bool, in the shape of the weight."""
         self._suspended = False
@@ -101,9 +115,22 @@ class Pruning(NetworkExtension):
             check_known_length(trainer, self)
             self.masks, self._suspended, self._done = {}, False, 0.0
 
+    def on_float_network(self, pl_module: nn.Module, network: nn.Module) -> dict[str, int]:
+        """Take channels out of the float network."""
+        names = [name for name, module in network.named_modules() if is_layer(module)]
+        types = {name: layer_type(network.get_submodule(name)).__name__ for name in names}
+        chosen = {
+            name
+            for place, name in enumerate(names)
+            if _matches(self.match, name, types[name], place, len(names))
+            and not _matches(self.exclude, name, types[name], place, len(names))
+        }
+        self.removed = remove_channels(network, self.channels, chosen.__contains__)
+        return {name: kept for name, (_, kept) in self.removed.items()}
+
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
         """Raise ValueError if no layer of the prepared network can be pruned."""
-        if not self.layers(network):
+        if self.sparsity and not self.layers(network):
             fits = "" if self.pattern is None else f" whose inputs are a multiple of {self.pattern.group}"
             raise ValueError(
                 f"Pruning(match={list(self.match)}, exclude={list(self.exclude)}) finds no layer{fits} with a weight of its "
@@ -142,6 +169,8 @@ class Pruning(NetworkExtension):
     # The fit ---------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.sparsity:
+            return
         layers = self.layers(self._network(trainer, pl_module))
         for name, layer in layers.items():
             _check_zero(name, layer)
@@ -156,6 +185,8 @@ class Pruning(NetworkExtension):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if not self.sparsity:
+            return
         done, before = fraction_of_fit(trainer, batch_idx), self._done
         self._done = done
         is_final = done >= self.end
@@ -180,6 +211,8 @@ class Pruning(NetworkExtension):
             resume_selection(trainer, self)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.sparsity:
+            return
         zeros = sum(int((~mask).sum()) for mask in self.masks.values())
         pl_module.log("train/sparsity", zeros / max(1, sum(m.numel() for m in self.masks.values())), sync_dist=True)
         if not trainer.enable_validation:
@@ -194,7 +227,8 @@ class Pruning(NetworkExtension):
     def report(self, integer: nn.Module) -> PruningResult:
         """What was pruned, counted in an integer model."""
         pattern = None if self.pattern is None else str(self.pattern)
-        return PruningResult(self.sparsity, pattern, zeros_of_layers(integer, self.masks, self.pattern))
+        removed = [RemovedChannels(name, before - kept, kept) for name, (before, kept) in self.removed.items()]
+        return PruningResult(self.sparsity, pattern, zeros_of_layers(integer, self.masks, self.pattern), removed)
 
     def _masks(self, weights: Mapping[str, Tensor], sparsity: float) -> dict[str, Tensor]:
         if self.pattern is not None:

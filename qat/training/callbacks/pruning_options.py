@@ -7,11 +7,17 @@ from typing import Any
 from qat.training.lightning.fit_progress import is_fraction
 
 
-def check_pruning(sparsity: Any, pattern: Any, scope: Any, begin: Any, end: Any, every: Any) -> None:
+def check_pruning(
+    sparsity: Any, pattern: Any, scope: Any, begin: Any, end: Any, every: Any, channels: Any = 0.0
+) -> None:
     """Raise ValueError for an impossible option."""
-    if (sparsity is None) == (pattern is None):
+    if not (is_fraction(channels) and channels < 1):
         raise ValueError(
-            f"sparsity={sparsity} with pattern={pattern}: write one of the two, sparsity=0.7 or pattern='2:4'."
+            f"channels={channels!r} is not possible: write the share to take out, from 0 to below 1, as 0.3."
+        )
+    if (sparsity is None) == (pattern is None) and not (sparsity is None and channels):
+        raise ValueError(
+            f"sparsity={sparsity} with pattern={pattern}: write one of the two, sparsity=0.7 or pattern='2:4', or channels=0.3."
         )
     if sparsity is not None and not (is_fraction(sparsity) and sparsity < 1):
         raise ValueError(f"sparsity={sparsity!r} is not possible: write the share of zeros, from 0 to below 1, as 0.7.")

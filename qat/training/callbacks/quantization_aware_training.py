@@ -21,7 +21,7 @@ from qat.training.checkpoint.checked_reading import check_reading
 from qat.training.checkpoint.policy_check import check_policy, restore_bits
 from qat.training.checkpoint.resume import RESUME_KEY, Resume
 from qat.training.lightning.calibration import calibrate_in_module, calibration_inputs, first_inputs
-from qat.training.lightning.callback_lookup import extend_network
+from qat.training.lightning.callback_lookup import change_float_network, extend_network
 from qat.training.lightning.callback_order import move_to_front
 from qat.training.lightning.compilation import check_compiler, compile_in_place, remove_compilation
 from qat.training.lightning.hooks import run_after, run_before, run_inside, unwrap_hook
@@ -116,6 +116,10 @@ class QuantizationAwareTraining(L.Callback):
         self.network_name: str | None = None
         self.float_network: nn.Module | None = None
         """A copy of the network before it was prepared, on the CPU; None if the user prepared it."""
+        self.original_network: nn.Module | None = None
+        """The network before `Pruning` took channels out of it, on the CPU; None: it did not."""
+        self.channels: dict[str, int] = {}
+        """Layer -> output channels that are left, where some were taken out."""
         self.staged = False
         """Whether a `ProgressiveBits` in the same Trainer sets the bits."""
         self.calibration_seconds = 0.0
@@ -155,6 +159,7 @@ class QuantizationAwareTraining(L.Callback):
         else:
             if stage == "fit":
                 check_trains_in_this_process(trainer.strategy)
+            self.original_network, self.channels = change_float_network(trainer, pl_module, network)
             self.float_network = copy_model(network).cpu()
             copy_from_rank_zero(trainer, self.float_network)
             draw = partial(first_inputs, trainer, pl_module, self.batches, self.inputs, self.calibration_seed)
@@ -188,7 +193,8 @@ class QuantizationAwareTraining(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         network = self.network_of(pl_module)
         bits = bits_in_force(network) if self.staged else None
-        checkpoint[CHECKPOINT_KEY] = describe_prepared(network, self.policy, self.network_name, bits)
+        record = describe_prepared(network, self.policy, self.network_name, bits)
+        checkpoint[CHECKPOINT_KEY] = record | ({"channels": self.channels} if self.channels else {})
         if trainer.state.fn == TrainerFn.FITTING:
             checkpoint[RESUME_KEY] = self._resume.record(trainer, pl_module)
 

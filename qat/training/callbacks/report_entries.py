@@ -44,7 +44,8 @@ def entries_of_fit(
         other_runs: row name -> ONNX file of another fit.
     """
     ptq = find_callback(trainer, PTQBaselines)
-    entries = float_entries(qat.float_network, artefact) if qat.float_network is not None else []
+    float_network = qat.original_network or qat.float_network
+    entries = float_entries(float_network, artefact) if float_network is not None else []
     if ptq is not None:
         entries += ptq_entries(ptq.networks, ptq.seconds)
         entries += outside_entries(ptq.outside_networks, ptq.seconds, artefact)

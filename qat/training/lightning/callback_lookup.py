@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import lightning as L
 from torch import nn
 
+from qat.capture import copy_model
+
 C = TypeVar("C", bound=L.Callback)
 
 
@@ -37,6 +39,19 @@ class FitReport(L.Callback):
 class NetworkExtension(L.Callback):
     """A callback that adds to the structure of the prepared network. It runs right after `QuantizationAwareTraining`."""
 
+    changes_float_network = False
+    """Whether `on_float_network` does something."""
+
+    def on_float_network(self, pl_module: nn.Module, network: nn.Module) -> dict[str, int]:
+        """Change the structure of the float network in place, before it is prepared: in setup, of every stage.
+
+        Only the structure must be the same in every process and in a resumed fit; the weights may still be others.
+
+        Returns:
+            Layer -> output channels, of layers that have fewer now. `qat.load_checkpoint` takes out as many.
+        """
+        return {}
+
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
         """Extend the network in place: in setup, of every stage, before it is copied, restored or optimized.
 
@@ -44,6 +59,22 @@ class NetworkExtension(L.Callback):
             pl_module: the user's LightningModule.
             network: the prepared network inside it, or `pl_module` itself.
         """
+
+
+def change_float_network(
+    trainer: Any, module: L.LightningModule, network: nn.Module
+) -> tuple[nn.Module | None, dict[str, int]]:
+    """Let every `NetworkExtension` of the Trainer change a float network that is about to be prepared.
+
+    Returns:
+        A copy of the network as it was, on the CPU (None: nothing changes it), and the changed numbers of channels.
+    """
+    changing = [c for c in trainer.callbacks if isinstance(c, NetworkExtension) and c.changes_float_network]
+    original = copy_model(network).cpu() if changing else None
+    channels: dict[str, int] = {}
+    for callback in changing:
+        channels |= callback.on_float_network(module, network)
+    return original, channels
 
 
 def extend_network(trainer: Any, module: L.LightningModule, network: nn.Module) -> None:

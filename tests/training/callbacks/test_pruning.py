@@ -152,3 +152,32 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
 def test_layers_that_do_not_exist_are_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finds no layer"):
         trainer(tmp_path, Pruning(0.5, match="conv9"), quantization()).fit(Classifier(), datamodule=Data())
+
+
+def test_channels_are_taken_out_of_network_file_and_checkpoint(tmp_path: Path) -> None:
+    def fit(epochs: int, path: Path | None = None) -> tuple[Any, Pruning, Report]:
+        pruning, report = Pruning(channels=0.5, exclude=()), Report(folder=tmp_path, metric="test/top1")
+        best = ModelCheckpoint(tmp_path, "best", monitor="val/top1", mode="max", save_last=True)
+        export = ExportONNX(tmp_path / "model.onnx", tmp_path / "float.onnx")
+        callbacks = [pruning, quantization(), best, export, report]
+        module = Classifier()
+        trainer(tmp_path, *callbacks, epochs=epochs, enable_checkpointing=True).fit(
+            module, datamodule=Data(), ckpt_path=path, weights_only=path is not None
+        )
+        return module, pruning, report
+
+    module, pruning, report = fit(2)
+    assert pruning.removed == {"conv1": (4, 2)}  # those of conv2 are flattened with their pixels
+    assert module.net.conv1.weight.shape == (2, 1, 3, 3)
+    assert module.net.conv2.weight.shape == (6, 2, 3, 3)
+    assert stored_codes(tmp_path / "model.onnx", (6, 2, 3, 3)).any()
+    assert report.results is not None
+    assert report.results.pruning is not None
+    assert [(c.layer, c.removed, c.kept) for c in report.results.pruning.removed] == [("conv1", 2, 2)]
+    assert "2 of 4 channels of 1 layers were taken out" in (tmp_path / "report.md").read_text()
+    floats = {i.name: tuple(i.dims) for i in onnx.load(tmp_path / "float.onnx").graph.initializer}
+    assert (6, 4, 3, 3) in floats.values()  # the float network is the whole one
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["net.conv2.weight"]
+    assert torch.equal(qat.load_checkpoint(tmp_path / "last.ckpt", Classifier()).net.conv2.weight, saved)
+    resumed, _, _ = fit(3, tmp_path / "last.ckpt")
+    assert resumed.net.conv2.weight.shape == (6, 2, 3, 3)

@@ -1,0 +1,199 @@
+"""Whole channels, taken out of a network: smaller layers, not masked ones.
+
+Only channels that stay inside are taken out: outputs of a layer that reach, through BatchNorm, activations, pools and depthwise
+convolutions, nothing but the inputs of other layers. Channels that flow through adds and concatenations (the residual stream)
+belong to many layers, and stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qat.capture import CaptureError, capture, copy_model
+from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, owns_weight
+from qat.operations import Operations, Role, call_of, describe_graph
+from qat.operations.layers import Layer
+
+CHANNELWISE = frozenset(
+    (
+        *("relu", "relu6", "hardtanh", "clamp", "sigmoid", "tanh", "hardswish", "hardsigmoid", "silu", "gelu", "mish"),
+        *("leaky_relu", "elu", "softplus", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "flatten", "mean", "identity"),
+    )
+)
+"""Operations of one tensor that keep its channels apart. `flatten` and `mean` count if the layer behind them has one input for
+each channel."""
+
+
+@dataclass
+class ChannelGroup:
+    """The output channels of one layer, and all that has one entry for each of them.
+
+    producer: the layer. followers: BatchNorms and depthwise convolutions. consumers: layers that have them as inputs.
+    """
+
+    producer: str
+    channels: int
+    followers: list[str] = field(default_factory=list)
+    consumers: list[str] = field(default_factory=list)
+
+
+def channel_groups(model: nn.Module) -> list[ChannelGroup]:
+    """The channels that can be taken out of a float network, layer by layer, in the order in which they run.
+
+    Raises:
+        ValueError: torch.fx cannot trace the model.
+    """
+    traced = copy_model(model)
+    try:
+        graph = capture(traced).graph
+    except CaptureError as error:
+        raise ValueError(f"channels cannot be taken out of {type(model).__name__}: {error}") from error
+    operations = describe_graph(traced, graph)
+    calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
+    groups = []
+    for node in graph.nodes:
+        if node.op == "call_module" and calls.count(str(node.target)) == 1 and _is_dense(operations[node]):
+            channels = int(traced.get_submodule(str(node.target)).get_parameter("weight").shape[0])
+            group = ChannelGroup(str(node.target), channels)
+            if _follow(node, traced, operations, group, calls) and group.consumers:
+                groups.append(group)
+    own = dict(model.named_modules())
+    return [g for g in groups if all(name in own for name in (g.producer, *g.followers, *g.consumers))]
+
+
+def remove_channels(
+    model: nn.Module, share: float, chosen: Callable[[str], bool] = lambda name: True
+) -> dict[str, tuple[int, int]]:
+    """Take out this share of the channels of every layer that has such, in place: those of the smallest filters.
+
+    A filter counts by the sum of its magnitudes (Li et al. 2017, https://arxiv.org/abs/1608.08710, section 3.1), times the gain
+    of its BatchNorm. At least one channel stays.
+
+    Args:
+        model: a float network.
+        share: in [0, 1).
+        chosen: whether a layer of this name may lose channels.
+
+    Returns:
+        Layer -> channels before and now, of those that lost some.
+
+    Raises:
+        ValueError: torch.fx cannot trace the model, or no layer can lose channels.
+    """
+    groups = [group for group in channel_groups(model) if chosen(group.producer)]
+    if not groups:
+        raise ValueError(
+            f"no layer of {type(model).__name__} that was chosen has channels of its own: those that flow through adds and "
+            "concatenations, or out of the network, stay. Write pruning of weights, sparsity=0.5, instead."
+        )
+    kept = {group.producer: max(1, group.channels - round(share * group.channels)) for group in groups}
+    shrink(model, kept, groups)
+    return {g.producer: (g.channels, kept[g.producer]) for g in groups if kept[g.producer] < g.channels}
+
+
+def shrink(model: nn.Module, kept: Mapping[str, int], groups: list[ChannelGroup] | None = None) -> None:
+    """Let each layer keep so many output channels, in place; a layer that has no more than these stays as it is.
+
+    Raises:
+        ValueError: a layer has no channels that can be taken out.
+    """
+    found = {group.producer: group for group in (groups or channel_groups(model))}
+    for name, number in kept.items():
+        if name not in found or not isinstance(number, int) or number < 1:
+            raise ValueError(f"layer {name!r} of {type(model).__name__} cannot be reduced to {number!r} channels.")
+        if number < found[name].channels:
+            _select(model, found[name], _strongest(model, found[name], number))
+
+
+@torch.no_grad()
+def _strongest(model: nn.Module, group: ChannelGroup, number: int) -> Tensor:
+    """The places of the channels that stay, in their order."""
+    strength = model.get_submodule(group.producer).get_parameter("weight").abs().flatten(1).sum(1).double()
+    for name in group.followers:
+        norm = model.get_submodule(name)
+        if is_batch_norm(norm) and isinstance(getattr(norm, "weight", None), Tensor):
+            strength = strength * norm.get_parameter("weight").abs()
+    return strength.argsort(descending=True, stable=True)[:number].sort().values
+
+
+def _select(model: nn.Module, group: ChannelGroup, places: Tensor) -> None:
+    for name in (group.producer, *group.followers):
+        _select_entries(model.get_submodule(name), 0, places)
+    for name in group.consumers:
+        _select_entries(model.get_submodule(name), 1, places)
+
+
+@torch.no_grad()
+def _select_entries(module: Any, axis: int, places: Tensor) -> None:
+    """Keep these entries of one axis of the weight, and of all else that has one for each output. Parameters stay the same."""
+    names = ["weight"] if axis else ["weight", "bias", "running_mean", "running_var"]
+    for name in names:
+        tensor = getattr(module, name, None)
+        if isinstance(tensor, Tensor):
+            tensor.data = tensor.data.index_select(axis, places.to(tensor.device)).contiguous()
+    number = len(places)
+    is_depthwise = axis == 0 and getattr(module, "groups", 1) > 1
+    attributes = ("in_channels", "in_features") if axis else ("out_channels", "out_features", "num_features")
+    for name in (*attributes, *(("in_channels", "groups") if is_depthwise else ())):
+        if hasattr(module, name):
+            setattr(module, name, number)
+
+
+def _is_dense(operation: Any) -> bool:
+    """Whether this is a convolution or linear layer without groups, with a weight of its own."""
+    if not isinstance(operation, Layer) or operation.takes_indices:
+        return False
+    layer = operation.module
+    is_plain = (
+        isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and is_layer(layer) and owns_weight(layer)
+    )
+    return is_plain and getattr(layer, "groups", 1) == 1
+
+
+def _is_depthwise(operation: Any) -> bool:
+    layer = getattr(operation, "module", None)
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or not owns_weight(layer):
+        return False
+    return 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
+def _keeps_channels_apart(model: nn.Module, node: fx.Node) -> bool:
+    """Whether every channel of the result depends on the same channel of the one input alone."""
+    if node.op == "call_module" and is_identity_in_evaluation(model.get_submodule(str(node.target))):
+        return True
+    call = call_of(model, node)
+    if call.name not in CHANNELWISE or len(node.all_input_nodes) != 1:
+        return False
+    if call.name == "flatten":
+        return call.get("start_dim") == 1
+    dims = call.get("dim", ())
+    over = dims if isinstance(dims, list | tuple) else [dims]
+    return call.name != "mean" or (bool(over) and all(isinstance(d, int) and d not in (0, 1) for d in over))
+
+
+def _follow(node: fx.Node, model: nn.Module, operations: Operations, group: ChannelGroup, calls: list[str]) -> bool:
+    """Note what uses the channels of `node`; False if something does that needs them all."""
+    for user in node.users:
+        operation = operations[user]
+        once = user.op != "call_module" or calls.count(str(user.target)) == 1
+        if operation.role is Role.NORM or _is_depthwise(operation):
+            if user.op != "call_module" or not once:
+                return False
+            group.followers.append(str(user.target))
+        elif _is_dense(operation):
+            weight = model.get_submodule(str(user.target)).get_parameter("weight")
+            if not once or weight.shape[1] != group.channels:
+                return False
+            group.consumers.append(str(user.target))
+            continue
+        elif not _keeps_channels_apart(model, user):
+            return False
+        if not _follow(user, model, operations, group, calls):
+            return False
+    return bool(node.users)

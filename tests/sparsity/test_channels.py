@@ -1,0 +1,119 @@
+"""Channels that were taken out: the network computes what it computed with their inputs at zero."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qat.models.resnet_cifar import ResNetCifar
+from qat.sparsity.channels import channel_groups, remove_channels, shrink
+from tests.networks import Inverted, build
+
+
+class Plain(nn.Module):
+    """Convolutions, pools, a mean and two linear layers; `wide` feeds a flattened picture, so its channels stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.bn = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 12, 3, padding=1, bias=False)
+        self.fc1, self.fc2 = nn.Linear(12, 10), nn.Linear(10, 4)
+        self.wide, self.fc3 = nn.Conv2d(8, 3, 1), nn.Linear(3 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.first(x)))
+        y = F.max_pool2d(F.relu(self.second(x)), 2)
+        y = self.fc2(F.relu(self.fc1(F.dropout(y.mean((2, 3)), 0.1, self.training))))
+        return y + self.fc3(self.wide(F.avg_pool2d(x, 2)).flatten(1))
+
+
+class Mobile(nn.Module):
+    """An inverted bottleneck with a residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.expand, self.bn1 = nn.Conv2d(6, 12, 1, bias=False), nn.BatchNorm2d(12)
+        self.depthwise, self.bn2 = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12)
+        self.project = nn.Conv2d(12, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.hardswish(self.bn1(self.expand(x)))
+        return x + self.project(F.relu6(self.bn2(self.depthwise(y))))
+
+
+CASES = {
+    "plain": (Plain, (4, 2, 8, 8), {"first": 8, "second": 12, "fc1": 10}),
+    "resnet": (
+        lambda: ResNetCifar(8, width=8),
+        (4, 3, 8, 8),
+        {f"layer{i}.0.conv1": 8 * 2 ** (i - 1) for i in (1, 2, 3)},
+    ),
+    "depthwise": (Mobile, (4, 3, 8, 8), {"expand": 12}),
+}
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+                module.weight.uniform_(0.5, 2.0)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_left_computes_as_if_the_inputs_of_consumers_were_zero(name: str) -> None:
+    make, shape, expected = CASES[name]
+    model = randomized(make())
+    groups = {group.producer: group for group in channel_groups(model)}
+    assert {producer: group.channels for producer, group in groups.items()} == expected
+    x = torch.randn(*shape)
+    small = randomized(make())
+    small.load_state_dict(model.state_dict())
+    found = remove_channels(small, 0.4)
+    assert found == {producer: (n, n - round(0.4 * n)) for producer, n in expected.items()}
+    kept: dict[str, list[int]] = {}
+    with torch.no_grad():
+        for producer in groups:
+            inputs = next((kept[before] for before in kept if producer in groups[before].consumers), slice(None))
+            filters = model.get_submodule(producer).weight[:, inputs].flatten(1)
+            left = small.get_submodule(producer).weight.flatten(1)
+            kept[producer] = [int((filters == one).all(1).nonzero()) for one in left]
+        for producer, group in groups.items():
+            lost = [i for i in range(group.channels) if i not in kept[producer]]
+            for consumer in group.consumers:
+                model.get_submodule(consumer).weight[:, lost] = 0
+        torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_the_weakest_filters_go() -> None:
+    model = Plain().eval()
+    with torch.no_grad():
+        model.second.weight[[2, 5, 7]] *= 0.01
+    kept = model.second.weight.detach()[[0, 1, 3, 4, 6, 8, 9, 10, 11]]
+    remove_channels(model, 0.25, lambda name: name == "second")
+    assert torch.equal(model.second.weight, kept)
+    assert model.first.out_channels == 8
+
+
+def test_numbers_of_channels_from_a_checkpoint_are_applied_and_checked() -> None:
+    model = Plain()
+    shrink(model, {"first": 5, "fc1": 4})
+    assert (model.first.weight.shape[0], model.second.in_channels, model.fc2.in_features) == (5, 5, 4)
+    shrink(model, {"first": 5})  # as it is
+    with pytest.raises(ValueError, match="'wide' of Plain cannot be reduced to 2 channels"):
+        shrink(model, {"wide": 2})
+    with pytest.raises(ValueError, match="no layer of Plain that was chosen"):
+        remove_channels(model, 0.5, lambda name: False)
+
+
+def test_what_is_called_twice_stays() -> None:
+    assert channel_groups(build(Inverted)) == []
