@@ -66,8 +66,8 @@ def other_run_sentence(found: OtherRun, metric: MetricInfo) -> str:
     amount = f"{metric.difference(found.difference).replace(' ', f' ± {metric.number(found.standard_error)} ', 1)}"
     if found.better:
         return f"{found.row} beat {found.other} by {amount}, at least two paired standard errors {files}."
-    worse = metric.better(0.0, found.difference)
-    why = "it is worse" if worse else "less than two paired standard errors"
+    is_worse = metric.better(0.0, found.difference) and abs(found.difference) >= CERTAIN * found.standard_error
+    why = "worse by at least two paired standard errors" if is_worse else "less than two paired standard errors"
     return f"{found.row} did not beat {found.other}: {amount}, {why} {files}."
 
 

@@ -47,7 +47,12 @@ def test_the_report_shows_the_allocation_and_the_front(results: Results) -> None
     [
         (0.012, 0.003, True, "QAT beat w3 by 1.20 ± 0.30 points, at least two paired standard errors"),
         (0.004, 0.003, False, "QAT did not beat w3: 0.40 ± 0.30 points, less than two paired standard errors"),
-        (-0.012, 0.003, False, "QAT did not beat w3: -1.20 ± 0.30 points, it is worse"),
+        (
+            -0.012,
+            0.003,
+            False,
+            "QAT did not beat w3: -1.20 ± 0.30 points, worse by at least two paired standard errors",
+        ),
         (None, None, None, "Nothing tells whether QAT beats w3"),
     ],
 )
