@@ -14,11 +14,17 @@ from qat.integer.short_ratios import Addition, is_short, with_short_ratios
 CODES = np.arange(256, dtype=np.float32)
 
 
+def adversarial_scales(generator: np.random.Generator) -> dict[str, float]:
+    """Scales of a, b and a + b; a ratio near a half puts sums near the edges where codes change."""
+    scales = {x: float(np.float32(s)) for x, s in zip("aby", generator.uniform(0.01, 0.05, 3), strict=True)}
+    return scales | {"a": float(np.float32(scales["y"] * (0.5 + generator.integers(-4, 5) * 2.0**-24)))}
+
+
 def add(scales: dict[str, float], fused: bool) -> np.ndarray:
-    """Codes of all 256 x 256 sums with zero-points 128, 7 and 11: the products rounded once with their sums, or before them."""
+    """Codes of all 256 x 256 sums with zero-points of 128: the products rounded once with their sums, or before them."""
     wide = np.float64 if fused else np.float32
     a, b = (np.float32(np.float32(scales[x]) / np.float32(scales["y"])) for x in "ab")
-    fixed = np.float32(11) - np.float32(wide(a) * wide(128) + np.float32(b * np.float32(7)))
+    fixed = np.float32(128) - np.float32(wide(a) * wide(128) + np.float32(b * np.float32(128)))
     inner = (CODES.astype(wide) * wide(b) + wide(fixed)).astype(np.float32)
     sums = (CODES.astype(wide)[:, None] * wide(a) + inner.astype(wide)[None, :]).astype(np.float32)
     return np.clip(np.rint(sums), 0, 255)
@@ -29,9 +35,7 @@ def test_no_code_depends_on_fused_multiply_adds() -> None:
     before = after = 0
     shifts: list[float] = []
     for _ in range(60):
-        scales = {x: float(np.float32(s)) for x, s in zip("aby", generator.uniform(0.01, 0.05, 3), strict=True)}
-        # adversarial: a ratio near a half puts sums near the edges where codes change
-        scales["a"] = float(np.float32(scales["y"] * (0.5 + generator.integers(-4, 5) * 2.0**-24)))
+        scales = adversarial_scales(generator)
         short = with_short_ratios(scales, [Addition(("a", "b"), "y")])
         shifts += [abs(short[x] / scales[x] - 1) for x in "ab"]
         assert short["y"] == scales["y"]
