@@ -7,6 +7,7 @@ Imports no torch, and of qat only `qat.files` and `qat.version`. Pictures and `w
 from qat.report.console import make_console, print_report, print_sites
 from qat.report.environment import Environment
 from qat.report.json_records import SchemaError
+from qat.report.oscillations import LayerOscillations, OscillationResult
 from qat.report.results_file import read_results, write_results
 from qat.report.schema import (
     IDENTICAL_DB,

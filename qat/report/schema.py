@@ -14,6 +14,7 @@ from qat.report.details import Confusion, TensorDetail, Trajectories
 from qat.report.environment import Environment
 from qat.report.json_records import Record, SchemaError
 from qat.report.metric import ACCURACY, MetricInfo
+from qat.report.oscillations import OscillationResult
 from qat.report.pruning import FileSize, PruningResult
 
 SCHEMA_VERSION = 1
