@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
 from qat.integer.weight_only import WeightOnlyLayer
+from qat.operations.call import operation_name
 from qat.torch_private import tree_map_only
 
 SIMPLE = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
@@ -158,9 +159,19 @@ def as_module(model: fx.GraphModule, island: Island, names: Mapping[fx.Node, Any
         for source in island.sources
     }
     for old in island.nodes:
-        copies[old] = graph.create_node(old.op, old.target, *fx.map_arg((old.args, old.kwargs), copies.__getitem__))
+        arguments = fx.map_arg(_of_one_type(old), copies.__getitem__)
+        copies[old] = graph.create_node(old.op, old.target, *arguments)
     graph.output([copies[result] for result in island.results])
     return fx.GraphModule(model, graph).eval()
+
+
+def _of_one_type(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a node. Of clamp(0.1, 1), torch.onnx writes a bound of each type, which no runtime takes."""
+    args, kwargs = node.args, dict(node.kwargs)
+    if operation_name(node) in ("clamp", "clip") and any(isinstance(a, float) for a in (*args, *kwargs.values())):
+        args = tuple(float(a) if isinstance(a, int) else a for a in args)
+        kwargs = {name: float(a) if isinstance(a, int) else a for name, a in kwargs.items()}
+    return args, kwargs
 
 
 def key_of(model: fx.GraphModule, island: Island, sizes: tuple[ExampleOutputs, ExampleOutputs]) -> tuple[str, ...]:
