@@ -123,7 +123,7 @@ def measure_training(config: DictConfig, data: ImageData, network: nn.Module) ->
     """Accuracy and minutes of quantization-aware training, on a copy of the float network."""
     L.seed_everything(config.seed, workers=True, verbose=False)
     batches = build.datamodule(config, data)
-    teacher = build.distillation(config, network)
+    teacher = build.distillation(config, network, data)
     module = build.classifier(copy.deepcopy(network), config, data, distillation=teacher)
     calibration = batches.calibration_batches(config.calibration_images, seed=config.seed)
     callbacks = [

@@ -16,7 +16,9 @@ from torch import nn
 from qat.data import ImageData
 from qat.experiment.datamodule import ImageDataModule
 from qat.experiment.distillation import Distillation
+from qat.experiment.feature_hints import FeatureHints
 from qat.experiment.image_classifier import ImageClassifier
+from qat.models import check_model, load_weights
 from qat.training.lightning.progress_bar import EpochBar, has_terminal
 from qat.transform import Policy, load_policy
 
@@ -80,11 +82,43 @@ def classifier(network: nn.Module, training: DictConfig, data: ImageData, **opti
     )
 
 
-def distillation(config: DictConfig, float_network: nn.Module) -> Distillation | None:
-    """A teacher made of the float network; None if distillation.weight is 0."""
-    if not config.distillation.weight:
+def distillation(config: DictConfig, float_network: nn.Module, data: ImageData) -> Distillation | None:
+    """A teacher made of the float network, or the one that the configuration names; None if nothing is taught.
+
+    Raises:
+        ValueError: the teacher has no weights or does not fit, or a layer of `features` does not exist.
+        FileNotFoundError: the teacher's weights do not exist.
+    """
+    options = config.distillation
+    if not options.weight and not options.features:
         return None
-    return Distillation(float_network, config.distillation.weight, config.distillation.temperature)
+    teacher = float_network if options.teacher is None else _teacher(options.teacher, data)
+    hints = None
+    if options.features and config.compile:
+        raise ValueError(
+            "distillation.features with compile=true is not possible: compiled networks run no layer alone."
+        )
+    if options.features:
+        hints = FeatureHints(float_network, teacher, list(options.features), torch.zeros(2, *data.image_shape))
+    return Distillation(teacher, options.weight, options.temperature, hints, options.feature_weight)
+
+
+def _teacher(options: DictConfig, data: ImageData) -> nn.Module:
+    """A network of another architecture, with its weights."""
+    described = {key: value for key, value in options.items() if key != "checkpoint"}
+    shape = {"num_classes": data.num_classes, "in_channels": data.image_shape[0]}
+    teacher: nn.Module = part(described, "distillation.teacher", **shape)
+    check_model(teacher, data.image_shape, data.num_classes)
+    path = options.get("checkpoint")
+    if path is None and options.get("weights") is None:
+        raise ValueError("distillation.teacher has no weights: write distillation.teacher.checkpoint=PATH.")
+    if path is not None:
+        if not Path(path).expanduser().is_file():
+            raise FileNotFoundError(
+                f"distillation.teacher.checkpoint={path} does not exist: give a .safetensors or .ckpt file."
+            )
+        load_weights(teacher, path)
+    return teacher
 
 
 def trainer(

@@ -32,7 +32,10 @@ KEYS_THAT_DETERMINE_THE_FIT = (
     "trainer.gradient_clip_val",
 )
 """A resumed run must have the same values for these keys as the interrupted one."""
-EXCEPTIONS = ("budget.points", "model.checkpoint", "data.root", "optim.schedule", "callbacks.qat.compile")
+EXCEPTIONS = (
+    *("budget.points", "distillation.teacher.checkpoint", "model.checkpoint", "data.root", "optim.schedule"),
+    "callbacks.qat.compile",
+)
 """Keys below them that may differ: where files are, how the learning rate continues, how the same numbers are computed."""
 HIGH_LEARNING_RATE_FOR_ADAM = 0.005
 """Recipes set a learning rate for their own optimizer, SGD; it stays when another optimizer is chosen."""

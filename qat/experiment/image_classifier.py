@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -60,6 +61,7 @@ class ImageClassifier(L.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.label_smoothing = label_smoothing
         self.distillation = distillation
+        self.hints = None if distillation is None else distillation.hints
         self.built_from = built_from
         metrics: dict[str, Any] = {
             "top1": MulticlassAccuracy(num_classes, average="micro"),
@@ -82,10 +84,11 @@ class ImageClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        logits = self(images)
+        with nullcontext({}) if self.distillation is None else self.distillation.watch(self.network) as features:
+            logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if self.distillation is not None:
-            loss = self.distillation(images, logits, loss)
+            loss = self.distillation(images, logits, loss, features)
         self.log(
             "train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(images), sync_dist=True
         )

@@ -102,7 +102,7 @@ def _run(
         network,
         config,
         data,
-        distillation=build.distillation(config, network),
+        distillation=build.distillation(config, network, data),
         built_from=float_network.built_from(config.model, data),
     )
     report = _report(config, folder, data, name=recipe, command=command, timings=timings, allocation=allocation)
@@ -139,7 +139,7 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
         )
     for training in (config, config.float):
         build.classifier(network, training, data)
-    build.distillation(config, network)
+    build.distillation(config, network, data)
     batches = build.datamodule(config, data)
     batches.calibration_batches(config.calibration_images)
     callbacks = _callbacks(config, folder, policy, batches)
@@ -180,7 +180,11 @@ def _checkpoint_to_resume(config: DictConfig) -> Path | None:
 def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageDataModule) -> list[L.Callback]:
     """The callbacks of the configuration, each with the arguments that only the run knows."""
     given: dict[str, dict[str, Any]] = {
-        "qat": {"policy": policy, "batches": batches.calibration_batches(config.calibration_images, seed=config.seed)},
+        "qat": {
+            "network": "network",
+            "policy": policy,
+            "batches": batches.calibration_batches(config.calibration_images, seed=config.seed),
+        },
         "checkpoint": {"dirpath": str(folder / "checkpoints")},
         "recent": {"dirpath": str(folder / "checkpoints")},
     }

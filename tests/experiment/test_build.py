@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from qat.data import digits
 from qat.experiment import build
 from qat.experiment.build import part, validation_plan
 from qat.experiment.check import warn_of_unwise_values
@@ -37,7 +38,7 @@ def test_a_high_temperature_is_warned_of_once_with_the_reason() -> None:
     def check_and_build() -> None:
         config = changed("distillation.weight=0.5", "distillation.temperature=4.0")
         warn_of_unwise_values(config)
-        build.distillation(config, torch.nn.Linear(1, 1))
+        build.distillation(config, torch.nn.Linear(1, 1), digits(limit_train=20))
 
     with pytest.warns(match=r"^distillation.temperature=4.0: above 1 small networks were seen to collapse") as said:
         check_and_build()

@@ -52,6 +52,7 @@ def options(group: str) -> list[str]:
 def test_all_recipes_are_there() -> None:
     expected = {"digits_w2a2", "digits_w8a8", "digits_w4a8", "mnist_w4a4", "mnist_w2a2", "resnet18_w4a8"}
     expected |= {"digits_mixed", "cifar10_mixed_w3", "digits_pruned_w4a8", "cifar10_w4a4_pruned"}
+    expected |= {"cifar10_w4a4_pruned_distilled"}
     expected |= {f"cifar10_{bits}" for bits in ("w8a8", "w4a8", "w4a4", "w2a2")}
     assert expected <= {path.stem for path in RECIPE_FILES}
 
@@ -68,7 +69,7 @@ def test_a_recipe_composes_and_its_parts_fit(path: Path, tmp_path: Path) -> None
     assert not qat.inspect(prepared).float_edges
     float_network.check_source(config, data)
     for part in (config, config.float):
-        build.classifier(network, part, data, distillation=build.distillation(config, network))
+        build.classifier(network, part, data, distillation=build.distillation(config, network, data))
     build.trainer(config, tmp_path, [], False, **build.validation_plan(config, 100))
 
 

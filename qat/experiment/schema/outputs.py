@@ -83,6 +83,7 @@ class QuantizationAwareTraining(Node):
         "batches": "the data decide, leave it out",
         "calibration_images": "write calibration_images=N",
         "calibration_seed": "write seed=N",
+        "network": "it is the network of the run, leave it out",
     }
 
     quantizer_lr_ratio: Annotated[float, Field(ge=0, le=1_000)] = 1.0

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from qat.experiment.schema.nodes import Node, OneOf, wrong
+from qat.experiment.schema.sources import Network, ResNetCifar, TorchvisionModel
 from qat.experiment.schema.values import (
     Count,
     CountOrZero,
@@ -112,12 +113,18 @@ class FloatTraining(Section):
 
 
 class Distillation(Section):
-    """The float network teaches: loss = (1 - weight) * cross entropy + weight * distillation."""
+    """The float network teaches, or another one: loss = (1 - weight) * cross entropy + weight * distillation + features."""
 
     weight: Share
     """of the teacher; 0: no distillation"""
-    temperature: Annotated[float, Field(ge=0.01, le=100)]
+    temperature: Annotated[float, Field(ge=0.01, le=10)]
     """of the teacher's probabilities; above 1, small networks were seen to collapse"""
+    teacher: Annotated[Any, OneOf((Network, ResNetCifar, TorchvisionModel), Network, null=True)]
+    """another network, {_target_: ..., checkpoint: PATH}; null: the float network"""
+    features: list[Text]
+    """layers whose normalized features are learned, too: STUDENT_LAYER:TEACHER_LAYER, or one name for both"""
+    feature_weight: Annotated[float, Field(gt=0, le=1_000)]
+    """of the distance of the features"""
 
 
 class Freeze(Section):
