@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # from where they are defined: `qat.transform.prepare` is a m
     from qat.export.packed.bits import pack, unpack
     from qat.export.packed.load import load_quantized
     from qat.export.packed.save import save_quantized
+    from qat.export.pt2e.build import to_pt2e
     from qat.export.verification import Verification
     from qat.export.verify_file import verify
     from qat.granularity import PerChannel, PerGroup, PerTensor
@@ -53,6 +54,7 @@ __all__ = [
     "prepare",
     "ptq",
     "save_quantized",
+    "to_pt2e",
     "unpack",
     "verify",
 ]
@@ -81,6 +83,7 @@ _HOME = {
     "pack": "qat.export.packed",
     "prepare": "qat.transform",
     "save_quantized": "qat.export.packed",
+    "to_pt2e": "qat.export.pt2e",
     "unpack": "qat.export.packed",
     "verify": "qat.export",
 }

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ __all__ = [
     "one_onnx_registry",
     "padding_of_every_side",
     "pruned_tensor",
+    "quantized_decomposed",
     "schemas_of",
     "set_contents",
     "tensor_version",
@@ -116,6 +118,12 @@ def _onnx_registry_reader() -> Callable[..., Any]:
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     return lru_cache(ONNXRegistry.from_torchlib)
+
+
+def quantized_decomposed() -> Any:
+    """torch.ops.quantized_decomposed: the operations of PT2E, which a module of the deprecated torch.ao registers."""
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
+    return torch.ops.quantized_decomposed
 
 
 def flat_weights(module: nn.Module) -> list[Tensor | None]:

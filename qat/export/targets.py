@@ -109,12 +109,14 @@ class Target:
 RUNTIMES = (
     Runtime("onnxruntime", "qat.export.onnx:verify_onnx", "qat.export:OnnxRuntimeNetwork"),
     Runtime("openvino", "qat.export.openvino:verify_openvino", "qat.export.openvino:OpenVinoNetwork"),
+    Runtime("torch", "qat.export.pt2e:verify_pt2e", "qat.export.pt2e:Pt2eNetwork"),
 )
 TARGETS = (
     Target("onnxruntime", (".onnx",), "ONNX, for ONNX Runtime", "qat.export:export_onnx"),
     Target("portable", (".onnx",), "plain QDQ ONNX of opset 13, for everybody else", "qat.export.onnx:export_portable"),
     Target("openvino", (".onnx",), "the same, run in OpenVINO", "qat.export.onnx:export_portable", runs_in="openvino"),
     Target("tensorrt", (".onnx",), "ONNX as TensorRT wants it", "qat.export.onnx:export_tensorrt"),
+    Target("pt2e", (".pt2",), "a program of torch.export, for PyTorch's own tools", "qat.export.pt2e:export_pt2e", "torch"),
 )
 
 

@@ -69,6 +69,8 @@ def verify(
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path).")
     if integer is None and batches is None:
+        if path.suffix != ".onnx" and target_of_file(path) is not None:
+            raise ValueError(f"{path} keeps no record of its verification: write qat.verify(path, integer, [inputs]).")
         return check_proof(path)
     if batches is None:
         raise ValueError(

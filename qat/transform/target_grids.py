@@ -72,6 +72,7 @@ TARGET_GRIDS = {
         TargetGrids("portable"),
         TargetGrids("openvino"),
         TargetGrids("tensorrt", zero_is_code_0=True, dynamic=False, float_layers=False, lookup_tables=False),
+        TargetGrids("pt2e"),
     )
 }
 """By name."""

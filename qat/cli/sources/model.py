@@ -15,6 +15,7 @@ from qat.cli.sources import libraries
 from qat.cli.sources.libraries import Loaded, Preprocessing
 from qat.cli.sources.python_file import called, names_python
 from qat.cli.sources.spellings import MODELS
+from qat.export.pt2e.program import is_pt2e
 from qat.export.targets import Target, target_of_file
 
 STATE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
@@ -66,10 +67,10 @@ def load_model(
     """
     path = Path(text).expanduser()
     with usage_errors():
+        if path.suffix == ".pt2" and not is_pt2e(path):
+            return _program(text, path)
         if (target := target_of_file(path)) is not None:
             return _file(text, path, target, threads)
-        if path.suffix == ".pt2":
-            return _program(text, path)
         if path.suffix in STATE_SUFFIXES:
             return _weights_file(text, path, architecture)
         if architecture is not None:

@@ -40,7 +40,7 @@ LearningRate = Annotated[float, Field(ge=1e-10, le=100)]
 WeightDecay = Annotated[float, Field(ge=0, le=10)]
 Objective = Literal["accuracy", "size", "latency", "latency_32", "minutes"]
 Bits = Annotated[int, Field(ge=2, le=8)]
-TargetName = Literal["onnxruntime", "portable", "openvino", "tensorrt"]
+TargetName = Literal["onnxruntime", "portable", "openvino", "tensorrt", "pt2e"]
 """The names of `qat.export.TARGETS`, which would wait for torch."""
 
 

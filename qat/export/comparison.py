@@ -1,0 +1,142 @@
+"""Compare any runtime with the integer model: one that shows its sites site by site, another by its outputs and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qat.export.exercise import Exercise
+from qat.export.outputs import named_outputs
+from qat.export.prepared_agreement import PreparedAgreement, predictions
+from qat.export.verification import OtherModelError, SiteAgreement, Verification, differing
+from qat.integer import IntegerModel
+from qat.integer.modules import IntegerModule
+from qat.torch_private import tree_leaves
+from qat.transform.batches import positional_arguments
+
+FLOAT_TOLERANCE = 1e-5
+"""Allowed difference of float sums in another order, relative to the largest output."""
+DECISIONS = "the class of the largest output"
+"""What is compared of a runtime that shows no sites: at most `TIES_ALLOWED` of them may differ."""
+
+
+class Ran(NamedTuple):
+    """One batch in a runtime: its outputs, and the uint8 codes of the sites that it shows."""
+
+    outputs: list[Tensor]
+    codes: dict[str, Tensor]
+
+
+class Runs(Protocol):
+    """A file in its runtime."""
+
+    def __call__(self, inputs: tuple[Any, ...], codes: Mapping[str, Tensor] | None = None) -> Ran:
+        """One batch. With codes, each site that the runtime shows is computed from these codes in front of it."""
+
+
+def compare(
+    integer: IntegerModel, batches: Iterable[Any], prepared: nn.Module | None, runs: Runs, sites: Iterable[str] = ()
+) -> Verification:
+    """Run a file beside the integer model, and that beside the prepared network.
+
+    A code may differ by one step where the runtime rounds a float sum, in up to `TIES_ALLOWED` of a site.
+
+    Args:
+        integer: what the file was written from.
+        batches: inputs.
+        prepared: the network that was converted, if it is to be compared, too.
+        runs: the file in its runtime.
+        sites: whose codes the runtime shows. If there are none, decisions are compared.
+
+    Returns:
+        What was found, of the running file: nothing is known of what it stores.
+
+    Raises:
+        ValueError: there are no batches, or the file has outputs of other shapes.
+    """
+    comparison = _Comparison(integer.eval(), prepared, runs, list(sites))
+    for batch in batches:
+        comparison.see(positional_arguments(integer, batch))
+    return comparison.result()
+
+
+class _Comparison:
+    def __init__(self, integer: IntegerModel, prepared: nn.Module | None, runs: Runs, sites: list[str]) -> None:
+        self.integer, self.runs, self.shown = integer, runs, sites
+        self.prepared = None if prepared is None else PreparedAgreement(prepared, integer)
+        self.exercise = Exercise()
+        self.sites: dict[str, SiteAgreement] = {}
+        self.same_answers = self.answers = 0
+
+    def see(self, inputs: tuple[Any, ...]) -> None:
+        """One batch through all of them."""
+        self.exercise.see_inputs([x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim])
+        dynamic: dict[str, Tensor] = {}
+        with torch.no_grad():
+            returned, codes = self.integer.codes(*inputs, values=dynamic)
+        expected = named_outputs(returned)
+        if self.prepared is not None:
+            self.prepared.see(inputs, codes, expected, dynamic)
+        self.exercise.see_codes(codes)
+        whole = self.runs(inputs)
+        self._check_shapes(expected, whole.outputs)
+        if self.shown:
+            self._compare_sites(inputs, {name: codes[name] for name in self.shown}, expected, whole)
+        ours, theirs = predictions(next(iter(expected.values()))), predictions(whole.outputs[0])
+        if not self.shown:
+            self._site(DECISIONS, ours).count_compared(ours, theirs)
+            self._site(DECISIONS, ours).float_ties += int((ours != theirs).sum())
+        self.same_answers, self.answers = self.same_answers + int((ours == theirs).sum()), self.answers + ours.numel()
+
+    def _compare_sites(
+        self, inputs: tuple[Any, ...], codes: dict[str, Tensor], expected: dict[str, Tensor], whole: Ran
+    ) -> None:
+        """Each site from the integer model's own codes; what differs besides in the whole run is inherited."""
+        local = self.runs(inputs, codes)
+        for name, ours in codes.items():
+            site, different = self._site(name, ours), differing(ours, local.codes[name])
+            site.count_compared(ours, local.codes[name])
+            site.count_mismatches(ours, local.codes[name], different, ties_allowed=True)
+            site.propagated += int((differing(ours, whole.codes[name]) & ~different).sum())
+        for (name, ours), theirs in zip(expected.items(), local.outputs, strict=True):
+            self._site(f"{name} (within {FLOAT_TOLERANCE:g} of the largest)", ours).compare(
+                ours, theirs, FLOAT_TOLERANCE
+            )
+
+    def _check_shapes(self, expected: Mapping[str, Tensor], outputs: list[Tensor]) -> None:
+        ours, theirs = ([tuple(x.shape) for x in values] for values in (expected.values(), outputs))
+        if ours != theirs:
+            raise OtherModelError(
+                f"the file's outputs have the shapes {theirs}, those of the integer model {ours}: it was written from another "
+                "model."
+            )
+
+    def _site(self, name: str, x: Tensor) -> SiteAgreement:
+        return self.sites.setdefault(name, SiteAgreement(name, tuple(x.shape[1:])))
+
+    def result(self) -> Verification:
+        """All that was found."""
+        if not self.exercise.samples:
+            raise ValueError("nothing was verified: batches is empty.")
+        result = Verification(images=self.exercise.samples, sites=list(self.sites.values()))
+        for site in result.sites:
+            module = dict(self.integer.named_modules()).get(site.name)
+            site.exercised = self.exercise.share(site.name, getattr(module, "output", None))
+        result.weak_data = self.exercise.sentences(result.sites)
+        result.weak_inputs = bool(self.exercise.weakness)
+        result.nothing_quantized = not static_sites(self.integer)
+        result.top1_agreement = self.same_answers / self.answers
+        if self.prepared is not None:
+            decibels = self.prepared.sqnr_db()
+            for site in result.sites:
+                site.sqnr_db = decibels.get(site.name.split(" (")[0])
+            result.alarm, result.prediction_changes = self.prepared.alarm(), self.prepared.prediction_changes
+        return result
+
+
+def static_sites(integer: IntegerModel) -> list[str]:
+    """The sites whose codes have a grid that is known beforehand."""
+    return [n for n, m in integer.named_modules() if isinstance(m, IntegerModule) and m.output is not None]

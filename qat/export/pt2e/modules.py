@@ -1,0 +1,150 @@
+"""Operations without weights on int8 codes: dequantize - float operation - quantize."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qat.export.pt2e.codes import SHIFT, dequantize, quantize
+from qat.integer import Encoding
+from qat.integer import modules as integer
+
+
+class Quantize(nn.Module):
+    """Numbers of any type -> codes."""
+
+    def __init__(self, output: Encoding) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantize(x if x.dtype == torch.float32 else x.float(), self.output)
+
+
+class Dequantize(nn.Module):
+    """codes -> float32."""
+
+    def __init__(self, input: Encoding) -> None:
+        super().__init__()
+        self.input = input
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return dequantize(codes, self.input)
+
+
+class OfOne(nn.Module):
+    """Codes of a function of one tensor.
+
+    Args:
+        module: an integer module with an `input` and an `output` encoding, or an output that is also that of its input.
+    """
+
+    def __init__(self, module: integer.IntegerModule) -> None:
+        super().__init__()
+        assert module.output is not None
+        self.input, self.output = getattr(module, "input", module.output), module.output
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The float operation."""
+        return x
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return quantize(self.compute(dequantize(codes, self.input)), self.output)
+
+
+class Mean(OfOne):
+    """The mean, or the sum, over whole axes; that of an image as a pooling, which backends know."""
+
+    def __init__(self, module: integer.IntegerMean) -> None:
+        super().__init__(module)
+        self.module = module
+
+    def forward(self, codes: Tensor) -> Tensor:
+        x = dequantize(codes, self.input)
+        if not self.module.is_global(x.ndim):
+            operation = torch.sum if self.module.total else torch.mean
+            return quantize(operation(x, self.module.axes(x.ndim), self.module.keepdim), self.output)
+        pooled = quantize(F.adaptive_avg_pool2d(x, 1), self.output)
+        if self.module.keepdim:
+            return pooled
+        return quantize(dequantize(pooled, self.output).flatten(-3), self.output)
+
+
+class AveragePool(OfOne):
+    """Averages over windows."""
+
+    def __init__(self, module: integer.IntegerAveragePool) -> None:
+        super().__init__(module)
+        self.module = module
+
+    def compute(self, x: Tensor) -> Tensor:
+        pool = self.module
+        operation = (F.avg_pool1d, F.avg_pool2d)[len(pool.kernel) - 1]
+        return operation(x, pool.kernel, pool.stride, pool.padding, False, pool.count_include_pad)
+
+
+class MaxPool(OfOne):
+    """Maxima over windows."""
+
+    def __init__(self, module: integer.IntegerMaxPool) -> None:
+        super().__init__(module)
+        self.module = module
+
+    def compute(self, x: Tensor) -> Tensor:
+        pool = self.module
+        operation = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(pool.kernel) - 1]
+        pooled: Tensor = operation(x, pool.kernel, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
+        return pooled
+
+
+class Pad(OfOne):
+    """Zeros around the tensor."""
+
+    def __init__(self, module: integer.IntegerPad) -> None:
+        super().__init__(module)
+        self.pad = module.pad
+
+    def compute(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.pad)
+
+
+class OfTwo(nn.Module):
+    """Codes of a + b, a * b or a @ b."""
+
+    def __init__(self, module: integer.IntegerAdd | integer.IntegerMultiply | integer.IntegerMatMul) -> None:
+        super().__init__()
+        self.a, self.b, self.output = module.a, module.b, module.output
+        self.operation = OPERATIONS[type(module)]
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return quantize(self.operation(dequantize(a, self.a), dequantize(b, self.b)), self.output)
+
+
+OPERATIONS = {integer.IntegerAdd: torch.add, integer.IntegerMultiply: torch.mul, integer.IntegerMatMul: torch.matmul}
+
+
+class Cat(nn.Module):
+    """Concatenation of tensors on grids of their own."""
+
+    def __init__(self, module: integer.IntegerCat) -> None:
+        super().__init__()
+        self.module, self.output = module, module.output
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        real = [dequantize(part, x) for part, x in zip(parts, self.module.inputs, strict=True)]
+        join = torch.stack if self.module.stacked else torch.cat
+        return quantize(join(real, self.module.dim), self.output)
+
+
+class LookUp(nn.Module):
+    """codes -> codes by a table of 256, the same integers as those of the integer model."""
+
+    table: Tensor
+
+    def __init__(self, module: integer.LookUp) -> None:
+        super().__init__()
+        self.register_buffer("table", (module.table.to(torch.int16) - SHIFT).to(torch.int8))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.table[codes.long() + SHIFT]

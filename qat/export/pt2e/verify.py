@@ -1,0 +1,128 @@
+"""Does a `.pt2` file store and compute what the integer model does, site by site?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from qat.export.comparison import Ran, compare, static_sites
+from qat.export.onnx.example_inputs import as_written
+from qat.export.outputs import named_outputs
+from qat.export.pt2e.codes import SHIFT
+from qat.export.pt2e.program import exported_program, load_program, record_of_file
+from qat.export.verification import OtherModelError, StoredDifference, Verification
+from qat.integer import IntegerModel
+from qat.transform.batches import positional_arguments
+
+
+def verify_pt2e(
+    path: str | Path,
+    integer: nn.Module,
+    batches: Iterable[Any],
+    prepared: nn.Module | None = None,
+    record: bool = False,
+) -> Verification:
+    """`qat.verify` for a program of torch.export. record: the file keeps no results; it is not changed.
+
+    Raises:
+        ValueError: this is not an integer model with a graph, there are no batches, or the file is of another model, or damaged.
+    """
+    if not isinstance(integer, IntegerModel):
+        raise ValueError(
+            f"{type(integer).__name__} has no graph of integer modules: pass the result of qat.convert(prepared)."
+        )
+    program = load_program(path)
+    kept = list(batches)
+    if not kept:
+        raise ValueError("nothing was verified: batches is empty.")
+    sites = static_sites(integer)
+    result = compare(integer, kept, prepared, _Sites(path, program, sites), sites)
+    result.constants_compared, result.stored = _compare_stored(path, program, integer, kept[0])
+    result.operators = dict(Counter(_operator(n) for n in program.graph.nodes if n.op == "call_function").most_common())
+    result.sum_up()
+    return result
+
+
+class _Sites:
+    """Runs a program and keeps the codes of its sites: of each, the last int8 tensor that its module makes."""
+
+    def __init__(self, path: str | Path, program: ExportedProgram, sites: list[str]) -> None:
+        self.module = program.module(check_guards=False)
+        self.nodes: dict[str, fx.Node] = {}
+        for node in self.module.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.dtype == torch.int8 and (name := _module_of(node)) in sites:
+                self.nodes[name] = node
+        if missing := sorted(set(sites) - set(self.nodes)):
+            raise OtherModelError(
+                f"{path} has no codes for the sites {', '.join(missing)}: it was written from another model."
+            )
+
+    def __call__(self, inputs: tuple[Any, ...], codes: Mapping[str, Tensor] | None = None) -> Ran:
+        interpreter = _Interpreter(self.module, {node: name for name, node in self.nodes.items()}, codes or {})
+        with torch.no_grad():
+            returned = interpreter.run(*inputs)
+        return Ran(list(named_outputs(returned).values()), interpreter.seen)
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a graph node by node. codes: what readers of a site get in place of what it computed."""
+
+    def __init__(self, module: fx.GraphModule, sites: Mapping[fx.Node, str], codes: Mapping[str, Tensor]) -> None:
+        super().__init__(module)
+        self.sites, self.codes = sites, codes
+        self.seen: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if n not in self.sites:
+            return made
+        name = self.sites[n]
+        self.seen[name] = (made.to(torch.int16) + SHIFT).to(torch.uint8)
+        return (self.codes[name].to(torch.int16) - SHIFT).to(torch.int8) if name in self.codes else made
+
+
+def _module_of(node: fx.Node) -> str:
+    """The path of the module whose forward has this node; "" for that of the network."""
+    stack = node.meta.get("nn_module_stack") or {"": ("",)}
+    return str(next(reversed(stack.values()))[0])
+
+
+def _compare_stored(
+    path: str | Path, found: ExportedProgram, integer: IntegerModel, batch: Any
+) -> tuple[int, list[StoredDifference]]:
+    """How many numbers the file should store, and what it stores differently from the integer model written anew."""
+    record = record_of_file(path)
+    axes = record.get("free_axes")
+    dynamic = None if axes is None else {name: {int(i): n for i, n in of.items()} for name, of in axes.items()}
+    example = as_written(positional_arguments(integer, batch), record.get("example_shapes", []))
+    expected, _ = exported_program(integer, example, dynamic)
+    ours, theirs = expected.state_dict, found.state_dict
+    different = [d for name, x in ours.items() if (d := _difference(name, x, theirs.get(name)))]
+    lines, its_lines = (_lines(program.graph) for program in (expected, found))
+    wrong = next((b for a, b in zip(lines, its_lines, strict=False) if a != b), None)
+    if wrong is not None or len(lines) != len(its_lines):
+        different.append(StoredDifference("graph", 1, f"is not that of the integer model ({wrong or 'its length'})"))
+    return sum(x.numel() for x in ours.values()), different
+
+
+def _difference(name: str, ours: Tensor, theirs: Tensor | None) -> StoredDifference | None:
+    if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
+        return StoredDifference(name, ours.numel(), "is missing, or of another shape")
+    elements = int((ours != theirs).sum())
+    return StoredDifference(name, elements, "differs from the integer model's") if elements else None
+
+
+def _lines(graph: fx.Graph) -> list[str]:
+    """What every node computes. Sizes have names that depend on the example."""
+    return [f"{n.name} {n.op} {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
+
+
+def _operator(node: fx.Node) -> str:
+    return str(getattr(node.target, "overloadpacket", node.target)).split("::")[-1]

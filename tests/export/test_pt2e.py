@@ -1,0 +1,141 @@
+"""Modules of quantized_decomposed operations: the codes of the integer model, from a module and from the file of torch.export."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qat
+from qat.export.pt2e.program import load_program
+from qat.export.targets import target_named
+from qat.export.verification import DamagedFileError, OtherModelError
+from qat.integer import IntegerModel
+from tests.export.test_portable import Moving
+from tests.networks import INTEGER, Gate, build, images
+
+
+def moves(x: Tensor) -> Tensor:
+    """Moves with a module, several results, a cast through float and one of its arguments a size."""
+    x = F.max_pool2d(F.pad(x, (1, 0, 0, 1)), 2)[:, ::2].mT
+    return F.interpolate(x.chunk(2, 1)[1], scale_factor=2).reshape(x.shape[0], -1)
+
+
+class Upsampling(nn.Module):
+    """Transposed convolutions, one of them in groups; and a convolution whose sides are padded differently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole = nn.ConvTranspose2d(3, 6, 3, stride=2, padding=1, output_padding=1)
+        self.groups = nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2)
+        self.uneven = nn.Conv2d(4, 2, 4, padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.uneven(F.relu(self.groups(F.relu(self.whole(x)))))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "residual, 4 bits": (INTEGER[0], "w4a4"),
+    "depthwise": (INTEGER[1], "w8a8"),
+    "concatenation": (INTEGER[2], "w2a2"),
+    "three axes": (INTEGER[3], "w8a8"),
+    "look-ups": (Gate, "w4a8"),
+    "moves": (lambda: Moving(moves, 512), "w8a8"),
+    "matmul": (lambda: Moving(lambda x: (x @ x.mT) * x, 2048), "w8a8"),
+    "transposed": (Upsampling, "w8a8"),
+    "weights alone": (INTEGER[0], "w4"),
+    "dynamic": (INTEGER[3], "w8_dynamic"),
+}
+
+
+def integer_model(name: str, seed: int = 0) -> IntegerModel:
+    network, policy = NETWORKS[name]
+    prepared = qat.prepare(build(network, seed), policy, images(2))
+    qat.calibrate(prepared, [images(16)])
+    integer = qat.convert(prepared)
+    assert isinstance(integer, IntegerModel)
+    return integer
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_codes_are_those_of_the_integer_model(name: str, folded: bool) -> None:
+    integer = integer_model(name)
+    module = qat.export.pt2e.to_pt2e(integer, folded)
+    codes: dict[str, Tensor] = {}
+    x = images(8, seed=2)
+    with torch.no_grad():
+        output, expected = integer.codes(x)
+        for site in expected.keys() & dict(module.named_modules()).keys():
+            hook = lambda _m, _i, made, site=site: codes.__setitem__(site, made)  # noqa: E731
+            module.get_submodule(site).register_forward_hook(hook)
+        got = module(x)
+    static = {n: c for n, c in expected.items() if integer.get_submodule(n).output is not None}
+    assert len(static) >= (0 if name in ("weights alone", "dynamic") else 3)
+    for site, ours in static.items():
+        assert codes[site].dtype == torch.int8
+        distance = (ours.int() - (codes[site].int() + 128)).abs()
+        assert int(distance.max()) <= 1, site
+        assert int(distance.sum()) <= 1e-3 * ours.numel(), site
+        assert int(ours.max()) > int(ours.min())
+    torch.testing.assert_close(got, output, rtol=0, atol=1e-2 * float(output.abs().max()))
+
+
+def test_weights_are_int8_and_what_was_converted_is_not_changed() -> None:
+    integer = integer_model("residual, 4 bits")
+    before = {name: x.clone() for name, x in integer.state_dict().items()}
+    module = qat.to_pt2e(integer)
+    assert torch.equal(module.conv1.weight, integer.conv1.weight)
+    assert module.conv1.weight.dtype == torch.int8
+    module.conv1.weight.zero_()
+    assert all(torch.equal(x, before[name]) for name, x in integer.state_dict().items())
+
+
+def test_what_is_no_integer_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Linear has no graph of integer modules: pass the result of qat\.convert"):
+        qat.to_pt2e(nn.Linear(1, 1))
+
+
+# The file -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[IntegerModel, Path]:
+    integer, path = integer_model("residual, 4 bits"), tmp_path_factory.mktemp("pt2e") / "m.pt2"
+    target_named("pt2e").write(integer, images(1), path)
+    return integer, path
+
+
+def test_the_file_is_verified_site_by_site(written: tuple[IntegerModel, Path]) -> None:
+    integer, path = written
+    check = qat.verify(path, integer, [images(16, seed=2), images(5, seed=3)])
+    assert check.passed, check
+    assert (check.images, check.top1_agreement) == (21, 1.0)
+    assert {s.name.split(" (")[0] for s in check.sites} == {*integer.codes(images(1))[1], "output"}
+    assert check.float_ties <= 1e-4 * check.codes_compared
+    assert check.constants_compared > sum(x.numel() for n, x in integer.named_buffers() if n.endswith("weight"))
+    assert check.operators["quantized_decomposed.quantize_per_tensor"] >= 10
+    assert torch.equal(target_named("pt2e").network(path, threads=1)(images(3)), load_program(path).module()(images(3)))
+
+
+def test_a_changed_code_and_another_model_are_seen(written: tuple[IntegerModel, Path], tmp_path: Path) -> None:
+    integer, path = written
+    program = load_program(path)
+    program.state_dict["conv2.weight"].reshape(-1)[0] ^= 64
+    torch.export.save(program, tmp_path / "m.pt2")
+    check = qat.verify(tmp_path / "m.pt2", integer, [images(16, seed=2)])
+    assert [(d.name, d.elements) for d in check.stored] == [("conv2.weight", 1)]
+    assert {s.name for s in check.sites if s.code_mismatches} == {"conv2"}  # not those that inherit it
+    with pytest.raises(OtherModelError, match="no codes for the sites"):
+        qat.verify(path, integer_model("depthwise"), [images(2)])
+
+
+def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.pt2").write_bytes(b"PK")
+    with pytest.raises(DamagedFileError, match=r"m\.pt2 is no program of torch\.export"):
+        qat.verify(tmp_path / "m.pt2", integer_model("three axes"), [images(2)])
+    with pytest.raises(ValueError, match="keeps no record"):
+        qat.verify(tmp_path / "m.pt2")
