@@ -116,7 +116,9 @@ TARGETS = (
     Target("portable", (".onnx",), "plain QDQ ONNX of opset 13, for everybody else", "qat.export.onnx:export_portable"),
     Target("openvino", (".onnx",), "the same, run in OpenVINO", "qat.export.onnx:export_portable", runs_in="openvino"),
     Target("tensorrt", (".onnx",), "ONNX as TensorRT wants it", "qat.export.onnx:export_tensorrt"),
-    Target("pt2e", (".pt2",), "a program of torch.export, for PyTorch's own tools", "qat.export.pt2e:export_pt2e", "torch"),
+    Target(
+        "pt2e", (".pt2",), "a program of torch.export, for PyTorch's own tools", "qat.export.pt2e:export_pt2e", "torch"
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""Modules of quantized_decomposed operations: the codes of the integer model, from a module and from the file of torch.export."""
+"""Modules of quantized_decomposed operations: the codes of the integer model, from a module and from a file."""
 
 from collections.abc import Callable
 from pathlib import Path

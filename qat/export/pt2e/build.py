@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable
-from typing import Any
 
 from torch import fx, nn
 

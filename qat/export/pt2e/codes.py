@@ -17,9 +17,7 @@ operations = quantized_decomposed()
 
 def dequantize(codes: Tensor, x: Encoding) -> Tensor:
     """int8 codes -> float32."""
-    real: Tensor = operations.dequantize_per_tensor(
-        codes, x.scale, x.zero_point - SHIFT, LOWEST, HIGHEST, torch.int8
-    )
+    real: Tensor = operations.dequantize_per_tensor(codes, x.scale, x.zero_point - SHIFT, LOWEST, HIGHEST, torch.int8)
     return real
 
 

@@ -17,7 +17,7 @@ NARROW = (-127, 127)
 
 
 class Pt2eLayer(nn.Module):
-    """A layer with weight codes, int8, and one scale per output channel; codes in, codes or (without an output grid) floats out.
+    """A layer with int8 weights and a scale for each output channel; codes in, codes or (without an output grid) floats out.
 
     Args:
         layer: the integer layer.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,7 +123,8 @@ class OfTwo(nn.Module):
         return quantize(self.operation(dequantize(a, self.a), dequantize(b, self.b)), self.output)
 
 
-OPERATIONS = {integer.IntegerAdd: torch.add, integer.IntegerMultiply: torch.mul, integer.IntegerMatMul: torch.matmul}
+OPERATIONS: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
+integer.IntegerAdd: torch.add, integer.IntegerMultiply: torch.mul, integer.IntegerMatMul: torch.matmul}
 
 
 class Cat(nn.Module):

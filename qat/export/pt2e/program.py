@@ -66,9 +66,7 @@ def exported_program(
     Raises:
         ValueError: as `export_pt2e`.
     """
-    model, inputs = without_constants(
-        module := to_pt2e(integer, folded), bind(module.graph, example_inputs, dynamic)
-    )
+    model, inputs = without_constants(module := to_pt2e(integer, folded), bind(module.graph, example_inputs, dynamic))
 
     def free(value: Any, name: Any) -> Any:
         return dict.fromkeys(inputs.axes.get(name, {}), Dim.DYNAMIC) if isinstance(value, Tensor) else None
@@ -77,9 +75,9 @@ def exported_program(
     try:
         with quiet(["torch.export"]):
             program = torch.export.export(model, inputs.trial(0), dynamic_shapes=shapes, strict=False)
-    except (torch.export.UserError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(
-            f"torch.export cannot leave the sizes of the inputs open ({str(error).strip().splitlines()[0]}): write dynamic={{}} "
+            f"torch.export cannot leave the sizes of inputs open ({str(error).strip().splitlines()[0]}): write dynamic={{}} "
             "for a file with the shapes of the example."
         ) from error
     return program, inputs

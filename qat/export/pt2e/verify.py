@@ -31,7 +31,7 @@ def verify_pt2e(
     """`qat.verify` for a program of torch.export. record: the file keeps no results; it is not changed.
 
     Raises:
-        ValueError: this is not an integer model with a graph, there are no batches, or the file is of another model, or damaged.
+        ValueError: this is not an integer model with a graph, there are no batches, the file is of another model or damaged.
     """
     if not isinstance(integer, IntegerModel):
         raise ValueError(
