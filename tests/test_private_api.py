@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import lightning as L
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed
 import torch.utils._python_dispatch
 import torch.utils._pytree
 from lightning.fabric.utilities import cloud_io
@@ -79,6 +80,10 @@ def logged_metric() -> Any:
 
 def constant() -> Any:
     return torch.compiler.assume_constant_result(lambda: None)
+
+
+def quantization() -> Any:
+    return torch.ao.quantization.fx
 
 
 def of_lightning(owner_name: str, name: str, owner: Callable[[], Any], purpose: str) -> Member:
@@ -197,6 +202,7 @@ MEMBERS = [
     of_torch(
         "Conv2d", "_reversed_padding_repeated_twice", lambda: nn.Conv2d(1, 1, 1), "pad an image by hand", BELOW_TRAINING
     ),
+    of_torch("ao.quantization.fx", "_decomposed", quantization, "name the operations of PT2E", BELOW_TRAINING),
     of_torch("Conv1d", "_conv_forward", lambda: nn.Conv1d(1, 1, 1), "convolve with another weight", "nn/layers.py"),
     of_torch("Conv2d", "_conv_forward", lambda: nn.Conv2d(1, 1, 1), "convolve with another weight", "nn/layers.py"),
     of_torch("Module", "_apply", nn.Identity, "keep quantizers in float32", "quantizers/base.py"),

@@ -124,7 +124,10 @@ class OfTwo(nn.Module):
 
 
 OPERATIONS: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
-integer.IntegerAdd: torch.add, integer.IntegerMultiply: torch.mul, integer.IntegerMatMul: torch.matmul}
+    integer.IntegerAdd: torch.add,
+    integer.IntegerMultiply: torch.mul,
+    integer.IntegerMatMul: torch.matmul,
+}
 
 
 class Cat(nn.Module):
