@@ -64,7 +64,7 @@ def integer_model(name: str, seed: int = 0) -> IntegerModel:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_codes_are_those_of_the_integer_model(name: str, folded: bool) -> None:
     integer = integer_model(name)
-    module = qat.export.pt2e.to_pt2e(integer, folded)
+    module = qat.to_pt2e(integer, folded)
     codes: dict[str, Tensor] = {}
     x = images(8, seed=2)
     with torch.no_grad():
