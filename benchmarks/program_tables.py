@@ -245,7 +245,7 @@ def language_model_table(measurement: Measurement | None) -> str:
     rows.insert(0, ["float32", "", _spread([seed["float"] for seed in seeds]), "", f"{4 * parameters / 1000:.0f} kB"])
     header = ("weights", "method", "held-out loss", "above float", "weights in the file")
     about = (
-        f"{' '.join(verdicts)}\n\nNats per character, {len(seeds)} seeds, mean ± standard deviation; {parameters:,} parameters; "
+        f"{' '.join(verdicts)}\n\nNats per character, {len(seeds)} seeds, mean ± standard deviation; {parameters:,} weights; "
         f"text: docstrings of the standard library of Python {text['python']}, {text['characters']:,} characters, and "
         f"{text['held_out']:,} held out; {measurement['processor_seconds'] / 60:.1f} minutes of processor time."
     )

@@ -25,6 +25,7 @@ from qat.experiment.folders import check_folder, resumed_by, run_folder_of, was_
 from qat.experiment.interruption import SignalHandler
 from qat.experiment.other_runs import other_runs
 from qat.experiment.schema import check_configuration
+from qat.export.targets import TARGETS
 from qat.files import write_atomically
 from qat.report import Data, Results
 from qat.training.callbacks import ProgressiveBits, Pruning, Report
@@ -129,6 +130,8 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
     """
     check_images(config, len(data.train))
     float_network.check_source(config, data)
+    if config.export.get("_target_"):
+        TARGETS[0].check(policy)
     mixed_precision.check(config, network, policy, data)
     other_runs(config, data)
     prepared = prepare(network, policy, torch.zeros(2, *data.image_shape))

@@ -121,12 +121,18 @@ def push_to_hub(
         return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns=FILES))
 
 
-def _save_configuration(model: PreTrainedModel, folder: Path) -> None:
+def configuration_of(model: PreTrainedModel) -> dict[str, Any]:
+    """The content of config.json."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    content = json.loads(config.to_json_string(use_diff=True))
+    content: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
     if (attention := attention_implementation(model.config)) is not None:
         content["attn_implementation"] = attention  # the graph was captured with this one
+    return content
+
+
+def _save_configuration(model: PreTrainedModel, folder: Path) -> None:
+    content = configuration_of(model)
     write_atomically(folder / CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
@@ -140,6 +146,11 @@ def _built(config: PreTrainedConfig) -> nn.Module:
         raise ValueError(
             f"transformers {transformers.__version__} has no network {name!r}: pass it, from_pretrained(folder, model)."
         )
+    return without_values(config, cls)
+
+
+def without_values(config: PreTrainedConfig, cls: type[nn.Module]) -> nn.Module:
+    """A new network, on the meta device if its class allows."""
     try:
         with torch.device("meta"):
             network: nn.Module = cls(config)

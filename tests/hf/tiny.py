@@ -14,7 +14,7 @@ def llama(**options: Any) -> nn.Module:
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = LlamaConfig(
-        vocab_size=64, num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, **sizes, **options
+        vocab_size=64, num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, **(sizes | options)
     )
     return LlamaForCausalLM(config).eval()
 
