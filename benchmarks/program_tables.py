@@ -32,7 +32,7 @@ def step_time_table(measurement: Measurement | None) -> str:
             for precision in PRECISIONS:
                 rows += _step_time_rows(cases.get((network, mode, precision)), network, precision, mode)
     header = ("network", "precision", "mode", "policy", "step, of float", "peak memory, of float", "graph breaks")
-    return _with_source(markdown_table(header, rows, text_columns=4), measurement)
+    return with_source(markdown_table(header, rows, text_columns=4), measurement)
 
 
 def _step_time_rows(case: Measurement | None, network: str, precision: str, mode: str) -> list[list[str]]:
@@ -61,7 +61,7 @@ def operation_table(measurement: Measurement | None) -> str:
         for name, error in case["errors"].items():
             rows.append([case["kind"], shape, case["mode"], name, "", f"fails: {_escape(error)}"])
     header = ("scales", "tensor", "mode", "operation", "ms", "of `a + b`")
-    return _with_source(markdown_table(header, rows, text_columns=4), measurement)
+    return with_source(markdown_table(header, rows, text_columns=4), measurement)
 
 
 def peer_table(measurement: Measurement | None) -> str:
@@ -90,7 +90,7 @@ def peer_table(measurement: Measurement | None) -> str:
         "parameters",
         "what it does",
     )
-    return _with_source(markdown_table(header, rows, text_columns=1), measurement)
+    return with_source(markdown_table(header, rows, text_columns=1), measurement)
 
 
 def speed_table(measurement: Measurement | None) -> str:
@@ -106,7 +106,7 @@ def speed_table(measurement: Measurement | None) -> str:
         compiled_ratio = "fails" if compiled[0].startswith("fails") else compiled[0]
         rows.append((eager["ratio"], [label, ratio_text(eager), f"{eager['memory_ratio']:.2f}", compiled_ratio]))
     header = ("", "eager step, of float", "peak memory, of float", "compiled step, of compiled float")
-    return _with_source(markdown_table(header, [cells for _, cells in sorted(rows)], text_columns=1), measurement)
+    return with_source(markdown_table(header, [cells for _, cells in sorted(rows)], text_columns=1), measurement)
 
 
 def _with_version(name: str, library: Measurement) -> str:
@@ -130,7 +130,7 @@ def candidate_table(measurement: Measurement | None, baseline: str) -> str:
     rows = [
         [name, f"{1000 * row['seconds']:.1f}", ratio_text(row, 3)] for name, row in measurement["candidates"].items()
     ]
-    return _with_source(markdown_table(("", "ms", f"of {baseline}"), rows, text_columns=1), measurement)
+    return with_source(markdown_table(("", "ms", f"of {baseline}"), rows, text_columns=1), measurement)
 
 
 def profile_table(measurement: Measurement | None, top: int = 8) -> str:
@@ -150,7 +150,7 @@ def profile_table(measurement: Measurement | None, top: int = 8) -> str:
         for row in quantized[:top]
     ]
     header = ("operation", "calls", "ms", "% of the step", "ms in the float step")
-    return _with_source(markdown_table(header, rows, text_columns=1), measurement)
+    return with_source(markdown_table(header, rows, text_columns=1), measurement)
 
 
 def latency_table(measurement: Measurement | None) -> str:
@@ -160,7 +160,7 @@ def latency_table(measurement: Measurement | None) -> str:
     sizes = list(next(iter(measurement["latency"].values()))["ratio"])
     rows = [[f"`{name}`", *(f"{run['ratio'][s]:.2f}" for s in sizes)] for name, run in measurement["latency"].items()]
     header = ("recipe", *(f"int8 of float, batch {s}" for s in sizes))
-    return _with_source(markdown_table(header, rows, text_columns=1), measurement)
+    return with_source(markdown_table(header, rows, text_columns=1), measurement)
 
 
 def menu_table(measurements: Sequence[Measurement], policies: Sequence[str]) -> str:
@@ -209,7 +209,7 @@ def oscillation_table(measurement: Measurement | None) -> str:
         f"float {100 * measurement['float_top1']:.2f} %."
     )
     table = markdown_table(("", "seeds", *columns.values()), rows, text_columns=1)
-    return f"{_with_source(table, measurement)}\n\n{about}"
+    return f"{with_source(table, measurement)}\n\n{about}"
 
 
 def _percent(values: Sequence[float]) -> str:
@@ -249,7 +249,7 @@ def language_model_table(measurement: Measurement | None) -> str:
         f"text: docstrings of the standard library of Python {text['python']}, {text['characters']:,} characters, and "
         f"{text['held_out']:,} held out; {measurement['processor_seconds'] / 60:.1f} minutes of processor time."
     )
-    return f"{_with_source(markdown_table(header, rows, text_columns=2), measurement)} {about}"
+    return f"{with_source(markdown_table(header, rows, text_columns=2), measurement)} {about}"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -270,7 +270,7 @@ def _verdict(name: str, seeds: Sequence[Mapping[str, float]]) -> str:
     return f"{name}: QAT is **{'better' if average < 0 else 'WORSE'}** than PTQ ({measured})."
 
 
-def _with_source(text: str, measurement: Measurement | None) -> str:
+def with_source(text: str, measurement: Measurement | None) -> str:
     if measurement is None:
         return text
     environment = measurement["environment"]
