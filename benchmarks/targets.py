@@ -1,6 +1,6 @@
 """Nine files, three networks in w8a8, w4a8 and w4a4, for every target: do they load, compute in integers, and agree? Minutes.
 
-python -m benchmarks.targets --checkpoint resnet20.safetensors --data cifar10/     # without them, ResNet-20 and its images are random
+python -m benchmarks.targets --checkpoint resnet20.safetensors --data cifar10/     # without them ResNet-20 is random, too
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ def networks(options: argparse.Namespace) -> list[Network]:
         torch.manual_seed(0)
         model = torchvision_model(name, num_classes=1000)
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if (
+                isinstance(module, nn.BatchNorm2d)
+                and module.running_mean is not None
+                and module.running_var is not None
+            ):
                 nn.init.uniform_(module.running_var, 0.5, 2.0)
                 nn.init.normal_(module.running_mean, std=0.1)
         x = torch.randn(2 * options.noise, 3, options.size, options.size)
@@ -77,11 +81,11 @@ def _resnet20(options: argparse.Namespace) -> Network:
         return Network("resnet20", model, x[: options.images], x[options.images :], options.checkpoint is not None)
     data = cifar10(options.data, limit_train=10 * options.images, limit_test=options.images)
     transform = data.batch_transform().eval()
-    splits = []
-    for split in (data.train, data.test):
-        images = torch.stack([split[i][0] for i in range(min(len(split), options.images))])
-        splits.append(transform(images))
-    return Network("resnet20", model, *splits, trained=options.checkpoint is not None)
+    train, test = (
+        transform(torch.stack([split[i][0] for i in range(min(len(split), options.images))]))
+        for split in (data.train, data.test)
+    )
+    return Network("resnet20", model, train, test, options.checkpoint is not None)
 
 
 def measure(network: Network, policy: str, target: Target, runtime: str, folder: Path) -> dict[str, Any]:
@@ -168,7 +172,12 @@ def main() -> None:
                     try:
                         case = measure(network, policy, target, runtime, Path(folder))
                     except (ImportError, ValueError) as error:
-                        case = {"network": network.name, "trained": network.trained, "policy": policy, "target": target.name}
+                        case = {
+                            "network": network.name,
+                            "trained": network.trained,
+                            "policy": policy,
+                            "target": target.name,
+                        }
                         case |= {"runtime": runtime, "reason": " ".join(str(error).split())}
                     cases.append(case)
                     print(" | ".join(_row(case)), flush=True)

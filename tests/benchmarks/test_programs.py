@@ -224,3 +224,29 @@ def test_language_model(run):
     for found in seed["formats"].values():
         assert all(0 < loss < 10 for loss in found["rows"].values())
         assert found["bytes"] < 0.35 * 4 * measurement["network"]["parameters"]
+
+
+def test_targets(run, monkeypatch):
+    from benchmarks import targets
+
+    x = torch.randn(4, 3, 8, 8)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5))
+    monkeypatch.setattr(targets, "networks", lambda _: [targets.Network("tiny", model.eval(), x, x, trained=False)])
+    monkeypatch.setattr(targets, "POLICIES", ("w4a8",))
+    measurement = run("targets", "--targets", "onnxruntime", "portable")
+    own, portable = measurement["cases"]
+    assert (own["passed"], own["integer_layers"], own["float_layers"], own["mismatches"]) == (True, 2, 0, 0)
+    assert portable["size_bytes"] > 0
+    assert "| tiny | `w4a8` | `portable` | ONNX Runtime" in targets.table(measurement)
+
+
+def test_a_runtime_that_is_missing_is_a_row_with_its_reason(run, monkeypatch):
+    from benchmarks import targets
+
+    x, model = torch.randn(2, 4), torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    monkeypatch.setattr(targets, "networks", lambda _: [targets.Network("tiny", model, x, x, trained=False)])
+    monkeypatch.setattr(targets, "POLICIES", ("w8a8",))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    measurement = run("targets", "--targets", "openvino")
+    assert "OpenVINO is not installed" in measurement["cases"][0]["reason"]
+    assert "OpenVINO is not installed" in targets.table(measurement)
