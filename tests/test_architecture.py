@@ -35,7 +35,7 @@ FLOORS: list[set[str]] = [
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-TRAINING_ROOMS = ["lightning", "optimization", "checkpoint", "comparison", "callbacks"]
+TRAINING_ROOMS = ["lightning", "optimization", "checkpoint", "loggers", "comparison", "callbacks"]
 """The rooms of qat/training: each may import those before it."""
 ROOMS_WITHOUT_QUANTIZATION = {"data", "models", "report"}
 ONLY = {  # package -> rooms that may know it

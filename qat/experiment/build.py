@@ -23,7 +23,7 @@ from qat.training.lightning.progress_bar import EpochBar, has_terminal
 from qat.transform import Policy, load_policy
 
 
-def part(options: Any, name: str, **given: Any) -> Any:
+def part(options: Any, name: str, /, **given: Any) -> Any:
     """The object that a part of the configuration describes by its `_target_`.
 
     Args:

@@ -1,39 +1,91 @@
-"""Weights & Biases, offline unless the user is logged in."""
+"""The logger of a run: its names, its configuration, and Weights & Biases, offline unless the user is logged in."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig, OmegaConf
 
-from qat.report import Results
+from qat.experiment import build
+
+WANDB, MLFLOW = "qat.experiment.loggers.wandb_logger", "qat.experiment.loggers.mlflow_logger"
+SECONDS = 30
+"""How long a run waits for W&B's server before it goes on offline."""
+
+
+def make_logger(config: DictConfig, folder: Path, recipe: str) -> Any:
+    """The logger that the configuration describes, told the whole configuration.
+
+    W&B and MLflow show runs of all folders, so these get names: the recipe as group, the recipe and the seed as name, and what
+    was chosen as tags, unless the configuration has others.
+    """
+    given: dict[str, Any] = {"save_dir": str(folder)}
+    target = config.logger.get("_target_")
+    if target == WANDB:
+        names = {"group": recipe, "name": f"{recipe}, seed {config.seed}", "tags": _tags(config, recipe)}
+        given |= {key: value for key, value in names.items() if config.logger.get(key) is None}
+    if target == MLFLOW and config.logger.get("run_name") is None:
+        given["run_name"] = f"{recipe}, seed {config.seed}"
+    logger = build.part({k: v for k, v in config.logger.items() if v is not None}, "logger", **given)
+    logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+    return logger
 
 
 def wandb_logger(save_dir: str | Path, **options: Any) -> WandbLogger:
     """A WandbLogger that never prompts: without `wandb login`, it works offline and writes into `save_dir`.
 
-    The environment variable WANDB_MODE decides, if it is set. `wandb sync` uploads an offline run later.
+    The environment variable WANDB_MODE decides, if it is set. `wandb sync` uploads an offline run later. A server that does not
+    answer is a warning, and the run goes on offline.
     """
     import wandb  # late: a second that only a run with this logger should wait
 
     os.environ.setdefault("WANDB_SILENT", "true")
     mode = os.environ.get("WANDB_MODE")
     offline = mode in ("offline", "dryrun") if mode else not _logged_in(wandb)
-    if offline:
-        options["mode"] = "offline"  # wandb has read its environment by now, so it is told directly
-    return WandbLogger(save_dir=str(save_dir), offline=offline, **options)
+    if not offline:
+        options.setdefault("settings", wandb.Settings(init_timeout=SECONDS))
+        logger = WandbLogger(save_dir=str(save_dir), offline=False, **options)
+        if _answers(logger, wandb):
+            return logger
+    options["mode"] = "offline"  # wandb has read its environment by now, so it is told directly
+    return WandbLogger(save_dir=str(save_dir), offline=True, **options)
 
 
-def finish(logger: Any, results: Results) -> None:
-    """End a W&B run with the table of the report as its summary. Other loggers need nothing."""
+def mlflow_logger(save_dir: str | Path, tracking_uri: str | None = None, **options: Any) -> Any:
+    """An MLFlowLogger; without `tracking_uri`, or MLFLOW_TRACKING_URI, it writes into mlflow.db in `save_dir`.
+
+    Raises:
+        ValueError: MLflow is not installed.
+    """
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(save_dir).absolute()}/mlflow.db"
+    options.setdefault(
+        "artifact_location", f"file:{Path(save_dir).absolute()}/mlflow" if uri.startswith("sqlite") else None
+    )
+    try:
+        return MLFlowLogger(tracking_uri=uri, **options)
+    except ModuleNotFoundError:
+        raise ValueError("logger=mlflow needs MLflow: pip install 'qat-lightning[mlflow]'.") from None
+
+
+def finish(logger: Any) -> None:
+    """End a W&B run, also one that failed, so that the next job of a sweep has its own. Other loggers need nothing."""
     if isinstance(logger, WandbLogger):
-        run = logger.experiment
-        name = "top1" if results.metric.percent else results.metric.name
-        run.summary.update({f"{row.name}/{name}": row.value for row in results.rows})
-        run.summary.update({"verdict": results.verdict.text})
-        run.finish()
+        logger.experiment.finish()
+
+
+def _tags(config: DictConfig, recipe: str) -> list[str]:
+    """What was chosen, in a word each."""
+    names = (config.data, config.model, config.policy.weight.quantizer)
+    targets = [str(node.get("_target_", "")) if OmegaConf.is_config(node) else str(node) for node in names]
+    return list(
+        dict.fromkeys(filter(None, [recipe, str(config.policy.preset), *(t.rpartition(".")[2] for t in targets)]))
+    )
 
 
 def _logged_in(wandb: Any) -> bool:
@@ -41,3 +93,16 @@ def _logged_in(wandb: Any) -> bool:
         return bool(wandb.login(prompt=False))
     except TypeError:  # older versions have no such option
         return wandb.api.api_key is not None
+
+
+def _answers(logger: WandbLogger, wandb: Any) -> bool:
+    """Whether the server begins the run; a warning says why not."""
+    try:
+        _ = logger.experiment
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        reason = " ".join(str(error).split())
+        warnings.warn(
+            f"W&B does not answer ({reason}): this run is logged offline; wandb sync uploads it.", stacklevel=3
+        )
+        return False
+    return True

@@ -54,7 +54,7 @@ def main(program: str = "qat train") -> None:
                     from qat.experiment.run import run  # late: --help need not wait for torch and Lightning
 
                     results = run(config, folder=folder, recipe=recipe, command=command, signals=signals)
-            from qat.experiment.objective import objective_values
+            from qat.report.objectives import objective_values
 
             return objective_values(config.objective, results)
 

@@ -110,13 +110,13 @@ def _run(
     saver = CheckpointOnSignal(signals, folder / "checkpoints")
     callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), *further, report, saver]
     validation = build.validation_plan(config, len(batches.train_dataloader()) // processes)
-    logger = build.part(config.logger, "logger", save_dir=str(folder))
+    logger = loggers.make_logger(config, folder, recipe)
     trainer = build.trainer(config, folder, callbacks, logger, **validation)
     try:
         trainer.fit(module, datamodule=batches, ckpt_path=checkpoint, weights_only=True)
     finally:
-        if trainer.is_global_zero and report.results is not None:
-            loggers.finish(logger, report.results)
+        if trainer.is_global_zero:
+            loggers.finish(logger)
     if report.results is None:
         raise RuntimeError("the fit ended before its report was written.")
     return report.results

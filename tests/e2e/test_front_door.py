@@ -80,7 +80,8 @@ def test_everything_lands_in_the_runs_folder(first: Run) -> None:
         "latency.png",
         "size.png",
         "training.png",
-        "metrics/metrics.csv",
+        *(f"metrics/{name}.csv" for name in ("metrics", "comparison", "sites", "summary", "tensors", "verification")),
+        "metrics/hparams.yaml",
         "train.log",
     }
 

@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from qat.experiment.configuration import CONFIGS, compose, register_recipes
 from qat.experiment.folders import folder_of_one_run
 from qat.experiment.interruption import SignalHandler
-from qat.experiment.objective import objective_values
 from qat.experiment.sweep import job as job_module
 from qat.experiment.sweep.best_recipe import recipe_text
 from qat.experiment.sweep.grid import Job, grid
@@ -30,6 +29,7 @@ from qat.experiment.sweep.picture import draw_front
 from qat.experiment.sweep.summary import Entry, best_group, grouped
 from qat.experiment.sweep.text import csv_text, failure_sentence, markdown, pipe_table
 from qat.report import read_results
+from qat.report.objectives import objective_values
 from tests.experiment.configurations import composed
 from tests.paths import ROOT
 

@@ -79,7 +79,7 @@ class OptunaSweeper(GridSweeper):
         from hydra.utils import instantiate
 
         from qat.experiment.errors import exit_with
-        from qat.experiment.objective import OBJECTIVES
+        from qat.report.objectives import OBJECTIVES
 
         optuna = import_optuna()
         storage = open_storage(self.storage or str(folder / "optuna.journal"))
@@ -136,8 +136,8 @@ class OptunaSweeper(GridSweeper):
 
     def _tell(self, study: optuna.Study, trial: optuna.trial.Trial, folder: Path) -> bool:
         """Tell Optuna how a trial ended; False if another process runs it."""
-        from qat.experiment.objective import objective_values
         from qat.experiment.sweep.job_state import job_state
+        from qat.report.objectives import objective_values
 
         optuna = import_optuna()
         state = job_state(folder)

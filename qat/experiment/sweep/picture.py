@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from qat.experiment.objective import best_ptq, float_row
 from qat.experiment.sweep.summary import Group, of_row, score
 from qat.report import Results, Row
 from qat.report.metric import MetricInfo
+from qat.report.objectives import best_ptq, float_row
 from qat.report.picture_labels import Label, draw_column
 from qat.report.plots import FAINT, INK, QAT_BLUE, ROW_STYLES
 from qat.report.text_of_numbers import format_size

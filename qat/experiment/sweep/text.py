@@ -7,11 +7,11 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from qat.experiment.objective import best_ptq, float_row
 from qat.experiment.schema.values import Objective
 from qat.experiment.sweep.best_recipe import RECIPE, best_command
 from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread, pareto_groups
 from qat.report.metric import ACCURACY, MetricInfo
+from qat.report.objectives import best_ptq, float_row
 from qat.report.text_of_numbers import format_size
 
 ABSENT = "–"

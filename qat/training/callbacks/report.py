@@ -55,6 +55,7 @@ from qat.training.lightning.callback_lookup import FitReport, find_callback, req
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.progress_bar import end_bar
 from qat.training.lightning.rank_zero import run_on_rank_zero
+from qat.training.loggers.log_results import log_results
 from qat.transform.policy_record import prepare_as_recorded
 from qat.transform.record import capture_of
 
@@ -198,13 +199,13 @@ class Report(FitReport):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         end_bar(trainer)
-        # here and not in process 0 alone: log_dir is a collective
-        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)  # in all processes: a collective
 
         def measure_and_write() -> Results:
             results = self._measure(trainer, pl_module)
             write_report(results, folder)
             write_results(results, folder / "results.json")
+            log_results(trainer.loggers, results, folder)
             print_report(results, where=folder)
             return results
 

@@ -23,6 +23,7 @@ from qat.report.schema import IDENTICAL_DB
 from qat.training.comparison.batch_parts import first_output
 from qat.training.comparison.rows import Measured
 from qat.training.lightning.private_api import set_compiled_call
+from qat.training.loggers.log_results import log_point
 from qat.transform import mode, quantizers
 from qat.transform.batches import positional_arguments
 
@@ -177,6 +178,9 @@ class ScaleRecorder:
         every = max(1, int(total) // POINTS) if math.isfinite(total) and total > 0 else 100
         if self.samples and (step % every == 0 or step == total) and step not in self.steps:
             self.record(step, network)
+            values = {f"scale/{name}": tensor.scales[-1] for name, tensor in self.tensors.items()}
+            values |= {f"clipped/{name}": tensor.clipped[-1] for name, tensor in self.tensors.items()}
+            log_point(trainer.loggers, values, step)
 
     @torch.no_grad()
     def record(self, step: int, network: nn.Module) -> None:

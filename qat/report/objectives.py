@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from qat.experiment.schema.values import Objective
-from qat.report import Results, Row
+from qat.report.schema import Results, Row
 
 ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
 """The rows of the trained network, that nearest to what is deployed first."""
@@ -58,7 +57,7 @@ def _of_row(name: str) -> Callable[[Results], float | None]:
     return value
 
 
-OBJECTIVES: dict[Objective, Meaning] = {
+OBJECTIVES: dict[str, Meaning] = {
     "accuracy": Meaning(validation_value, True),
     "size": Meaning(_of_row("size_bytes"), False),
     "latency": Meaning(_of_row("latency_ms_batch1"), False),
@@ -67,13 +66,11 @@ OBJECTIVES: dict[Objective, Meaning] = {
 }
 
 
-def objective_values(
-    names: Objective | Sequence[Objective], results: Results
-) -> float | tuple[float | None, ...] | None:
+def objective_values(names: str | Sequence[str], results: Results) -> float | tuple[float | None, ...] | None:
     """What a sweeper gets: one number, or one for each name; None for what was not measured."""
     return _value(names, results) if isinstance(names, str) else tuple(_value(name, results) for name in names)
 
 
-def _value(name: Objective, results: Results) -> float | None:
+def _value(name: str, results: Results) -> float | None:
     value = OBJECTIVES[name].value(results)
     return float(value) if value is not None and math.isfinite(value) else None
