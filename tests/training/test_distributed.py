@@ -180,6 +180,14 @@ def test_the_same_weights_are_frozen_in_all_processes_without_sending_the_counts
     assert both[0]["oscillations"]["not_sent"] == counts
 
 
+def test_the_same_weights_are_pruned_in_all_processes(both: list[dict[str, Any]]) -> None:
+    first, second = (found["pruning"] for found in both)
+    assert equal(first["end"], second["end"])
+    assert equal(first["masks"], second["masks"])
+    assert int((first["end"]["net.conv2.weight"] == 0).sum()) == 108
+    assert "the masks of Pruning differ between processes" in both[0]["failures"]["masks"]
+
+
 def test_gradients_of_one_process_alone_would_train_another_network(both: list[dict[str, Any]], tmp_path: Path) -> None:
     half = fit(tmp_path, batch=BATCH // 2, data=Subset(images(128), range(0, 128, 2)))
     assert torch.equal(half["seen"], both[0]["fit"]["seen"])

@@ -28,6 +28,7 @@ from qat.training.callbacks import (
     ExportONNX,
     OscillationControl,
     ProgressiveBits,
+    Pruning,
     PTQBaselines,
     QuantizationAwareTraining,
     Report,
@@ -77,6 +78,15 @@ class FrozenBatchNorm(Classifier):
 class AtStart(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.state = quantizer_state(pl_module)
+
+
+class ChangeWeights(L.Callback):
+    """Gives the last process other weights than the first, before the first step."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if rank() == 1 and batch_idx == 0:
+            with torch.no_grad():
+                module.net.conv2.weight.mul_(torch.linspace(0.1, 3, 6)[:, None, None, None])
 
 
 class ChangeOneScale(L.Callback):
@@ -146,6 +156,14 @@ def policies(folder: Path) -> Results:
     return found
 
 
+def pruning(folder: Path) -> Results:
+    """Eight steps in which half of the weights become zero."""
+    model, callback = FrozenBatchNorm(), Pruning(0.5, end=0.6, every=1)
+    qat = QuantizationAwareTraining("w4a4", calibration_images=80, quantizer_lr_ratio=0.1)
+    trainer(folder, callback, qat, epochs=2, **strategy()).fit(model, loader(images(128), BATCH))
+    return {"end": state(model), "masks": callback.masks}
+
+
 def ranges(n_batches: int, observers: Sequence[str] = OBSERVERS) -> Results:
     """The ranges that each observer finds when this process sees its share of the batches."""
     found = {}
@@ -207,6 +225,11 @@ def failures(folder: Path) -> dict[str, str]:
         trainer(folder, *callbacks, **strategy()).fit(Classifier(), DataLoader(images(32), BATCH // 2))
     except RuntimeError as error:
         messages["meddling"] = str(error)
+    try:
+        callbacks = [QuantizationAwareTraining("w4a4", calibration_images=32), ChangeWeights(), Pruning(0.5, every=1)]
+        trainer(folder, *callbacks, **strategy()).fit(Classifier(), DataLoader(images(32), BATCH // 4))
+    except RuntimeError as error:
+        messages["masks"] = str(error)
     prepared = qat.prepare(Classifier().net, "w4a4")
     batches = images(8).tensors[0].split(4)
     if rank() == 1:
@@ -228,7 +251,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="lightning|torch")
     found: Results = {"fit": fit(folder), "ranges": {n: ranges(n) for n in (1, 3, 5)}, "order": order(folder)}
-    found |= {"oscillations": oscillations(folder), "policies": policies(folder)}
+    found |= {"oscillations": oscillations(folder), "policies": policies(folder), "pruning": pruning(folder)}
     found |= {"report": report(folder / "report"), "failures": failures(folder)}
     torch.save(found, folder / f"{rank()}.pt")
 
