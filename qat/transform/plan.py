@@ -86,6 +86,7 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
     }
     layers = policy.assign(list(types.items()), list(others.items()))
     residual = policy.residual_rule()
+    outputs = residual if policy.quantize_outputs else None
     sites: list[Site] = []
     float_edges: list[str] = []
     taken = set(dir(nn.ModuleDict))  # a site called `values` would hide a method of the dict that holds it
@@ -93,7 +94,13 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
         if not _is_real_tensor(node, operations):
             continue
         uses = [
-            _Use(tensor, consumer, _wanted_rule(node, consumer, operations, layers, residual))
+            _Use(
+                tensor,
+                consumer,
+                outputs
+                if operations[consumer].role is Role.OUTPUT
+                else _wanted_rule(node, consumer, operations, layers, residual),
+            )
             for tensor, consumer in _consumers(node, operations)
         ]
         name = _unique(_site_name(node, operations), taken)

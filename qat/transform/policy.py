@@ -166,6 +166,7 @@ class Policy:
     residual_bits: width of the tensors that flow through adds, concatenations and pools. A tensor that feeds such an
     operation and a layer of fewer bits is quantized to residual_bits and requantized in front of the layer. None: the bits
     of the first rule's activation.
+    quantize_outputs: whether what the network returns is quantized, too, to residual_bits: for processors that have no floats.
     target: what the file is for: a name of `TARGET_GRIDS`. Rules that it cannot run are refused, and where a rule leaves the
     sign of activations open, the target decides. None: any that can run the policy.
 
@@ -179,6 +180,7 @@ class Policy:
     residual_bits: int | None = 8
     name: str = "custom"
     target: str | None = None
+    quantize_outputs: bool = False
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -271,6 +273,7 @@ class Policy:
         for rule in content["rules"].values():
             if rule["required"]:
                 del rule["required"]  # the default, which checkpoints from before it do not have
-        if self.target is None:
-            del content["target"]
+        for name in ("target", "quantize_outputs"):  # the same
+            if not content[name]:
+                del content[name]
         return content

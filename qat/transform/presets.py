@@ -16,7 +16,7 @@ from qat.transform.policy import Policy, Rule, TensorRule
 
 KEYS = (
     *("preset", "rules", "residual_bits", "first_last_bits", "first_last_quantizer"),
-    *("weight", "activation", "embeddings", "head", "name", "target"),
+    *("weight", "activation", "embeddings", "head", "name", "target", "quantize_outputs"),
 )
 """The keys of a policy's content."""
 PRESET = (
@@ -51,8 +51,8 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
     Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
     no rules for the first and last layer), `first_last_quantizer` (null: as the others), `weight` and `activation` (fields
     for every rule: quantizer, observer, granularity, ...), `embeddings` and `head` (beside a preset transformer_...: bits of
-    their weights, 8; null leaves them in float), `name`, `target` (null: any). Rules beside a preset come after it;
-    a null rule removes the preset's rule of that name.
+    their weights, 8; null leaves them in float), `name`, `target` (null: any), `quantize_outputs` (false). Rules
+    beside a preset come after it; a null rule removes the preset's rule of that name.
 
     Raises:
         ValueError: unknown preset, key or field, or an impossible value.
@@ -105,7 +105,15 @@ def _from_content(content: Mapping[str, Any]) -> Policy:
         residual_bits=content.get("residual_bits", 8),
         name=str(content.get("name") or preset or "custom"),
         target=content.get("target"),
+        quantize_outputs=_flag(content, "quantize_outputs"),
     )
+
+
+def _flag(content: Mapping[str, Any], key: str) -> bool:
+    value = content.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key}={value!r} is neither true nor false: write {key}: true, without quotes.")
+    return value
 
 
 def _preset_rules(preset: Any, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,3 +90,22 @@ def test_verify_sees_a_changed_grid_behind_a_move(tmp_path: Path) -> None:
 def test_an_unknown_target_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did you mean 'portable'"):
         qat.export_onnx(torch.nn.Linear(1, 1), torch.zeros(1, 1), tmp_path / "m.onnx", target="portabel")
+
+
+def test_outputs_in_integers_too(tmp_path: Path) -> None:
+    policy = qat.load_policy({"preset": "w8a8", "quantize_outputs": True})
+    prepared = qat.prepare(build(INTEGER[0]), policy, images(2))
+    qat.calibrate(prepared, [images(16)])
+    integer = qat.convert(prepared)
+    assert len(integer(images(16)).unique()) <= 256
+    qat.export_onnx(integer, images(4), tmp_path / "m.onnx", target="portable")
+    file = onnx.load(tmp_path / "m.onnx")
+    producers = {name: node for node in file.graph.node for name in node.output}
+    last = producers[file.graph.output[0].name]
+    assert (last.op_type, producers[last.input[0]].op_type) == ("DequantizeLinear", "QuantizeLinear")
+    check = qat.verify(tmp_path / "m.onnx", integer, [images(16, seed=2)])
+    assert check.passed, check
+    assert check.operators["QGemm"] == 1
+    assert policy == qat.load_policy(policy.to_dict())
+    with pytest.raises(ValueError, match="quantize_outputs='no' is neither true nor false"):
+        qat.load_policy({"preset": "w8a8", "quantize_outputs": "no"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +12,7 @@ from qat.experiment.schema.values import (
     BatchSize,
     Bits,
     LearningRate,
+    Preset,
     Says,
     Section,
     Seed,
@@ -21,24 +21,6 @@ from qat.experiment.schema.values import (
     TargetName,
     Text,
 )
-
-
-def _preset(value: str) -> str:
-    integers = r"w[2-8](a[2-8]|_dynamic|_dynamic_per_token)?"
-    if not re.fullmatch(rf"(transformer_)?({integers}|(fp8|mxfp[468]|mxint8|nvfp4)(_weights)?)", value):
-        raise ValueError
-    return value
-
-
-Preset = Annotated[
-    str,
-    AfterValidator(_preset),
-    Says(
-        "w<bits>a<bits> with 2 to 8 bits, as w4a8, or as w4 (weights alone), w8_dynamic, w8_dynamic_per_token, or "
-        "fp8, mxfp8, mxfp6, mxfp4, mxint8, nvfp4, or as nvfp4_weights (weights alone); "
-        "with transformer_ before it for transformers"
-    ),
-]
 
 
 class Part(Node):
@@ -164,6 +146,8 @@ class Policy(Section):
     """the same for the last layer"""
     target: TargetName | None = None
     """what the file is for; what it cannot run is refused before training; null: any"""
+    quantize_outputs: bool = False
+    """what the network returns, too, to residual_bits: for processors without floats"""
     rules: (
         Annotated[dict[str, Rule | None], Says("{NAME: {match: 'layer1.*', weight: {bits: 4}, activation: null}}")]
         | None
