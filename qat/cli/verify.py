@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qat.export.targets import RUNTIMES
+
 if TYPE_CHECKING:
     from qat.export import Verification
     from qat.export.file_proof import FileProof
@@ -55,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
         "default the test images of the run",
     )
     arguments.add_argument("--samples", type=int, metavar="N", help="use only the first N samples")
+    arguments.add_argument(
+        "--runtime",
+        choices=[runtime.name for runtime in RUNTIMES],
+        help="what runs the file; by default that of its suffix, ONNX Runtime for .onnx",
+    )
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
     return arguments
 
@@ -62,8 +69,8 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: list[str]) -> int:
     """Run the command. Returns the exit status."""
     options = parser().parse_args(arguments)
-    if options.model is None and (options.data is not None or options.samples is not None):
-        parser().error("--data and --samples need --model PATH: without the model nothing is computed")
+    if options.model is None and (options.data or options.runtime or options.samples is not None):
+        parser().error("--data, --samples and --runtime need --model PATH: without the model nothing is computed")
     if options.samples is not None and options.samples < 1:
         parser().error(f"--samples {options.samples}: write a whole number, 1 or more")
     from qat.export.verification import DamagedFileError, OtherModelError
@@ -74,7 +81,7 @@ def run(arguments: list[str]) -> int:
             answer = _from_record(options.file) if options.model is None else _computed(options)
     except (DamagedFileError, OtherModelError) as error:
         answer = Answer(FAILED, [" ".join(str(error).split())])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         named = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
         print(f"qat verify: error: {' '.join(named.split())}", file=sys.stderr)
         return MISUSED
@@ -118,7 +125,9 @@ def _computed(options: argparse.Namespace) -> Answer:
         batches: Iterable[Any] = test_inputs(checkpoint)
     else:
         batches = _batches(options.data)
-    found = qat.verify(options.file, qat.convert(prepared), _first(batches, options.samples), prepared)
+    found = qat.verify(
+        options.file, qat.convert(prepared), _first(batches, options.samples), prepared, runtime=options.runtime
+    )
     record = {**_described(proof), "checkpoint": str(checkpoint), "verification": _counts(found)}
     if not found.passed:
         return Answer(FAILED, found.sentences, record)
@@ -132,6 +141,7 @@ def _described(proof: FileProof) -> dict[str, Any]:
 def _counts(found: Verification) -> dict[str, Any]:
     return {
         "exact": found.exact,
+        "runtime": found.runtime,
         "samples": found.images,
         "codes_compared": found.codes_compared,
         "constants_compared": found.constants_compared,

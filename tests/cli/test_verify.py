@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def test_a_record_is_read_without_the_model(folder: Path, capsys: pytest.Capture
 
 def test_everything_is_computed_anew_with_the_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     computed = [folder / "unchecked.onnx", "--model", folder, "--json", "--data"]
-    status, said = answer(capsys, *computed, folder / "images.npy", "--samples", 20)
+    status, said = answer(capsys, *computed, folder / "images.npy", "--samples", 20, "--runtime", "onnxruntime")
     found = json.loads(said)
+    assert found["verification"]["runtime"].startswith("ONNX Runtime 1.")
     assert (status, found["status"], found["verification"]["samples"]) == (0, "verified", 20)
     assert found["hashes"].keys() == {"file", "content", "model", "policy"}
     assert found["verification"]["codes_compared"] > 1000
@@ -99,17 +101,24 @@ def test_a_changed_file_fails_with_and_without_the_model(
     assert answer(capsys, tmp_path / "cut.onnx", *data)[0] == 1
 
 
-def test_mistakes_are_one_sentence_and_status_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_sentence_and_status_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    in_openvino = ("--data", folder / "images.npy", "--runtime", "openvino")
     for arguments, named in {
         ("missing.onnx",): "missing.onnx does not exist",
         (folder / "model.onnx", "--model", folder): "config.yaml does not exist, so the data",
         (folder / "model.onnx", "--model", folder / "images.npy"): "images.npy",
         (folder / "model.onnx", "--model", folder, "--data", folder / "best.ckpt"): "best.ckpt",
+        (folder / "model.onnx", "--model", folder, *in_openvino): "OpenVINO is not installed: pip install",
     }.items():
         assert main(["verify", *map(str, arguments)]) == 2, arguments
         said = capsys.readouterr().err
         assert said.startswith("qat verify: error: ")
         assert named in said
         assert said.count("\n") == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["verify", str(folder / "model.onnx"), "--runtime", "openvino"])
     with pytest.raises(SystemExit, match="2"):
         main(["verify", str(folder / "model.onnx"), "--samples", "3"])
