@@ -107,6 +107,7 @@ _MODULES = {
     "quantizers",
     "report",
     "search",
+    "sparsity",
     "spec",
     "transform",
 }

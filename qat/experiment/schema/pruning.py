@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from qat.experiment.schema.nodes import wrong
-from qat.experiment.schema.values import Count, Says, Section, Share, ShareBelowOne, Text
+from qat.experiment.schema.values import Count, Says, Section, ShareBelowOne, Text
 
 
 def _pattern(value: str) -> str:
@@ -28,7 +28,7 @@ class Pruning(Section):
     """layer: every layer has this share of zeros; global: all together"""
     begin: ShareBelowOne
     """share of the run at which pruning begins"""
-    end: Share
+    end: ShareBelowOne
     """share of the run from which on the zeros are final"""
     every: Count
     """optimizer steps between two changes of the masks"""

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -70,7 +71,7 @@ class Pruning(NetworkExtension):
         pattern: "N:M", at most N of M neighbours are not zero. None: anywhere.
         scope: "layer": every layer has this share; "global": all layers together, by one threshold (without a pattern).
         begin: share of the fit at which pruning begins.
-        end: share of the fit from which on the share of zeros is final.
+        end: share of the fit, below 1, from which on the share of zeros is final.
         every: optimizer steps between two changes of the masks.
         match: layers to prune: a glob on names, "type:Conv2d", or a list of such.
         exclude: layers to leave as they are, likewise; also "first" and "last".
@@ -171,6 +172,10 @@ class Pruning(NetworkExtension):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.sparsity:
             return
+        if (steps := trainer.estimated_stepping_batches) * (1 - self.end) < 1:
+            raise ValueError(
+                f"a fit of {steps:.0f} steps ends before its zeros are final, end={self.end}: write a smaller end."
+            )
         layers = self.layers(self._network(trainer, pl_module))
         for name, layer in layers.items():
             _check_zero(name, layer)
@@ -217,6 +222,13 @@ class Pruning(NetworkExtension):
         pl_module.log("train/sparsity", zeros / max(1, sum(m.numel() for m in self.masks.values())), sync_dist=True)
         if not trainer.enable_validation:
             self.on_validation_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.sparsity and self._done < self.end:
+            rank_zero_warn(
+                f"the fit ended after {self._done:.0%}, before its zeros were final ({self.end:.0%}): resume it, so that it "
+                "ends with all of them."
+            )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         resume_selection(trainer, self)

@@ -23,9 +23,9 @@ def check_pruning(
         raise ValueError(f"sparsity={sparsity!r} is not possible: write the share of zeros, from 0 to below 1, as 0.7.")
     if scope not in ("layer", "global") or (scope == "global" and pattern is not None):
         raise ValueError(f"scope={scope!r} is not possible: write 'layer', or 'global' without a pattern.")
-    if not is_fraction(begin) or not is_fraction(end) or not begin < end:
+    if not is_fraction(begin) or not is_fraction(end) or not begin < end < 1:
         raise ValueError(
-            f"begin={begin!r}, end={end!r} is not possible: write rising shares of the fit, as 0.0 and 0.5."
+            f"begin={begin!r}, end={end!r} is not possible: write rising shares of the fit below 1, as 0.0 and 0.5."
         )
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(f"every={every!r} is not possible: write a number of optimizer steps, as 10.")

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from onnx import numpy_helper
 from torch import Tensor
+from torch.nn.utils import prune
 
 import qat
 from qat.sparsity import cubic_sparsity
@@ -140,6 +141,7 @@ def test_a_quantizer_without_zero_is_refused(tmp_path: Path) -> None:
         ({"sparsity": 1.0}, "from 0 to below 1"),
         ({"pattern": "4:2"}, "write how many of how many"),
         ({"sparsity": 0.5, "begin": 0.6}, "rising shares"),
+        ({"sparsity": 0.5, "end": 1.0}, "below 1"),
         ({"sparsity": 0.5, "every": 0}, "a number of optimizer steps"),
         ({"pattern": "2:4", "scope": "global"}, "'global' without a pattern"),
     ],
@@ -152,6 +154,25 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
 def test_layers_that_do_not_exist_are_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finds no layer"):
         trainer(tmp_path, Pruning(0.5, match="conv9"), quantization()).fit(Classifier(), datamodule=Data())
+
+
+def test_a_weight_that_the_user_masks_is_left_to_that_mask(tmp_path: Path) -> None:
+    module = Classifier()
+    prune.l1_unstructured(module.net.conv2, "weight", 0.25)
+    with pytest.raises(ValueError, match=r"masked by torch.nn.utils.prune, is left to that"):
+        trainer(tmp_path, Pruning(0.5), quantization()).fit(module, datamodule=Data())
+
+
+def test_a_fit_that_is_too_short_or_ends_early_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a fit of 4 steps ends before its zeros are final, end=0\.9"):
+        trainer(tmp_path, Pruning(0.5, end=0.9), quantization()).fit(Classifier(), datamodule=Data())
+
+    class Stop(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            trainer.should_stop = True
+
+    with pytest.warns(UserWarning, match="before its zeros were final"):
+        trainer(tmp_path, Pruning(0.5, end=0.7), quantization(), Stop(), epochs=2).fit(Classifier(), datamodule=Data())
 
 
 def test_channels_are_taken_out_of_network_file_and_checkpoint(tmp_path: Path) -> None:
