@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qat.cli.sources.spellings import DATA_HELP
 from qat.export.targets import RUNTIMES
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 VERIFIED, FAILED, MISUSED, UNPROVEN = 0, 1, 2, 3
 HEADLINES = {VERIFIED: "VERIFIED", FAILED: "NOT VERIFIED", UNPROVEN: "NOT PROVEN"}
-BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,9 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument(
         "--data",
-        type=Path,
-        metavar="PATH",
-        help="network inputs, first axis samples: .npy, .npz or .safetensors (arrays named as forward's arguments), .pt; by "
-        "default the test images of the run",
+        metavar="D",
+        help=f"{DATA_HELP}; or inputs in a file, .npy, .safetensors (arrays named as forward's arguments) or .pt; by default "
+        "the test images of the run",
     )
     arguments.add_argument("--samples", type=int, metavar="N", help="use only the first N samples")
     arguments.add_argument(
@@ -115,6 +114,7 @@ def _from_record(path: Path) -> Answer:
 def _computed(options: argparse.Namespace) -> Answer:
     """The answer from a comparison with the integer model."""
     import qat
+    from qat.cli.sources.verification_inputs import first_samples, verification_inputs
 
     proof = qat.verify(options.file)
     checkpoint = _checkpoint(options.model)
@@ -124,10 +124,9 @@ def _computed(options: argparse.Namespace) -> Answer:
 
         batches: Iterable[Any] = test_inputs(checkpoint)
     else:
-        batches = _batches(options.data)
-    found = qat.verify(
-        options.file, qat.convert(prepared), _first(batches, options.samples), prepared, runtime=options.runtime
-    )
+        batches = verification_inputs(options.data, options.file, prepared, options.samples)
+    inputs = first_samples(batches, options.samples)
+    found = qat.verify(options.file, qat.convert(prepared), inputs, prepared, runtime=options.runtime)
     record = {**_described(proof), "checkpoint": str(checkpoint), "verification": _counts(found)}
     if not found.passed:
         return Answer(FAILED, found.sentences, record)
@@ -163,49 +162,3 @@ def _checkpoint(path: Path) -> Path:
     if not found:
         raise ValueError(f"{path} has no checkpoints/best.ckpt: give --model a checkpoint.")
     return found[0]
-
-
-def _batches(path: Path) -> Iterable[Any]:
-    """The inputs in a file, in batches: tensors, or mappings if they have names."""
-    import torch
-
-    inputs = _read(path)
-    arrays = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
-    if not arrays or any(not isinstance(x, torch.Tensor) or x.ndim == 0 or len(x) != len(arrays[0]) for x in arrays):
-        raise ValueError(f"{path} does not hold arrays of as many samples each: write (N, ...) arrays.")
-    for i in range(0, len(arrays[0]), BATCH):
-        if isinstance(inputs, dict):
-            yield {name: x[i : i + BATCH] for name, x in inputs.items()}
-        else:
-            yield inputs[i : i + BATCH]
-
-
-def _read(path: Path) -> Any:
-    """A tensor, or tensors by name; float64 becomes float32. Nothing in the file is executed."""
-    import torch
-
-    from qat.reading.array_file import read_arrays
-    from qat.reading.checkpoint import read_checkpoint
-    from qat.reading.malformed import malformed
-    from qat.reading.tensor_file import read_tensors
-
-    def tensor(x: Any) -> torch.Tensor:
-        made = torch.as_tensor(x)
-        return made.float() if made.dtype == torch.float64 else made
-
-    readers: dict[str, Any] = {".safetensors": read_tensors, ".npy": read_arrays, ".npz": read_arrays}
-    found = readers.get(path.suffix, read_checkpoint)(path)
-    with malformed(path, "holds no arrays that can be read", "write it again"):
-        return {name: tensor(x) for name, x in found.items()} if isinstance(found, dict) else tensor(found)
-
-
-def _first(batches: Iterable[Any], samples: int | None) -> Iterable[Any]:
-    """The first samples of the batches; all if `samples` is None."""
-    for batch in batches:
-        arrays = batch if isinstance(batch, dict) else {"": batch}
-        if samples is not None:
-            arrays = {name: x[:samples] for name, x in arrays.items()}
-            samples -= len(next(iter(arrays.values())))
-        yield arrays if isinstance(batch, dict) else arrays[""]
-        if samples == 0:
-            return

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 import qat
 from qat.cli.main import main
@@ -85,6 +86,24 @@ def test_everything_is_computed_anew_with_the_model(folder: Path, capsys: pytest
     assert (status, "All inputs are zero" in said) == (3, True)
 
 
+@pytest.mark.parametrize("kind", ["own", "digits", "random", "folder", "npz"])
+def test_data_are_spelled_as_in_other_commands(
+    kind: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.load(folder / "images.npy")
+    code = f"    yield from torch.tensor(numpy.load({str(folder / 'images.npy')!r})).split(8)"
+    (tmp_path / "own.py").write_text(f"import numpy, torch\n\ndef batches():\n{code}\n")
+    np.savez(tmp_path / "images.npz", x=images)
+    for i in range(6):
+        path = tmp_path / "pictures" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, images.shape[2:], dtype=np.uint8)).save(path)
+    data = {"own": f"{tmp_path}/own.py:batches", "folder": tmp_path / "pictures", "npz": tmp_path / "images.npz"}
+    asked = [folder / "unchecked.onnx", "--model", folder, "--samples", 3, "--json", "--data", data.get(kind, kind)]
+    status, said = answer(capsys, *asked)
+    assert (status, json.loads(said)["verification"]["samples"]) == (0, 3)
+
+
 def test_a_changed_file_fails_with_and_without_the_model(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +131,7 @@ def test_mistakes_are_one_sentence_and_status_2(
         (folder / "model.onnx", "--model", folder / "images.npy"): "images.npy",
         (folder / "model.onnx", "--model", folder, "--data", folder / "best.ckpt"): "best.ckpt",
         (folder / "model.onnx", "--model", folder, *in_openvino): "OpenVINO is not installed: pip install",
+        (folder / "model.onnx", "--model", folder, "--data", "nothing"): "a folder of images, digits",
     }.items():
         assert main(["verify", *map(str, arguments)]) == 2, arguments
         said = capsys.readouterr().err
