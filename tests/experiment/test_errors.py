@@ -81,13 +81,17 @@ MISTAKES = {
         ["oscillation=track", "policy=w8a8"],
         "OscillationControl(max_bits=4) finds no weight of so few bits; the fewest are 8: write max_bits=8",
     ),
+    "format without a file": (
+        ["policy=nvfp4"],
+        "target=onnxruntime cannot run rule 'all', which is in a floating-point format (NVFP4): write a preset such as",
+    ),
     "trainer option": (["+trainer.foo=1"], "unknown key trainer.foo of Trainer; trainer has the keys accelerator,"),
     "resume": (["resume=/nowhere.ckpt"], "resume=/nowhere.ckpt does not exist"),
 }
 
 ALSO_TESTED_WHERE_RAISED = {
     "preset", "image folder", "order of passes", "ratio", "share", "stages",
-    "nothing that oscillates", "too many calibration images",
+    "nothing that oscillates", "format without a file", "too many calibration images",
 }  # fmt: skip
 """Sentences that a test of the part itself reads, which take the same way through the front door as others."""
 

@@ -68,3 +68,21 @@ def test_codes_and_scales_take_the_bits_of_their_format(name: str, tmp_path: Pat
         expected += size * out * (1 if name == "fp8" else math.ceil(width / share))
     assert expected <= stored + 16 * len(layers)
     assert stored - expected < 2500  # the header, with names and shapes
+
+
+@pytest.mark.parametrize("quantizer", ["LSQPlus", "Static"])
+def test_int4_groups_with_zero_points_learn_and_reach_every_file(quantizer: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 4)), torch.randn(8, 64)
+    weight = {"bits": 4, "granularity": "per_group", "group_size": 8, "symmetric": False, "quantizer": quantizer}
+    policy = qat.load_policy({"rules": {"all": {"match": "*", "weight": weight, "activation": None}}})
+    prepared = qat.prepare(network, policy, x)
+    qat.calibrate(prepared, [x])
+    step(prepared.train(), x)
+    integer = qat.convert(prepared.eval())
+    assert prepared[0].weight_quantizer.zero_point.unique().numel() > 4
+    assert torch.equal(integer(x), prepared(x))
+    for saved, name in ((prepared, "prepared"), (integer, "integer")):
+        assert torch.equal(qat.load_quantized(qat.save_quantized(saved, tmp_path / name))(x), prepared(x))
+    qat.export_onnx(integer, x, tmp_path / "model.onnx")
+    assert qat.verify(tmp_path / "model.onnx", integer, [x], prepared).passed
