@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks import program_tables, reproduce, run_tables, targets
+from benchmarks import program_tables, reproduce, run_tables, smaller, targets
 from benchmarks.coverage import table as coverage_table
 from benchmarks.measurement_file import RESULTS
 from benchmarks.menu import LADDER, POLICIES, ROWS
@@ -106,6 +106,8 @@ def main() -> None:
     for marker, text in tables.items():
         fill(ROOT / "benchmarks/README.md", marker, text, check)
     fill(ROOT / "docs/targets.md", "targets", targets.table(read_measurement(RESULTS / "targets/cpu.json")), check)
+    fill(ROOT / "docs/mixed_precision.md", "mixed", smaller.mixed_table(RESULTS), check)
+    fill(ROOT / "docs/pruning.md", "pruning", smaller.pruning_table(RESULTS), check)
     fill(ROOT / "docs/oscillations.md", "oscillation", tables["oscillation"], check)
     language = read_measurement(RESULTS / "language_model/cpu.json")
     fill(ROOT / "docs/formats.md", "language model", program_tables.language_model_table(language), check)

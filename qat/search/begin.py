@@ -90,6 +90,11 @@ def begin(
         for layer in smallest
     ]
     searched = [layer for layer in layers if layer.name in rules]
+    if budget.bops is not None and not any(layer.multiply_adds for layer in layers):
+        raise ValueError(
+            f"budget bops={budget.bops:,g} is not possible: {type(model).__name__} has no graph, so the multiply-adds of its "
+            "layers are not known: write size or mean_bits."
+        )
     constant, in_float = constant_costs(prepared, layers), float_costs(model, layers, budget)
     search = Search(layers, searched, (weights, inputs), constant, in_float, budget)
     problem = search.problem(Harms({}, {}, {}))

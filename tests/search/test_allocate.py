@@ -157,6 +157,29 @@ def test_fisher_is_the_diagonal_of_the_information_of_all_labels() -> None:
             assert estimated[found[f"{name}.weight_quantizer"]] == pytest.approx(value, rel=0.1)
 
 
+class Branching(nn.Module):
+    """No graph: forward depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.relu(self.a(x) if bool(x.sum() > 0) else self.b(x)))
+
+
+def test_a_model_without_a_graph_has_bits_but_no_bit_operations() -> None:
+    batches = [torch.rand(8, 8), -torch.rand(8, 8)]
+    options = {"weight_bits": (2, 4), "keep": [], "points": 0}
+    found = allocate(Branching(), "w4a4", batches, mean_bits=3, activation_bits=(3, 8), **options)  # type: ignore[arg-type]
+    assert {layer.activation_bits for layer in found.record.layers} == {8}  # they cost nothing here
+    dynamic = allocate(Branching(), "w8_dynamic", batches, mean_bits=3, activation_bits=(3, 8), **options)  # type: ignore[arg-type]
+    assert all(rule.activation.bits == 8 for rule in dynamic.policy.rules.values() if rule.activation is not None)
+    with pytest.raises(ValueError, match="Branching has no graph"):
+        allocate(Branching(), "w4a4", batches, bops=100, **options)  # type: ignore[arg-type]
+
+
 def test_a_match_holds_for_one_layer_alone() -> None:
     policy = qat.load_policy({"preset": "w4a8", "rules": {"own": {"match": exactly("first"), "weight": {"bits": 3}}}})
     layers = [(name, "Linear") for name in ("a", "first", "b")]
