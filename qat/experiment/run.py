@@ -28,7 +28,7 @@ from qat.experiment.schema import check_configuration
 from qat.export.targets import TARGETS
 from qat.files import write_atomically
 from qat.report import Data, Results
-from qat.training.callbacks import ProgressiveBits, Pruning, Report
+from qat.training.callbacks import ExportONNX, ProgressiveBits, Pruning, Report
 from qat.training.checkpoint.latest import checkpoint_to_resume
 from qat.training.lightning.callback_lookup import NetworkExtension
 from qat.training.lightning.strategies import check_launched_processes, process_count
@@ -151,6 +151,8 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
             callback.on_prepared(prepared, prepared)
         if isinstance(callback, ProgressiveBits):
             callback.check_bits(prepared)
+        if isinstance(callback, ExportONNX):
+            callback.check_policy(policy)
     trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
     check_launched_processes(trainer)
     return process_count(trainer)

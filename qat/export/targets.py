@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +26,27 @@ class Runtime:
         name: what `qat.verify(..., runtime=NAME)` says.
         verifier: function (path, integer model, batches, prepared=, record=) -> Verification, which knows its tolerance.
         network: class or function (path, threads) -> module that runs the file.
+        package: what has to be installed beside `qat`, under the name by which it is imported; `extra` installs it.
+        extra: of the distribution.
     """
 
     name: str
     verifier: str
     network: str
+    package: str = ""
+    extra: str = ""
+
+    def check(self) -> None:
+        """Check that it is installed.
+
+        Raises:
+            ImportError: it is not.
+        """
+        if self.package and importlib.util.find_spec(self.package) is None:
+            raise ModuleNotFoundError(
+                f"{self.package} is not installed, which runs files for {self.name}: pip install "
+                f"'qat-lightning[{self.extra}]'."
+            )
 
     def verify(
         self, path: Path, integer: nn.Module, batches: Iterable[Any], prepared: nn.Module | None, record: bool
@@ -79,7 +96,9 @@ class Target:
 
         Raises:
             ValueError: it cannot; the message says what to write instead.
+            ImportError: the runtime that is to verify the file is not installed.
         """
+        self.runtime.check()
         wanted = replace(policy, target=self.name)
         if wanted.rules != policy.rules or wanted.residual_rule() != policy.residual_rule():
             raise ValueError(
@@ -108,7 +127,9 @@ class Target:
 
 RUNTIMES = (
     Runtime("onnxruntime", "qat.export.onnx:verify_onnx", "qat.export:OnnxRuntimeNetwork"),
-    Runtime("openvino", "qat.export.openvino:verify_openvino", "qat.export.openvino:OpenVinoNetwork"),
+    Runtime(
+        "openvino", "qat.export.openvino:verify_openvino", "qat.export.openvino:OpenVinoNetwork", "openvino", "openvino"
+    ),
     Runtime("torch", "qat.export.pt2e:verify_pt2e", "qat.export.pt2e:Pt2eNetwork"),
 )
 TARGETS = (

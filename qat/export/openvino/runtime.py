@@ -103,7 +103,7 @@ def _openvino() -> Any:
     try:
         import openvino
     except ModuleNotFoundError:
-        raise ImportError(
+        raise ModuleNotFoundError(
             "OpenVINO is not installed: pip install 'qat-lightning[openvino]', or pip install openvino."
         ) from None
     return openvino

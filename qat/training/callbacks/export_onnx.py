@@ -22,6 +22,7 @@ from qat.training.comparison.best_model import best_model
 from qat.training.lightning.callback_lookup import FitReport, find_callback, require_callback
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.rank_zero import run_on_rank_zero
+from qat.transform import Policy
 
 
 class ExportONNX(L.Callback):
@@ -42,6 +43,7 @@ class ExportONNX(L.Callback):
     Raises:
         ValueError: there is no such target; or, when the fit begins, there are no test data, the network has no ONNX form, or
             a target cannot run the policy.
+        ImportError: when the fit begins: the runtime of a target is not installed.
         VerificationError: the file differs from the integer model, or that from what was trained (when the fit ends).
     """
 
@@ -69,8 +71,17 @@ class ExportONNX(L.Callback):
             self.artefact = None
             if not has_test_data(trainer, pl_module, self.dataloaders):
                 raise ValueError(NO_TEST_DATA)
-            for target in self.targets:
-                target.check(require_callback(trainer, QuantizationAwareTraining, self).policy)
+            self.check_policy(require_callback(trainer, QuantizationAwareTraining, self).policy)
+
+    def check_policy(self, policy: Policy) -> None:
+        """Check that each target can run networks of this policy, and that its runtime is installed.
+
+        Raises:
+            ValueError: a target cannot run them; the message says what to write instead.
+            ImportError: a runtime is not installed.
+        """
+        for target in self.targets:
+            target.check(policy)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export the untrained network to a temporary folder: a network without an ONNX form fails before training."""

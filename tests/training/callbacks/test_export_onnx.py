@@ -60,6 +60,15 @@ def test_a_target_whose_grids_are_not_trained_is_refused_when_the_fit_begins(tmp
         trainer(tmp_path, unsigned, export, epochs=1).fit(Classifier(), datamodule=Data())
 
 
+def test_a_target_whose_runtime_is_missing_is_refused_when_the_fit_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    export = ExportONNX(tmp_path / "m.onnx", targets=["openvino"])
+    with pytest.raises(ImportError, match=r"openvino is not installed, .* pip install 'qat-lightning\[openvino\]'"):
+        export.check_policy(qat.load_policy("w8a8"))
+
+
 def test_an_unknown_target_is_named() -> None:
     with pytest.raises(ValueError, match="did you mean portable"):
         ExportONNX(targets=["portabel"])
