@@ -104,7 +104,7 @@ model = fit(Detector(), 16, 5e-3)
 prepared = qat.prepare(model, "w2a4", train[0][:8])
 qat.calibrate(prepared, [train[0][:128]])
 calibrated = copy.deepcopy(prepared).eval()
-fit(prepared, 5, 1e-3)
+fit(prepared, 8, 2e-3)
 
 integer = qat.convert(prepared)
 path = Path("outputs/examples/detection.onnx")

@@ -125,3 +125,15 @@ def test_the_site_builds(tmp_path: Path) -> None:
 def test_the_numbers_on_numerics_are_right() -> None:
     assert doctest.testfile(str(DOCS / "numerics.md"), module_relative=False).attempted >= 5
     assert doctest.testfile(str(DOCS / "numerics.md"), module_relative=False).failed == 0
+
+
+def test_the_messages_in_troubleshooting_are_those_of_the_program() -> None:
+    source = "".join(path.read_text() for path in sorted((ROOT / "qat").rglob("*.py")))
+    messages = re.sub(r'"\s*\n\s*f?"', "", source)
+    text = (DOCS / "troubleshooting.md").read_text()
+    quoted = [q for row in re.findall(r"^\| (.*?) \|", text, flags=re.MULTILINE) for q in re.findall(r"`([^`]+)`", row)]
+    quoted += re.findall(r"`([^`]* \.\.\. [^`]*|\.\.\. [^`]*)`", text)
+    parts = [part.strip() for message in quoted for part in message.split("...") if len(part.strip()) > 16]
+    foreign = {"operator torchvision::nms does not exist", "pip install qat"}  # of other programs
+    assert len(parts) > 25
+    assert [part for part in parts if part not in messages and part not in foreign] == []
