@@ -1,4 +1,4 @@
-"""Write the tables of README.md, benchmarks/README.md and docs/ from benchmarks/results/; none of them is typed by hand.
+"""Write the tables and the picture of README.md, benchmarks/README.md and docs/ from benchmarks/results/; none is made by hand.
 
 python -m benchmarks.tables            # after copying a run's results.json to benchmarks/results/<recipe>.json
 python -m benchmarks.tables --check    # fails if a table is out of date
@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks import program_tables, reproduce, run_tables, smaller, targets
+from benchmarks import program_tables, reproduce, results_picture, run_tables, smaller, targets
 from benchmarks.coverage import table as coverage_table
 from benchmarks.measurement_file import RESULTS
 from benchmarks.menu import LADDER, POLICIES, ROWS
@@ -95,6 +95,7 @@ def main() -> None:
     for page in ("README.md", "docs/results.md"):
         fill(ROOT / page, "results", summary, check)
     fill(ROOT / "benchmarks/README.md", "results", f"{summary}\n\n{run_tables.details(first_seeds)}", check)
+    results_picture.refresh(check)
     speed = program_tables.speed_table(read_measurement(RESULTS / "peers/cpu.json"))
     fill(ROOT / "docs/results.md", "speed", speed, check)
     fill(ROOT / "docs/integer_arithmetic.md", "policies", policy_table(RESULTS), check)

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image
 from torch import nn
 
 import qat
-from docs.draw_results import PICTURE, losses
+from benchmarks import results_picture
 from tests.networks import OptionA, build, images
 from tests.paths import DOCS, ROOT
 
@@ -109,8 +108,7 @@ def test_the_names_of_the_api_exist() -> None:
 
 
 def test_the_picture_is_of_the_recorded_runs() -> None:
-    with Image.open(PICTURE) as picture:
-        assert json.loads(picture.info["Description"]) == losses(), "run python docs/draw_results.py"
+    results_picture.refresh(check=True)
 
 
 @pytest.mark.slow
@@ -137,3 +135,15 @@ def test_the_messages_in_troubleshooting_are_those_of_the_program() -> None:
     foreign = {"operator torchvision::nms does not exist", "pip install qat"}  # of other programs
     assert len(parts) > 25
     assert [part for part in parts if part not in messages and part not in foreign] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_the_readme_links_every_page(page: Path) -> None:
+    assert f"(docs/{page.name}" in (ROOT / "README.md").read_text()
+
+
+def test_the_hooks_of_the_site_are_in_the_repository() -> None:
+    hooks = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["hooks"]
+    found = subprocess.run(["git", "check-ignore", *hooks], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert [hook for hook in hooks if not (ROOT / hook).is_file()] == []
+    assert found.stdout == ""

@@ -1,6 +1,6 @@
-"""Draws docs/pictures/where_qat_wins.png from benchmarks/results/. `python docs/draw_results.py`.
+"""The picture of README.md: where training wins. `python -m benchmarks.tables` draws it from the recorded runs.
 
-The PNG description holds the data that it was drawn from; a test compares it with the recorded runs.
+The PNG description holds the data that it was drawn from, which tells whether it is up to date.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks.measurement_file import RESULTS
 from benchmarks.run_tables import first_seeds, read_runs
 from qat.report.plots import FAINT, INK, QAT_BLUE, ROW_STYLES
 
-PICTURE = Path(__file__).parent / "pictures" / "where_qat_wins.png"
+PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "where_qat_wins.png"
 ORANGE, GREY = ROW_STYLES["ptq"].color, "#8a8a8a"
 WIDEST = 13.0
 """Points; what lies further is written at the edge."""
@@ -64,9 +65,21 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     axes.invert_yaxis()
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
-    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(0.98, 0.42))
+    figure.legend(frameon=False, loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=130, metadata={"Description": json.dumps(rows)})
 
 
-if __name__ == "__main__":
-    draw(losses(), PICTURE)
+def refresh(check: bool) -> None:
+    """Draw the picture anew if the recorded runs are others.
+
+    Raises:
+        SystemExit: they are, and `check` is set.
+    """
+    rows = losses()
+    if PICTURE.is_file():
+        with Image.open(PICTURE) as picture:
+            if json.loads(picture.info.get("Description", "null")) == rows:
+                return
+    if check:
+        raise SystemExit(f"{PICTURE.name} is out of date: run python -m benchmarks.tables.")
+    draw(rows, PICTURE)
