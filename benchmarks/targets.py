@@ -140,7 +140,7 @@ def _row(case: Mapping[str, Any]) -> list[str]:
         *begin,
         case["version"],
         "yes" if case["passed"] else "**no**",
-        f"{case['integer_layers']} of {layers}",
+        f"{case['integer_layers']} of {layers}" if layers else "not known",
         f"{case['mismatches']:,} of {case['codes']:,}",
         f"{case['within_tolerance']:,}",
         f"{100 * case['agreement']:.1f} % of {case['samples']}",
