@@ -79,10 +79,10 @@ def _run_job(
     signals: SignalHandler,
 ) -> Results:
     """One job of a sweep. words: the arguments of the sweep; overrides: those of the job."""
-    from qat.experiment.sweep.job import own_arguments, run_job
+    from qat.experiment.sweep.job import own_process, run_job
 
     own = [*config_dir_options(words), *filter(influences, overrides)]
-    with own_arguments(own):
+    with own_process(own):
         return run_job(config, folder, recipe, shlex.join([*program.split(), *own]), signals)
 
 

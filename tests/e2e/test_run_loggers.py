@@ -103,6 +103,7 @@ def test_tensorboard_and_csv_carry_the_same_numbers(tmp_path: Path) -> None:
     assert values == pytest.approx(trajectory["scales"])
 
 
+@pytest.mark.filterwarnings("ignore")  # of MLflow
 def test_mlflow_gets_numbers_and_files(tmp_path: Path) -> None:
     if importlib.util.find_spec("mlflow") is None:
         pytest.skip("the extra mlflow is not installed")

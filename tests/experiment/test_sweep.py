@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from qat.experiment.interruption import SignalHandler
 from qat.experiment.sweep import job as job_module
 from qat.experiment.sweep.best_recipe import recipe_text
 from qat.experiment.sweep.grid import Job, grid
-from qat.experiment.sweep.job import JobFailed, run_job
+from qat.experiment.sweep.job import JobFailed, own_process, run_job
 from qat.experiment.sweep.job_state import FAILURE, job_state, set_aside
 from qat.experiment.sweep.names import job_name
 from qat.experiment.sweep.picture import draw_front
@@ -65,6 +67,11 @@ def top1(source: str, name: str) -> float:
     return next(float(row["top1"]) for row in results["rows"] if row["name"] == name)
 
 
+def best_ptq(source: str) -> float:
+    results = json.loads((RECORDED / f"{source}.json").read_text())
+    return max(float(row["top1"]) for row in results["rows"] if row["kind"] == "ptq")
+
+
 def test_means_and_differences_are_those_of_the_recorded_runs(entries: list[Entry], tmp_path: Path) -> None:
     names = ["digits_w8a8", "digits_w8a8.seed1", "digits_w8a8.seed2"]
     qat = [100 * top1(name, "QAT in ONNX Runtime") for name in names]
@@ -75,6 +82,10 @@ def test_means_and_differences_are_those_of_the_recorded_runs(entries: list[Entr
     assert rows[2][3] == f"{statistics.mean(qat):.2f} ± {statistics.stdev(qat):.2f}"
     assert rows[2][4] == f"{statistics.mean(over):+.2f} ± {statistics.stdev(over):.2f}"
     assert rows[3][:2] == ["| digits_w2a2", "2 of 3"]
+    names = ["digits_w2a2", "digits_w2a2.seed2"]  # that of seed 1 failed
+    for column, reference in ((4, lambda name: top1(name, "float")), (5, best_ptq)):
+        over = [100 * (top1(name, "QAT in ONNX Runtime") - reference(name)) for name in names]
+        assert rows[3][column] == f"{statistics.mean(over):+.2f} ± {statistics.stdev(over):.2f}"
     text = markdown(tmp_path, entries, grouped(entries), best_group(grouped(entries), "accuracy"), ["accuracy"])
     assert "5 of 6 jobs have results" in text
     assert "| `recipe=digits_w2a2,seed=1` | failed | no \\| disk |" in text
@@ -183,6 +194,16 @@ def test_a_killed_job_goes_on_from_its_newest_checkpoint(tmp_path: Path, monkeyp
     assert run_job(config, folder, "r", "c", SignalHandler()) is results
     assert seen == [str(folder / "earlier_2" / "checkpoints" / "step_2.ckpt")]
     assert not list(folder.glob("earlier_*"))
+
+
+def test_a_job_looks_like_a_run_of_its_own_and_leaves_nothing() -> None:
+    """Otherwise Lightning starts further processes of the sweep, and none for the next job."""
+    before = sys.argv
+    with own_process(["seed=1"]):
+        assert sys.argv == [before[0], "seed=1"]
+        os.environ["LOCAL_RANK"] = "0"
+    assert sys.argv is before
+    assert "LOCAL_RANK" not in os.environ
 
 
 def start_hydra() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, open_dict
 
 from qat.experiment.errors import expected_errors, sentence
@@ -82,11 +84,22 @@ def _run(config: DictConfig, folder: Path, recipe: str, command: str, signals: S
 
 
 @contextmanager
-def own_arguments(words: Sequence[str]) -> Iterator[None]:
-    """Inside the `with` block, the program's arguments are those of one job, for the processes that Lightning starts."""
-    before = sys.argv
-    sys.argv = [before[0], *words]
+def own_process(words: Sequence[str]) -> Iterator[None]:
+    """Inside the `with` block, it looks as if the process had been started for one job alone.
+
+    Lightning starts further processes with the arguments of this one, and notes in the environment that it has. What it leaves
+    is removed, so that the next job starts its own.
+
+    Args:
+        words: the arguments that run this job alone.
+    """
+    arguments, environment = sys.argv, dict(os.environ)
+    sys.argv = [arguments[0], *words]
     try:
         yield
     finally:
-        sys.argv = before
+        sys.argv = arguments
+        os.environ.clear()
+        os.environ.update(environment)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
