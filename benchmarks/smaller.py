@@ -17,6 +17,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks.markdown_table import markdown_table
+from benchmarks.program_tables import Measurement
 from qat.report import Results, Row, read_results
 from qat.report.text_of_numbers import format_size
 
@@ -47,6 +48,32 @@ def mixed_table(results: Path) -> str:
         ", ".join(f"{layer.layer} {layer.weight_bits}" for layer in first.allocation.layers) if first.allocation else ""
     )
     return f"{markdown_table(header, rows, text_columns=1)}\n\n{verdict} Bits of seed {first.seed}: {bits}.\n{_source(first)}"
+
+
+def without_training_table(measurement: Measurement | None) -> str:
+    """ResNet-20 on CIFAR-10: what the choice of bits alone brings, before any training."""
+    if measurement is None:
+        return "not measured"
+    top1, stored, found = (measurement[key] for key in ("top1", "stored_bytes", "difference"))
+    header = ("ResNet-20, without training", "top-1 %", "stored")
+    names = {"float": FLOAT, "uniform": f"uniform {measurement['policy'].upper()}", "mixed": "mixed"}
+    rows = [
+        [said, f"{100 * top1[name]:.2f}", f"{stored[name]:,} B" if name in stored else ""]
+        for name, said in names.items()
+    ]
+    wins = found["difference"] >= CERTAIN * found["standard_error"]
+    verdict = (
+        f"Mixed minus uniform on the same {measurement['test']:,} test images: {100 * found['difference']:+.2f} ± "
+        f"{100 * found['standard_error']:.2f} points ({'' if wins else 'not '}at least two paired standard errors). "
+        f"The search took {measurement['search_seconds']:.0f} s."
+    )
+    bits = ", ".join(f"{layer} {width}" for layer, width in measurement["bits"].items())
+    environment = measurement["environment"]
+    source = (
+        f"{measurement['data']}; ranges of the MSE observer; {environment['cpu']}, {environment['threads']} thread; commit "
+        f"{str(environment['commit'])[:10]}; `{measurement['command']}`."
+    )
+    return f"{markdown_table(header, rows, text_columns=1)}\n\n{verdict} Bits: {bits}.\n{source}"
 
 
 def pruning_table(results: Path) -> str:
