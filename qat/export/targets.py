@@ -131,6 +131,8 @@ RUNTIMES = (
         "openvino", "qat.export.openvino:verify_openvino", "qat.export.openvino:OpenVinoNetwork", "openvino", "openvino"
     ),
     Runtime("torch", "qat.export.pt2e:verify_pt2e", "qat.export.pt2e:Pt2eNetwork"),
+    Runtime("executorch", "qat.export.executorch:verify_executorch", "qat.export.executorch:ExecutorchNetwork"),
+    Runtime("litert", "qat.export.litert:verify_litert", "qat.export.litert:LitertNetwork"),
 )
 TARGETS = (
     Target("onnxruntime", (".onnx",), "ONNX, for ONNX Runtime", "qat.export:export_onnx"),
@@ -140,6 +142,8 @@ TARGETS = (
     Target(
         "pt2e", (".pt2",), "a program of torch.export, for PyTorch's own tools", "qat.export.pt2e:export_pt2e", "torch"
     ),
+    Target("executorch", (".pte",), "ExecuTorch, XNNPACK", "qat.export.executorch:export_executorch", "executorch"),
+    Target("litert", (".tflite",), "LiteRT (TensorFlow Lite)", "qat.export.litert:export_litert", "litert"),
 )
 
 

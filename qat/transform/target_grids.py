@@ -73,6 +73,8 @@ TARGET_GRIDS = {
         TargetGrids("openvino"),
         TargetGrids("tensorrt", zero_is_code_0=True, dynamic=False, float_layers=False, lookup_tables=False),
         TargetGrids("pt2e"),
+        TargetGrids("executorch", dynamic=False, float_layers=False),
+        TargetGrids("litert", dynamic=False, float_layers=False),
     )
 }
 """By name."""

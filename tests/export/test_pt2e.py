@@ -60,11 +60,11 @@ def integer_model(name: str, seed: int = 0) -> IntegerModel:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
-@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("for_litert", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_codes_are_those_of_the_integer_model(name: str, folded: bool) -> None:
+def test_codes_are_those_of_the_integer_model(name: str, for_litert: bool) -> None:
     integer = integer_model(name)
-    module = qat.to_pt2e(integer, folded)
+    module = qat.to_pt2e(integer, for_litert)
     codes: dict[str, Tensor] = {}
     x = images(8, seed=2)
     with torch.no_grad():

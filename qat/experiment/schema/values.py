@@ -41,7 +41,7 @@ LearningRate = Annotated[float, Field(ge=1e-10, le=100)]
 WeightDecay = Annotated[float, Field(ge=0, le=10)]
 Objective = Literal["accuracy", "size", "latency", "latency_32", "minutes"]
 Bits = Annotated[int, Field(ge=2, le=8)]
-TargetName = Literal["onnxruntime", "portable", "openvino", "tensorrt", "pt2e"]
+TargetName = Literal["onnxruntime", "portable", "openvino", "tensorrt", "pt2e", "executorch", "litert"]
 """The names of `qat.export.TARGETS`, which would wait for torch."""
 
 

@@ -16,11 +16,13 @@ from qat.integer import modules as integer_modules
 from qat.integer.modules import IntegerModule
 from qat.operations import Role, describe_graph
 
-LAYERS: dict[type[nn.Module], Callable[..., nn.Module]] = {
+DEPENDENT: dict[type[nn.Module], Callable[..., nn.Module]] = {
     integer_layers.IntegerConv: layers.Convolution,
     integer_layers.IntegerConvTranspose: layers.TransposedConvolution,
     integer_layers.IntegerLinear: layers.Linear,
+    integer_modules.IntegerCat: modules.Cat,
 }
+"""Integer module -> its form, which depends on who reads it."""
 OPERATIONS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     integer_modules.Quantize: lambda module: modules.Quantize(module.output),
     integer_modules.Dequantize: lambda module: modules.Dequantize(module.input),
@@ -29,7 +31,6 @@ OPERATIONS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     integer_modules.IntegerAdd: modules.OfTwo,
     integer_modules.IntegerMultiply: modules.OfTwo,
     integer_modules.IntegerMatMul: modules.OfTwo,
-    integer_modules.IntegerCat: modules.Cat,
     integer_modules.IntegerMean: modules.Mean,
     integer_modules.IntegerAveragePool: modules.AveragePool,
     integer_modules.IntegerMaxPool: modules.MaxPool,
@@ -37,7 +38,7 @@ OPERATIONS: dict[type[nn.Module], Callable[..., nn.Module]] = {
 }
 
 
-def to_pt2e(integer: nn.Module, folded: bool = True) -> fx.GraphModule:
+def to_pt2e(integer: nn.Module, for_litert: bool = False) -> fx.GraphModule:
     """An integer model as a module that torch.export understands, and the tools behind it: ExecuTorch, LiteRT.
 
     Activations are int8 codes, which are those of the integer model less 128, and weights int8 codes with a scale for each
@@ -48,7 +49,8 @@ def to_pt2e(integer: nn.Module, folded: bool = True) -> fx.GraphModule:
 
     Args:
         integer: the result of `qat.convert`, of a network with a graph. It is not changed.
-        folded: whether weights are stored as codes, rather than as floats on their grid that are quantized in the graph.
+        for_litert: what litert-torch wants: weights as floats on their grid that are quantized in the graph, which it folds
+            itself, and concatenations of several grids, which it requantizes itself.
 
     Returns:
         A module with the arguments and outputs of `integer`; the submodule of a site has the site's name and returns its codes.
@@ -61,14 +63,14 @@ def to_pt2e(integer: nn.Module, folded: bool = True) -> fx.GraphModule:
             f"{type(integer).__name__} has no graph of integer modules: pass the result of qat.convert(prepared), of a network "
             "that qat.prepare could capture."
         )
-    return _Builder(in_float32(integer), folded).build()
+    return _Builder(in_float32(integer), for_litert).build()
 
 
 class _Builder:
     """Copies a graph node by node, with modules of its own in place of integer ones, and moves of codes between floats."""
 
-    def __init__(self, integer: fx.GraphModule, folded: bool) -> None:
-        self.integer, self.folded = integer, folded
+    def __init__(self, integer: fx.GraphModule, for_litert: bool) -> None:
+        self.integer, self.for_litert = integer, for_litert
         self.operations = describe_graph(integer, integer.graph)
         self.root, self.graph = nn.Module(), fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
@@ -105,8 +107,8 @@ class _Builder:
         """Call the form of a module."""
         name = str(node.target).replace(".", "_")
         if not hasattr(self.root, name):
-            if type(module) in LAYERS:
-                form = LAYERS[type(module)](module, self.folded)
+            if type(module) in DEPENDENT:
+                form = DEPENDENT[type(module)](module, self.for_litert)
             else:
                 form = OPERATIONS.get(type(module), copy.deepcopy)(module)
             self.root.add_module(name, form)

@@ -21,8 +21,8 @@ class Pt2eLayer(nn.Module):
 
     Args:
         layer: the integer layer.
-        folded: whether weights are stored as codes. Otherwise they are floats, each the value of its code, and quantized in
-            the graph: litert-torch wants to fold that itself.
+        for_litert: whether weights are floats, each the value of its code, that are quantized in the graph: litert-torch wants
+            to fold that itself. Otherwise they are stored as codes.
     """
 
     axis: ClassVar[int] = 0
@@ -31,11 +31,11 @@ class Pt2eLayer(nn.Module):
     weight_scale: Tensor
     weight_zero_point: Tensor
 
-    def __init__(self, layer: IntegerLayer, folded: bool = True) -> None:
+    def __init__(self, layer: IntegerLayer, for_litert: bool = False) -> None:
         super().__init__()
-        self.input, self.output, self.folded = layer.input, layer.output, folded
+        self.input, self.output, self.folded = layer.input, layer.output, not for_litert
         codes, scale = self.arranged(layer.weight), layer.weight_scale
-        if folded:
+        if self.folded:
             self.register_buffer("weight", codes)
         else:
             shape = [-1 if axis == self.axis else 1 for axis in range(codes.ndim)]
@@ -70,8 +70,8 @@ class Linear(Pt2eLayer):
 class Convolution(Pt2eLayer):
     """A convolution. One whose two sides are padded differently is padded before it, on a grid of its own."""
 
-    def __init__(self, layer: IntegerConv, folded: bool = True) -> None:
-        super().__init__(layer, folded)
+    def __init__(self, layer: IntegerConv, for_litert: bool = False) -> None:
+        super().__init__(layer, for_litert)
         self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
         self.operation: Callable[..., Tensor] = layer.operation
         before, after = layer.padding
@@ -91,9 +91,9 @@ class TransposedConvolution(Pt2eLayer):
     No operation quantizes channels that two axes share: in several groups the weight is rearranged behind its dequantization.
     """
 
-    def __init__(self, layer: IntegerConvTranspose, folded: bool = True) -> None:
+    def __init__(self, layer: IntegerConvTranspose, for_litert: bool = False) -> None:
         self.groups, self.spatial = layer.groups, tuple(range(2, layer.weight.ndim))
-        super().__init__(layer, folded)
+        super().__init__(layer, for_litert)
         self.stride, self.dilation = layer.insert, layer.dilation
         reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.weight.shape[2:], strict=True)]
         before, after = layer.padding

@@ -131,16 +131,26 @@ OPERATIONS: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Cat(nn.Module):
-    """Concatenation of tensors on grids of their own."""
+    """Concatenation: every part is quantized to the grid of the result first, because kernels know one grid alone.
 
-    def __init__(self, module: integer.IntegerCat) -> None:
+    Args:
+        module: the integer module.
+        for_litert: whether that is left to the converter.
+    """
+
+    def __init__(self, module: integer.IntegerCat, for_litert: bool = False) -> None:
         super().__init__()
         self.module, self.output = module, module.output
+        self.requantizes = [x != self.output and not for_litert for x in module.inputs]
 
     def forward(self, *parts: Tensor) -> Tensor:
         real = [dequantize(part, x) for part, x in zip(parts, self.module.inputs, strict=True)]
+        on_grid = [
+            dequantize(quantize(x, self.output), self.output) if requantizes else x
+            for x, requantizes in zip(real, self.requantizes, strict=True)
+        ]
         join = torch.stack if self.module.stacked else torch.cat
-        return quantize(join(real, self.module.dim), self.output)
+        return quantize(join(on_grid, self.module.dim), self.output)
 
 
 class LookUp(nn.Module):

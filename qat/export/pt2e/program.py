@@ -59,14 +59,14 @@ def export_pt2e(
 
 
 def exported_program(
-    integer: nn.Module, example_inputs: Examples, dynamic: FreeAxes | None = None, folded: bool = True
+    integer: nn.Module, example_inputs: Examples, dynamic: FreeAxes | None = None
 ) -> tuple[ExportedProgram, ExampleInputs]:
-    """`to_pt2e(integer, folded)` as a program, and the inputs that it was traced with.
+    """`to_pt2e(integer)` as a program, and the inputs that it was traced with.
 
     Raises:
         ValueError: as `export_pt2e`.
     """
-    model, inputs = without_constants(module := to_pt2e(integer, folded), bind(module.graph, example_inputs, dynamic))
+    model, inputs = without_constants(module := to_pt2e(integer), bind(module.graph, example_inputs, dynamic))
 
     def free(value: Any, name: Any) -> Any:
         return dict.fromkeys(inputs.axes.get(name, {}), Dim.DYNAMIC) if isinstance(value, Tensor) else None

@@ -1,0 +1,35 @@
+"""Runtimes whose files have one size of the batch: larger batches in parts, the last one filled up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from qat.torch_private import tree_leaves
+
+
+def run_in_parts(
+    run: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence[object], sizes: Sequence[int]
+) -> list[Tensor]:
+    """The outputs of a batch of any size.
+
+    Args:
+        run: runs a batch of the file's size; may use the memory of its outputs again.
+        inputs: arguments, nested or not; those that are no tensors are constants of the file.
+        sizes: the size of the first axis of each input in the file; that of the first input is the batch.
+    """
+    tensors = [x for x in tree_leaves(list(inputs)) if isinstance(x, Tensor)]
+    samples, size = len(tensors[0]), sizes[0]
+    batched = [len(x) == samples and n == size for x, n in zip(tensors, sizes, strict=True)]
+    parts = []
+    for start in range(0, samples, size):
+        of_part = [_filled(x[start : start + size], size) if b else x for x, b in zip(tensors, batched, strict=True)]
+        outputs = run([(x.float() if x.is_floating_point() else x).detach().cpu().contiguous() for x in of_part])
+        parts.append([y[: samples - start].clone() for y in outputs])
+    return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+
+
+def _filled(x: Tensor, size: int) -> Tensor:
+    return x if len(x) == size else torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])

@@ -1,0 +1,154 @@
+"""ExecuTorch and LiteRT: integer kernels, and the decisions of the integer model."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qat
+from qat.export.comparison import compare_decisions
+from qat.export.executorch import export_executorch
+from qat.export.fixed_batch import run_in_parts
+from qat.export.litert import export_litert
+from qat.export.litert.program import int8_codes
+from qat.export.targets import target_named, target_of_file
+from qat.export.verification import DamagedFileError
+from qat.integer import IntegerModel
+from tests.networks import INTEGER, build, images
+
+EXTRAS = {"executorch": "executorch", "litert": "litert_torch"}
+SUFFIXES = {"executorch": ".pte", "litert": ".tflite"}
+
+
+def integer_model(target: str, network: type[nn.Module] = INTEGER[0], policy: str = "w8a8") -> IntegerModel:
+    prepared = qat.prepare(build(network), policy, images(2), target=target)
+    qat.calibrate(prepared, [images(16)])
+    integer = qat.convert(prepared)
+    assert isinstance(integer, IntegerModel)
+    return integer
+
+
+# Without the extras ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[2, 3], [1, 3]])
+def test_batches_of_any_size_run_in_parts(sizes: list[int]) -> None:
+    seen: list[list[tuple[int, ...]]] = []
+    memory = torch.empty(sizes[0], 1)
+
+    def run(tensors: list[Tensor]) -> Sequence[Tensor]:
+        seen.append([tuple(x.shape) for x in tensors])
+        return [torch.sum(tensors[0] * tensors[1].sum(), dim=1, keepdim=True, out=memory)]
+
+    x, constant = torch.arange(10.0).reshape(5, 2), torch.ones(3)
+    (y,) = run_in_parts(run, (x, {"of all": constant, "flag": True}), sizes)
+    assert torch.equal(y, 3 * x.sum(1, keepdim=True))
+    assert seen == [[(sizes[0], 2), (3,)]] * -(-5 // sizes[0])
+
+
+def test_inputs_become_codes() -> None:
+    x = torch.tensor([-9.0, -0.25, 0.25, 0.3, 9.0])
+    assert int8_codes(x, 0.5, 3).tolist() == [-15, 3, 3, 4, 21]
+    assert int8_codes(x, 0.05, -100).tolist() == [-128, -105, -95, -94, 80]
+
+
+@pytest.mark.parametrize("target", EXTRAS)
+def test_the_suffix_names_the_target(target: str, tmp_path: Path) -> None:
+    found = target_of_file(tmp_path / f"m{SUFFIXES[target]}")
+    assert found is target_named(target)
+    assert found.path(Path("a/model.onnx")) == Path(f"a/model_{target}{SUFFIXES[target]}")
+    with pytest.raises(ValueError, match=f"target={target} cannot run rule 'all', which quantizes on the range"):
+        qat.load_policy("w8_dynamic", target=target)
+
+
+@pytest.mark.parametrize(("target", "write"), [("executorch", export_executorch), ("litert", export_litert)])
+def test_a_missing_package_is_named_with_its_extra(target: str, write: Any, tmp_path: Path) -> None:
+    if importlib.util.find_spec(EXTRAS[target]):
+        pytest.skip("it is installed")
+    with pytest.raises(ImportError, match=rf"pip install 'qat-lightning\[{target}\]'"):
+        write(integer_model(target), images(1), tmp_path / f"m{SUFFIXES[target]}")
+    assert not list(tmp_path.iterdir())
+
+
+class Runs:
+    """A runtime that is the integer model itself, but for `wrong` samples of every batch."""
+
+    fixed_batch = 1
+
+    def __init__(self, integer: nn.Module, wrong: int = 0) -> None:
+        self.integer, self.wrong = integer, wrong
+
+    def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+        output = self.integer(*inputs).detach()
+        output[: self.wrong] *= -1
+        return [output]
+
+
+@pytest.mark.parametrize(("wrong", "content", "layers", "passes"), [
+    (0, b"right", 3, True),
+    (1, b"right", 3, True),
+    (3, b"right", 3, False),
+    (0, b"other", 3, False),
+    (0, b"right", 2, False),
+])  # fmt: skip
+def test_decisions_content_and_integer_layers_are_compared(
+    wrong: int, content: bytes, layers: int, passes: bool, tmp_path: Path
+) -> None:
+    integer = integer_model("executorch")
+    (tmp_path / "m.pte").write_bytes(b"right")
+    check = compare_decisions(
+        tmp_path / "m.pte",
+        integer,
+        [images(100, 2), images(100, 3)],
+        None,
+        Runs(integer, wrong),
+        lambda _: (content, layers),
+    )
+    assert check.passed is passes, check
+    assert check.top1_agreement == pytest.approx(1 - 2 * wrong / 200)
+    assert check.images == 200
+
+
+# With them ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("network", INTEGER[:3])
+@pytest.mark.parametrize("target", EXTRAS)
+def test_every_layer_is_integer_and_decisions_agree(
+    target: str, network: type[nn.Module], policy: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(EXTRAS[target])
+    integer = integer_model(target, network, policy)
+    path = tmp_path / f"m{SUFFIXES[target]}"
+    target_named(target).write(integer, images(1), path)
+    check = qat.verify(path, integer, [images(64, seed=2), images(5, seed=3)])
+    assert check.passed, check
+    assert check.top1_agreement >= 0.99
+    output = target_named(target).network(path)(images(8, seed=2))
+    expected = integer(images(8, seed=2)).detach()
+    assert float((output - expected).abs().max()) <= 0.1 * float(expected.abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", EXTRAS)
+def test_what_is_no_file_or_of_another_model_does_not_pass(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(EXTRAS[target])
+    path = tmp_path / f"m{SUFFIXES[target]}"
+    path.write_bytes(b"nothing")
+    with pytest.raises(DamagedFileError, match="is refused by"):
+        qat.verify(path, integer_model(target), [images(2)])
+    target_named(target).write(integer_model(target), images(1), path)
+    other = qat.convert(_calibrated(build(INTEGER[0], seed=1), target))
+    assert not qat.verify(path, other, [images(64, seed=2)]).passed
+
+
+def _calibrated(network: nn.Module, target: str) -> nn.Module:
+    prepared = qat.prepare(network, "w8a8", images(2), target=target)
+    qat.calibrate(prepared, [images(16)])
+    return prepared
