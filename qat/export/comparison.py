@@ -41,7 +41,12 @@ class Runs(Protocol):
 
 
 def compare(
-    integer: IntegerModel, batches: Iterable[Any], prepared: nn.Module | None, runs: Runs, sites: Iterable[str] = ()
+    integer: IntegerModel,
+    batches: Iterable[Any],
+    prepared: nn.Module | None,
+    runs: Runs,
+    runtime: str,
+    sites: Iterable[str] = (),
 ) -> Verification:
     """Run a file beside the integer model, and that beside the prepared network.
 
@@ -52,6 +57,7 @@ def compare(
         batches: inputs.
         prepared: the network that was converted, if it is to be compared, too.
         runs: the file in its runtime.
+        runtime: its name and version.
         sites: whose codes the runtime shows. If there are none, decisions are compared.
 
     Returns:
@@ -63,7 +69,9 @@ def compare(
     comparison = _Comparison(integer.eval(), prepared, runs, list(sites))
     for batch in batches:
         comparison.see(positional_arguments(integer, batch))
-    return comparison.result()
+    result = comparison.result()
+    result.runtime, result.exact_runtime = runtime, False
+    return result
 
 
 class FixedNetwork(Protocol):
@@ -83,6 +91,7 @@ def compare_decisions(
     batches: Iterable[Any],
     prepared: nn.Module | None,
     network: FixedNetwork,
+    runtime: str,
     write: Callable[[Any], tuple[bytes, int]],
 ) -> Verification:
     """Compare a file of a runtime that shows no sites: its decisions, its bytes, and how many layers it computes in integers.
@@ -93,6 +102,7 @@ def compare_decisions(
         batches: inputs.
         prepared: the network that was converted, if it is to be compared, too.
         network: the file in its runtime.
+        runtime: its name and version.
         write: writes the integer model anew, of an example batch; returns the content, and the number of its integer layers.
 
     Raises:
@@ -103,7 +113,7 @@ def compare_decisions(
             f"{type(integer).__name__} has no graph of integer modules: pass the result of qat.convert(prepared)."
         )
     kept = list(batches)
-    result = compare(integer, kept, prepared, lambda inputs, codes=None: Ran(network.outputs(inputs), {}))
+    result = compare(integer, kept, prepared, lambda inputs, codes=None: Ran(network.outputs(inputs), {}), runtime)
     example = tree_map_only(
         Tensor, lambda x: resized(x, (network.fixed_batch, *x.shape[1:])), positional_arguments(integer, kept[0])
     )

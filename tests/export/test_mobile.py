@@ -106,6 +106,7 @@ def test_decisions_content_and_integer_layers_are_compared(
         [images(100, 2), images(100, 3)],
         None,
         Runs(integer, wrong),
+        "a runtime",
         lambda _: (content, layers),
     )
     assert check.passed is passes, check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def verify_executorch(
         operators.update(anew.operators)
         return anew.content, anew.integer_layers
 
-    result = compare_decisions(path, integer, batches, prepared, ExecutorchNetwork(path), write)
+    result = compare_decisions(
+        path, integer, batches, prepared, ExecutorchNetwork(path), f"ExecuTorch {version('executorch')}", write
+    )
     result.operators = operators
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ def verify_litert(
     network = LitertNetwork(path)
     found = operators(path)
     in_integers = sum(found.get(f"{layer} (int8)", 0) for layer in LAYERS)
+    runtime = f"LiteRT {version('ai-edge-litert')}"
     result = compare_decisions(
-        path, integer, batches, prepared, network, lambda one: (converted(integer, one), in_integers)
+        path, integer, batches, prepared, network, runtime, lambda one: (converted(integer, one), in_integers)
     )
     result.operators = found
     return result

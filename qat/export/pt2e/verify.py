@@ -42,7 +42,7 @@ def verify_pt2e(
     if not kept:
         raise ValueError("nothing was verified: batches is empty.")
     sites = static_sites(integer)
-    result = compare(integer, kept, prepared, _Sites(path, program, sites), sites)
+    result = compare(integer, kept, prepared, _Sites(path, program, sites), f"torch {torch.__version__}", sites)
     result.constants_compared, result.stored = _compare_stored(path, program, integer, kept[0])
     result.operators = dict(Counter(_operator(n) for n in program.graph.nodes if n.op == "call_function").most_common())
     result.sum_up()
