@@ -247,7 +247,7 @@ def language_model_table(measurement: Measurement | None) -> str:
     about = (
         f"{' '.join(verdicts)}\n\nNats per character, {len(seeds)} seeds, mean ± standard deviation; {parameters:,} weights; "
         f"text: docstrings of the standard library of Python {text['python']}, {text['characters']:,} characters, and "
-        f"{text['held_out']:,} held out; {measurement['processor_seconds'] / 60:.1f} minutes of processor time."
+        f"{min(text['held_out'], 128 * measurement['settings']['pieces']):,} held out and measured; {measurement['processor_seconds'] / 60:.1f} minutes of processor time."
     )
     return f"{with_source(markdown_table(header, rows, text_columns=2), measurement)} {about}"
 

@@ -119,6 +119,7 @@ class ScaledFloat(Quantizer):
         scale = self.spec.granularity.broadcastable(self.qparams().scale, tuple(codes.shape))
         return (self.format.values(self.spec.granularity.view(codes)) * scale).reshape(codes.shape)
 
+    @torch.compiler.disable  # inductor compiles the bits of shorter blocks to values that are not there
     def fake_quantize(self, x: Tensor) -> Tensor:
         values = x.detach().float()
         if self.is_weight and self.training:

@@ -175,7 +175,12 @@ def test_language_model():
         return {"seed": number, "float": 1.0 + number / 10, "formats": {"NVFP4": {"rows": rows, "bytes": 2000}}}
 
     text = {"python": "3.11", "characters": 10_000, "held_out": 1_000}
-    about = {"settings": {"formats": ["NVFP4"]}, "network": {"parameters": 500}, "text": text, "processor_seconds": 90}
+    about = {
+        "settings": {"formats": ["NVFP4"], "pieces": 4},
+        "network": {"parameters": 500},
+        "text": text,
+        "processor_seconds": 90,
+    }
 
     def table(*differences):
         seeds = [seed(number, 1.5 + difference) for number, difference in enumerate(differences)]

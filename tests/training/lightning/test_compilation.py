@@ -69,7 +69,14 @@ def test_one_graph_and_the_same_numbers(kind: Callable[[], nn.Module], quantizer
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch, at a break
-@pytest.mark.parametrize("policy", [qat.load_policy("w4a4").with_parts("LCQ", "MinMax"), qat.load_policy("w8_dynamic")])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        qat.load_policy("w4a4").with_parts("LCQ", "MinMax"),
+        *(qat.load_policy(name) for name in ("w8_dynamic", "mxfp4", "nvfp4")),
+    ],
+    ids=lambda policy: policy.name,
+)
 def test_with_breaks_in_the_graph_the_same_numbers(policy: qat.Policy) -> None:
     torch._dynamo.reset()
     x = torch.randn(4, 3, 8, 8)
