@@ -109,8 +109,8 @@ def main() -> None:
     fill(ROOT / "docs/targets.md", "targets", targets.table(read_measurement(RESULTS / "targets/cpu.json")), check)
     fill(ROOT / "docs/mixed_precision.md", "mixed", smaller.mixed_table(RESULTS), check)
     untrained = read_measurement(RESULTS / "mixed_precision/cifar10_without_training.json")
-    page = ROOT / "docs/mixed_precision.md"
-    fill(page, "mixed without training", smaller.without_training_table(untrained), check)
+    without_training = smaller.without_training_table(untrained)
+    fill(ROOT / "docs/mixed_precision.md", "mixed without training", without_training, check)
     fill(ROOT / "docs/pruning.md", "pruning", smaller.pruning_table(RESULTS), check)
     fill(ROOT / "docs/oscillations.md", "oscillation", tables["oscillation"], check)
     language = read_measurement(RESULTS / "language_model/cpu.json")
