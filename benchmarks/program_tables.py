@@ -243,11 +243,12 @@ def language_model_table(measurement: Measurement | None) -> str:
         verdicts.append(_verdict(name, [f["rows"] for f in found]))
     parameters, text = measurement["network"]["parameters"], measurement["text"]
     rows.insert(0, ["float32", "", _spread([seed["float"] for seed in seeds]), "", f"{4 * parameters / 1000:.0f} kB"])
+    measured = min(text["held_out"], 128 * measurement["settings"]["pieces"])
     header = ("weights", "method", "held-out loss", "above float", "weights in the file")
     about = (
         f"{' '.join(verdicts)}\n\nNats per character, {len(seeds)} seeds, mean ± standard deviation; {parameters:,} weights; "
         f"text: docstrings of the standard library of Python {text['python']}, {text['characters']:,} characters, and "
-        f"{min(text['held_out'], 128 * measurement['settings']['pieces']):,} held out and measured; {measurement['processor_seconds'] / 60:.1f} minutes of processor time."
+        f"{measured:,} held out and measured; {measurement['processor_seconds'] / 60:.1f} minutes of processor time."
     )
     return f"{with_source(markdown_table(header, rows, text_columns=2), measurement)} {about}"
 

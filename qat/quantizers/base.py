@@ -20,11 +20,12 @@ from qat.quantizers.oscillations import Oscillations
 from qat.quantizers.passes_numbers import PassesNumbers
 from qat.quantizers.requirements import Requirements
 from qat.quantizers.sign import SignFromData
+from qat.quantizers.stored_form import StoredForm
 from qat.quantizers.table import LookupTable
 from qat.spec import QParams, QuantSpec
 
 
-class Quantizer(Requirements, PassesNumbers, nn.Module):
+class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
     """Rounds one tensor to the grid of its spec. Subclasses say how scale and rounding learn.
 
     Every parameter and buffer has its final shape from the start, so optimizers, checkpoints, EMA and DDP can rely on it
@@ -47,14 +48,6 @@ class Quantizer(Requirements, PassesNumbers, nn.Module):
     """Whether `set_bits` may change the width. False if the number of bits also decides levels, coefficients or shapes."""
     idempotent: ClassVar[bool] = True
     """Whether `quantize(dequantize(codes))` returns the same codes. Freezing and dampening of weights rely on it."""
-
-    scaled_codes: ClassVar[bool] = True
-    """Whether values are (code - zero_point) * scale, so that layers can multiply codes."""
-    scale_bits: ClassVar[int] = 32
-    """How many bits a file needs for each scale."""
-    is_dynamic: bool = False
-    """Whether an activation gets a scale of its own in every call. Of a class: whether its activations do."""
-
     supports_both_signs: ClassVar[bool] = True
     """Whether an activation's grid may become unsigned after construction. False if shapes or levels depend on it."""
 
