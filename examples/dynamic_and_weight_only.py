@@ -10,6 +10,7 @@ from digits import images, labels
 from torch import nn
 
 import qat
+from qat.integer.size import stored_bytes
 
 POLICIES = {
     "weights in 4 bits": {"preset": "w4", "weight": {"granularity": "per_group", "group_size": 16}},
@@ -34,8 +35,7 @@ for _ in range(150):
 model.eval()
 folder = Path("outputs/examples")
 folder.mkdir(parents=True, exist_ok=True)
-qat.export.export_float_onnx(model, pixels[:8], folder / "float.onnx")
-print(f"{'float':32s} {accuracy(model):5.1f} %, {(folder / 'float.onnx').stat().st_size:7,} bytes")
+print(f"{'float':32s} {accuracy(model):5.1f} %, {stored_bytes(model):7,} bytes")
 
 for name, content in POLICIES.items():
     policy = qat.load_policy(content)
