@@ -101,7 +101,7 @@ def measure(network: Network, policy: str, target: Target, runtime: str, folder:
     target.write(integer, example, path)
     found = runtime_of(runtime).verify(path, integer, [network.images], prepared, record=False)
     return case | {
-        "version": found.runtime,
+        "version": found.runtime or runtime,
         "passed": found.passed,
         "integer_layers": sum(found.operators.get(name, 0) for name in INTEGER),
         "float_layers": sum(found.operators.get(name, 0) for name in FLOAT),
