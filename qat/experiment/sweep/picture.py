@@ -15,10 +15,13 @@ from qat.report import Results, Row
 from qat.report.metric import MetricInfo
 from qat.report.objectives import best_ptq, float_row
 from qat.report.picture_labels import Label, draw_column
-from qat.report.plots import FAINT, INK, QAT_BLUE, ROW_STYLES
+from qat.report.plots import FAINT, INK, QAT_BLUE, ROW_STYLES, RowStyle
 from qat.report.text_of_numbers import format_size
 
 PANELS = (("size_bytes", "size of the file"), ("latency_ms_batch1", "milliseconds per call, batch 1"))
+
+MOST_LABELS = 12
+"""Of more groups, only those on the front are named."""
 
 
 def draw_front(groups: Sequence[Group]) -> bytes:
@@ -63,18 +66,27 @@ def _panel(axes: Axes, groups: Sequence[Group], name: str, label: str) -> None:
         labels.append(Label(f"{group.name}  {metric.text(value.mean)}", cost.mean, shown.mean, QAT_BLUE))
         points.append((cost.mean, shown.mean if metric.mode == "max" else -shown.mean))
     best = front(points)
+    if len(labels) > MOST_LABELS:
+        labels = [label for label, point in zip(labels, points, strict=True) if point in best]
     axes.plot(
         [cost for cost, _ in best], [v if metric.mode == "max" else -v for _, v in best],
         color=QAT_BLUE, linewidth=1, linestyle=(0, (4, 3)), zorder=0,
     )  # fmt: skip
-    for kind, text, row in (("float", "float, mean", float_row), ("ptq", "best PTQ, mean", best_ptq)):
-        _reference(axes, groups, name, ROW_STYLES[kind], text, row, labels)  # type: ignore[index]
+    for group in groups:
+        _reference(axes, [group], name, ROW_STYLES["ptq"], best_ptq)
+    found = _reference(axes, groups, name, ROW_STYLES["float"], float_row)
+    labels += (
+        []
+        if found is None
+        else [Label(f"float, mean  {metric.text(found[1])}", found[0], metric.scaled(found[1]), INK)]
+    )
     axes.set_xlim(left=0)
     axes.margins(x=0.08, y=0.15)
     if name == "size_bytes":
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_size(round(value))))
     draw_column(axes, labels, at=1.0)
-    axes.set_xlabel(f"{label}; whiskers: standard deviation over seeds; dashed: Pareto front", color=INK)
+    squares = "; squares: the best PTQ of each, its stored size" if name == "size_bytes" else ""
+    axes.set_xlabel(f"{label}; whiskers: standard deviation over seeds\ndashed: Pareto front{squares}", color=INK)
     axes.set_ylabel(f"test {metric.heading}", color=INK)
     axes.set_axisbelow(True)
     axes.grid(color=FAINT)
@@ -86,17 +98,15 @@ def _reference(
     axes: Axes,
     groups: Sequence[Group],
     name: str,
-    style: tuple[str, str],
-    text: str,
+    style: RowStyle,
     row: Callable[[Results], Row | None],
-    labels: list[Label],
-) -> None:
-    """The mean of a kind of row over all runs of the sweep."""
+) -> tuple[float, float] | None:
+    """Draw the mean of a kind of row over the runs of some groups. Returns cost and value; None if it was not measured."""
     rows = [found for group in groups for results in group.results if (found := row(results)) is not None]
     costs = [getattr(r, name) for r in rows]
     if not rows or any(cost is None for cost in costs):
-        return
+        return None
     metric = groups[0].results[0].metric
     cost, value = sum(costs) / len(costs), sum(r.score for r in rows) / len(rows)
-    axes.plot(cost, metric.scaled(value), marker=style[1], color=style[0], markersize=8, markerfacecolor="white")
-    labels.append(Label(f"{text}  {metric.text(value)}", cost, metric.scaled(value), style[0]))
+    axes.plot(cost, metric.scaled(value), marker=style.marker, color=style.color, markersize=8, markerfacecolor="white")
+    return cost, value

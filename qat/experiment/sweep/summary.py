@@ -45,7 +45,7 @@ class Group:
     @property
     def name(self) -> str:
         """The choices in a line."""
-        return ", ".join(f"{key}={value}" for key, value in self.choices.items()) or "this configuration"
+        return ", ".join(f"{key}={short(value)}" for key, value in self.choices.items()) or "this configuration"
 
     @property
     def results(self) -> list[Results]:
@@ -143,3 +143,15 @@ def pareto_groups(groups: Sequence[Group], objectives: Sequence[Objective]) -> l
 
 def _difference(row: Row | None, other: Row | None) -> float | None:
     return None if row is None or other is None else row.score - other.score
+
+
+def short(value: str) -> str:
+    """A value for a table.
+
+    >>> short("0.0010323260351976571"), short("0.05"), short("w4a8")
+    ('0.001032', '0.05', 'w4a8')
+    """
+    try:
+        return value if len(value) <= 8 else f"{float(value):.4g}"
+    except ValueError:
+        return value

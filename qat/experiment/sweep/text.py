@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qat.experiment.schema.values import Objective
 from qat.experiment.sweep.best_recipe import RECIPE, best_command
-from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread, pareto_groups
+from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread, pareto_groups, short
 from qat.report.metric import ACCURACY, MetricInfo
 from qat.report.objectives import best_ptq, float_row
 from qat.report.text_of_numbers import format_size
@@ -86,7 +86,7 @@ def header_and_cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]
     metric = next((results.metric for group in groups for results in group.results), ACCURACY)
     header = [*keys, "seeds", "validation", f"test {metric.heading}", "vs float", "vs best PTQ", "size"]
     header += ["ms, batch 1", "batch 32", "minutes"]
-    return header, [[_short(group.choices.get(key, "")) for key in keys] + _numbers(group, metric) for group in groups]
+    return header, [[short(group.choices.get(key, "")) for key in keys] + _numbers(group, metric) for group in groups]
 
 
 def pipe_table(groups: Sequence[Group]) -> str:
@@ -150,18 +150,6 @@ def _best_sentence(groups: Sequence[Group], best: Group, objectives: Sequence[Ob
         return text
     found = "\n".join(f"- {group.name}" for group in pareto_groups(groups, objectives))
     return f"On the Pareto front of {' and '.join(names)}:\n\n{found}\n\n{text}"
-
-
-def _short(value: str) -> str:
-    """A value for a table.
-
-    >>> _short("0.0010323260351976571"), _short("0.05"), _short("w4a8")
-    ('0.001032', '0.05', 'w4a8')
-    """
-    try:
-        return value if len(value) <= 8 else f"{float(value):.4g}"
-    except ValueError:
-        return value
 
 
 def _cell(text: str) -> str:
