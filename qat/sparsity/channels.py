@@ -68,7 +68,7 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
 
 
 def remove_channels(
-    model: nn.Module, share: float, chosen: Callable[[str], bool] = lambda name: True
+    model: nn.Module, share: float, chosen: Callable[[str], bool] = lambda name: True, multiple: int = 1
 ) -> dict[str, tuple[int, int]]:
     """Take out this share of the channels of every layer that has such, in place: those of the smallest filters.
 
@@ -79,6 +79,7 @@ def remove_channels(
         model: a float network.
         share: in [0, 1).
         chosen: whether a layer of this name may lose channels.
+        multiple: the number that stays is rounded up to a multiple, as patterns of neighbours and some processors want it.
 
     Returns:
         Layer -> channels before and now, of those that lost some.
@@ -92,7 +93,10 @@ def remove_channels(
             f"no layer of {type(model).__name__} that was chosen has channels of its own: those that flow through adds and "
             "concatenations, or out of the network, stay. Write pruning of weights, sparsity=0.5, instead."
         )
-    kept = {group.producer: max(1, group.channels - round(share * group.channels)) for group in groups}
+    kept = {}
+    for group in groups:
+        wanted = max(1, group.channels - round(share * group.channels))
+        kept[group.producer] = min(group.channels, -(-wanted // multiple) * multiple)
     shrink(model, kept, groups)
     return {g.producer: (g.channels, kept[g.producer]) for g in groups if kept[g.producer] < g.channels}
 

@@ -25,6 +25,9 @@ MAX_PLAIN_VALUES = 100_000
 LARGEST_OPTION = 1 << 16
 """The largest number among the options of quantizers and observers: some of them count what is allocated."""
 
+MOST_TAKEN_OUT = 64
+"""How many times smaller a network can be without some of its channels."""
+
 
 @dataclass(frozen=True)
 class CheckpointRecord:
@@ -117,12 +120,13 @@ class CheckpointRecord:
         return built
 
     def _check_size(self, make: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
-        """Check, before anything is allocated, that the network is no larger than its weights."""
+        """Check, before anything is allocated, that the network is no larger than its weights and what was taken out."""
         if options.get("depth", 0) > 3 * len(self.state):
             raise ValueError(f"depth={options['depth']} with {len(self.state)} tensors")
         with torch.device("meta"):
             declared = sum(p.numel() for p in make(**options).parameters())
-        if declared > (stored := sum(x.numel() for x in self.state.values())):
+        stored = sum(x.numel() for x in self.state.values())
+        if declared > stored * (MOST_TAKEN_OUT if self.channels else 1):
             raise ValueError(f"a network of {declared:,} parameters with {stored:,} values")
 
 
@@ -143,6 +147,9 @@ def _check_types(record: Any, state: Any) -> None:
     capture = record.get("capture")
     if capture is not None and not isinstance(capture, Mapping):
         raise ValueError(f"capture={capture!r}")
+    channels = record.get("channels") or {}
+    if not isinstance(channels, Mapping) or not all(type(n) is int and n > 0 for n in channels.values()):
+        raise ValueError(f"channels={channels!r}")
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise ValueError("its weights have no names")
 

@@ -82,3 +82,16 @@ def test_a_mixed_run_reports_its_bits_and_whether_it_beat_the_uniform_one(tmp_pa
     assert other.other == "uniform, w3a3 (other run)"
     assert other.better in (True, False)
     assert build.policy(config).name == "w3a3"
+
+
+@pytest.mark.slow
+def test_a_recipe_with_fewer_channels_is_loaded_from_its_checkpoint_alone(tmp_path: Path) -> None:
+    quick = ["recipe=digits_w8a8", "ptq=none", "trainer.max_epochs=1", "float.epochs=1", "calibration_images=64"]
+    run(composed(*quick, "pruning.channels=0.3", "pruning.pattern='2:4'"), tmp_path, "digits_w8a8", "")
+    results = read_results(tmp_path / "results.json")
+    assert results.pruning is not None
+    assert {layer.layer: layer.kept for layer in results.pruning.removed} == {
+        "layer1.0.conv1": 12, "layer2.0.conv1": 24, "layer3.0.conv1": 48
+    }  # fmt: skip
+    network = qat.load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert network.layer1[0].conv1.weight.shape[0] == 12  # type: ignore[index, union-attr]

@@ -104,6 +104,10 @@ def test_the_weakest_filters_go() -> None:
     assert model.first.out_channels == 8
 
 
+def test_what_stays_is_a_multiple() -> None:
+    assert remove_channels(Plain(), 0.4, multiple=4) == {"second": (12, 8), "fc1": (10, 8)}  # `first` keeps its 8
+
+
 def test_numbers_of_channels_from_a_checkpoint_are_applied_and_checked() -> None:
     model = Plain()
     shrink(model, {"first": 5, "fc1": 4})

@@ -126,7 +126,8 @@ class Pruning(NetworkExtension):
             if _matches(self.match, name, types[name], place, len(names))
             and not _matches(self.exclude, name, types[name], place, len(names))
         }
-        self.removed = remove_channels(network, self.channels, chosen.__contains__)
+        multiple = 1 if self.pattern is None else self.pattern.group
+        self.removed = remove_channels(network, self.channels, chosen.__contains__, multiple)
         return {name: kept for name, (_, kept) in self.removed.items()}
 
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
