@@ -58,21 +58,25 @@ class Rewriter:
         """Codes of values that lie on their grid already, so that quantizing them neither rounds nor saturates."""
 
     def _grids(self, encodings: Mapping[str, Encoding]) -> dict[str, tuple[str, str]]:
+        """The grids of what is quantized, looked up or dequantized, and of what is moved before or behind it."""
         grids: dict[str, tuple[str, str]] = {}
         made: set[str] = set()  # by tables and casts
         for node in self.graph.node:
+            first = node.input[0] if node.input else ""
             if node.op_type == "QuantizeLinear":
                 grids[node.output[0]] = (node.input[1], node.input[2])
+            elif node.op_type == "DequantizeLinear" and first not in self.constants and len(node.input) == 3:
+                if set(node.input[1:]) <= set(self.constants):  # a range that is fixed
+                    grids.setdefault(first, (node.input[1], node.input[2]))
             elif self._makes_codes(node):
                 made |= set(node.output)
                 if node.output[0] in encodings:
                     grids[node.output[0]] = self._constants(node.output[0], encodings[node.output[0]])
-            elif node.op_type == "DequantizeLinear" and [n in self.constants for n in node.input] == [
-                False,
-                True,
-                True,
-            ]:
-                grids.setdefault(node.input[0], (node.input[1], node.input[2]))
+        self._follow_moves(grids, made)
+        return grids
+
+    def _follow_moves(self, grids: dict[str, tuple[str, str]], made: set[str]) -> None:
+        """Give codes that are moved the grid of where they come from; those in `made`, of no known grid, that of where they go."""
         moves = [node for node in self.graph.node if node.op_type not in NOT_MOVES]
         for node in moves:
             if not made.isdisjoint(node.input):
@@ -85,7 +89,6 @@ class Rewriter:
             behind = next((grids[name] for name in node.output if name in grids), None)
             if behind is not None:
                 grids.update({name: grids.get(name, behind) for name in node.input if name in made})
-        return grids
 
     def _constants(self, name: str, encoding: Encoding) -> tuple[str, str]:
         scale, zero_point = np.array(encoding.scale, dtype=np.float32), np.array(encoding.zero_point, dtype=np.uint8)
