@@ -76,7 +76,7 @@ class Rewriter:
         return grids
 
     def _follow_moves(self, grids: dict[str, tuple[str, str]], made: set[str]) -> None:
-        """Give codes that are moved the grid of where they come from; those in `made`, of no known grid, that of where they go."""
+        """Give codes that are moved the grid of where they come from, or, if they are of `made`, of where they go to."""
         moves = [node for node in self.graph.node if node.op_type not in NOT_MOVES]
         for node in moves:
             if not made.isdisjoint(node.input):
