@@ -32,11 +32,15 @@ ALSO = (("tensorrt", "openvino"),)
 INTEGER = (
     *("QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "ConvInteger"),
     *(f"{kind} ({bits})" for kind in ("Convolution", "FullyConnected", "MatMul") for bits in ("u8", "i8")),
+    *(f"{kind} (XNNPACK)" for kind in ("convolution", "linear")),
+    *(f"{kind} (int8)" for kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")),
 )
-"""Operators that compute a layer in integers, as ONNX Runtime and OpenVINO call them."""
+"""Operators that compute a layer in integers, as ONNX Runtime, OpenVINO, ExecuTorch and LiteRT call them."""
 FLOAT = (
     *("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
     *(f"{kind} ({bits})" for kind in ("Convolution", "FullyConnected", "MatMul") for bits in ("f32", "bf16")),
+    *("aten.conv2d", "aten.linear", "convolution.out", "addmm.out"),
+    *(f"{kind} (float32)" for kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")),
 )
 """Operators that compute one in float."""
 
@@ -181,7 +185,7 @@ def main() -> None:
                         case |= {"runtime": runtime, "reason": " ".join(str(error).split())}
                     cases.append(case)
                     print(" | ".join(_row(case)), flush=True)
-    write_measurement(options.out, {"cases": cases})
+            write_measurement(options.out, {"cases": cases})  # what is there, if somebody stops it
 
 
 if __name__ == "__main__":
