@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qat.cli import arguments
-from qat.cli.errors import FAILED, GOOD, UsageError
+from qat.cli.errors import FAILED, GOOD, UsageError, usage_errors
 from qat.cli.quantize_onnx import check, quantize_file
 from qat.cli.sources.spellings import DATA
 from qat.cli.targets import target_of
@@ -88,6 +88,8 @@ def run(given: list[str]) -> int:
     """Run the command. Returns the exit status."""
     options = parser().parse_args(given)
     target = target_of(options.output, options.target)
+    with usage_errors():
+        target.runtime.check()
     _check(options)
     import torch
 

@@ -131,8 +131,14 @@ RUNTIMES = (
         "openvino", "qat.export.openvino:verify_openvino", "qat.export.openvino:OpenVinoNetwork", "openvino", "openvino"
     ),
     Runtime("torch", "qat.export.pt2e:verify_pt2e", "qat.export.pt2e:Pt2eNetwork"),
-    Runtime("executorch", "qat.export.executorch:verify_executorch", "qat.export.executorch:ExecutorchNetwork"),
-    Runtime("litert", "qat.export.litert:verify_litert", "qat.export.litert:LitertNetwork"),
+    Runtime(
+        "executorch",
+        "qat.export.executorch:verify_executorch",
+        "qat.export.executorch:ExecutorchNetwork",
+        "executorch",
+        "executorch",
+    ),
+    Runtime("litert", "qat.export.litert:verify_litert", "qat.export.litert:LitertNetwork", "litert_torch", "litert"),
 )
 TARGETS = (
     Target("onnxruntime", (".onnx",), "ONNX, for ONNX Runtime", "qat.export:export_onnx"),

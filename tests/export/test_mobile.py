@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qat
+from qat.cli.main import main
 from qat.export.comparison import compare_decisions
 from qat.export.executorch import export_executorch
 from qat.export.fixed_batch import run_in_parts
@@ -72,6 +73,16 @@ def test_a_missing_package_is_named_with_its_extra(target: str, write: Any, tmp_
     with pytest.raises(ImportError, match=rf"pip install 'qat-lightning\[{target}\]'"):
         write(integer_model(target), images(1), tmp_path / f"m{SUFFIXES[target]}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", EXTRAS)
+def test_the_command_line_names_the_extra_before_anything_is_loaded(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    output = str(tmp_path / f"m{SUFFIXES[target]}")
+    assert main(["quantize", "--model", "no.py:model", "--output", output, "--method", "post_training"]) == 2
+    assert f"pip install 'qat-lightning[{target}]'" in capsys.readouterr().err
 
 
 class Runs:
