@@ -185,7 +185,7 @@ def main() -> None:
                         case |= {"runtime": runtime, "reason": " ".join(str(error).split())}
                     cases.append(case)
                     print(" | ".join(_row(case)), flush=True)
-            write_measurement(options.out, {"cases": cases})  # what is there, if somebody stops it
+                    write_measurement(options.out, {"cases": cases})  # what is there, if somebody stops it
 
 
 if __name__ == "__main__":
