@@ -106,7 +106,8 @@ def main() -> None:
     tables = tables_of_programs(RESULTS)
     for marker, text in tables.items():
         fill(ROOT / "benchmarks/README.md", marker, text, check)
-    fill(ROOT / "docs/targets.md", "targets", targets.table(read_measurement(RESULTS / "targets/cpu.json")), check)
+    for marker, name in (("targets", "cpu"), ("mobile targets", "mobile")):
+        fill(ROOT / "docs/targets.md", marker, targets.table(read_measurement(RESULTS / f"targets/{name}.json")), check)
     fill(ROOT / "docs/mixed_precision.md", "mixed", smaller.mixed_table(RESULTS), check)
     untrained = read_measurement(RESULTS / "mixed_precision/cifar10_without_training.json")
     without_training = smaller.without_training_table(untrained)
