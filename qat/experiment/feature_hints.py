@@ -39,6 +39,7 @@ class FeatureHints(nn.Module):
         self.pairs = [(pair.partition(":")[0], pair.partition(":")[2] or pair) for pair in pairs]
         of_student = _features(copy_model(student), [name for name, _ in self.pairs], example, "the network")
         of_teacher = _features(copy_model(teacher), [name for _, name in self.pairs], example, "the teacher")
+        self.channels = [of_student[mine].shape[1] for mine, _ in self.pairs]
         self.projections = nn.ModuleList()
         for mine, theirs in self.pairs:
             s, t = of_student[mine], of_teacher[theirs]
@@ -52,9 +53,18 @@ class FeatureHints(nn.Module):
             self.projections.append(nn.Identity() if same else maker(s.shape[1], t.shape[1]))
 
     def forward(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
-        """The distance, a scalar, from the features by the names of their layers."""
+        """The distance, a scalar, from the features by the names of their layers.
+
+        Raises:
+            ValueError: the student's layer has lost channels.
+        """
         distances = []
-        for (mine, theirs), projection in zip(self.pairs, self.projections, strict=True):
+        for (mine, theirs), channels, projection in zip(self.pairs, self.channels, self.projections, strict=True):
+            if student[mine].shape[1] != channels:
+                raise ValueError(
+                    f"distillation.features: {mine} had {channels} channels and has {student[mine].shape[1]}, because "
+                    "pruning.channels took some out: name a layer that keeps its channels, such as the last of a block."
+                )
             s, t = projection(student[mine]), teacher[theirs]
             if s.ndim == 4 and s.shape[2:] != t.shape[2:]:
                 size = (min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3]))

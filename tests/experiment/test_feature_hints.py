@@ -32,7 +32,7 @@ def test_the_distance_is_that_of_normalized_features() -> None:
     """Oracle: numpy, in float64."""
     student, _teacher = networks()
     hints = FeatureHints(student, student, ["layer1.0.bn2", "layer3.0.conv1"], X)
-    mine = {"layer1.0.bn2": torch.randn(3, 4, 2, 2), "layer3.0.conv1": torch.randn(3, 6)}
+    mine = {"layer1.0.bn2": torch.randn(3, 4, 2, 2), "layer3.0.conv1": torch.randn(3, 16)}
     theirs = {name: torch.randn_like(value) for name, value in mine.items()}
 
     def unit(x: Tensor) -> np.ndarray[Any, Any]:
@@ -59,6 +59,16 @@ def test_a_teacher_of_other_width_is_projected_and_the_projection_learns() -> No
     assert prepared.layer2[0].conv1.weight.grad.any()  # type: ignore[index, union-attr]
     assert prepared.layer3[0].conv1.weight.grad.any()  # type: ignore[index, union-attr]
     assert not any(p.requires_grad for p in distillation.teacher.parameters())
+
+
+def test_a_layer_that_lost_channels_teaches_nothing() -> None:
+    student, _ = networks()
+    hints = FeatureHints(student, student, ["layer1.0.bn1"], X)
+    features = {"layer1.0.bn1": torch.randn(2, 3, 8, 8)}
+    with pytest.raises(
+        ValueError, match=r"layer1\.0\.bn1 had 4 channels and has 3, because pruning\.channels took some out"
+    ):
+        hints(features, features)
 
 
 def test_nothing_is_watched_afterwards() -> None:
