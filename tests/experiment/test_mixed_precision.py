@@ -67,6 +67,7 @@ def test_other_runs_must_be_finished_and_on_the_same_data(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_mixed_run_reports_its_bits_and_whether_it_beat_the_uniform_one(tmp_path: Path) -> None:
     quick = ["recipe=digits_mixed", "ptq=none", "trainer.max_steps=3", "float.epochs=1", "calibration_images=64"]
+    quick.append("optim.lr=0.001")
     uniform = composed(*quick, "budget.size=null")
     run(uniform, tmp_path / "uniform", "uniform", "")
     config = composed(*quick, "budget.points=2", f"compare_with=[{tmp_path / 'uniform'}]")
