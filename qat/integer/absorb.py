@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from qat.integer.arithmetic import Encoding
-from qat.nn import QuantizedLayer, gain_and_shift
+from qat.nn import QuantizedLayer, gain_and_shift, outputs_first
 
 BIAS_LIMIT = 2.0**30
 """Bound of |bias| in units of the accumulator: half of int32, the other half is for the products."""
@@ -102,13 +102,6 @@ def product_units_for(largest: int, highest: int) -> int:
     """
     limit = 64 if highest > 127 else 127
     return 2 ** max((limit // max(largest, 1)).bit_length() - 1, 0)
-
-
-def outputs_first(layer: Any, weight: Tensor) -> Tensor:
-    """The weight as a convolution's, [out, in / groups, ...]: a transposed convolution has [in, out / groups, ...]."""
-    if not isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return weight
-    return weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def absorb_batch_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerWeights:

@@ -34,6 +34,7 @@ from qat.nn.matrices import (
     quantize_matrices,
     quantized_weights,
 )
+from qat.nn.orientation import inputs_and_outputs_swapped, outputs_first
 from qat.nn.padding import Convolution, explicit_padding, transposed_padding
 from qat.nn.rebuilt import with_class
 
@@ -60,6 +61,7 @@ __all__ = [
     "explicit_padding",
     "gain_and_shift",
     "has_quantized_matrices",
+    "inputs_and_outputs_swapped",
     "is_batch_norm",
     "is_identity_in_evaluation",
     "is_layer",
@@ -69,6 +71,7 @@ __all__ = [
     "matrices_of",
     "matrix_type",
     "options",
+    "outputs_first",
     "owns_weight",
     "parameters_of_weight",
     "quantize_layer",

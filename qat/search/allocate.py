@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from qat.files import write_atomically
 from qat.report.allocation import AllocationResult, CostRange, LayerBits, TensorHarm
-from qat.search.begin import KEEP, WIDTHS, Search, begin
+from qat.search.begin import KEEP, WIDTHS, Search, begin, names_to_keep
 from qat.search.budget import UNITS, Budget, LatencyTable
 from qat.search.front import pareto_points
 from qat.search.harm import METHODS, Harms, Method, find_harms, measured_harm, with_bits
 from qat.search.solve import Option, Problem, solve
 from qat.search.table import table
 from qat.transform import Policy, load_policy
+from qat.transform.calibrate import check_batches
 from qat.transform.policy_record import plain_data
 
 POINTS = 8
@@ -114,16 +115,19 @@ def allocate(
     start = time.perf_counter()
     if sensitivity not in get_args(Method):
         raise ValueError(f"sensitivity={sensitivity!r} does not exist: write {' or '.join(get_args(Method))}.")
+    if loss is not None and not callable(loss):
+        raise ValueError(f"loss={loss!r} is not possible: write a function of (outputs, batch) that returns a tensor.")
     if loss is not None and sensitivity != "measured":
         raise ValueError("a loss is measured, not estimated: write sensitivity='measured', or leave it out.")
     times = latency_table if isinstance(latency_table, LatencyTable | None) else LatencyTable.read(latency_table)
     budget = Budget(size, bops, mean_bits, latency, times)
+    check_batches(batches)
     kept = list(batches)
     if not kept:
         raise ValueError("batches is empty: give a batch or two.")
     chosen = load_policy(policy)
     widths = (weight_bits, activation_bits)
-    search = begin(model, chosen, kept[0], budget, widths, tuple(keep))
+    search = begin(model, chosen, kept[0], budget, widths, names_to_keep(keep))
     harms = find_harms(model, chosen, search.searched, search.widths, kept, sensitivity, loss)
     problem = search.problem(harms)
     options = solve(problem, budget.limits)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qat.search.budget import UNITS, Budget, check_widths
 from qat.search.costs import constant_costs, float_costs
 from qat.search.harm import Harms, with_bits
-from qat.search.layers import Layer, find_layers, is_kept
+from qat.search.layers import POSITIONS, Layer, find_layers, is_kept
 from qat.search.problem import has_static_input, make_problem
 from qat.search.solve import Problem, solve
 from qat.transform import Policy, is_prepared, prepare
@@ -55,7 +55,29 @@ def check_budget(
     Raises:
         ValueError: see `allocate`.
     """
-    begin(model, policy, example, budget, (weight_bits, activation_bits), tuple(keep))
+    begin(model, policy, example, budget, (weight_bits, activation_bits), names_to_keep(keep))
+
+
+def names_to_keep(keep: str | Iterable[str]) -> tuple[str, ...]:
+    """`keep` as a tuple; one name is a list of one.
+
+    Raises:
+        ValueError: it holds something other than names.
+    """
+    names = (keep,) if isinstance(keep, str) else tuple(keep) if isinstance(keep, Iterable) else (keep,)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"keep={keep!r} is not possible: write matches of rules or names of layers, as ['first', 'fc*']."
+        )
+    return names
+
+
+def _check_kept(layers: Sequence[Layer], keep: tuple[str, ...]) -> None:
+    """Raise ValueError for a name of `keep` that is that of no layer; "first" and "last" may be none."""
+    for name in keep:
+        if name not in POSITIONS and not any(is_kept(layer, (name,)) for layer in layers):
+            names = ", ".join(layer.name for layer in layers)
+            raise ValueError(f"keep={list(keep)}: {name!r} is no layer and the match of no rule; layers: {names}.")
 
 
 def begin(
@@ -76,13 +98,21 @@ def begin(
         warnings.simplefilter("ignore")  # of a network that nobody will train
         example = kwargs if kwargs and not args else args
         prepared = prepare(model, policy, example)
-        searched = [layer for layer in find_layers(prepared) if not is_kept(layer, keep)]
+        found = find_layers(prepared)
+        _check_kept(found, keep)
+        searched = [layer for layer in found if not is_kept(layer, keep)]
         searched = [layer for layer in searched if layer.weights or (inputs and has_static_input(layer))]
         if not searched:
             raise ValueError(f"keep={list(keep)} leaves no quantized layer whose bits could be chosen: write less.")
         rules = {layer.name: layer.rule for layer in searched}
         fewest = (weights[0], inputs[0] if inputs else None)
-        prepared = prepare(model, with_bits(policy, rules, dict.fromkeys(rules, fewest), policy.name), example)
+        try:
+            prepared = prepare(model, with_bits(policy, rules, dict.fromkeys(rules, fewest), policy.name), example)
+        except ValueError as error:
+            raise ValueError(
+                f"the search gave {fewest[0]} bits to every layer, which is not possible ({error}) Write weight_bits that all "
+                "quantizers have, or the layer in keep."
+            ) from None
     smallest = find_layers(prepared)  # where layers that share an input have the same quantizer, and sites are most
     one = next((x.shape[0] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim), 1)
     layers = [

@@ -118,8 +118,12 @@ def check_widths(widths: Iterable[Any], what: str) -> tuple[int, ...]:
     Raises:
         ValueError: there is none, or one is none.
     """
-    found = list(widths)
-    if not found or any(isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= 8 for b in found):
+    found = list(widths) if isinstance(widths, Iterable) else widths
+    if (
+        not isinstance(found, list)
+        or not found
+        or any(isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= 8 for b in found)
+    ):
         raise ValueError(f"{what}={found!r} is not possible: write widths from 1 to 8, as [2, 3, 4, 6, 8].")
     return tuple(sorted(set(found)))
 

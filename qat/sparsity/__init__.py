@@ -2,7 +2,7 @@
 
 from qat.sparsity.masks import Pattern, keep_largest, keep_largest_of_all, keep_pattern, pattern_axis_fits, violations
 from qat.sparsity.schedule import cubic_sparsity
-from qat.sparsity.zeros import count_zeros
+from qat.sparsity.zeros import count_zeros, values_of_codes
 
 __all__ = [
     "Pattern",
@@ -12,5 +12,6 @@ __all__ = [
     "keep_largest_of_all",
     "keep_pattern",
     "pattern_axis_fits",
+    "values_of_codes",
     "violations",
 ]

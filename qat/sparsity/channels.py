@@ -97,6 +97,11 @@ def remove_channels(
     for group in groups:
         wanted = max(1, group.channels - round(share * group.channels))
         kept[group.producer] = min(group.channels, -(-wanted // multiple) * multiple)
+    if share and all(kept[group.producer] == group.channels for group in groups):
+        most, of = max(group.channels for group in groups), "" if multiple == 1 else f" in multiples of {multiple}"
+        raise ValueError(
+            f"channels={share} takes no channel of any layer, of which the largest has {most}{of}: write a larger share."
+        )
     shrink(model, kept, groups)
     return {g.producer: (g.channels, kept[g.producer]) for g in groups if kept[g.producer] < g.channels}
 

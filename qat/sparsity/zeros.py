@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qat.nn import outputs_first
 from qat.sparsity.masks import Pattern, pattern_axis_fits, violations
 
 
@@ -27,13 +28,21 @@ def count_zeros(integer: nn.Module, pattern: Pattern | None = None) -> dict[str,
     """
     found = {}
     for name, module in integer.named_modules():
-        codes, zero_point = getattr(module, "weight", None), getattr(module, "weight_zero_point", None)
-        if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim < 2:
+        values = values_of_codes(module)
+        if values is None:
             continue
-        values = codes.long()
-        if isinstance(zero_point, Tensor) and bool(zero_point.any()):
-            values = (codes.reshape(module.view).long() - zero_point.long()).reshape(codes.shape)
         fits = pattern is not None and pattern_axis_fits(values, pattern)
         broken = violations(values, pattern) if pattern is not None and fits else None
         found[name] = Zeros(values.numel(), int(torch.sum(values == 0)), broken)
     return found
+
+
+def values_of_codes(module: nn.Module) -> Tensor | None:
+    """The codes of a module's weight less their zero-points, int64 [out, in / groups, ...]; None without such a weight."""
+    codes, zero_point = getattr(module, "weight", None), getattr(module, "weight_zero_point", None)
+    if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim < 2:
+        return None
+    values = codes.long()
+    if isinstance(zero_point, Tensor) and bool(zero_point.any()):
+        values = (codes.reshape(module.view).long() - zero_point.long()).reshape(codes.shape)
+    return outputs_first(getattr(module, "layer", None), values)

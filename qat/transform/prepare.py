@@ -63,6 +63,8 @@ def prepare(
             f"example_inputs is a {type(example_inputs).__name__}: write a tensor, a tuple of forward's arguments in order, or "
             "a dict of keyword arguments."
         )
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={model!r} is no torch.nn.Module: write the network itself, as MyNetwork().")
     prepared = copy_model(model)
     given = load_policy(policy) if target is None else load_policy(policy, target=target)
     exact = prepare_(prepared, given, example_inputs)
@@ -223,10 +225,14 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: 
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two results are equal. Opaque objects (the cache of a language model) of one type count as equal."""
+    """Whether two results are equal, NaN included. Opaque objects (a language model's cache) of one type count as equal."""
     if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and torch.equal(a, b)
+        return isinstance(b, Tensor) and (torch.equal(a, b) or (a.shape == b.shape and _same_but_for_nan(a, b)))
     return type(a) is type(b) and (a == b or not isinstance(a, bool | int | float | complex | str))
+
+
+def _same_but_for_nan(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a[~a.isnan()], b[~b.isnan()])
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -90,11 +90,27 @@ def test_the_size_is_that_of_the_prepared_network_and_keeps_the_limit(batches: l
         ({"size": 720, "weight_bits": []}, r"weight_bits=\[\] is not possible"),
         ({"size": 720, "keep": ["*"]}, "leaves no quantized layer"),
         ({"size": 720, "sensitivity": "guessed"}, "write measured or fisher"),
+        ({"size": 720, "weight_bits": 4}, "weight_bits=4 is not possible"),
+        ({"size": 720, "keep": 3}, "keep=3 is not possible"),
+        ({"size": 720, "keep": ["stm"]}, r"'stm' is no layer and the match of no rule; layers: stem, left"),
+        ({"size": 720, "loss": "mse"}, "loss='mse' is not possible: write a function"),
     ],
 )
 def test_impossible_budgets_are_refused(batches: list[Tensor], limits: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         allocate(Branches(), "w4a8", batches, **limits)  # type: ignore[arg-type]
+
+
+def test_what_is_no_allocation_is_one_sentence(batches: list[Tensor]) -> None:
+    with pytest.raises(ValueError, match="batches is one tensor"):
+        allocate(Branches(), "w4a8", batches[0], size=720)
+    with pytest.raises(ValueError, match=r"the search gave 2 bits to every layer.*FP8 has 8 bits"):
+        allocate(Branches(), "fp8", batches, size=720)
+
+
+def test_one_name_to_keep_is_a_list_of_one(batches: list[Tensor]) -> None:
+    allocation = allocate(Branches(), "w4a8", batches, size=720, keep="left", weight_bits=(2, 4), points=0)
+    assert [layer.layer for layer in allocation.record.layers if layer.kept] == ["left"]
 
 
 def test_latency_comes_from_a_table_of_measured_times(tmp_path: Path, batches: list[Tensor]) -> None:

@@ -673,3 +673,19 @@ def test_a_change_in_place_that_somebody_reads_again_is_refused() -> None:
 def test_what_is_none_of_these_is_refused(call: Callable[[nn.Module], object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
+
+
+def test_what_is_no_network_is_named() -> None:
+    for given in ("resnet18", nn.Linear):
+        with pytest.raises(ValueError, match=r"is no torch\.nn\.Module: write the network itself"):
+            prepare(given, "w8a8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["weight", "input"])
+def test_nan_is_blamed_on_its_tensor_and_not_on_the_forward(where: str) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), torch.randn(2, 4)
+    with torch.no_grad():
+        (model[2].weight if where == "weight" else x)[0, 0] = torch.nan
+    prepared = prepare(model, "w8a8", x)
+    with pytest.raises(ValueError, match="'2.weight_quantizer' .* NaN" if where == "weight" else "'sites.* NaN"):
+        qat.calibrate(prepared, [x])

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qat.nn import as_quantized, is_layer, is_quantized, layer_type, owns_weight
+from qat.nn import as_quantized, is_layer, is_quantized, layer_type, outputs_first, owns_weight
 from qat.report.pruning import PruningResult, RemovedChannels
 from qat.sparsity import (
     Pattern,
@@ -24,7 +24,7 @@ from qat.sparsity import (
     pattern_axis_fits,
 )
 from qat.sparsity.channels import remove_channels
-from qat.training.callbacks.pruning_options import check_pruning
+from qat.training.callbacks.pruning_options import check_names_of_layers, check_pruning, names_of_layers
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison.zeros import zeros_of_layers
 from qat.training.lightning.callback_lookup import NetworkExtension, require_callback
@@ -100,7 +100,7 @@ class Pruning(NetworkExtension):
         self.pattern = None if pattern is None else Pattern.parse(pattern)
         self.sparsity = self.pattern.sparsity if self.pattern is not None else float(sparsity or 0.0)
         self.scope, self.begin, self.end, self.every = scope, begin, end, every
-        self.match, self.exclude = _listed(match), _listed(exclude)
+        self.match, self.exclude = names_of_layers("match", match), names_of_layers("exclude", exclude)
         self.channels, self.changes_float_network = channels, channels > 0
         self.removed: dict[str, tuple[int, int]] = {}
         """Layer -> output channels before and after some were taken out."""
@@ -131,7 +131,9 @@ class Pruning(NetworkExtension):
         return {name: kept for name, (_, kept) in self.removed.items()}
 
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
-        """Raise ValueError if no layer of the prepared network can be pruned."""
+        """Raise ValueError if no layer of the prepared network can be pruned, or a name is that of none."""
+        if self.sparsity:
+            check_names_of_layers({"match": self.match, "exclude": self.exclude}, list(_candidates(network)))
         if self.sparsity and not self.layers(network):
             fits = "" if self.pattern is None else f" whose inputs are a multiple of {self.pattern.group}"
             raise ValueError(
@@ -141,15 +143,7 @@ class Pruning(NetworkExtension):
 
     def layers(self, network: nn.Module) -> dict[str, nn.Module]:
         """The layers that are pruned, by name, in the order in which they run."""
-        record = record_of(network)
-        ordered = list(record.rules) if record is not None else []
-        ordered += [name for name, m in network.named_modules() if (is_layer(m) or is_quantized(m))]
-        found = {
-            name: module
-            for name in dict.fromkeys(ordered)
-            if is_layer(module := network.get_submodule(name)) or is_quantized(module)
-            if not isinstance(module, nn.Embedding)
-        }
+        found = _candidates(network)
         types = [(name, layer_type(module).__name__) for name, module in found.items()]
         return {
             name: found[name]
@@ -157,7 +151,7 @@ class Pruning(NetworkExtension):
             if _matches(self.match, name, kind, place, len(types))
             and not _matches(self.exclude, name, kind, place, len(types))
             and owns_weight(found[name])
-            and (self.pattern is None or pattern_axis_fits(found[name].get_parameter("weight"), self.pattern))
+            and (self.pattern is None or pattern_axis_fits(_weight(found[name]), self.pattern))
         }
 
     # State -----------------------------------------------------------------------------------------------------------
@@ -200,8 +194,9 @@ class Pruning(NetworkExtension):
             return
         network = self._network(trainer, pl_module)
         layers = self.layers(network)
-        weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
-        self.masks = self._masks(weights, cubic_sparsity(done, self.sparsity, self.begin, self.end))
+        weights = {name: _weight(layer) for name, layer in layers.items()}
+        masks = self._masks(weights, cubic_sparsity(done, self.sparsity, self.begin, self.end))
+        self.masks = {name: outputs_first(layers[name], mask) for name, mask in masks.items()}
         _check_same_masks(self.masks)
         self._zero_again(layers)
         for copied in followers(trainer, pl_module, network):
@@ -259,12 +254,26 @@ class Pruning(NetworkExtension):
         return require_callback(trainer, QuantizationAwareTraining, self).network_of(pl_module)
 
 
+def _candidates(network: nn.Module) -> dict[str, nn.Module]:
+    """All layers with weights that could be pruned, by name, in the order in which they run."""
+    record = record_of(network)
+    ordered = list(record.rules) if record is not None else []
+    ordered += [name for name, m in network.named_modules() if (is_layer(m) or is_quantized(m))]
+    return {
+        name: module
+        for name in dict.fromkeys(ordered)
+        if is_layer(module := network.get_submodule(name)) or is_quantized(module)
+        if not isinstance(module, nn.Embedding)
+    }
+
+
 def _matches(patterns: Sequence[str], name: str, kind: str, place: int, count: int) -> bool:
     return any(Rule(pattern, None, None).matches(name, kind, place, count) for pattern in patterns)
 
 
-def _listed(patterns: str | Sequence[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def _weight(layer: nn.Module) -> Tensor:
+    """[out, in / groups, ...]"""
+    return outputs_first(layer, layer.get_parameter("weight"))
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from qat.training.lightning.fit_progress import is_fraction
@@ -29,3 +31,31 @@ def check_pruning(
         )
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ValueError(f"every={every!r} is not possible: write a number of optimizer steps, as 10.")
+
+
+def names_of_layers(option: str, given: Any) -> tuple[str, ...]:
+    """Globs on names; one is a list of one.
+
+    Raises:
+        ValueError: it is no list of texts, or matches nothing because it is empty.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple | set) else None
+    if names is None or not all(isinstance(name, str) for name in names) or (option == "match" and not names):
+        raise ValueError(
+            f"{option}={given!r} is not possible: write globs on names, or types, as ['layer1.*', 'type:Conv2d']."
+        )
+    return names
+
+
+def check_names_of_layers(options: Mapping[str, Sequence[str]], layers: Sequence[str]) -> None:
+    """Raise ValueError for a glob on names that fits no layer: a slip would prune what was to be left alone."""
+    for option, globs in options.items():
+        for glob in globs:
+            if (
+                glob not in ("first", "last")
+                and ":" not in glob
+                and not any(fnmatchcase(name, glob) for name in layers)
+            ):
+                raise ValueError(
+                    f"Pruning({option}={list(globs)}) finds no layer {glob!r}: write others; layers: {', '.join(layers)}."
+                )

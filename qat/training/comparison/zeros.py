@@ -11,8 +11,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from qat.export.packed import save_quantized
+from qat.integer.layers import IntegerConvTranspose
+from qat.nn import inputs_and_outputs_swapped, outputs_first
 from qat.report.pruning import FileSize, LayerZeros
-from qat.sparsity import Pattern, count_zeros
+from qat.sparsity import Pattern, count_zeros, values_of_codes
 
 PACKED = "packed folder"
 
@@ -32,13 +34,19 @@ def zeros_of_layers(integer: nn.Module, masks: Mapping[str, Tensor], pattern: Pa
         mask = masked.get(name.replace(".", "_"))
         pruned = wrong = 0
         if mask is not None:
-            codes, zero_point = modules[name].weight, getattr(modules[name], "weight_zero_point", 0)
-            assert isinstance(codes, Tensor)
-            not_zero = codes.cpu().long() != (zero_point.cpu() if isinstance(zero_point, Tensor) else zero_point)
-            pruned, wrong = int((~mask).sum()), int((not_zero & ~mask).sum())
+            not_zero, stays = values_of_codes(modules[name]), _as_stored(mask, modules[name])
+            assert not_zero is not None
+            pruned, wrong = int((~stays).sum()), int((not_zero.cpu().bool() & ~stays).sum())
         violations = zeros.violations if mask is not None else None
         found.append(LayerZeros(name, zeros.weights, zeros.zeros, pruned, wrong, violations))
     return found
+
+
+def _as_stored(mask: Tensor, module: nn.Module) -> Tensor:
+    """The mask of a layer's weight in the shape of `values_of_codes`."""
+    if isinstance(module, IntegerConvTranspose):  # a convolution with the mirrored kernel
+        return inputs_and_outputs_swapped(mask, module.groups).flip(tuple(range(2, mask.ndim)))
+    return outputs_first(getattr(module, "layer", None), mask)
 
 
 def file_sizes(paths: Iterable[Path | None], integer: nn.Module | None) -> list[FileSize]:

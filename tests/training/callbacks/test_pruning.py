@@ -145,6 +145,9 @@ def test_a_quantizer_without_zero_is_refused(tmp_path: Path) -> None:
         ({"sparsity": 0.5, "end": 1.0}, "below 1"),
         ({"sparsity": 0.5, "every": 0}, "a number of optimizer steps"),
         ({"pattern": "2:4", "scope": "global"}, "'global' without a pattern"),
+        ({"sparsity": 0.5, "match": 3}, "match=3 is not possible"),
+        ({"sparsity": 0.5, "match": []}, "match=.. is not possible"),
+        ({"sparsity": 0.5, "exclude": None}, "exclude=None is not possible"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -155,6 +158,8 @@ def test_impossible_options_are_refused(options: dict[str, Any], message: str) -
 def test_layers_that_do_not_exist_are_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finds no layer"):
         trainer(tmp_path, Pruning(0.5, match="conv9"), quantization()).fit(Classifier(), datamodule=Data())
+    with pytest.raises(ValueError, match=r"Pruning\(exclude=\['conv9'\]\) finds no layer 'conv9'"):
+        trainer(tmp_path, Pruning(0.5, exclude=["conv9"]), quantization()).fit(Classifier(), datamodule=Data())
 
 
 def test_a_weight_that_the_user_masks_is_left_to_that_mask(tmp_path: Path) -> None:

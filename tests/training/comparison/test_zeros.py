@@ -1,0 +1,45 @@
+"""Pruned weights are looked for where the integer model stores them, whatever the layer's layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import qat
+from qat.nn import outputs_first
+from qat.sparsity import Pattern, keep_pattern
+from qat.training.comparison.zeros import zeros_of_layers
+
+AFFINE = {"weight": {"bits": 4, "granularity": "per_group", "group_size": 4, "symmetric": False}, "activation": None}
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], Any]] = {
+    "transposed": (nn.ConvTranspose2d(8, 4, (2, 3)), (1, 8, 4, 4), "w8a8"),
+    "transposed, square": (nn.ConvTranspose1d(4, 4, 3), (1, 4, 6), "w8a8"),
+    "transposed, in groups": (nn.ConvTranspose1d(8, 6, 3, groups=2), (1, 8, 6), "w8a8"),
+    "transposed, weight alone": (nn.ConvTranspose1d(8, 6, 3), (1, 8, 6), "w4"),
+    "affine in groups": (nn.Linear(8, 6), (3, 8), {"rules": {"all": {"match": "*", **AFFINE}}}),
+}
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_pruned_weights_are_found_in_every_layout(case: str) -> None:
+    """Oracle: one pruned weight that is brought back is one code that is not zero; 2:4 holds along the inputs."""
+    layer, shape, policy = LAYERS[case]
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    weight = layer.get_parameter("weight")
+    mask = outputs_first(layer, keep_pattern(outputs_first(layer, weight), Pattern(2, 4)))
+    found = []
+    for brought_back in (0, 1):
+        with torch.no_grad():
+            weight.uniform_(0.5, 1.0)
+            weight *= mask
+            weight[tuple((~mask).nonzero()[-1])] += brought_back
+        prepared = qat.prepare(nn.Sequential(layer), policy, x)
+        qat.calibrate(prepared, [x])
+        (zeros,) = zeros_of_layers(qat.convert(prepared), {"0": mask}, Pattern(2, 4))
+        assert zeros.masked == weight.numel() // 2
+        found.append((zeros.masked_not_zero, zeros.violations))
+    assert found == [(0, 0), (1, 1)]
