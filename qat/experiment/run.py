@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -134,6 +135,12 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
         TARGETS[0].check(policy)
     mixed_precision.check(config, network, policy, data)
     other_runs(config, data)
+    batches = build.datamodule(config, data)
+    callbacks = _callbacks(config, folder, policy, batches)
+    network = copy.deepcopy(network)
+    for callback in callbacks:
+        if isinstance(callback, NetworkExtension) and callback.changes_float_network:
+            callback.on_float_network(network, network)
     prepared = prepare(network, policy, torch.zeros(2, *data.image_shape))
     if not quantizers(prepared):
         raise ValueError(
@@ -143,9 +150,7 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
     for training in (config, config.float):
         build.classifier(network, training, data)
     build.distillation(config, network, data)
-    batches = build.datamodule(config, data)
     batches.calibration_batches(config.calibration_images)
-    callbacks = _callbacks(config, folder, policy, batches)
     for callback in callbacks:
         if isinstance(callback, NetworkExtension):
             callback.on_prepared(prepared, prepared)

@@ -18,10 +18,18 @@ class Exercise:
         self.samples = 0
         self._first: list[Tensor] = []
         self._all_zero = self._constant = self._one_image = True
+        self._nan = False
         self._seen: dict[str, Tensor] = {}
 
     def see_inputs(self, inputs: Sequence[Tensor]) -> None:
-        """Note whether these inputs are zero, constant, or one sample repeated."""
+        """Note whether these inputs are zero, constant, NaN, or one sample repeated.
+
+        Raises:
+            ValueError: there is no sample.
+        """
+        if not len(inputs[0]):
+            raise ValueError("a batch without samples verifies nothing: leave it out.")
+        self._nan = self._nan or any(x.is_floating_point() and bool(x.isnan().any()) for x in inputs)
         self.samples += len(inputs[0])
         self._first = self._first or [x[:1].clone() for x in inputs]
         for x, first in zip(inputs, self._first, strict=True):
@@ -45,6 +53,8 @@ class Exercise:
     @property
     def weakness(self) -> str:
         """Why the inputs are no data, as the begin of a sentence; "" if they are."""
+        if self._nan:
+            return "Inputs have NaN, for which there is no integer"
         if self._all_zero:
             return "All inputs are zero"
         if self._constant:

@@ -5,20 +5,28 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qat.integer.modules import IntegerModule
+from qat.torch_private import tree_map
 from qat.transform.graph_record import NodeRecord, graph_of_record, record_graph
 
 
 class IntegerModel(fx.GraphModule):
     """A network on integer codes, float in and float out. `codes(x)` also returns the codes of every site.
 
+    Its floats are float32: inputs of other precisions are converted.
+
     It can be copied and pickled (`torch.save`, and `torch.load(..., weights_only=False)`) and comes back as what it was.
     """
 
     policy: Any = None
     """The policy of the prepared network as plain data, if it is known."""
+
+    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "IntegerModel") -> None:
+        super().__init__(root, graph, class_name)
+        self.register_forward_pre_hook(_in_float32, with_kwargs=True)
 
     def codes(self, *inputs: Any, values: dict[str, Tensor] | None = None) -> tuple[Any, dict[str, Tensor]]:
         """(output, {site: uint8 codes}) for one batch. values: gets what the codes of dynamic sites stand for."""
@@ -61,6 +69,16 @@ class IntegerModel(fx.GraphModule):
         restore, arguments = self.__reduce__()
         result: IntegerModel = restore(*arguments)
         return result
+
+
+def _in_float32(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs of half and double precision as float32."""
+
+    def converted(x: Any) -> Any:
+        other = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float32
+        return x.float() if other else x
+
+    return tree_map(converted, args), tree_map(converted, kwargs)
 
 
 def _restore(root: nn.Module, records: list[NodeRecord], name: str, policy: Any, training: bool) -> IntegerModel:

@@ -76,6 +76,7 @@ class WeightOnlyLayer(StoredWeight):
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         layer = as_quantized(self.layer)
+        x = x.float() if x.is_floating_point() else x  # of a half or double network without a graph, too
         x = x if layer.input_quantizer is None else layer.input_quantizer(x)
         return layer.compute(x, self.dequantized(), *others, **named)
 

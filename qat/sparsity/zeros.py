@@ -42,7 +42,7 @@ def values_of_codes(module: nn.Module) -> Tensor | None:
     codes, zero_point = getattr(module, "weight", None), getattr(module, "weight_zero_point", None)
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim < 2:
         return None
-    values = codes.long()
+    values, view = codes.long(), getattr(module, "view", codes.shape)
     if isinstance(zero_point, Tensor) and bool(zero_point.any()):
-        values = (codes.reshape(module.view).long() - zero_point.long()).reshape(codes.shape)
+        values = (codes.reshape(view).long() - zero_point.long()).reshape(codes.shape)
     return outputs_first(getattr(module, "layer", None), values)

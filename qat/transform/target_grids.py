@@ -50,7 +50,8 @@ class TargetGrids:
                 yield f"{who}, which computes in float with integer weights: give it activation: {{bits: 8}}, or no weight."
             if weight.granularity == "per_group":
                 yield f"{who}, which scales weights per group: write weight: {{granularity: per_channel}}."
-        if weight is not None and self.zero_is_code_0 and not weight.symmetric:
+        in_integers = activation is not None and weight is not None and weight.granularity != "per_group"
+        if weight is not None and not weight.symmetric and (self.zero_is_code_0 or in_integers):
             yield f"{who}, whose weights have a zero-point: write weight: {{symmetric: true}}."
         if activation is None:
             return

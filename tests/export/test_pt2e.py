@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qat
+from qat.export.pt2e import export_pt2e
 from qat.export.pt2e.program import load_program
 from qat.export.targets import target_named
 from qat.export.verification import DamagedFileError, OtherModelError
@@ -131,6 +132,20 @@ def test_a_changed_code_and_another_model_are_seen(written: tuple[IntegerModel, 
     assert {s.name for s in check.sites if s.code_mismatches} == {"conv2"}  # not those that inherit it
     with pytest.raises(OtherModelError, match="no codes for the sites"):
         qat.verify(path, integer_model("depthwise"), [images(2)])
+
+
+def test_weights_alone_are_proven_by_the_stored_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 4)
+    prepared = qat.prepare(model, "w4", x, target="pt2e")
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    export_pt2e(integer, x, path := tmp_path / "model.pt2")
+    found = qat.verify(path, integer, [x], prepared)
+    assert found.passed, found
+    assert found.constants_compared > 0
+    integer.get_submodule("0").weight[0, 0] ^= 1
+    assert not qat.verify(path, integer, [x]).passed
 
 
 def test_what_is_no_program_is_refused(tmp_path: Path) -> None:

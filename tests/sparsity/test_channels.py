@@ -115,7 +115,7 @@ def test_numbers_of_channels_from_a_checkpoint_are_applied_and_checked() -> None
     shrink(model, {"first": 5})  # as it is
     with pytest.raises(ValueError, match="'wide' of Plain cannot be reduced to 2 channels"):
         shrink(model, {"wide": 2})
-    with pytest.raises(ValueError, match="channels=0.01 takes no channel of any layer, of which the largest has"):
+    with pytest.raises(ValueError, match=r"channels=0\.01 takes no channel of any layer, of which the largest has"):
         remove_channels(model, 0.01)
     with pytest.raises(ValueError, match="no layer of Plain that was chosen"):
         remove_channels(model, 0.5, lambda name: False)

@@ -1,8 +1,11 @@
 """Networks in half and double precision, from prepare to the integer model."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import qat
 
@@ -28,3 +31,30 @@ def test_a_network_of_any_precision_becomes_a_float32_artefact(dtype: torch.dtyp
     torch.testing.assert_close(out, prepared.eval()(x).float(), atol=0.1, rtol=0.05)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert prepared.float()(x.float()).isfinite().all()
+
+
+class Around(nn.Module):
+    """An operation in float before the first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.last = nn.LayerNorm(6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(self.norm(x)).tanh())
+
+
+@pytest.mark.parametrize("policy", ["w4", "nvfp4", "fp8_weights"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_weights_alone_in_codes_take_inputs_of_any_precision(dtype: torch.dtype, policy: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Around().to(dtype), torch.randn(16, 6, dtype=dtype)
+    prepared = qat.prepare(model, policy, x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    for network in (integer, copy.deepcopy(integer), qat.load_quantized(qat.save_quantized(integer, tmp_path))):
+        assert torch.equal(network(x), integer(x.float()))
+    torch.testing.assert_close(integer(x), prepared.eval()(x).float(), atol=0.1, rtol=0.05)
+    if policy != "nvfp4":
+        qat.export_onnx(integer, x, tmp_path / "model.onnx")
+        assert qat.verify(tmp_path / "model.onnx", integer, [x], prepared).passed

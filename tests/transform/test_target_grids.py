@@ -61,6 +61,15 @@ def test_inputs_in_a_floating_point_format_are_refused_for_onnx_runtime_before_t
     )
 
 
+@pytest.mark.parametrize("target", TARGET_GRIDS)
+def test_weights_with_a_zero_point_are_refused_where_layers_compute_in_integers(target: str) -> None:
+    content: dict[str, Any] = {"preset": "w4a8", "weight": {"symmetric": False}}
+    with pytest.raises(ValueError, match=f"target={target} .* zero-point: write weight: {{symmetric: true}}"):
+        qat.load_policy({**content, "target": target})
+    if TARGET_GRIDS[target].float_layers:
+        qat.load_policy({"preset": "w4", "weight": {"symmetric": False}, "target": target})
+
+
 def test_the_target_chooses_the_sign_that_a_policy_leaves_open() -> None:
     def signs(target: str | None) -> list[tuple[int, bool]]:
         prepared = qat.prepare(small(), "w4a4", torch.zeros(1, 3, 6, 6), target)

@@ -108,11 +108,12 @@ class _Written:
         described = description_of(nn.Module(), path_of(cls), attributes, self.describe, where)
         self.unused.add(f"{where}.weight")
         described["parameters"] = ["-weight"]
-        if layer.bias is not None:
-            self.writer.add(f"{where}.bias", layer.bias)
+        bias = getattr(layer, "bias", None)  # no class of embeddings has to have one
+        if bias is not None:
+            self.writer.add(f"{where}.bias", bias)
             self.unused.add(f"{where}.bias")
         if cls.__name__ != "Embedding":
-            described["parameters"].append("bias" if layer.bias is not None else "-bias")
+            described["parameters"].append("bias" if bias is not None else "-bias")
         quantizer = layer.input_quantizer
         child = None if quantizer is None else describe_module(quantizer, self.describe, f"{where}.input_quantizer")
         return described | {"children": {"weight_quantizer": None, "input_quantizer": child}, "eval": True}

@@ -39,7 +39,7 @@ def names_of_layers(option: str, given: Any) -> tuple[str, ...]:
     Raises:
         ValueError: it is no list of texts, or matches nothing because it is empty.
     """
-    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list | tuple | set) else None
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else None
     if names is None or not all(isinstance(name, str) for name in names) or (option == "match" and not names):
         raise ValueError(
             f"{option}={given!r} is not possible: write globs on names, or types, as ['layer1.*', 'type:Conv2d']."

@@ -246,3 +246,20 @@ def test_a_module_in_two_places_stays_one(tmp_path: Path) -> None:
         assert_same(loaded, prepared, x)
         integer = qat.convert(prepared)
         assert_same(qat.load_quantized(qat.save_quantized(integer, tmp_path)), integer, x)
+
+
+class Positions(nn.Embedding):
+    """Looks an entry further on, as OPT's positions do; a class of embeddings has no `bias`."""
+
+    def forward(self, places: Tensor) -> Tensor:
+        return super().forward(places + 2)
+
+
+def test_an_embedding_of_ones_own_in_an_integer_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, places = nn.Sequential(Positions(12, 4), nn.Linear(4, 3)), torch.arange(10).reshape(2, 5)
+    prepared = qat.prepare(model, "w4", places)
+    qat.calibrate(prepared, [places])
+    integer = qat.convert(prepared)
+    assert torch.equal(integer(places), prepared.eval()(places))
+    assert torch.equal(qat.load_quantized(qat.save_quantized(integer, tmp_path))(places), integer(places))
