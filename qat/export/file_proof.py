@@ -38,7 +38,8 @@ class FileProof:
         """What is known, and what cannot be."""
         if not self.recorded:
             return [
-                "The file carries no hash: it was not written by this version of qat, and nothing is known about it."
+                "The file carries no hash: files of its kind have none, or this version of qat did not write it. Nothing is "
+                "known about it without the model: qat.verify(path, integer, batches) computes it anew."
             ]
         if not self.intact:
             return [
