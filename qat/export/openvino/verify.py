@@ -14,8 +14,8 @@ from qat.export.openvino.runtime import OpenVinoSession, operators
 from qat.export.verification import Verification
 
 TIES = 0.05
-"""Share of a site's codes that may differ by one step: OpenVINO requantizes with other float operations. A channel that is constant
-lies on one side of a rounding edge with all its codes, so that a site of few channels may differ in more than its ties."""
+"""Share of a site's codes that may differ by one step: OpenVINO requantizes with other float operations. A channel that is
+constant lies on one side of a rounding edge with all its codes, so a site of few channels may differ in more than its ties."""
 OPENVINO = Engine("OpenVINO", "openvino", OpenVinoSession, operators, TIES)
 
 
