@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from qat.report import Results
 
 
+def multirun_first(words: Sequence[str]) -> list[str]:
+    """The words with -m before the overrides: argparse takes those around it for unknown arguments.
+
+    >>> multirun_first(["recipe=digits_w8a8", "-m", "seed=0,1"])
+    ['-m', 'recipe=digits_w8a8', 'seed=0,1']
+    """
+    return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
+
+
 def main(program: str = "qat train") -> None:
     """Train, compare with PTQ, export, verify and report, as the overrides in `sys.argv[1:]` say.
 
@@ -36,6 +45,7 @@ def main(program: str = "qat train") -> None:
     """
 
     words = tuple(sys.argv[1:])
+    sys.argv[1:] = multirun_first(words)
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=CONFIG_NAME)
     def start(config: DictConfig) -> float | tuple[float | None, ...] | None:

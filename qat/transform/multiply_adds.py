@@ -102,6 +102,8 @@ class _Counter(DispatchMode):
         flops = flop_registry.get(func.overloadpacket)
         if flops is not None:
             self.multiply_adds += flops(*args, **(kwargs or {}), out_val=result) // 2
+        elif "grouped_mm" in str(func):  # of experts, in transformers: each token by the matrix of its group
+            self.multiply_adds += result.numel() * args[0].shape[-1]
         return result
 
 

@@ -12,6 +12,33 @@ from qat.integer.layers import IntegerLayer
 from tests.networks import OptionA
 
 
+@torch.library.custom_op("qat_tests::grouped_mm_fallback", mutates_args=())
+def grouped_mm_fallback(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    starts = [0, *ends.tolist()[:-1]]
+    return torch.cat([x[a:b] @ w for a, b, w in zip(starts, ends.tolist(), weights, strict=True)])
+
+
+class Experts(nn.Module):
+    """A linear layer, and experts in float as those of transformers: an operation of its own, with a matrix for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.experts = nn.Linear(4, 6), nn.Parameter(torch.randn(2, 6, 5))
+        self.register_buffer("ends", torch.tensor([3, 8]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.qat_tests.grouped_mm_fallback(self.fc(x), self.experts, self.ends)
+
+
+def test_experts_in_float_count() -> None:
+    x = torch.randn(8, 4)
+    prepared = qat.prepare(Experts(), "w8a8", x)
+    with pytest.warns(UserWarning, match="only 44% of the multiply-adds are in integers"):
+        share = qat.inspect(prepared).share
+    assert share is not None
+    assert share.multiply_adds == pytest.approx(4 * 6 / (4 * 6 + 6 * 5))
+
+
 class Mixed(nn.Module):
     """A convolution, one that pads by reflection, an LSTM and a linear layer."""
 

@@ -52,10 +52,11 @@ class ExportONNX(L.Callback):
         path: str | Path = "model.onnx",
         float_path: str | Path | None = None,
         dataloaders: Any = None,
-        targets: Iterable[str] | Mapping[str, str | None] = (),
+        targets: str | Iterable[str] | Mapping[str, str | None] = (),
     ) -> None:
         self.path = Path(path)
-        names = targets if isinstance(targets, Mapping) else dict.fromkeys(targets)
+        listed = [targets] if isinstance(targets, str) else targets
+        names = listed if isinstance(listed, Mapping) else dict.fromkeys(listed)
         self.targets = {
             (target := target_named(name)): target.path(self.path) if file is None else self.path.parent / file
             for name, file in names.items()

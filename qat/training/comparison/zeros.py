@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from qat.export.packed import save_quantized
@@ -22,6 +23,8 @@ PACKED = "packed folder"
 def zeros_of_layers(integer: nn.Module, masks: Mapping[str, Tensor], pattern: Pattern | None) -> list[LayerZeros]:
     """Every layer of an integer model: its zeros, and whether they are where the masks want them.
 
+    A layer that is called twice has a module for each call, with the same codes: it counts once.
+
     Args:
         integer: what the artefact was written from.
         masks: layer of the float network -> which weights stay.
@@ -29,14 +32,18 @@ def zeros_of_layers(integer: nn.Module, masks: Mapping[str, Tensor], pattern: Pa
     """
     modules = dict(integer.named_modules())
     masked = {name.replace(".", "_"): mask.cpu() for name, mask in masks.items()}
-    found = []
+    found, seen = [], list[Tensor]()
     for name, zeros in count_zeros(integer, pattern).items():
         mask = masked.get(name.replace(".", "_"))
+        values = values_of_codes(modules[name])
+        assert values is not None
+        if mask is None and any(torch.equal(values, other) for other in seen):
+            continue
+        seen.append(values)
         pruned = wrong = 0
         if mask is not None:
-            not_zero, stays = values_of_codes(modules[name]), _as_stored(mask, modules[name])
-            assert not_zero is not None
-            pruned, wrong = int((~stays).sum()), int((not_zero.cpu().bool() & ~stays).sum())
+            stays = _as_stored(mask, modules[name])
+            pruned, wrong = int((~stays).sum()), int((values.cpu().bool() & ~stays).sum())
         violations = zeros.violations if mask is not None else None
         found.append(LayerZeros(name, zeros.weights, zeros.zeros, pruned, wrong, violations))
     return found

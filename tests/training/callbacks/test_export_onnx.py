@@ -72,3 +72,4 @@ def test_a_target_whose_runtime_is_missing_is_refused_when_the_fit_begins(
 def test_an_unknown_target_is_named() -> None:
     with pytest.raises(ValueError, match="did you mean portable"):
         ExportONNX(targets=["portabel"])
+    assert [target.name for target in ExportONNX(targets="portable").targets] == ["portable"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import qat
 from qat.nn import outputs_first
@@ -43,3 +43,21 @@ def test_pruned_weights_are_found_in_every_layout(case: str) -> None:
         assert zeros.masked == weight.numel() // 2
         found.append((zeros.masked_not_zero, zeros.violations))
     assert found == [(0, 0), (1, 1)]
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Linear(4, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again(self.again(self.first(x)).relu())
+
+
+def test_a_layer_that_is_called_twice_counts_once() -> None:
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(8, 4)
+    prepared = qat.prepare(model, "w8a8", x)
+    qat.calibrate(prepared, [x])
+    found = zeros_of_layers(qat.convert(prepared), {}, None)
+    assert sum(layer.weights for layer in found) == 4 * 6 + 6 * 6
