@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,8 +39,9 @@ class Upsampling(nn.Module):
         return self.uneven(F.relu(self.groups(F.relu(self.whole(x)))))
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "residual, 4 bits": (INTEGER[0], "w4a4"),
+    "signed behind ReLU": (INTEGER[0], {"preset": "w8a8", "activation": {"signed": True}}),
     "depthwise": (INTEGER[1], "w8a8"),
     "concatenation": (INTEGER[2], "w2a2"),
     "three axes": (INTEGER[3], "w8a8"),
@@ -126,11 +128,12 @@ def test_the_file_is_verified_site_by_site(written: tuple[IntegerModel, Path]) -
 def test_a_changed_code_and_another_model_are_seen(written: tuple[IntegerModel, Path], tmp_path: Path) -> None:
     integer, path = written
     program = load_program(path)
-    program.state_dict["conv2.weight"].reshape(-1)[0] ^= 64
+    weight = program.state_dict["conv2.weight"].neg_()
     torch.export.save(program, tmp_path / "m.pt2")
     check = qat.verify(tmp_path / "m.pt2", integer, [images(16, seed=2)])
-    assert [(d.name, d.elements) for d in check.stored] == [("conv2.weight", 1)]
+    assert [(d.name, d.elements) for d in check.stored] == [("conv2.weight", int(weight.count_nonzero()))]
     assert {s.name for s in check.sites if s.code_mismatches} == {"conv2"}  # not those that inherit it
+    assert check.propagated > 100
     with pytest.raises(OtherModelError, match="no codes for the sites"):
         qat.verify(path, integer_model("depthwise"), [images(2)])
 
