@@ -64,8 +64,9 @@ def integer_model(name: str, seed: int = 0) -> IntegerModel:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
-@pytest.mark.parametrize("for_litert", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "for_litert"), [*((name, False) for name in NETWORKS), ("concatenation", True), ("transposed", True)]
+)
 def test_codes_are_those_of_the_integer_model(name: str, for_litert: bool) -> None:
     integer = integer_model(name)
     module = qat.to_pt2e(integer, for_litert)
