@@ -127,7 +127,7 @@ def trained(prepared: nn.Module, teacher: nn.Module | None, data: Data, training
         schedule.step()
         if step == 1 or step == steps or time.monotonic() - shown > 5:
             shown = time.monotonic()
-            say(f"step {step} of {steps}, loss {loss.item():.4f}")
+            say(f"step {step} of {steps}, loss {loss.item():.4g}")
     return prepared.eval()
 
 

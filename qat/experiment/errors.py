@@ -129,6 +129,8 @@ def _argument_sentence(reason: str) -> str:
 
 def _missing_option(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
+    in_group = [path.stem for path in (CONFIGS / group).glob("*.yaml")] if group in _groups() else []
+    error.options = error.options or in_group  # of a list, export=[onnxruntime,nme], Hydra gives none
     if not error.options:
         return (
             f"the configuration {name!r} does not exist: leave --config-name out, or add the --config-dir that has it."

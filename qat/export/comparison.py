@@ -17,7 +17,7 @@ from qat.export.verification import OtherModelError, SiteAgreement, StoredDiffer
 from qat.integer import IntegerModel
 from qat.integer.layers import IntegerLayer
 from qat.integer.modules import IntegerModule
-from qat.integer.weight_only import stored_weights
+from qat.integer.weight_only import StoredWeight
 from qat.torch_private import tree_leaves, tree_map_only
 from qat.transform.batches import positional_arguments
 
@@ -195,7 +195,9 @@ class _Comparison:
             site.exercised = self.exercise.share(site.name, getattr(module, "output", None))
         result.weak_data = self.exercise.sentences(result.sites)
         result.weak_inputs = bool(self.exercise.weakness)
-        result.nothing_quantized = not static_sites(self.integer) and not stored_weights(self.integer)
+        result.nothing_quantized = not any(
+            isinstance(m, IntegerModule | IntegerLayer | StoredWeight) for m in self.integer.modules()
+        )
         result.top1_agreement = self.same_answers / self.answers
         if self.prepared is not None:
             decibels = self.prepared.sqnr_db()

@@ -22,6 +22,10 @@ MISTAKES = {
         ["recipe=digits_w4a9"],
         "recipe 'digits_w4a9' does not exist: write recipe=NAME with one of cifar10_",
     ),
+    "no such option in a list": (
+        ["export=[onnxruntime,packed]"],
+        "export 'packed' does not exist: write export=NAME with one of",
+    ),
     "no such option": (["optim=adamx"], "optim 'adamx' does not exist: write optim=NAME with one of adam, adamw, sgd."),
     "bits": (["policy.preset=w9a8"], "policy.preset='w9a8' is not possible: write w<bits>a<bits> with 2 to 8 bits"),
     "preset": (["policy.preset=wxa8"], "policy.preset='wxa8' is not possible: write w<bits>a<bits>"),

@@ -139,6 +139,19 @@ def test_a_changed_code_and_another_model_are_seen(written: tuple[IntegerModel, 
         qat.verify(path, integer_model("depthwise"), [images(2)])
 
 
+@pytest.mark.parametrize("policy", ["w8_dynamic", "w8_dynamic_per_token"])
+def test_dynamic_ranges_are_operations_of_a_program_with_a_free_batch(policy: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 4)
+    prepared = qat.prepare(model, policy, x, target="pt2e")
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    export_pt2e(integer, x[:2], path := tmp_path / "model.pt2")
+    found = qat.verify(path, integer, [x], prepared)
+    assert found.passed, found
+    torch.testing.assert_close(torch.export.load(path).module()(x[:5]), integer(x[:5]))
+
+
 def test_weights_alone_are_proven_by_the_stored_numbers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(8, 4)
