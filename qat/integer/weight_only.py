@@ -106,9 +106,11 @@ class WeightOnlyModule(nn.Module):
         self.stored = nn.ModuleList(stored.values())
 
     def __getattr__(self, name: str) -> Any:
-        """Its own, or the module's: code around a module reads its options (`self_attn.batch_first`)."""
-        own = name == "module" or any(
-            name in vars(self).get(kind, ()) for kind in ("_buffers", "_modules", "_parameters")
+        """Its own, or the module's: code around a module reads its options (`self_attn.batch_first`), not how it is copied."""
+        own = (
+            name == "module"
+            or name.startswith("__")
+            or any(name in vars(self).get(kind, ()) for kind in ("_buffers", "_modules", "_parameters"))
         )
         return super().__getattr__(name) if own else getattr(super().__getattr__("module"), name)
 

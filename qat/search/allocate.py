@@ -115,6 +115,8 @@ def allocate(
     start = time.perf_counter()
     if sensitivity not in get_args(Method):
         raise ValueError(f"sensitivity={sensitivity!r} does not exist: write {' or '.join(get_args(Method))}.")
+    if isinstance(points, bool) or not isinstance(points, int) or points < 0:
+        raise ValueError(f"points={points!r} is not possible: write a whole number of budgets, or 0 for no front.")
     if loss is not None and not callable(loss):
         raise ValueError(f"loss={loss!r} is not possible: write a function of (outputs, batch) that returns a tensor.")
     if loss is not None and sensitivity != "measured":

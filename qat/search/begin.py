@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,8 +91,9 @@ def begin(
     """Find the layers and check that the budget is possible."""
     if is_prepared(model):
         raise ValueError("the model is prepared already: allocate bits for the float model.")
-    weights, inputs = check_widths(widths[0], "weight_bits"), tuple(widths[1])
-    inputs = check_widths(inputs, "activation_bits") if inputs else ()
+    weights, inputs = check_widths(widths[0], "weight_bits"), widths[1]
+    none = isinstance(inputs, Sized) and not len(inputs)
+    inputs = () if none else check_widths(inputs, "activation_bits")
     args, kwargs = call_of(model, batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a network that nobody will train

@@ -1,5 +1,6 @@
 """Modules of quantized_decomposed operations: the codes of the integer model, from a module and from a file."""
 
+import copy
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from qat.export.pt2e.program import load_program
 from qat.export.targets import target_named
 from qat.export.verification import DamagedFileError, OtherModelError
 from qat.integer import IntegerModel
+from qat.integer.weight_only import WeightOnlyModule
 from tests.export.test_portable import Moving
 from tests.networks import INTEGER, Gate, build, images
 
@@ -174,3 +176,15 @@ def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
     assert not proof.recorded
     assert not proof.passed
     assert proof.hashes == {"file": hashlib.sha256(b"PK").hexdigest()}
+
+
+def test_copies_of_a_recurrent_layer_in_codes_are_in_codes() -> None:
+    """Oracle: the integer model that was copied, and its weights, which no copy may have as floats."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.LSTM(5, 4, batch_first=True)).eval(), torch.randn(2, 3, 5)
+    prepared = qat.prepare(model, "w8a8", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    for made in (copy.deepcopy(integer), qat.to_pt2e(integer)):
+        assert torch.equal(made(x)[0], integer(x)[0])
+        assert type(made.get_submodule("0")) is WeightOnlyModule

@@ -91,6 +91,8 @@ def test_the_size_is_that_of_the_prepared_network_and_keeps_the_limit(batches: l
         ({"size": 720, "keep": ["*"]}, "leaves no quantized layer"),
         ({"size": 720, "sensitivity": "guessed"}, "write measured or fisher"),
         ({"size": 720, "weight_bits": 4}, "weight_bits=4 is not possible"),
+        ({"size": 720, "activation_bits": 8}, "activation_bits=8 is not possible"),
+        ({"size": 720, "points": -1}, "points=-1 is not possible"),
         ({"size": 720, "keep": 3}, "keep=3 is not possible"),
         ({"size": 720, "keep": ["stm"]}, r"'stm' is no layer and the match of no rule; layers: stem, left"),
         ({"size": 720, "loss": "mse"}, "loss='mse' is not possible: write a function"),
