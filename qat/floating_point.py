@@ -132,8 +132,8 @@ def shared_exponents(largest: Tensor, element: FloatFormat) -> Tensor:
         largest: float32, >= 0, any shape: the largest magnitude of each block.
         element: the format of the elements.
 
-    >>> shared_exponents(torch.tensor([0.0, 1.0, 6.0, 7.9, 8.0]), E2M1) - 127
-    tensor([129,  -2,   0,   0,   1], dtype=torch.uint8)
+    >>> shared_exponents(torch.tensor([0.0, 1.0, 6.0, 7.9, 8.0]), E2M1)
+    tensor([  0, 125, 127, 127, 128], dtype=torch.uint8)
     """
     biased = (exponents(largest) - element.highest_exponent + EXPONENT_BIAS).clamp(0, 254)
     return torch.where(torch.isfinite(largest), biased, 255).to(torch.uint8)

@@ -101,6 +101,8 @@ def test_every_page_has_its_place_on_the_site() -> None:
 def test_the_names_of_the_api_exist() -> None:
     names = re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(), flags=re.MULTILINE)
     assert set(qat.__all__) - {"Mode", "callbacks", "ptq", "search"} <= {name.removeprefix("qat.") for name in names}
+    if importlib.util.find_spec("huggingface_hub") is None:
+        names = [name for name in names if not name.startswith("qat.hf")]
     for name in names:
         found: Any = qat
         for part in name.split(".")[1:]:

@@ -20,6 +20,7 @@ def outputs_first(layer: Any, weight: Tensor) -> Tensor:
 def inputs_and_outputs_swapped(weight: Tensor, groups: int) -> Tensor:
     """[in, out / groups, ...] -> [out, in / groups, ...], and back.
 
+    >>> import torch
     >>> inputs_and_outputs_swapped(torch.zeros(4, 3, 5), 2).shape
     torch.Size([6, 2, 5])
     """

@@ -37,7 +37,7 @@ MISTAKES = {
         ["trainer.max_step=20"],
         "unknown key trainer.max_step; did you mean trainer.max_steps?",
     ),
-    "key at the top": (["xyz=20"], f"unknown key xyz; {TOP} batch_size, calibration_images,"),
+    "key at the top": (["xyz=20"], f"unknown key xyz; {TOP} batch_size, budget, calibration_images,"),
     "value": (["batch_size=abc"], "batch_size='abc' is not possible: write a whole number from 1 to 65,536."),
     "syntax": (["seed=]"], "'seed=]' cannot be read: write key=value"),
     "checkpoint": (["model.checkpoint=/nowhere.safetensors"], "model.checkpoint=/nowhere.safetensors does not exist"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.sweep.grid_sweeper import GridSweeper
+from qat.experiment.sweep.optuna_private import trial_id
 from qat.experiment.sweep.space import Numbers, Space
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class OptunaSweeper(GridSweeper):
             running = frozen.state == optuna.trial.TrialState.RUNNING and frozen.number not in left_out
             whole = len(frozen.params) == len(space.varied)
             if running and whole and not is_in_use(folder / space.job(frozen.params, frozen.number).name):
-                chosen.append(optuna.trial.Trial(study, frozen._trial_id))
+                chosen.append(optuna.trial.Trial(study, trial_id(frozen)))
         chosen = chosen[: self.n_jobs]
         distributions = {key: distribution(values) for key, values in space.varied.items()}
         while len(chosen) < self.n_jobs and len(study.get_trials(deepcopy=False)) < self.n_trials:
@@ -131,7 +132,7 @@ class OptunaSweeper(GridSweeper):
             return
         storage = self.storage or str(folder.parent / "optuna.journal")
         pruner = OmegaConf.to_container(self.pruner, resolve=True)
-        place = {"storage": storage, "study": study.study_name, "id": trial._trial_id, "number": trial.number}
+        place = {"storage": storage, "study": study.study_name, "id": trial_id(trial), "number": trial.number}
         write_atomically(folder / TRIAL, json.dumps({**place, "pruner": pruner}))
 
     def _tell(self, study: optuna.Study, trial: optuna.trial.Trial, folder: Path) -> bool:
