@@ -37,11 +37,13 @@ def config_dir_options(words: Sequence[str]) -> list[str]:
 
     >>> config_dir_options(["-m", "--config-dir", "mine", "seed=1"])
     ['--config-dir', 'mine']
+    >>> config_dir_options([])
+    []
     """
     options = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for i, word in enumerate(words):
         if word in ("--config-dir", "-cd"):
-            options += [word, following]
+            options += words[i : i + 2]
         elif word.startswith("--config-dir="):
             options.append(word)
     return options
