@@ -7,11 +7,11 @@ from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from qat.experiment.errors import exit_with, sentence
+from qat.experiment.errors import composition_sentence, exit_with, sentence
 from qat.experiment.schema import Configuration, check_configuration
 from qat.experiment.suggestion import unknown_key
 from qat.experiment.sweep.grid import grid
@@ -33,7 +33,11 @@ class EarlyCheck(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_order(config)
         for overrides in islice(_runs_of_sweep(config), MOST_RUNS):
-            _check(GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides)), "sweep")
+            try:
+                composed = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
+            except HydraException as error:  # Hydra would ignore it here, and raise it when this job begins
+                exit_with(composition_sentence(error) if isinstance(error, MissingConfigException) else sentence(error))
+            _check(composed, "sweep")
 
 
 def _check(config: DictConfig, mode: str) -> None:

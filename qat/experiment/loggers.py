@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from qat.experiment import build
 WANDB, MLFLOW = "qat.experiment.loggers.wandb_logger", "qat.experiment.loggers.mlflow_logger"
 SECONDS = 30
 """How long a run waits for W&B's server before it goes on offline."""
+
+
+def check_logger(config: DictConfig) -> None:
+    """Raise ValueError if the package of the logger is not installed: before anything is trained."""
+    if config.logger.get("_target_") == MLFLOW and find_spec("mlflow") is None:
+        raise ValueError("logger=mlflow needs MLflow: pip install 'qat-lightning[mlflow]'.")
 
 
 def make_logger(config: DictConfig, folder: Path, recipe: str) -> Any:

@@ -131,6 +131,7 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
     """
     check_images(config, len(data.train))
     float_network.check_source(config, data)
+    loggers.check_logger(config)
     if config.export.get("_target_"):
         TARGETS[0].check(policy)
     mixed_precision.check(config, network, policy, data)

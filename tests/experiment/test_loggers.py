@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import wandb
 
-from qat.experiment.loggers import make_logger, wandb_logger
+from qat.experiment.loggers import check_logger, make_logger, wandb_logger
 from tests.experiment.configurations import changed
 
 
@@ -66,5 +66,7 @@ def test_mlflow_is_named_where_it_is_missing(tmp_path: Path) -> None:
         pytest.skip("MLflow is installed")
     config = changed()
     config.logger = {"_target_": "qat.experiment.loggers.mlflow_logger"}
+    with pytest.raises(ValueError, match="logger=mlflow needs MLflow"):
+        check_logger(config)
     with pytest.raises(ValueError, match=r"logger=mlflow needs MLflow: pip install 'qat-lightning\[mlflow\]'"):
         make_logger(config, tmp_path, "digits_w2a2")

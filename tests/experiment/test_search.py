@@ -67,6 +67,23 @@ def test_a_list_of_sweeps_that_takes_the_search_back_is_refused(capsys: pytest.C
     assert "write sweep=[joblib,optuna]" in capsys.readouterr().err
 
 
+def test_an_option_that_does_not_exist_is_refused_before_the_first_job(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hydra = {
+        "overrides": {"task": ["policy=w8a8,w9q9"]},
+        "sweeper": {"_target_": "hydra_plugins.qat_sweepers.GridSweeper"},
+    }
+    whole = hydra_compose("config", return_hydra_config=True)
+    OmegaConf.set_struct(whole, False)
+    whole.hydra.sweeper = hydra["sweeper"]
+    whole.hydra.overrides.task = hydra["overrides"]["task"]
+    monkeypatch.setattr("qat.experiment.early_check._check", lambda *_: None)
+    with pytest.raises(SystemExit):
+        EarlyCheck().on_multirun_start(whole)
+    assert "policy 'w9q9' does not exist: write policy=NAME with one of" in capsys.readouterr().err
+
+
 class Recorded(OptunaSweeper):
     """Its jobs get results that were recorded for their policy; `endings` are files that some get instead."""
 
