@@ -40,7 +40,7 @@ def config_dir_options(words: Sequence[str]) -> list[str]:
     >>> config_dir_options([])
     []
     """
-    options = []
+    options: list[str] = []
     for i, word in enumerate(words):
         if word in ("--config-dir", "-cd"):
             options += words[i : i + 2]
