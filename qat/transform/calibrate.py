@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -155,9 +156,11 @@ def _observing_anew(repeated: Iterable[Quantizer]) -> Iterator[None]:
 
 
 def check_batches(batches: Any) -> None:
-    """Raise ValueError for a tensor, whose samples would count as batches."""
+    """Raise ValueError for a tensor, whose samples would count as batches, and for what holds none."""
     if isinstance(batches, Tensor):
         raise ValueError(f"batches is one tensor of shape {tuple(batches.shape)}: write a list of batches, [tensor].")
+    if isinstance(batches, str | bytes | Path) or not isinstance(batches, Iterable):
+        raise ValueError(f"batches={batches!r} is no list of batches: write [tensor, ...] or a DataLoader.")
 
 
 def weight_quantizers_off(model: nn.Module) -> Any:

@@ -55,8 +55,8 @@ def prepare(
         target: what the file is for, "tensorrt" or another of `qat.export.TARGETS`; None: as the policy says.
 
     Raises:
-        ValueError: a rule matches no layer, nothing can be quantized, the target cannot run a rule, or the copy computes
-            something else.
+        ValueError: a rule matches no layer, nothing can be quantized, the target cannot run a rule, the model cannot run on the
+            example inputs, or the copy computes something else.
     """
     if not isinstance(example_inputs, Tensor | tuple | dict | None):
         raise ValueError(
@@ -214,8 +214,16 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: 
     kwargs = {**implied_arguments(prepared), **kwargs}
     outputs = []
     for candidate in (model, prepared):
-        with torch.no_grad(), training_mode(candidate, False), mode(candidate, Mode.OFF):
-            outputs.append(tree_leaves(candidate(*args, **kwargs)))
+        try:
+            with torch.no_grad(), training_mode(candidate, False), mode(candidate, Mode.OFF):
+                outputs.append(tree_leaves(candidate(*args, **kwargs)))
+        except Exception as error:
+            if candidate is prepared:
+                raise
+            said = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{type(model).__name__} itself cannot run on the example inputs ({said}): write them as its forward is called."
+            ) from error
     if len(outputs[0]) != len(outputs[1]) or not all(map(_same if exact else _close, *outputs)):
         raise ValueError(
             f"the captured graph of {type(model).__name__} does not compute what its forward computes on the example inputs: "

@@ -225,7 +225,7 @@ def rule(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("w4b8", "policy 'w4b8' is neither a preset .* nor a .yaml file"),
+        ("w4b8", "policy 'w4b8' is neither a preset .* nor a .yaml file; did you mean w4a8"),
         ({"preset": "4w4a"}, "preset='4w4a' does not exist: write w<bits>a<bits>, for example w4a8"),
         ("w9a8", "weight of rule 'all': bits=9 is not a valid width"),
         ("w4a1", "activation of rule 'all': bits=1 is not a valid width"),

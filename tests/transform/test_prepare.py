@@ -1,5 +1,7 @@
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -689,3 +691,24 @@ def test_nan_is_blamed_on_its_tensor_and_not_on_the_forward(where: str) -> None:
     prepared = prepare(model, "w8a8", x)
     with pytest.raises(ValueError, match="'2.weight_quantizer' .* NaN" if where == "weight" else "'sites.* NaN"):
         qat.calibrate(prepared, [x])
+
+
+@pytest.mark.parametrize(
+    "example", [torch.randn(2, 5, 4, 4), (torch.randn(2, 3, 4, 4),) * 2, {"foo": torch.randn(2, 3, 4, 4)}]
+)
+def test_example_inputs_that_the_model_itself_cannot_take_are_refused(example: Any, tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"Sequential itself cannot run on the example inputs \("):
+        qat.prepare(model, "w8a8", example)
+    prepared = qat.prepare(model, "w8a8", x)
+    qat.calibrate(prepared, [x])
+    if isinstance(example, Tensor):
+        with pytest.raises(ValueError, match=r"cannot run on the example inputs \("):
+            qat.export_onnx(qat.convert(prepared), example, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("batches", [None, "folder"])
+def test_what_holds_no_batches_is_refused(batches: Any) -> None:
+    prepared = qat.prepare(nn.Linear(2, 2), "w8a8", torch.randn(2, 2))
+    with pytest.raises(ValueError, match=f"batches={batches!r} is no list of batches"):
+        qat.calibrate(prepared, batches)

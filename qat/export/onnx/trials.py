@@ -99,8 +99,19 @@ def _run(model: fx.GraphModule, inputs: ExampleInputs) -> tuple[ExampleInputs, E
             one = example_outputs(model, sized.trial(0))
             return sized, one, example_outputs(model, sized.trial(1)) if any(inputs.axes.values()) else one
         except Exception as error:  # a network may raise anything
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = _first_line(error)
+    try:
+        example_outputs(model, dataclasses.replace(inputs, axes={name: {} for name in inputs.axes}).trial(0))
+    except Exception as error:
+        said = _first_line(error)
+        raise ValueError(
+            f"the model cannot run on the example inputs ({said}): write them as forward is called."
+        ) from error
     raise ValueError(
         f"the model cannot run with other sizes of its free axes, {inputs.axes}: {reason}; write them in dynamic, or "
         "dynamic={} if there are none."
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -40,11 +40,16 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
 
     Raises:
         ValueError: the network is not quantized, has no ranges yet, or contains what no file can describe.
+        FileExistsError: `folder` is a file.
 
     Warns:
         UserWarning: weights that stay float32, because codes do not say enough to go on learning.
     """
     folder = Path(folder).expanduser()
+    if folder.is_file():
+        raise FileExistsError(
+            f"{folder} is a file: write the name of a folder, new or one that qat.save_quantized wrote."
+        )
     writer = TensorWriter()
     manifest = _described(model, writer)
     folder.mkdir(parents=True, exist_ok=True)
