@@ -29,8 +29,11 @@ class CheckpointOnSignal(L.Callback):
         self.handler, self.path = handler, folder / "interrupted.ckpt"
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.handler.install()  # Lightning's own handlers end a fit without a checkpoint
+        self.handler.install()
         self.handler.stage = "calibration and PTQ"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.handler.install()  # Lightning's own handlers, registered since, end a validation with status 0 and no checkpoint
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.handler.stage, self.handler.waits = "QAT", True

@@ -4,7 +4,7 @@ import functools
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def two_loaders() -> dict[str, DataLoader[Any]]:
 
 
 class StatefulLoader(DataLoader[Any]):
-    """Keeps its position, like torchdata's StatefulDataLoader."""
+    """Keeps its position, like torchdata's StatefulDataLoader: the state that was loaded is that of the next `iter`."""
 
     def __init__(self) -> None:
         super().__init__(AugmentedImages(), 8)
@@ -66,6 +66,9 @@ class StatefulLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         begin, self.begin = self.begin, 0
+        return self._from(begin)
+
+    def _from(self, begin: int) -> Iterator[Any]:
         for self.at in range(begin + 1, 6):
             yield self.collate_fn([self.dataset[i] for i in range(8 * self.at - 8, 8 * self.at)])
 
