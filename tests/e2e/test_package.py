@@ -108,7 +108,11 @@ def test_the_wheel_holds_configuration_types_and_license(wheel: Path) -> None:
         assert files <= names
     assert {"qat/py.typed", "qat/kernels/cpu/fake_quantize.c"} <= names
     assert [name for name in names if name.endswith("licenses/LICENSE")]
-    assert {name.split("/")[0] for name in names} == {"qat", f"{wheel.name.split('-py3')[0]}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "qat",
+        "hydra_plugins",  # where Hydra looks for sweepers
+        f"{wheel.name.split('-py3')[0]}.dist-info",
+    }
 
 
 @pytest.mark.slow

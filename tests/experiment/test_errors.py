@@ -79,7 +79,7 @@ MISTAKES = {
     ),
     "stages": (
         ["progressive=[8,3]"],
-        "the stages end with 3 bits, the policy's fewest are 4: write stages that end with",
+        "the stages end with 3 bits, the policy's fewest are 2: write stages that end with 2,",
     ),
     "nothing that oscillates": (
         ["oscillation=track", "policy=w8a8"],

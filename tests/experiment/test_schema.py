@@ -74,7 +74,7 @@ def kinds_of(value: Any, key: str) -> tuple[str, ...]:
     if isinstance(value, bool):
         return SWITCHES
     if isinstance(value, int | float):
-        return NUMBERS
+        return NUMBERS if key != "trainer.devices" else tuple(n for n in NUMBERS if n != "[1]")  # the second GPU
     return WORDS if isinstance(value, str) and not key.endswith(WORD_OR_NUMBER) else ()
 
 

@@ -353,8 +353,9 @@ def test_train_py_in_two_processes(torchrun: bool, tmp_path: Path) -> None:
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert written - {"model_ptq.onnx"} == {
         "config.yaml", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "model.onnx", "float.onnx", "results.json",
-        "report.html", "report.md", "accuracy.png", "latency.png", "size.png", "training.png", "metrics/metrics.csv",
-        "train.log",
+        "report.html", "report.md", "accuracy.png", "latency.png", "size.png", "training.png", "train.log",
+        *(f"metrics/{name}.csv" for name in ("metrics", "comparison", "sites", "summary", "tensors", "verification")),
+        "metrics/hparams.yaml",
     }  # fmt: skip
     results = Results.from_dict(json.loads((folder / "results.json").read_text()))
     assert results.training is not None

@@ -245,6 +245,10 @@ class Trainer(Node):
         indices = str(self.devices).split(",")
         if isinstance(self.devices, str) and self.devices != "auto" and not all(i.strip().isdigit() for i in indices):
             raise wrong("{key}={value} is not possible: write a number, a list of indices, or auto.", "devices")
+        if self.accelerator == "cpu" and (isinstance(self.devices, list) or len(indices) > 1):
+            raise wrong(
+                "{key}={value} names GPUs, and trainer.accelerator is cpu: write a number of processes.", "devices"
+            )
         self._check_length()
 
     def _check_length(self) -> None:

@@ -107,6 +107,7 @@ def qat_of(compile: bool) -> QuantizationAwareTraining:
 @pytest.mark.slow
 def test_a_compiled_fit_is_an_eager_fit(tmp_path: Path) -> None:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # of other tests
     losses = []
     for compile in (False, True):
         torch.manual_seed(0)
