@@ -124,7 +124,7 @@ def _is_asserting(frame: FrameType) -> bool:
     here = next((i for i, step in enumerate(instructions) if step.offset == frame.f_lasti), None)
     if here is None:
         return False
-    if instructions[here].opname == "TO_BOOL":  # Python 3.13
+    if instructions[here].opname in ("TO_BOOL", "COMPARE_OP"):  # from Python 3.13 on, before the jump
         here += 1
     jump = instructions[here]
     if "IF_TRUE" in jump.opname:
