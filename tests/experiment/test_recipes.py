@@ -53,7 +53,7 @@ def test_all_recipes_are_there() -> None:
     expected = {"digits_w2a2", "digits_w8a8", "digits_w4a8", "mnist_w4a4", "mnist_w2a2", "resnet18_w4a8"}
     expected |= {"digits_mixed", "cifar10_mixed_w3", "digits_pruned_w4a8", "cifar10_w4a4_pruned"}
     expected |= {"cifar10_w4a4_pruned_distilled"}
-    expected |= {f"cifar10_{bits}" for bits in ("w8a8", "w4a8", "w4a4", "w2a2")}
+    expected |= {f"cifar10_{bits}" for bits in ("w8a8", "w4a8", "w4a4", "w3a3", "w2a2")}
     assert expected <= {path.stem for path in RECIPE_FILES}
 
 
