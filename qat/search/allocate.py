@@ -113,14 +113,7 @@ def allocate(
             model is prepared already, no layer is searched, or there are no batches.
     """
     start = time.perf_counter()
-    if sensitivity not in get_args(Method):
-        raise ValueError(f"sensitivity={sensitivity!r} does not exist: write {' or '.join(get_args(Method))}.")
-    if isinstance(points, bool) or not isinstance(points, int) or points < 0:
-        raise ValueError(f"points={points!r} is not possible: write a whole number of budgets, or 0 for no front.")
-    if loss is not None and not callable(loss):
-        raise ValueError(f"loss={loss!r} is not possible: write a function of (outputs, batch) that returns a tensor.")
-    if loss is not None and sensitivity != "measured":
-        raise ValueError("a loss is measured, not estimated: write sensitivity='measured', or leave it out.")
+    _check_options(sensitivity, loss, points)
     times = latency_table if isinstance(latency_table, LatencyTable | None) else LatencyTable.read(latency_table)
     budget = Budget(size, bops, mean_bits, latency, times)
     check_batches(batches)
@@ -149,6 +142,22 @@ def allocate(
         seconds=time.perf_counter() - start,
     )
     return Allocation(policy_of(options), record)
+
+
+def _check_options(sensitivity: Any, loss: Any, points: Any) -> None:
+    """Check what no type checks where Python is not type-checked.
+
+    Raises:
+        ValueError: an option does not exist, or two do not go together.
+    """
+    if sensitivity not in get_args(Method):
+        raise ValueError(f"sensitivity={sensitivity!r} does not exist: write {' or '.join(get_args(Method))}.")
+    if isinstance(points, bool) or not isinstance(points, int) or points < 0:
+        raise ValueError(f"points={points!r} is not possible: write a whole number of budgets, or 0 for no front.")
+    if loss is not None and not callable(loss):
+        raise ValueError(f"loss={loss!r} is not possible: write a function of (outputs, batch) that returns a tensor.")
+    if loss is not None and sensitivity != "measured":
+        raise ValueError("a loss is measured, not estimated: write sensitivity='measured', or leave it out.")
 
 
 def _policy_of(policy: Policy, search: Search, options: Sequence[Option]) -> Policy:

@@ -76,6 +76,12 @@ def load_checkpoint(
             stacklevel=2,
         )
         set_bits(built.get_submodule(name), record.bits)
+    _load_state(path, built, state)
+    return built.eval()
+
+
+def _load_state(path: Path, built: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load the state of the checkpoint, or say that it is that of another module."""
     try:
         built.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:
@@ -84,7 +90,6 @@ def load_checkpoint(
             f"checkpoint {path} is not one of {type(built).__name__} ({reason}): pass the class, or the network, that was "
             "trained."
         ) from error
-    return built.eval()
 
 
 def _build(

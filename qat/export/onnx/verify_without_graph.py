@@ -49,17 +49,7 @@ def verify_without_graph(
         FileNotFoundError: there is no such file.
     """
     session = engine.open(read_onnx(path).SerializeToString())
-    weights = stored_weights(model)
-    found = stored_codes(path, weights)
-    if missing := sorted(set(weights) - set(found)):
-        raise OtherModelError(
-            f"{path} has no weights of {', '.join(weights[n][0] for n in missing)}: it was written from another model."
-        )
-    sites: dict[str, SiteAgreement] = {}
-    for name, codes in found.items():
-        label, weight = weights[name]
-        site = sites[label] = SiteAgreement(label, tuple(codes.shape))
-        site.compare(weight.in_blocks().cpu().reshape(codes.shape).to(codes.dtype), codes)
+    sites = _compare_codes(path, model)
     result = Verification(operators=engine.operators(path), runtime=engine.version, exact_runtime=not engine.ties)
     exercise = Exercise()
     examples: tuple[Any, ...] = ()
@@ -95,3 +85,23 @@ def verify_without_graph(
         result.alarm, result.prediction_changes = agreement.alarm(), agreement.prediction_changes
     result.sum_up()
     return result
+
+
+def _compare_codes(path: str | Path, model: nn.Module) -> dict[str, SiteAgreement]:
+    """Compare every weight that the file stores as codes with the module's. Returns label -> what was found.
+
+    Raises:
+        OtherModelError: the file lacks one.
+    """
+    weights = stored_weights(model)
+    found = stored_codes(path, weights)
+    if missing := sorted(set(weights) - set(found)):
+        raise OtherModelError(
+            f"{path} has no weights of {', '.join(weights[n][0] for n in missing)}: it was written from another model."
+        )
+    sites: dict[str, SiteAgreement] = {}
+    for name, codes in found.items():
+        label, weight = weights[name]
+        site = sites[label] = SiteAgreement(label, tuple(codes.shape))
+        site.compare(weight.in_blocks().cpu().reshape(codes.shape).to(codes.dtype), codes)
+    return sites

@@ -238,14 +238,8 @@ class Report(FitReport):
             self.dataloaders,
         )
         info = metric_info(metric, measured)
-        data = self.data or describe_data(
-            trainer,
-            pl_module,
-            qat.inputs,
-            qat.float_network or qat.network_of(pl_module),
-            self.dataloaders,
-            classes=evaluations[row_names.FAKE_QUANT].labels is not None or info.percent,
-        )
+        has_classes = evaluations[row_names.FAKE_QUANT].labels is not None or info.percent
+        data = self.data or self._describe_data(trainer, pl_module, has_classes)
         rows = report_rows(measured, info, self.extras, notes)
         sites, float_edges, _ = describe_sites(best.network)
         verifications = describe_verifications(artefact) if artefact is not None else []
@@ -279,6 +273,11 @@ class Report(FitReport):
             confusion=confusion(measured),
             timings={**self._timings(trainer, artefact), "evaluation": time.perf_counter() - start},
         )
+
+    def _describe_data(self, trainer: L.Trainer, pl_module: L.LightningModule, has_classes: bool) -> Data:
+        qat = require_callback(trainer, QuantizationAwareTraining, self)
+        network = qat.float_network or qat.network_of(pl_module)
+        return describe_data(trainer, pl_module, qat.inputs, network, self.dataloaders, classes=has_classes)
 
     def _verify_ptq(
         self, trainer: L.Trainer, pl_module: L.LightningModule, found: Verdict

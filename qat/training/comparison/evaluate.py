@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -101,12 +102,7 @@ def evaluate(
     if precision != trainer.precision and str(trainer.precision).endswith("true"):
         measured.float()  # the fit has also changed the dtype of the modules around the network
     predictions: list[Tensor] = []
-
-    def note_predictions(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
-            predictions.append(output.argmax(dim=1).cpu())
-
-    handles = [network.register_forward_hook(note_predictions)]
+    handles = [network.register_forward_hook(partial(_note_predictions, predictions))]
     reading = Reading(metric) if metric is not None else None
     if reading is not None:
         handles.append(reading.attach(measured, network))
@@ -128,6 +124,12 @@ def evaluate(
     metrics = {name: float(value) for of_dataloader in logged for name, value in of_dataloader.items()}
     found = Evaluation(metrics, torch.cat(predictions) if predictions else None)
     return found if reading is None else _with_metric(found, reading)
+
+
+def _note_predictions(predictions: list[Tensor], _module: nn.Module, _inputs: Any, output: Any) -> None:
+    """A forward hook: collect the predicted classes of outputs (N, classes)."""
+    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:
+        predictions.append(output.argmax(dim=1).cpu())
 
 
 def _with_metric(found: Evaluation, reading: Reading) -> Evaluation:
