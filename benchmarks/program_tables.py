@@ -154,13 +154,17 @@ def profile_table(measurement: Measurement | None, top: int = 8) -> str:
 
 
 def latency_table(measurement: Measurement | None) -> str:
-    """Latency of each recorded file over its float file in ONNX Runtime."""
+    """Latency of each int8 file over its float file in ONNX Runtime."""
     if measurement is None:
         return NOT_MEASURED
-    sizes = list(next(iter(measurement["latency"].values()))["ratio"])
-    rows = [[f"`{name}`", *(f"{run['ratio'][s]:.2f}" for s in sizes)] for name, run in measurement["latency"].items()]
-    header = ("recipe", *(f"int8 of float, batch {s}" for s in sizes))
-    return with_source(markdown_table(header, rows, text_columns=1), measurement)
+    rows = []
+    for name, run in measurement["latency"].items():
+        for policy, ratios in run["ratio"].items():
+            slowest = ", ".join(f"{operator} {share:.0%}" for operator, share in run["slowest"][policy].items())
+            cells = [f"{ratios[size]:.2f}" if size in ratios else "–" for size in ("1", "32")]
+            rows.append([f"`{name}`", f"`{policy}`", slowest, *cells])
+    header = ("network", "file", "operators that take most time", "of float, batch 1", "batch 32")
+    return with_source(markdown_table(header, rows, text_columns=3), measurement)
 
 
 def menu_table(measurements: Sequence[Measurement], policies: Sequence[str]) -> str:

@@ -218,6 +218,4 @@ def _saturation(prepared: nn.Module) -> list[Finding]:
         f"{', '.join(layers[:NAMED])}{more}: on x86 processors without VNNI, pairs of products saturate, so that their exact "
         "form is needed, which is slower"
     )
-    matched = ["'*'"] if len(layers) == len(all_layers) > 1 else layers
-    rules = [f"safe_{i}: {{match: {m}, weight: {{bits: 7}}, activation: {{bits: 8}}}}" for i, m in enumerate(matched)]
-    return [Finding("saturation", layers[0], text, f"rules: {{{', '.join(rules)}}}")]
+    return [Finding("saturation", layers[0], text, "reduce_range: true")]

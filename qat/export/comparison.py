@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from qat.export.exercise import Exercise
-from qat.export.onnx.example_inputs import resized
 from qat.export.outputs import named_outputs
 from qat.export.prepared_agreement import PreparedAgreement, predictions
-from qat.export.verification import OtherModelError, SiteAgreement, StoredDifference, Verification, differing
+from qat.export.verification import OtherModelError, SiteAgreement, Verification, differing
 from qat.integer import IntegerModel
 from qat.integer.layers import IntegerLayer
 from qat.integer.modules import IntegerModule
 from qat.integer.weight_only import StoredWeight
-from qat.torch_private import tree_leaves, tree_map_only
+from qat.torch_private import tree_leaves
 from qat.transform.batches import positional_arguments
 
 FLOAT_TOLERANCE = 1e-5
@@ -72,62 +70,6 @@ def compare(
         comparison.see(positional_arguments(integer, batch))
     result = comparison.result()
     result.runtime, result.exact_runtime = runtime, False
-    return result
-
-
-class FixedNetwork(Protocol):
-    """A file in a runtime that shows no sites, with a fixed batch."""
-
-    @property
-    def fixed_batch(self) -> int:
-        """The batch that the file was written with."""
-
-    def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
-        """All outputs of a batch of any size."""
-
-
-def compare_decisions(
-    path: str | Path,
-    integer: nn.Module,
-    batches: Iterable[Any],
-    prepared: nn.Module | None,
-    network: FixedNetwork,
-    runtime: str,
-    write: Callable[[Any], tuple[bytes, int]],
-) -> Verification:
-    """Compare a file of a runtime that shows no sites: its decisions, its bytes, and how many layers it computes in integers.
-
-    Args:
-        path: the file.
-        integer: what it was written from.
-        batches: inputs.
-        prepared: the network that was converted, if it is to be compared, too.
-        network: the file in its runtime.
-        runtime: its name and version.
-        write: writes the integer model anew, of an example batch; returns the content, and the number of its integer layers.
-
-    Raises:
-        ValueError: this is not an integer model with a graph, there are no batches, or the file has outputs of other shapes.
-    """
-    if not isinstance(integer, IntegerModel):
-        raise ValueError(
-            f"{type(integer).__name__} has no graph of integer modules: pass the result of qat.convert(prepared)."
-        )
-    kept = list(batches)
-    result = compare(integer, kept, prepared, lambda inputs, codes=None: Ran(network.outputs(inputs), {}), runtime)
-    example = tree_map_only(
-        Tensor, lambda x: resized(x, (network.fixed_batch, *x.shape[1:])), positional_arguments(integer, kept[0])
-    )
-    content, found = write(example)
-    layers = [m for m in integer.modules() if isinstance(m, IntegerLayer)]
-    result.constants_compared = sum(m.weight.numel() + m.bias.numel() for m in layers)
-    if content != Path(path).read_bytes():
-        result.stored.append(StoredDifference("content", 1, "is not what is written of the integer model here and now"))
-    wanted = sum(m.output is not None for m in layers)
-    if found < wanted:
-        text = f"are computed in float: {found} of {wanted} with codes in and out are not"
-        result.stored.append(StoredDifference("layers", wanted - found, text))
-    result.sum_up()
     return result
 
 
@@ -205,6 +147,20 @@ class _Comparison:
                 site.sqnr_db = decibels.get(site.name.split(" (")[0])
             result.alarm, result.prediction_changes = self.prepared.alarm(), self.prepared.prediction_changes
         return result
+
+
+def with_graph(integer: nn.Module) -> IntegerModel:
+    """The model itself, if it has a graph of integer modules.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not isinstance(integer, IntegerModel):
+        raise ValueError(
+            f"{type(integer).__name__} has no graph of integer modules: pass the result of qat.convert(prepared), of a network "
+            "that qat.prepare could capture."
+        )
+    return integer
 
 
 def static_sites(integer: IntegerModel) -> list[str]:

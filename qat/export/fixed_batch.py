@@ -7,7 +7,31 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from qat.export.file_network import FileNetwork
 from qat.torch_private import tree_leaves
+
+
+class FixedBatchNetwork(FileNetwork):
+    """A file whose inputs have the sizes of the example; a subclass sets `sizes` and defines `run`.
+
+    Attributes:
+        sizes: the size of the first axis of each input in the file.
+    """
+
+    sizes: list[int]
+
+    @property
+    def fixed_batch(self) -> int:
+        """The batch that the file was written with."""
+        return int(self.sizes[0])
+
+    def run(self, tensors: list[Tensor]) -> Sequence[Tensor]:
+        """The outputs of a batch of the file's size; may use their memory again."""
+        raise TypeError(f"{type(self).__name__} must define run")
+
+    def outputs(self, inputs: tuple[object, ...]) -> list[Tensor]:
+        """All outputs of a batch of any size."""
+        return run_in_parts(self.run, inputs, self.sizes)
 
 
 def run_in_parts(

@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,6 +125,7 @@ class Target:
         return default.with_name(f"{default.stem}_{self.name}{self.suffixes[0]}")
 
 
+Entry = TypeVar("Entry", Runtime, Target)
 RUNTIMES = (
     Runtime("onnxruntime", "qat.export.onnx:verify_onnx", "qat.export:OnnxRuntimeNetwork"),
     Runtime(
@@ -159,10 +160,7 @@ def target_named(name: str) -> Target:
     Raises:
         ValueError: there is none.
     """
-    found = next((t for t in TARGETS if t.name == name), None)
-    if found is None:
-        raise ValueError(f"target {name} does not exist: {_hint(name, [t.name for t in TARGETS])}")
-    return found
+    return _of_name(name, TARGETS, "target {}")
 
 
 def target_of_file(path: Path) -> Target | None:
@@ -176,15 +174,16 @@ def runtime_of(name: str) -> Runtime:
     Raises:
         ValueError: there is none.
     """
-    found = next((r for r in RUNTIMES if r.name == name), None)
-    if found is None:
-        raise ValueError(f"runtime={name!r} does not exist: {_hint(name, [r.name for r in RUNTIMES])}")
-    return found
+    return _of_name(name, RUNTIMES, "runtime={!r}")
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"write one of {', '.join(known)}."
+def _of_name(name: str, table: Sequence[Entry], what: str) -> Entry:
+    known = [entry.name for entry in table]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(known)}."
+        raise ValueError(f"{what.format(name)} does not exist: {hint}")
+    return table[known.index(name)]
 
 
 def _named(reference: str) -> Callable[..., Any]:

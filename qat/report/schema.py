@@ -120,7 +120,8 @@ class VerificationResult(Record):
     """Code-by-code comparison of the written artefact, run in its own runtime, with the integer model.
 
     `quantized_operators` counts the artefact's operators by type, e.g. `{"QLinearConv": 19, "Conv": 0}`. `file` is its name,
-    `hashes` and `versions` are those that the file carries, and the hash of the whole file.
+    `hashes` and `versions` are those that the file carries, and the hash of the whole file. `latency_shares`: operator -> its
+    share of the time of a call.
     """
 
     codes_compared: int
@@ -141,6 +142,7 @@ class VerificationResult(Record):
     hashes: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     weak_inputs: bool = False
+    latency_shares: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_fraction("VerificationResult", "top1_agreement", self.top1_agreement)

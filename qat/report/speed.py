@@ -10,6 +10,16 @@ SLOWER = 1.05
 SMALL_FILE = 1_000_000
 """Bytes of a float file below which a call is mostly overhead of the operators."""
 
+LARGE_SHARE, NAMED = 0.1, 3
+"""Share of the time above which an operator is named, and how many are."""
+POOLING = "pooling of codes has no fast kernel in ONNX Runtime"
+SLOW_ON_CODES = {
+    "QLinearConv": "8-bit convolutions copy the window of every pixel, for few channels at the same cost as for many",
+    "MaxPool": POOLING,
+    "NhwcMaxPool": POOLING,
+}
+"""Operator of ONNX Runtime -> why it is slower than on floats."""
+
 
 def speed_sentences(
     rows: Sequence[Row], environment: Environment, verification: VerificationResult | None = None
@@ -52,8 +62,10 @@ def _reasons(reference: Row, environment: Environment, verification: Verificatio
         reasons.append(f"{in_float} of its products are computed in float, with conversions around them")
     if environment.vnni is False:
         reasons.append(
-            "this processor has no instructions for products of 8-bit numbers (VNNI), so exact ones take three steps each"
+            "this processor has no instructions for products of 8-bit numbers (VNNI), so exact ones take three steps each, "
+            "unless weights have 7 bits (policy.reduce_range=true)"
         )
+    reasons += _slowest({} if verification is None else verification.latency_shares)
     if reference.size_kind == "file" and reference.size_bytes < SMALL_FILE:
         reasons.append(
             "the network is so small that a call is mostly overhead of its operators, of which the quantized file has more"
@@ -62,3 +74,13 @@ def _reasons(reference: Row, environment: Environment, verification: Verificatio
         "rounding and clipping every output cost more than 8-bit products save at these shapes; profile it in the target's "
         "runtime"
     ]
+
+
+def _slowest(shares: Mapping[str, float]) -> list[str]:
+    """The operators that take most of the time, and why they are slow on codes, as far as that is known."""
+    slowest = [name for name in shares if shares[name] > LARGE_SHARE][:NAMED]
+    if not slowest:
+        return []
+    named = [f"{shares[name]:.0%} of it is in {name}" for name in slowest]
+    kinds = dict.fromkeys(name.rpartition("(")[2].removesuffix(")") for name in slowest)
+    return [", ".join(named), *dict.fromkeys(SLOW_ON_CODES[kind] for kind in kinds if kind in SLOW_ON_CODES)]

@@ -16,7 +16,7 @@ from qat.transform.policy import Policy, Rule, TensorRule
 
 KEYS = (
     *("preset", "rules", "residual_bits", "first_last_bits", "first_last_quantizer"),
-    *("weight", "activation", "embeddings", "head", "name", "target", "quantize_outputs"),
+    *("weight", "activation", "embeddings", "head", "name", "target", "quantize_outputs", "reduce_range"),
 )
 """The keys of a policy's content."""
 PRESET = (
@@ -37,6 +37,8 @@ FORMATS: dict[str, dict[str, Any]] = {
 """The rules for tensors in the presets that are called after a format."""
 PER_TOKEN = {"bits": 8, "quantizer": "DynamicPerToken"}
 """The same for one that ends in _dynamic_per_token."""
+REDUCED = ("w7a8", "transformer_w7a8")
+"""Presets whose weights have 7 bits for the sake of processors without VNNI: no layer may have 8."""
 
 
 def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: Any) -> Policy:
@@ -51,8 +53,9 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
     Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
     no rules for the first and last layer), `first_last_quantizer` (null: as the others), `weight` and `activation` (fields
     for every rule: quantizer, observer, granularity, ...), `embeddings` and `head` (beside a preset transformer_...: bits of
-    their weights, 8; null leaves them in float), `name`, `target` (null: any), `quantize_outputs` (false). Rules
-    beside a preset come after it; a null rule removes the preset's rule of that name.
+    their weights, 8; null leaves them in float), `name`, `target` (null: any), `quantize_outputs` (false), `reduce_range` (true
+    for the preset w7a8, so that its first and last layer have 7 bits, too; otherwise false). Rules beside a preset come after
+    it; a null rule removes the preset's rule of that name.
 
     Raises:
         ValueError: unknown preset, key or field, or an impossible value.
@@ -110,11 +113,12 @@ def _from_content(content: Mapping[str, Any]) -> Policy:
         name=str(content.get("name") or preset or "custom"),
         target=content.get("target"),
         quantize_outputs=_flag(content, "quantize_outputs"),
+        reduce_range=_flag(content, "reduce_range", default=str(preset) in REDUCED),
     )
 
 
-def _flag(content: Mapping[str, Any], key: str) -> bool:
-    value = content.get(key, False)
+def _flag(content: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    value = default if content.get(key) is None else content[key]
     if not isinstance(value, bool):
         raise ValueError(f"{key}={value!r} is neither true nor false: write {key}: true, without quotes.")
     return value

@@ -139,7 +139,8 @@ def test_latency(run, tmp_path):
     for name in ("float.onnx", "model.onnx"):
         onnx.save(model, folder / name)
     measurement = run("latency", folder, "--rounds", 3)
-    assert set(measurement["latency"]["some_recipe"]["ratio"]) == {"1", "32"}
+    assert set(measurement["latency"]["some_recipe"]["ratio"]["int8"]) == {"1", "32"}
+    assert sum(measurement["latency"]["some_recipe"]["slowest"]["int8"].values()) <= 1
 
 
 @pytest.mark.slow

@@ -87,8 +87,14 @@ def test_candidates_latency_and_profile():
     assert lines(program_tables.candidate_table({**ABOUT, "candidates": {"batch": row(0.3)}}, "a step")) == [
         "| batch | 500.0 | 0.300 [0.200, 0.400] |"
     ]
-    run = {"ratio": {"1": 0.5, "32": 0.25}}
-    assert lines(program_tables.latency_table({**ABOUT, "latency": {"digits": run}})) == ["| `digits` | 0.50 | 0.25 |"]
+    run = {
+        "ratio": {"w8a8": {"1": 0.5, "32": 0.25}, "w2a2": {"1": 2.0}},
+        "slowest": {"w8a8": {"conv1 (QLinearConv)": 0.6, "x": 0.1}, "w2a2": {}},
+    }
+    assert lines(program_tables.latency_table({**ABOUT, "latency": {"digits": run}})) == [
+        "| `digits` | `w8a8` | conv1 (QLinearConv) 60%, x 10% | 0.50 | 0.25 |",
+        "| `digits` | `w2a2` |  | 2.00 | – |",
+    ]
     spent = {"operation": "conv", "calls": 19.0, "milliseconds": 8.0, "share": 0.5}
     steps = {"float": [{**spent, "milliseconds": 7.0}], "w8a8": [spent, {**spent, "operation": "clamp"}]}
     assert lines(program_tables.profile_table({**ABOUT, "steps": steps})) == [

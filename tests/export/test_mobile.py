@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import qat
 from qat.cli.main import main
-from qat.export.comparison import compare_decisions
+from qat.export.device import Device, Written
 from qat.export.executorch import export_executorch
 from qat.export.fixed_batch import run_in_parts
 from qat.export.litert import export_litert
@@ -111,15 +112,12 @@ def test_decisions_content_and_integer_layers_are_compared(
 ) -> None:
     integer = integer_model("executorch")
     (tmp_path / "m.pte").write_bytes(b"right")
-    check = compare_decisions(
-        tmp_path / "m.pte",
-        integer,
-        [images(100, 2), images(100, 3)],
-        None,
-        Runs(integer, wrong),
-        "a runtime",
-        lambda _: (content, layers),
+    device = Device(
+        "a runtime", "torch", lambda _: Runs(integer, wrong), lambda *_: Written(content, {"conv": layers}, layers)
     )
+    check = device.verify(tmp_path / "m.pte", integer, [images(100, 2), images(100, 3)])
+    assert check.runtime == f"a runtime {metadata.version('torch')}"
+    assert check.operators == {"conv": layers}
     assert check.passed is passes, check
     assert check.top1_agreement == pytest.approx(1 - 2 * wrong / 200)
     assert check.images == 200

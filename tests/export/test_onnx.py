@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import qat
 from qat.export import OnnxRuntimeNetwork, export_float_onnx, latency, operators
+from qat.export.onnx.runtime import operator_shares
 from qat.export.onnx.site_session import SiteSession
 from tests.networks import INTEGER, Gate, Inception, OptionA, build, images
 
@@ -209,6 +210,17 @@ def test_the_float_file_and_its_clock(tmp_path):
     measured = latency({"float": tmp_path / "float.onnx"}, images(1), batch_sizes=(1, 2), rounds=2)
     assert set(measured["float"]) == {1, 2}
     assert all(ms > 0 for ms in measured["float"].values())
+
+
+def test_shares_of_the_time_are_those_of_layers(tmp_path):
+    _, path = exported(OptionA, "w4a4", tmp_path)
+    shares = operator_shares(path, (images(1),), batch=4, rounds=2, threads=1)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    counts = operators(path)
+    assert len(shares) <= sum(counts.values())
+    assert sum(name.endswith("(QLinearConv)") for name in shares) == counts["QLinearConv"]
+    assert "conv1 (QLinearConv)" in shares
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -148,6 +148,8 @@ class Policy(Section):
     """what the file is for; what it cannot run is refused before training; null: any"""
     quantize_outputs: bool = False
     """what the network returns, too, to residual_bits: for processors without floats"""
+    reduce_range: bool | None = None
+    """7-bit weights where inputs have 8: exact fast sums on processors without VNNI; null: with preset w7a8"""
     rules: (
         Annotated[dict[str, Rule | None], Says("{NAME: {match: 'layer1.*', weight: {bits: 4}, activation: null}}")]
         | None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import fx, nn
 
 from qat.contexts import quiet
+from qat.export.device import Written
 from qat.export.onnx.example_inputs import Examples
 from qat.export.pt2e.program import exported_program
 from qat.files import write_atomically
@@ -18,24 +19,8 @@ MISSING = "ExecuTorch is not installed: pip install 'qat-lightning[executorch]',
 DELEGATED = "XNNPACK"
 NO_OPERATIONS = {"alloc", "executorch_call_delegate", "getitem"}
 """Of memory and structure."""
-
-
 LAYERS = ("convolution", "linear", "addmm", "mm")
 """What layers are called in ExecuTorch's graph."""
-
-
-class Lowered(NamedTuple):
-    """An ExecuTorch program.
-
-    Attributes:
-        content: of the file.
-        operators: how often each occurs, and whether it is XNNPACK's: "convolution (XNNPACK)".
-        integer_layers: how many layers are XNNPACK's, between a dequantization and a quantization, which it fuses.
-    """
-
-    content: bytes
-    operators: dict[str, int]
-    integer_layers: int
 
 
 def export_executorch(integer: nn.Module, example_inputs: Examples, path: str | Path) -> None:
@@ -55,7 +40,7 @@ def export_executorch(integer: nn.Module, example_inputs: Examples, path: str | 
     write_atomically(path, lowered(integer, example_inputs).content)
 
 
-def lowered(integer: nn.Module, example_inputs: Examples) -> Lowered:
+def lowered(integer: nn.Module, example_inputs: Examples) -> Written:
     """The program in memory. The same model and shapes give the same bytes.
 
     Raises:
@@ -74,7 +59,7 @@ def lowered(integer: nn.Module, example_inputs: Examples) -> Lowered:
     inside = [node for graph in _delegates(module) for node in graph.nodes if node.op == "call_function"]
     outside = [node for node in module.graph.nodes if node.op == "call_function" and _name(node) not in NO_OPERATIONS]
     counts = Counter(f"{_name(node)} ({DELEGATED})" for node in inside) + Counter(_name(node) for node in outside)
-    return Lowered(content, dict(counts.most_common()), sum(_is_integer_layer(node) for node in inside))
+    return Written(content, dict(counts.most_common()), sum(_is_integer_layer(node) for node in inside))
 
 
 def _executorch() -> tuple[Any, Any]:

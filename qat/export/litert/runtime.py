@@ -8,53 +8,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qat.export.fixed_batch import run_in_parts
+from qat.export.fixed_batch import FixedBatchNetwork
 from qat.export.litert.program import MISSING, int8_codes
 from qat.export.verification import DamagedFileError
 from qat.reading.malformed import malformed
 
 
-class LitertNetwork(nn.Module):
-    """A `.tflite` file as a module: float tensors in, and the file's output out, or a tuple of several.
-
-    Args:
-        path: the file.
-        threads: number of threads; None lets the runtime choose.
+class LitertNetwork(FixedBatchNetwork):
+    """A `.tflite` file as a module, run by LiteRT. Arguments as those of `FileNetwork`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DamagedFileError: LiteRT refuses it.
+        DamagedFileError: LiteRT refuses the file.
         ImportError: LiteRT is not installed.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        super().__init__()
-        self.path, self.threads = str(path), threads
-        content = Path(path).read_bytes()
-        interpreter = _interpreter()
+        super().__init__(path, threads)
+        content, interpreter = Path(path).read_bytes(), _interpreter()
         with malformed(path, "is refused by LiteRT", "write it again", DamagedFileError):
             self.interpreter = interpreter(model_content=content, num_threads=threads)
             self.interpreter.allocate_tensors()
         self.inputs, self.of_outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         self.sizes = [int(i["shape"][0]) for i in self.inputs]
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file on disk."""
-        return Path(self.path).stat().st_size
-
-    @property
-    def fixed_batch(self) -> int:
-        """The batch that the file was written with."""
-        return self.sizes[0]
-
-    def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
-        """All outputs of a batch of any size."""
-        return run_in_parts(self._run, inputs, self.sizes)
-
-    def _run(self, tensors: list[Tensor]) -> list[Tensor]:
+    def run(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The outputs of a batch of the file's size."""
         for x, about in zip(tensors, self.inputs, strict=True):
             given = int8_codes(x, *about["quantization"]) if about["dtype"] == np.int8 else x
             self.interpreter.set_tensor(about["index"], given.numpy().astype(about["dtype"]))
@@ -68,28 +48,20 @@ class LitertNetwork(nn.Module):
         )
         return (value.float() - zero_point) * scale if about["dtype"] == np.int8 else value
 
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        results = tuple(self.outputs(inputs))
-        return results[0] if len(results) == 1 else results
 
-    def __deepcopy__(self, memo: object) -> LitertNetwork:
-        return LitertNetwork(self.path, self.threads)
-
-
-def operators(path: str | Path) -> dict[str, int]:
+def operators(content: bytes) -> dict[str, int]:
     """How often each operator occurs in a file with each type of its first input, "CONV_2D (int8)", most frequent first."""
     _interpreter()
     from ai_edge_litert import schema_py_generated as schema
 
-    with malformed(path, "is no LiteRT file", "write it again", DamagedFileError):
-        model = schema.ModelT.InitFromPackedBuf(Path(path).read_bytes(), 0)
-        kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
-        types = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
-        graph = model.subgraphs[0]
-        found = Counter(
-            f"{kinds[model.operatorCodes[o.opcodeIndex].builtinCode]} ({types[graph.tensors[o.inputs[0]].type]})"
-            for o in graph.operators
-        )
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+    types = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
+    graph = model.subgraphs[0]
+    found = Counter(
+        f"{kinds[model.operatorCodes[o.opcodeIndex].builtinCode]} ({types[graph.tensors[o.inputs[0]].type]})"
+        for o in graph.operators
+    )
     return dict(found.most_common())
 
 

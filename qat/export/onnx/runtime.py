@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,18 +19,22 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from qat.export.file_network import FileNetwork
 from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.saturation import EXACT, needs_exact_sums
-from qat.export.stopwatch import time_in_turns
+from qat.export.stopwatch import Timing, time_in_turns
 from qat.export.verification import DamagedFileError
 from qat.reading.malformed import reason
 from qat.torch_private import tree_leaves
 
+GIVEN_BY_RUNTIME = re.compile(r"(_real)?(_nchwc)?(_token_\d+)?$")
+"""What the writer and the runtime append to the name of a layer."""
+
 
 def session(
-    model: str | Path | bytes, threads: int | None = None, spinning: bool = True
+    model: str | Path | bytes, threads: int | None = None, spinning: bool = True, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU, with all optimisations on, and exact on every processor.
 
@@ -36,6 +44,7 @@ def session(
         model: path of a file, which is checked first; or the bytes of one that was.
         threads: number of threads; None lets the runtime choose.
         spinning: whether idle threads keep a core busy while they wait for work.
+        profile: a folder for the times of all operators; None: they are not measured.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -48,6 +57,8 @@ def session(
         options.intra_op_num_threads = threads
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile / "profile")
     if isinstance(model, bytes):
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     with refusals(model):
@@ -69,37 +80,16 @@ def refusals(path: str | Path) -> Iterator[None]:
         raise
 
 
-class OnnxRuntimeNetwork(nn.Module):
-    """An ONNX file as a module: tensors in, and the file's output out, or a tuple of several.
-
-    Args:
-        path: the file.
-        threads: number of threads; None lets the runtime choose.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+class OnnxRuntimeNetwork(FileNetwork):
+    """An ONNX file as a module, run by ONNX Runtime. Arguments as those of `FileNetwork`."""
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        super().__init__()
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path)."
-            )
-        self.path, self.threads = str(path), threads
+        super().__init__(path, threads)
         self.session = session(path, threads)
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file on disk."""
-        return Path(self.path).stat().st_size
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        results = tuple(torch.from_numpy(r) for r in self.session.run(None, feeds(self.session, inputs)))
-        return results[0] if len(results) == 1 else results
-
-    def __deepcopy__(self, memo: object) -> OnnxRuntimeNetwork:
-        return OnnxRuntimeNetwork(self.path, self.threads)
+    def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+        """All outputs of a batch."""
+        return [torch.from_numpy(array) for array in self.session.run(None, feeds(self.session, inputs))]
 
 
 def stored_codes(path: str | Path, weights: Iterable[str]) -> dict[str, Tensor]:
@@ -152,15 +142,62 @@ def latency(
     Returns:
         name -> batch size -> milliseconds.
     """
+    timings = time_files(paths, example_inputs, batch_sizes, rounds, threads)
+    return {name: {size: timing.median for size, timing in of_file.items()} for name, of_file in timings.items()}
+
+
+def time_files(
+    paths: Mapping[str, str | Path],
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batch_sizes: Sequence[int],
+    rounds: int,
+    threads: int | None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict[int, Timing]]:
+    """As `latency`, with more than the median. clock: see `time_in_turns`."""
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     sessions = {name: session(path, threads, spinning=False) for name, path in paths.items()}
-    result: dict[str, dict[int, float]] = {name: {} for name in paths}
+    result: dict[str, dict[int, Timing]] = {name: {} for name in paths}
     for size in batch_sizes:
         batch = tuple(x[:1].expand(size, *x.shape[1:]).contiguous() for x in examples)
         calls = {name: partial(s.run, None, feeds(s, batch)) for name, s in sessions.items()}
-        for name, timing in time_in_turns(calls, rounds).items():
-            result[name][size] = timing.median
+        for name, timing in time_in_turns(calls, rounds, clock=clock).items():
+            result[name][size] = timing
     return result
+
+
+def operator_shares(
+    path: str | Path, example_inputs: tuple[Tensor, ...], batch: int, rounds: int = 10, threads: int | None = None
+) -> dict[str, float]:
+    """Where the time of a call goes: the share of each operator after the runtime's optimisations, the largest first.
+
+    Args:
+        path: the file.
+        example_inputs: inputs whose first sample is repeated to fill a batch.
+        batch: its size.
+        rounds: how many batches are run; the fastest run of each operator counts.
+        threads: number of threads; None lets the runtime choose.
+
+    Returns:
+        "conv1 (QLinearConv)" -> its share of the time that all operators take.
+    """
+    fastest: dict[tuple[str, str], float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        profiled = session(path, threads, spinning=False, profile=Path(folder))
+        given = feeds(profiled, tuple(x[:1].expand(batch, *x.shape[1:]).contiguous() for x in example_inputs))
+        for _ in range(rounds):
+            profiled.run(None, given)
+        events = json.loads(Path(profiled.end_profiling()).read_text())
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            key = (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
+            fastest[key] = min(fastest.get(key, math.inf), event["dur"])
+    total = sum(fastest.values()) or 1.0
+    shares: dict[str, float] = {}
+    for (name, kind), duration in fastest.items():
+        operator = f"{GIVEN_BY_RUNTIME.sub('', name)} ({kind})"
+        shares[operator] = shares.get(operator, 0.0) + duration / total
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def feeds(session: Any, inputs: Sequence[Any]) -> dict[str, np.ndarray]:

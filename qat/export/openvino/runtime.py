@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from qat.export.file_network import FileNetwork
 from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.runtime import feeds
 from qat.export.verification import DamagedFileError
@@ -69,34 +70,20 @@ def operators(path: str | Path) -> dict[str, int]:
     return OpenVinoSession(read_onnx(path).SerializeToString()).operators()
 
 
-class OpenVinoNetwork(nn.Module):
-    """An ONNX file as a module, run by OpenVINO: tensors in, and the file's output out, or a tuple of several.
-
-    Args:
-        path: the file.
-        threads: number of threads; None lets OpenVINO choose.
+class OpenVinoNetwork(FileNetwork):
+    """An ONNX file as a module, run by OpenVINO. Arguments as those of `FileNetwork`.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ImportError: OpenVINO is not installed.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        super().__init__()
-        self.path, self.threads = str(path), threads
+        super().__init__(path, threads)
         self.session = OpenVinoSession(read_onnx(path).SerializeToString(), threads)
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file on disk."""
-        return Path(self.path).stat().st_size
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        results = tuple(torch.from_numpy(r) for r in self.session.run(None, feeds(self.session, inputs)))
-        return results[0] if len(results) == 1 else results
-
-    def __deepcopy__(self, memo: object) -> OpenVinoNetwork:
-        return OpenVinoNetwork(self.path, self.threads)
+    def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+        """All outputs of a batch."""
+        return [torch.from_numpy(array) for array in self.session.run(None, feeds(self.session, inputs))]
 
 
 def _openvino() -> Any:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
+from qat.export.comparison import with_graph
 from qat.export.onnx.example_inputs import in_float32
 from qat.export.pt2e import layers, modules
-from qat.integer import Encoding, IntegerModel
+from qat.integer import Encoding
 from qat.integer import layers as integer_layers
 from qat.integer import modules as integer_modules
 from qat.integer.modules import IntegerModule
@@ -58,12 +59,7 @@ def to_pt2e(integer: nn.Module, for_litert: bool = False) -> fx.GraphModule:
     Raises:
         ValueError: this is not an integer model with a graph.
     """
-    if not isinstance(integer, IntegerModel):
-        raise ValueError(
-            f"{type(integer).__name__} has no graph of integer modules: pass the result of qat.convert(prepared), of a network "
-            "that qat.prepare could capture."
-        )
-    return _Builder(in_float32(integer), for_litert).build()
+    return _Builder(in_float32(with_graph(integer)), for_litert).build()
 
 
 class _Builder:

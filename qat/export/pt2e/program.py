@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from qat.contexts import quiet
+from qat.export.file_network import FileNetwork
 from qat.export.onnx.example_inputs import ExampleInputs, Examples, FreeAxes, bind, without_constants
 from qat.export.outputs import named_outputs
 from qat.export.pt2e.build import to_pt2e
@@ -112,39 +113,26 @@ def is_pt2e(path: str | Path) -> bool:
     return zipfile.is_zipfile(path) and record_of_file(path).get("generator") == "qat"
 
 
-class Pt2eNetwork(nn.Module):
-    """A `.pt2` file as a module, run by torch: tensors in, and the file's output out, or a tuple of several.
-
-    Args:
-        path: the file.
-        threads: number of threads; None lets torch choose.
+class Pt2eNetwork(FileNetwork):
+    """A `.pt2` file as a module, run by torch. Arguments as those of `FileNetwork`.
 
     Raises:
         DamagedFileError: the file holds no program.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        super().__init__()
-        self.path, self.threads = str(path), threads
+        super().__init__(path, threads)
         self.program = load_program(path).module(check_guards=False)
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file on disk."""
-        return Path(self.path).stat().st_size
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+        """All outputs of a batch."""
         with _threads(self.threads), torch.no_grad():
-            results = tuple(named_outputs(self.program(*inputs)).values())
-        return results[0] if len(results) == 1 else results
+            return list(named_outputs(self.program(*inputs)).values())
 
     def train(self, mode: bool = True) -> Pt2eNetwork:
         """A program has no training mode."""
         self.training = mode
         return self
-
-    def __deepcopy__(self, memo: object) -> Pt2eNetwork:
-        return Pt2eNetwork(self.path, self.threads)
 
 
 @contextmanager

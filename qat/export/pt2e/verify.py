@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from qat.export.comparison import Ran, compare, static_sites
+from qat.export.comparison import Ran, compare, static_sites, with_graph
 from qat.export.onnx.example_inputs import as_written
 from qat.export.outputs import named_outputs
 from qat.export.pt2e.codes import SHIFT
@@ -33,17 +33,14 @@ def verify_pt2e(
     Raises:
         ValueError: this is not an integer model with a graph, there are no batches, the file is of another model or damaged.
     """
-    if not isinstance(integer, IntegerModel):
-        raise ValueError(
-            f"{type(integer).__name__} has no graph of integer modules: pass the result of qat.convert(prepared)."
-        )
+    model = with_graph(integer)
     program = load_program(path)
     kept = list(batches)
     if not kept:
         raise ValueError("nothing was verified: batches is empty.")
-    sites = static_sites(integer)
-    result = compare(integer, kept, prepared, _Sites(path, program, sites), f"torch {torch.__version__}", sites)
-    result.constants_compared, result.stored = _compare_stored(path, program, integer, kept[0])
+    sites = static_sites(model)
+    result = compare(model, kept, prepared, _Sites(path, program, sites), f"torch {torch.__version__}", sites)
+    result.constants_compared, result.stored = _compare_stored(path, program, model, kept[0])
     result.operators = dict(Counter(_operator(n) for n in program.graph.nodes if n.op == "call_function").most_common())
     result.sum_up()
     return result

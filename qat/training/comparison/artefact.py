@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 
 from qat.export import (
@@ -21,6 +22,7 @@ from qat.export import (
     export_float_onnx,
     latency,
 )
+from qat.export.onnx.runtime import operator_shares
 from qat.export.onnx.saturation import EXACT
 from qat.export.verification import unverified_path
 from qat.integer import convert
@@ -59,6 +61,8 @@ class Artefact:
     """"float", "quantized" and outside baselines by name: batch size -> median milliseconds in ONNX Runtime."""
     seconds: dict[str, float]
     """Durations of "export", "verification" and "latency"."""
+    latency_shares: dict[str, float] = field(default_factory=dict)
+    """Where the time of the quantized file goes, see `operator_shares`."""
     targets: list[TargetFile] = field(default_factory=list)
     """The files for other targets."""
 
@@ -142,9 +146,14 @@ def write_artefact(
         export_float_onnx(float_network, example, float_path)
         files = {"float": float_path, **files}
     timed = files | dict(other_files or {})
-    latency_ms = latency(timed, example, batch_sizes=LATENCY_BATCH_SIZES) if time_it else {}
+    latency_ms: dict[str, dict[int, float]] = {}
+    shares: dict[str, float] = {}
+    if time_it:
+        threads = torch.get_num_threads()  # as many as the report says
+        latency_ms = latency(timed, example, batch_sizes=LATENCY_BATCH_SIZES, threads=threads)
+        shares = operator_shares(path, example, LATENCY_BATCH_SIZES[-1], threads=threads)
     seconds["latency"] = time.perf_counter() - start
-    artefact = Artefact(path, integer, verification, float_path, latency_ms, seconds)
+    artefact = Artefact(path, integer, verification, float_path, latency_ms, seconds, latency_shares=shares)
     for target, of_target in (targets or {}).items():
         written, verification, took = write_verified(prepared, integer, test_inputs, of_target, target)
         artefact.targets.append(TargetFile(target, written, verification))
@@ -179,7 +188,7 @@ def _log_verification(artefact: Artefact) -> None:
     if saturating:
         log.info(
             "%s: on x86 processors without VNNI, run it with the session option %s = %s, as it was verified; without it, "
-            "%d layers of 8-bit weights (%s, ...) would saturate",
+            "%d layers of 8-bit weights (%s, ...) would saturate; weights of 7 bits (policy.reduce_range=true) never do",
             artefact.path.name,
             *EXACT,
             len(saturating),

@@ -31,7 +31,10 @@ def describe_sites(network: nn.Module) -> tuple[list[SiteInfo], list[str], list[
 
 def describe_verifications(artefact: Artefact) -> list[VerificationResult]:
     """The records of the verifications of an artefact and of its files for further targets."""
-    return [verification_record(file.path, file.verification) for file in artefact.files]
+    return [
+        verification_record(file.path, file.verification, artefact.latency_shares if i == 0 else None)
+        for i, file in enumerate(artefact.files)
+    ]
 
 
 def describe_data(

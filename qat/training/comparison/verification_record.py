@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from qat.export import Verification, verify
@@ -10,8 +11,13 @@ from qat.export.verification import SiteAgreement
 from qat.report import IDENTICAL_DB, SiteResult, VerificationResult
 
 
-def verification_record(path: Path, verification: Verification) -> VerificationResult:
-    """The record of a verification. Differences are rounded up to whole steps, so that none disappears."""
+def verification_record(
+    path: Path, verification: Verification, latency_shares: Mapping[str, float] | None = None
+) -> VerificationResult:
+    """The record of a verification. Differences are rounded up to whole steps, so that none disappears.
+
+    latency_shares: where the time of the file goes, if that was measured.
+    """
     proof = verify(path) if path.suffix == ".onnx" else None
     return VerificationResult(
         codes_compared=verification.codes_compared,
@@ -32,6 +38,7 @@ def verification_record(path: Path, verification: Verification) -> VerificationR
         hashes=proof.hashes if proof else {},
         versions=proof.versions if proof else {},
         weak_inputs=verification.weak_inputs,
+        latency_shares={} if latency_shares is None else dict(latency_shares),
     )
 
 

@@ -1,0 +1,47 @@
+"""A file as a module, run by its own runtime: what all targets share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+
+class FileNetwork(nn.Module):
+    """A file as a module: tensors in, and the file's output out, or a tuple of several.
+
+    A subclass opens the file in its `__init__`, and runs it in `outputs`.
+
+    Args:
+        path: the file.
+        threads: number of threads; None lets the runtime choose.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        super().__init__()
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path), or the writer of "
+                "another target."
+            )
+        self.path, self.threads = str(path), threads
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file on disk."""
+        return Path(self.path).stat().st_size
+
+    def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+        """All outputs of a batch."""
+        raise TypeError(f"{type(self).__name__} must define outputs")
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        results = tuple(self.outputs(inputs))
+        return results[0] if len(results) == 1 else results
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return type(self)(self.path, self.threads)
