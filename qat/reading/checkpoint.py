@@ -37,9 +37,8 @@ def read_checkpoint(path: Path) -> Any:
         path.open("rb") as file,
         malformed(path, "is not a checkpoint", "give a .ckpt, .pt or .pth file, or write it again"),
     ):
-        size = _check(file)
         try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+            return read_content(file)
         except pickle.UnpicklingError as error:
             found = str(error).rpartition("WeightsUnpickler error:")[2]
             raise ValueError(
@@ -47,7 +46,18 @@ def read_checkpoint(path: Path) -> Any:
                 f"({reason(ValueError(found))}): keep them out of it, self.save_hyperparameters(ignore=[...]), or save its "
                 "weights alone, safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
             ) from error
-        _check_tensors(loaded, size)
+
+
+def read_content(file: BinaryIO) -> Any:
+    """The content of an open file, as `read_checkpoint` reads it.
+
+    Raises:
+        pickle.UnpicklingError: it holds objects.
+        ValueError: it is damaged, or unpacks to more than a file of its size can hold; others for one that is no checkpoint.
+    """
+    size = _check(file)
+    loaded = torch.load(file, map_location="cpu", weights_only=True)
+    _check_tensors(loaded, size)
     return loaded
 
 

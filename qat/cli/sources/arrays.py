@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qat.cli.errors import UsageError, sentence
+from qat.cli.errors import UsageError, usage_errors
+from qat.reading.array_file import read_arrays
+from qat.reading.malformed import malformed
 
 LABELS = ("y", "label", "labels", "target", "targets")
 """Names of what is predicted."""
@@ -26,13 +28,9 @@ def batches_of(text: str, network: nn.Module, size: int) -> Iterator[tuple[Any, 
     path = Path(text).expanduser()
     if not path.is_file():
         raise UsageError(f"{path} does not exist: write the path of an .npz file.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    except Exception as error:  # numpy's own, zipfile's, or of dtypes that torch does not have
-        raise UsageError(
-            f"{path} holds no arrays of numbers ({sentence(error)}): write it with numpy.savez."
-        ) from error
+    with usage_errors(), malformed(path, "holds no arrays of numbers", "write it with numpy.savez"):
+        found = read_arrays(path)
+        arrays = {name: torch.from_numpy(x) for name, x in found.items()} if isinstance(found, dict) else {}
     if not arrays or any(not x.ndim or len(x) != len(next(iter(arrays.values()))) for x in arrays.values()):
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())
         raise UsageError(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from qat.cli.errors import UsageError, sentence, usage_errors
@@ -17,6 +16,8 @@ from qat.cli.sources.python_file import called, names_python
 from qat.cli.sources.spellings import MODELS
 from qat.export.pt2e.program import is_pt2e
 from qat.export.targets import Target, target_of_file
+from qat.reading.checkpoint import read_checkpoint
+from qat.reading.program_file import read_program
 
 STATE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
@@ -147,10 +148,8 @@ def _program(text: str, path: Path) -> Model:
 
     if not path.is_file():
         raise UsageError(f"{path} does not exist: write the path of a file that torch.export.save wrote.")
-    try:
-        program = torch.export.load(path)
-    except Exception as error:  # of a file that is none, torch raises anything
-        raise UsageError(f"{path} is no program of torch.export ({type(error).__name__}): save one with it.") from error
+    with usage_errors():
+        program = read_program(path)
     args, kwargs = program.example_inputs or ((), {})
     example = tuple(tree_leaves((args, kwargs)))
     return Model(text, module_of_program(program).eval(), example=example or None, notes=["weights of the program"])
@@ -190,8 +189,8 @@ def _holds_policy(path: Path) -> bool:
     from qat.transform.policy_record import CHECKPOINT_KEY
 
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # load_weights says what is wrong with it
+        checkpoint = read_checkpoint(path)
+    except (ValueError, OSError):  # load_weights says what is wrong with it
         return False
     return isinstance(checkpoint, dict) and CHECKPOINT_KEY in checkpoint
 

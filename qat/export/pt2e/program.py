@@ -23,6 +23,7 @@ from qat.export.verification import DamagedFileError
 from qat.files import write_atomically
 from qat.integer.fingerprint import fingerprint
 from qat.reading.malformed import malformed
+from qat.reading.program_file import read_program
 from qat.torch_private import quantized_decomposed, tree_leaves, tree_map
 from qat.version import version
 
@@ -91,8 +92,11 @@ def load_program(path: str | Path) -> ExportedProgram:
         DamagedFileError: there is none.
     """
     quantized_decomposed()
-    with malformed(path, "is no program of torch.export", "write it again", DamagedFileError), quiet():
-        return torch.export.load(path)
+    try:
+        with quiet():
+            return read_program(path)
+    except ValueError as error:
+        raise DamagedFileError(str(error)) from error
 
 
 def record_of_file(path: str | Path) -> dict[str, Any]:

@@ -100,19 +100,25 @@ def _compare_stored(
     dynamic = None if axes is None else {name: {int(i): n for i, n in of.items()} for name, of in axes.items()}
     example = as_written(positional_arguments(integer, batch), record.get("example_shapes", []))
     expected, _ = exported_program(integer, example, dynamic)
-    ours, theirs = expected.state_dict, found.state_dict
-    different = [d for name, x in ours.items() if (d := _difference(name, x, theirs.get(name)))]
+    ours, theirs = ({**p.state_dict, **p.constants} for p in (expected, found))
+    different = [
+        d for name, x in ours.items() if isinstance(x, Tensor) and (d := _difference(name, x, theirs.get(name)))
+    ]
+    different += [StoredDifference(name, 1, "is not in the integer model") for name in theirs if name not in ours]
+    if str(expected.graph_signature) != str(found.graph_signature):
+        different.append(StoredDifference("signature", 1, "has other inputs, outputs or constants in their places"))
     lines, its_lines = (_lines(program.graph) for program in (expected, found))
     wrong = next((b for a, b in zip(lines, its_lines, strict=False) if a != b), None)
     if wrong is not None or len(lines) != len(its_lines):
         different.append(StoredDifference("graph", 1, f"is not that of the integer model ({wrong or 'its length'})"))
-    return sum(x.numel() for x in ours.values()), different
+    return sum(x.numel() for x in ours.values() if isinstance(x, Tensor)), different
 
 
 def _difference(name: str, ours: Tensor, theirs: Tensor | None) -> StoredDifference | None:
     if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
         return StoredDifference(name, ours.numel(), "is missing, or of another shape")
-    elements = int((ours != theirs).sum())
+    ours, theirs = (x.detach().contiguous().reshape(-1, 1).view(torch.uint8) for x in (ours, theirs))
+    elements = int((ours != theirs).any(1).sum())  # byte by byte: NaN equals NaN, and 0.0 is not -0.0
     return StoredDifference(name, elements, "differs from the integer model's") if elements else None
 
 
