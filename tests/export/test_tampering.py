@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import qat
+from qat.export.onnx import proof
 from tests.networks import build
 
 SIZE = (3, 8, 8)
@@ -96,6 +97,8 @@ def change_surroundings(file: onnx.ModelProto, chance: random.Random) -> None:
             lambda: setattr(file.graph.node[0], "name", "renamed"),
             lambda: file.graph.initializer.append(numpy_helper.from_array(np.zeros(1), "unread")),
             lambda: file.metadata_props.remove(entry),
+            lambda: file.metadata_props.add(key=entry.key, value="{}"),
+            lambda: file.graph.value_info.add(name=file.graph.node[0].output[0]),
         ]
     )()
 
@@ -130,6 +133,59 @@ def unseen(network: str, tampers: int, folder: Path) -> list[str]:
         if not seen or qat.verify(path).passed:
             found.append(f"{i}: {tamper.__name__}")
     return found
+
+
+def hashed_again(file: onnx.ModelProto) -> None:
+    """Make the file's own hashes fit, as whoever knows the format can."""
+    proof._write(file, proof._metadata(file))
+
+
+def store_twice(file: onnx.ModelProto) -> None:
+    tensor = next(t for t in file.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    tensor.float_data.extend(2 * numpy_helper.to_array(tensor).ravel())
+
+
+def metadata_entry(file: onnx.ModelProto, key: str) -> onnx.StringStringEntryProto:
+    return next(p for p in file.metadata_props if p.key == key)
+
+
+WITHOUT_HASHES: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
+    "constant": (lambda f: change_constant(f, random.Random(0)), "stored numbers"),
+    "a second form of a constant": (store_twice, "is stored twice"),
+    "shape of an inner tensor": (lambda f: f.graph.value_info.add(name=f.graph.node[0].output[0]), "inner tensors"),
+    "hash of the model": (
+        lambda f: setattr(metadata_entry(f, "qat.model_sha256"), "value", "0" * 64),
+        "entry qat.model_sha256 is not that",
+    ),
+    "policy": (lambda f: f.metadata_props.remove(metadata_entry(f, "qat.policy_sha256")), "entry qat.policy_sha256"),
+    "versions": (lambda f: f.metadata_props.remove(metadata_entry(f, "qat.versions")), "entry qat.versions"),
+}
+
+
+def test_whoever_makes_the_hashes_fit_is_seen_with_the_model(tmp_path: Path) -> None:
+    images = torch.randn(8, *SIZE, generator=torch.Generator().manual_seed(1))
+    prepared = qat.prepare(build(Residual), "w4a4", images)
+    qat.calibrate(prepared, [images])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, images[:2], tmp_path / "model.onnx")
+    said = {}
+    for name, (change, _) in WITHOUT_HASHES.items():
+        file = onnx.load(tmp_path / "model.onnx")
+        change(file)
+        hashed_again(file)
+        onnx.save(file, tmp_path / "changed.onnx")
+        try:
+            found = qat.verify(tmp_path / "changed.onnx", integer, [torch.zeros_like(images)])
+            said[name] = " ".join(found.sentences) if not found.exact else ""
+        except ValueError as error:
+            said[name] = str(error)
+    assert {name: text for name, text in said.items() if WITHOUT_HASHES[name][1] not in text} == {}
+    bare = onnx.load(tmp_path / "model.onnx")
+    del bare.metadata_props[:]
+    onnx.save(bare, tmp_path / "bare.onnx")
+    found = qat.verify(tmp_path / "bare.onnx", integer, [images])
+    assert not found.exact
+    assert "The file's metadata was removed." in found.sentences
 
 
 def test_no_tampering_of_a_small_network_goes_unseen(tmp_path: Path) -> None:

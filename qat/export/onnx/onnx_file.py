@@ -78,6 +78,8 @@ def _check_tensor(tensor: TensorProto, name: str) -> None:
         raise ValueError(f"{name!r} has the shape {list(tensor.dims)}")
     elements = math.prod(tensor.dims)
     if tensor.HasField("raw_data"):
+        if any(getattr(tensor, field) for field in VALUES):
+            raise ValueError(f"{name!r} is stored twice")  # of the two, readers take either
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         bits = PACKED_BITS.get(tensor.data_type, 8 * dtype.itemsize)
         if len(tensor.raw_data) != -(-elements * bits // 8):

@@ -137,15 +137,29 @@ def check_proof(path: str | Path) -> FileProof:
 def is_intact(file: onnx.ModelProto) -> bool:
     """Whether content and metadata have the hashes that the file carries; also if it carries none, as other tools' files."""
     metadata = _metadata(file)
-    if not any(key.startswith("qat.") for key in metadata):
+    ours = [p.key for p in file.metadata_props if p.key.startswith("qat.")]
+    if not ours:
         return True
-    return metadata.get(CONTENT) == content_hash(file) and metadata.get(PROOF) == _proof_hash(metadata)
+    once = len(set(ours)) == len(ours)  # of two, readers take either
+    return once and metadata.get(CONTENT) == content_hash(file) and metadata.get(PROOF) == _proof_hash(metadata)
 
 
-def differences_of_records(file: onnx.ModelProto) -> list[StoredDifference]:
-    """What the file says of itself that is not so."""
-    text = "is not what was written, or what surrounds the graph is not"
-    return [] if is_intact(file) else [StoredDifference("metadata", 1, text)]
+def differences_of_records(expected: onnx.ModelProto, found: onnx.ModelProto) -> list[StoredDifference]:
+    """What a file says of itself that is not so, or does not say.
+
+    Args:
+        expected: the integer model, written anew in the same way.
+        found: the file.
+    """
+    wanted, given = _metadata(expected), _metadata(found)
+    if not any(key.startswith("qat.") for key in given):
+        return [StoredDifference("metadata", 1, "was removed")]
+    if not is_intact(found):
+        return [StoredDifference("metadata", 1, "is not what was written, or what surrounds the graph is not")]
+    later = wanted[VERSIONS] != given.get(VERSIONS)  # hashes of settings hold for one version of qat
+    keys = [key for key in wanted if key not in (CONTENT, PROOF, VERSIONS, *((MODEL, POLICY) if later else ()))]
+    wrong = [key for key in keys if given.get(key) != wanted[key]] + [VERSIONS] * (VERSIONS not in given)
+    return [StoredDifference(f"metadata entry {key}", 1, "is not that of the integer model") for key in wrong]
 
 
 def content_hash(file: onnx.ModelProto) -> str:

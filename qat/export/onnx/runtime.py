@@ -47,7 +47,7 @@ def session(
         profile: a folder for the times of all operators; None: they are not measured.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     content = (
         onnx.load_model_from_string(model) if isinstance(model, bytes) else read_onnx(model)
     )  # shapes before memory
@@ -112,7 +112,7 @@ def operators(path: str | Path) -> dict[str, int]:
     """How often each operator occurs after ONNX Runtime's own optimisations, most frequent first."""
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         with refusals(path):
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

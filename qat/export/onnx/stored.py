@@ -71,6 +71,8 @@ def _header(expected: onnx.ModelProto, found: onnx.ModelProto) -> Iterable[Store
         yield StoredDifference("IR version", 1, f"is {found.ir_version}, not {expected.ir_version}")
     if found.functions or found.training_info or found.graph.sparse_initializer or found.graph.quantization_annotation:
         yield StoredDifference("graph", 1, "has functions, training information, sparse constants or annotations")
+    if sorted(map(_bytes, expected.graph.value_info)) != sorted(map(_bytes, found.graph.value_info)):
+        yield StoredDifference("inner tensors", 1, "have other names, types or shapes")
     twice = [t for t, n in Counter(t.name for t in found.graph.initializer).items() if n > 1]
     yield from (StoredDifference(name, 1, "is stored more than once") for name in twice)
 

@@ -111,7 +111,7 @@ def _compare_stored(
         shapes, axes, dialect = example_shapes(found), free_axes(found), dialect_of(dialect_name(found))
     expected = onnx_model(integer, as_written(examples, shapes), axes, dialect)
     with malformed(path, "cannot be compared with its integer model", "write it again", DamagedFileError):
-        return constants_in(expected), stored_differences(expected, found) or differences_of_records(found)
+        return constants_in(expected), stored_differences(expected, found) or differences_of_records(expected, found)
 
 
 class _Run:
