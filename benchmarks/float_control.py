@@ -20,8 +20,10 @@ from omegaconf import DictConfig
 from torch import nn
 
 from benchmarks.command_line import argument_parser, parse_options
+from benchmarks.markdown_table import markdown_table
 from benchmarks.measurement_file import RESULTS, write_measurement
 from benchmarks.menu import test_metrics
+from benchmarks.program_tables import read_measurement, with_source
 from qat.data import ImageData
 from qat.experiment import build, float_network
 from qat.experiment.configuration import compose
@@ -29,6 +31,7 @@ from qat.experiment.console import Progress
 from qat.experiment.schema import check_configuration
 from qat.models import save_weights
 from qat.training.lightning.compilation import compile_in_place, remove_compilation
+from qat.training.lightning.quiet import quiet_lightning
 
 
 def train_in_float(config: DictConfig, data: ImageData, network: nn.Module) -> float:
@@ -38,7 +41,7 @@ def train_in_float(config: DictConfig, data: ImageData, network: nn.Module) -> f
     module = build.classifier(network, config, data, distillation=teacher)
     if config.compile:
         compile_in_place(network)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         options = {"enable_checkpointing": False, "limit_val_batches": 0}
         trainer = build.trainer(config, Path(folder), [Progress("float")], False, **options)
         start = time.perf_counter()
@@ -46,6 +49,27 @@ def train_in_float(config: DictConfig, data: ImageData, network: nn.Module) -> f
         minutes = (time.perf_counter() - start) / 60
     remove_compilation(network)
     return minutes
+
+
+def table(folder: Path) -> str:
+    """A row for each recorded control, and the commands; "not measured" without any."""
+    found = [m for path in sorted(folder.glob("*.json")) if (m := read_measurement(path)) is not None]
+    if not found:
+        return "not measured"
+    header = ("settings of", "data", "steps", "float before", "after", "minutes")
+    rows = [
+        [
+            f"`{m['recipe']}`",
+            m["data"],
+            f"{m['steps']:,}",
+            f"{100 * m['before']['top1']:.2f}",
+            f"{100 * m['after']['top1']:.2f}",
+            f"{m['minutes']:.0f}",
+        ]
+        for m in found
+    ]
+    sources = "\n\n".join(with_source("", m).strip() for m in found)
+    return f"{markdown_table(header, rows, text_columns=2)}\n\n{sources}"
 
 
 def main() -> None:
@@ -61,7 +85,8 @@ def main() -> None:
     data: ImageData = build.part(config.data, "data")
     network = float_network.build(config.model, data)
     float_network.check_source(config, data)
-    float_network.load_or_train(network, config, data, Path())
+    with quiet_lightning():
+        float_network.load_or_train(network, config, data, Path())
     before = test_metrics(network, config, data)
     minutes = train_in_float(config, data, network)
     after = test_metrics(network, config, data)

@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks import program_tables, reproduce, results_picture, run_tables, smaller, targets
+from benchmarks import float_control, program_tables, reproduce, results_picture, run_tables, smaller, targets
 from benchmarks.coverage import table as coverage_table
 from benchmarks.measurement_file import RESULTS
 from benchmarks.menu import LADDER, POLICIES, ROWS
@@ -98,6 +98,7 @@ def main() -> None:
     results_picture.refresh(check)
     speed = program_tables.speed_table(read_measurement(RESULTS / "peers/cpu.json"))
     fill(ROOT / "docs/results.md", "speed", speed, check)
+    fill(ROOT / "docs/results.md", "float control", float_control.table(RESULTS / "float_control"), check)
     fill(ROOT / "docs/integer_arithmetic.md", "policies", policy_table(RESULTS), check)
     fill(ROOT / "docs/quantizers.md", "menu", menu_table(RESULTS), check)
     fill(ROOT / "docs/results.md", "reproduction", reproduce.page(RESULTS / "menu"), check)

@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import qat
 from benchmarks import command_line, peers
@@ -212,6 +213,20 @@ def test_every_file_of_a_peer_is_listed():
 def test_a_gpu_that_is_not_there():
     with pytest.raises(SystemExit, match="write --device cpu"):
         command_line.check_device("cuda")
+
+
+def test_the_float_control_takes_the_steps_of_the_recipe_and_keeps_its_weights(run, tmp_path, monkeypatch):
+    from benchmarks import float_control
+
+    monkeypatch.setenv("QAT_CACHE_DIR", str(tmp_path))
+    few = ["recipe=digits_w8a8", "float.max_steps=2", "trainer.max_steps=3", "data.limit_test=50"]
+    measurement = run("float_control", *few, "--weights", tmp_path / "longer.safetensors")
+    assert (measurement["recipe"], measurement["steps"], measurement["test"]) == ("digits_w8a8", 3, 50)
+    assert measurement["after"] != measurement["before"]
+    (before,) = (tmp_path / "float").glob("*.safetensors")
+    kernels = [load_file(path)["conv1.weight"] for path in (before, tmp_path / "longer.safetensors")]
+    assert not torch.equal(*kernels)
+    assert f"{100 * measurement['after']['top1']:.2f}" in float_control.table(tmp_path)
 
 
 @pytest.mark.slow
