@@ -31,7 +31,7 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         Exception: anything that torch.export raises.
     """
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
-    named = tree_map(_at_least_two, arguments)
+    named = _each_its_own(tree_map(_at_least_two, arguments))
     with training_mode(model, False), torch.enable_grad(), quiet(("torch.export", "torch.fx"), drop_output=False):
         free = 1 if _cuts_windows(model, named) else None
         dynamic = tree_map(lambda x: _free_sizes(x, free) if isinstance(x, Tensor) else None, named)
@@ -46,11 +46,26 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
             program = program.run_decompositions({})  # writes new tensors, and decomposes nothing
     unlifted = program.module(check_guards=False)
     assert isinstance(unlifted, fx.GraphModule)
+    _read_sizes_off_inputs(unlifted.graph)
     output_spec = program.call_spec.out_spec
     assert output_spec is not None
     graph = _over_the_model(model, unlifted, CallFormat.of_call({**named, **implied}, output_spec))
     form = replace(CallFormat.of_call(named, output_spec), implied=tuple(implied.items()))
     return graph, replace(form, without_labels=_form_without_labels(model, graph, named, implied))
+
+
+def _read_sizes_off_inputs(graph: fx.Graph) -> None:
+    """Read sizes of labels off the other inputs that have them, too: without a loss there are no labels.
+
+    torch.export reads a size that several inputs share, such as the batch, off any of them.
+    """
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), Tensor)]
+    labels = {n for n in inputs if is_label(str(n.target))}
+    sizes = [(n, axis, str(size)) for n in inputs if n not in labels for axis, size in enumerate(n.meta["val"].shape)]
+    found = {size: (n, axis) for n, axis, size in reversed(sizes)}
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.sym_size.int and node.args[0] in labels:
+            node.args = found.get(str(node.meta["val"]), node.args)
 
 
 def _without_cache(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +195,20 @@ def _tensor_at(module: nn.Module, path: str) -> Tensor:
     owner, _, attribute = path.rpartition(".")
     found: Tensor = getattr(module.get_submodule(owner), attribute)
     return found
+
+
+def _each_its_own(values: Any) -> Any:
+    """Nested values in which no tensor occurs twice: torch.export takes labels that are the input for one argument."""
+    seen: set[int] = set()
+
+    def own(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        repeated = id(x) in seen
+        seen.add(id(x))
+        return x.clone() if repeated else x
+
+    return tree_map(own, values)
 
 
 def _at_least_two(x: Any) -> Any:

@@ -101,3 +101,36 @@ def test_labels_stay_optional_where_torch_fx_would_require_them() -> None:
     assert torch.equal(alone, prepared(**BATCH)["logits"])
     assert torch.equal(alone, prepared(ids=BATCH["ids"])["logits"])
     assert list(qat.convert(prepared)(BATCH["ids"])) == ["logits"]
+
+
+def test_sizes_that_labels_share_with_inputs_need_no_labels() -> None:
+    """torch.export reads the size of the batch off the labels of this network."""
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **size)
+    torch.manual_seed(0)
+    batch = {"pixel_values": torch.randn(6, 3, 8, 8), "labels": torch.arange(6) % 3}
+    prepared = qat.prepare(transformers.ViTForImageClassification(config).eval(), "w8a8", batch)
+    qat.calibrate(prepared, [batch])
+    expected = prepared.eval()(**batch).logits
+    assert torch.equal(prepared(pixel_values=batch["pixel_values"]).logits, expected)
+    integer = qat.convert(prepared)
+    for n in (6, 2):
+        (logits,) = integer(pixel_values=batch["pixel_values"][:n])  # without the loss
+        torch.testing.assert_close(logits, expected[:n], atol=0.05, rtol=0)
+
+
+def test_labels_that_are_the_input_are_an_argument_of_their_own() -> None:
+    """As language models are called: model(input_ids=ids, labels=ids)."""
+    torch.manual_seed(0)
+    ids, others = (torch.randint(5, (4, 6)) for _ in range(2))
+    model = WithLoss().eval()
+    prepared = qat.prepare(model, "w8a8", {"ids": ids, "labels": ids})
+    qat.calibrate(prepared, [{"ids": ids, "labels": ids}])
+    expected = qat.prepare(model, "w8a8", {"ids": ids, "labels": others})
+    qat.calibrate(expected, [{"ids": ids, "labels": others}])
+    for call in ({"ids": others, "labels": ids}, {"ids": ids, "labels": others}, {"ids": others}):
+        ours, wanted = prepared.eval()(**call), expected.eval()(**call)
+        assert ours.keys() == wanted.keys()
+        assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+    assert torch.equal(qat.convert(prepared)(ids=others)["logits"], qat.convert(expected)(ids=others)["logits"])

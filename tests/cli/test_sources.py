@@ -90,6 +90,41 @@ def test_folders_of_images(folder: Path, name: str, labelled: bool) -> None:
     assert shapes == [(2, 3, 8, 8), (2, 3, 8, 8)]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_of_the_users_own_says_how_images_become_its_inputs(tmp_path: Path, channels: int) -> None:
+    mean, std = [0.1, 0.2, 0.3][:channels], [0.5, 0.25, 2.0][:channels]
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\ndef make():\n    network = nn.Flatten()\n"
+        f"    network.preprocessing = dict(size=8, mean={mean}, std={std})\n    return network\n"
+    )
+    model = load_model(f"{tmp_path}/own.py:make")
+    assert model.example.shape == (1, channels, 8, 8)
+    (tmp_path / "images").mkdir()
+    for i, level in enumerate((51, 204)):
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / f"images/{i}.png")
+    data = load_data(str(tmp_path / "images"), model, Sizes(batch=2))
+    x = torch.cat([batch.inputs for part in (data.train, data.test) for batch in part]).sort(0).values
+    wanted = (torch.tensor([[51.0], [204.0]]) / 255 - torch.tensor(mean)) / torch.tensor(std)  # (image, channel)
+    torch.testing.assert_close(x, wanted[:, :, None, None].expand(2, channels, 8, 8), atol=1e-4, rtol=0)
+    assert not any("ImageNet" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "{'size': 8, 'mean': [0.5], 'std': [0]}",
+        "{'pixels': 8}",
+        "{'size': 8, 'mean': [0.5, 0.5], 'std': [1.0]}",
+        "{'size': 0}",
+    ],
+)
+def test_a_preprocessing_that_says_nothing_is_refused(tmp_path: Path, wrong: str) -> None:
+    text = f"from torch import nn\ndef make():\n    n = nn.Flatten()\n    n.preprocessing = {wrong}\n    return n\n"
+    (tmp_path / "wrong.py").write_text(text)
+    with pytest.raises(UsageError, match="'size': pixels per side, 'mean'"):
+        load_model(f"{tmp_path}/wrong.py:make")
+
+
 def test_known_data_are_normalised_and_fitted_to_the_model() -> None:
     from sklearn.datasets import load_digits
 

@@ -127,7 +127,8 @@ def _of_files(root: Path, want: Wanted, batch: int) -> Images:
         raise UsageError(f"{root} has no images: give a folder with some, or with a folder for each class.")
     preprocessing = want.preprocessing or Preprocessing(want.size or 224)
     size, channels = want.size or preprocessing.size, want.channels or 3
-    mean, std = (preprocessing.mean, preprocessing.std) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
+    known = (preprocessing.mean, preprocessing.std)
+    mean, std = known if len(known[0]) == channels else ((0.5,) * channels, (0.5,) * channels)
     transform = qat.data.BatchTransform(mean, std).eval()
     order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(SEED))
     parts = (order[::2], order[1::2]) if len(order) > 1 else (order, order)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from qat.cli.errors import UsageError, sentence
 
@@ -26,6 +27,32 @@ class Preprocessing:
     size: int
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
+
+    def example(self) -> Tensor:
+        """Noise of the shape of one input."""
+        return torch.randn(1, len(self.mean), self.size, self.size)
+
+
+def preprocessing_of(network: nn.Module, text: str) -> Preprocessing | None:
+    """What a network of the user's own says in its attribute `preprocessing`, a mapping of `size`, `mean` and `std`.
+
+    Raises:
+        UsageError: it is not such a mapping.
+    """
+    given = getattr(network, "preprocessing", None)
+    if not isinstance(given, Mapping):  # a layer of that name is not for us
+        return None
+    try:
+        found = Preprocessing(**given)
+        found = Preprocessing(int(found.size), tuple(map(float, found.mean)), tuple(map(float, found.std)))
+    except (TypeError, ValueError):
+        found = Preprocessing(0)
+    if not (found.size > 0 and 0 < len(found.mean) == len(found.std) and all(x > 0 for x in found.std)):
+        raise UsageError(
+            f"{text} has preprocessing={dict(given)!r}, and it says how images become inputs: write "
+            "{'size': pixels per side, 'mean': one number per channel, 'std': the same}, of images in 0..1."
+        )
+    return found
 
 
 @dataclass

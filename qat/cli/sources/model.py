@@ -90,7 +90,11 @@ def _built(text: str, weights: str | None) -> Loaded:
                 f"{text} gives a {type(network).__name__}: write a function that returns a torch.nn.Module."
             )
         names = ("example_inputs", "example_input_array")  # the second is Lightning's
-        return Loaded(network, next((x for n in names if (x := getattr(network, n, None)) is not None), None))
+        example = next((x for n in names if (x := getattr(network, n, None)) is not None), None)
+        how = libraries.preprocessing_of(network, text)
+        if example is None and how is not None:
+            example = how.example()
+        return Loaded(network, example, how)
     prefix, colon, rest = text.partition(":")
     makers: dict[str, Callable[[str, str | None], Loaded]] = {
         "torchvision": libraries.torchvision_network,
