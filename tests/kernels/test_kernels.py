@@ -111,6 +111,35 @@ def test_every_layout_gives_the_same(layout: str) -> None:
 
 
 @native
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("shape", "scales"), SHAPES)
+def test_half_precision_is_float32_rounded_once(shape, scales, dtype: torch.dtype) -> None:
+    """Forward and mask exactly, also of NaN and infinities, the sums but for their last bits."""
+    x, scale, grad = tensors(shape, scales)
+    x.view(-1)[:5] = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38, -0.0])
+    x, grad = x.to(dtype), grad.to(dtype)
+    found = gradients(x, scale, grad)
+    y, dx, dscale = gradients(x.float(), scale, grad.float())
+    assert (found[0].dtype, found[1].dtype, found[2].dtype) == (dtype, dtype, torch.float32)
+    torch.testing.assert_close(found[0], y.to(dtype), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(found[0].signbit()[1:], y.signbit()[1:])
+    assert torch.equal(found[1], dx.to(dtype))
+    torch.testing.assert_close(found[2], dscale, equal_nan=True)
+
+
+@native
+def test_the_default_dtype_changes_nothing() -> None:
+    x, scale, grad = tensors((3, 7, 5, 5), 1)
+    expected = gradients(x, scale, grad)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = gradients(x, scale, grad)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@native
 def test_an_expanded_gradient() -> None:
     x, scale = torch.randn(4, 5, requires_grad=True), torch.tensor(0.1)
     (fake_quantize(x * 1, scale, 0, -100, 100)).sum().backward()

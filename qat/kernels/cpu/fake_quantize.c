@@ -1,4 +1,4 @@
-/* Fake quantization in one pass each way, for float32 tensors in memory order.
+/* Fake quantization in one pass each way, for float32 and bfloat16 tensors in memory order. All is computed in float32.
 
 A tensor consists of rows of `columns` values; the last row may be shorter. Row r has the scale scales[r * step]: step 1 is one
 scale per row, step 0 one for all. The backward pass reads either x again, or one byte per element that the forward saved:
@@ -19,32 +19,52 @@ static int64_t end_of(int64_t row, int64_t columns, int64_t size) {
     return end < size ? end : size;
 }
 
-/* y = round(clamp(x / scale, lo, hi)) * scale; NaN stays NaN. `saved` may be null. */
-void fake_quantize_forward(const float *restrict x, const float *restrict scales, int64_t step, float lo, float hi,
-                           float *restrict y, int8_t *restrict saved, int64_t size, int64_t columns, int threads) {
-    const int64_t rows = (size + columns - 1) / columns;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        const float scale = scales[row * step], lowest = lo * scale, highest = hi * scale;
-        const int64_t end = end_of(row, columns, size);
-        for (int64_t i = row * columns; i < end; i++) {
-            const float v = x[i] / scale;
-            float inside = v < lo ? lo : v;
-            inside = inside > hi ? hi : inside;
-            const float rounded = rintf(inside);
-            if (saved) {
-                float error = rintf((rounded - v) * STEPS);
-                error = error > OUTSIDE - 1 ? OUTSIDE - 1 : error;
-                error = error < 1 - OUTSIDE ? 1 - OUTSIDE : error;
-                error = x[i] <= lowest ? -OUTSIDE : error;
-                error = x[i] >= highest ? OUTSIDE : error;
-                error = error == error ? error : NOT_A_NUMBER;
-                saved[i] = (int8_t)(int32_t)error;
-            }
-            y[i] = rounded * scale;
-        }
-    }
+/* bfloat16 is the upper half of a float32; writing rounds to nearest, ties to even, as torch does. */
+static inline float from_bfloat16(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
 }
+
+static inline uint16_t to_bfloat16(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)(value == value ? rounded : 0x7FC0);
+}
+
+#define AS_IS(value) (value)
+
+/* y = round(clamp(x / scale, lo, hi)) * scale; NaN stays NaN. `saved` may be null. */
+#define FAKE_QUANTIZE_FORWARD(NAME, T, READ, WRITE)                                                                            \
+    void NAME(const T *restrict x, const float *restrict scales, int64_t step, float lo, float hi, T *restrict y,              \
+              int8_t *restrict saved, int64_t size, int64_t columns, int threads) {                                            \
+        const int64_t rows = (size + columns - 1) / columns;                                                                   \
+        _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++) {           \
+            const float scale = scales[row * step], lowest = lo * scale, highest = hi * scale;                                 \
+            const int64_t end = end_of(row, columns, size);                                                                    \
+            for (int64_t i = row * columns; i < end; i++) {                                                                    \
+                const float value = READ(x[i]), v = value / scale;                                                             \
+                float inside = v < lo ? lo : v;                                                                                \
+                inside = inside > hi ? hi : inside;                                                                            \
+                const float rounded = rintf(inside);                                                                           \
+                if (saved) {                                                                                                   \
+                    float error = rintf((rounded - v) * STEPS);                                                                \
+                    error = error > OUTSIDE - 1 ? OUTSIDE - 1 : error;                                                         \
+                    error = error < 1 - OUTSIDE ? 1 - OUTSIDE : error;                                                         \
+                    error = value <= lowest ? -OUTSIDE : error;                                                                \
+                    error = value >= highest ? OUTSIDE : error;                                                                \
+                    error = error == error ? error : NOT_A_NUMBER;                                                             \
+                    saved[i] = (int8_t)(int32_t)error;                                                                         \
+                }                                                                                                              \
+                y[i] = WRITE(rounded * scale);                                                                                 \
+            }                                                                                                                  \
+        }                                                                                                                      \
+    }
+
+FAKE_QUANTIZE_FORWARD(fake_quantize_forward, float, AS_IS, AS_IS)
+FAKE_QUANTIZE_FORWARD(fake_quantize_forward_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
 /* dx = grad inside the bounds, else 0; dscale[row] = sum of grad * (the rounding error inside, the bound outside). */
 void fake_quantize_backward(const float *restrict grad, const float *restrict x, const float *restrict scales, int64_t step,
@@ -70,26 +90,29 @@ void fake_quantize_backward(const float *restrict grad, const float *restrict x,
 }
 
 /* The same from the saved bytes. */
-void fake_quantize_backward_from_saved(const float *restrict grad, const int8_t *restrict saved, float lo, float hi,
-                                 float *restrict dx, float *restrict dscale, int64_t size, int64_t columns, int threads) {
-    const int64_t rows = (size + columns - 1) / columns;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        const int64_t end = end_of(row, columns, size);
-        float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = row * columns; i < end; i++) {
-            const int32_t code = saved[i];
-            float factor = (float)code * (1.0f / STEPS);
-            factor = code > OUTSIDE - 1 ? hi : factor;
-            factor = code < 1 - OUTSIDE ? lo : factor;
-            factor = code == NOT_A_NUMBER ? NAN : factor;
-            dx[i] = (code > OUTSIDE - 1) | (code < 1 - OUTSIDE) ? 0.0f : grad[i];
-            sum += grad[i] * factor;
-        }
-        dscale[row] = sum;
+#define FAKE_QUANTIZE_BACKWARD_FROM_SAVED(NAME, T, READ)                                                                       \
+    void NAME(const T *restrict grad, const int8_t *restrict saved, float lo, float hi, T *restrict dx,                        \
+              float *restrict dscale, int64_t size, int64_t columns, int threads) {                                            \
+        const int64_t rows = (size + columns - 1) / columns;                                                                   \
+        _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++) {           \
+            const int64_t end = end_of(row, columns, size);                                                                    \
+            float sum = 0.0f;                                                                                                  \
+            _Pragma("omp simd reduction(+ : sum)") for (int64_t i = row * columns; i < end; i++) {                             \
+                const int32_t code = saved[i];                                                                                 \
+                const float g = READ(grad[i]);                                                                                 \
+                float factor = (float)code * (1.0f / STEPS);                                                                   \
+                factor = code > OUTSIDE - 1 ? hi : factor;                                                                     \
+                factor = code < 1 - OUTSIDE ? lo : factor;                                                                     \
+                factor = code == NOT_A_NUMBER ? NAN : factor;                                                                  \
+                dx[i] = (code > OUTSIDE - 1) | (code < 1 - OUTSIDE) ? 0 : grad[i];                                             \
+                sum += g * factor;                                                                                             \
+            }                                                                                                                  \
+            dscale[row] = sum;                                                                                                 \
+        }                                                                                                                      \
     }
-}
+
+FAKE_QUANTIZE_BACKWARD_FROM_SAVED(fake_quantize_backward_from_saved, float, AS_IS)
+FAKE_QUANTIZE_BACKWARD_FROM_SAVED(fake_quantize_backward_from_saved_bfloat16, uint16_t, from_bfloat16)
 
 /* y = round(clamp(x, lo, hi) / scale) * scale; NaN stays NaN. Each row has its own lo, hi and scale, or all share one. */
 void clip_and_round_forward(const float *restrict x, const float *restrict lows, const float *restrict highs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from qat.kernels.cpu.library import loaded_kernels
@@ -11,12 +12,12 @@ from qat.kernels.operators import Operators
 
 def fake_quantize(x: Tensor, scale: Tensor, lo: float, hi: float) -> Tensor:
     """y. Nothing is saved: the backward pass reads x again."""
-    return loaded_kernels().fake_quantize(dense(x).float(), scale.contiguous(), lo, hi, save=False)[0].to(x.dtype)
+    return loaded_kernels().fake_quantize(_read(dense(x)), scale.contiguous(), lo, hi, save=False)[0].to(x.dtype)
 
 
 def fake_quantize_and_save(x: Tensor, scale: Tensor, lo: float, hi: float) -> tuple[Tensor, Tensor]:
     """(y, saved): `saved` is int8, one byte per element, for `fake_quantize_backward_from_saved`."""
-    y, saved = loaded_kernels().fake_quantize(dense(x).float(), scale.contiguous(), lo, hi, save=True)
+    y, saved = loaded_kernels().fake_quantize(_read(dense(x)), scale.contiguous(), lo, hi, save=True)
     assert saved is not None
     return y.to(x.dtype), saved
 
@@ -33,7 +34,7 @@ def fake_quantize_backward_from_saved(
     grad: Tensor, saved: Tensor, scale: Tensor, lo: float, hi: float
 ) -> tuple[Tensor, Tensor]:
     """(dx, dscale) from the saved bytes. Only the shape of scale is used."""
-    g = in_layout_of(grad, saved).float()
+    g = _read(in_layout_of(grad, saved))
     dx, dscale = loaded_kernels().fake_quantize_backward_from_saved(g, saved, lo, hi, scale.numel())
     return dx.to(grad.dtype), dscale.reshape(scale.shape)
 
@@ -65,6 +66,11 @@ def look_up(x: Tensor, scale: Tensor, lo: float, hi: float, values: Tensor) -> t
 def look_up_backward(grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
     """(dx, dvalues) of `look_up`."""
     return loaded_kernels().look_up_backward(in_layout_of(grad, codes), codes, slopes)
+
+
+def _read(x: Tensor) -> Tensor:
+    """x in a type that the kernels of fake quantization read: bfloat16 as it is, others as float32."""
+    return x if x.dtype is torch.bfloat16 else x.float()
 
 
 OPERATORS = Operators(

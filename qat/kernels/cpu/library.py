@@ -92,18 +92,27 @@ def loaded_kernels() -> Kernels:
 class Kernels:
     """The compiled functions. All tensors are float32 on the CPU, dense, and in one common memory order.
 
-    A scale is one value, or one for each row of x: runs of equal length in memory order.
+    x of `fake_quantize` and grad of `fake_quantize_backward_from_saved` may be bfloat16; then so are y and dx. A scale is one
+    value, or one for each row of x: runs of equal length in memory order.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, size, real, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
         sizes = [size, size, count]
-        self._fake_quantize = library.fake_quantize_forward
-        self._fake_quantize.argtypes = [pointer, pointer, size, real, real, pointer, pointer, *sizes]
+        self._fake_quantize = {
+            torch.float32: library.fake_quantize_forward,
+            torch.bfloat16: library.fake_quantize_forward_bfloat16,
+        }
+        for function in self._fake_quantize.values():
+            function.argtypes = [pointer, pointer, size, real, real, pointer, pointer, *sizes]
         self._fake_quantize_backward = library.fake_quantize_backward
         self._fake_quantize_backward.argtypes = [*[pointer] * 3, size, real, real, pointer, pointer, *sizes]
-        self._fake_quantize_backward_from_saved = library.fake_quantize_backward_from_saved
-        self._fake_quantize_backward_from_saved.argtypes = [pointer, pointer, real, real, pointer, pointer, *sizes]
+        self._fake_quantize_backward_from_saved = {
+            torch.float32: library.fake_quantize_backward_from_saved,
+            torch.bfloat16: library.fake_quantize_backward_from_saved_bfloat16,
+        }
+        for function in self._fake_quantize_backward_from_saved.values():
+            function.argtypes = [pointer, pointer, real, real, pointer, pointer, *sizes]
         self._clip_and_round = library.clip_and_round_forward
         self._clip_and_round.argtypes = [*[pointer] * 4, size, pointer, *sizes]
         self._clip_and_round_backward = library.clip_and_round_backward
@@ -120,7 +129,7 @@ class Kernels:
         y = torch.empty_like(x)
         saved = torch.empty_like(x, dtype=torch.int8) if save else None
         outputs = (y.data_ptr(), None if saved is None else saved.data_ptr())
-        self._fake_quantize(
+        self._fake_quantize[x.dtype](
             x.data_ptr(), scale.data_ptr(), _scale_step(scale), lo, hi, *outputs, *_sizes(x, scale.numel())
         )
         return y, saved
@@ -140,7 +149,9 @@ class Kernels:
         """The same; each term of dscale is off by at most |grad| / (2 * ROUNDING_ERROR_STEPS)."""
         dx, sums = _empty_gradients(grad, n_scales)
         inputs = (grad.data_ptr(), saved.data_ptr(), lo, hi)
-        self._fake_quantize_backward_from_saved(*inputs, dx.data_ptr(), sums.data_ptr(), *_sizes(grad, n_scales))
+        self._fake_quantize_backward_from_saved[grad.dtype](
+            *inputs, dx.data_ptr(), sums.data_ptr(), *_sizes(grad, n_scales)
+        )
         return dx, _per_scale(sums, n_scales)
 
     def clip_and_round(self, x: Tensor, lo: Tensor, hi: Tensor, scale: Tensor) -> Tensor:
@@ -160,7 +171,7 @@ class Kernels:
                 negative gradients; a single point is a constant slope.
         """
         dx, n_scales = torch.empty_like(grad), scale.numel()
-        sums = torch.empty(3, _n_rows(grad, n_scales))
+        sums = torch.empty(3, _n_rows(grad, n_scales), dtype=torch.float32, device=grad.device)
         ranges = (lo.data_ptr(), hi.data_ptr(), scale.data_ptr(), _scale_step(scale))
         inputs = (grad.data_ptr(), x.data_ptr(), y.data_ptr(), *ranges, slopes.data_ptr(), slopes.shape[1])
         self._clip_and_round_backward(*inputs, dx.data_ptr(), sums.data_ptr(), *_sizes(grad, n_scales))
@@ -188,7 +199,10 @@ class Kernels:
 
     def look_up_backward(self, grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """grad * slopes[codes], and for each slope the sum of grad at its code."""
-        dx, sums = torch.empty_like(grad), torch.empty(-(-grad.numel() // LOOK_UP_CHUNK), 256)
+        dx, sums = (
+            torch.empty_like(grad),
+            torch.empty(-(-grad.numel() // LOOK_UP_CHUNK), 256, dtype=torch.float32, device=grad.device),
+        )
         slopes = slopes.contiguous()
         inputs = (grad.data_ptr(), codes.data_ptr(), slopes.data_ptr())
         self._look_up_backward(*inputs, dx.data_ptr(), sums.data_ptr(), grad.numel(), LOOK_UP_CHUNK, threads_for(grad))
@@ -220,7 +234,7 @@ def _scale_step(scale: Tensor) -> int:
 
 def _empty_gradients(grad: Tensor, n_scales: int) -> tuple[Tensor, Tensor]:
     """Empty dx, and empty sums, one per row."""
-    return torch.empty_like(grad), torch.empty(_n_rows(grad, n_scales))
+    return torch.empty_like(grad), torch.empty(_n_rows(grad, n_scales), dtype=torch.float32, device=grad.device)
 
 
 def _per_scale(sums: Tensor, n_scales: int) -> Tensor:

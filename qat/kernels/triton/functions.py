@@ -35,7 +35,7 @@ def _blocks(x: Tensor, n_scales: int) -> tuple[int, int, int]:
 def _sums(x: Tensor, n_scales: int, *shape: int) -> Tensor:
     """Room for the partial sums of every program."""
     _columns, blocks, rows = _blocks(x, n_scales)
-    return torch.empty(*shape, rows, blocks, device=x.device)
+    return torch.empty(*shape, rows, blocks, dtype=torch.float32, device=x.device)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, lo: float, hi: float) -> Tensor:
@@ -113,7 +113,7 @@ def look_up_backward(grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tenso
     """(dx, dvalues) of `look_up`."""
     grad, n = in_layout_of(grad, codes), len(slopes)
     dx, (_columns, blocks, _rows) = torch.empty_like(grad), _blocks(grad, 1)
-    sums = torch.empty(blocks, n, device=grad.device)
+    sums = torch.empty(blocks, n, dtype=torch.float32, device=grad.device)
     _run(kernels.look_up_backward, grad, 1, grad, codes, slopes.contiguous(), dx, sums, n=n)
     return dx, sums.sum(dim=0)
 
