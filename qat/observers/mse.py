@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from qat.kernels.cpu.ranges import RangeKernels, range_kernels
-from qat.observers.search import SearchingObserver, full_range, search
-
-AT_ONCE = 2**18
-"""Number of codes of all rows and ranges whose errors are computed in one call: 2 MB, which a cache holds."""
+from qat.observers.search import AT_ONCE, SearchingObserver, cumulative, full_range, search
 
 
 class MSE(SearchingObserver):
@@ -25,7 +22,7 @@ class MSE(SearchingObserver):
             finite = bool(torch.isfinite(lo).all() and torch.isfinite(hi).all())
             return self._native_range(kernels, lo, hi) if finite else (lo, hi)  # the spec refuses what is not
         counts, centers = self._require_data(self.counts).double(), self.centers().double()
-        below = _cumulative(counts), _cumulative(counts * centers)
+        below = cumulative(counts), cumulative(counts * centers)
         at_once = max(1, AT_ONCE // (len(counts) * 2**self.spec.grid.bits))
         return search(self.spec, lo, hi, lambda lo, hi: self._error(below, lo, hi), self.candidates, at_once=at_once)
 
@@ -61,8 +58,3 @@ class MSE(SearchingObserver):
         count, total = (b.expand(*lo.shape, -1).gather(-1, first).diff(dim=-1) for b in below)
         value = steps * scale
         return (value * (value * count - 2.0 * total)).sum(dim=-1)
-
-
-def _cumulative(x: Tensor) -> Tensor:
-    """Sums of the first 0, 1, ..., n columns: (rows, n) -> (rows, n + 1)."""
-    return torch.nn.functional.pad(x.cumsum(dim=1), (1, 0))

@@ -14,6 +14,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """The losses of k ranges [lo, hi] of each row: lo, hi float32 (k, n_qparams) -> float64 (k, n_qparams)."""
 
 
+AT_ONCE = 2**18
+"""Number of codes of all rows and ranges whose losses are computed in one call: 2 MB, which a cache holds."""
+
+
 class SearchingObserver(Histogram):
     """A histogram whose range is found by `search`.
 
@@ -65,6 +69,11 @@ def full_range(spec: QuantSpec, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]
 def one_by_one(loss: Loss) -> Loss:
     """The losses of k ranges from a loss of one range: lo, hi float32 (n_qparams,) -> float64 (n_qparams,)."""
     return lambda lo, hi: torch.stack([loss(*bounds) for bounds in zip(lo, hi, strict=True)])
+
+
+def cumulative(x: Tensor) -> Tensor:
+    """Sums of the first 0, 1, ..., n columns: (rows, n) -> (rows, n + 1)."""
+    return torch.nn.functional.pad(x.cumsum(dim=1), (1, 0))
 
 
 def _best_fraction(
