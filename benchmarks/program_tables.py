@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.markdown_table import count_threads, markdown_table
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import networks_for
 from benchmarks.peers import NAMES
 from benchmarks.step_time import MODES
 from benchmarks.training_step import PRECISIONS
@@ -23,12 +23,12 @@ def read_measurement(path: Path) -> Measurement | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def step_time_table(measurement: Measurement | None) -> str:
-    """Rows for every network, precision, mode and policy."""
+def step_time_table(measurement: Measurement | None, device: str = "cpu") -> str:
+    """Rows for every network of the device, precision, mode and policy."""
     cases = {(c["network"], c["mode"], c["precision"]): c for c in measurement["cases"]} if measurement else {}
     rows = []
     for mode in MODES:
-        for network in NETWORKS:
+        for network in networks_for(device):
             for precision in PRECISIONS:
                 rows += _step_time_rows(cases.get((network, mode, precision)), network, precision, mode)
     header = ("network", "precision", "mode", "policy", "step, of float", "peak memory, of float", "graph breaks")

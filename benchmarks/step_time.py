@@ -5,6 +5,7 @@ two threads of a CPU everything takes up to 90 minutes, most of it for bfloat16 
 
 python -m benchmarks.step_time --threads 2
 python -m benchmarks.step_time --device cuda
+python -m benchmarks.step_time --device cuda --layout channels_last
 python -m benchmarks.step_time --networks ResNet-20 --modes eager --precisions float32 --rounds 30
 """
 
@@ -20,15 +21,21 @@ import qat
 from benchmarks.command_line import argument_parser, parse_options
 from benchmarks.failure import failure_line
 from benchmarks.measurement_file import RESULTS, write_measurement
-from benchmarks.networks import NETWORKS, BenchmarkNetwork
+from benchmarks.networks import NETWORKS, BenchmarkNetwork, networks_for
 from benchmarks.step_comparison import compare_steps, console_line
 from benchmarks.training_step import PRECISIONS, TrainingStep
 
 MODES = ("eager", "compiled")
+LAYOUTS = ("contiguous", "channels_last")
 
 
 def training_steps(
-    benchmark: BenchmarkNetwork, policies: list[str], precision: str, device: str, batch: int | None
+    benchmark: BenchmarkNetwork,
+    policies: list[str],
+    precision: str,
+    device: str,
+    batch: int | None,
+    layout: str = "contiguous",
 ) -> dict[str, TrainingStep]:
     """A step of the float network, and one of the network quantized with each policy: LSQ, every scale learned.
 
@@ -37,6 +44,8 @@ def training_steps(
     torch.manual_seed(0)
     x, y = benchmark.example(batch, device)
     network = benchmark.build().to(device).train()
+    if layout == "channels_last":
+        x, network = x.to(memory_format=torch.channels_last), network.to(memory_format=torch.channels_last)
     steps = {"float": TrainingStep(network, x, y, precision)}
     for policy in policies:
         prepared = qat.prepare(network, qat.load_policy(policy).with_parts("LSQ", "MinMax"))
@@ -47,10 +56,11 @@ def training_steps(
 
 def measure_case(benchmark: BenchmarkNetwork, precision: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one case. An error is recorded, not raised, because the next case may work."""
-    batch = options.batch or benchmark.batch
+    batch = options.batch or benchmark.batch_on(options.device)
     case = {"network": benchmark.name, "batch": batch, "precision": precision, "mode": mode, "rounds": options.rounds}
+    case["layout"] = options.layout
     try:
-        steps = training_steps(benchmark, options.policies, precision, options.device, batch)
+        steps = training_steps(benchmark, options.policies, precision, options.device, batch, options.layout)
         return {**case, "steps": compare_steps(steps, options.rounds, compiled=mode == "compiled")}
     except Exception as error:
         return {**case, "error": failure_line(error)}
@@ -58,18 +68,22 @@ def measure_case(benchmark: BenchmarkNetwork, precision: str, mode: str, options
 
 def main() -> None:
     parser = argument_parser(__doc__, with_device=True)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, help="default: those of the device")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--policies", nargs="+", default=["w8a8", "w4a4"])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--batch", type=int, help="default: the network's own, 128 or 8")
-    parser.add_argument("--out", type=Path, help="default: results/step_time/<device>.json")
+    parser.add_argument("--batch", type=int, help="default: the network's own on the device")
+    parser.add_argument("--layout", choices=LAYOUTS, default="contiguous")
+    parser.add_argument(
+        "--out", type=Path, help="default: results/step_time/<device>.json, or <device>_channels_last.json"
+    )
     options = parse_options(parser)
-    out = options.out or RESULTS / f"step_time/{options.device}.json"
+    suffix = "_channels_last" if options.layout == "channels_last" else ""
+    out = options.out or RESULTS / f"step_time/{options.device}{suffix}.json"
     cases: list[dict[str, Any]] = []
     for mode in options.modes:
-        for name in options.networks:
+        for name in options.networks or networks_for(options.device):
             for precision in options.precisions:
                 print(f"{name}, {precision}, {mode}", flush=True)
                 case = measure_case(NETWORKS[name], precision, mode, options)

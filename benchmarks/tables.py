@@ -10,7 +10,16 @@ import argparse
 import re
 from pathlib import Path
 
-from benchmarks import float_control, program_tables, reproduce, results_picture, run_tables, smaller, targets
+from benchmarks import (
+    float_control,
+    program_tables,
+    reconstruction,
+    reproduce,
+    results_picture,
+    run_tables,
+    smaller,
+    targets,
+)
 from benchmarks.coverage import table as coverage_table
 from benchmarks.measurement_file import RESULTS
 from benchmarks.menu import LADDER, POLICIES, ROWS
@@ -25,15 +34,20 @@ def tables_of_programs(results: Path) -> dict[str, str]:
     tables = {}
     for device in ("cpu", "cuda"):
         file = f"{device}.json"
-        tables[f"step time, {device}"] = program_tables.step_time_table(read_measurement(results / "step_time" / file))
+        tables[f"step time, {device}"] = program_tables.step_time_table(
+            read_measurement(results / "step_time" / file), device
+        )
         tables[f"operation, {device}"] = program_tables.operation_table(read_measurement(results / "operation" / file))
         tables[f"profile, {device}"] = program_tables.profile_table(read_measurement(results / "profile" / file))
         pipeline = read_measurement(results / "pipeline" / file)
         tables[f"pipeline, {device}"] = program_tables.candidate_table(pipeline, "a float step")
     tables["peers"] = program_tables.peer_table(read_measurement(results / "peers/cpu.json"))
+    tables["peers, cuda"] = program_tables.peer_table(read_measurement(results / "peers/cuda.json"))
     artefact = read_measurement(results / "artefact_time/cpu.json")
     tables["artefact"] = program_tables.candidate_table(artefact, "the float export")
     tables["oscillation"] = program_tables.oscillation_table(read_measurement(results / "oscillation/cpu.json"))
+    before, now = (read_measurement(results / f"reconstruction/{name}.json") for name in ("before", "cpu"))
+    tables["reconstruction"] = reconstruction.table(before, now)
     tables["latency"] = program_tables.latency_table(read_measurement(results / "latency/cpu.json"))
     return tables
 

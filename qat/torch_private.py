@@ -179,7 +179,7 @@ def pruned_tensor(hook: Any) -> str:
     return name
 
 
-def padding_of_every_side(layer: nn.Conv1d | nn.Conv2d) -> list[int]:
+def padding_of_every_side(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
     """The padding of a convolution as `F.pad` wants it: the last dimension first, both sides of each."""
     return layer._reversed_padding_repeated_twice
 

@@ -5,6 +5,7 @@ takes turns with the prepared one in the same process. If a library cannot be in
 2 minutes per library to install and 5 to measure, most of it compiling; `--timeout` stops a library that hangs.
 
 python -m benchmarks.peers --threads 2
+python -m benchmarks.peers --device cuda
 python -m benchmarks.peers --names brevitas nncf --modes eager --rounds 3 --batch 16 --out /tmp/peers.json
 """
 
@@ -62,7 +63,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def run_worker(python: Path, name: str, out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run the worker. If it crashes or is stopped, the modes that it has finished are kept."""
-    arguments = {"batch": options.batch, "rounds": options.rounds, "threads": options.threads, "out": out}
+    arguments = {key: getattr(options, key) for key in ("batch", "rounds", "threads", "device")} | {"out": out}
     flags = [f"--{key}={value}" for key, value in arguments.items()]
     command = [str(python), "-m", "benchmarks.peers.worker", name, *flags, "--modes", *options.modes]
     try:
@@ -90,7 +91,7 @@ def _run(command: list[str], timeout: float | None = None) -> None:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, with_device=True)
     parser.add_argument("--names", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=["eager", "compiled"])
     parser.add_argument("--rounds", type=int, default=20)
@@ -98,13 +99,14 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=1200, help="seconds for one library")
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/qat/peers"), help="folder of the environments")
     parser.add_argument("--remove", action="store_true", help="delete each environment after use")
-    parser.add_argument("--out", type=Path, default=RESULTS / "peers/cpu.json")
+    parser.add_argument("--out", type=Path, help="default: results/peers/<device>.json")
     options = parse_options(parser)
     options.folder = options.folder.expanduser().absolute()
     measurements: dict[str, Any] = {}
     for name in options.names:
         measurements[name] = measure(name, options)
-        write_measurement(options.out, {"peers": measurements})
+        out = options.out or RESULTS / f"peers/{options.device}.json"
+        write_measurement(out, {"peers": measurements}, options.device)
         if options.remove:
             shutil.rmtree(options.folder / name, ignore_errors=True)
 

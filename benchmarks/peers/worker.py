@@ -35,7 +35,7 @@ def resnet20() -> nn.Module:
     return module.ResNetCifar(20)
 
 
-def measure(name: str, batch: int, rounds: int, modes: list[str], out: Path) -> None:
+def measure(name: str, batch: int, rounds: int, modes: list[str], out: Path, device: str = "cpu") -> None:
     """Write settings, versions, and for each mode its steps or the error. The file is updated after each mode."""
     library = load_peer(name)
     packages = [*library.PACKAGES, "torch"]
@@ -45,13 +45,14 @@ def measure(name: str, batch: int, rounds: int, modes: list[str], out: Path) -> 
         "batch": batch,
     }
     torch.manual_seed(0)
-    x, y = torch.randn(batch, 3, 32, 32), torch.randint(0, 10, (batch,))
-    network = resnet20().train()
+    x, y = torch.randn(batch, 3, 32, 32).to(device), torch.randint(0, 10, (batch,)).to(device)
+    network = resnet20().to(device).train()
     for mode in modes:
         try:
             prepared = library.prepare(copy.deepcopy(network), x)
             if mode == "eager":
                 measurement["parameters"] = sum(p.numel() for p in prepared.parameters() if p.requires_grad)
+            prepared = prepared.to(device)
             for module in prepared.modules():  # exported graphs refuse .train()
                 module.training = True
             steps = {"float": TrainingStep(copy.deepcopy(network), x, y), name: TrainingStep(prepared, x, y)}
@@ -70,10 +71,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--modes", nargs="+", required=True)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    measure(options.name, options.batch, options.rounds, options.modes, options.out)
+    measure(options.name, options.batch, options.rounds, options.modes, options.out, options.device)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ class BRECQ(Pass):
 
     def __init__(
         self,
-        iterations: int = 500,
-        batch_size: int = 32,
-        lr: float = 1e-2,
+        iterations: int = 350,
+        batch_size: int = 16,
+        lr: float = 1.4e-2,
         scale_lr: float = 1e-3,
         regularization: float = 0.01,
         drop: float = 0.0,

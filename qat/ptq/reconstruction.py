@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.optim import Adam
 
+from qat.kernels.layout import is_channels_last
 from qat.nn import as_quantized
-from qat.ptq.rounding import (
-    SoftRounding,
-    finish_soft_rounding,
-    rectified_sigmoid,
-    rounding_regularizer,
-    start_soft_rounding,
-)
+from qat.ptq.positions import LayerAtPositions
+from qat.ptq.rounding import SoftRounding, finish_soft_rounding, start_soft_rounding
 from qat.ptq.segment import Segment, layers_with_quantized_weights
 from qat.ptq.side_by_side import SideBySideRun
 from qat.ptq.state import PTQState
 from qat.quantizers import LSQ, Quantizer
 from qat.transform import quantizers
+
+CHECK_EVERY = 10
+"""Steps between two looks at whether every rounding is decided."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,10 @@ class Reconstruction:
             as they are.
         drop: probability with which an activation value stays in float (QDrop).
         regularization: weight of the regularizer, whose beta falls on a cosine from `beta_start` to `beta_end`.
-        warmup: fraction of the iterations, at the start, without the regularizer.
+        warmup: fraction of the iterations, at the start, without the regularizer. Behind it a segment ends as soon as every
+            rounding is decided.
+        positions: a single layer (of `layer_segments`) learns at this number of positions of its output for each image of a
+            step, drawn from all images; 0: at all positions of the step's images, as every larger segment.
 
     Raises:
         ValueError: an option is out of range.
@@ -53,6 +55,7 @@ class Reconstruction:
     beta_start: float = 20.0
     beta_end: float = 2.0
     warmup: float = 0.2
+    positions: int = 0
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size"):
@@ -84,57 +87,110 @@ class Reconstruction:
     def _reconstruct(self, state: PTQState, networks: SideBySideRun, segment: Segment) -> None:
         """Reconstruct the segment whose first operation is next. Its layers and sites keep the result."""
         assert state.reference is not None
-        data = _Data(
-            networks.quantized.tensor(segment.start),
-            networks.float.tensor(segment.start),
-            _outputs(segment.extract(state.reference), networks.float[segment.start]),
-        )
-        module = segment.extract(state.network)
         quantized = [as_quantized(layer) for layer in layers_with_quantized_weights(state.network, segment.nodes)]
         layers = [layer for layer in quantized if layer.weight_quantizer and layer.weight_quantizer.scaled_codes]
         if not layers:  # weights in floating-point formats have no two neighbouring codes of equal distance
             return
+        inputs = networks.quantized.tensor(segment.start)
+        target = _outputs(segment.extract(state.reference), networks.float[segment.start])
+        learns_scales = bool(self.scale_lr or self.drop)
+        data: LayerAtPositions | WholeImages | None = None
+        if self.positions and not learns_scales:
+            data = at_positions(state.network, segment, inputs, target)
+        scales: dict[Quantizer, LSQ] = {}
+        if data is None:
+            module = segment.extract(state.network)
+            scales = learn_scales(module, self.drop) if learns_scales else {}
+            float_inputs = networks.float.tensor(segment.start) if self.drop else inputs
+            data = WholeImages(module, inputs, float_inputs, target, self.drop)
         roundings = [start_soft_rounding(layer) for layer in layers]
-        scales = learn_scales(module, self.drop) if self.scale_lr or self.drop else {}
-        self._learn(module, roundings, list(scales.values()), data)
+        self._learn(data, roundings, list(scales.values()))
         for layer, rounding in zip(layers, roundings, strict=True):
             finish_soft_rounding(layer, rounding)
         for site, learned in scales.items():
             site.set_qparams(learned.qparams())
 
     @torch.enable_grad()
-    def _learn(self, module: nn.Module, roundings: list[SoftRounding], scales: list[LSQ], data: _Data) -> None:
+    def _learn(self, data: LayerAtPositions | WholeImages, roundings: list[SoftRounding], scales: list[LSQ]) -> None:
         first_lr = [self.scale_lr * float(site.scale.detach()) for site in scales]
         parameters = [*(r.v for r in roundings), *(site.scale for site in scales)]
         rates = [*(self.lr for _ in roundings), *first_lr]
-        optimizer = Adam([{"params": [p], "lr": lr} for p, lr in zip(parameters, rates, strict=True)])
+        groups = [{"params": [p], "lr": lr} for p, lr in zip(parameters, rates, strict=True)]
+        optimizer = Adam(groups, fused=parameters[0].device.type in ("cpu", "cuda"))
         for step in range(self.iterations):
             for group, lr in zip(optimizer.param_groups[len(roundings) :], first_lr, strict=True):
                 group["lr"] = 0.5 * lr * (1 + math.cos(math.pi * step / self.iterations))
-            x, target = data.sample(self.batch_size, self.drop)
-            loss = (module(x) - target).square().sum(dim=1).mean()
             if step >= self.warmup * self.iterations:
-                undecided = sum(rounding_regularizer(rectified_sigmoid(r.v), self.beta(step)) for r in roundings)
-                loss = loss + self.regularization * undecided
+                if step % CHECK_EVERY == 0 and all(r.decided() for r in roundings):
+                    return
+                for r in roundings:
+                    r.regularization, r.beta = self.regularization, self.beta(step)
+            x, target = data.sample(self.batch_size, self.positions)
+            y = data.compute(x)
+            loss = F.mse_loss(y.float(), target.float(), reduction="sum") / (y.numel() / y.shape[1])
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = gradient
             optimizer.step()
 
 
-class _Data(NamedTuple):
-    """The data of one segment, for all images: its input, quantized and in float, and its float output."""
+def at_positions(network: nn.Module, segment: Segment, inputs: Tensor, target: Tensor) -> LayerAtPositions | None:
+    """A segment of `layer_segments`, to be computed at positions of its output; None if its layer cannot be."""
+    first, *others = segment.nodes
+    layer = network.get_submodule(str(first.target))
+    modules = [network.get_submodule(str(n.target)) for n in others if n.op == "call_module"]
+    if not LayerAtPositions.takes(layer, modules, inputs):
+        return None
+    behind = Segment(first, tuple(others)).extract(network) if others else nn.Identity()
+    return LayerAtPositions(layer, behind, inputs, target)
 
-    inputs: Tensor
-    float_inputs: Tensor
-    target: Tensor
 
-    def sample(self, n: int, drop: float) -> tuple[Tensor, Tensor]:
-        """n random images: input (each value in float with probability `drop`) and target."""
-        chosen = torch.randint(len(self.inputs), (n,)).to(self.inputs.device)
-        x = self.inputs[chosen]
-        if drop:
-            x = torch.where(torch.rand_like(x) < drop, self.float_inputs[chosen], x)
-        return x, self.target[chosen]
+class WholeImages:
+    """A segment on whole images. All tensors: of all images; 4-D ones are kept channels-last, where the segment can read that:
+    convolutions are faster there.
+
+    Args:
+        module: the segment.
+        inputs, float_inputs: its input, quantized and in float.
+        target: its float output.
+        drop: probability with which each value of an input is that in float.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Tensor, float_inputs: Tensor, target: Tensor, drop: float) -> None:
+        self.compute, self.drop = module, drop
+        self.inputs, self.float_inputs, self.target = inputs, float_inputs, target
+        if _reads_channels_last(module, inputs):
+            self.inputs, self.float_inputs, self.target = map(_channels_last, (inputs, float_inputs, target))
+
+    def sample(self, images: int, _positions: int) -> tuple[Tensor, Tensor]:
+        """Random images: input and target."""
+        chosen = torch.randint(len(self.inputs), (images,)).to(self.inputs.device)
+        x = _take(self.inputs, chosen)
+        if self.drop:
+            x = torch.where(torch.rand_like(x) < self.drop, _take(self.float_inputs, chosen), x)
+        return x, _take(self.target, chosen)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+@torch.no_grad()
+def _reads_channels_last(module: nn.Module, inputs: Tensor) -> bool:
+    """Whether a segment takes images in the channels-last order: a `view` in it may not."""
+    if inputs.ndim != 4:
+        return False
+    try:
+        module(_channels_last(inputs[:1]))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _take(x: Tensor, chosen: Tensor) -> Tensor:
+    """x[chosen], in the memory order of x."""
+    if is_channels_last(x):
+        return x.permute(0, 2, 3, 1)[chosen].permute(0, 3, 1, 2)
+    return x[chosen]
 
 
 class QDropQuantizer(nn.Module):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import qat
 from benchmarks import command_line, peers
-from benchmarks.networks import NETWORKS, BenchmarkNetwork
+from benchmarks.networks import NETWORKS, BenchmarkNetwork, networks_for
 from benchmarks.peers.peer import load_peer
 from benchmarks.training_step import TrainingStep
 from benchmarks.vision_transformer import VisionTransformer
@@ -56,6 +56,35 @@ def test_step_time(run):
         assert set(case["steps"]) == {"float", "w8a8"}, case
         assert all(is_row(row) for row in case["steps"].values())
         assert case["steps"]["w8a8"]["memory_ratio"] > 1
+
+
+def test_memory(run):
+    (case,) = run("memory", "--networks", "ResNet-20", "--batch", 2, "--threads", 1)["cases"]
+    assert case["memory_ratio"] == case["peak_bytes"]["w8a8"] / case["peak_bytes"]["float"] > 1
+
+
+def test_channels_last_steps_are_measured(run):
+    arguments = ["--networks", "ResNet-20", "--modes", "eager", "--precisions", "float32", "--policies", "w8a8"]
+    measurement = run("step_time", *arguments, "--layout", "channels_last", "--rounds", 1, "--batch", 2, "--threads", 1)
+    (case,) = measurement["cases"]
+    assert case["layout"] == "channels_last"
+    assert is_row(case["steps"]["w8a8"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("program", ["step_time", "operation", "memory", "peers.__main__", "profile_step", "pipeline"])
+def test_a_gpu_that_is_not_there_is_refused_in_a_sentence(run, program: str):
+    with pytest.raises(SystemExit, match=r"^--device cuda: torch sees no GPU here; write --device cpu\.$"):
+        run(program, "--device", "cuda")
+
+
+def test_a_gpu_measures_more_networks_on_larger_batches():
+    assert [n for n in networks_for("cuda") if n not in networks_for("cpu")] == [
+        "ResNet-50",
+        "MobileNetV2",
+        "ViT-small",
+    ]
+    assert all(NETWORKS[name].batch_on("cuda") >= NETWORKS[name].batch_on("cpu") for name in NETWORKS)
 
 
 def test_the_vision_transformer_trains_quantized():
@@ -179,7 +208,7 @@ def test_a_worker_that_is_stopped_keeps_what_it_found(monkeypatch, tmp_path):
         raise driver.PeerError("stopped after 9 seconds")
 
     monkeypatch.setattr(driver, "_run", stopped_in_the_second_mode)
-    options = argparse.Namespace(batch=1, rounds=1, threads=1, modes=["eager", "compiled"], timeout=9.0)
+    options = argparse.Namespace(batch=1, rounds=1, threads=1, modes=["eager", "compiled"], timeout=9.0, device="cpu")
     assert driver.run_worker(Path("python"), "nncf", out, options) == {
         "eager": {"steps": {}},
         "compiled": {"error": "stopped after 9 seconds"},

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import menu, program_tables, reproduce, tables
+from benchmarks import menu, program_tables, reconstruction, reproduce, tables
 from benchmarks.program_tables import NOT_MEASURED
 from benchmarks.published import Published
 from tests.quantizers.catalogue import OF_FORMATS
@@ -199,3 +199,16 @@ def test_language_model():
     assert "QAT is **WORSE** than PTQ (+0.2500" in table(0.2, 0.3, 0.25)
     assert "**no measurable difference** between QAT and PTQ (+0.0000" in table(-0.1, 0.0, 0.1)
     assert program_tables.language_model_table(None) == "not measured"
+
+
+def test_reconstruction_compares_the_cells_of_two_files():
+    def measurement(seconds: float, *policies: str) -> dict[str, object]:
+        cells = [
+            {"pass": "BRECQ", "policy": p, "seed": 0, "processor_seconds": seconds, "top1": seconds / 100}
+            for p in policies
+        ]
+        return {**ABOUT, "cells": cells}
+
+    text = reconstruction.table(measurement(60, "w4a4", "w2a2"), measurement(24, "w2a2", "w3a3"))
+    assert lines(text) == ["| BRECQ | w2a2 | 0 | 60 | 24 | 2.5 | 60.00 | 24.00 |"]
+    assert reconstruction.table(None, measurement(24, "w2a2")) == NOT_MEASURED

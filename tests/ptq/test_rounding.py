@@ -1,5 +1,6 @@
 """Learned rounding against the paper's formulas and, where a layer is small enough, against all roundings there are."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 from qat import Grid, PerChannel, PerGroup, PerTensor, QuantSpec
 from qat.nn import as_quantized, quantize_layer
 from qat.ptq import AdaRound, Calibrate, apply_passes
+from qat.ptq.positions import LayerAtPositions
 from qat.ptq.reconstruction import QDropQuantizer, Reconstruction
 from qat.ptq.rounding import (
     SoftRounding,
@@ -133,3 +135,101 @@ def test_dropping_leaves_that_share_in_float() -> None:
 def test_impossible_options_say_what_to_write(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         Reconstruction(**options)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_v_gets_the_gradients_of_the_weight_and_of_the_regularizer(granularity, symmetric) -> None:
+    """Autograd of the paper's formulas is the reference. Weights that are clipped either way get none."""
+    rounding = SoftRounding(*quantizer_and_weight(granularity, symmetric))
+    with torch.no_grad():
+        rounding.v.copy_(2 * torch.randn(rounding.v.shape))
+    rounding.regularization, rounding.beta = 0.3, 5.0
+    grad = torch.randn(5, 12)
+    (found,) = torch.autograd.grad(rounding(rounding.v), rounding.v, grad.t().contiguous().t())
+    v = rounding.v.detach().clone().requires_grad_()
+    h = rectified_sigmoid(v)
+    weight = (torch.clamp(rounding.below + h, rounding.lo, rounding.hi) * rounding.scale).reshape(5, 12)
+    loss = (weight * grad).sum() + 0.3 * rounding_regularizer(h, 5.0)
+    (expected,) = torch.autograd.grad(loss, v)
+    assert rounding.movable.any()
+    assert not rounding.movable.all()
+    torch.testing.assert_close(found, expected * rounding.movable)
+    assert found.stride() == rounding.v.stride()  # a fused optimizer reads both in memory order
+
+
+def quantizer_and_weight(granularity, symmetric):
+    made = as_quantized(layer(granularity, symmetric))
+    return made.weight_quantizer, made.weight
+
+
+def test_it_is_decided_when_no_h_that_matters_is_between_0_and_1() -> None:
+    rounding = SoftRounding(*quantizer_and_weight(PerChannel(), True))
+    with torch.no_grad():
+        rounding.v.copy_(torch.where(rounding.movable, 2.5, 0.1))
+        assert rounding.decided()
+        rounding.v[tuple(rounding.movable.nonzero()[0])] = 2.3
+    assert not rounding.decided()
+
+
+def test_a_segment_ends_when_all_is_decided() -> None:
+    seen: list[int] = []
+
+    class Data:
+        def sample(self, images: int, _positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+            seen.append(images)
+            return torch.zeros(1, 12), torch.zeros(1, 5)
+
+        def compute(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ rounding(rounding.v).t()
+
+    rounding = SoftRounding(*quantizer_and_weight(PerChannel(), True))
+    with torch.no_grad():
+        rounding.v.fill_(3.0)
+    Reconstruction(100)._learn(Data(), [rounding], [])  # type: ignore[arg-type]
+    assert len(seen) == 20  # the warmup
+
+
+LAYERS_AT_POSITIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(12, 5), (7, 12)),
+    "linear of tokens": (nn.Linear(12, 5, bias=False), (7, 3, 12)),
+    "1-D": (nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2), (3, 4, 11)),
+    "2-D": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 2), bias=False), (3, 4, 9, 8)),
+    "groups": (nn.Conv2d(4, 6, 3, groups=2, padding="same", padding_mode="reflect"), (3, 4, 6, 5)),
+    "depthwise": (nn.Conv2d(6, 6, 3, groups=6, padding=1), (3, 6, 6, 5)),
+    "3-D": (nn.Conv3d(2, 3, 2, padding=1, padding_mode="circular"), (2, 2, 3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS_AT_POSITIONS)
+def test_a_layer_at_positions_is_the_layer(name: str) -> None:
+    """Each output that is drawn is one of the layer's, and the target is that of the same position."""
+    made, shape = LAYERS_AT_POSITIONS[name]
+    weight = made.weight.detach()
+    spec = QuantSpec(Grid(4, narrow=True), PerChannel())
+    quantizer = Static(spec, tuple(weight.shape))
+    quantizer.set_range(-weight.flatten(1).abs().amax(dim=1), weight.flatten(1).abs().amax(dim=1))
+    quantized, x = quantize_layer(copy.deepcopy(made), quantizer), torch.randn(shape)
+    behind = nn.Sequential()
+    if isinstance(made, nn.Conv2d):
+        behind = nn.Sequential(nn.BatchNorm2d(made.out_channels), nn.ReLU()).eval()
+        behind[0].running_mean.normal_()
+        behind[0].running_var.uniform_(0.5, 2.0)
+    whole = behind(quantized(x))
+    assert LayerAtPositions.takes(quantized, list(behind), x)
+    data = LayerAtPositions(quantized, behind, x, whole.detach())
+    found, target = [], []
+    for _ in range(3):
+        inputs, there = data.sample(2, 5)
+        found.append(data.compute(inputs))
+        target.append(there)
+    torch.testing.assert_close(torch.cat(found), torch.cat(target), rtol=1e-5, atol=1e-5)
+    assert len(found[0]) == 2 * min(5, whole[0].numel() // target[0].shape[1])
+
+
+def test_a_layer_that_needs_whole_images_is_not_computed_at_positions() -> None:
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 5, 5)
+    assert not LayerAtPositions.takes(conv, [nn.BatchNorm2d(4)], x)  # in training
+    assert not LayerAtPositions.takes(conv, [], x[0])
+    assert not LayerAtPositions.takes(nn.ConvTranspose2d(3, 4, 3), [], x)
+    assert not LayerAtPositions.takes(nn.Linear(5, 5), [nn.BatchNorm1d(3).eval()], x[0])
