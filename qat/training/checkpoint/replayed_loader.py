@@ -121,6 +121,24 @@ class ReplayedLoader(CombinedLoader):
                     found[id(generator)] = generator
         return list(found.values())
 
+    def end_pass(self, interrupted: InterruptedEpoch) -> None:
+        """Make loaders that keep their place read the restored one, although no batch of that pass is left.
+
+        A loader whose `iter` is a generator reads it with its first batch, and would take it for the place of the next pass: so
+        one more batch is asked for, of which there should be none.
+        """
+        if not interrupted.loader_states:
+            return
+        now = RandomState.current(self.generators)
+        try:
+            super().__next__()
+        except StopIteration:
+            pass
+        else:  # a place at which a pass begins, or one that was cut short
+            load_loader_states(self, interrupted.loader_states)
+            super().__iter__()
+        now.restore(self.generators)
+
     def _go_back(self, interrupted: InterruptedEpoch) -> None:
         # Before the checkpoint was restored, Lightning began a pass in another random state: its workers end here.
         self.reset()

@@ -175,7 +175,9 @@ class Resume:
 
     def end_epoch(self, trainer: L.Trainer) -> None:
         """The interrupted epoch is over, whether or not a batch of it was left."""
-        self._interrupted = None
+        interrupted, loader = self._take_interrupted(), train_loader(trainer)
+        if interrupted is not None and isinstance(loader, ReplayedLoader):
+            loader.end_pass(interrupted)
         end_restart(trainer)
 
     # Wrapped hooks ---------------------------------------------------------------------------------------------------

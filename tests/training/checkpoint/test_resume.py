@@ -73,6 +73,29 @@ class StatefulLoader(DataLoader[Any]):
             yield self.collate_fn([self.dataset[i] for i in range(8 * self.at - 8, 8 * self.at)])
 
 
+class GeneratorLoader(StatefulLoader):
+    """The same with a generator, which reads the state that was loaded when the first batch is asked for."""
+
+    def __iter__(self) -> Iterator[Any]:
+        begin, self.begin = self.begin, 0
+        yield from self._from(begin)
+
+
+class LiveLoader(StatefulLoader):
+    """A generator that goes on from where the loader is, and is at the start when a pass is over."""
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.at < 5:
+            self.at += 1
+            place, self.at = self.at, self.at % 5
+            yield self.collate_fn([self.dataset[i] for i in range(8 * place - 8, 8 * place)])
+            if self.at == 0:
+                return
+
+
 class AccumulatingByHand(RandomClassifier):
     """Two optimizers that step after every other batch."""
 
@@ -115,6 +138,13 @@ CASES: dict[
     ),
     "two loaders": (two_loaders, {"epochs": 2}, slice(0, None, 3)),
     "a loader that keeps its place": (StatefulLoader, {"epochs": 2}, slice(0, None, 3)),
+    "a loader that reads its place late": (GeneratorLoader, {"epochs": 3}, slice(4, None, 6)),
+    "a loader that reads its place late, validated within epochs": (
+        GeneratorLoader,
+        {"epochs": 2, "val_check_interval": 2},
+        slice(7, None, 9),
+    ),
+    "a loader that goes on from its place": (LiveLoader, {"epochs": 2}, slice(6, None, 9)),
     "loading in workers": (loader_with_workers, {"epochs": 2}, slice(6, 7)),
 }
 
