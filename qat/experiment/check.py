@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.recorded_configuration import read_configuration
+from qat.experiment.schema.configuration import METRICS
 
 KEYS_THAT_DETERMINE_THE_FIT = (
     "seed",
@@ -59,6 +63,31 @@ def check_images(config: DictConfig, images: int) -> None:
         f"calibration_images={config.calibration_images} is not possible, {cause} {images} training images: write "
         f"calibration_images={images} or fewer{', or a higher limit' if limit is not None else ''}."
     )
+
+
+def check_callbacks(callbacks: Mapping[str, Any]) -> None:
+    """Check that what the configuration describes under `callbacks` is callbacks, and that what they watch is logged.
+
+    Args:
+        callbacks: name -> object.
+
+    Raises:
+        ValueError: one is none, or waits for a metric that never comes.
+    """
+    logs = [c for c in callbacks.values() if not type(c).__module__.startswith(("qat.", "lightning."))]  # anything
+    for name, callback in callbacks.items():
+        key = f"callbacks.{name}"
+        if not isinstance(callback, L.Callback):
+            raise ValueError(
+                f"{key} makes a {type(callback).__name__}: write the _target_ of a callback, or {key}=null."
+            )
+        monitor = getattr(callback, "monitor", None)
+        if monitor not in (None, *METRICS) and not logs:
+            raise ValueError(f"{key}.monitor={monitor!r} is not logged: write one of {', '.join(METRICS)}.")
+        if isinstance(callback, EarlyStopping) and callback.patience < 0:
+            raise ValueError(
+                f"{key}.patience={callback.patience} is not possible: write how many validations it waits."
+            )
 
 
 def warn_of_unwise_values(config: DictConfig) -> None:

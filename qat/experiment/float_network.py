@@ -59,9 +59,11 @@ def check_source(config: DictConfig, data: ImageData) -> None:
     """
     epochs = config.float.epochs
     if config.model.checkpoint is not None:
-        if not Path(config.model.checkpoint).expanduser().is_file():
+        path = Path(config.model.checkpoint).expanduser()
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
             raise FileNotFoundError(
-                f"model.checkpoint={config.model.checkpoint} does not exist: give a .safetensors or .ckpt file, or leave it "
+                f"model.checkpoint={config.model.checkpoint} {what}: give a .safetensors or .ckpt file, or leave it "
                 "out and set float.epochs to train the float network first."
             )
         return

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment import build
@@ -19,7 +21,19 @@ SECONDS = 30
 
 
 def check_logger(config: DictConfig) -> None:
-    """Raise ValueError if the package of the logger is not installed: before anything is trained."""
+    """Raise ValueError if the package of the logger is not installed, or has no such option: before anything is trained."""
+    if str(config.logger.get("_target_")).endswith(".TensorBoardLogger") and find_spec("tensorboard") is not None:
+        from torch.utils.tensorboard import SummaryWriter  # Lightning hands it what it does not know, when it logs
+
+        known = {*inspect.signature(TensorBoardLogger).parameters, *inspect.signature(SummaryWriter).parameters}
+        for key in sorted(str(key) for key in config.logger.keys() - known - {"_target_", "_partial_"}):
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = (
+                f"did you mean logger.{close[0]}?"
+                if close
+                else f"TensorBoard has the options {', '.join(sorted(known))}."
+            )
+            raise ValueError(f"unknown key logger.{key}; {hint}")
     if config.logger.get("_target_") == MLFLOW and find_spec("mlflow") is None:
         raise ValueError("logger=mlflow needs MLflow: pip install 'qat-lightning[mlflow]'.")
 

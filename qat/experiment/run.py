@@ -18,7 +18,7 @@ from torch import nn
 
 from qat.data import ImageData
 from qat.experiment import build, float_network, loggers, mixed_precision
-from qat.experiment.check import check_images, check_same_run, warn_of_unwise_values
+from qat.experiment.check import check_callbacks, check_images, check_same_run, warn_of_unwise_values
 from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
 from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
@@ -201,11 +201,13 @@ def _callbacks(config: DictConfig, folder: Path, policy: Policy, batches: ImageD
     }
     if len(batches.data.val) == 0:
         given["checkpoint"]["monitor"] = None
-    callbacks = [
-        build.part(options, f"callbacks.{name}", **given.get(name, {}))
+    named = {
+        name: build.part(options, f"callbacks.{name}", **given.get(name, {}))
         for name, options in config.callbacks.items()
         if options is not None
-    ]
+    }
+    check_callbacks(named)
+    callbacks: list[L.Callback] = [*named.values()]
     if config.pruning.sparsity is not None or config.pruning.pattern is not None or config.pruning.channels:
         callbacks.append(Pruning(**config.pruning))
     if config.oscillation.get("_target_"):

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import lightning as L
 import pytest
+from lightning.pytorch.callbacks import EarlyStopping
 from omegaconf import OmegaConf
 
-from qat.experiment.check import check_same_run
+from qat.experiment.check import check_callbacks, check_same_run
 from tests.experiment.configurations import composed
 
 
@@ -49,3 +51,20 @@ def test_how_long_it_goes_on_and_what_is_measured_is_free(overrides: tuple[str, 
 
 def test_a_checkpoint_of_somebody_elses_is_taken_as_it_is(tmp_path: Path) -> None:
     check_same_run(composed("seed=1"), tmp_path)
+
+
+class Own(L.Callback):
+    """A callback of a user's, which may log anything."""
+
+
+def test_callbacks_are_callbacks_and_wait_for_what_comes() -> None:
+    waits = EarlyStopping(monitor="val/foo")
+    check_callbacks({"stop": EarlyStopping(monitor="val/loss", patience=0), "progress": L.Callback()})
+    check_callbacks({"stop": waits, "mine": Own()})
+    for callbacks, said in (
+        ({"x": "/home"}, r"callbacks\.x makes a str: write the _target_ of a callback"),
+        ({"stop": waits}, r"callbacks\.stop\.monitor='val/foo' is not logged: write one of train/loss"),
+        ({"stop": EarlyStopping(monitor="val/loss", patience=-1)}, r"callbacks\.stop\.patience=-1 is not possible"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_callbacks(callbacks)

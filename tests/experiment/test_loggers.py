@@ -5,7 +5,7 @@ import pytest
 import wandb
 
 from qat.experiment.loggers import check_logger, make_logger, wandb_logger
-from tests.experiment.configurations import changed
+from tests.experiment.configurations import changed, composed
 
 
 @pytest.fixture
@@ -70,3 +70,10 @@ def test_mlflow_is_named_where_it_is_missing(tmp_path: Path) -> None:
         check_logger(config)
     with pytest.raises(ValueError, match=r"logger=mlflow needs MLflow: pip install 'qat-lightning\[mlflow\]'"):
         make_logger(config, tmp_path, "digits_w2a2")
+
+
+def test_an_option_that_tensorboard_does_not_have_is_refused_before_training() -> None:
+    pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install 'qat-lightning[tensorboard]'")
+    check_logger(composed("logger=tensorboard", "+logger.max_queue=5", "logger.version=a"))
+    with pytest.raises(ValueError, match=r"unknown key logger\.max_queu; did you mean logger\.max_queue\?"):
+        check_logger(composed("logger=tensorboard", "+logger.max_queu=5"))

@@ -118,6 +118,7 @@ def test_much_nonsense_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[
 REFUSED = {
     "+trainer.limit_val_batches=0": "trainer.limit_val_batches=0 is not possible: write a number of batches",
     "+trainer.fast_dev_run=true": "write false; for a quick run trainer.max_steps=1 float.max_steps=1",
+    "+trainer.strategy=[ddp]": "trainer.strategy=['ddp'] is not possible: write auto, ddp, or another strategy",
     "+trainer.limit_test_batches=3": "write null; data.limit_test limits the test images",
     "trainer.max_epochs=0": "trainer.max_epochs=0 is not possible",
     "policy.rules={a: {match: x, weight: {bits: 33}}}": "policy.rules.a.weight.bits=33 is not possible: write a",

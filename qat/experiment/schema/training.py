@@ -238,7 +238,7 @@ class Trainer(Node):
         from lightning.pytorch.strategies import StrategyRegistry
 
         known = {"auto", *StrategyRegistry.available_strategies()}
-        if not isinstance(self.strategy, dict) and self.strategy not in known:
+        if not isinstance(self.strategy, dict) and str(self.strategy) not in known:  # a list has no hash
             raise wrong(
                 "{key}={value} is not possible: write auto, ddp, or another strategy of Lightning's.", "strategy"
             )

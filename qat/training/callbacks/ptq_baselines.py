@@ -14,7 +14,7 @@ from qat.capture import copy_model
 from qat.export import OnnxRuntimeNetwork, QuantizeStatic
 from qat.ptq import Calibrate, NoGraphError, Pass, apply_passes, check_order
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.comparison.row_names import ptq_row_name
+from qat.training.comparison.row_names import check_row_name, ptq_row_name
 from qat.training.lightning.callback_lookup import require_callback
 from qat.training.lightning.progress_bar import progress_bar, say
 from qat.training.lightning.rank_zero import run_on_rank_zero
@@ -41,7 +41,7 @@ class PTQBaselines(L.Callback):
             default_root_dir.
 
     Raises:
-        ValueError: there are no passes, their order is impossible, or an observer does not exist.
+        ValueError: there are no passes, their order is impossible, an observer does not exist, or two rows have one name.
     """
 
     def __init__(
@@ -57,6 +57,14 @@ class PTQBaselines(L.Callback):
             if isinstance(ladder, Mapping)
             else {ptq_row_name(calibration.observer): [calibration] for calibration in map(Calibrate, ladder)}
         )
+        for name in (*named, *(outside or {})):
+            check_row_name(str(name))
+        for name, quantize in (outside or {}).items():
+            if name in named or not callable(quantize):
+                what = "is a row of ladder, too" if name in named else f"is {quantize!r}"
+                raise ValueError(
+                    f"outside {name!r} {what}: write for example 'ONNX Runtime': qat.export.QuantizeStatic()."
+                )
         for name, passes in named.items():
             try:
                 check_order(passes)

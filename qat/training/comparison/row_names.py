@@ -10,6 +10,9 @@ FAKE_QUANT = "QAT fake-quant"
 INTEGER = "QAT integer"
 ONNX_RUNTIME = "QAT in ONNX Runtime"
 
+OURS = (FLOAT, "QAT")
+"""What the names of rows begin with that are not PTQ's."""
+
 OBSERVER_LABELS = {
     "MinMax": "min-max",
     "MovingAverage": "moving average",
@@ -26,6 +29,16 @@ def ptq_row_name(observer: Any) -> str:
     'PTQ min-max'
     """
     return f"PTQ {observer_label(observer)}"
+
+
+def check_row_name(name: str) -> None:
+    """Check that a row of somebody's own cannot be taken for the float network's or for those of training.
+
+    Raises:
+        ValueError: it can.
+    """
+    if not name.strip() or name.partition(" ")[0].lower() in [word.lower() for word in OURS]:
+        raise ValueError(f"the name {name!r} of a row of PTQ is that of another row: write for example 'PTQ {name}'.")
 
 
 def target_row_name(target: str) -> str:

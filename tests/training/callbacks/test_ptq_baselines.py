@@ -35,6 +35,17 @@ def test_observers_have_names_for_people() -> None:
         PTQBaselines([])
 
 
+def test_a_row_has_no_name_of_another() -> None:
+    for name in ("QAT", "qat integer", "float", " "):
+        with pytest.raises(ValueError, match=f"the name '{name}' of a row of PTQ is that of another row"):
+            PTQBaselines({name: [Calibrate()]})
+    with pytest.raises(ValueError, match="outside 'a' is a row of ladder, too"):
+        PTQBaselines({"a": [Calibrate()]}, outside={"a": QuantizeStatic()})
+    with pytest.raises(ValueError, match="outside 'b' is '/home': write for example"):
+        PTQBaselines(outside={"b": "/home"})  # type: ignore[dict-item]
+    assert [*PTQBaselines({"Quantile": [Calibrate()], "floats": [Calibrate()]}).ladder] == ["Quantile", "floats"]
+
+
 def test_training_does_not_depend_on_the_ladder(tmp_path: Path) -> None:
     ladder = {
         "PTQ AdaRound": [CrossLayerEqualization(), Calibrate("MinMax"), AdaRound(3)],
