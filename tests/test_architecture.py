@@ -12,7 +12,7 @@ import qat
 ROOT = Path(qat.__file__).parent
 # Rooms on one floor do not know each other. Ground-floor rooms know nothing of the project but themselves.
 FLOORS: list[set[str]] = [
-    {"files", "contexts", "torch_private", "version"},
+    {"files", "contexts", "messages", "torch_private", "version"},
     {"reading"},
     {"grid", "granularity", "floating_point", "kernels", "data", "models", "report", "structure"},
     {"spec"},

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from typing import Any
 
 from qat.cli.sources.spellings import DATA_HELP, MODEL_HELP
 
 POLICIES = ("w8a8", "w4a8", "w4a4", "w8_dynamic", "w8_dynamic_per_token", "w8", "w4", "fp8", "mxfp4", "nvfp4")
+_ANSWERS: ContextVar[Any] = ContextVar("answers", default=None)
 
 
 def make_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -93,11 +98,50 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def asks_for_json(given: Sequence[str]) -> bool:
+    """Whether `--json` is among the arguments, abbreviated as argparse allows it, and the answer is no help text."""
+    texts = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}
+    return not texts.intersection(given) and any(len(word) > 2 and "--json".startswith(word) for word in given)
+
+
+@contextmanager
+def json_alone() -> Iterator[None]:
+    """Inside the `with` block, `print_json` alone writes to standard output; all other prints go to standard error.
+
+    A model's own file, a library or another process may print whatever it likes.
+    """
+    terminal = sys.__stdout__
+    if terminal is None or sys.stdout is not terminal:  # somebody reads it in this process
+        with _answering_on(sys.stdout):
+            yield
+        return
+    terminal.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)  # also for other processes, and for what is not written in Python
+    try:
+        with open(saved, "w", encoding=terminal.encoding, closefd=False) as stream, _answering_on(stream):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+@contextmanager
+def _answering_on(stream: Any) -> Iterator[None]:
+    token = _ANSWERS.set(stream)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _ANSWERS.reset(token)
+
+
 def print_json(content: Any) -> None:
     """One JSON object on standard output; what is no number is null."""
     from qat.report.json_records import to_plain
 
-    print(json.dumps(to_plain(content), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(to_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text, file=_ANSWERS.get() or sys.stdout, flush=True)
 
 
 def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]], text_columns: int = 1) -> str:

@@ -51,11 +51,15 @@ def run(given: list[str]) -> int:
     options = parser().parse_args(given)
     if twice := next((m for m in options.models if options.models.count(m) > 1), None):
         raise UsageError(f"{twice} is given twice: leave one out.")
+    import torch
+
     from qat.cli import measure
-    from qat.cli.sources.data import Sizes, load_data
+    from qat.cli.sources.data import Sizes, check_fits, load_data
     from qat.cli.sources.model import load_model
 
     arguments.use_threads(options.threads)
+    torch.manual_seed(0)  # of random weights
+    arguments.say(f"loading {', '.join(options.models)} ...")
     models = [load_model(text, *_for_weights(options, text), threads=options.threads) for text in options.models]
     sizes = Sizes(
         1,
@@ -67,8 +71,12 @@ def run(given: list[str]) -> int:
     data = load_data(options.data or "random", knows, sizes, options.input_shape)
     if options.data is None:
         data.notes = ["no --data: noise, so there is no accuracy"]
+    for model in models:
+        check_fits(data, model)
     metric = measure.metric_named(options.metric, data, measure.run(models[0].network, next(iter(data.test)).inputs))
+    arguments.say(f"measuring on {data.name} ...")
     found = measure.measure(models, data, metric)
+    arguments.say(f"timing, about {len(measure.BATCH_SIZES) * options.seconds:.0f} s ...")
     _time(models, found, data, options)
     if options.chart is not None:
         _draw(found, metric, options.chart)
@@ -136,7 +144,7 @@ def _record(found: list[Measurement], metric: Metric | None, data: Data, options
 def _print(found: list[Measurement], metric: Metric | None, data: Data, options: argparse.Namespace) -> None:
     from qat.cli.measure import BATCH_SIZES
     from qat.report.environment import cpu_name, usable_cores
-    from qat.report.tables import format_size
+    from qat.report.text_of_numbers import format_count, format_size
 
     header = ["model", "runtime", "size"]
     header += [] if metric is None else [f"{metric.name}{' %' if metric.percent else ''}"]
@@ -157,7 +165,7 @@ def _print(found: list[Measurement], metric: Metric | None, data: Data, options:
     samples = data.test.samples
     print(
         f"\n{samples:,} samples of {data.name}; latency: median [quartiles], in turns, "
-        f"{options.threads or usable_cores()} threads, {cpu_name()}; agrees: decides as the first model."
+        f"{format_count(options.threads or usable_cores(), 'thread')}, {cpu_name()}; agrees: decides as the first model."
     )
     for note in [*data.notes, *(f"{m.name}: {note}" for m in found for note in m.notes)]:
         print(f"- {note}")
@@ -168,7 +176,13 @@ def _value(value: float | None, metric: Metric) -> str:
 
 
 def _spread(timing: Any) -> str:
-    return "-" if timing is None else f"{timing.median:.2f} [{timing.low:.2f}, {timing.high:.2f}]"
+    if timing is None:
+        return "-"
+    from qat.report.text_of_numbers import format_milliseconds
+
+    return (
+        f"{format_milliseconds(timing.median)} [{format_milliseconds(timing.low)}, {format_milliseconds(timing.high)}]"
+    )
 
 
 def _ratio(measurement: Measurement, first: Measurement, size: int) -> str:

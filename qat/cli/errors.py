@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 GOOD, FAILED, USAGE = 0, 1, 2
-"""Exit statuses: done and verified; it failed or differs; the command line asks for what there is not."""
+"""Exit statuses: done and verified; it failed or differs; the command line asks for something that does not exist."""
 DEBUG = "QAT_DEBUG"
 """The environment variable that shows tracebacks."""
 
@@ -63,6 +63,16 @@ def sentence(error: BaseException) -> str:
     ours = type(error).__module__.partition(".")[0] == "qat"
     meant = ours or isinstance(error, ValueError | OSError | ImportError)
     return text if meant and text else f"{type(error).__name__}: {text} ({DEBUG}=1 shows where)"
+
+
+def with_kind(error: BaseException) -> str:
+    """The message of somebody else's error in one line, behind its kind.
+
+    >>> with_kind(KeyError("x")), with_kind(AssertionError())
+    ("KeyError: 'x'", 'AssertionError')
+    """
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:600] if text else type(error).__name__
 
 
 def status_of(error: Exception, command: str) -> int:

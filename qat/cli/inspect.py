@@ -37,15 +37,19 @@ A few samples are enough: the network runs once for each tensor that is quantize
 def run(given: list[str]) -> int:
     """Run the command. Returns the exit status."""
     options = parser().parse_args(given)
+    import torch
+
     from qat.cli.sources.model import load_model
 
     arguments.use_threads(options.threads)
+    torch.manual_seed(0)  # of random weights
+    arguments.say(f"loading {options.model} ...")
     model = load_model(options.model, options.weights, options.architecture)
     if model.path is not None:
         raise UsageError(f"{options.model} is a file, which is done: qat verify {options.model}, or qat benchmark.")
     if model.is_prepared:
         return _prepared(model.network, options)
-    from qat.cli.sources.data import Sizes, load_data
+    from qat.cli.sources.data import Sizes, check_fits, load_data
     from qat.doctor import inspect
 
     size = min(options.batch_size, options.samples or 16)
@@ -59,12 +63,14 @@ def run(given: list[str]) -> int:
         )
     for note in notes:
         arguments.say(note)
+    check_fits(data, model)
     batches = [
         batch.inputs
         if batch.labels is None or isinstance(batch.inputs, dict)
         else (*_tuple(batch.inputs), batch.labels)
         for batch in data.train
     ]
+    arguments.say("quantizing each tensor alone ...")
     found = inspect(model.network, options.policy or "w8a8", batches)
     if options.plot is not None:
         found.plot(options.plot)

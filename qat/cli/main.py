@@ -7,7 +7,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+from qat.cli.arguments import asks_for_json, json_alone
 from qat.cli.errors import one_line_warnings, status_of
 from qat.version import version
 
@@ -47,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported here: --help does not wait for torch.
     run = importlib.import_module(f"qat.cli.{command}").run
     try:
-        if command == "train":  # Hydra explains its own errors
-            status: int = run(given[1:])
-            return status
-        with one_line_warnings():
-            status = run(given[1:])
+        with json_alone() if asks_for_json(given[1:]) else nullcontext():
+            if command == "train":  # Hydra explains its own errors
+                status: int = run(given[1:])
+                return status
+            with one_line_warnings():
+                status = run(given[1:])
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

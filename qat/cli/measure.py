@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from qat.cli.errors import UsageError
-from qat.cli.sources.data import Batch, Data, cut, first_tensor, map_tensors
+from qat.cli.sources.data import Batch, Data, cut, first_tensor, map_tensors, tensors_of
 from qat.cli.sources.model import Model
 from qat.cli.sources.python_file import from_python_file, names_python
 from qat.export.stopwatch import Timing, time_in_turns
+from qat.messages import type_of
 from qat.torch_private import tree_leaves
 from qat.transform.batches import call_model
 
@@ -113,7 +114,7 @@ def run(network: nn.Module, inputs: Any) -> Tensor:
     size = getattr(network, "fixed_batch", None)
     samples = len(first_tensor(inputs))
     if size is None or size == samples:
-        return _first(call_model(network, inputs) if not _is_file(network) else network(*_in_order(network, inputs)))
+        return _first(network(*_in_order(network, inputs)) if _is_file(network) else call_model(network, inputs))
     parts = []
     for start in range(0, samples, size):
         rows = (torch.arange(start, start + size) % samples).tolist()
@@ -131,21 +132,21 @@ def _repeated(x: Tensor, size: int) -> Tensor:
 
 
 def _is_file(network: nn.Module) -> bool:
-    return hasattr(network, "session")
+    return hasattr(network, "size_bytes")
 
 
 def _in_order(network: nn.Module, inputs: Any) -> list[Any]:
-    """The inputs in the order of a file, which knows their names."""
-    if isinstance(inputs, dict):
+    """The inputs in the order of a file. One of ONNX knows their names, others have the order of the network's forward."""
+    if isinstance(inputs, dict) and hasattr(network, "session"):
         names = [given.name for given in network.session.get_inputs()]  # type: ignore[union-attr, operator]
         return [inputs[name] for name in names if name in inputs]
-    return [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    return tensors_of(inputs)
 
 
 def _first(output: Any) -> Tensor:
     found = next((x for x in tree_leaves(output) if isinstance(x, Tensor)), None)
     if found is None:
-        raise ValueError(f"the model returns a {type(output).__name__} without tensors, which cannot be measured.")
+        raise ValueError(f"the model returns {type_of(output)} without tensors, which cannot be measured.")
     return found.detach().cpu()
 
 
@@ -243,7 +244,7 @@ def _takes(network: nn.Module, size: int) -> bool:
 
 def _call(network: nn.Module, inputs: Any, threads: int | None) -> Callable[[], object]:
     """What is timed: of a file, the runtime alone."""
-    if not _is_file(network):
+    if not hasattr(network, "session"):
         return partial(run, network, inputs)
     from qat.export.onnx.runtime import feeds, session
 

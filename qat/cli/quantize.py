@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import time
 from pathlib import Path
@@ -94,6 +95,7 @@ def run(given: list[str]) -> int:
     import torch
 
     from qat.cli.methods import policy_for
+    from qat.cli.sources.data import check_fits
     from qat.cli.sources.model import load_model
 
     arguments.use_threads(options.threads)
@@ -113,6 +115,7 @@ def run(given: list[str]) -> int:
     data = _data(options, model)
     for note in [*model.notes, *data.notes]:
         arguments.say(note)
+    check_fits(data, model)
     if model.path is not None:
         return quantize_file(options, target, model, data, command)
     return _quantize(options, target, model, data, policy, command, {"loading": time.perf_counter() - begin})
@@ -187,8 +190,15 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.effort == "best" and options.method != "post_training":
         raise UsageError(f"--effort best is of --method post_training, not {options.method}: leave it out.")
+    if Path(options.model).resolve() == options.output.resolve():
+        raise UsageError(f"--output {options.output} is the model itself: write another name.")
     if options.output.is_dir():
         raise UsageError(f"--output {options.output} is a folder: write a file in it, {options.output / 'model.onnx'}.")
+    folder = next(parent for parent in options.output.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(
+            f"--output {options.output} cannot be written, because {folder} is no folder that you can write to."
+        )
 
 
 def _check_prepared(options: argparse.Namespace, model: Model) -> None:

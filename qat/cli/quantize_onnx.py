@@ -70,8 +70,6 @@ def check(options: argparse.Namespace, target: Target) -> None:
         raise UsageError(
             f"ONNX Runtime's tools write files for it alone: leave out --target {target.name}, or give the network."
         )
-    if Path(options.model).resolve() == options.output.resolve():
-        raise UsageError(f"--output {options.output} is the model itself: write another name.")
 
 
 def _passes(compared: Compared) -> bool:
@@ -83,7 +81,7 @@ def _text(path: Path, passed: bool, compared: Compared, data: Data) -> str:
     from qat.cli.quantize_report import costs
 
     file = compared.found[1]
-    distance = "are equal to" if file.sqnr_db is None else f"are {file.sqnr_db:.1f} dB apart from"
+    distance = "are equal to" if file.sqnr_db is None else f"have {file.sqnr_db:.1f} dB signal to noise against"
     found = (
         f"{path.name} runs in ONNX Runtime and decides as the float file does for {100 * (file.agreement or 0):.1f} % of the "
         f"samples; its outputs {distance} the float file's{costs(compared.found)}. {NOT_PROVEN}."

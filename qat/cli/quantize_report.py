@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.cli import measure
+from qat.cli.arguments import say
 from qat.cli.artefact import Written, one_sample
 from qat.cli.sources.data import Data, first_tensor
 from qat.cli.sources.model import Model
@@ -87,6 +88,7 @@ def compare(contestants: list[Model], data: Data, seconds: float, threads: int |
     """Measure models, the float one first. seconds: for the latency of each batch size."""
     output = measure.run(contestants[0].network, next(iter(data.test)).inputs)
     metric = measure.metric_named(None, data, output) if _knows_classes(data, output) else None
+    say(f"measuring, and timing for about {len(measure.BATCH_SIZES) * seconds:.0f} s ...")
     found = measure.measure(contestants, data, metric)
     _time(contestants, found, data, seconds, threads)
     return Compared(found, metric, output)

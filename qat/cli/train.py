@@ -6,19 +6,26 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from qat.cli.arguments import print_json
+
 
 def run(arguments: list[str]) -> int:
-    """Run the program of qat/experiment/main.py with these arguments. Returns the exit status."""
+    """Run the program of qat/experiment/main.py with these arguments. Returns the exit status.
+
+    `--json` is ours: Hydra does not see it.
+    """
     import __main__
+    from qat.experiment.answers import answering
     from qat.experiment.main import main
 
     argv, spec, path = sys.argv, __main__.__spec__, list(sys.path)
-    sys.argv = [argv[0], *arguments]
+    sys.argv = [argv[0], *(word for word in arguments if word != "--json")]
     # Lightning starts the processes of further devices with `python -m` and this name; `qat` alone would miss its `train`.
     __main__.__spec__ = importlib.util.find_spec("qat.experiment.main")
     sys.path.append(str(Path.cwd()))  # a _target_ may name a module in the current folder
     try:
-        main()
+        with answering(print_json if "--json" in arguments else None):
+            main()
     finally:
         sys.argv, __main__.__spec__, sys.path[:] = argv, spec, path
     return 0

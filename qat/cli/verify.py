@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qat.cli.arguments import print_json
 from qat.cli.sources.spellings import DATA_HELP
 from qat.export.targets import RUNTIMES
 
@@ -92,7 +92,7 @@ def _print(file: Path, answer: Answer, as_json: bool) -> None:
     if as_json:
         status = HEADLINES[answer.status].lower()
         content = {"file": str(file), "status": status, "sentences": answer.sentences, **answer.record}
-        print(json.dumps(content, indent=2, ensure_ascii=False))
+        print_json(content)
         return
     for sentence in answer.sentences:
         print(sentence)

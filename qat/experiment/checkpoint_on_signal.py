@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from qat.experiment.interruption import Interrupted, SignalHandler
+from qat.experiment.signals import Interrupted, SignalHandler
 
 EXPORT = "export and report"
 

@@ -21,6 +21,7 @@ from qat.experiment.build import classifier, datamodule, part, trainer
 from qat.experiment.console import Progress
 from qat.files import cache_folder
 from qat.models import check_model, load_weights, save_weights
+from qat.report.text_of_numbers import format_count
 from qat.version import version
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,11 @@ def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folde
     except OSError as error:
         log.warning("the float network is not cached in %s (%s): set QAT_CACHE_DIR to a writable folder.", path, error)
     accuracy = "" if top1 is None else f", validation accuracy {100 * top1:.2f} %"
-    length = f"{config.float.epochs} epochs" if config.float.max_steps is None else f"{config.float.max_steps:,} steps"
+    length = (
+        format_count(config.float.epochs, "epoch")
+        if config.float.max_steps is None
+        else format_count(config.float.max_steps, "step")
+    )
     return f"trained for {length} in {time.perf_counter() - start:.0f} s{accuracy}"
 
 

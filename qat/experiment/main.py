@@ -15,10 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from qat.experiment.answers import answer_run
 from qat.experiment.configuration import CONFIG_NAME, CONFIGS, register_recipes
 from qat.experiment.errors import composition_errors, configuration_errors
 from qat.experiment.folders import folder_of_one_run, register_new_folder, shortened
-from qat.experiment.interruption import Interrupted, SignalHandler, command_line, continuing_command, what_is_kept
+from qat.experiment.signals import Interrupted, SignalHandler, command_line, continuing_command, what_is_kept
 from qat.experiment.sweep.names import config_dir_options, influences, register_sweep_name
 from qat.experiment.worker_processes import is_worker, worker_process
 
@@ -63,7 +64,8 @@ def main(program: str = "qat train") -> None:
                 with configuration_errors(debug=config.debug), folder_of_one_run(folder):
                     from qat.experiment.run import run  # late: --help need not wait for torch and Lightning
 
-                    results = run(config, folder=folder, recipe=recipe, command=command, signals=signals)
+                    with _answered(folder):
+                        results = run(config, folder=folder, recipe=recipe, command=command, signals=signals)
             from qat.report.objectives import objective_values
 
             return objective_values(config.objective, results)
@@ -94,6 +96,19 @@ def _run_job(
     own = [*config_dir_options(words), *filter(influences, overrides)]
     with own_process(own):
         return run_job(config, folder, recipe, shlex.join([*program.split(), *own]), signals)
+
+
+@contextmanager
+def _answered(folder: Path) -> Iterator[None]:
+    """After the `with` block, the results are handed over, also of a run whose file did not pass its verification."""
+    from qat.export import VerificationError
+
+    try:
+        yield
+    except VerificationError:
+        answer_run(folder)
+        raise
+    answer_run(folder)
 
 
 @contextmanager

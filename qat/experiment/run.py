@@ -23,9 +23,9 @@ from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
 from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
 from qat.experiment.folders import check_folder, resumed_by, run_folder_of, was_interrupted_early
-from qat.experiment.interruption import SignalHandler
 from qat.experiment.other_runs import other_runs
 from qat.experiment.schema import check_configuration
+from qat.experiment.signals import SignalHandler
 from qat.export.targets import TARGETS
 from qat.files import write_atomically
 from qat.report import Data, Results
@@ -56,7 +56,7 @@ def run(
         folder: the run's folder; it holds no other run, and the caller keeps it with `folder_of_one_run`.
         recipe: name of the run in log and report.
         command: the command that repeats the run, for the report.
-        signals: receives the signals that interrupt the run; None: nobody does.
+        signals: receives the signals that interrupt the run; None: a new handler that is not installed.
         further: callbacks beside those of the configuration.
 
     Raises:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.contexts import training_mode
+from qat.messages import type_of
 
 
 def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
@@ -36,7 +37,7 @@ def check_model(model: nn.Module, image_shape: tuple[int, int, int], num_classes
             "choose a model made for such images, or other data."
         ) from error
     if not isinstance(logits, Tensor):
-        raise ValueError(f"{name} returns a {type(logits).__name__}: wrap it so that it returns one tensor of logits.")
+        raise ValueError(f"{name} returns {type_of(logits)}: wrap it so that it returns one tensor of logits.")
     if logits.shape != (2, num_classes):
         raise ValueError(
             f"{name} returns {tuple(logits.shape)} for 2 images, the data have {num_classes} classes: "

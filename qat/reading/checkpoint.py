@@ -40,7 +40,7 @@ def read_checkpoint(path: Path) -> Any:
         try:
             return read_content(file)
         except pickle.UnpicklingError as error:
-            found = str(error).rpartition("WeightsUnpickler error:")[2]
+            found = str(error).rpartition("WeightsUnpickler error:")[2].partition(" Please use")[0]
             raise ValueError(
                 f"checkpoint {path} holds pickled objects, which could run code and are never loaded "
                 f"({reason(ValueError(found))}): keep them out of it, self.save_hyperparameters(ignore=[...]), or save its "
@@ -62,7 +62,7 @@ def read_content(file: BinaryIO) -> Any:
 
 
 def read_without_objects(path: Path) -> Any:
-    """The same of an archive that may hold objects: in their place are others that do nothing. Nothing is executed either.
+    """The content of an archive that may hold objects: inert ones take their place. Nothing in it is executed, either.
 
     Raises:
         OSError: the file cannot be read.

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from qat.messages import type_of
 from qat.reading.bounds import check_nesting
 from qat.reading.malformed import malformed
 
@@ -30,7 +31,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if content is None:
             return {}
         if not isinstance(content, dict):
-            raise ValueError(f"it is a {type(content).__name__}")
+            raise ValueError(f"it is {type_of(content)}")
         if strange := [key for key in content if not isinstance(key, str)]:
             raise ValueError(f"its key {strange[0]!r} is not text")
         check_nesting(content, MAX_VALUES)

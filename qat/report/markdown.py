@@ -12,6 +12,7 @@ from qat.report.html import html
 from qat.report.pruning_tables import files_table, pruning_sentence, zeros_table
 from qat.report.schema import Outcome, Results, VerificationResult
 from qat.report.speed import speed_sentences
+from qat.report.text_of_numbers import format_count
 
 SIGNS: dict[Outcome, str] = {
     "qat_won": "✅",
@@ -146,7 +147,7 @@ def _training(results: Results, available: set[str]) -> list[str]:
         return []
     duration = "" if training.seconds is None else f" in {training.seconds:,.0f} s"
     best = f"; best validation {results.metric.name} in epoch {training.best_epoch}" if training.best_epoch else ""
-    sentence = f"{training.epochs} epochs, {training.steps:,} steps{duration}{best}."
+    sentence = f"{format_count(training.epochs, 'epoch')}, {format_count(training.steps, 'step')}{duration}{best}."
     return [
         "## Training",
         sentence,

@@ -244,7 +244,7 @@ class Results(Record):
 
     @property
     def verifications(self) -> list[VerificationResult]:
-        """Of all files that were written."""
+        """The verifications of all files that were written."""
         return [v for v in (self.verification, *self.target_verifications, self.ptq_verification) if v]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from qat.report.metric import ACCURACY, MetricInfo
 from qat.report.oscillations import OscillationResult
 from qat.report.schema import IDENTICAL_DB, Results, Row, SiteInfo, VerificationResult
-from qat.report.text_of_numbers import format_size
+from qat.report.text_of_numbers import format_count, format_milliseconds, format_size
 from qat.report.verdicts import standard_error
 
 ABSENT = "–"
@@ -50,11 +50,11 @@ def comparison_table(
     columns |= {
         "size": [format_size(row.size_bytes) + (STORED_MARK if row.size_kind == "stored" else "") for row in rows],
         "of float": [_size_ratio(row, float_row) for row in rows],
-        "ms, batch 1": [_number(row.latency_ms_batch1) for row in rows],
-        "batch 32": [_number(row.latency_ms_batch32) for row in rows],
+        "ms, batch 1": [_milliseconds(row.latency_ms_batch1) for row in rows],
+        "batch 32": [_milliseconds(row.latency_ms_batch32) for row in rows],
     }
     if any(row.seconds is not None for row in rows):
-        columns["minutes"] = [_number(None if row.seconds is None else row.seconds / 60) for row in rows]
+        columns["minutes"] = [ABSENT if row.seconds is None else f"{row.seconds / 60:.2f}" for row in rows]
     return TextTable(tuple(columns), list(zip(*columns.values(), strict=True)), text_columns=1)
 
 
@@ -62,9 +62,9 @@ def _further_metrics(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Columns of what was measured beside the metric of the run."""
     columns: dict[str, list[str]] = {}
     if any(row.top5 is not None for row in rows):
-        columns["top-5 %"] = [_number(row.top5, 100) for row in rows]
+        columns["top-5 %"] = [_percent(row.top5) for row in rows]
     if any(row.calibration_error is not None for row in rows):
-        columns["calibration error %"] = [_number(row.calibration_error, 100) for row in rows]
+        columns["calibration error %"] = [_percent(row.calibration_error) for row in rows]
     for name in dict.fromkeys(name for row in rows for name in row.others):
         values = [row.others.get(name) for row in rows]
         columns[name] = [ABSENT if value is None else f"{value:.4g}" for value in values]
@@ -139,7 +139,7 @@ def verification_sentence(verification: VerificationResult, classes: bool = True
     """
     codes = f"{verification.code_mismatches:,} of {verification.codes_compared:,} codes differ"
     if verification.code_mismatches:
-        codes += f" by at most {_count(verification.max_step_difference, 'step')}"
+        codes += f" by at most {format_count(verification.max_step_difference, 'step')}"
     agreement = [f"top-1 agreement {agreement_percent(verification.top1_agreement)}"] if classes else []
     spread = [f"{verification.propagated:,} more only because of codes before them"] if verification.propagated else []
     ties = [f"{verification.float_ties:,} ties of float sums"] if verification.float_ties else []
@@ -192,7 +192,7 @@ def facts(results: Results) -> Iterator[tuple[str, str]]:
     name = data.label if data.label == data.name else f"{data.label} ({data.name})"
     counts = f"{data.train:,} training, {data.val:,} validation and {data.test:,} test {data.samples}"
     yield "data", f"{name}: {counts} of {shape}{classes}. {data.note}".rstrip()
-    yield "processor", f"{environment.cpu}, {environment.threads} threads"
+    yield "processor", f"{environment.cpu}, {format_count(environment.threads, 'thread')}"
     yield "accelerator", environment.accelerator or "none"
     yield "platform", environment.platform
     changed = " with changes" if environment.commit is not None and environment.dirty else ""
@@ -236,9 +236,9 @@ def _size_ratio(row: Row, float_row: Row | None) -> str:
     return ABSENT if float_row is None or not float_row.size_bytes else f"{row.size_bytes / float_row.size_bytes:.2f}×"
 
 
-def _number(value: float | None, factor: float = 1.0) -> str:
-    return ABSENT if value is None else f"{factor * value:.2f}"
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.2f}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _milliseconds(value: float | None) -> str:
+    return ABSENT if value is None else format_milliseconds(value)

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from qat.estimators import Estimator
+from qat.messages import with_article
 from qat.observers import Observer
 from qat.quantizers import LookupTableQuantizer, Quantizer, ScaledFloat
 
@@ -96,7 +97,7 @@ def resolve(part: Part, base: type) -> tuple[Any, dict[str, Any]]:
     Raises:
         ValueError: there is no such class, or it has no such option.
     """
-    noun = _noun(base)
+    noun = with_article(base.__name__.lower())
     if not isinstance(part, str | Mapping | type):
         raise ValueError(f"{part!r} is not {noun}: write the name of a class, or {{_target_: NAME, ...}}.")
     part = plain_part(part, base)
@@ -172,9 +173,3 @@ def _check_options(cls: type, options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in known:
             raise ValueError(f"{option!r} is not an option of {cls.__name__}; it has {', '.join(known) or 'none'}.")
-
-
-def _noun(base: type) -> str:
-    """ "a quantizer", "an observer", "an estimator"."""
-    noun = base.__name__.lower()
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

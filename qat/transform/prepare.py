@@ -21,6 +21,7 @@ from qat.capture import (
     works_in_place,
 )
 from qat.contexts import training_mode
+from qat.messages import type_of
 from qat.nn import is_layer
 from qat.operations import is_label, loss_nodes
 from qat.quantizers import Mode, Quantizer
@@ -60,7 +61,7 @@ def prepare(
     """
     if not isinstance(example_inputs, Tensor | tuple | dict | None):
         raise ValueError(
-            f"example_inputs is a {type(example_inputs).__name__}: write a tensor, a tuple of forward's arguments in order, or "
+            f"example_inputs is {type_of(example_inputs)}: write a tensor, a tuple of forward's arguments in order, or "
             "a dict of keyword arguments."
         )
     if not isinstance(model, nn.Module):

@@ -1,5 +1,6 @@
 """The command `qat`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -86,3 +87,24 @@ def test_train_is_the_program_of_train_py(monkeypatch: pytest.MonkeyPatch) -> No
     assert seen["module"] == "qat.experiment.main"  # what Lightning starts on further devices, with sys.argv[1:]
     assert seen["folder_is_importable"]
     assert (sys.argv, __main__.__spec__, sys.path) == before
+
+
+def test_train_prints_what_it_found_as_json_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from qat.experiment.answers import answer
+
+    def program() -> None:
+        print(f"the log of {sys.argv[1:]}")
+        os.write(1, b"what is not written in Python\n")
+        answer({"folder": Path("outputs"), "loss": float("nan")})
+
+    monkeypatch.setattr("qat.experiment.main.main", program)
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # as in a terminal: pytest has its own
+    assert main(["train", "seed=1", "--json"]) == 0
+    printed = capfd.readouterr()
+    assert json.loads(printed.out) == {"folder": "outputs", "loss": None}
+    assert "the log of ['seed=1']" in printed.err
+    assert "not written in Python" in printed.err
+    assert main(["train", "seed=1"]) == 0
+    assert capfd.readouterr().out.startswith("the log of")

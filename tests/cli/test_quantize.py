@@ -142,6 +142,25 @@ def test_an_onnx_file_is_quantized_by_its_runtime(
     assert operators["QLinearConv"] == 1
 
 
+def test_a_program_takes_inputs_that_have_names(folder: Path, tmp_path: Path) -> None:
+    given = ["--model", f"{folder}/net.py:make", "--data", folder / "data.npz", "--seconds", 0.05]
+    output = tmp_path / "m.pt2"
+    assert main(["quantize", *map(str, [*given, "--output", output, "--method", "post_training"])]) == 0
+    results = read_results(tmp_path / "results.json")
+    assert results.verification is not None
+    assert results.verification.exact
+    assert results.rows[1].latency_ms_batch32
+
+
+def test_json_stands_alone_whatever_else_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    given = ["--data", f"{folder}/net.py:in_float64", "--seconds", "0.05", "--json"]
+    assert main(["benchmark", f"{folder}/net.py:talks", f"{folder}/net.py:network", *given]) == 0
+    printed = capfd.readouterr()
+    assert [m["agreement_with_first"] for m in json.loads(printed.out)["models"]] == [1.0, 1.0]
+    assert "may print what it likes" in printed.err
+
+
 def test_benchmark_compares_files_and_networks(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +222,25 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "name": (["benchmark", "torchvision:resnet19"], "resnet18"),
     "function": (["benchmark", "net.py:mak"], "it has"),
     "raises": (["benchmark", "net.py:fails"], "no such thing"),
+    "raises once": (["benchmark", "net.py:fails"], "(RuntimeError: no such thing)"),
+    "no network": (["benchmark", "net.py:gives_a_number"], "gives an int: write"),
+    "shape": (
+        ["benchmark", "net.py:make", "--data", "net.py:grey_images"],
+        "does not run on --data net.py:grey_images",
+    ),
+    "of one": (
+        ["benchmark", "net.py:make", "net.py:grey", "--data", "data.npz"],
+        "net.py:grey does not run",
+    ),
+    "nan": (
+        ["inspect", "net.py:make", "--data", "net.py:not_numbers"],
+        "--data net.py:not_numbers has NaN",
+    ),
+    "itself": (["quantize", "--model", "net.pt2", "--output", "net.pt2", "--method", "dynamic"], "the model itself"),
+    "no folder": (
+        ["quantize", "--model", "m", "--output", "net.py/x.onnx", "--method", "dynamic"],
+        "net.py is no folder",
+    ),
     "weights alone": (["benchmark", "net.safetensors"], "--architecture"),
     "no file": (["benchmark", "no.onnx"], "does not exist"),
     "no onnx": (["benchmark", "bad.onnx"], "bad.onnx"),

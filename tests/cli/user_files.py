@@ -36,6 +36,25 @@ def mean_of_outputs(outputs, labels):
 
 def fails():
     raise RuntimeError("no such thing")
+
+
+def grey():
+    return nn.Conv2d(1, 4, 1)
+
+
+def gives_a_number():
+    return 3
+
+
+def talks():
+    print("a file of the user's may print what it likes")
+    return make()
+
+
+network = make()
+grey_images = [torch.zeros(4, 1, 8, 8)] * 2
+in_float64 = [torch.zeros(4, 3, 8, 8, dtype=torch.float64)] * 2
+not_numbers = [torch.full((4, 3, 8, 8), torch.nan)] * 2
 """
 
 

@@ -88,7 +88,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_in_one_table(
     where: Path, second: subprocess.CompletedProcess[str]
 ) -> None:
     assert second.returncode == 1, second.stderr
-    last = "error: 1 of 9 jobs have no results: policy=w4a8,seed=1: this job fails."
+    last = "error: 1 of 9 jobs has no results: policy=w4a8,seed=1: this job fails."
     assert second.stderr.strip().splitlines()[-1] == last
     assert second.stdout.count("is finished: skipped") == 4
     assert "policy=w4a8,seed=2 goes on from sweep/policy=w4a8,seed=2/earlier_1/checkpoints/step_" in second.stdout

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.configuration import CONFIGS, compose, register_recipes
 from qat.experiment.folders import folder_of_one_run
-from qat.experiment.interruption import SignalHandler
+from qat.experiment.signals import SignalHandler
 from qat.experiment.sweep import job as job_module
 from qat.experiment.sweep.best_recipe import recipe_text
 from qat.experiment.sweep.grid import Job, grid
@@ -98,7 +98,7 @@ def test_the_csv_has_a_row_for_each_job(entries: list[Entry]) -> None:
     assert float(rows[3]["test"]) == pytest.approx(top1("digits_w2a2", "QAT in ONNX Runtime"))
     assert float(rows[3]["best_ptq_value"]) == pytest.approx(top1("digits_w2a2", rows[3]["best_ptq"]))
     assert (rows[4]["test"], rows[4]["reason"]) == ("", "no | disk")
-    assert failure_sentence([entries[4]], 6) == "1 of 6 jobs have no results: recipe=digits_w2a2,seed=1: no | disk."
+    assert failure_sentence([entries[4]], 6) == "1 of 6 jobs has no results: recipe=digits_w2a2,seed=1: no | disk."
 
 
 def test_the_best_group_is_whole_and_best_in_its_objective(entries: list[Entry]) -> None:

@@ -51,8 +51,9 @@ def without_labels(batch: Any, network: nn.Module) -> tuple[Any, Tensor | None]:
     if isinstance(batch, Mapping):
         label = next((name for name in batch if name in LABELS and name not in _parameters(network)), None)
         rest = {name: x for name, x in batch.items() if name != label}
-        takes_names = set(rest) & set(_parameters(network))
-        inputs: Any = rest if takes_names else tuple(rest.values())
+        in_order = [name for name in _parameters(network) if name in rest]  # as files of most targets take them
+        named = {name: rest[name] for name in dict.fromkeys([*in_order, *rest])}
+        inputs: Any = named if in_order else tuple(rest.values())
         if isinstance(inputs, tuple) and len(inputs) == 1:
             inputs = inputs[0]
         return inputs, None if label is None else _as_labels(batch[label])

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qat.cli.errors import UsageError, usage_errors
+from qat.cli.errors import UsageError, usage_errors, with_kind
 from qat.cli.sources import arrays
 from qat.cli.sources.model import Model
 from qat.cli.sources.python_file import called, names_python
 from qat.cli.sources.spellings import DATA
+from qat.messages import type_of
+from qat.torch_private import tree_leaves
 
 NOISE = "NOISE, not data: the file is right, its ranges fit nothing real. Quantize again with --data of your own"
 KNOWN = ("digits", "mnist", "cifar10")
@@ -120,11 +122,34 @@ def load_data(text: str, model: Model, sizes: Sizes, shape: tuple[int, ...] | No
     with usage_errors():
         data = _read(text, model, sizes, shape)
         data.train.limit, data.test.limit = sizes.train, sizes.test
-        try:
-            next(iter(data.train))
-        except StopIteration:
-            raise UsageError(f"--data {text} has no batches: give some.") from None
+        first = next(iter(data.train), None)
+        if first is None:
+            raise UsageError(f"--data {text} has no batches: give some.")
     return data
+
+
+def check_fits(data: Data, model: Model) -> None:
+    """Run the model on a few samples: what does not fit is found before anything is quantized or measured.
+
+    Raises:
+        UsageError: they are not what its forward takes, or not finite.
+    """
+    from qat.cli.measure import run
+
+    with usage_errors():  # a function of the user's may yield anything
+        batch = next(iter(data.test))
+    if any(x.is_floating_point() and not bool(x.isfinite().all()) for x in tensors_of(batch.inputs)):
+        raise UsageError(
+            f"--data {data.name} has NaN or an infinite number in its first batch: leave such samples out."
+        )
+    inputs = cut(batch, 2).inputs
+    try:
+        run(model.network, inputs)
+    except Exception as error:  # of the user's network, whose errors are of any kind
+        shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in tensors_of(inputs))
+        raise UsageError(
+            f"{model.name} does not run on --data {data.name} ({shapes}; {with_kind(error)}): give what its forward takes."
+        ) from error
 
 
 def _read(text: str, model: Model, sizes: Sizes, shape: tuple[int, ...] | None) -> Data:
@@ -174,9 +199,10 @@ def _own_batches(text: str, model: Model) -> Iterator[Batch]:
     """What the user's function yields: inputs, or (inputs, labels)."""
     given = called(text, "batches")
     if not isinstance(given, Iterable) or isinstance(given, Tensor | dict):
-        raise UsageError(f"{text} gives a {type(given).__name__}: write a function that yields batches.")
+        raise UsageError(f"{text} gives {type_of(given)}: write a function that yields batches.")
     for batch in given:
-        yield Batch(*arrays.without_labels(batch, model.network))
+        inputs, labels = arrays.without_labels(batch, model.network)
+        yield Batch(map_tensors(inputs, arrays.in_float32), labels)
 
 
 def _split(name: str, all_batches: Batches) -> Data:
@@ -199,10 +225,12 @@ def _from_pairs(pairs: Callable[[], Iterable[tuple[Any, Tensor | None]]]) -> Ite
 
 def first_tensor(inputs: Any) -> Tensor:
     """The first tensor of inputs, which says how many samples there are."""
-    if isinstance(inputs, Tensor):
-        return inputs
-    values = inputs.values() if isinstance(inputs, dict) else inputs
-    return next(x for x in values if isinstance(x, Tensor))
+    return tensors_of(inputs)[0]
+
+
+def tensors_of(inputs: Any) -> list[Tensor]:
+    """All tensors of inputs, nested or not."""
+    return [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
 
 
 def map_tensors(inputs: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -25,7 +25,7 @@ Pairs = Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
 
 
 class Wanted(NamedTuple):
-    """Images that a model takes. channels, size: None if nobody says."""
+    """Images that a model takes. channels, size: None if they are not known."""
 
     channels: int | None
     size: int | None

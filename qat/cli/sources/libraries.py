@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from qat.cli.errors import UsageError, sentence
+from qat.cli.errors import UsageError, with_kind
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 NO_WEIGHTS = "RANDOM WEIGHTS: sizes and speed mean something, accuracy does not."
@@ -191,4 +191,4 @@ def _made(text: str, make: Any, *args: Any, **options: Any) -> Any:
     try:
         return make(*args, **options)
     except Exception as error:  # of libraries, whose errors are of any kind
-        raise UsageError(f"{text} cannot be made: {type(error).__name__}: {sentence(error)}") from error
+        raise UsageError(f"{text} cannot be made: {with_kind(error)}") from error

@@ -16,6 +16,7 @@ from qat.cli.sources.python_file import called, names_python
 from qat.cli.sources.spellings import MODELS
 from qat.export.pt2e.program import is_pt2e
 from qat.export.targets import Target, target_of_file
+from qat.messages import type_of
 from qat.reading.checkpoint import read_checkpoint
 from qat.reading.program_file import read_program
 
@@ -86,9 +87,7 @@ def _built(text: str, weights: str | None) -> Loaded:
         if isinstance(network, type) and issubclass(network, nn.Module):
             network = network()
         if not isinstance(network, nn.Module):
-            raise UsageError(
-                f"{text} gives a {type(network).__name__}: write a function that returns a torch.nn.Module."
-            )
+            raise UsageError(f"{text} gives {type_of(network)}: write a function that returns a torch.nn.Module.")
         names = ("example_inputs", "example_input_array")  # the second is Lightning's
         example = next((x for n in names if (x := getattr(network, n, None)) is not None), None)
         how = libraries.preprocessing_of(network, text)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from inspect import ismodule
 from pathlib import Path
 from typing import Any
 
-from qat.cli.errors import UsageError, sentence
+from qat.cli.errors import UsageError, with_kind
 
 SPELLING = r"(?P<file>.+\.py):(?P<name>\w+)"
 
@@ -44,15 +45,15 @@ def from_python_file(text: str) -> Any:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[path.stem]
-            raise UsageError(f"{path} cannot be run: {type(error).__name__}: {sentence(error)}") from error
+            raise UsageError(f"{path} cannot be run: {with_kind(error)}") from error
     if not hasattr(module, found["name"]):
-        public = ", ".join(name for name in vars(module) if not name.startswith("_")) or "nothing"
+        public = ", ".join(name for name, x in vars(module).items() if name[0] != "_" and not ismodule(x)) or "nothing"
         raise UsageError(f"{path} has no {found['name']!r}: it has {public}.")
     return getattr(module, found["name"])
 
 
 def called(text: str, what: str) -> Any:
-    """What `file.py:function` returns.
+    """What `file.py:function` returns; what is no function, such as a network, is itself the answer.
 
     Args:
         text: names the function.
@@ -62,11 +63,13 @@ def called(text: str, what: str) -> Any:
         UsageError: it cannot be called without arguments.
     """
     function = from_python_file(text)
-    if not callable(function):
+    from torch import nn
+
+    if isinstance(function, nn.Module) or not callable(function):
         return function
     try:
         return function()
     except Exception as error:
         raise UsageError(
-            f"{text}() gives no {what} ({type(error).__name__}: {sentence(error)}): write a function that needs no arguments."
+            f"{text}() gives no {what} ({with_kind(error)}): write a function that needs no arguments."
         ) from error

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from qat.experiment.folders import shortened
 from qat.experiment.sweep.summary import Group, score
 from qat.files import write_atomically
+from qat.report.text_of_numbers import format_count
 
 RECIPE = Path("recipe") / "best.yaml"
 NOT_IN_A_RECIPE = ("seed", "resume", "objective", "debug", "hydra")
@@ -62,7 +63,7 @@ def _header(best: Group) -> str:
         f"# The best configuration of a sweep: {best.name}.\n#\n"
         f"# expected: {value}{more} ({seeds}; {first.data.label})\n"
         f"# takes:    {sum(sum(r.timings.values()) for r in best.results) / 60 / len(best.results):.1f} minutes on "
-        f"{first.environment.threads} threads of {first.environment.cpu}"
+        f"{format_count(first.environment.threads, 'thread')} of {first.environment.cpu}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from qat.experiment.answers import answer
 from qat.experiment.errors import exit_with
 from qat.experiment.folders import shortened
 from qat.experiment.schema.values import Objective
@@ -13,7 +14,7 @@ from qat.experiment.sweep.grid import Job
 from qat.experiment.sweep.job_state import job_state, task_part
 from qat.experiment.sweep.picture import draw_front
 from qat.experiment.sweep.summary import Entry, best_group, grouped
-from qat.experiment.sweep.text import csv_text, failure_sentence, markdown, summary_table
+from qat.experiment.sweep.text import csv_text, failure_sentence, job_records, markdown, summary_table
 from qat.files import write_atomically
 
 PICTURE = "pareto.png"
@@ -57,3 +58,5 @@ def write_sweep(folder: Path, entries: Sequence[Entry], objectives: Sequence[Obj
     print(f"\n{shortened(folder / 'sweep.md')}, sweep.csv and {PICTURE} beside it")
     if best is not None:
         print(best_command(folder), flush=True)
+    recipe = None if best is None else str(folder / RECIPE)
+    answer({"folder": str(folder), "objectives": list(objectives), "jobs": job_records(entries), "best_recipe": recipe})

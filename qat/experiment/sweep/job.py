@@ -14,8 +14,8 @@ from omegaconf import DictConfig, open_dict
 
 from qat.experiment.errors import expected_errors, sentence
 from qat.experiment.folders import FolderInUse, folder_of_one_run, shortened
-from qat.experiment.interruption import SignalHandler
 from qat.experiment.run import run
+from qat.experiment.signals import SignalHandler
 from qat.experiment.sweep import job_state
 from qat.experiment.sweep.pruning import Pruned, pruning_callbacks
 from qat.report import Results

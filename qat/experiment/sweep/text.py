@@ -6,41 +6,56 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from qat.experiment.schema.values import Objective
 from qat.experiment.sweep.best_recipe import RECIPE, best_command
 from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread, pareto_groups, short
 from qat.report.metric import ACCURACY, MetricInfo
 from qat.report.objectives import best_ptq, float_row
-from qat.report.text_of_numbers import format_size
+from qat.report.text_of_numbers import format_count, format_size
 
 ABSENT = "–"
 
 
 def csv_text(entries: Sequence[Entry]) -> str:
     """One row for each job: its choices, how it ended, and its numbers (fractions, bytes, milliseconds, minutes)."""
-    keys = list(dict.fromkeys(key for entry in entries for key in entry.job.choices))
+    records = job_records(entries)
+    keys = list(dict.fromkeys(key for record in records for key in record["choices"]))
+    columns = [column for column in records[0] if column not in ("job", "choices")] if records else []
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["job", *keys, "status", *VALUES, "float", "best_ptq", "best_ptq_value", "verdict", "reason"])
+    writer.writerow(["job", *keys, *columns])
+    for record in records:
+        choices = (record["choices"].get(key) for key in keys)
+        writer.writerow([record["job"], *map(_csv_cell, (*choices, *(record[column] for column in columns)))])
+    return buffer.getvalue()
+
+
+def job_records(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Every job as plain data: its choices, how it ended, and its numbers."""
+    records = []
     for job, state in entries:
         found = state.results
-        numbers = [None if found is None else value(found) for value in VALUES.values()]
         reference, ptq = (None, None) if found is None else (float_row(found), best_ptq(found))
-        writer.writerow(
-            [
-                job.name,
-                *(job.choices.get(key, "") for key in keys),
-                state.status,
-                *("" if number is None else f"{number:.10g}" for number in numbers),
-                "" if reference is None else f"{reference.score:.10g}",
-                "" if ptq is None else ptq.name,
-                "" if ptq is None else f"{ptq.score:.10g}",
-                "" if found is None else found.verdict.outcome,
-                state.reason,
-            ]
+        records.append(
+            {
+                "job": job.name,
+                "choices": dict(job.choices),
+                "status": state.status,
+                **{name: None if found is None else value(found) for name, value in VALUES.items()},
+                "float": None if reference is None else reference.score,
+                "best_ptq": None if ptq is None else ptq.name,
+                "best_ptq_value": None if ptq is None else ptq.score,
+                "verdict": None if found is None else found.verdict.outcome,
+                "reason": state.reason,
+            }
         )
-    return buffer.getvalue()
+    return records
+
+
+def _csv_cell(value: Any) -> Any:
+    return "" if value is None else f"{value:.10g}" if isinstance(value, float | int) else value
 
 
 def markdown(
@@ -76,7 +91,7 @@ def notes(groups: Sequence[Group]) -> str:
         f"Mean ± standard deviation over seeds. {metric.heading} on {first.data.test:,} test {first.data.samples}; validation: "
         f"of the epoch that was kept, on {first.data.val:,}. Differences are those within each run, to its float network and "
         f"its best PTQ row. Size of the file; milliseconds per call; minutes of the whole run. {first.environment.cpu}, "
-        f"{first.environment.threads} threads, commit {commit}."
+        f"{format_count(first.environment.threads, 'thread')}, commit {commit}."
     )
 
 
@@ -115,7 +130,8 @@ def failure_sentence(failed: Sequence[Entry], jobs: int) -> str:
     job, state = failed[0]
     more = f" (and {len(failed) - 1} more, see sweep.md)" if len(failed) > 1 else ""
     reason = state.reason.rstrip(".")
-    return f"{len(failed)} of {jobs} jobs have no results: {job.name}: {reason}{more}."
+    verb = "has" if len(failed) == 1 else "have"
+    return f"{len(failed)} of {format_count(jobs, 'job')} {verb} no results: {job.name}: {reason}{more}."
 
 
 def _numbers(group: Group, metric: MetricInfo) -> list[str]:

@@ -13,6 +13,7 @@ from qat.export.packed.folder import damaged, read_folder
 from qat.export.packed.integer import build_integer
 from qat.export.packed.prepared import build_prepared, build_weight_only
 from qat.export.packed.tensors import TensorReader
+from qat.messages import type_of
 from qat.structure import Names
 from qat.structure.names import path_of
 from qat.transform import is_prepared
@@ -74,9 +75,7 @@ def _network(
         return None
     network = copy_model(model) if isinstance(model, nn.Module) else model()
     if not isinstance(network, nn.Module):
-        raise ValueError(
-            f"{folder}: model makes a {type(network).__name__}: pass a network, or a function that makes one."
-        )
+        raise ValueError(f"{folder}: model makes {type_of(network)}: pass a network, or a function that makes one.")
     if is_prepared(network):
         raise ValueError(f"{folder}: the model is prepared already: pass the float network.")
     return network

@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from qat.contexts import training_mode
+from qat.messages import type_of
 from qat.torch_private import tree_leaves
 from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, batch_as_in_evaluation, move_inputs
 from qat.training.lightning.private_api import data_source
@@ -62,7 +63,7 @@ def calibration_inputs(
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         raise ValueError(
-            f"the train dataloader is a {type(loader).__name__}: pass the network's inputs yourself, "
+            f"the train dataloader is {type_of(loader)}: pass the network's inputs yourself, "
             "QuantizationAwareTraining(policy, batches=[...])."
         )
     with _seeded(seed), _generators_restored(loader):
@@ -100,7 +101,7 @@ def first_inputs(
             found = loader.flattened if isinstance(loader, CombinedLoader) else loader
             loader = found[0] if found else None
         if not isinstance(loader, DataLoader):
-            raise ValueError(f"the first dataloader is a {type(loader).__name__}: pass one of torch.")
+            raise ValueError(f"the first dataloader is {type_of(loader)}: pass one of torch.")
         with _generators_restored(loader):
             batch = next(_draw_batches(loader, 2, seed))
         return inputs(batch_as_in_evaluation(trainer, module, batch))

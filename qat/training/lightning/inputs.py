@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 
+from qat.messages import type_of
 from qat.torch_private import tree_map_only
 from qat.training.lightning.private_api import transfer_batch
 from qat.transform.batches import named_parts
@@ -37,7 +38,7 @@ def first_tensor(batch: Any) -> NetworkInputs:
     if (named := named_parts(first)) is not None:
         return named
     raise ValueError(
-        f"a batch is a {type(batch).__name__}: say what the network is called with, for example "
+        f"a batch is {type_of(batch)}: say what the network is called with, for example "
         "QuantizationAwareTraining(policy, inputs=lambda batch: batch.image)."
     )
 

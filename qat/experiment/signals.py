@@ -42,7 +42,7 @@ class SignalHandler:
         self.stage = "the start"
         """What the run is doing, for the message."""
         self.waits = False
-        """Whether somebody asks `received` at every step boundary."""
+        """Whether a callback asks `received` at every step boundary."""
         self.received: int | None = None
         self._process = os.getpid()
         self._before: dict[int, Any] = {}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
-from qat.experiment.interruption import Interrupted, SignalHandler, command_line, continuing_command, what_is_kept
+from qat.experiment.signals import Interrupted, SignalHandler, command_line, continuing_command, what_is_kept
 from qat.training.callbacks import QuantizationAwareTraining
 from qat.training.checkpoint.latest import step_of
 from tests.training.user_modules import LIGHTNING, Classifier, Data, trainer
