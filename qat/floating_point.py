@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 EXPONENT_BIAS = 127
-"""Of float32, and of E8M0."""
+"""The exponent bias of float32, and of E8M0."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def two_level_values(of_blocks: Tensor, of_tensor: Tensor) -> Tensor:
 
 
 SMALLEST_TENSOR_SCALE = 2.0**-60
-"""Of a tensor of zeros."""
+"""The tensor's scale where all values are zero."""
 E4M3_NAN = 127
 """Its bits."""
 TABLES = {element.name: _all_values(element) for element in FORMATS.values()}

@@ -148,12 +148,12 @@ def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """The same of its parameters."""
+    """A module's own parameters by name, as it keeps them."""
     return module._parameters
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """The same of its buffers."""
+    """A module's own buffers by name, as it keeps them."""
     return module._buffers
 
 

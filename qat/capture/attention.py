@@ -21,7 +21,7 @@ def decompose_attention(model: nn.Module, graph: fx.Graph, training: fx.Graph | 
     """Replace F.scaled_dot_product_attention by torch.matmul, torch.softmax, dropout and torch.matmul, in place.
 
     softmax(q kT / sqrt(size of q) + mask) v (Vaswani et al. 2017, eq. 1). A query that may look at no key gets the mean of all
-    values, where torch's function says 0; nobody should read it.
+    values, where torch's function returns 0; networks ignore both.
 
     Returns:
         Whether there was one. Sums in another order are not the same to the bit.

@@ -111,7 +111,7 @@ def _has_proxies(value: Any) -> bool:
 
 
 def _counts(before: _Value, value: Any) -> bool:
-    """Whether a number, a tensor or what lies in a list goes on changing; a cache is filled once, and may be."""
+    """Whether forward changes this attribute in every call, as a counter or a growing list; a cache is filled only once."""
     if isinstance(value, list):
         return not _same(value, before.contents)
     if isinstance(value, dict):

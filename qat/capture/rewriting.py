@@ -24,7 +24,7 @@ def replace_by_module(node: fx.Node, name: str, arguments: tuple[Any, ...]) -> f
 
 
 def erase_unused(nodes: Iterable[fx.Node]) -> None:
-    """Erase those of `nodes` that nobody reads, and what only they read."""
+    """Erase those of `nodes` that are not read, and what only they read."""
     todo = list(nodes)
     while todo:
         node = todo.pop()

@@ -65,6 +65,7 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
+        """The number of classes."""
         return len(self.classes)
 
     def batch_transform(self) -> BatchTransform:

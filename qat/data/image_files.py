@@ -19,7 +19,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 1 << 26
 """Pixels that an image may have: it takes up to seven bytes of memory for each while it is decoded."""
 _large_image = threading.Lock()
-"""Of images above a sixteenth of that, one is decoded at a time."""
+"""Held while an image with more than a sixteenth of that is decoded: only one at a time is."""
 
 
 def data_root(root: str | Path | None) -> Path:

@@ -23,7 +23,8 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 @overload
-def inspect(model: nn.Module) -> Inspection: ...
+def inspect(model: nn.Module) -> Inspection:
+    """The table of a prepared model."""
 
 
 @overload
@@ -32,7 +33,8 @@ def inspect(
     policy: Policy | str | Path | Mapping[str, Any],
     batches: Iterable[Any],
     loss: Loss | None = None,
-) -> Diagnosis: ...
+) -> Diagnosis:
+    """What a policy would do to a float model, and what it would cost."""
 
 
 def inspect(

@@ -20,7 +20,7 @@ IGNORED_WARNINGS = (
     ".*No positive samples.*",
     ".*`trainer.fit` will not log to.*",
 )
-"""Warnings of libraries, as regular expressions, that do not apply to a run or that nobody can act on."""
+"""Warnings of libraries, as regular expressions, that do not apply to a run, or that users cannot act on."""
 
 
 class PrintHandler(logging.Handler):

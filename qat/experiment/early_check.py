@@ -75,7 +75,7 @@ def _check_order(config: DictConfig) -> None:
 
 
 def _check_override(override: str, config: DictConfig) -> None:
-    """Refuse what Hydra composes although nobody means it: a group that is deleted, and {}, which deletes nothing."""
+    """Refuse what Hydra composes although it cannot be meant: a group that is deleted, and {}, which deletes nothing."""
     key, _, value = override.partition("=")
     group = key.removeprefix("~").partition("@")[0]
     if key.startswith("~") and group in (*Configuration.model_fields, "recipe"):
@@ -88,7 +88,7 @@ def _check_override(override: str, config: DictConfig) -> None:
 
 
 def _runs_of_sweep(config: DictConfig) -> list[tuple[str, ...]]:
-    """The overrides of each run, or examples of those of a search; of other sweepers than ours nothing is known here."""
+    """The overrides of each run, or of a few example runs of a search; none for sweepers that are not ours."""
     hydra: Any = OmegaConf.to_container(config.hydra, resolve=False)  # as they are written, ${...} included
     sweeper = hydra["sweeper"]
     if not str(sweeper.get("_target_")).startswith("hydra_plugins.qat_sweepers."):

@@ -52,7 +52,7 @@ def folder_of_one_run(folder: Path) -> Iterator[None]:
 
     Raises:
         FolderInUse: another run has it.
-        OSError: a file cannot be written; if nobody else names it, this names the folder.
+        OSError: a file cannot be written; an error that names no file gets the name of the folder.
     """
     if is_worker():
         yield

@@ -18,7 +18,8 @@ from qat.transform.calibrate import check_batches
 
 
 @overload
-def verify(path: str | Path) -> FileProof: ...
+def verify(path: str | Path) -> FileProof:
+    """What a file says of itself: whether it is intact, and what its recorded verification found."""
 
 
 @overload
@@ -29,7 +30,8 @@ def verify(
     prepared: nn.Module | None = None,
     record: bool = False,
     runtime: str | None = None,
-) -> Verification: ...
+) -> Verification:
+    """Compare a file with the integer model that it was written from."""
 
 
 def verify(

@@ -24,7 +24,7 @@ class QuantizedLayer(Protocol):
     """A layer with a quantized weight and, if no graph could be captured, a quantized input."""
 
     weight: Tensor
-    """As the layer computes with it now: after its parametrization, if it has one."""
+    """The weight that the layer computes with now: after its parametrization, if it has one."""
     bias: Tensor | None
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None

@@ -14,7 +14,7 @@ class BRECQ(Pass):
     Blocks are read off the graph: a block lies between two tensors through which all data flow. With `drop`, every
     activation value stays in float with that probability while the block learns (QDrop; 0.5 in its paper).
 
-    Differs from the papers: the error is not layers_with_quantized_weights with the Fisher information (the authors' default,
+    Differs from the papers: the error is not weighted with the Fisher information (the authors' default,
     too); weights and step sizes are learned together, as QDrop does, and not one after the other; step sizes have a learning
     rate relative to themselves; blocks need not be the author's: a chain without shortcuts is cut behind every layer; fewer
     iterations (20,000 there) at a higher learning rate (1e-3), and beta falls on a cosine.

@@ -79,7 +79,7 @@ class ScaledFloat(Quantizer):
 
     @abstractmethod
     def _granularity(self, spec: QuantSpec, shape: tuple[int, ...]) -> Granularity:
-        """Who shares a scale."""
+        """Which elements share a scale."""
 
     @abstractmethod
     def _names(self) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ class Search:
     budget: Budget
 
     def problem(self, harms: Harms) -> Problem:
+        """The integer program that chooses the bits, once harms are known."""
         return make_problem(self.layers, self.searched, self.widths, harms, self.constant, self.budget)
 
 
@@ -96,7 +97,7 @@ def begin(
     inputs = () if none else check_widths(inputs, "activation_bits")
     args, kwargs = call_of(model, batch)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a network that nobody will train
+        warnings.simplefilter("ignore")  # about training, and this network is not trained
         example = kwargs if kwargs and not args else args
         prepared = prepare(model, policy, example)
         found = find_layers(prepared)

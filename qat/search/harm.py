@@ -82,7 +82,7 @@ def prepared_with(model: nn.Module, policy: Policy, batches: Sequence[Any]) -> I
     """A prepared, calibrated copy in evaluation mode, with its quantizers off inside the `with`."""
     args, kwargs = call_of(model, batches[0])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of networks that nobody will train
+        warnings.simplefilter("ignore")  # about training, and these networks are not trained
         prepared = prepare(model, policy, kwargs if kwargs and not args else args).eval()
         calibrate(prepared, batches)
     with training_mode(prepared, False), mode(prepared, Mode.OFF):

@@ -34,12 +34,12 @@ each channel."""
 class ChannelGroup:
     """The output channels of one layer, and all that has one entry for each of them.
 
-    producer: the layer. followers: BatchNorms and depthwise convolutions. consumers: layers that have them as inputs.
+    producer: the layer. same_channels: BatchNorms and depthwise convolutions. consumers: layers that have them as inputs.
     """
 
     producer: str
     channels: int
-    followers: list[str] = field(default_factory=list)
+    same_channels: list[str] = field(default_factory=list)
     consumers: list[str] = field(default_factory=list)
 
 
@@ -64,7 +64,7 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
             if _follow(node, traced, operations, group, calls) and group.consumers:
                 groups.append(group)
     own = dict(model.named_modules())
-    return [g for g in groups if all(name in own for name in (g.producer, *g.followers, *g.consumers))]
+    return [g for g in groups if all(name in own for name in (g.producer, *g.same_channels, *g.consumers))]
 
 
 def remove_channels(
@@ -124,7 +124,7 @@ def shrink(model: nn.Module, kept: Mapping[str, int], groups: list[ChannelGroup]
 def _strongest(model: nn.Module, group: ChannelGroup, number: int) -> Tensor:
     """The places of the channels that stay, in their order."""
     strength = model.get_submodule(group.producer).get_parameter("weight").abs().flatten(1).sum(1).double()
-    for name in group.followers:
+    for name in group.same_channels:
         norm = model.get_submodule(name)
         if is_batch_norm(norm) and isinstance(getattr(norm, "weight", None), Tensor):
             strength = strength * norm.get_parameter("weight").abs()
@@ -132,7 +132,7 @@ def _strongest(model: nn.Module, group: ChannelGroup, number: int) -> Tensor:
 
 
 def _select(model: nn.Module, group: ChannelGroup, places: Tensor) -> None:
-    for name in (group.producer, *group.followers):
+    for name in (group.producer, *group.same_channels):
         _select_entries(model.get_submodule(name), 0, places)
     for name in group.consumers:
         _select_entries(model.get_submodule(name), 1, places)
@@ -194,7 +194,7 @@ def _follow(node: fx.Node, model: nn.Module, operations: Operations, group: Chan
         if operation.role is Role.NORM or _is_depthwise(operation):
             if user.op != "call_module" or not once:
                 return False
-            group.followers.append(str(user.target))
+            group.same_channels.append(str(user.target))
         elif _is_dense(operation):
             weight = model.get_submodule(str(user.target)).get_parameter("weight")
             if not once or weight.shape[1] != group.channels:

@@ -1,1 +1,1 @@
-"""Training on Lightning: the module, the callbacks, the experiment. The only floor that knows Lightning and Hydra."""
+"""Training on Lightning: callbacks, optimization, checkpoints, comparison. Knows Lightning, and nothing of Hydra."""

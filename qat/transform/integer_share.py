@@ -31,11 +31,11 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class IntegerShare:
-    """What of a prepared model is integer in its artefact.
+    """How much of a prepared model is integer in its artefact.
 
     Attributes:
         weights: share of the elements of all weight matrices that are stored as codes.
-        multiply_adds: share of the multiply-adds of one forward that multiply integers; None: nobody has run the model yet.
+        multiply_adds: share of the multiply-adds of one forward that multiply integers; None: the model has not been run yet.
         warning: a sentence, if the policy promises integers and less than `ENOUGH` of the multiply-adds are; otherwise "".
     """
 

@@ -53,6 +53,17 @@ def swap_layers(model: nn.Module, policy: Policy) -> tuple[dict[str, Rule], list
 
 
 def quantize_by_rule(layer: nn.Module, name: str, rule: TensorRule | None, input_quantizer: Quantizer | None) -> None:
+    """Turn a float layer into a quantized one, in place.
+
+    Args:
+        layer: a convolution, a linear layer or an embedding.
+        name: its name in the model, which labels the quantizers and begins an error.
+        rule: of its weight; None leaves the weight in float.
+        input_quantizer: of its input; None leaves the input as it comes.
+
+    Raises:
+        ValueError: the rule does not fit the weight.
+    """
     weight = layer.weight
     assert isinstance(weight, Tensor)
     try:

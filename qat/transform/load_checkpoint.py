@@ -121,7 +121,7 @@ def _build(
 
 
 def _from_hyperparameters(path: Path, record: CheckpointRecord, model: Any, options: Mapping[str, Any]) -> nn.Module:
-    """As `load_from_checkpoint` builds it, from the checked content instead of the file."""
+    """Build the module as `load_from_checkpoint` does, from the checked content instead of the file."""
     checked = io.BytesIO()
     torch.save(record.content, checked)
     checked.seek(0)

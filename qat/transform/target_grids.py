@@ -78,7 +78,7 @@ TARGET_GRIDS = {
         TargetGrids("litert", dynamic=False, float_layers=False),
     )
 }
-"""By name."""
+"""Name of a target -> what it can run."""
 
 
 def target_grids(name: str) -> TargetGrids:

@@ -216,7 +216,7 @@ def test_an_operation_that_torch_writes_wrong_is_refused(tmp_path: Path) -> None
         written(Between(pool), batch(4, IMAGES), tmp_path / "model.onnx")
 
 
-def test_all_islands_take_one_call_and_equal_ones_one_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_subgraphs_take_one_call_and_equal_ones_one_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their weights and values differ, and each is checked with its own."""
 
     class Blocks(nn.Module):
@@ -297,7 +297,7 @@ def test_operations_are_tried_with_the_examples_own_values(tmp_path: Path) -> No
 
 
 def test_what_several_layers_share_makes_no_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rotary positions, as in Llama: what is behind each layer reads one float tensor, but is no island with the rest."""
+    """Rotary positions, as in Llama: what is behind each layer reads one float tensor, but is no subgraph with the rest."""
 
     class Rotary(nn.Module):
         def __init__(self) -> None:
@@ -316,4 +316,4 @@ def test_what_several_layers_share_makes_no_circle(tmp_path: Path, monkeypatch: 
     integer = written(Rotary(), x, tmp_path / "model.onnx")
     assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, (5, 6))]).exact
     (templates,) = exports
-    assert sorted(len(i.island.nodes) for t in templates for i in t.instances) == [2, 2, 3]
+    assert sorted(len(i.subgraph.nodes) for t in templates for i in t.instances) == [2, 2, 3]

@@ -23,7 +23,7 @@ SIZE = (3, 8, 8)
 
 
 class Mixed(nn.Module):
-    """Convolution, residual add, concatenation, table, a float island, weights in float, a clipped ReLU."""
+    """Convolution, residual add, concatenation, table, a float subgraph, weights in float, a clipped ReLU."""
 
     def __init__(self) -> None:
         super().__init__()

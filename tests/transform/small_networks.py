@@ -147,7 +147,7 @@ class Untraceable(nn.Module):
         return self.b(x)
 
 
-class FloatIsland(nn.Module):
+class FloatInside(nn.Module):
     """An operation that stays in float between two layers, and a BatchNorm without a layer in front."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class FloatIsland(nn.Module):
 NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
 for _add in ("operator", "in_place_operator", "torch", "method", "in_place_method"):
     NETS[f"Residual_{_add}"] = Residual(_add), IMAGE
-for _cls in (Chain, Concat, OptionA, Bottleneck, Branches, Twice, FloatIsland):
+for _cls in (Chain, Concat, OptionA, Bottleneck, Branches, Twice, FloatInside):
     NETS[_cls.__name__] = _cls(), IMAGE
 NETS["OneDimensional"] = OneDimensional(), (4, 3, 8)
 NETS["Untraceable"] = Untraceable(), (4, 4)

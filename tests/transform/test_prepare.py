@@ -81,7 +81,7 @@ GOLDEN = {
     "OneDimensional": {"x_input": "int8", "conv": "uint4", "hidden": "uint8"},
     "Branches": {"x_input": "int8", "a": "uint8", "a_to_4_bits": "uint4"},
     "Twice": {"x_input": "int8", "conv": "uint8", "conv_2": "uint8", "mean": "uint8"},
-    "FloatIsland": {"x_input": "int8", "bn": "int8", "a": "int8", "silu": "int8", "b": "int8"},
+    "FloatInside": {"x_input": "int8", "bn": "int8", "a": "int8", "silu": "int8", "b": "int8"},
     "Untraceable": {},
 }
 
@@ -542,7 +542,7 @@ def test_every_quantizer_knows_its_name() -> None:
 
 
 def test_the_table_of_inspect() -> None:
-    model, x = net("FloatIsland")
+    model, x = net("FloatInside")
     found = qat.inspect(prepare(model, "w4a4", x))
     assert [(line.name, line.weight, line.activation) for line in found.lines] == [
         ("a", "int8 per channel, LSQ", ""),

@@ -14,28 +14,28 @@ LIMITS = ("size", "bops", "mean_bits", "latency")
 
 
 class Budget(Section):
-    """Bits of every layer, so that a budget is kept; without a limit, those of the policy (docs/mixed_precision.md)."""
+    """Chooses the bits of every layer under a budget; without any limit they are the policy's (docs/mixed_precision.md)."""
 
     size: Cost | None
-    """bytes of codes, scales and what stays in float"""
+    """limit in bytes, for the codes of weights, their scales, and what stays in float"""
     bops: Cost | None
-    """bit operations of one sample: multiply-adds times bits of the weight times bits of the input"""
+    """limit of the bit operations for one sample: multiply-adds times bits of the weight times bits of the input"""
     mean_bits: Annotated[float, Field(gt=0, le=32)] | None
-    """of the weights of all quantized layers"""
+    """limit of the mean bits of the weights of all quantized layers"""
     latency: Cost | None
-    """milliseconds, by latency_table"""
+    """limit in milliseconds, as latency_table has them"""
     latency_table: Text | None
-    """a YAML or JSON file with measured times, layer: {w4a8: 0.12, ...}"""
+    """a YAML or JSON file with measured milliseconds, layer: {w4a8: 0.12, ...}"""
     weight_bits: Annotated[list[Bits], Field(min_length=1)]
-    """widths of weights that are tried"""
+    """the bits of weights that are tried"""
     activation_bits: list[Bits]
-    """widths of the inputs of layers that are tried; none: the policy's"""
+    """the bits of the inputs of layers that are tried; an empty list keeps the policy's"""
     keep: list[Text]
-    """layers that keep the policy's bits: matches of rules, or globs on names"""
+    """layers that keep the policy's bits: first, last, the match of a rule, or globs on names"""
     sensitivity: Literal["measured", "fisher"]
-    """what fewer bits of a tensor cost: the divergence of the outputs, or an estimate of it to second order"""
+    """the harm of fewer bits: measured by the divergence of the outputs, or estimated by the Fisher information"""
     points: Annotated[int, Field(ge=0, le=100)]
-    """budgets for which the Pareto front of the report is computed; 0: none"""
+    """for how many budgets the report computes the Pareto front; 0: none"""
 
     @model_validator(mode="after")
     def _check_limits(self) -> Budget:

@@ -33,68 +33,68 @@ METRICS = (
 
 
 class Configuration(Section):
-    """A run."""
+    """The top of the configuration of a run."""
 
     seed: Seed
-    """of everything random"""
+    """seeds everything that is random: initial weights, the order of the images, augmentation"""
     batch_size: BatchSize
-    """images of a training step, in each process"""
+    """images in a training step, in each process"""
     eval_batch_size: BatchSize
-    """images of a validation or test batch"""
+    """images in a validation or test batch"""
     num_workers: Workers | None
-    """loading processes; null: 0 for images in memory, else one per core (at most 8)"""
+    """processes that load images; null: 0 for images in memory, else one per core (at most 8)"""
     calibration_images: Images
-    """of the training split, never augmented"""
+    """how many training images calibrate the first ranges; they are never augmented"""
     validations: Count
-    """in a run with trainer.max_steps; a run counted in epochs is validated after each epoch"""
+    """how many validations a run with trainer.max_steps has; a run counted in epochs is validated after each epoch"""
     label_smoothing: ShareBelowOne
-    """of the training loss"""
+    """label smoothing of the training loss in QAT"""
     compile: bool
-    """torch.compile; it compiles for minutes, then steps are faster: for long runs"""
+    """train with torch.compile: it compiles for minutes, then steps are faster; for long runs"""
     resume: Text | None
-    """folder of an interrupted run of this recipe, or one of its checkpoints: continues as if never interrupted"""
+    """folder of an interrupted run of this recipe, or one of its checkpoints; it continues as if it had never stopped"""
     objective: Objective | list[Objective]
-    """what a sweep looks for, by the validation images; a list: the Pareto front"""
+    """what a sweep optimizes, measured on the validation images; a list asks for the Pareto front"""
     compare_with: list[Text]
-    """folders of finished runs on the same data: their files are measured, and the report says whether this one beats them"""
+    """folders of finished runs on the same data: their files are measured, and the report says whether this run beats them"""
     debug: bool
-    """show the traceback of errors"""
+    """show the traceback of an error"""
     data: Annotated[Any, OneOf((Data, KnownData, ImageFolder))]
-    """images"""
+    """the images: which data set, how it is split, and its augmentation"""
     model: Annotated[Any, OneOf((Network, ResNetCifar, TorchvisionModel), Network)]
-    """network"""
+    """the network and its float weights"""
     float: FloatTraining
-    """training of the float network"""
+    """how the float network is trained if it has no weights yet"""
     optim: Optim
-    """optimizer of QAT"""
+    """optimizer and learning rate of QAT"""
     distillation: Distillation
-    """from the float network"""
+    """what the quantized network learns from a teacher"""
     freeze: Freeze
-    """what stops late in a run"""
+    """what is frozen late in the run"""
     budget: Budget
-    """bits of every layer"""
+    """a budget from which the bits of every layer are chosen before QAT"""
     pruning: Pruning
-    """zeros in weights"""
+    """weights and channels that are pruned"""
     progressive: Stages | None
-    """bits of the stages, down to the fewest of the policy; null: the policy's throughout"""
+    """the bits of each stage of training, down to the fewest bits of the policy; null: the policy's bits throughout"""
     quantizer: AnyQuantizer
-    """of weights and activations"""
+    """the quantizer of weights and activations, unless the policy names others"""
     observer: AnyObserver
-    """of weights and activations"""
+    """the observer that finds the first ranges of weights and activations, unless the policy names others"""
     policy: Policy
-    """where quantization goes"""
+    """what is quantized, and to how many bits"""
     oscillation: AnyOscillation
-    """weights that swing between two codes"""
+    """whether weights that oscillate between two codes are counted, dampened or frozen"""
     ptq: AnyPtq
-    """what QAT is compared with"""
+    """the post-training quantization that QAT is compared with"""
     trainer: Annotated[Any, OneOf((Trainer,), Trainer)]
-    """Lightning's Trainer"""
+    """arguments of Lightning's Trainer"""
     callbacks: dict[str, AnyCallback]
-    """Lightning's callbacks by name; add your own with +callbacks.NAME={_target_: ...}, remove one with ~callbacks.NAME"""
+    """Lightning callbacks by name; add your own with +callbacks.NAME={_target_: ...}, remove one with ~callbacks.NAME"""
     logger: AnyLogger
-    """metrics while it trains"""
+    """the logger that receives the metrics"""
     export: AnyExport
-    """the file"""
+    """the files that are written and verified"""
 
     @model_validator(mode="after")
     def _check_callbacks(self) -> Configuration:

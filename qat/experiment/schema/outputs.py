@@ -26,39 +26,39 @@ class Logger(Node):
     GIVEN: ClassVar = IN_FOLDER
 
     name: Annotated[str, Says("text")] | None = None
-    """folder below that of the run"""
+    """the folder of its files, inside the run's folder"""
     version: str | CountOrZero | None = None
-    """folder below that"""
+    """a folder inside that one"""
     prefix: str = ""
-    """of the names of metrics"""
+    """is put in front of the names of metrics"""
     flush_logs_every_n_steps: Count = 100
-    """of the CSV file"""
+    """how many lines of the CSV file are buffered"""
 
 
 class Wandb(Node):
-    """Weights & Biases. The arguments of WandbLogger and of wandb.init."""
+    """Weights & Biases: takes the arguments of WandbLogger and of wandb.init."""
 
     TARGETS = ("qat.experiment.loggers.wandb_logger",)
     GIVEN: ClassVar = {**IN_FOLDER, "offline": "set the environment variable WANDB_MODE=offline"}
 
     project: Text = "qat"
-    """where the run appears"""
+    """the project of the run"""
     entity: Text | None = None
-    """user or team"""
+    """the user or team that owns the project"""
     name: Text | None = None
-    """of the run; null: wandb invents one"""
+    """the name of the run; null: W&B invents one"""
     group: Text | None = None
-    """runs that belong together"""
+    """groups runs that belong together"""
     job_type: Text | None = None
-    """kind of the run"""
+    """the kind of the run"""
     notes: Text | None = None
-    """a remark"""
+    """a remark on the run"""
     tags: list[Text] | None = None
-    """to find it again"""
+    """words by which the run is found"""
     mode: Literal["online", "offline", "disabled", "shared"] | None = None
-    """null: online if you are logged in"""
+    """null: online if you are logged in, else offline"""
     log_model: bool | Literal["all"] = False
-    """upload checkpoints"""
+    """whether checkpoints are uploaded"""
 
     def parameters(self, found: Any) -> Mapping[str, inspect.Parameter]:
         import wandb
@@ -69,13 +69,13 @@ class Wandb(Node):
 
 
 class OtherLogger(Node):
-    """A logger of your own; it takes save_dir."""
+    """A logger of your own; it must take save_dir."""
 
     GIVEN: ClassVar = IN_FOLDER
 
 
 class QuantizationAwareTraining(Node):
-    """Puts quantizers into the network."""
+    """The callback that inserts quantizers into the network and trains with them."""
 
     TARGETS = ("qat.callbacks.QuantizationAwareTraining",)
     GIVEN: ClassVar = {
@@ -87,88 +87,88 @@ class QuantizationAwareTraining(Node):
     }
 
     quantizer_lr_ratio: Annotated[float, Field(ge=0, le=1_000)] = 1.0
-    """learning rate of learned scales over that of weights"""
+    """learning rate of learned scales, divided by that of weights"""
     quantizer_optimizer: Annotated[Any, OneOf((Optimizer,), null=True)] = None
-    """one for the scales, {_target_: torch.optim.Adam, _partial_: true, lr: 1e-3}; null: that of the weights"""
+    """optimizer of learned scales, {_target_: torch.optim.Adam, _partial_: true, lr: 1e-3}; null: that of the weights"""
     compile: bool = False
-    """`compile`"""
+    """set by `compile`"""
 
 
 class ProgressiveBits(Node):
-    """Fewer bits stage by stage."""
+    """The callback that trains with fewer bits from stage to stage."""
 
     TARGETS = ("qat.callbacks.ProgressiveBits",)
 
     stages: Stages | None = None
-    """`progressive`"""
+    """set by `progressive`"""
 
 
 class FreezeCallback(Node):
-    """Freezes statistics and scales late."""
+    """The callback that freezes BatchNorm statistics and learned scales late in the run."""
 
     TARGETS = ("qat.callbacks.Freeze",)
 
     batch_norm: Share | None = None
-    """`freeze.batch_norm`"""
+    """set by `freeze.batch_norm`"""
     scales: Share | None = None
-    """`freeze.scales`"""
+    """set by `freeze.scales`"""
 
 
 Time = Annotated[float, Field(ge=0, le=100_000_000)]
 
 
 class TimeDelta(Node):
-    """A time."""
+    """A length of time, the sum of its parts."""
 
     TARGETS = ("datetime.timedelta",)
 
     days: Time | None = None
-    """of 24 hours"""
+    """number of days"""
     hours: Time | None = None
-    """of 60 minutes"""
+    """number of hours"""
     minutes: Time | None = None
-    """of 60 seconds"""
+    """number of minutes"""
     seconds: Time | None = None
-    """of the clock"""
+    """number of seconds"""
 
 
 class ModelCheckpoint(Node):
-    """Keeps checkpoints."""
+    """The callback that keeps checkpoints."""
 
     TARGETS = ("lightning.pytorch.callbacks.ModelCheckpoint",)
 
     filename: Text | None = None
-    """pattern of the names"""
+    """pattern of the file names"""
     monitor: Text | None = None
-    """metric that says which is best: val/top1, val/loss, step"""
+    """the metric by which the best checkpoint is chosen: val/top1, val/loss, step"""
     mode: Literal["min", "max"] = "min"
-    """whether less or more is better"""
+    """whether the lowest or the highest value is the best"""
     save_top_k: Annotated[Literal[-1] | Annotated[int, Field(ge=1, le=1_000_000)], Says("1 or more, or -1 for all")] = 1
-    """how many of the best are kept"""
+    """how many of the best checkpoints are kept"""
     save_last: bool | Literal["link"] | None = None
-    """keep the newest as last.ckpt"""
+    """whether the newest checkpoint is kept as last.ckpt"""
     every_n_train_steps: CountOrZero | None = None
-    """steps between checkpoints"""
+    """steps between two checkpoints"""
     every_n_epochs: CountOrZero | None = None
-    """epochs between checkpoints"""
+    """epochs between two checkpoints"""
     train_time_interval: Annotated[Any, OneOf((TimeDelta,), null=True)] = None
-    """time between checkpoints"""
+    """time between two checkpoints"""
 
 
 class Export(Node):
-    """The file (a file of configs/export)."""
+    """The files that a run writes and verifies (a file of configs/export)."""
 
     TARGETS = ("qat.callbacks.ExportONNX",)
     GIVEN: ClassVar = {"dataloaders": "the data decide, leave it out"}
 
     path: OnnxFile = "model.onnx"
-    """QDQ ONNX, verified in ONNX Runtime code by code"""
+    """name of the QDQ ONNX file, which is verified code by code in ONNX Runtime"""
     float_path: OnnxFile | None = None
-    """the float network, for its size and latency; null: not written"""
+    """name of the float network's ONNX file, for comparing size and latency; null: it is not written"""
     targets: Annotated[dict[TargetName, Text | None], Says("{portable: model_portable.onnx}, or {portable: null}")] = (
         Field(default_factory=dict)
     )
-    """further targets, and the names of their files (null: model_NAME beside the file)"""
+    """further targets, each with the name of its file (null: model_NAME beside the ONNX file)"""
 
 
 AnyLogger = Annotated[Any, OneOf((Logger, Wandb), OtherLogger)]

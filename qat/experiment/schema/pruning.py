@@ -18,27 +18,27 @@ def _pattern(value: str) -> str:
 
 
 class Pruning(Section):
-    """Weights that become zero during QAT and stay so; without sparsity and pattern, none (docs/pruning.md)."""
+    """Weights that become zero during QAT and stay zero; without sparsity and pattern none do (docs/pruning.md)."""
 
     sparsity: ShareBelowOne | None
-    """share of zeros at the end"""
+    """fraction of the weights that are zero at the end"""
     pattern: Annotated[str, AfterValidator(_pattern), Says("how many of how many neighbours stay, as '2:4'")] | None
-    """instead of a sparsity: at most N of M neighbouring inputs are not zero"""
+    """instead of a sparsity, at most N of M neighbouring inputs are not zero"""
     scope: Annotated[str, Field(pattern="^(layer|global)$"), Says("layer or global")]
-    """layer: every layer has this share of zeros; global: all together"""
+    """layer: every layer has this fraction of zeros; global: all layers together have it"""
     begin: ShareBelowOne
-    """share of the run at which pruning begins"""
+    """fraction of the run after which pruning begins"""
     end: ShareBelowOne
-    """share of the run from which on the zeros are final"""
+    """fraction of the run after which no further weight is pruned"""
     every: Count
-    """optimizer steps between two changes of the masks"""
+    """optimizer steps between two updates of the masks"""
     match: list[Text]
-    """layers: globs on names, or type:NAME"""
+    """layers that are pruned: globs on names, or type:NAME"""
     exclude: list[Text]
-    """layers that are left alone, likewise; also first and last"""
+    """layers that are not pruned, written likewise; also first and last"""
 
     channels: ShareBelowOne
-    """share of the output channels that are taken out of the network before QAT, where no add or concatenation needs them"""
+    """fraction of the output channels that are removed before QAT, where no add or concatenation needs them"""
 
     @model_validator(mode="after")
     def _check_one(self) -> Pruning:

@@ -24,7 +24,7 @@ from qat.experiment.schema.values import (
 
 
 class Part(Node):
-    """A class of qat's by its short name, any other by its dotted one; alone, or as `_target_` with options beside it."""
+    """A class of this library by its short name, or any other by its import path; alone, or as `_target_` with its options."""
 
     BASE: ClassVar[str]
     GIVEN: ClassVar = {
@@ -44,42 +44,42 @@ class Part(Node):
 
 
 class Observer(Part):
-    """First ranges from data (a file of configs/observer)."""
+    """Finds the first range of a tensor from data (a file of configs/observer)."""
 
     BASE = "Observer"
 
     candidates: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """ranges that MSE and KL try"""
+    """MSE and KL: how many ranges are tried"""
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
-    """of Percentile: share of the values in the range, in %"""
+    """Percentile: how many percent of the values lie inside the range"""
     momentum: ShareBelowOne = 0.9
-    """of MovingAverage"""
+    """MovingAverage: weight of the old average"""
 
 
 class Estimator(Part):
-    """The gradient of rounding."""
+    """The gradient that replaces that of rounding."""
 
     BASE = "Estimator"
 
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """of DSQ: 0 is a staircase, 1 a line"""
+    """DSQ: near 0 the gradient is that of a staircase, near 1 that of a line"""
     delta: Annotated[float, Field(ge=0, le=2)] = 0.001
-    """of EWGS; 0: straight-through"""
+    """EWGS: strength of the scaling; 0 is straight-through"""
 
 
 class Quantizer(Part):
-    """How a scale is learned (a file of configs/quantizer)."""
+    """How the scale of a tensor is found and learned (a file of configs/quantizer)."""
 
     BASE = "Quantizer"
 
     intervals: Annotated[int, Field(ge=1, le=256)] = 16
-    """of LCQ's companding function"""
+    """LCQ: how many pieces the companding function has"""
     element: Literal["E4M3", "E5M2", "E3M2", "E2M3", "E2M1", "INT8"] = "E4M3"
-    """of FP8 and MX"""
+    """FP8 and MX: the format of the elements"""
     axis: int | None = -1
-    """of FP8, MX and NVFP4 for inputs: along which scales are shared; the rule sets it"""
+    """FP8, MX and NVFP4: the axis of an input along which scales are shared; the rule sets it"""
     estimator: Annotated[Any, OneOf((), Estimator, null=True, text=True)] = None
-    """gradient of rounding; null: straight-through"""
+    """the gradient that replaces that of rounding; null: straight-through"""
 
 
 AnyQuantizer = Annotated[Any, OneOf((), Quantizer, text=True)]
@@ -87,74 +87,74 @@ AnyObserver = Annotated[Any, OneOf((), Observer, text=True)]
 
 
 class Tensors(Section):
-    """How weights, or activations, are quantized in every rule."""
+    """How the weights, or the activations, of every rule are quantized."""
 
     granularity: Literal["per_tensor", "per_channel", "per_group"] = "per_tensor"
-    """what shares a scale; activations: per_tensor"""
+    """which elements share a scale; activations can only be per_tensor"""
     group_size: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    """weights that share a scale, for per_group"""
+    """per_group: how many weights share a scale"""
     symmetric: bool = True
-    """zero is code 0; false: with a zero-point"""
+    """true: zero is code 0; false: there is a zero-point"""
     narrow: bool = False
-    """drop the lowest code"""
+    """drop the lowest code, so that the codes are symmetric around 0"""
     signed: bool | None = None
-    """null: the graph or the data decide"""
+    """whether codes may be negative; null: the graph or the data decide"""
     quantizer: AnyQuantizer = "LSQ"
-    """how a scale is learned"""
+    """how the scale is found and learned"""
     observer: AnyObserver = "MSE"
-    """first range"""
+    """finds the first range"""
 
 
 class TensorRule(Tensors):
-    """The same for the tensors of one rule."""
+    """How the weights, or the inputs, of the layers of one rule are quantized."""
 
     bits: Bits
-    """width of the codes"""
+    """bits of the codes"""
 
 
 class Rule(Section):
-    """Some layers; the last rule that matches a layer decides."""
+    """How some layers are quantized. The last rule that matches a layer decides."""
 
     match: Text
-    """which layers: names ('layer1.*'), a type (type:Linear), first or last"""
+    """the layers: a glob on names ('layer1.*'), a type (type:Linear), first or last"""
     weight: TensorRule | None = None
-    """null: in float"""
+    """the weight; null leaves it in float"""
     activation: TensorRule | None = None
-    """input of the layer; null: in float"""
+    """the input of the layer; null leaves it in float"""
 
 
 class Policy(Section):
-    """Where quantization goes (a file of configs/policy)."""
+    """What is quantized, and to how many bits (a file of configs/policy)."""
 
     preset: Preset | None = None
-    """bits of weights and activations; null: rules alone"""
+    """bits of weights and activations; null: only the rules below count"""
     name: Text | None = None
-    """in reports; null: that of the preset"""
+    """name of the policy in reports; null: that of the preset"""
     residual_bits: Bits | None = 8
-    """tensors that flow through adds, concatenations and pools; null: as the activations"""
+    """bits of tensors that flow through adds, concatenations and pools; null: as activations"""
     first_last_bits: Bits | None = 8
-    """the first and the last layer; null: as the others"""
+    """bits of the first and the last layer; null: as the other layers"""
     first_last_quantizer: Annotated[Any, OneOf((), Quantizer, null=True, text=True)] = None
-    """beside a quantizer of few bits; null: as the others"""
+    """quantizer of the first and the last layer, where that of the others has few bits only; null: the same"""
     weight: Tensors | None = None
-    """for every rule"""
+    """options of the weights in every rule"""
     activation: Tensors | None = None
-    """for every rule"""
+    """options of the activations in every rule"""
     embeddings: Bits | None = 8
-    """with a preset transformer_...: weights of embeddings; null: in float"""
+    """transformer_... presets: bits of the weights of embeddings; null leaves them in float"""
     head: Bits | None = 8
-    """the same for the last layer"""
+    """transformer_... presets: bits of the weight of the last layer; null leaves it in float"""
     target: TargetName | None = None
-    """what the file is for; what it cannot run is refused before training; null: any"""
+    """the target of the file: what it cannot run is refused before training; null: any"""
     quantize_outputs: bool = False
-    """what the network returns, too, to residual_bits: for processors without floats"""
+    """quantize the outputs of the network, too, to residual_bits: for processors without floating point"""
     reduce_range: bool | None = None
-    """7-bit weights where inputs have 8: exact fast sums on processors without VNNI; null: with preset w7a8"""
+    """7-bit weights where inputs have 8 bits, for exact fast sums on processors without VNNI; null: with preset w7a8"""
     rules: (
         Annotated[dict[str, Rule | None], Says("{NAME: {match: 'layer1.*', weight: {bits: 4}, activation: null}}")]
         | None
     ) = None
-    """by name; later ones win, null removes one"""
+    """rules by name; later ones win over earlier ones, and null removes one"""
 
     @model_validator(mode="after")
     def _is_a_policy(self, info: ValidationInfo) -> Policy:
@@ -182,20 +182,20 @@ BetweenZeroAndOne = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Oscillation(Node):
-    """Weights that swing between two codes (a file of configs/oscillation)."""
+    """Counts weights that oscillate between two codes, and can dampen or freeze them (a file of configs/oscillation)."""
 
     TARGETS = ("qat.callbacks.OscillationControl",)
 
     momentum: BetweenZeroAndOne = 0.01
-    """of the frequencies: 0.01 looks back about 100 steps"""
+    """momentum of the frequencies: 0.01 looks back about 100 steps"""
     threshold: BetweenZeroAndOne = 0.005
     """frequency above which a weight is reported as oscillating"""
     max_bits: Bits = 4
     """weights of more bits are not counted"""
     freezing: ShareOverTheFit | None = None
-    """frequency above which a weight is frozen"""
+    """frequency above which a weight is frozen; null: none is"""
     dampening: OverTheFit | None = None
-    """weight of the squared distance to the codes in the loss"""
+    """weight of the dampening loss, the squared distance to the codes; null: no dampening"""
 
     def check_further(self, found: Any) -> None:
         self.build_once()
@@ -207,40 +207,40 @@ class Pass(Node):
     TARGETS = ("qat.ptq.",)
 
     observer: Annotated[Any, OneOf((), Observer, text=True)] = "MSE"
-    """of Calibrate"""
+    """Calibrate: finds the ranges of activations and weights"""
     weight_observer: Annotated[Any, OneOf((), Observer, null=True, text=True)] = None
-    """of Calibrate; null: as observer"""
+    """Calibrate: finds the ranges of weights; null: the same as observer"""
     iterations: Annotated[int, Field(ge=1, le=1_000_000)] = 500
-    """of AdaRound, BRECQ: steps for each layer or block"""
+    """AdaRound and BRECQ: optimizer steps for each layer or block"""
     batch_size: BatchSize = 32
-    """of AdaRound, BRECQ"""
+    """AdaRound and BRECQ: images in a step"""
     lr: LearningRate = 0.01
-    """of AdaRound, BRECQ"""
+    """AdaRound and BRECQ: learning rate of the rounding"""
     scale_lr: Annotated[float, Field(ge=0, le=100)] = 0.001
-    """of BRECQ: of the activations' scales"""
+    """BRECQ: learning rate of the scales of activations"""
     regularization: Annotated[float, Field(ge=0, le=1_000)] = 0.01
-    """of AdaRound, BRECQ: weight of the rounding loss"""
+    """AdaRound and BRECQ: weight of the rounding loss"""
     drop: Share = 0.0
-    """of BRECQ: 0.5 is QDrop"""
+    """BRECQ: probability with which an activation stays in float; 0.5 is QDrop"""
     damping: Annotated[float, Field(gt=0, le=10)] = 0.01
-    """of GPTQ: share of the Hessian's mean diagonal"""
+    """GPTQ: what is added to the Hessian's diagonal, as a fraction of its mean"""
     rounds: Annotated[int, Field(ge=1, le=10_000)] = 20
-    """of CrossLayerEqualization"""
+    """CrossLayerEqualization: how often the pairs of layers are equalized at most"""
     candidates: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """of HessianMSE"""
+    """HessianMSE: how many ranges are tried"""
     alpha: Share = 0.5
-    """of SmoothQuant: 0 moves nothing to the weights, 1 everything"""
+    """SmoothQuant: 0 moves nothing to the weights, 1 everything"""
 
 
 class Outside(Node):
-    """What another tool makes of the same float network."""
+    """Quantization of the same float network by another tool."""
 
     TARGETS = ("qat.export.QuantizeStatic",)
 
     calibration: Literal["MinMax", "Entropy", "Percentile"] = "MinMax"
     """how ONNX Runtime finds ranges"""
     file: Text = "quantize_static.onnx"
-    """name of the file"""
+    """name of the file that is written"""
 
 
 Passes = Annotated[
@@ -252,18 +252,18 @@ Ladder = Annotated[dict[str, Passes], Field(min_length=1)] | Annotated[list[AnyO
 
 
 class Ptq(Node):
-    """What QAT is compared with (a file of configs/ptq)."""
+    """The post-training quantization that QAT is compared with (a file of configs/ptq)."""
 
     TARGETS = ("qat.callbacks.PTQBaselines",)
 
     seed: Seed = 0
-    """of the passes"""
+    """seed of the passes' random numbers"""
     ladder: Annotated[
         Ladder, Says("rows and their passes, {NAME: [{_target_: qat.ptq.Calibrate}]}, or take ptq=none")
     ] = Field(default_factory=dict)
-    """row of the report: its passes, in order"""
+    """row of the report -> its passes, in the order in which they are applied"""
     outside: dict[str, Annotated[Any, OneOf((Outside,))]] | None = None
-    """row of the report: another tool"""
+    """row of the report -> another tool"""
 
     def check_further(self, found: Any) -> None:
         self.build_once()

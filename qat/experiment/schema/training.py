@@ -34,21 +34,21 @@ class Optimizer(Node):
     GIVEN: ClassVar = {"params": "leave it out, the weights are meant"}
 
     lr: LearningRate = 1e-3
-    """learning rate; in `optim` that of the section"""
+    """learning rate; inside `optim` leave it to `optim.lr`"""
     momentum: ShareBelowOne = 0.0
-    """of SGD and RMSprop"""
+    """SGD and RMSprop: momentum"""
     dampening: Share = 0.0
-    """of the momentum"""
+    """SGD: dampening of the momentum"""
     nesterov: bool = False
-    """look ahead, with momentum"""
+    """SGD: Nesterov momentum"""
     weight_decay: WeightDecay = 0.0
-    """in `optim` that of the section"""
+    """weight decay; inside `optim` leave it to `optim.weight_decay`"""
     betas: (
         Annotated[list[ShareBelowOne], Field(min_length=2), Says("numbers from 0 to below 1, [0.9, 0.999]")] | None
     ) = None
-    """of the moving averages of Adam"""
+    """Adam: momenta of the two moving averages"""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    """of Adam's denominator"""
+    """Adam: is added to the denominator"""
 
     def check_further(self, found: Any) -> None:
         if not self.partial_:
@@ -65,7 +65,7 @@ class Optimizer(Node):
 
 
 class Schedule(Node):
-    """A function of the optimizer and the number of steps."""
+    """A learning-rate schedule: a function of the optimizer and the number of steps."""
 
     @model_validator(mode="after")
     def _is_partial(self) -> Schedule:
@@ -83,57 +83,57 @@ class WarmupCosine(Schedule):
     warmup: ShareBelowOne = 0.05
     """fraction of the steps in which the rate rises"""
     final: Share = 0.0
-    """fraction of the learning rate that is left at the end"""
+    """fraction of the highest rate that is left at the end"""
 
 
 class Optim(Section):
-    """Optimizer and learning rates (a file of configs/optim)."""
+    """Optimizer, learning rate and schedule (a file of configs/optim)."""
 
     lr: LearningRate
-    """highest learning rate"""
+    """highest learning rate of the run"""
     weight_decay: WeightDecay | None = None
-    """decay of weights"""
+    """weight decay; learned scales have none"""
     optimizer: Annotated[Any, OneOf((Optimizer,))]
-    """built from the parameters; any class of torch.optim, or your own"""
+    """builds the optimizer from the parameters; any class of torch.optim, or your own"""
     schedule: Annotated[Any, OneOf((WarmupCosine,), Schedule, null=True)]
-    """built from optimizer and number of steps, advances once a step; null: a constant learning rate"""
+    """builds the schedule from optimizer and number of steps; it advances every step; null: a constant learning rate"""
 
 
 class FloatTraining(Section):
     """How the float network is trained if no weights are given."""
 
     epochs: Epochs
-    """0: it is not trained, weights are given"""
+    """passes over the training images; 0: the network is not trained, because its weights are given"""
     max_steps: Count | None = None
-    """ends it earlier, for quick runs"""
+    """ends the training earlier, for quick runs; null: no limit"""
     label_smoothing: ShareBelowOne
-    """of the training loss"""
+    """label smoothing of the training loss"""
     optim: Optim
-    """as `optim` below"""
+    """optimizer and learning rate; the same keys as `optim` below"""
 
 
 class Distillation(Section):
-    """The float network teaches, or another one: loss = (1 - weight) * cross entropy + weight * distillation + features."""
+    """A teacher, the float network or another one: loss = (1 - weight) * cross entropy + weight * distillation + features."""
 
     weight: Share
-    """of the teacher; 0: no distillation"""
+    """weight of the teacher in the loss; 0: no distillation"""
     temperature: Annotated[float, Field(ge=0.01, le=10)]
-    """of the teacher's probabilities; above 1, small networks were seen to collapse"""
+    """temperature of the teacher's probabilities; above 1, small networks were seen to collapse"""
     teacher: Annotated[Any, OneOf((Network, ResNetCifar, TorchvisionModel), Network, null=True)]
-    """another network, {_target_: ..., checkpoint: PATH}; null: the float network"""
+    """another network as teacher, {_target_: ..., checkpoint: PATH}; null: the float network"""
     features: list[Text]
     """layers whose normalized features are learned, too: STUDENT_LAYER:TEACHER_LAYER, or one name for both"""
     feature_weight: Annotated[float, Field(gt=0, le=1_000)]
-    """of the distance of the features"""
+    """weight of the distance between the features"""
 
 
 class Freeze(Section):
-    """From which fraction of the run on something stays as it is (0.8: in its last fifth)."""
+    """After which fraction of the run something is frozen (0.8: for its last fifth)."""
 
     batch_norm: Share | None
-    """running statistics; gain and shift still learn; null: never"""
+    """freezes the running statistics of BatchNorm; its gain and shift still learn; null: never"""
     scales: Share | None
-    """all that quantizers learn; null: never"""
+    """freezes everything that quantizers learn; null: never"""
 
 
 QUICK = Says("false; for a quick run trainer.max_steps=1 float.max_steps=1 data.limit_train=500")
@@ -155,82 +155,82 @@ class Trainer(Node):
     }
 
     max_epochs: LimitOfEpochs | None = None
-    """passes over the training images in QAT; the run ends at whichever limit comes first"""
+    """epochs of QAT at most; the run ends at whichever limit comes first"""
     max_steps: LimitOfSteps = -1
-    """optimizer steps of QAT (the float network has float.epochs and float.max_steps)"""
+    """optimizer steps of QAT at most; the float network has float.epochs and float.max_steps; -1: no limit"""
     max_time: Duration | dict[str, Count] | None = None
-    """longest time"""
+    """longest time of QAT"""
     min_epochs: Epochs | None = None
-    """passes that a callback cannot prevent"""
+    """epochs before which no callback may end the run"""
     min_steps: CountOrZero | None = None
-    """steps that a callback cannot prevent"""
+    """steps before which no callback may end the run"""
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
-    """processor"""
+    """the kind of device"""
     devices: Annotated[
         Literal["auto", -1] | Annotated[int, Field(ge=1, le=128)] | list[Annotated[int, Field(ge=0, le=127)]] | str,
         Says("a number of devices from 1 to 128, a list of their indices, or auto"),
     ] = "auto"
-    """how many, or which"""
+    """how many devices, or which"""
     num_nodes: Annotated[int, Field(ge=1, le=1024)] = 1
-    """machines"""
+    """number of machines"""
     strategy: Annotated[Any, Says("auto, ddp, or another strategy of Lightning's")] = "auto"
-    """ddp: one process per device"""
+    """ddp: one process for each device"""
     sync_batchnorm: bool = False
-    """statistics over all processes; GPUs only"""
+    """BatchNorm statistics over all processes; GPUs only"""
     precision: Precision | None = None
-    """of training"""
+    """precision of the training"""
     deterministic: bool | Literal["warn"] | None = None
-    """only deterministic operations; warn: where they exist"""
+    """allow deterministic operations only; warn: where they exist"""
     accumulate_grad_batches: Annotated[int, Field(ge=1, le=100_000)] = 1
-    """batches of a step"""
+    """batches whose gradients are added before a step"""
     gradient_clip_val: Positive | None = None
-    """largest norm (or value) of the gradient"""
+    """clip gradients to this norm (or value)"""
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
-    """what is clipped"""
+    """whether the norm or each value is clipped"""
     limit_train_batches: PartOfBatches | None = None
-    """of an epoch"""
+    """batches of an epoch that are used"""
     limit_val_batches: PartOfBatches | None = None
-    """of a validation"""
+    """batches of a validation that are used"""
     limit_test_batches: Annotated[None, Says("null; data.limit_test limits the test images")] = None
-    """not used: the report tests on all images"""
+    """not available: the report tests on all images"""
     limit_predict_batches: Annotated[None, Says("null: a run predicts nothing")] = None
-    """not used"""
+    """not available: a run predicts nothing"""
     overfit_batches: Annotated[Literal[0], QUICK] | Annotated[float, Field(ge=0, le=0), QUICK] = 0
-    """not used"""
+    """not available"""
     fast_dev_run: Annotated[Literal[False], QUICK] = False
-    """not used: it would report on a network that was not trained"""
+    """not available: the report would be about a network that was not trained"""
     barebones: Annotated[Literal[False], Says("false: a run needs its checkpoints and its log")] = False
-    """not used"""
+    """not available"""
     enable_checkpointing: Annotated[Literal[True] | None, Says("true: the best checkpoint is exported")] = None
     """always true"""
     val_check_interval: PartOfBatches | None = None
-    """batches between validations in a run counted in epochs"""
+    """batches between two validations, in a run counted in epochs"""
     check_val_every_n_epoch: Annotated[int, Field(ge=1, le=100_000)] | None = 1
-    """epochs between validations"""
+    """epochs between two validations"""
     num_sanity_val_steps: Annotated[int, Field(ge=-1, le=1_000_000)] | None = None
-    """validation batches before training"""
+    """validation batches that are run before training, as a check"""
     log_every_n_steps: Count | None = None
-    """steps between lines of the metrics"""
+    """steps between two entries of the log"""
     enable_progress_bar: bool | None = None
-    """in a terminal"""
+    """show a progress bar, in a terminal"""
     enable_model_summary: bool | None = None
-    """print the layers"""
+    """print the layers of the network"""
     benchmark: bool | None = None
     """let cuDNN search for the fastest kernels"""
     inference_mode: bool = True
     """validate in torch.inference_mode"""
     use_distributed_sampler: bool = True
-    """give each process its own images"""
+    """give each process images of its own"""
     profiler: Literal["simple", "advanced", "pytorch", "xla"] | Annotated[Any, OneOf((), null=True)] = None
-    """measure where time goes"""
+    """measure where the time goes"""
     detect_anomaly: bool = False
-    """find the operation that makes NaN; slow"""
+    """find the operation that produces NaN; slow"""
     plugins: Annotated[Any, Says("null, or a plugin of Lightning's as {_target_: ...}")] = None
-    """Lightning's plugins"""
+    """plugins of Lightning's"""
     reload_dataloaders_every_n_epochs: Epochs = 0
-    """0: never"""
+    """make new dataloaders after so many epochs; 0: never"""
     enable_autolog_hparams: bool = True
-    """log hyperparameters"""
+    """log the hyperparameters"""
     model_registry: Text | None = None
     """Lightning's model registry"""
 

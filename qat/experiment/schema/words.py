@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -38,7 +39,7 @@ def values_of(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if annotation in (int, float):
         return ("a whole number" if annotation is int else "a number") + _range(metadata)
     if origin is list:
-        return f"a list of {values_of(inner[0]).replace('a ', '', 1)}"
+        return f"a list of {_plural(values_of(inner[0]))}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return f"keys, {{{', '.join(f'{key}: ...' for key in keys_of(annotation))}}}"
     if origin is dict and (says := values_of(inner[1])).startswith("keys"):
@@ -145,6 +146,11 @@ def _range(metadata: Any) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) or float(value).is_integer() else f"{value:g}"
+
+
+def _plural(said: str) -> str:
+    """'whole numbers from 2 to 8' of 'a whole number from 2 to 8'; choices stay as they are."""
+    return re.sub(r"^(?:a )?(text|number|whole number)\b", r"\1s", said)
 
 
 def _any_of(options: list[str]) -> str:

@@ -64,7 +64,7 @@ class GridSweeper(Sweeper):
         return chosen
 
     def all_arguments(self, arguments: Sequence[str]) -> list[str]:
-        """Those of the configuration and of the command line."""
+        """The arguments of the configuration and of the command line."""
         return [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
 
     def launch(self, folder: Path, jobs: Sequence[Job]) -> None:

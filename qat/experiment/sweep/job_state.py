@@ -109,7 +109,7 @@ def written(config: DictConfig) -> str | None:
 
 
 def recorded(folder: Path) -> str | None:
-    """The same of what a run left in its folder."""
+    """The configuration that a run left in its folder, as text; None if there is none."""
     try:
         return written(read_configuration(folder / "config.yaml"))
     except (OSError, ValueError):

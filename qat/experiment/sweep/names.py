@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 LONGEST = 120
 """Characters of a name; file systems allow 255 bytes."""
 VARIES = re.compile(r"=(?:[^\[{]*,|(?:choice|range|interval|glob|shuffle|sort|tag)\()")
-"""What overrides have in common that list values."""
+"""Matches overrides that list or describe several values."""
 WITHOUT_INFLUENCE = ("hydra.", "hydra/", "sweep=", "objective=")
-"""How overrides begin that say how a sweep runs, not what."""
+"""Beginnings of overrides that change how a sweep runs, but not what it computes."""
 
 
 def register_sweep_name(words: Sequence[str]) -> None:
@@ -33,7 +33,7 @@ def influences(override: str) -> bool:
 
 
 def config_dir_options(words: Sequence[str]) -> list[str]:
-    """Those of a program's arguments that say where further configurations are.
+    """The arguments of a program that say where further configurations are.
 
     >>> config_dir_options(["-m", "--config-dir", "mine", "seed=1"])
     ['--config-dir', 'mine']

@@ -6,6 +6,6 @@ from typing import Any
 
 
 def trial_id(trial: Any) -> int:
-    """Under which Optuna's storage keeps a trial. trial: of Optuna, frozen or not."""
+    """The number under which Optuna's storage keeps a trial, frozen or not."""
     found: int = trial._trial_id
     return found

@@ -21,7 +21,7 @@ from qat.report.text_of_numbers import format_size
 PANELS = (("size_bytes", "size of the file"), ("latency_ms_batch1", "milliseconds per call, batch 1"))
 
 MOST_LABELS = 12
-"""Of more groups, only those on the front are named."""
+"""With more groups than this, only those on the front are named."""
 
 
 def draw_front(groups: Sequence[Group]) -> bytes:

@@ -49,7 +49,7 @@ class Group:
 
     @property
     def results(self) -> list[Results]:
-        """Of the jobs that are finished."""
+        """The results of the finished jobs."""
         return [entry.state.results for entry in self.entries if entry.state.results is not None]
 
     def spread(self, value: Callable[[Results], float | None]) -> Spread | None:

@@ -18,7 +18,7 @@ from qat.files import write_atomically
 MISSING = "ExecuTorch is not installed: pip install 'qat-lightning[executorch]', or pip install executorch."
 DELEGATED = "XNNPACK"
 NO_OPERATIONS = {"alloc", "executorch_call_delegate", "getitem"}
-"""Of memory and structure."""
+"""Operators that only allocate memory or unpack results."""
 LAYERS = ("convolution", "linear", "addmm", "mm")
 """What layers are called in ExecuTorch's graph."""
 

@@ -24,10 +24,10 @@ from qat.export.onnx.dialect import DEFAULT, Dialect, dialect_of
 from qat.export.onnx.example_inputs import Examples, FreeAxes, bind, in_float32, without_constants
 from qat.export.onnx.example_outputs import tensors_in
 from qat.export.onnx.float_operations import write_float_function
+from qat.export.onnx.float_subgraphs import find_float_subgraphs
 from qat.export.onnx.graph_writer import NoOnnxFormError
 from qat.export.onnx.integer_layers import LAYERS, write_float_layer
 from qat.export.onnx.integer_operations import OPERATIONS
-from qat.export.onnx.islands import find_islands
 from qat.export.onnx.proof import describe
 from qat.export.onnx.qdq_graph import QdqGraph, Shape, tensor_name
 from qat.export.onnx.tensor_names import TensorNames
@@ -133,7 +133,7 @@ class _Exporter:
         }
         self.graph = QdqGraph(shapes, describe_graph(self.model, self.model.graph), names, packs_weights)
         self.torch_writer = TorchOnnxWriter(self.graph, self.model, trials.with_data, written_before(model))
-        self.islands: dict[fx.Node, None] = {}
+        self.float_nodes: dict[fx.Node, None] = {}
         """The nodes that torch.onnx is to write."""
 
     def model_proto(self) -> onnx.ModelProto:
@@ -147,8 +147,10 @@ class _Exporter:
                 self.graph.names[node] = self.graph.constant(value.detach().numpy())
             elif node.op != "output" and node.users and tensors_in(self.outputs[node]):
                 self.graph.names[node] = self._write_node(node)
-        islands = find_islands(self.model.graph, self.islands, self.graph.names.__contains__, self._is_site)
-        self.torch_writer.write(islands)
+        subgraphs = find_float_subgraphs(
+            self.model.graph, self.float_nodes, self.graph.names.__contains__, self._is_site
+        )
+        self.torch_writer.write(subgraphs)
         self._write_outputs()
         return self.graph.model(
             [self._tensor_info(name, name, x) for name, x in self.trials.input_tensors.items()],
@@ -197,7 +199,7 @@ class _Exporter:
         """Write a node by our own writers or, if none can, leave it to torch.onnx; return the names of its outputs."""
         producer = next(iter(node.all_input_nodes), node)
         if node.target is operator.getitem and not isinstance(self.graph.names.get(producer), str):
-            if producer not in self.islands:
+            if producer not in self.float_nodes:
                 return self.graph.names[producer][node.args[1]]  # one of several inputs
             return self._leave(node)
         self.graph.owned = {tensor_name(node): self.reserved[node]}
@@ -211,7 +213,7 @@ class _Exporter:
 
     def _leave(self, node: fx.Node) -> Any:
         """Leave a node to torch.onnx."""
-        self.islands[node] = None
+        self.float_nodes[node] = None
         if isinstance(self.outputs[node], Tensor):
             return self.graph.tensor_names.again(self.reserved[node])
         names = (self.graph.tensor_names.new(f"{tensor_name(node)}_{i}") for i in itertools.count())

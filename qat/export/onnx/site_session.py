@@ -98,7 +98,7 @@ class SiteSession:
         return values[:count], codes | unsigned
 
     def _type(self, site: str) -> int:
-        """Of the codes in the file, as ONNX numbers types."""
+        """The type of the site's codes in the file, by ONNX's number."""
         return int(onnx.TensorProto.INT8 if site in self.shifts else onnx.TensorProto.UINT8)
 
     def _as_stored(self, site: str, codes: Tensor) -> object:

@@ -1,4 +1,4 @@
-"""Templates: islands that compute the same function of their inputs and weights, so that torch.onnx writes it once."""
+"""Templates: subgraphs that compute the same function of their inputs and weights, so that torch.onnx writes it once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, fx
 
 from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
-from qat.export.onnx.islands import Island, as_module, hash_of_constants, key_of, weights_of
+from qat.export.onnx.float_subgraphs import FloatSubgraph, as_module, hash_of_constants, key_of, weights_of
 
 
 @dataclass
 class Instance:
-    """An island in a network: what it reads, and what it must return."""
+    """A subgraph in a network: what it reads, and what it must return."""
 
-    island: Island
+    subgraph: FloatSubgraph
     module: fx.GraphModule
     weights: dict[str, Tensor]
     inputs: list[Tensor]
@@ -26,11 +26,11 @@ class Instance:
 
 @dataclass
 class Template:
-    """Islands that compute the same function of their inputs and weights; torch.onnx writes it once.
+    """Float subgraphs that compute the same function of their inputs and weights; torch.onnx writes it once.
 
     Attributes:
-        instances: the islands; the first one is exported.
-        key: the key of its islands.
+        instances: the subgraphs; the first one is exported.
+        key: the key of its subgraphs.
         shapes: of the inputs, as (shape in one trial, shape in the other, dtype).
         lifted: whether weights are inputs of the exported function.
     """
@@ -54,27 +54,27 @@ class Template:
 
 def templates_of(
     model: fx.GraphModule,
-    islands: Sequence[Island],
+    subgraphs: Sequence[FloatSubgraph],
     names: Mapping[fx.Node, Any],
     sizes: tuple[ExampleOutputs, ExampleOutputs],
 ) -> list[Template]:
-    """Group islands that compute the same function.
+    """Group subgraphs that compute the same function.
 
     Args:
         model: the graph.
-        islands: some of its operations.
+        subgraphs: some of its operations.
         names: node -> the names of its tensors, nested as its output is.
         sizes: outputs in two trials; the second one has the data of all sources and results.
     """
     templates: dict[Any, Template] = {}
     one, other = sizes
-    for island in islands:
-        module = as_module(model, island, names)
-        inputs = [x for s in island.sources for x in tensors_in(other[s])]
-        expected = [x for r in island.results for x in tensors_in(other[r])]
-        before = [x for s in island.sources for x in tensors_in(one[s])]
+    for subgraph in subgraphs:
+        module = as_module(model, subgraph, names)
+        inputs = [x for s in subgraph.sources for x in tensors_in(other[s])]
+        expected = [x for r in subgraph.results for x in tensors_in(other[r])]
+        before = [x for s in subgraph.sources for x in tensors_in(one[s])]
         shapes = [(a.shape, b.shape, a.dtype) for a, b in zip(before, inputs, strict=True)]
-        key = key_of(model, island, sizes)
+        key = key_of(model, subgraph, sizes)
         template = templates.setdefault(key, Template(key, shapes))
-        template.instances.append(Instance(island, module, weights_of(module), inputs, expected))
+        template.instances.append(Instance(subgraph, module, weights_of(module), inputs, expected))
     return list(templates.values())

@@ -1,4 +1,4 @@
-"""Float operations written by torch.onnx: all islands in one call, each checked on the example's values, and copied."""
+"""Float operations written by torch.onnx: all subgraphs in one call, each checked on the example's values, and copied."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, fx, nn
 from qat.contexts import quiet
 from qat.export.onnx.equivalents import WritableFunctions
 from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
+from qat.export.onnx.float_subgraphs import FloatSubgraph, find_float_subgraphs
 from qat.export.onnx.graph_writer import OPSET, NoOnnxFormError
-from qat.export.onnx.islands import Island, find_islands
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.runtime import session
 from qat.export.onnx.templates import Instance, Template, templates_of
@@ -179,7 +179,7 @@ def _agree(ours: Tensor, theirs: Any) -> bool:
 
 
 class TorchOnnxWriter:
-    """Writes islands into a graph, under the names that the graph has for their results.
+    """Writes subgraphs into a graph, under the names that the graph has for their results.
 
     Args:
         graph: where to write.
@@ -197,21 +197,21 @@ class TorchOnnxWriter:
     ) -> None:
         self.graph, self.model, self.run, self.before = graph, model, run, before
 
-    def write(self, islands: Sequence[Island]) -> None:
-        """Write all islands.
+    def write(self, subgraphs: Sequence[FloatSubgraph]) -> None:
+        """Write all subgraphs.
 
         Raises:
             NoOnnxFormError: torch.onnx cannot write an operation, or what it writes computes something else.
         """
-        for template, written in self._exported(self._templates(islands)):
+        for template, written in self._exported(self._templates(subgraphs)):
             for instance in template.instances:
                 self._copy(instance, written, list(instance.weights.values()) if template.lifted else [])
 
-    def _templates(self, islands: Sequence[Island]) -> list[Template]:
-        if not islands:
+    def _templates(self, subgraphs: Sequence[FloatSubgraph]) -> list[Template]:
+        if not subgraphs:
             return []
-        with_data = {node for island in islands for node in (*island.sources, *island.results)}
-        return templates_of(self.model, islands, self.graph.names, self.run(with_data))
+        with_data = {node for subgraph in subgraphs for node in (*subgraph.sources, *subgraph.results)}
+        return templates_of(self.model, subgraphs, self.graph.names, self.run(with_data))
 
     def _exported(self, templates: Sequence[Template]) -> list[tuple[Template, Written]]:
         """All templates and what torch.onnx made of them; simpler ones in place of those that are unusable."""
@@ -235,25 +235,28 @@ class TorchOnnxWriter:
             self._export(rest[half:])
 
     def _simpler(self, template: Template) -> list[Template]:
-        """The same islands with weights as constants; if they are already, operation by operation."""
+        """The same subgraphs with weights as constants; if they are already, operation by operation."""
         if template.lifted and template.weights:
             return [Template(template.key, template.shapes, [i], lifted=False) for i in template.instances]
-        nodes = [n for i in template.instances for n in i.island.nodes if n in self.graph.names]
+        nodes = [n for i in template.instances for n in i.subgraph.nodes if n in self.graph.names]
         if len(nodes) == 1:
             target = self.model.get_submodule(str(nodes[0].target)) if nodes[0].op == "call_module" else nodes[0].target
             raise NoOnnxFormError(target, tensor_name(nodes[0]))
         return self._templates(
-            [find_islands(self.model.graph, [n], self.graph.names.__contains__, lambda _: True)[0] for n in nodes]
+            [
+                find_float_subgraphs(self.model.graph, [n], self.graph.names.__contains__, lambda _: True)[0]
+                for n in nodes
+            ]
         )
 
     def _copy(self, instance: Instance, written: Written, weights: Sequence[Tensor]) -> None:
-        """Copy all nodes and constants of an island into the graph."""
-        graph, island = self.graph, instance.island
-        inputs = [name for s in island.sources for name in names_in(graph.names[s])]
+        """Copy all nodes and constants of a subgraph into the graph."""
+        graph, subgraph = self.graph, instance.subgraph
+        inputs = [name for s in subgraph.sources for name in names_in(graph.names[s])]
         inputs += [graph.constant(w.numpy()) for w in weights]
         names = {"": "", **dict(zip(written.inputs, inputs, strict=True))}
         names |= {t.name: graph.constant(onnx.numpy_helper.to_array(t)) for t in written.constants}
-        results = [name for r in island.results for name in names_in(graph.names[r])]
+        results = [name for r in subgraph.results for name in names_in(graph.names[r])]
         # Behind a DequantizeLinear, the runtime would compute the operation on codes.
         guarded = [graph.is_dequantized(inputs) and x.is_floating_point() for x in instance.expected]
         produced: dict[str, str] = {}

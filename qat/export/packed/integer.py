@@ -75,7 +75,7 @@ class _Written:
         self.model, self.writer = model, writer
         self.describe = Describer(names, self._store)
         self.unused: set[str] = set()
-        """Names of weights that nobody reads any more."""
+        """Names of weights that are no longer read."""
 
     def special(self, module: nn.Module, where: str) -> Description | None:
         """Layers and modules that are given their weights, whose classes are made at run time."""

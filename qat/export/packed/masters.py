@@ -20,7 +20,7 @@ from qat.quantizers import Quantizer
 from qat.quantizers.weight_statistics import WeightStatisticsQuantizer
 
 STEPS = (*[1.0] * 6, *[0.5] * 6, *[0.25] * 6, *[0.125] * 6)
-"""Shares of what a sum lacks by which it is mended: a whole step may jump over a sum that rounds as it should."""
+"""Fractions of the missing amount that are tried in turn: adding all of it may jump over the sum that rounds correctly."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class WeightReader:
     name: str
 
     def weight(self) -> Tensor:
-        """As it is now, in the axes of the quantizer."""
+        """The weight as it is now, in the axes of the quantizer."""
         if is_quantized(self.module):
             return as_quantized(self.module).weight.detach()
         return self.module.get_parameter(self.name).detach()

@@ -51,7 +51,7 @@ def describe_weight_only(model: nn.Module, record: PreparedRecord, writer: Tenso
     skip = set()
     for name, module in model.named_modules():
         if isinstance(module, WeightOnlyLayer):
-            skip.add(f"{name}.layer.weight")  # nobody reads it
+            skip.add(f"{name}.layer.weight")  # it is not read
         if isinstance(module, StoredWeight):
             writer.add_codes(f"{name}.weight", module.weight, module.weight_bits)
             skip.add(f"{name}.weight")

@@ -26,7 +26,7 @@ class Pt2eLayer(nn.Module):
     """
 
     axis: ClassVar[int] = 0
-    """Of the output channels in the weight."""
+    """The axis of the output channels in the weight."""
     weight: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor
@@ -105,7 +105,7 @@ class TransposedConvolution(Pt2eLayer):
 
     @property
     def axis(self) -> int:  # type: ignore[override]
-        """Of the output channels in the weight."""
+        """The axis of the output channels in the weight."""
         return 1 if self.groups == 1 else 0
 
     def arranged(self, codes: Tensor) -> Tensor:

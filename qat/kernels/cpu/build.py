@@ -64,7 +64,7 @@ def shared_library(source: Path) -> Path:
 
 
 def load_checked(library: Path) -> ctypes.CDLL:
-    """Load a library whose content has the hash in its name; nobody can change it between the check and the loading.
+    """Load a library whose content has the hash in its name; it cannot be changed between the check and the loading.
 
     Raises:
         BuildError: it is not what was compiled, or cannot be loaded.

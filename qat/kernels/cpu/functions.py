@@ -11,7 +11,7 @@ from qat.kernels.operators import Operators
 
 
 def fake_quantize(x: Tensor, scale: Tensor, lo: float, hi: float) -> Tensor:
-    """y. Nothing is saved: the backward pass reads x again."""
+    """The quantized values y. Nothing is saved: the backward pass reads x again."""
     return loaded_kernels().fake_quantize(_read(dense(x)), scale.contiguous(), lo, hi, save=False)[0].to(x.dtype)
 
 

@@ -39,7 +39,7 @@ def _sums(x: Tensor, n_scales: int, *shape: int) -> Tensor:
 
 
 def fake_quantize(x: Tensor, scale: Tensor, lo: float, hi: float) -> Tensor:
-    """y. Nothing is saved: the backward pass reads x again."""
+    """The quantized values y. Nothing is saved: the backward pass reads x again."""
     return _fake_quantize(x, scale, lo, hi, save=False)[0]
 
 

@@ -35,7 +35,7 @@ from qat.training.lightning.selection import (
     resume_selection,
     suspend_selection,
 )
-from qat.training.optimization.averaging import followers
+from qat.training.optimization.averaging import live_copies
 from qat.transform.distributed import gather
 from qat.transform.policy import Rule
 from qat.transform.record import record_of
@@ -199,7 +199,7 @@ class Pruning(NetworkExtension):
         self.masks = {name: outputs_first(layers[name], mask) for name, mask in masks.items()}
         _check_same_masks(self.masks)
         self._zero_again(layers)
-        for copied in followers(trainer, pl_module, network):
+        for copied in live_copies(trainer, pl_module, network):
             self._zero_again({name: copied.get_submodule(name) for name in layers})
         if is_final and self._suspended:
             forget_best(trainer)

@@ -35,7 +35,7 @@ class Evaluation:
     value: float = math.nan
     """The value of the metric of the report."""
     others: dict[str, float] = field(default_factory=dict)
-    """Those of the other metrics of a collection."""
+    """The values of the other metrics of a collection."""
     scores: SampleScores | None = None
     """What is known of the metric sample by sample."""
 

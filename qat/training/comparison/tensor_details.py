@@ -30,7 +30,7 @@ from qat.transform.batches import positional_arguments
 T = TypeVar("T")
 BINS = 64
 MOST_TENSORS = 400
-"""Of more, single tensors are not measured: the file would be large."""
+"""A network with more tensors is not measured tensor by tensor: results.json would become large."""
 MOST_CLASSES = 100
 POINTS = 24
 """About how many steps of a fit are recorded."""
@@ -61,7 +61,7 @@ def tensor_details(network: nn.Module, inputs: Sequence[Any]) -> list[TensorDeta
 
 
 def _sensitivity(network: nn.Module, inputs: Sequence[Any], found: Sequence[Quantizer]) -> list[float | None]:
-    """Signal to noise of the output if each of the quantizers works alone, in dB; None behind the end of patience."""
+    """Signal to noise of the output if each of the quantizers works alone, in dB; None: not measured in time."""
     begin = time.perf_counter()
     sensitivity: list[float | None] = []
     with mode(network, Mode.OFF):

@@ -75,7 +75,7 @@ def prepare_as_in_checkpoint(
 
     Args:
         network: the prepared network.
-        float_network: what it was made of; is not changed. None: nobody has it, and `network` stays as it is.
+        float_network: what it was made of; is not changed. None: it is not known, and `network` stays as it is.
         policy: of both.
         capture: `PreparedRecord.capture` of the checkpoint's network; None in checkpoints that know of no example inputs.
 

@@ -128,7 +128,7 @@ def train_data_source(trainer: L.Trainer) -> Any:
 
 
 def data_source(trainer: L.Trainer) -> Any:
-    """The same of whatever the Trainer does now: a fit, a validation, a test or a prediction."""
+    """The same for whatever the Trainer is running: a fit, a validation, a test or a prediction."""
     loops: dict[Any, Any] = {
         TrainerFn.FITTING: trainer.fit_loop,
         TrainerFn.VALIDATING: trainer.validate_loop,

@@ -24,7 +24,7 @@ def suspend_selection(trainer: Any, holder: object) -> None:
 
 
 def resume_selection(trainer: Any, holder: object) -> None:
-    """Undo `suspend_selection`, once nobody else suspends. Without effect if `holder` does not."""
+    """Undo `suspend_selection`, once no other holder suspends it. Without effect if `holder` does not suspend it."""
     for checkpoint in trainer.checkpoint_callbacks:
         top_k, holders = _suspended.get(checkpoint, (0, set()))
         if id(holder) in holders:

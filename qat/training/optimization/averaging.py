@@ -55,15 +55,15 @@ def copy_ranges_to_averages(trainer: Any, module: L.LightningModule, network: nn
 
 
 def set_bits_of_averages(trainer: Any, module: L.LightningModule, network: nn.Module, bits: int | None) -> None:
-    """Call `set_bits` for the copies of `network` that follow it, see `followers`: averages, and copies in the LightningModule.
+    """Call `set_bits` for the `live_copies` of `network`: averages, and copies in the LightningModule.
 
     What other callbacks keep, such as `Report`, is the network of an earlier moment and stays as it is.
     """
-    for network_copy in followers(trainer, module, network):
+    for network_copy in live_copies(trainer, module, network):
         set_bits(network_copy, bits)
 
 
-def followers(trainer: Any, module: L.LightningModule, network: nn.Module) -> Iterator[nn.Module]:
+def live_copies(trainer: Any, module: L.LightningModule, network: nn.Module) -> Iterator[nn.Module]:
     """The copies of `network` that follow it."""
     snapshots = {id(value) for c in trainer.callbacks if not isinstance(c, AVERAGING) for value in vars(c).values()}
     yield from (copied for copied in _copies(trainer, module, network) if id(copied) not in snapshots)

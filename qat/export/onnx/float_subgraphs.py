@@ -1,4 +1,4 @@
-"""Islands: maximal connected groups of operations that torch.onnx writes, each as one module. Equal ones share a key."""
+"""Float subgraphs: maximal connected groups of operations, each written by torch.onnx as one module. Equal ones share a key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIMPLE = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
 
 
 @dataclass(frozen=True)
-class Island:
+class FloatSubgraph:
     """Operations that are exported together.
 
     Attributes:
@@ -36,18 +36,18 @@ class Island:
     results: tuple[fx.Node, ...]
 
 
-def find_islands(
+def find_float_subgraphs(
     graph: fx.Graph,
     members: Collection[fx.Node],
     has_tensors: Callable[[fx.Node], bool],
     is_needed: Callable[[fx.Node], bool],
-) -> list[Island]:
-    """Group `members` into islands.
+) -> list[FloatSubgraph]:
+    """Group `members` into subgraphs.
 
     Args:
         graph: the graph.
         members: the operations that torch.onnx is to write.
-        has_tensors: whether a node returns tensors; others are sizes, which every island computes for itself.
+        has_tensors: whether a node returns tensors; others are sizes, which every subgraph computes for itself.
         is_needed: whether a node must be a result even if nothing outside reads it.
     """
     sources, sizes = _read_by(graph.nodes if len(members) > 1 else members, has_tensors)
@@ -55,15 +55,15 @@ def find_islands(
     if len(members) > 1 and _reads_itself(groups, sources):
         groups = _connected(members, sources, _depths(members, sources))
     order = {node: i for i, node in enumerate(graph.nodes)}
-    islands = []
+    subgraphs = []
     for group in groups.all():
         inside = set(group)
         outside = {s for n in group for s in sources[n]} - inside
         everything = inside | {s for n in group for s in sizes[n]}
         results = [n for n in group if is_needed(n) or _is_read_outside(n, inside, has_tensors)]
         ordered = (tuple(sorted(some, key=order.__getitem__)) for some in (everything, outside, results))
-        islands.append(Island(*ordered))
-    return islands
+        subgraphs.append(FloatSubgraph(*ordered))
+    return subgraphs
 
 
 def _connected(
@@ -145,23 +145,23 @@ class _Groups:
         return list(groups.values())
 
 
-def as_module(model: fx.GraphModule, island: Island, names: Mapping[fx.Node, Any]) -> fx.GraphModule:
-    """A module of the island. It takes the tensors of its sources one by one, and returns a list, one element a result.
+def as_module(model: fx.GraphModule, subgraph: FloatSubgraph, names: Mapping[fx.Node, Any]) -> fx.GraphModule:
+    """A module of the subgraph. It takes the tensors of its sources one by one, and returns a list, one element a result.
 
     Args:
         model: the model.
-        island: some of its operations.
+        subgraph: some of its operations.
         names: node -> the names of its tensors, nested as its output is.
     """
     graph, number = fx.Graph(), itertools.count()
     copies: dict[fx.Node, Any] = {
         source: tree_map_only(str, lambda _: graph.placeholder(f"given_{next(number)}"), names[source])
-        for source in island.sources
+        for source in subgraph.sources
     }
-    for old in island.nodes:
+    for old in subgraph.nodes:
         arguments = fx.map_arg(_of_one_type(old), copies.__getitem__)
         copies[old] = graph.create_node(old.op, old.target, *arguments)
-    graph.output([copies[result] for result in island.results])
+    graph.output([copies[result] for result in subgraph.results])
     return fx.GraphModule(model, graph).eval()
 
 
@@ -174,20 +174,22 @@ def _of_one_type(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
 
-def key_of(model: fx.GraphModule, island: Island, sizes: tuple[ExampleOutputs, ExampleOutputs]) -> tuple[str, ...]:
-    """Islands with equal keys compute the same function of their sources, parameters and buffers."""
-    numbers = {node: i for i, node in enumerate((*island.sources, *island.nodes))}
+def key_of(
+    model: fx.GraphModule, subgraph: FloatSubgraph, sizes: tuple[ExampleOutputs, ExampleOutputs]
+) -> tuple[str, ...]:
+    """Float subgraphs with equal keys compute the same function of their sources, parameters and buffers."""
+    numbers = {node: i for i, node in enumerate((*subgraph.sources, *subgraph.nodes))}
     targets: dict[str, int] = {}
     operations = []
-    for node in island.nodes:
+    for node in subgraph.nodes:
         target: Any = node.target
         if node.op == "call_module":
             first = targets.setdefault(str(target), len(targets))
             target = (first, _key_of_module(model.get_submodule(str(target))))
         arguments = fx.map_arg((node.args, node.kwargs), lambda n: _Number(numbers[n]))
         operations.append((node.op, target, repr(arguments)))
-    shapes = [[(x.shape, x.dtype) for x in tensors_in(size[s])] for s in island.sources for size in sizes]
-    return str(shapes), str([numbers[n] for n in island.results]), str(operations)
+    shapes = [[(x.shape, x.dtype) for x in tensors_in(size[s])] for s in subgraph.sources for size in sizes]
+    return str(shapes), str([numbers[n] for n in subgraph.results]), str(operations)
 
 
 class _Number(int):
@@ -225,7 +227,7 @@ def _tensors_of(module: nn.Module, recurse: bool = True) -> list[tuple[str, Tens
 
 
 def weights_of(module: fx.GraphModule) -> dict[str, Tensor]:
-    """The parameters and buffers of an island's module by name, in the order in which the island calls their owners.
+    """The parameters and buffers of a subgraph's module by name, in the order in which the subgraph calls their owners.
 
     Those of recurrent layers are left out: they keep a second list of their weights. So are those that nothing reads: the
     float weight of a layer whose weight is stored as codes.
@@ -241,7 +243,7 @@ def weights_of(module: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def hash_of_constants(module: fx.GraphModule, inputs: Collection[str]) -> bytes:
-    """A hash of the numbers of an island's module, but for those of these names."""
+    """A hash of the numbers of a subgraph's module, but for those of these names."""
     digest = hashlib.sha256()
     for name, tensor in _tensors_of(module):
         if name not in inputs:
