@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ class Observer(ABC):
     Args:
         spec: the spec of the tensor, which decides what range is best.
     """
+
+    depends_on_batches: ClassVar[bool] = False
+    """Whether the range also depends on the order of the data, or on how they were split into batches."""
 
     def __init__(self, spec: QuantSpec) -> None:
         self.spec = spec

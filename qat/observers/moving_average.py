@@ -23,6 +23,8 @@ class MovingAverage(Observer):
         ValueError: momentum outside [0, 1).
     """
 
+    depends_on_batches = True
+
     lo: Tensor | None
     hi: Tensor | None
 

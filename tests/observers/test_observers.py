@@ -83,9 +83,9 @@ def test_rows_share_nothing(cls: Callable[..., Observer], spec: QuantSpec) -> No
 
 
 @pairs
-def test_the_order_and_the_batches_do_not_matter(cls: Callable[..., Observer], spec: QuantSpec) -> None:
-    if cls is MovingAverage:
-        pytest.skip("documented: depends on the order, see test_moving_average_formula_and_order")
+def test_the_order_and_the_batches_do_not_matter(cls: type[Observer], spec: QuantSpec) -> None:
+    if cls.depends_on_batches:
+        pytest.skip("documented: depends on order and batches")
     x = data()
     once = seen(cls(spec), x)
     shuffled = x[:, torch.randperm(x.shape[1])]
@@ -94,9 +94,9 @@ def test_the_order_and_the_batches_do_not_matter(cls: Callable[..., Observer], s
 
 
 @pairs
-def test_merging_two_halves_is_seeing_all(cls: Callable[..., Observer], spec: QuantSpec) -> None:
-    if cls is MovingAverage:
-        pytest.skip("averages its sides, see test_merge_of_moving_averages_weighs_by_batches")
+def test_merging_two_halves_is_seeing_all(cls: type[Observer], spec: QuantSpec) -> None:
+    if cls.depends_on_batches:
+        pytest.skip("documented: depends on order and batches")
     x = data()
     x[:, 300:] *= 10  # the halves differ
     everything = seen(cls(spec), x)
