@@ -19,10 +19,10 @@ def format_size(n_bytes: int) -> str:
 def format_milliseconds(value: float) -> str:
     """A latency, without its unit: two decimals, and two digits below a tenth.
 
-    >>> format_milliseconds(12.3456), format_milliseconds(0.0123456), format_milliseconds(0.0)
-    ('12.35', '0.012', '0.00')
+    >>> format_milliseconds(12.3456), format_milliseconds(0.04), format_milliseconds(0.0)
+    ('12.35', '0.040', '0.00')
     """
-    return f"{value:.2g}" if 0 < value < 0.1 else f"{value:.2f}"
+    return f"{value:#.2g}" if 0 < value < 0.1 else f"{value:.2f}"
 
 
 def format_count(number: int, noun: str) -> str:

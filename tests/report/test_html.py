@@ -56,6 +56,9 @@ def test_page_is_whole_and_needs_no_network(results: Results) -> None:
         assert section in ids
     assert results.verdict.text in unescape(text)
     assert all(a.get("aria-label") for tag, a in page.tags if tag == "svg")
+    assert results.verification is not None
+    shape = "\u00a0×\u00a0".join(map(str, results.verification.sites[0].shape))
+    assert f"<td>{shape}</td>" in text  # a narrow column does not break it
 
 
 def test_nothing_in_the_results_becomes_markup(results: Results) -> None:
