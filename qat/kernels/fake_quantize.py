@@ -24,6 +24,8 @@ def fake_quantize(x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, 
         lo, hi: bounds of x / scale.
         gradient_scale: factor of the gradient of the scale.
     """
+    if x.ndim == 0 and scale.ndim:
+        scale = scale.reshape(())  # a scale of one axis would give the result one
     native = _uses_native(x, scale, lo)
     result: Tensor = (_Native if native else _Composite).apply(x, scale, lo, hi, gradient_scale)
     if (
@@ -110,8 +112,8 @@ class _Composite(torch.autograd.Function):
         dscale = None
         if ctx.needs_input_grad[1]:
             # (y - x) / scale is round(v) - v inside, and y / scale is the bound outside.
-            error = torch.sub(y, inside(x.float()))
-            dscale = error.mul_(grad).sum_to_size(scale.shape).div_(scale).mul_(ctx.gradient_scale)
+            factor = torch.sub(y, inside(x.float())).div_(scale)  # before the sum: a product with a bound may overflow
+            dscale = factor.mul_(grad).sum_to_size(scale.shape).mul_(ctx.gradient_scale)
         dx = inside(grad) if ctx.needs_input_grad[0] else None
         return dx, dscale, None, None, None
 
@@ -125,7 +127,8 @@ def zero_outside(x: Tensor, lo: Tensor, hi: Tensor) -> Callable[[Tensor], Tensor
         # Two passes instead of three. It needs Python numbers as bounds, which cost nothing on a CPU.
         lowest, highest = lo.item(), hi.item()
         if lowest == lowest and highest == highest:  # neither is NaN
-            numbers = x.nan_to_num(lowest, math.inf, -math.inf)  # hardtanh_backward keeps some NaN and drops others
+            # hardtanh_backward keeps some NaN and drops others; a bound in their place would be rounded in half precision
+            numbers = x.nan_to_num(-math.inf, math.inf, -math.inf)
             return lambda values: torch.ops.aten.hardtanh_backward(values, numbers.to(values.dtype), lowest, highest)
     mask = (x > lo).logical_and_(x < hi)
     return lambda values: torch.where(mask, values, 0)

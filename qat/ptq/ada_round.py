@@ -7,7 +7,7 @@ from qat.ptq.reconstruction import Reconstruction
 from qat.ptq.segment import layer_segments
 from qat.ptq.state import PTQState
 
-POSITIONS = 16
+POSITIONS = 32
 """Positions of the layer's output in a step, for each image of the batch."""
 
 
@@ -22,7 +22,7 @@ class AdaRound(Pass):
 
     Args:
         iterations: Adam steps for each layer.
-        batch_size: images in each step; of a convolution, 16 positions for each, drawn from all images.
+        batch_size: images in each step; of a convolution, 32 positions for each, drawn from all images.
         lr: learning rate of V.
         regularization: lambda of eq. 21.
     """

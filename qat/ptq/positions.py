@@ -19,7 +19,7 @@ from qat.torch_private import padding_of_every_side
 
 POOL = 4
 """Steps whose positions are gathered at once."""
-REUSED = 4
+REUSED = 2
 """Times that each gathered position is used."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

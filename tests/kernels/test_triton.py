@@ -37,7 +37,7 @@ def tensors(shape: tuple[int, ...], per_row: bool, channels_last: bool = False) 
     """(x, scale, grad); x has values on the bounds, beyond them, on rounding edges, NaN and infinities."""
     scale = 0.5 ** torch.arange(shape[0]).float().reshape(-1, *[1] * (len(shape) - 1)) if per_row else torch.tensor(0.3)
     x, grad = 4 * torch.randn(shape), torch.randn(shape)
-    special = torch.tensor([LO, HI, 0.5, 1.5, 99.0, torch.inf, -torch.inf, torch.nan]) * scale.flatten()[0]
+    special = torch.tensor([LO, HI, 0.5, 1.5, 99.0, torch.inf, -torch.inf, torch.nan, -0.0, -0.3]) * scale.flatten()[0]
     x.view(-1)[: len(special)] = special[: x.numel()]
     if channels_last:
         x, grad = (t.to(memory_format=torch.channels_last) for t in (x, grad))
@@ -49,6 +49,8 @@ def agree(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], exact: int) -
     for i, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
         tolerance = {"rtol": 0, "atol": 0} if i < exact else {"rtol": 1e-4, "atol": 1e-3}
         torch.testing.assert_close(mine.cpu(), theirs, equal_nan=True, **tolerance)
+        if i < exact and theirs.is_floating_point():
+            assert torch.equal(mine.cpu().signbit() & ~theirs.isnan(), theirs.signbit() & ~theirs.isnan())  # of zeros
 
 
 def check_all(of_gpu: Operators, x: Tensor, scale: Tensor, grad: Tensor) -> None:

@@ -22,13 +22,16 @@ _STEPS = tl.constexpr(252.0)
 _OUTSIDE = tl.constexpr(127)
 _NOT_A_NUMBER = tl.constexpr(-128)
 _MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: float32 has no fraction there
+_SIGN = tl.constexpr(-0x80000000)
 _BLOCK = tl.constexpr(BLOCK)
 
 
 @triton.jit
 def _rint(v: Any) -> Any:
-    """Round to nearest, ties to even, for |v| <= 2^22; NaN and infinities stay."""
-    return (v + _MAGIC) - _MAGIC
+    """Round to nearest, ties to even, for |v| <= 2^22; NaN, infinities and the sign of zero stay."""
+    rounded = (v + _MAGIC) - _MAGIC
+    sign = v.to(tl.int32, bitcast=True) & _SIGN
+    return (rounded.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit
