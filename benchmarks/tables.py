@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import (
     float_control,
+    network_tables,
     program_tables,
     reconstruction,
     reproduce,
@@ -131,6 +132,14 @@ def main() -> None:
     fill(ROOT / "docs/oscillations.md", "oscillation", tables["oscillation"], check)
     language = read_measurement(RESULTS / "language_model/cpu.json")
     fill(ROOT / "docs/formats.md", "language model", program_tables.language_model_table(language), check)
+    transformers = read_measurement(RESULTS / "transformer_networks/cpu.json")
+    for marker, text in (
+        ("transformers", network_tables.transformer_table(transformers)),
+        ("SmoothQuant", network_tables.smooth_quant_table(transformers)),
+    ):
+        fill(ROOT / "docs/transformers.md", marker, text, check)
+    real = read_measurement(RESULTS / "efficientnet_lite/cpu.json")
+    fill(ROOT / "docs/models.md", "EfficientNet-Lite0", network_tables.efficientnet_table(real), check)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,11 @@ Each is trained for a few steps with plain Adam on one batch, exported and verif
 what of the network is integer, how many predictions of the file are those of the integer model and those of the float network
 after training, and whether `generate` still works.
 
+SmoothQuant is measured on the Llama with outliers as large language models have them: three features of every normalization are
+30 times as large, and the weights that read them 30 times as small, so that the float network computes what it did.
+
+With `--resume` recorded rows are kept.
+
 python -m benchmarks.transformer_networks
 """
 
@@ -12,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +30,7 @@ from torch import Tensor, nn
 import qat
 from benchmarks.command_line import argument_parser, parse_options
 from benchmarks.measurement_file import RESULTS, write_measurement
+from qat.ptq import Calibrate, SmoothQuant, apply_passes
 from qat.training.optimization.parameter_groups import split_parameter_groups
 
 SIZE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -132,6 +139,37 @@ def measure(subject: Subject, policy: Any, options: argparse.Namespace) -> dict[
     return row
 
 
+def with_outliers(network: nn.Module, factor: float = 30.0) -> nn.Module:
+    """The float function of a Llama, with three features of every normalization before layers `factor` times as large."""
+    with torch.no_grad():
+        layers: Any = network.get_submodule("model.layers")
+        for layer in layers:
+            for norm, readers in (
+                (layer.input_layernorm, [getattr(layer.self_attn, f"{x}_proj") for x in "qkv"]),
+                (layer.post_attention_layernorm, [layer.mlp.gate_proj, layer.mlp.up_proj]),
+            ):
+                chosen = torch.randperm(len(norm.weight))[:3]
+                norm.weight[chosen] *= factor
+                for reader in readers:
+                    reader.weight[:, chosen] /= factor
+    return network
+
+
+def smoothed() -> dict[str, dict[str, float]]:
+    """PTQ of a Llama with outliers, with SmoothQuant and without: its logits against float ones, on tokens not calibrated."""
+    network = with_outliers(_llama().network.eval())
+    seen, new = ({"input_ids": _text()} for _ in range(2))
+    found: dict[str, dict[str, float]] = {}
+    for name, passes in {"MinMax": [], "SmoothQuant, MinMax": [SmoothQuant(0.5)]}.items():
+        prepared: Any = apply_passes([*passes, Calibrate("MinMax")], network, "transformer_w8a8", [seen])
+        with torch.no_grad():
+            ours, wanted = prepared(**new).logits, network(**new).logits
+        noise = float((ours - wanted).square().sum() / wanted.square().sum())
+        same = float((ours.argmax(-1) == wanted.argmax(-1)).double().mean())
+        found[name] = {"sqnr_db": -10 * math.log10(noise), "agreement_with_float": same}
+    return found
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="names; all by default")
@@ -140,17 +178,23 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4, help="of Adam")
     parser.add_argument("--separate", action="store_true", help="scales in a group, as in a fit with the callback")
     parser.add_argument("--out", type=Path, default=RESULTS / "transformer_networks/cpu.json")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are recorded")
     options = parse_options(parser)
-    rows: dict[str, Any] = {}
+    recorded = json.loads(options.out.read_text())["rows"] if options.resume and options.out.is_file() else {}
+    rows: dict[str, Any] = {name: row for name, row in recorded.items() if "error" not in row}
     for name in options.networks:
         for policy in options.policies:
+            if f"{name} {policy}" in rows:
+                continue
             torch.manual_seed(0)
             try:
                 rows[f"{name} {policy}"] = measure(NETWORKS[name](), POLICIES[policy], options)
             except Exception as error:  # the others are worth knowing, too
                 rows[f"{name} {policy}"] = {"error": f"{type(error).__name__}: {error}"[:400]}
             print(f"{name} {policy}: {json.dumps(rows[f'{name} {policy}'])}", flush=True)
-            write_measurement(options.out, {"rows": rows})
+            write_measurement(options.out, {"steps": options.steps, "rows": rows})
+    torch.manual_seed(0)
+    write_measurement(options.out, {"steps": options.steps, "rows": rows, "smooth_quant": smoothed()})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import menu, program_tables, reconstruction, reproduce, tables
+from benchmarks import menu, network_tables, program_tables, reconstruction, reproduce, tables
 from benchmarks.program_tables import NOT_MEASURED
 from benchmarks.published import Published
 from tests.quantizers.catalogue import OF_FORMATS
@@ -212,3 +212,31 @@ def test_reconstruction_compares_the_cells_of_two_files():
     text = reconstruction.table(measurement(60, "w4a4", "w2a2"), measurement(24, "w2a2", "w3a3"))
     assert lines(text) == ["| BRECQ | w2a2 | 0 | 60 | 24 | 2.5 | 60.00 | 24.00 |"]
     assert reconstruction.table(None, measurement(24, "w2a2")) == NOT_MEASURED
+
+
+def test_transformers():
+    row = {"loss": [2.0, 1.5], "weights_in_integers": 0.985, "multiply_adds_in_integers": 1.0, "agreement": 1.0,
+           "agreement_with_prepared": 0.995, "codes": 1234, "mismatches": 1, "generates": False}  # fmt: skip
+    found = {"A w8a8": row, "B w4": {"error": "TypeError: a | b"}}
+    smooth = {"MinMax": {"sqnr_db": 15.95, "agreement_with_float": 0.7695}}
+    measurement = {**ABOUT, "rows": found, "smooth_quant": smooth}
+    first, second = lines(network_tables.transformer_table(measurement))
+    assert first == "| A w8a8 | 2.000 → 1.500 | 98.5 % | 100 % | 1 of 1,234 | 100.0 % | 99.5 % | FAILS |"
+    assert second.startswith(r"| B w4 | fails: TypeError: a \| b |")
+    assert lines(network_tables.smooth_quant_table(measurement)) == ["| PTQ MinMax | 15.9 | 77.0 % |"]
+    assert network_tables.transformer_table(None) == network_tables.smooth_quant_table(None) == NOT_MEASURED
+    assert network_tables.smooth_quant_table({**ABOUT, "rows": {}}) == NOT_MEASURED
+
+
+def test_efficientnet_lite():
+    file = {"agreement": 0.98, "top1": 0.86, "operators": {"QLinearConv": 49}, "local_mismatches": 0, "codes": 1000,
+            "file_bytes": 4_850_000}  # fmt: skip
+    rows = {"w8a8": {"processor_minutes": 0.54, "file": file}}
+    about = {"float_top1": 0.87, "test_images": 500, "train_images": 500, "calibration_images": 128}
+    text = network_tables.efficientnet_table({**ABOUT, **about, "rows": rows})
+    assert lines(text) == [
+        "| float |  | 87.0 |  |  |  |  |  |",
+        "| w8a8 | 98.0 % | 86.0 | -1.0 | 49 | 0 of 1,000 | 4.8 MB | 0.5 |",
+    ]
+    assert "128 of these calibrate" in text
+    assert network_tables.efficientnet_table(None) == NOT_MEASURED
