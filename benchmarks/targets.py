@@ -27,6 +27,7 @@ from qat.export.targets import runtime_of, target_named
 from qat.models import ResNetCifar, load_weights, torchvision_model
 
 POLICIES = ("w8a8", "w4a8", "w4a4")
+RESNET20, OF_TORCHVISION = "resnet20", ("resnet18", "mobilenet_v2")
 ALSO = (("tensorrt", "openvino"),)
 """Targets in other runtimes than their own."""
 INTEGER = (
@@ -58,8 +59,10 @@ class Network:
 
 def networks(options: argparse.Namespace) -> list[Network]:
     """ResNet-20 on CIFAR-10, trained if there are weights; ResNet-18 and MobileNetV2 with random weights, on noise."""
-    found = [_resnet20(options)]
-    for name in ("resnet18", "mobilenet_v2"):
+    found = [_resnet20(options)] if RESNET20 in options.networks else []
+    for name in OF_TORCHVISION:
+        if name not in options.networks:
+            continue
         torch.manual_seed(0)
         model = torchvision_model(name, num_classes=1000)
         for module in model.modules():
@@ -89,7 +92,7 @@ def _resnet20(options: argparse.Namespace) -> Network:
         transform(torch.stack([split[i][0] for i in range(min(len(split), options.images))]))
         for split in (data.train, data.test)
     )
-    return Network("resnet20", model, train, test, options.checkpoint is not None)
+    return Network(RESNET20, model, train, test, options.checkpoint is not None)
 
 
 def measure(network: Network, policy: str, target: Target, runtime: str, folder: Path) -> dict[str, Any]:
@@ -165,12 +168,16 @@ def main() -> None:
     parser.add_argument("--noise", type=int, default=4, help="images for networks with random weights")
     parser.add_argument("--size", type=int, default=96, help="pixels per side of those")
     parser.add_argument("--targets", nargs="+", default=[t.name for t in TARGETS], choices=[t.name for t in TARGETS])
+    parser.add_argument(
+        "--networks", nargs="+", default=[RESNET20, *OF_TORCHVISION], choices=[RESNET20, *OF_TORCHVISION]
+    )
+    parser.add_argument("--policies", nargs="+", default=POLICIES)
     parser.add_argument("--out", type=Path, default=RESULTS / "targets/cpu.json")
     options = parse_options(parser)
     cases = []
     with tempfile.TemporaryDirectory() as folder:
         for network in networks(options):
-            for policy in POLICIES:
+            for policy in options.policies:
                 for target, runtime in _pairs(options.targets):
                     assert runtime in [r.name for r in RUNTIMES]
                     try:

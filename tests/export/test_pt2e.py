@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 
 import qat
 from qat.export.pt2e import export_pt2e
+from qat.export.pt2e.layers import Pt2eLayer
 from qat.export.pt2e.program import load_program
 from qat.export.targets import target_named
 from qat.export.verification import DamagedFileError, OtherModelError
 from qat.integer import IntegerModel
+from qat.integer import modules as integer_modules
+from qat.integer.layers import IntegerLayer
 from qat.integer.weight_only import WeightOnlyModule
 from tests.export.test_portable import Moving
 from tests.networks import INTEGER, Gate, build, images
@@ -67,7 +71,13 @@ def integer_model(name: str, seed: int = 0) -> IntegerModel:
 
 @pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")
 @pytest.mark.parametrize(
-    ("name", "for_litert"), [*((name, False) for name in NETWORKS), ("concatenation", True), ("transposed", True)]
+    ("name", "for_litert"),
+    [
+        *((name, False) for name in NETWORKS),
+        ("concatenation", True),
+        ("transposed", True),
+        ("residual, 4 bits", True),
+    ],
 )
 def test_codes_are_those_of_the_integer_model(name: str, for_litert: bool) -> None:
     integer = integer_model(name)
@@ -99,6 +109,44 @@ def test_weights_are_int8_and_what_was_converted_is_not_changed() -> None:
     assert module.conv1.weight.dtype == torch.int8
     module.conv1.weight.zero_()
     assert all(torch.equal(x, before[name]) for name, x in integer.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["residual, 4 bits", "concatenation", "transposed"])
+def test_a_bias_is_whole_in_units_of_one_product(name: str) -> None:
+    """Backends store it as int32 in these units; the integer model's is whole in finer ones where weights have few bits."""
+    integer = integer_model(name)
+    forms = dict(qat.to_pt2e(integer).named_modules())
+    seen = 0
+    for site, layer in integer.named_modules():
+        if isinstance(layer, IntegerLayer) and isinstance(form := forms[site], Pt2eLayer):
+            units = form.bias.double() / (layer.input.scale * form.weight_scale.double())
+            assert float((units - layer.bias.double()).abs().max()) < 1e-2 + 1e-6 * float(layer.bias.abs().max()), site
+            seen += layer.product_units > 1
+    assert seen or name == "transposed"
+
+
+@pytest.mark.parametrize("for_litert", [False, True])
+def test_codes_on_another_grid_are_a_product_with_one(for_litert: bool) -> None:
+    """XNNPACK rounds the ratio of a mere requantization to a 256th."""
+    integer = integer_model("residual, 4 bits")
+    module = qat.to_pt2e(integer, for_litert)
+    sites = [name for name, m in integer.named_modules() if type(m) is integer_modules.Requantize]
+    assert sites
+    for site in sites:
+        form = module.get_submodule(site)
+        graph = torch.fx.Tracer().trace(form)
+        (product,) = (n for n in graph.nodes if n.target in (torch.mul, operator.mul))
+        assert all("dequantize" in n.name for n in product.all_input_nodes)
+
+
+@pytest.mark.parametrize("dynamic", [None, {}])
+def test_examples_of_another_shape_are_named(dynamic: dict | None, tmp_path: Path) -> None:
+    integer = integer_model("residual, 4 bits")
+    with pytest.raises(
+        ValueError, match="the model cannot run on the example inputs .*: write them as forward is called"
+    ):
+        export_pt2e(integer, torch.zeros(2, 5, 8, 8), tmp_path / "m.pt2", dynamic)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_integer_model_is_refused() -> None:

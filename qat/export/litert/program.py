@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from qat.contexts import quiet
-from qat.export.onnx.example_inputs import Examples, bind, without_constants
+from qat.export.onnx.example_inputs import Examples
 from qat.export.pt2e.build import to_pt2e
+from qat.export.pt2e.program import traceable
 from qat.files import write_atomically
 
 MISSING = "litert-torch is not installed: pip install 'qat-lightning[litert]', or pip install litert-torch."
@@ -41,8 +42,7 @@ def converted(integer: nn.Module, example_inputs: Examples) -> bytes:
     Raises:
         ValueError, ImportError: as `export_litert`.
     """
-    module = to_pt2e(integer, for_litert=True)
-    model, inputs = without_constants(module, bind(module.graph, example_inputs, dynamic={}))
+    model, inputs = traceable(to_pt2e(integer, for_litert=True), example_inputs, dynamic={})
     with quiet(["root", "litert_torch", "torch.export"]):
         litert_torch, configuration = _litert_torch()
         try:

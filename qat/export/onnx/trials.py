@@ -32,7 +32,7 @@ class Trials:
     def __init__(self, model: fx.GraphModule, inputs: ExampleInputs) -> None:
         self.model = model
         (self.output,) = (n for n in model.graph.nodes if n.op == "output")
-        self.inputs, self.one, self.other = _run(model, inputs)
+        self.inputs, self.one, self.other = run_twice(model, inputs)
         names = self.inputs.names.values()
         self.examples = [x for _, x in named_tensors(inputs.values.values(), inputs.names.values())]
         self.input_tensors, self._other_inputs = (dict(named_tensors(self.inputs.trial(i), names)) for i in (0, 1))
@@ -90,8 +90,15 @@ def _error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(difference) / (np.linalg.norm(ours[finite]) or 1.0))
 
 
-def _run(model: fx.GraphModule, inputs: ExampleInputs) -> tuple[ExampleInputs, ExampleOutputs, ExampleOutputs]:
-    """Two trials, of 2 and 3 samples; or of twice and three times the example's, if the network accepts no others."""
+def run_twice(model: fx.GraphModule, inputs: ExampleInputs) -> tuple[ExampleInputs, ExampleOutputs, ExampleOutputs]:
+    """Two trials, of 2 and 3 samples; or of twice and three times the example's, if the network accepts no others.
+
+    Returns:
+        The inputs with these batches, and what every node returned in both trials.
+
+    Raises:
+        ValueError: the model cannot run on the example inputs, or with other sizes of the free axes.
+    """
     samples = max(inputs.samples, 1)
     for batches in ((2, 3), (2 * samples, 3 * samples)):
         sized = dataclasses.replace(inputs, batches=batches)

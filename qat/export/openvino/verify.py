@@ -8,7 +8,7 @@ from qat.export.onnx.engine import Engine
 from qat.export.onnx.verify import verify_onnx
 from qat.export.openvino.runtime import OpenVinoSession, operators
 
-TIES = 0.05
+TIES = 0.001
 """Share of a site's codes that may differ by one step: OpenVINO requantizes with other float operations. A channel that is
 constant lies on one side of a rounding edge with all its codes, so a site of few channels may differ in more than its ties."""
 OPENVINO = Engine("OpenVINO", "openvino", OpenVinoSession, operators, TIES)

@@ -22,12 +22,12 @@ DEPENDENT: dict[type[nn.Module], Callable[..., nn.Module]] = {
     integer_layers.IntegerConvTranspose: layers.TransposedConvolution,
     integer_layers.IntegerLinear: layers.Linear,
     integer_modules.IntegerCat: modules.Cat,
+    integer_modules.Requantize: modules.Requantize,
 }
 """Integer module -> its form, which depends on who reads it."""
 OPERATIONS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     integer_modules.Quantize: lambda module: modules.Quantize(module.output),
     integer_modules.Dequantize: lambda module: modules.Dequantize(module.input),
-    integer_modules.Requantize: modules.OfOne,
     integer_modules.LookUp: modules.LookUp,
     integer_modules.IntegerAdd: modules.OfTwo,
     integer_modules.IntegerMultiply: modules.OfTwo,

@@ -19,6 +19,9 @@ NARROW = (-127, 127)
 class Pt2eLayer(nn.Module):
     """A layer with int8 weights and a scale for each output channel; codes in, codes or (without an output grid) floats out.
 
+    Weights of few bits are multiplied by the integer layer's `product_units`, and their scales divided: backends round the bias to
+    whole units of one product, which is the unit in which the integer layer holds it.
+
     Args:
         layer: the integer layer.
         for_litert: whether weights are floats, each the value of its code, that are quantized in the graph: litert-torch wants
@@ -34,7 +37,7 @@ class Pt2eLayer(nn.Module):
     def __init__(self, layer: IntegerLayer, for_litert: bool = False) -> None:
         super().__init__()
         self.input, self.output, self.folded = layer.input, layer.output, not for_litert
-        codes, scale = self.arranged(layer.weight), layer.weight_scale
+        codes, scale = self.arranged(layer.product_units * layer.weight), layer.unit_scale
         if self.folded:
             self.register_buffer("weight", codes)
         else:

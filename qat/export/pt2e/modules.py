@@ -12,6 +12,11 @@ from qat.export.pt2e.codes import SHIFT, dequantize, quantize
 from qat.integer import Encoding
 from qat.integer import modules as integer
 
+ONE = Encoding(2.0**-6, SHIFT, SHIFT, SHIFT + 64)
+"""The grid of a constant 1.0, whose code is the highest."""
+WHOLE = Encoding(ONE.scale, ONE.zero_point)
+"""The same without bounds."""
+
 
 class Quantize(nn.Module):
     """Numbers of any type -> codes."""
@@ -53,6 +58,24 @@ class OfOne(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         return quantize(self.compute(dequantize(codes, self.input)), self.output)
+
+
+class Requantize(OfOne):
+    """Another grid, as a product with 1: XNNPACK, in ExecuTorch and LiteRT, multiplies exactly, but requantizes alone with a ratio
+    that it rounds to a 256th, which moves some per cent of the codes by one step.
+    """
+
+    one: Tensor
+
+    def __init__(self, module: integer.IntegerModule, for_litert: bool = False) -> None:
+        super().__init__(module)
+        self.folded = not for_litert  # litert-torch wants to quantize constants itself
+        code = torch.full((1,), ONE.highest - SHIFT, dtype=torch.int8)
+        self.register_buffer("one", code if self.folded else dequantize(code, ONE))
+
+    def compute(self, x: Tensor) -> Tensor:
+        one = self.one.reshape([1] * x.dim())
+        return x * dequantize(one if self.folded else quantize(one, WHOLE), ONE)
 
 
 class Mean(OfOne):

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from qat.contexts import quiet
 from qat.export.file_network import FileNetwork
 from qat.export.onnx.example_inputs import ExampleInputs, Examples, FreeAxes, bind, without_constants
+from qat.export.onnx.trials import run_twice
 from qat.export.outputs import named_outputs
 from qat.export.pt2e.build import to_pt2e
 from qat.export.verification import DamagedFileError
@@ -68,7 +69,7 @@ def exported_program(
     Raises:
         ValueError: as `export_pt2e`.
     """
-    model, inputs = without_constants(module := to_pt2e(integer), bind(module.graph, example_inputs, dynamic))
+    model, inputs = traceable(to_pt2e(integer), example_inputs, dynamic)
 
     def free(value: Any, name: Any) -> Any:
         return dict.fromkeys(inputs.axes.get(name, {}), Dim.DYNAMIC) if isinstance(value, Tensor) else None
@@ -78,11 +79,25 @@ def exported_program(
         with quiet(["torch.export"]):
             program = torch.export.export(model, inputs.trial(0), dynamic_shapes=shapes, strict=False)
     except (RuntimeError, ValueError) as error:
+        free_axes = any(inputs.axes.values())
+        cannot = "leave the sizes of inputs open" if free_axes else f"trace {type(integer).__name__}"
+        remedy = "dynamic={} for a file with the shapes of the example" if free_axes else "target='portable'"
         raise ValueError(
-            f"torch.export cannot leave the sizes of inputs open ({str(error).strip().splitlines()[0]}): write dynamic={{}} "
-            "for a file with the shapes of the example."
+            f"torch.export cannot {cannot} ({str(error).strip().splitlines()[0]}): write {remedy}."
         ) from error
     return program, inputs
+
+
+def traceable(
+    module: fx.GraphModule, example_inputs: Examples, dynamic: FreeAxes | None
+) -> tuple[fx.GraphModule, ExampleInputs]:
+    """A module without arguments that are constants, and its example inputs, on which it has run.
+
+    Raises:
+        ValueError: it cannot run on them, or with other sizes of the free axes.
+    """
+    model, inputs = without_constants(module, bind(module.graph, example_inputs, dynamic))
+    return model, run_twice(model, inputs)[0]
 
 
 def load_program(path: str | Path) -> ExportedProgram:
