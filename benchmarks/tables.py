@@ -15,6 +15,7 @@ from benchmarks import (
     network_tables,
     program_tables,
     reconstruction,
+    reduce_range,
     reproduce,
     results_picture,
     run_tables,
@@ -124,6 +125,8 @@ def main() -> None:
         fill(ROOT / "benchmarks/README.md", marker, text, check)
     for marker, name in (("targets", "cpu"), ("mobile targets", "mobile")):
         fill(ROOT / "docs/targets.md", marker, targets.table(read_measurement(RESULTS / f"targets/{name}.json")), check)
+    seven_bits = reduce_range.table(read_measurement(RESULTS / "reduce_range/cpu.json"))
+    fill(ROOT / "docs/targets.md", "7 bits", seven_bits, check)
     fill(ROOT / "docs/mixed_precision.md", "mixed", smaller.mixed_table(RESULTS), check)
     untrained = read_measurement(RESULTS / "mixed_precision/cifar10_without_training.json")
     without_training = smaller.without_training_table(untrained)

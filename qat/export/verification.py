@@ -66,6 +66,7 @@ class SiteAgreement:
         not_a_number: how many are NaN in both; not mismatches, but never right.
         exercised: share of the codes of its range that the data used; None for floats.
         sqnr_db: signal to noise of the integer model's values against the prepared network's, in dB; None: not compared.
+        ties_allowed: share of codes that may be `float_ties`; None: that of the verification.
     """
 
     name: str
@@ -78,6 +79,7 @@ class SiteAgreement:
     not_a_number: int = 0
     exercised: float | None = None
     sqnr_db: float | None = None
+    ties_allowed: float | None = None
 
     def compare(self, ours: Tensor, theirs: Tensor, tolerance: float = 0.0) -> None:
         """Count the elements that differ. tolerance: allowed difference, relative to the largest of ours."""
@@ -205,7 +207,7 @@ class Verification:
     def sum_up(self) -> None:
         """Set the sums from `sites` and `stored`."""
         for site in self.sites:
-            site.refuse_many_ties(self.ties_allowed)
+            site.refuse_many_ties(self.ties_allowed if site.ties_allowed is None else site.ties_allowed)
         self.codes_compared = sum(s.codes_compared for s in self.sites)
         stored = sum(s.elements for s in self.stored)
         self.code_mismatches = sum(s.code_mismatches for s in self.sites) + stored

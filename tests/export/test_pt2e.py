@@ -135,15 +135,15 @@ def test_codes_on_another_grid_are_a_product_with_one(for_litert: bool) -> None:
     for site in sites:
         form = module.get_submodule(site)
         graph = torch.fx.Tracer().trace(form)
-        (product,) = (n for n in graph.nodes if n.target in (torch.mul, operator.mul))
-        assert all("dequantize" in n.name for n in product.all_input_nodes)
+        products = [n for n in graph.nodes if n.target in (torch.mul, operator.mul) and len(n.all_input_nodes) == 2]
+        assert [["dequantize" in x.name for x in n.all_input_nodes] for n in products] == [[True, True]]
 
 
 @pytest.mark.parametrize("dynamic", [None, {}])
 def test_examples_of_another_shape_are_named(dynamic: dict | None, tmp_path: Path) -> None:
     integer = integer_model("residual, 4 bits")
     with pytest.raises(
-        ValueError, match="the model cannot run on the example inputs .*: write them as forward is called"
+        ValueError, match=r"the model cannot run on the example inputs .*: write them as forward is called"
     ):
         export_pt2e(integer, torch.zeros(2, 5, 8, 8), tmp_path / "m.pt2", dynamic)
     assert not list(tmp_path.iterdir())

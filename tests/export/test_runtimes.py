@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 import qat
+from qat.export.onnx.engine import ONNX_RUNTIME, Engine
 from tests.networks import INTEGER, build, images
 
 
@@ -37,3 +38,15 @@ def test_the_runtime_is_part_of_the_result(written: tuple[nn.Module, Path]) -> N
     check = qat.verify(path, integer, [images(8)], runtime="onnxruntime")
     assert check.runtime.startswith("ONNX Runtime 1.")
     assert check.exact_runtime
+
+
+@pytest.mark.parametrize(("requantized", "codes", "share"), [
+    (False, 10**6, 0.001),
+    (True, 10**6, 0.05),
+    (False, 200, 1 / 200),
+    (True, 0, None),
+])  # fmt: skip
+def test_a_tolerance_is_at_least_one_code(requantized: bool, codes: int, share: float | None) -> None:
+    engine = Engine("a runtime", "onnx", ONNX_RUNTIME.open, ONNX_RUNTIME.operators, 0.001, 0.05)
+    assert engine.ties_allowed(requantized, codes) == share
+    assert ONNX_RUNTIME.ties_allowed(requantized, codes) is None

@@ -32,6 +32,8 @@ class Engine:
         operators: from a path to how often each operator occurs in what the runtime makes of the file.
         ties: share of a site's codes that may differ by one step where all codes before it are exact; 0: none, the runtime
             computes what the integer model defines.
+        ties_of_requantized: the same for a site whose codes are those of another site on another grid: one of the 256 may lie
+            at a rounding edge, and is then rounded to the other side wherever it occurs.
     """
 
     name: str
@@ -39,6 +41,12 @@ class Engine:
     open: Callable[[bytes], Session]
     operators: Callable[[str | Path], dict[str, int]]
     ties: float = 0.0
+    ties_of_requantized: float = 0.0
+
+    def ties_allowed(self, requantized: bool, codes: int) -> float | None:
+        """The share of a site's codes, of which there are so many: at least one of them. None: this engine is exact."""
+        share = self.ties_of_requantized if requantized else self.ties
+        return max(share, 1 / codes) if self.ties and codes else None
 
     @property
     def version(self) -> str:

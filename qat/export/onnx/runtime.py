@@ -34,7 +34,11 @@ GIVEN_BY_RUNTIME = re.compile(r"(_real)?(_nchwc)?(_token_\d+)?$")
 
 
 def session(
-    model: str | Path | bytes, threads: int | None = None, spinning: bool = True, profile: Path | None = None
+    model: str | Path | bytes,
+    threads: int | None = None,
+    spinning: bool = True,
+    profile: Path | None = None,
+    exact_sums: bool | None = None,
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU, with all optimisations on, and exact on every processor.
 
@@ -45,13 +49,14 @@ def session(
         threads: number of threads; None lets the runtime choose.
         spinning: whether idle threads keep a core busy while they wait for work.
         profile: a folder for the times of all operators; None: they are not measured.
+        exact_sums: whether to set the option; None: where it is needed.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised
     content = (
         onnx.load_model_from_string(model) if isinstance(model, bytes) else read_onnx(model)
     )  # shapes before memory
-    if needs_exact_sums(content):
+    if needs_exact_sums(content) if exact_sums is None else exact_sums:
         options.add_session_config_entry(*EXACT)
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -21,13 +21,18 @@ MOVES = ("Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze",
 
 
 def needs_exact_sums(model: onnx.ModelProto) -> bool:
-    """Whether sums of a file's 8-bit weights could saturate on this processor.
+    """Whether sums of a file's 8-bit weights could saturate on this processor."""
+    return not adds_in_32_bits() and could_saturate(model)
 
-    Two neighbouring products fit 16 bits if the largest weight is small enough for the largest code that it is multiplied
-    with: 64 for codes up to 255. A weight counts by its size alone, wherever its zeros lie, so that the answer may be yes for
-    a file that never saturates; so it is where a weight is read in a way that is not known here.
+
+def could_saturate(model: onnx.ModelProto) -> bool:
+    """Whether two neighbouring products of a file's 8-bit weights could leave 16 bits.
+
+    They fit if the largest weight is small enough for the largest code that it is multiplied with: 64 for codes up to 255. A
+    weight counts by its size alone, wherever its zeros lie, so that the answer may be yes for a file that never saturates; so
+    it is where a weight is read in a way that is not known here.
     """
-    return not adds_in_32_bits() and _Sums(model.graph).could_saturate()
+    return _Sums(model.graph).could_saturate()
 
 
 @functools.cache

@@ -41,7 +41,7 @@ from qat.export.verification import (
 )
 from qat.integer import IntegerModel
 from qat.integer.layers import DynamicLayer, IntegerConv
-from qat.integer.modules import DynamicQuantize, IntegerModule, Quantize
+from qat.integer.modules import DynamicQuantize, IntegerModule, Quantize, Requantize
 from qat.integer.weight_only import StoredWeight, stored_weights
 from qat.operations import Role, describe_graph
 from qat.reading.malformed import malformed
@@ -218,6 +218,7 @@ class _Run:
         for site in result.sites:
             module = dict(self.integer.named_modules()).get(site.name)
             site.exercised = self.exercise.share(site.name, getattr(module, "output", None))
+            site.ties_allowed = self.engine.ties_allowed(isinstance(module, Requantize), site.codes_compared)
         result.weak_data = self.exercise.sentences(result.sites)
         result.weak_inputs = bool(self.exercise.weakness)
         result.nothing_quantized = not self.session.sites and not stored_weights(self.integer)

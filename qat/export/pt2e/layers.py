@@ -19,8 +19,8 @@ NARROW = (-127, 127)
 class Pt2eLayer(nn.Module):
     """A layer with int8 weights and a scale for each output channel; codes in, codes or (without an output grid) floats out.
 
-    Weights of few bits are multiplied by the integer layer's `product_units`, and their scales divided: backends round the bias to
-    whole units of one product, which is the unit in which the integer layer holds it.
+    Weights of few bits are multiplied by the integer layer's `product_units`, and their scales divided: backends round the bias
+    to whole units of one product, which is the unit in which the integer layer holds it.
 
     Args:
         layer: the integer layer.

@@ -61,8 +61,8 @@ class OfOne(nn.Module):
 
 
 class Requantize(OfOne):
-    """Another grid, as a product with 1: XNNPACK, in ExecuTorch and LiteRT, multiplies exactly, but requantizes alone with a ratio
-    that it rounds to a 256th, which moves some per cent of the codes by one step.
+    """Another grid, as a product with 1: XNNPACK, in ExecuTorch and LiteRT, multiplies exactly, but requantizes alone with a
+    ratio that it rounds to a 256th, which moves some per cent of the codes by one step.
     """
 
     one: Tensor
