@@ -85,7 +85,11 @@ def _judge(
     close = abs(difference) if abs(difference) < 0.01 * abs(qat.score) else None  # then four digits hide it
     values = f"{metric.text(qat.score, close)} against {metric.text(ptq.score, close)} {metric.name}"
     evidence = f"{values}, {_chance_words(found, metric)}{n_test:,} test {samples}"
-    head, tail = _sentences(outcome, qat, ptq, metric)
+    head, tail = (
+        _sentences(outcome, qat, ptq, metric) if math.isfinite(difference) else _without_numbers(outcome, qat, ptq)
+    )
+    if outcome == "undecided" and n_test == 1:
+        tail = "Test on more samples: one tells nothing."
     error, known = found.standard_error if found else None, math.isfinite(difference)
     return Verdict(
         outcome,
@@ -103,7 +107,9 @@ def _judge(
 
 
 def _outcome(qat: float, ptq: float, metric: MetricInfo, found: PairedDifference | None) -> Outcome:
-    if qat == ptq or (math.isnan(qat) and math.isnan(ptq)) or (found is not None and found.p_value >= LEVEL):
+    if not (math.isfinite(qat) or math.isfinite(ptq)):
+        return "undecided"
+    if qat == ptq or (found is not None and found.p_value >= LEVEL):
         return "no_difference"
     if found is None and math.isfinite(qat - ptq):
         return "undecided"
@@ -135,20 +141,49 @@ def _sentences(outcome: Outcome, qat: Row, ptq: Row, metric: MetricInfo) -> tupl
     )
 
 
+def _without_numbers(outcome: Outcome, qat: Row, ptq: Row) -> tuple[str, str]:
+    """The same of two values of which one is not a number or infinite."""
+    broken = [row for row in (qat, ptq) if not math.isfinite(row.score)]
+    names = " and ".join(row.name for row in broken)
+    if len(broken) == 2:
+        return f"Undecided: {names} have no value that can be compared", "Ship neither before it is known why."
+    head = f"QAT WON: {names} has no value" if outcome == "qat_won" else f"QAT LOST to {ptq.name}: {names} has no value"
+    return head, f"Find out why before {'it is called a baseline' if broken[0] is ptq else 'QAT is tried again'}."
+
+
 def _difference(
     first: Row, second: Row, n_test: int, metric: MetricInfo, comparison: Comparison | None
 ) -> PairedDifference | None:
     """The difference of two rows with its uncertainty: paired if possible, else as of independent samples."""
     paired = comparison(first.name, second.name) if comparison is not None else None
+    if not math.isfinite(first.score - second.score):
+        return None
+    if n_test == 1 and metric.errors != "binomial":  # whatever is drawn from one sample is that sample
+        return None
     errors = [standard_error(row, n_test, metric) for row in (first, second)]
     if paired is not None or errors[0] is None or errors[1] is None:
         return paired
     difference, error = first.score - second.score, math.hypot(errors[0], errors[1])
-    p_value = math.erfc(abs(difference) / error / math.sqrt(2)) if error else float(difference == 0)
-    reach = 1.96 * error
-    return PairedDifference(
-        difference, error, difference - reach, difference + reach, p_value, "as if of independent samples"
-    )
+    if not math.isfinite(error):
+        return None
+    middle = difference
+    if error == 0 and first.standard_error is second.standard_error is None:  # all right, or all wrong
+        middle, error = _with_two_more_samples(first.score, second.score, n_test)
+    p_value = math.erfc(abs(middle) / error / math.sqrt(2)) if error else float(difference == 0)
+    low, high = middle - 1.96 * error, middle + 1.96 * error
+    if metric.percent:
+        low, high = max(low, -1.0), min(high, 1.0)
+    return PairedDifference(difference, error, low, high, p_value, "as if of independent samples")
+
+
+def _with_two_more_samples(first: float, second: float, n_test: int) -> tuple[float, float]:
+    """The difference of two proportions and its standard error, as far as so many samples tell, also where both are 0 or 1.
+
+    With one more success and one more failure in each (Agresti and Caffo 2000): one right against one wrong proves nothing.
+    """
+    adjusted = [(n_test * fraction + 1) / (n_test + 2) for fraction in (first, second)]
+    error = math.hypot(*(binomial_error(fraction, n_test + 2) for fraction in adjusted))
+    return adjusted[0] - adjusted[1], error
 
 
 def _untrained_float(
@@ -191,7 +226,7 @@ def _is_far(float_value: float, qat_value: float, metric: MetricInfo) -> bool:
     if metric.mode == "min":
         return float_value > 0 and qat_value < 0.5 * float_value
     if qat_value <= 1:  # of a score that ends at 1, such as R2 or IoU
-        return 1 - qat_value < 0.5 * (1 - float_value) or (float_value <= 0 < qat_value)
+        return 1 - qat_value < 0.5 * (1 - float_value) or (float_value <= 0 and qat_value >= 0.05)
     return qat_value > 2 * max(float_value, 0)
 
 

@@ -59,6 +59,58 @@ def test_equal_perfect_rows_are_level_although_their_error_is_zero() -> None:
     assert verdict([ptq(1.0), qat(1.0)], 100).outcome == "no_difference"
 
 
+def test_few_samples_are_no_proof_although_their_error_is_zero() -> None:
+    one = verdict([ptq(0.0), qat(1.0)], 1)
+    assert one.outcome == "no_difference"
+    assert one.p_value == pytest.approx(math.erfc((1 / 3) / math.sqrt(2 * (2 / 9) / 3) / math.sqrt(2)))
+    assert one.interval is not None
+    assert one.interval[0] < 0 < one.interval[1] <= 1
+    assert verdict([ptq(0.0), qat(1.0)], 50).outcome == "qat_won"
+
+
+def test_errors_that_are_no_numbers_prove_nothing() -> None:
+    score = MetricInfo("log-likelihood", "", "max", percent=False, errors="bootstrap")
+    size: Any = {"size_bytes": 1, "size_kind": "stored", "standard_error": math.nan}
+    rows = [Row("PTQ MSE", "ptq", value=-3.0, **size), Row("QAT integer", "qat_integer", value=-2.0, **size)]
+    result = verdict(rows, 1, score)
+    assert (result.outcome, result.p_value, result.interval) == ("undecided", None, None)
+
+
+def test_values_that_are_no_numbers_are_no_victory_in_numbers() -> None:
+    mae = MetricInfo("mae", "m", "min", percent=False, errors="bootstrap")
+    size: Any = {"size_bytes": 1, "size_kind": "stored", "standard_error": 0.01}
+
+    def judged(ptq_value: float, qat_value: float, n_test: int = 100) -> tuple[str, str]:
+        rows = [Row("PTQ", "ptq", value=ptq_value, **size), Row("QAT", "qat_integer", value=qat_value, **size)]
+        result = verdict(rows, n_test, mae, comparison=lambda *_: None)
+        return result.outcome, result.text
+
+    assert judged(0.1, math.nan)[0] == "qat_lost"
+    assert judged(0.1, math.nan)[1].startswith("QAT LOST to PTQ: QAT has no value (")
+    assert judged(math.nan, 0.1)[1].startswith("QAT WON: PTQ has no value (")
+    assert judged(math.inf, 0.1)[0] == "qat_won"
+    for broken in (math.nan, math.inf):
+        outcome, text = judged(broken, math.nan)
+        assert "nan" not in text
+        assert outcome == "undecided"
+    assert "Ship neither" in judged(math.nan, math.nan)[1]
+    assert judged(0.2, 0.1)[0] == "qat_won"
+    assert judged(0.2, 0.1, n_test=1)[0] == "undecided"
+    assert judged(0.2, 0.1, n_test=1)[1].endswith("Test on more samples: one tells nothing.")
+
+
+def test_a_score_that_crosses_zero_by_little_was_trained() -> None:
+    score = MetricInfo("return", "", "max", percent=False, errors="none")
+    size: Any = {"size_bytes": 1, "size_kind": "stored"}
+
+    def judged(float_value: float, qat_value: float) -> str:
+        rows = [("float", float_value), ("ptq", float_value), ("qat_integer", qat_value)]
+        return verdict([Row(kind, kind, value=value, **size) for kind, value in rows], 100, score).outcome
+
+    assert judged(-0.001, 0.001) == "undecided"
+    assert judged(-0.1, 0.9) == "float_untrained"
+
+
 def test_a_lower_error_is_the_better_one() -> None:
     mae = MetricInfo("mae", "°C", "min", percent=False, errors="bootstrap")
     size: Any = {"size_bytes": 1, "size_kind": "stored"}
