@@ -15,7 +15,16 @@ Model = TypeVar("Model", bound=nn.Module)
 def copy_model(model: Model) -> Model:
     """A deep copy. Tensors with a history (a weight under weight_norm or a mask, a stored loss), which torch refuses to copy,
     become tensors without one: each forward computes them anew.
+
+    Raises:
+        ValueError: its parameters are split among processes (`fully_shard`, FSDP, tensor parallelism).
     """
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "placements"):  # a DTensor, which torch.distributed need not be imported to know
+            raise ValueError(
+                f"{name} is split among processes (fully_shard), and a scale needs its whole tensor: give qat the model before "
+                "it is split, and train it with DistributedDataParallel."
+            )
     memo: dict[int, object] = {}
     for module in model.modules():
         for value in vars(module).values():
