@@ -19,6 +19,7 @@ from benchmarks import (
     reproduce,
     results_picture,
     run_tables,
+    scale,
     smaller,
     targets,
 )
@@ -48,6 +49,7 @@ def tables_of_programs(results: Path) -> dict[str, str]:
     artefact = read_measurement(results / "artefact_time/cpu.json")
     tables["artefact"] = program_tables.candidate_table(artefact, "the float export")
     tables["oscillation"] = program_tables.oscillation_table(read_measurement(results / "oscillation/cpu.json"))
+    tables["scale"] = scale.table(read_measurement(results / "scale/cpu.json"))
     before, now = (read_measurement(results / f"reconstruction/{name}.json") for name in ("before", "cpu"))
     tables["reconstruction"] = reconstruction.table(before, now)
     tables["latency"] = program_tables.latency_table(read_measurement(results / "latency/cpu.json"))

@@ -63,6 +63,12 @@ def test_memory(run):
     assert case["memory_ratio"] == case["peak_bytes"]["w8a8"] / case["peak_bytes"]["float"] > 1
 
 
+def test_scale(run):
+    measurement = run("scale", "--depths", 2, "--widths", 4, "--threads", 1)
+    assert [(case["depth"], case["width"]) for case in measurement["cases"]] == [(2, 4)]
+    assert set(measurement["cases"][0]["seconds"]) == {"prepare", "calibrate", "step", "convert", "export", "verify"}
+
+
 def test_channels_last_steps_are_measured(run):
     arguments = ["--networks", "ResNet-20", "--modes", "eager", "--precisions", "float32", "--policies", "w8a8"]
     measurement = run("step_time", *arguments, "--layout", "channels_last", "--rounds", 1, "--batch", 2, "--threads", 1)
