@@ -75,6 +75,29 @@ def test_the_file_computes_what_the_module_computes(policy: str, kind: str, tmp_
     assert sum(n.op_type == "QuantizeLinear" for n in file.graph.node) == 4
 
 
+def test_a_file_with_other_outputs_is_one_of_another_model(tmp_path: Path) -> None:
+    x = torch.randn(4, 3, 6, 6)
+    prepared = qat.prepare(Optional().eval(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    path = tmp_path / "model.onnx"
+    qat.export_onnx(integer, x, path)
+    file = onnx.load(path)
+    for outputs in ([file.graph.output[0]] * 2, [onnx.ValueInfoProto(name=file.graph.node[0].output[0])]):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(file)
+        del changed.graph.output[:]
+        changed.graph.output.extend(outputs)
+        if len(outputs) == 2:  # a second result of the same values
+            changed.graph.node.append(onnx.helper.make_node("Identity", [outputs[0].name], ["again"]))
+            changed.graph.output[1].name = "again"
+        onnx.save(changed, path)
+        with pytest.raises(
+            ValueError, match=r"model\.onnx has outputs of the shapes .* it was written from another model"
+        ):
+            qat.verify(path, integer, [x])
+
+
 def test_control_flow_that_depends_on_values_is_refused(tmp_path: Path) -> None:
     prepared = qat.prepare(Choosing(), "w8a8")
     qat.calibrate(prepared, [torch.rand(4, 4)])

@@ -64,6 +64,7 @@ def verify_without_graph(
         if agreement is not None:
             agreement.see(inputs, {}, expected)
         outputs = [torch.from_numpy(x) for x in session.run(None, feeds(session, inputs))]
+        _check_shapes(path, expected.values(), outputs)
         for (name, ours), theirs in zip(expected.items(), outputs, strict=True):
             label = f"{name} (within {tolerance:g} of the largest)"
             sites.setdefault(label, SiteAgreement(label, tuple(ours.shape[1:]))).compare(ours.cpu(), theirs, tolerance)
@@ -105,3 +106,11 @@ def _compare_codes(path: str | Path, model: nn.Module) -> dict[str, SiteAgreemen
         site = sites[label] = SiteAgreement(label, tuple(codes.shape))
         site.compare(weight.in_blocks().cpu().reshape(codes.shape).to(codes.dtype), codes)
     return sites
+
+
+def _check_shapes(path: str | Path, expected: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
+    ours, theirs = ([tuple(x.shape) for x in results] for results in (expected, outputs))
+    if ours != theirs:
+        raise OtherModelError(
+            f"{path} has outputs of the shapes {theirs}, the integer model {ours}: it was written from another model."
+        )
