@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from qat.search.costs import constant_costs, float_costs
 from qat.search.harm import Harms, with_bits
 from qat.search.layers import POSITIONS, Layer, find_layers, is_kept
 from qat.search.problem import has_static_input, make_problem
-from qat.search.solve import Problem, solve
+from qat.search.solve import InfeasibleError, Problem, limits_text, solve
 from qat.transform import Policy, is_prepared, prepare
 from qat.transform.batches import call_of
 
@@ -130,12 +131,45 @@ def begin(
     constant, in_float = constant_costs(prepared, layers), float_costs(model, layers, budget)
     search = Search(layers, searched, (weights, inputs), constant, in_float, budget)
     problem = search.problem(Harms({}, {}, {}))
-    for name, limit in budget.limits.items():
+    _check_limits(problem, budget.limits, in_float)
+    return search
+
+
+def _check_limits(problem: Problem, limits: Mapping[str, float], in_float: Mapping[str, float]) -> None:
+    """Raise ValueError, with the possible range, for a limit that cannot be kept, alone or beside the others."""
+    for name, limit in limits.items():
         lowest = problem.costs(solve(problem, {}, minimize=name))[name]
         if not lowest <= limit <= in_float[name]:
             raise ValueError(
-                f"budget {name}={limit:,g} is not possible: with these layers and widths it goes from {lowest:,.6g} to "
-                f"{in_float[name]:,.6g} {UNITS[name]}, that of the float network."
+                f"budget {name}={limit:,.10g} is not possible: with these layers and widths it goes from "
+                f"{at_least(lowest)} to {at_most(in_float[name])} {UNITS[name]}, that of the float network."
             )
-    solve(problem, budget.limits)
-    return search
+    try:
+        solve(problem, limits)
+    except InfeasibleError:
+        others = {name: {k: v for k, v in limits.items() if k != name} for name in limits}
+        lowest_of = {n: problem.costs(solve(problem, rest, minimize=n))[n] for n, rest in others.items()}
+        ways = " or ".join(f"{name} from {at_least(found)}" for name, found in lowest_of.items())
+        raise ValueError(
+            f"no choice of bits keeps {limits_text(limits)} together: beside the other limits, {ways} is possible."
+        ) from None
+
+
+def at_least(value: float) -> str:
+    """A number that is not below `value`, to write into a budget.
+
+    >>> at_least(115639.25), at_least(3.4042553)
+    ('115,640', '3.40426')
+    """
+    return _rounded(value, math.ceil)
+
+
+def at_most(value: float) -> str:
+    """A number that is not above `value`."""
+    return _rounded(value, math.floor)
+
+
+def _rounded(value: float, direction: Callable[[float], int]) -> str:
+    digits = max(0, 5 - math.floor(math.log10(value))) if value > 0 else 0
+    text = f"{direction(value * 10**digits) / 10**digits:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -64,7 +64,9 @@ class InfeasibleError(ValueError):
 def solve(problem: Problem, limits: Mapping[str, float], minimize: str | None = None) -> list[Option]:
     """One option for each choice, with the smallest sum of harms that keeps every limit.
 
-    A binary variable for each option; `scipy.optimize.milp` (HiGHS: branch and bound) proves that nothing is better.
+    A binary variable for each option; `scipy.optimize.milp` (HiGHS: branch and bound) proves that nothing is better. Its
+    tolerances are absolute, and harms and costs span many orders of magnitude: so harms are taken in units of the sum that was
+    found last until that does not matter, and what exceeds a limit by a tolerance is cut off.
 
     Args:
         problem: the choices.
@@ -74,28 +76,71 @@ def solve(problem: Problem, limits: Mapping[str, float], minimize: str | None = 
     Raises:
         InfeasibleError: no choice keeps the limits together.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
     options = [option for choice in problem.choices for option in choice.options]
     if not options:
         return []
     objective = np.array([o.harm if minimize is None else o.costs.get(minimize, 0.0) for o in options])
-    unit = float(np.abs(objective).max()) or 1.0  # the solver's tolerances are absolute
-    constraints = [LinearConstraint(rows, low, high) for rows, low, high in _constraints(problem, options, limits)]
-    found = milp(
-        objective / unit, constraints=constraints, integrality=np.ones(len(options)), bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0},
-    )  # fmt: skip
-    if found.x is None:
-        raise InfeasibleError(f"no choice of bits keeps {_limits_text(limits)} together.")
-    taken = np.flatnonzero(np.round(found.x))
-    return [options[i] for i in taken]
+    unit = float(np.abs(objective).max()) or 1.0
+    possible = np.ones(len(options))
+    while True:
+        taken = _solve_exactly(problem, options, objective / unit, possible, limits)
+        total = float(objective[taken].sum())
+        if unit <= max(total, 0.0) / NEAR or unit < SMALLEST_UNIT or total <= 0:
+            return [options[i] for i in taken]
+        possible[objective > total * (1 + 1e-9)] = 0  # one alone is worse than all together were
+        objective = objective * possible
+        unit = total / (10 * NEAR)
 
 
-def _constraints(
-    problem: Problem, options: Sequence[Option], limits: Mapping[str, float]
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
-    """(rows, lowest, highest): one option for each choice; equal bits of what is shared; the limits."""
+NEAR = 100.0
+"""The sum of harms is at least this many units: the solver's tolerance, 1e-6 units, is 1e-8 of it."""
+SMALLEST_UNIT = 1e-290
+CUTS = 50
+"""Choices that are cut off one by one; then limits are lowered by the tolerance instead."""
+SCALE = 1000.0
+"""The largest cost of an option, in the solver's units."""
+TOLERANCE = 1e-8
+"""More than the solver exceeds a limit by, relative to the largest cost of an option."""
+Constraint = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+"""(rows, lowest, highest)."""
+
+
+def _solve_exactly(
+    problem: Problem,
+    options: Sequence[Option],
+    objective: NDArray[np.float64],
+    possible: NDArray[np.float64],
+    limits: Mapping[str, float],
+) -> NDArray[np.intp]:
+    """The places of the options that keep every limit, as numbers add up."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    constraints, cuts = _constraints(problem, options, limits), list[Constraint]()
+    while True:
+        found = milp(
+            objective, integrality=np.ones(len(options)), bounds=Bounds(0, possible), options={"mip_rel_gap": 0.0},
+            constraints=[LinearConstraint(*constraint) for constraint in (*constraints, *cuts)],
+        )  # fmt: skip
+        if found.x is None:
+            raise InfeasibleError(f"no choice of bits keeps {limits_text(limits)} together.")
+        taken = np.flatnonzero(np.round(found.x))
+        costs = problem.costs([options[i] for i in taken])
+        if all(costs.get(name, 0.0) <= limit for name, limit in limits.items()):
+            return taken
+        if len(cuts) < CUTS:
+            cuts.append((_row(taken, len(options)), np.array([-np.inf]), np.array([len(taken) - 1.0])))
+        else:
+            cuts = _of_limits(problem, options, limits, TOLERANCE)
+
+
+def _row(places: NDArray[np.intp], number: int) -> NDArray[np.float64]:
+    row = np.zeros((1, number))
+    row[0, places] = 1
+    return row
+
+
+def _constraints(problem: Problem, options: Sequence[Option], limits: Mapping[str, float]) -> list[Constraint]:
+    """One option for each choice; equal bits of what is shared; the limits."""
     starts = np.cumsum([0, *(len(choice.options) for choice in problem.choices)])
     ranges = [range(starts[i], starts[i + 1]) for i in range(len(problem.choices))]
     one = np.zeros((len(ranges), len(options)))
@@ -110,13 +155,21 @@ def _constraints(
                 for i in ranges[side]:
                     same[row, i] = sign * (getattr(options[i], link.tensor) == width)
         rows.append((same, np.zeros(len(widths)), np.zeros(len(widths))))
+    return [*rows, *_of_limits(problem, options, limits)]
+
+
+def _of_limits(
+    problem: Problem, options: Sequence[Option], limits: Mapping[str, float], tolerance: float = 0.0
+) -> list[Constraint]:
+    """The limits, lowered by `tolerance`."""
+    rows = []
     for name, limit in limits.items():
         costs = np.array([[option.costs.get(name, 0.0) for option in options]])
-        room = limit - problem.constant.get(name, 0.0)
-        unit = float(costs.max()) or 1.0
-        rows.append((costs / unit, np.array([-np.inf]), np.array([room / unit])))
+        unit = (float(costs.max()) or 1.0) / SCALE
+        room = (limit - problem.constant.get(name, 0.0)) / unit
+        rows.append((costs / unit, np.array([-np.inf]), np.array([room - tolerance * SCALE])))
     return rows
 
 
-def _limits_text(limits: Mapping[str, float]) -> str:
-    return " and ".join(f"{name}={limit:g}" for name, limit in limits.items())
+def limits_text(limits: Mapping[str, float]) -> str:
+    return " and ".join(f"{name}={limit:,.10g}" for name, limit in limits.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -101,6 +102,30 @@ def test_the_size_is_that_of_the_prepared_network_and_keeps_the_limit(batches: l
 def test_impossible_budgets_are_refused(batches: list[Tensor], limits: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         allocate(Branches(), "w4a8", batches, **limits)  # type: ignore[arg-type]
+
+
+def test_both_ends_of_the_range_that_a_refusal_names_are_possible(batches: list[Tensor]) -> None:
+    options = {"weight_bits": (2, 3, 8), "keep": [], "points": 0}
+    for name in ("size", "bops", "mean_bits"):
+        with pytest.raises(ValueError, match="it goes from") as refused:
+            allocate(Branches(), "w4a8", batches, **{name: 1.0}, **options)  # type: ignore[arg-type]
+        numbers = re.search(r"from ([\d.,]+) to ([\d.,]+)", str(refused.value))
+        assert numbers is not None
+        for end in numbers.groups():
+            limit = float(end.replace(",", ""))
+            found = allocate(Branches(), "w4a8", batches, **{name: limit}, **options)  # type: ignore[arg-type]
+            assert found.record.costs[0].value <= limit
+
+
+def test_limits_that_exclude_each_other_are_refused_with_what_is_possible_beside_the_other() -> None:
+    """Only 8 bits are fast, and only 2 bits are few."""
+    table = LatencyTable({name: {"w8a8": 1.0, "w2a8": 2.0} for name in ("0", "2", "4")})
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    options = {"weight_bits": (2, 8), "keep": [], "points": 0, "latency_table": table}
+    with pytest.raises(ValueError, match=r"together: beside the other limits, mean_bits from 6 or latency from 6 is"):
+        allocate(model, "w4a8", [torch.rand(4, 8)], mean_bits=2, latency=4, **options)  # type: ignore[arg-type]
+    allocate(model, "w4a8", [torch.rand(4, 8)], mean_bits=6, latency=4, **options)  # type: ignore[arg-type]
+    allocate(model, "w4a8", [torch.rand(4, 8)], mean_bits=2, latency=6, **options)  # type: ignore[arg-type]
 
 
 def test_what_is_no_allocation_is_one_sentence(batches: list[Tensor]) -> None:

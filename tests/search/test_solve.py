@@ -79,3 +79,23 @@ def test_four_hundred_layers_take_a_moment() -> None:
     ]
     found = solve(Problem(choices), {"size": float(elements.sum()) * 3.5 / 8})
     assert sum(option.costs["size"] for option in found) <= elements.sum() * 3.5 / 8
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_nothing_is_better_and_no_limit_is_exceeded_whatever_the_magnitudes(seed: int) -> None:
+    """Harms over fifteen orders of magnitude and layers over five, at limits just below what some choice takes."""
+    random = np.random.default_rng(seed + 34)
+    choices = []
+    for layer in range(6):
+        elements, worst = int(10 ** random.uniform(2, 7)), 10 ** random.uniform(-9, 1)
+        harms = [worst * random.uniform(0.5, 1) * 4.0 ** (8 - width) for width in (2, 4, 8)]
+        widths = zip((2, 4, 8), harms, strict=True)
+        choices.append(Choice(str(layer), [Option(w, None, harm, {"size": elements * w / 8}) for w, harm in widths]))
+    problem = Problem(choices, (), {"size": 1234.0})
+    everything = [(problem.costs(options)["size"], options) for options in product(*(c.options for c in choices))]
+    sizes = sorted({size for size, _ in everything})
+    for limit in (sizes[0], sizes[len(sizes) // 3] - 0.01, sizes[len(sizes) // 2] - 0.01, sizes[-2]):
+        wanted = min(sum(o.harm for o in options) for size, options in everything if size <= limit)
+        found = solve(problem, {"size": limit})
+        assert problem.costs(found)["size"] <= limit
+        assert sum(option.harm for option in found) == pytest.approx(wanted, rel=1e-8)
