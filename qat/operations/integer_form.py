@@ -48,7 +48,8 @@ def tensors_with_codes(model: nn.Module, operations: Operations) -> set[fx.Node]
     found: set[fx.Node] = set()
     for node, operation in operations.items():
         if operation.role is Role.SITE:
-            if not _quantizer(model, node).is_dynamic:
+            quantizer = _quantizer(model, node)
+            if quantizer.scaled_codes and not quantizer.is_dynamic:
                 found.add(node)
         elif isinstance(operation, Move) and operation.inputs[0] in found:
             found.add(node)

@@ -9,6 +9,7 @@ from qat.quantizers.binary import Binary
 from qat.quantizers.dorefa import DoReFa
 from qat.quantizers.dynamic import Dynamic, DynamicPerToken
 from qat.quantizers.fp8 import FP8
+from qat.quantizers.fp8_static import FP8Static
 from qat.quantizers.k_means import KMeans
 from qat.quantizers.lcq import LCQ
 from qat.quantizers.lookup_table import LookupTableQuantizer
@@ -32,6 +33,7 @@ from qat.quantizers.tqt import TQT
 
 __all__ = [
     "FP8",
+    "FP8Static",
     "LCQ",
     "LSQ",
     "MX",

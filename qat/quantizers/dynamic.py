@@ -24,7 +24,7 @@ class Dynamic(Quantizer):
         ValueError: a weight, or a grid other than 8 bits, affine, per tensor.
     """
 
-    is_dynamic = True
+    for_layer_inputs = is_dynamic = True
 
     scale: Tensor
 

@@ -23,14 +23,14 @@ class ScaledFloat(Quantizer):
 
     The scales of a weight are state, in the bits in which they are stored: they are set by calibration and, in training, anew
     in every forward; in evaluation they stay. An activation gets scales in every call (dynamic quantization), and nothing of it
-    is stored; such quantizers are for inputs of layers, and tensors between layers stay float.
+    is stored, unless its class says otherwise (`FP8Static`). All are for inputs of layers; tensors between layers stay float.
 
     Nothing is learned but the weight. Gradient: straight-through everywhere. Codes are ranks (`qat.floating_point`), not
     multiples of the scale, so layers compute in float32 with the dequantized values.
 
     Args:
         spec, shape: as for every quantizer; the grid must have the bits of the format.
-        observer: not used, because the format defines the scale.
+        observer: not used where the format defines the scale: only by static activations.
         element: the name of the format, one of `elements`.
         axis: of an activation, along which scales are shared; set by the rule (the inputs of linear layers: -1).
 
@@ -42,7 +42,7 @@ class ScaledFloat(Quantizer):
     supports_both_signs = False
     starts_as_static = False
     scaled_codes = False
-    is_dynamic = True
+    for_layer_inputs = is_dynamic = True
 
     elements: ClassVar[tuple[str, ...]]
     """The formats that this quantizer has."""
@@ -60,7 +60,9 @@ class ScaledFloat(Quantizer):
         self.element, self.axis = element or self.elements[0], axis
         if self.element not in self.elements:
             raise ValueError(f"element={element!r} is no format of {type(self).__name__}: write {self._choices()}.")
-        super().__init__(replace(spec, granularity=self._granularity(spec, shape)), shape)
+        super().__init__(
+            replace(spec, granularity=self._granularity(spec, shape)), shape, None if self.is_dynamic else observer
+        )
 
     def _build(self) -> None:
         self.require_symmetric()
@@ -69,10 +71,10 @@ class ScaledFloat(Quantizer):
             raise ValueError(f"{type(self).__name__} has negative values, always: write signed: true.")
         self.spec = self.observer.spec = replace(self.spec, grid=Grid(self.format.bits, narrow=True))
         self.policy_grid = self.spec.grid
-        self.is_dynamic = not self.is_weight
+        self.is_dynamic = type(self).is_dynamic and not self.is_weight
         for name, stored in zip(self._names(), self.scales_of(torch.ones(self.n_qparams)), strict=True):
-            self.register_buffer(name, stored, persistent=self.is_weight)
-        if not self.is_weight:
+            self.register_buffer(name, stored, persistent=not self.is_dynamic)
+        if self.is_dynamic:
             self.register_buffer("zero_point", self.zero_point, persistent=False)
             self.initialized.fill_(True)
             self._ready = True
@@ -132,8 +134,8 @@ class ScaledFloat(Quantizer):
         return average.round().clamp(-self.format.highest_code, self.format.highest_code)
 
     def _scale_for(self, x: Tensor) -> Tensor:
-        """The scales, broadcastable to the view of x: the stored ones of a weight, those of an activation's own values."""
-        scale = self.qparams().scale if self.is_weight else self.scale_from(*self.scales_of(self._largest(x.float())))
+        """The scales, broadcastable to the view of x: the stored ones, or those of an activation's own values."""
+        scale = self.scale_from(*self.scales_of(self._largest(x.float()))) if self.is_dynamic else self.qparams().scale
         return self.spec.granularity.broadcastable(scale, tuple(x.shape))
 
     def _largest(self, x: Tensor) -> Tensor:

@@ -64,9 +64,9 @@ def _widths(
 
 
 def has_static_input(layer: Layer) -> bool:
-    """Whether the bits of its input can be chosen: it has a range that is calibrated."""
+    """Whether the bits of its input can be chosen: it has an integer grid that is calibrated."""
     rule = layer.rule.activation
-    return rule is not None and not rule.is_dynamic and bool(layer.inputs)
+    return rule is not None and not rule.for_layer_inputs and bool(layer.inputs)
 
 
 def _code_bits(layer: Layer, weight: int | None, harms: Harms) -> int | None:

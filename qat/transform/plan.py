@@ -104,10 +104,11 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
             for tensor, consumer in _consumers(node, operations)
         ]
         name = _unique(_site_name(node, operations), taken)
-        dynamic = [use for use in uses if use.rule is not None and use.rule.is_dynamic]
-        static = [use for use in uses if use not in dynamic]
-        if dynamic:
-            sites += _dynamic_sites(_unique(f"{name}_dynamic", taken), dynamic)
+        of_layers = [use for use in uses if use.rule is not None and use.rule.for_layer_inputs]
+        static = [use for use in uses if use not in of_layers]
+        if of_layers:
+            kind = "dynamic" if any(use.rule.is_dynamic for use in of_layers if use.rule) else "quantized"
+            sites += _dynamic_sites(_unique(f"{name}_{kind}", taken), of_layers)
             if not static:
                 continue
         base = _base_rule(node, static, operations, residual)

@@ -108,6 +108,11 @@ class TensorRule:
         return self.quantizer_class.is_dynamic
 
     @property
+    def for_layer_inputs(self) -> bool:
+        """Whether its quantizer is for inputs of layers alone."""
+        return self.quantizer_class.for_layer_inputs
+
+    @property
     def quantizer_class(self) -> type[Quantizer]:
         """The class that `quantizer` names."""
         return resolve_quantizer(self.quantizer)[0]
@@ -270,24 +275,24 @@ class Policy:
         table).
 
         Returns:
-            The rule; None if these tensors stay in float, because the first rule's activation does, or is dynamic.
+            The rule; None if these tensors stay in float, because the first rule's activation does, or is for inputs of layers alone.
         """
         activation = next(iter(self.rules.values())).activation
-        if activation is None or activation.is_dynamic:
+        if activation is None or activation.for_layer_inputs:
             return None
         quantizer = "LSQ" if issubclass(activation.quantizer_class, LookupTableQuantizer) else activation.quantizer
         rule = replace(activation, bits=self.residual_bits or activation.bits, quantizer=quantizer)
         return rule if self.target is None else target_grids(self.target).activation(rule)
 
     def with_parts(self, quantizer: Part, observer: Part, weight_observer: Part | None = None) -> Policy:
-        """The same policy with another quantizer and observer for every tensor that is not dynamic, as PTQ baselines need it.
+        """The same policy with another quantizer and observer but for formats and dynamic ranges, as PTQ baselines need it.
 
         Args:
             observer: of activations, and of weights unless `weight_observer` is given.
         """
 
         def swap(tensor: TensorRule | None, observer: Part) -> TensorRule | None:
-            if tensor is None or tensor.is_dynamic:
+            if tensor is None or tensor.for_layer_inputs:
                 return tensor
             return replace(tensor, quantizer=quantizer, observer=observer)
 

@@ -22,12 +22,13 @@ KEYS = (
 PRESET = (
     r"(?P<transformer>transformer_)?"
     r"(w(?P<weight>\d+)(a(?P<activation>\d+)|(?P<dynamic>_dynamic(?P<token>_per_token)?))?"
-    r"|(?P<format>fp8|mxfp8|mxfp6|mxfp4|mxint8|nvfp4)(?P<alone>_weights)?)"
+    r"|(?P<format>fp8_static|fp8|mxfp8|mxfp6|mxfp4|mxint8|nvfp4)(?P<alone>_weights)?)"
 )
 DYNAMIC = {"bits": 8, "symmetric": False, "quantizer": "Dynamic"}
 """The rule for the inputs of layers in a preset that ends in _dynamic."""
 FORMATS: dict[str, dict[str, Any]] = {
     "fp8": {"bits": 8, "quantizer": "FP8"},
+    "fp8_static": {"bits": 8, "quantizer": "FP8"},
     "mxfp8": {"bits": 8, "quantizer": {"_target_": "MX", "element": "E4M3"}},
     "mxfp6": {"bits": 6, "quantizer": {"_target_": "MX", "element": "E2M3"}},
     "mxfp4": {"bits": 4, "quantizer": {"_target_": "MX", "element": "E2M1"}},
@@ -35,6 +36,8 @@ FORMATS: dict[str, dict[str, Any]] = {
     "nvfp4": {"bits": 4, "quantizer": "NVFP4"},
 }
 """The rules for tensors in the presets that are called after a format."""
+STATIC_INPUTS = {"fp8_static": {"bits": 8, "quantizer": "FP8Static", "observer": "MinMax"}}
+"""Those for inputs of layers, where they are others."""
 PER_TOKEN = {"bits": 8, "quantizer": "DynamicPerToken"}
 """The same for one that ends in _dynamic_per_token."""
 REDUCED = ("w7a8", "transformer_w7a8")
@@ -47,7 +50,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
     Presets: w<bits>a<bits> ("w4a8") for weights and activations, w<bits> ("w4") for weights alone, w<bits>_dynamic
     ("w8_dynamic") for weights and, with ranges of each batch, the 8-bit inputs of layers; w<bits>_dynamic_per_token with a
     range for each token. fp8, mxfp8, mxfp6, mxfp4, mxint8, nvfp4: weights and inputs of layers in this format, the first and
-    the last layer in fp8; <format>_weights: weights alone. transformer_<any of these>: the same, with rules of their own for
+    the last layer in fp8; fp8_static: fp8 with a calibrated scale for each input; <format>_weights: weights alone. transformer_<any of these>: the same, with rules of their own for
     embeddings and the head.
 
     Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
@@ -77,7 +80,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
         return _from_file(Path(source), overrides)
     else:
         known = ["w8a8", "w4a8", "w4a4", "w2a2", "w4", "w8_dynamic", "w8_dynamic_per_token", *FORMATS]
-        known += [f"{name}_weights" for name in FORMATS]
+        known += [f"{name}_weights" for name in FORMATS if name not in STATIC_INPUTS]
         near = difflib.get_close_matches(str(source), [*known, *(f"transformer_{name}" for name in known)], 1)
         raise ValueError(
             f"policy {str(source)!r} is neither a preset (such as w8a8, w4a8, w2a2, w4, w8_dynamic, nvfp4) nor a .yaml file"
@@ -154,9 +157,12 @@ def _preset_rules(preset: Any, content: Mapping[str, Any]) -> dict[str, Any]:
         ends = (own if quantizer is None else {"quantizer": quantizer}) | {"bits": bits}
         both = found["activation"] or (found["format"] and inputs)
         for end in ("first", "last"):
-            rules[end] = {"match": end, "weight": ends, "activation": ends if both else inputs}
+            of_input = inputs if found["format"] in STATIC_INPUTS and quantizer is None else ends
+            rules[end] = {"match": end, "weight": ends, "activation": of_input if both else inputs}
     if found["transformer"]:
-        rules |= _transformer_rules(content, own, FORMATS["fp8"] if found["format"] and inputs else inputs)
+        rules |= _transformer_rules(
+            content, own, STATIC_INPUTS.get(found["format"], FORMATS["fp8"]) if found["format"] and inputs else inputs
+        )
     return rules
 
 
@@ -186,7 +192,7 @@ def _of_all(preset: re.Match[str]) -> tuple[dict[str, Any], dict[str, Any] | Non
     """The rules of a preset for the weights and, if they are quantized, for the inputs of all layers."""
     if preset["format"]:
         rule = FORMATS[preset["format"]]
-        return rule, None if preset["alone"] else rule
+        return rule, None if preset["alone"] else STATIC_INPUTS.get(preset["format"], rule)
     weights = {"bits": int(preset["weight"])}
     if preset["activation"]:
         return weights, {"bits": int(preset["activation"])}

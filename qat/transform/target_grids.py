@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from qat.quantizers import Dynamic, LookupTableQuantizer, ScaledFloat
+from qat.quantizers import Dynamic, FP8Static, LookupTableQuantizer, ScaledFloat
 
 if TYPE_CHECKING:
     from qat.transform.policy import Rule, TensorRule
@@ -31,6 +31,7 @@ class TargetGrids:
     dynamic: bool = True
     float_layers: bool = True
     lookup_tables: bool = True
+    fp8_inputs: bool = False
 
     def activation(self, rule: TensorRule) -> TensorRule:
         """The rule of an activation, with what it leaves open chosen for this target."""
@@ -41,7 +42,8 @@ class TargetGrids:
         weight, activation = rule.weight, rule.activation
         who = f"target={self.name} cannot run rule {name!r}"
         formats = [t for t in (weight, activation) if t is not None and issubclass(t.quantizer_class, ScaledFloat)]
-        if formats and (not self.float_layers or formats[-1] is activation):
+        takes_input = activation is None or (self.fp8_inputs and issubclass(activation.quantizer_class, FP8Static))
+        if formats and not (self.float_layers and (takes_input or formats[-1] is weight)):
             what = formats[-1].quantizer_class.__name__
             remedy = "nvfp4_weights (weights alone)" if self.float_layers else "w8a8"
             yield f"{who}, which is in a floating-point format ({what}): write a preset such as {remedy}."
@@ -69,7 +71,7 @@ class TargetGrids:
 TARGET_GRIDS = {
     grids.name: grids
     for grids in (
-        TargetGrids("onnxruntime"),
+        TargetGrids("onnxruntime", fp8_inputs=True),
         TargetGrids("portable"),
         TargetGrids("openvino"),
         TargetGrids("tensorrt", zero_is_code_0=True, dynamic=False, float_layers=False, lookup_tables=False),

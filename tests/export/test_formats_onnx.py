@@ -115,3 +115,47 @@ def test_in_the_portable_form_there_are_no_types_of_8_or_4_bit_floats(network: n
         kinds = {t.data_type for t in onnx.load(path).graph.initializer}
         assert kinds <= {TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64}
         assert qat.verify(path, integer, [x], prepared).passed
+
+
+class Activations(nn.Module):
+    """ReLU, ReLU6 and a concatenation of ReLUs in front of layers: what ONNX Runtime would fuse with QuantizeLinear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1, groups=4)
+        self.up, self.head = nn.ConvTranspose2d(8, 6, 2), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu6(self.stem(x))
+        x = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+        return self.head(torch.relu(self.up(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("element", ["E4M3", "E5M2"])
+def test_static_fp8_inputs_run_in_onnx_runtime(element: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    quantizer = {"_target_": "FP8Static", "element": element}
+    activation = {"bits": 8, "quantizer": quantizer, "observer": "MinMax"}
+    policy = {"rules": {"all": {"match": "*", "weight": {"bits": 8, "quantizer": "FP8"}, "activation": activation}}}
+    batches = [torch.randn(4, 3, 6, 6) for _ in range(2)]
+    prepared = qat.prepare(Activations().eval(), policy, batches[0], target="onnxruntime")
+    qat.calibrate(prepared, batches)
+    integer = qat.convert(prepared)
+    path = tmp_path / "model.onnx"
+    qat.export_onnx(integer, batches[0], path)
+    assert qat.verify(path, integer, batches, prepared).passed
+    x = 3 * batches[0]  # beyond what was calibrated
+    y = onnxruntime.InferenceSession(str(path)).run(None, {"x": x.numpy()})[0]
+    np.testing.assert_allclose(y, prepared.eval()(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    kind = {"E4M3": TensorProto.FLOAT8E4M3FN, "E5M2": TensorProto.FLOAT8E5M2}[element]
+    types = {constant.name: constant.data_type for constant in onnx.load(path).graph.initializer}
+    made = [n for n in onnx.load(path).graph.node if n.op_type == "QuantizeLinear"]
+    assert [types[n.input[2]] for n in made] == [kind] * 4  # the two layers in the middle share theirs
+    qat.save_quantized(integer, tmp_path / "packed")
+    assert torch.equal(qat.load_quantized(tmp_path / "packed")(x), integer(x))
+
+
+def test_targets_without_fp8_types_refuse_static_inputs(network: nn.Module) -> None:
+    for target in ("portable", "openvino", "tensorrt", "executorch"):
+        with pytest.raises(ValueError, match=f"target={target} cannot run rule 'all'"):
+            qat.prepare(network, "fp8_static", torch.randn(2, 3, 5, 5), target=target)

@@ -80,7 +80,7 @@ def _worth_a_test(case: Case) -> bool:
     """Every form at its usual bits, for activations and weights per channel; of the rest what differs."""
     if case.name in OF_FORMATS and (case.layout == "activation" or case.bits != OF_FORMATS[case.name]):
         return False  # in tests/quantizers/test_scaled_float.py
-    usual = case.bits == {"ternary": 2, "binary": 2, "dynamic": 8, **OF_FORMATS}.get(case.name, 4)
+    usual = case.bits == {"ternary": 2, "binary": 2, "dynamic": 8, "fp8_static": 8, **OF_FORMATS}.get(case.name, 4)
     if case.layout not in ("activation", "per_channel"):  # other views of the same
         return usual and case.form in ("signed", "affine")
     return usual or (case.bits != 6 and case.form == ("unsigned" if case.layout == "activation" else "signed"))

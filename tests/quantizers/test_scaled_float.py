@@ -140,3 +140,25 @@ def test_what_it_cannot_be_is_refused() -> None:
         NVFP4(spec, (4, 1, 3, 3))
     with pytest.raises(ValueError, match="symmetric: true"):
         NVFP4(qat.QuantSpec(qat.Grid(4, signed=False), qat.PerChannel(), symmetric=False), (4, 64))
+
+
+@pytest.mark.parametrize("element", ["E4M3", "E5M2"])
+def test_a_static_input_has_the_scale_of_calibration_and_saturates_beyond(element: str) -> None:
+    """Every code, every tie between two, what is beyond, NaN: as ml_dtypes rounds x / scale."""
+    policy_rule = TensorRule(8, quantizer={"_target_": "FP8Static", "element": element}, observer="MinMax")
+    quantizer = policy_rule.build()
+    assert not quantizer.ready
+    calibrate(quantizer, torch.tensor([-3.0, 1.0]))
+    scale = np.float32(3.0) / np.float32(oracle.LARGEST[element])
+    codes = np.unique(oracle.values(element))
+    x = np.concatenate([codes, (codes[1:] + codes[:-1]) / 2, [1e30, -1e30, np.nan]]).astype(np.float32) * scale
+    with np.errstate(invalid="ignore"):
+        wanted = oracle.rounded(x / scale, element) * scale
+    for training in (False, True):  # nothing that comes later moves the scale
+        quantizer.train(training)
+        assert np.array_equal(quantizer(torch.from_numpy(x)).numpy(), wanted, equal_nan=True)
+    assert quantizer.state_dict()["scale"] == torch.tensor(scale)
+    finite = torch.from_numpy(x[:-1])
+    assert torch.equal(quantizer.dequantize(quantizer.quantize(finite)), quantizer(finite))
+    with pytest.raises(ValueError, match="write quantizer: FP8 for weights"):
+        policy_rule.build((4, 3))

@@ -93,7 +93,7 @@ Duration = Annotated[str, AfterValidator(_duration), Says("a time as days:hours:
 
 def _preset(value: str) -> str:
     integers = r"w[2-8](a[2-8]|_dynamic|_dynamic_per_token)?"
-    if not re.fullmatch(rf"(transformer_)?({integers}|(fp8|mxfp[468]|mxint8|nvfp4)(_weights)?)", value):
+    if not re.fullmatch(rf"(transformer_)?({integers}|(fp8|mxfp[468]|mxint8|nvfp4)(_weights)?|fp8_static)", value):
         raise ValueError
     return value
 
@@ -103,7 +103,7 @@ Preset = Annotated[
     AfterValidator(_preset),
     Says(
         "w<bits>a<bits> with 2 to 8 bits, as w4a8, or as w4 (weights alone), w8_dynamic, w8_dynamic_per_token, or "
-        "fp8, mxfp8, mxfp6, mxfp4, mxint8, nvfp4, or as nvfp4_weights (weights alone); "
+        "fp8, fp8_static, mxfp8, mxfp6, mxfp4, mxint8, nvfp4, or as nvfp4_weights (weights alone); "
         "with transformer_ before it for transformers"
     ),
 ]

@@ -12,9 +12,9 @@ from torch import fx, nn
 
 from qat.export.onnx.data_movement import pads_of_axes
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
-from qat.export.onnx.scaled_floats import refuse_input
+from qat.export.onnx.scaled_floats import refuse_input, write_static_floats
 from qat.integer import modules
-from qat.quantizers import FP8, MX, NVFP4, Dynamic, DynamicPerToken
+from qat.quantizers import FP8, FP8Static, MX, NVFP4, Dynamic, DynamicPerToken
 
 
 def write_quantize(graph: QdqGraph, node: fx.Node, module: modules.Quantize) -> str:
@@ -205,6 +205,7 @@ OPERATIONS: dict[type[nn.Module], Callable[[QdqGraph, fx.Node, Any], str]] = {
     Dynamic: write_dynamic_fake_quantize,
     DynamicPerToken: write_dynamic_fake_quantize,
     FP8: refuse_input,
+    FP8Static: write_static_floats,
     MX: refuse_input,
     NVFP4: refuse_input,
 }

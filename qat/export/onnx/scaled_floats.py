@@ -11,7 +11,7 @@ from qat.export.onnx.graph_writer import GraphWriter
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.floating_point import E4M3, power_of_two_scales
 from qat.granularity import PerBlock
-from qat.quantizers import MX, NVFP4, ScaledFloat
+from qat.quantizers import MX, NVFP4, FP8Static, ScaledFloat
 
 NATIVE = {"E4M3": TensorProto.FLOAT8E4M3FN, "E5M2": TensorProto.FLOAT8E5M2}
 """The formats whose ONNX types ONNX Runtime reads; it has no kernel that reads FLOAT4E2M1, and ONNX has no type for 6 bits."""
@@ -86,6 +86,29 @@ def _cast(graph: GraphWriter, content: bytes, shape: torch.Size, kind: int, name
 
 def _sizes(graph: GraphWriter, shape: tuple[int, ...] | torch.Size | list[int]) -> str:
     return graph.constant(np.array(shape, dtype=np.int64))
+
+
+def write_static_floats(graph: QdqGraph, node: fx.Node, quantizer: FP8Static) -> str:
+    """The input of a layer in FP8 with a calibrated scale: QuantizeLinear and DequantizeLinear of ONNX's own type.
+
+    Raises:
+        ValueError: the target has no FP8 types.
+    """
+    name = tensor_name(node)
+    if not graph.packs_weights:
+        raise ValueError(
+            f"{name} is {quantizer.format_name}, a type that this target lacks: write target='onnxruntime'."
+        )
+    scale, largest = (
+        value.reshape(()).numpy() for value in (quantizer.scale, quantizer.scale * quantizer.format.largest)
+    )
+    # QuantizeLinear saturates anyway. But ONNX Runtime drops a Relu or Clip in front of it, as if its type had no negative codes.
+    real = graph.node("Min", [graph.input(node), graph.constant(largest)], f"{name}_saturated")
+    scale = graph.constant(scale)
+    zero = graph.unique(f"{name}_zero")
+    graph.constants.append(helper.make_tensor(zero, NATIVE[quantizer.element], (), b"\0", raw=True))
+    codes = graph.node("QuantizeLinear", [real, scale, zero], f"{name}_codes", saturate=1)
+    return graph.node("DequantizeLinear", [codes, scale, zero], name)
 
 
 def refuse_input(graph: QdqGraph, node: fx.Node, quantizer: ScaledFloat) -> str:
