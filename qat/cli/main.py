@@ -17,6 +17,7 @@ COMMANDS = {
     "quantize": "from a model to a verified file: post-training, quantization-aware, dynamic, or weights alone",
     "benchmark": "accuracy, latency, size and agreement of models and files, measured in turns",
     "inspect": "what a policy would do to a model, what it costs layer by layer, and what mends it",
+    "latency": "measure the times of layers in each format, for a budget of milliseconds",
     "verify": "say whether an ONNX file may be deployed; its exit status is for CI",
     "compare": "the results of several runs beside each other",
     "train": "run a recipe: float network, PTQ, QAT, ONNX file, verification, report",

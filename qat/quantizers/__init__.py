@@ -33,7 +33,6 @@ from qat.quantizers.tqt import TQT
 
 __all__ = [
     "FP8",
-    "FP8Static",
     "LCQ",
     "LSQ",
     "MX",
@@ -49,6 +48,7 @@ __all__ = [
     "DoReFa",
     "Dynamic",
     "DynamicPerToken",
+    "FP8Static",
     "KMeans",
     "LSQPlus",
     "LookupTable",

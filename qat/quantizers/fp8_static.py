@@ -10,8 +10,8 @@ from qat.spec import QuantSpec
 class FP8Static(FP8):
     """The input of a layer as E4M3 or E5M2 times one float32 scale, which calibration sets and nothing changes afterwards.
 
-    The scale is the range of the observer / 448 or / 57344; values beyond it saturate. ONNX has it as QuantizeLinear to its own
-    FP8 types, which ONNX Runtime computes; nothing is measured in each call, as `FP8` does. Gradient: straight-through everywhere.
+    The scale is the range of the observer / 448 or / 57344. Unlike with `FP8` nothing is measured in each call, so ONNX has it:
+    QuantizeLinear to its own FP8 types, which ONNX Runtime computes. Gradient: straight-through everywhere.
 
     Differs from the paper: infinity of E5M2 is not used, values beyond the largest saturate.
 

@@ -139,10 +139,14 @@ def _check_limits(problem: Problem, limits: Mapping[str, float], in_float: Mappi
     """Raise ValueError, with the possible range, for a limit that cannot be kept, alone or beside the others."""
     for name, limit in limits.items():
         lowest = problem.costs(solve(problem, {}, minimize=name))[name]
-        if not lowest <= limit <= in_float[name]:
+        highest, of_what = in_float[name], ", that of the float network"
+        if lowest > highest:  # milliseconds, where the runtime is faster in float
+            most = [max(choice.options, key=lambda option: option.costs[name]) for choice in problem.choices]
+            highest, of_what = problem.costs(most)[name], f"; the float network has {highest:,.6g}"
+        if not lowest <= limit <= highest:
             raise ValueError(
                 f"budget {name}={limit:,.10g} is not possible: with these layers and widths it goes from "
-                f"{at_least(lowest)} to {at_most(in_float[name])} {UNITS[name]}, that of the float network."
+                f"{at_least(lowest)} to {at_most(highest)} {UNITS[name]}{of_what}."
             )
     try:
         solve(problem, limits)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qat.files import write_atomically
 from qat.reading.malformed import malformed
 from qat.reading.yaml_file import read_yaml
 
@@ -37,6 +39,14 @@ class LatencyTable:
             raise FileNotFoundError(f"latency table {path} does not exist.")
         with malformed(path, "is not a table of layer times", "correct it"):
             return cls.checked(read_yaml(path), str(path))  # every JSON file is a YAML file
+
+    def write(self, path: str | Path) -> Path:
+        """Write what `read` reads, whole or not at all. Returns `path`."""
+        rows = (
+            f"{json.dumps(layer)}: {{{', '.join(f'{name}: {time:.6g}' for name, time in times.items())}}}\n"
+            for layer, times in self.times.items()
+        )
+        return write_atomically(path, "# milliseconds of each layer in each format\n" + "".join(rows))
 
     @classmethod
     def checked(cls, content: Any, where: str = "latency_table") -> LatencyTable:

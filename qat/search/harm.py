@@ -57,7 +57,7 @@ def with_bits(policy: Policy, rules: Mapping[str, Rule], widths: Mapping[str, Wi
         weight_rule = rule.weight if weight is None or rule.weight is None else replace(rule.weight, bits=weight)
         input_rule = (
             rule.activation
-            if activation is None or rule.activation is None or rule.activation.for_layer_inputs
+            if activation is None or rule.activation is None or rule.activation.quantizer_class.for_layer_inputs
             else replace(rule.activation, bits=activation)
         )
         while key in policy.rules:

@@ -66,7 +66,7 @@ def _widths(
 def has_static_input(layer: Layer) -> bool:
     """Whether the bits of its input can be chosen: it has an integer grid that is calibrated."""
     rule = layer.rule.activation
-    return rule is not None and not rule.for_layer_inputs and bool(layer.inputs)
+    return rule is not None and not rule.quantizer_class.for_layer_inputs and bool(layer.inputs)
 
 
 def _code_bits(layer: Layer, weight: int | None, harms: Harms) -> int | None:

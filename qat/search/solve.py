@@ -86,7 +86,7 @@ def solve(problem: Problem, limits: Mapping[str, float], minimize: str | None = 
         taken = _solve_exactly(problem, options, objective / unit, possible, limits)
         total = float(objective[taken].sum())
         if unit <= max(total, 0.0) / NEAR or unit < SMALLEST_UNIT or total <= 0:
-            return [options[i] for i in taken]
+            return [options[int(i)] for i in taken]
         possible[objective > total * (1 + 1e-9)] = 0  # one alone is worse than all together were
         objective = objective * possible
         unit = total / (10 * NEAR)
@@ -124,7 +124,7 @@ def _solve_exactly(
         if found.x is None:
             raise InfeasibleError(f"no choice of bits keeps {limits_text(limits)} together.")
         taken = np.flatnonzero(np.round(found.x))
-        costs = problem.costs([options[i] for i in taken])
+        costs = problem.costs([options[int(i)] for i in taken])
         if all(costs.get(name, 0.0) <= limit for name, limit in limits.items()):
             return taken
         if len(cuts) < CUTS:

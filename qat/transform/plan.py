@@ -104,7 +104,7 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
             for tensor, consumer in _consumers(node, operations)
         ]
         name = _unique(_site_name(node, operations), taken)
-        of_layers = [use for use in uses if use.rule is not None and use.rule.for_layer_inputs]
+        of_layers = [use for use in uses if use.rule is not None and use.rule.quantizer_class.for_layer_inputs]
         static = [use for use in uses if use not in of_layers]
         if of_layers:
             kind = "dynamic" if any(use.rule.is_dynamic for use in of_layers if use.rule) else "quantized"

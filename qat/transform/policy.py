@@ -108,11 +108,6 @@ class TensorRule:
         return self.quantizer_class.is_dynamic
 
     @property
-    def for_layer_inputs(self) -> bool:
-        """Whether its quantizer is for inputs of layers alone."""
-        return self.quantizer_class.for_layer_inputs
-
-    @property
     def quantizer_class(self) -> type[Quantizer]:
         """The class that `quantizer` names."""
         return resolve_quantizer(self.quantizer)[0]
@@ -275,10 +270,10 @@ class Policy:
         table).
 
         Returns:
-            The rule; None if these tensors stay in float, because the first rule's activation does, or is for inputs of layers alone.
+            The rule; None if these tensors stay in float, because the first rule's activation does, or is for inputs alone.
         """
         activation = next(iter(self.rules.values())).activation
-        if activation is None or activation.for_layer_inputs:
+        if activation is None or activation.quantizer_class.for_layer_inputs:
             return None
         quantizer = "LSQ" if issubclass(activation.quantizer_class, LookupTableQuantizer) else activation.quantizer
         rule = replace(activation, bits=self.residual_bits or activation.bits, quantizer=quantizer)
@@ -292,7 +287,7 @@ class Policy:
         """
 
         def swap(tensor: TensorRule | None, observer: Part) -> TensorRule | None:
-            if tensor is None or tensor.for_layer_inputs:
+            if tensor is None or tensor.quantizer_class.for_layer_inputs:
                 return tensor
             return replace(tensor, quantizer=quantizer, observer=observer)
 

@@ -50,8 +50,8 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
     Presets: w<bits>a<bits> ("w4a8") for weights and activations, w<bits> ("w4") for weights alone, w<bits>_dynamic
     ("w8_dynamic") for weights and, with ranges of each batch, the 8-bit inputs of layers; w<bits>_dynamic_per_token with a
     range for each token. fp8, mxfp8, mxfp6, mxfp4, mxint8, nvfp4: weights and inputs of layers in this format, the first and
-    the last layer in fp8; fp8_static: fp8 with a calibrated scale for each input; <format>_weights: weights alone. transformer_<any of these>: the same, with rules of their own for
-    embeddings and the head.
+    the last layer in fp8; fp8_static: fp8 with a calibrated scale for each input; <format>_weights: weights alone.
+    transformer_<any of these>: the same, with rules of their own for embeddings and the head.
 
     Content: `preset` or `rules` (name -> {match, weight, activation}), `residual_bits` (8), `first_last_bits` (8; null:
     no rules for the first and last layer), `first_last_quantizer` (null: as the others), `weight` and `activation` (fields

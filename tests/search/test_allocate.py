@@ -157,6 +157,15 @@ def test_latency_comes_from_a_table_of_measured_times(tmp_path: Path, batches: l
         LatencyTable.read(path)
 
 
+def test_milliseconds_above_float_are_possible_where_float_is_faster(batches: list[Tensor]) -> None:
+    table = LatencyTable({name: {"w8a8": 2.0, "w2a8": 3.0, "float": 1.0} for name in ("0", "2")})
+    model, options = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), {"weight_bits": (2, 8), "keep": []}
+    with pytest.raises(ValueError, match=r"it goes from 4 to 6 ms; the float network has 2\."):
+        allocate(model, "w8a8", [torch.rand(4, 8)], latency=3.9, latency_table=table, points=0, **options)  # type: ignore[arg-type]
+    found = allocate(model, "w8a8", [torch.rand(4, 8)], latency=5, latency_table=table, points=0, **options)  # type: ignore[arg-type]
+    assert found.record.costs[0].value <= 5
+
+
 def test_a_record_survives_its_file(found: Allocation, tmp_path: Path) -> None:
     assert Allocation.load(found.save(tmp_path / "allocation.json")) == found
     assert "<- chosen" in str(found)

@@ -14,7 +14,7 @@ from qat.export.onnx.data_movement import pads_of_axes
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.scaled_floats import refuse_input, write_static_floats
 from qat.integer import modules
-from qat.quantizers import FP8, FP8Static, MX, NVFP4, Dynamic, DynamicPerToken
+from qat.quantizers import FP8, MX, NVFP4, Dynamic, DynamicPerToken, FP8Static
 
 
 def write_quantize(graph: QdqGraph, node: fx.Node, module: modules.Quantize) -> str:

@@ -99,12 +99,11 @@ def write_static_floats(graph: QdqGraph, node: fx.Node, quantizer: FP8Static) ->
         raise ValueError(
             f"{name} is {quantizer.format_name}, a type that this target lacks: write target='onnxruntime'."
         )
-    scale, largest = (
-        value.reshape(()).numpy() for value in (quantizer.scale, quantizer.scale * quantizer.format.largest)
-    )
-    # QuantizeLinear saturates anyway. But ONNX Runtime drops a Relu or Clip in front of it, as if its type had no negative codes.
-    real = graph.node("Min", [graph.input(node), graph.constant(largest)], f"{name}_saturated")
-    scale = graph.constant(scale)
+    real_scale = quantizer.qparams().scale.reshape(())
+    largest = graph.constant((real_scale * quantizer.format.largest).numpy())
+    # QuantizeLinear saturates, too. But ONNX Runtime drops a Relu or Clip right before it, as if the type had no sign.
+    real = graph.node("Min", [graph.input(node), largest], f"{name}_saturated")
+    scale = graph.constant(real_scale.numpy())
     zero = graph.unique(f"{name}_zero")
     graph.constants.append(helper.make_tensor(zero, NATIVE[quantizer.element], (), b"\0", raw=True))
     codes = graph.node("QuantizeLinear", [real, scale, zero], f"{name}_codes", saturate=1)
