@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,16 +22,19 @@ from torch._ops import HigherOrderOperator, OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import (
+    SUPPORTED_NODES,
+    GetAttrKey,
     MappingKey,
     SequenceKey,
     TreeSpec,
-    tree_flatten,
-    tree_flatten_with_path,
-    tree_leaves,
-    tree_map,
-    tree_map_only,
+    register_pytree_node,
     tree_unflatten,
 )
+from torch.utils._pytree import tree_flatten as flatten_registered
+from torch.utils._pytree import tree_flatten_with_path as flatten_registered_with_path
+from torch.utils._pytree import tree_leaves as leaves_registered
+from torch.utils._pytree import tree_map as map_registered
+from torch.utils._pytree import tree_map_only as map_only_registered
 
 __all__ = [
     "FLAT_WEIGHTS",
@@ -86,6 +90,54 @@ TENSOR_FROM_PARTS: dict[str, Callable[..., Any]] = {
 
 FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
 """Where a recurrent layer keeps its parameters a second time, in the order of cuDNN."""
+
+
+def _sees_dataclasses(walk: Function, position: int) -> Function:
+    """A function of torch.utils._pytree that looks into dataclasses, too, as torch.export does once they are registered."""
+
+    @wraps(walk)
+    def walked(*args: Any, **kwargs: Any) -> Any:
+        while any(_register(type(leaf)) for leaf in leaves_registered(args[position]) if _holds_tensors(leaf)):
+            pass  # a dataclass may be in another one
+        return walk(*args, **kwargs)
+
+    return cast(Function, walked)
+
+
+def _holds_tensors(leaf: Any) -> bool:
+    if isinstance(leaf, type) or not dataclasses.is_dataclass(leaf) or type(leaf).__module__.startswith("qat."):
+        return False
+    values = leaves_registered([getattr(leaf, name, None) for name in _names_of_fields(type(leaf))])
+    return any(isinstance(v, Tensor | fx.Proxy | fx.Node) or _holds_tensors(v) for v in values)
+
+
+def _names_of_fields(kind: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if field.init]
+
+
+def _register(kind: type[Any]) -> bool:
+    """Register a dataclass, unless it is registered; whether it was not."""
+    if kind in SUPPORTED_NODES:
+        return False
+    names = _names_of_fields(kind)
+
+    def with_keys(value: Any) -> tuple[list[tuple[Any, Any]], list[str]]:
+        return [(GetAttrKey(name), getattr(value, name)) for name in names], names
+
+    register_pytree_node(
+        kind,
+        lambda value: ([getattr(value, name) for name in names], names),
+        lambda values, _: kind(**dict(zip(names, values, strict=True))),
+        flatten_with_keys_fn=with_keys,
+    )
+    return True
+
+
+tree_flatten = _sees_dataclasses(flatten_registered, 0)
+tree_flatten_with_path = _sees_dataclasses(flatten_registered_with_path, 0)
+tree_leaves = _sees_dataclasses(leaves_registered, 0)
+tree_map = _sees_dataclasses(map_registered, 1)
+tree_map_only = _sees_dataclasses(map_only_registered, 2)
 
 
 def constant_for_compiler(function: Function) -> Function:

@@ -165,9 +165,12 @@ MEMBERS = [
     *(
         of_torch("utils._pytree", name, lambda: torch.utils._pytree, "walk through nested values", BELOW_TRAINING)
         for name in (
+            "GetAttrKey",
             "MappingKey",
+            "SUPPORTED_NODES",
             "SequenceKey",
             "TreeSpec",
+            "register_pytree_node",
             "tree_flatten",
             "tree_flatten_with_path",
             "tree_leaves",

@@ -34,23 +34,16 @@ _BINARY: dict[str, Any] = {
 }  # fmt: skip
 """Operation of aten -> operator, if there is no `alpha`."""
 
-_METHODS = [
-    "reshape",
-    "permute",
-    "transpose",
-    "expand",
-    "contiguous",
-    "unsqueeze",
-    "squeeze",
-    "select",
-    "flip",
-    "repeat",
-    "unflatten",
-    "t",
-    "detach",
-    "narrow",
-    "masked_fill",
-]
+_DROPOUTS: dict[str, Any] = {
+    "dropout": F.dropout, "alpha_dropout": F.alpha_dropout, "feature_alpha_dropout": F.feature_alpha_dropout,
+}  # fmt: skip
+_OF_CHANNELS = {5: F.dropout3d, 4: F.dropout2d, 3: F.dropout1d}
+"""Axes of its input -> what aten calls feature_dropout."""
+
+_METHODS = frozenset(
+    ("reshape", "permute", "transpose", "expand", "contiguous", "unsqueeze", "squeeze", "select", "flip", "repeat", "unflatten",
+     "t", "detach", "narrow", "masked_fill"),
+)  # fmt: skip
 """Operations of aten, of whatever overload, that are methods of a tensor with the same arguments."""
 
 
@@ -71,12 +64,45 @@ def to_torch(node: fx.Node) -> None:
         node.op, node.target = "call_method", base
     elif base in ("sym_size", "size"):
         node.op, node.target = "call_method", "size"
-    elif name in ("dropout.default", "dropout_.default"):
-        node.target = F.dropout
+    elif (function := dropout_function(node)) is not None:
+        node.target = function
     elif name == "batch_norm.default":
         x, weight, bias, mean, variance, training, momentum, eps, *_ = node.args
         node.target, node.args = F.batch_norm, (x, mean, variance, weight, bias, training, momentum, eps)
+    elif name == "_native_batch_norm_legit_no_training.default":
+        x, weight, bias, mean, variance, momentum, eps = node.args
+        node.target, node.args = F.batch_norm, (x, mean, variance, weight, bias, False, momentum, eps)
+        _is_its_first_result(node)
+    elif name == "copy.default":  # which has no derivative
+        _copy_as_expand(node)
     elif name in ("layer_norm.default", "group_norm.default"):
         node.target, node.args = (F.layer_norm if name[0] == "l" else F.group_norm), node.args[:5]
     elif name == "rms_norm.default":
         node.target = F.rms_norm
+
+
+def dropout_function(node: fx.Node) -> Any:
+    """The function of torch.nn.functional that a dropout of aten is; None if it is none."""
+    base, _, overload = str(node.target).removeprefix("aten.").partition(".")
+    base = base.removesuffix("_")
+    if overload != "default" or (base not in _DROPOUTS and base != "feature_dropout"):
+        return None
+    value = node.meta.get("val")
+    return _DROPOUTS[base] if base in _DROPOUTS else _OF_CHANNELS.get(getattr(value, "ndim", 4), F.dropout2d)
+
+
+def _is_its_first_result(node: fx.Node) -> None:
+    """Let the readers of the first of several results read the node."""
+    for user in list(node.users):
+        if user.target is operator.getitem and user.args[1] == 0:
+            node.meta["val"] = user.meta.get("val")
+            user.replace_all_uses_with(node)
+            node.graph.erase_node(user)
+
+
+def _copy_as_expand(node: fx.Node) -> None:
+    """Write copy(old, new), the values of `new` in the shape and type of `old`, as methods."""
+    old, new = node.args[:2]
+    with node.graph.inserting_before(node):
+        converted = node.graph.call_method("type_as", (new, old))
+    node.op, node.target, node.args, node.kwargs = "call_method", "expand_as", (converted, old), {}

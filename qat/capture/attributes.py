@@ -45,8 +45,22 @@ class Attributes:
             for name, module in self.modules.items()
         }
 
-    def restore(self) -> dict[str, fx.Node]:
+    def stored_with_gradient(self) -> list[str]:
+        """The names of new attributes with tensors that need a gradient: what forward keeps for a loss."""
+        return [
+            f"{name}.{key}".lstrip(".")
+            for name, module in self.modules.items()
+            for key, value in module.__dict__.items()
+            if not (key in self.before[name] and self.before[name][key].is_now(value))
+            if key not in ("_parameters", "_buffers", "_modules")
+            if any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(value))
+        ]
+
+    def restore(self, keep_new: bool = True) -> dict[str, fx.Node]:
         """Set everything back, in place.
+
+        Args:
+            keep_new: whether attributes that were not there before stay, unless they hold proxies: what forward caches.
 
         Returns:
             The tensors that forward stored while it was traced: "module.attribute" -> its node.
@@ -69,7 +83,7 @@ class Attributes:
                     lost.append(path)
                 if key in before:
                     now[key] = before[key].restored()
-                elif _has_proxies(value):
+                elif _has_proxies(value) or not keep_new:
                     del now[key]
         if lost:
             raise NotInGraphError(f"forward changes {', '.join(lost)}, which a graph would not repeat")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qat.torch_private import TreeSpec, tree_flatten, tree_unflatten
+from qat.torch_private import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 Arguments = Mapping[str, Any]
 """Arguments of forward by name."""
@@ -22,7 +22,7 @@ class CallFormat:
     Attributes:
         inputs: the structure of the arguments by name.
         names: their names.
-        is_tensor: for each leaf of it, whether it is an input of the graph.
+        is_tensor: for each leaf of it, whether it is a tensor. Arguments with tensors are inputs of the graph.
         constants: the leaves that are none.
         output: the structure of the result.
         others_allowed: whether forward itself can serve calls of another format.
@@ -47,8 +47,8 @@ class CallFormat:
         constants = tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor))
         return cls(spec, tuple(arguments), is_tensor, constants, output)
 
-    def flat(self, arguments: Arguments) -> list[Tensor] | None:
-        """The inputs of the graph; None if it is another kind of call."""
+    def flat(self, arguments: Arguments) -> list[Any] | None:
+        """The inputs of the graph, as nested as they are in the call; None if it is another kind of call."""
         arguments = {name: value for name, value in arguments.items() if (name, value) not in self.implied}
         if set(arguments) != set(self.names):
             return None
@@ -57,11 +57,16 @@ class CallFormat:
             return None
         constants = [leaf for leaf, tensor in zip(leaves, self.is_tensor, strict=True) if not tensor]
         same = all(type(a) is type(b) and a == b for a, b in zip(constants, self.constants, strict=True))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)] if same else None
+        return [arguments[name] for name in self.names if has_tensors(arguments[name])] if same else None
 
     def result(self, outputs: Any) -> Any:
         """What forward returns, from what the graph returns."""
         return tree_unflatten(tree_flatten(outputs)[0], self.output)
+
+
+def has_tensors(value: Any) -> bool:
+    """Whether there is a tensor in nested tuples, lists and dicts."""
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def call_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,12 +13,14 @@ from torch import fx, nn
 
 from qat.capture.attention import decompose_attention
 from qat.capture.attributes import Attributes, NotInGraphError, Remember
-from qat.capture.call_format import CallFormat
+from qat.capture.call_format import CallFormat, call_arguments
 from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS, make_canonical
+from qat.capture.compiled import CompiledGraph
 from qat.capture.export import exported
 from qat.capture.following import follow_the_model
 from qat.capture.hidden import hiding_functions, hiding_modules
 from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
+from qat.capture.in_training import InTraining, not_repeated, seen_in_training
 from qat.capture.install import install, installed_graph
 from qat.capture.recurrent import recurrent_as_modules
 from qat.capture.tracer import traced
@@ -79,7 +81,7 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
         with suppress(CaptureError):
             return _from_export(model, args, kwargs or {}, CaptureError(unfit))
     try:
-        return _from_fx(model, examples)
+        return _from_fx(model, args, kwargs or {})
     except StatefulError:
         raise
     except CaptureError as reason:
@@ -124,20 +126,26 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     except Exception as error:  # whatever torch.export says of somebody's forward
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason}; torch.export: {said[0]}") from error
+    arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
+    forward = seen_in_training(model, lambda: model(*args, **kwargs))
     recurrent_as_modules(model, graph)
     exact = not decompose_attention(model, graph, None)
     recast = make_canonical(model, graph, None)
     follow_the_model(model, graph)
+    _refuse_what_stops(model, forward, lambda: CompiledGraph(graph).forward(model, *(form.flat(arguments) or ())))
     captured = Captured(graph, "torch.export", str(reason), "", replace(form, others_allowed=not recast), exact)
     if recast:
         captured.install(model)
     return captured
 
 
-def _from_fx(model: nn.Module, n_arguments: int) -> Captured:
+def _from_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+    n_arguments = len(args) + len(kwargs)
     graph, stored = _traced(model, training=False)
     try:
         training, _ = _traced(model, training=True)
+    except StatefulError:
+        raise
     except CaptureError:
         training = None
     required = sum(node.op == "placeholder" for node in graph.nodes)
@@ -147,6 +155,9 @@ def _from_fx(model: nn.Module, n_arguments: int) -> Captured:
         )
     _refuse_what_changes(model, graph, training)
     differs = "" if training is not None and _operations(graph) == _operations(training) else _differs(model)
+    if differs and n_arguments:
+        forward = seen_in_training(model, lambda: model(*args, **kwargs))
+        _refuse_what_stops(model, forward, lambda: CompiledGraph(graph).forward(model, *args, **kwargs))
     _remember(model, graph, stored)
     exact = not decompose_attention(model, graph, training)
     if make_canonical(model, graph, training):
@@ -188,6 +199,13 @@ def _refuse_what_changes(model: nn.Module, graph: fx.Graph, training: fx.Graph |
         lost = overwritten_buffers(model, training) - overwritten_buffers(model, graph)
         if lost := {name for name in lost if not name.endswith("num_batches_tracked")}:
             raise StatefulError(f"{type(model).__name__} updates {', '.join(sorted(lost))} in training")
+
+
+def _refuse_what_stops(model: nn.Module, forward: InTraining | None, graph: Callable[[], Any]) -> None:
+    """Refuse a graph that would stop counters and moving statistics. forward: what its forward does in training."""
+    repeated = None if forward is None else seen_in_training(model, graph)
+    if forward is not None and repeated is not None and (lost := not_repeated(forward, repeated)):
+        raise StatefulError(f"{type(model).__name__}: {lost}")
 
 
 def _differs(model: nn.Module) -> str:

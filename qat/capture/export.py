@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,13 +12,25 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from qat.capture.aten import to_torch
+from qat.capture.aten import dropout_function, to_torch
 from qat.capture.attributes import Attributes
+from qat.capture.autograd_functions import functions_that_are_called
 from qat.capture.call_format import CallFormat, call_arguments
 from qat.capture.rewriting import erase_unused
 from qat.contexts import quiet, training_mode
 from qat.operations import is_label, without_labels
-from qat.torch_private import HigherOrderOperator, Operator, TreeSpec, tree_flatten, tree_map, tree_unflatten
+from qat.torch_private import (
+    HigherOrderOperator,
+    MappingKey,
+    Operator,
+    SequenceKey,
+    TreeSpec,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    tree_unflatten,
+)
 
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[fx.Graph, CallFormat]:
@@ -33,7 +46,8 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
     named = _each_its_own(tree_map(_at_least_two, arguments))
     with training_mode(model, False), torch.enable_grad(), quiet(("torch.export", "torch.fx"), drop_output=False):
-        free = 1 if _cuts_windows(model, named) else None
+        ranks = _observed(model, named)
+        free = 1 if _cuts_windows(ranks, named) else None
         dynamic = tree_map(lambda x: _free_sizes(x, free) if isinstance(x, Tensor) else None, named)
         implied = _without_cache(model, named)
         dynamic.update(dict.fromkeys(implied))
@@ -43,13 +57,14 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         finally:
             attributes.restore()
         if _overwrites_what_is_read(program.graph):
-            program = program.run_decompositions({})  # writes new tensors, and decomposes nothing
+            program = _without_overwriting(program)
     unlifted = program.module(check_guards=False)
     assert isinstance(unlifted, fx.GraphModule)
     _read_sizes_off_inputs(unlifted.graph)
     output_spec = program.call_spec.out_spec
     assert output_spec is not None
     graph = _over_the_model(model, unlifted, CallFormat.of_call({**named, **implied}, output_spec))
+    _nest_inputs(graph, named)
     form = replace(CallFormat.of_call(named, output_spec), implied=tuple(implied.items()))
     return graph, replace(form, without_labels=_form_without_labels(model, graph, named, implied))
 
@@ -91,20 +106,32 @@ class _RankOfViews(TorchFunctionMode):
         return result
 
 
-def _cuts_windows(model: nn.Module, arguments: Mapping[str, Any]) -> bool:
-    """Whether forward cuts an image into a grid of windows or patches: (batch, rows, height, columns, width, channels)."""
-    axes = max((x.ndim for x in tree_flatten(arguments)[0] if isinstance(x, Tensor)), default=0)
-    if axes < 4:
-        return False
+def _observed(model: nn.Module, arguments: Mapping[str, Any]) -> int:
+    """Run forward once; return the most axes that one of its tensors had. Dataclasses that it returns are known from now on.
+
+    Raises:
+        ValueError: it calls a function whose gradient torch.export would not keep, or stores a tensor that a loss may read.
+    """
     attributes = Attributes(model)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=()), _RankOfViews() as ranks:
-            model(**arguments)
+        with torch.random.fork_rng(devices=()), _RankOfViews() as ranks, functions_that_are_called() as functions:
+            tree_leaves(model(**arguments))
+        stored = attributes.stored_with_gradient()
     except Exception:  # torch.export will say it, in its own words
-        return False
+        return 0
     finally:
-        attributes.restore()
-    return ranks.largest >= axes + 2
+        attributes.restore(keep_new=False)
+    if functions:
+        raise ValueError(f"it would replace the gradient of {functions[0]}")
+    if stored:
+        raise ValueError(f"forward stores {stored[0]}, which its graph would not")
+    return ranks.largest
+
+
+def _cuts_windows(most_axes: int, arguments: Mapping[str, Any]) -> bool:
+    """Whether forward cuts an image into a grid of windows or patches: (batch, rows, height, columns, width, channels)."""
+    axes = max((x.ndim for x in tree_flatten(arguments)[0] if isinstance(x, Tensor)), default=0)
+    return axes >= 4 and most_axes >= axes + 2
 
 
 def _form_without_labels(
@@ -163,6 +190,63 @@ def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat
         to_torch(node)
     erase_unused([n for n in reversed(graph.nodes) if n.op == "call_function" and not n.users])
     return graph
+
+
+def _nest_inputs(graph: fx.Graph, arguments: Mapping[str, Any]) -> None:
+    """Give the graph one input for each argument, and read the tensors in lists, dicts and tuples from it, as torch.fx does."""
+    paths: list[Any] = [path for path, leaf in tree_flatten_with_path(dict(arguments))[0] if isinstance(leaf, Tensor)]
+    leaves = [node for node in graph.nodes if node.op == "placeholder"]
+    inputs: dict[str, fx.Node] = {}
+    previous = None
+    for leaf, (argument, *path) in zip(leaves, paths, strict=True):
+        if argument.key in inputs:
+            continue
+        with graph.inserting_before(leaf):
+            inputs[argument.key] = graph.placeholder(argument.key) if path else leaf
+        if previous is not None:
+            previous.append(inputs[argument.key])
+        previous = inputs[argument.key]
+    for leaf, (argument, *path) in zip(leaves, paths, strict=True):
+        if path:
+            read = inputs[argument.key]
+            for step in path:
+                with graph.inserting_before(leaf):
+                    read = graph.call_function(*_step(read, step))
+            read.meta = dict(leaf.meta)
+            leaf.replace_all_uses_with(read)
+            graph.erase_node(leaf)
+
+
+def _step(node: fx.Node, step: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The call that reads what lies in nested values at this step of a path."""
+    if isinstance(step, SequenceKey):
+        return operator.getitem, (node, step.idx)
+    return (operator.getitem, (node, step.key)) if isinstance(step, MappingKey) else (getattr, (node, step.name))
+
+
+def _without_overwriting(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A program that writes new tensors.
+
+    torch.export decomposes nothing for it, but leaves out dropout in evaluation. So it is told that this is another operation.
+    """
+    native, functions = torch.ops.aten.native_dropout.default, []
+    for node in program.graph.nodes:
+        if (function := dropout_function(node)) is not None:
+            functions.append(function)
+            with program.graph.inserting_after(node):
+                first = program.graph.call_function(operator.getitem, (node, 0))
+            node.replace_all_uses_with(first, delete_user_cb=lambda user, first=first: user is not first)
+            first.meta = dict(node.meta)
+            node.target = native
+    program = program.run_decompositions({})
+    found = [node for node in program.graph.nodes if node.target is native]
+    for node, function in zip(found, functions, strict=True):
+        node.target = function
+        (first,) = node.users
+        node.meta["val"] = first.meta["val"]
+        first.replace_all_uses_with(node)
+        program.graph.erase_node(first)
+    return program
 
 
 def _overwrites_what_is_read(graph: fx.Graph) -> bool:

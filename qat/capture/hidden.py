@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
+from qat.capture.autograd_functions import Applied
+
 _HIDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _SHOWN = ("torch", "_operator", "operator", "builtins", "math")
 """Packages whose functions are operations; others are in a graph because `torch.fx.wrap` keeps them whole."""
@@ -21,7 +23,8 @@ def hiding_functions(model: nn.Module, graph: fx.Graph) -> list[str]:
 
 def _is_wrapped(node: fx.Node) -> bool:
     package = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-    return node.op == "call_function" and package not in _SHOWN and hasattr(node.target, "__name__")
+    is_function = node.op == "call_function" and not isinstance(node.target, Applied)
+    return is_function and package not in _SHOWN and hasattr(node.target, "__name__")
 
 
 def _takes_weights(model: nn.Module, node: fx.Node) -> bool:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qat.capture.attributes import NotInGraphError
+from qat.capture.autograd_functions import functions_as_nodes
 from qat.capture.rewriting import erase_unused
 from qat.contexts import training_mode
 from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized
 from qat.quantizers import Quantizer
-from qat.torch_private import assert_function
+from qat.torch_private import assert_function, own_buffers
 
 
 class Tracer(fx.Tracer):
@@ -109,13 +111,30 @@ def traced(model: nn.Module, training: bool) -> fx.Graph:
     Raises:
         Exception: anything that a forward raises when it gets proxies instead of tensors.
     """
-    with training_mode(model, training), _without_optional_arguments(model):
+    with training_mode(model, training), _without_optional_arguments(model), functions_as_nodes(), _buffers_kept():
         tracer = Tracer()
         graph = tracer.trace(model)
     erase_unused([n for n in graph.nodes if n.target is assert_function or n.op == "get_attr"])
     erase_unused(tracer.asserted)
     graph.lint()
     return graph
+
+
+@contextmanager
+def _buffers_kept() -> Iterator[None]:
+    """Inside the `with`, a forward that assigns a new tensor to a buffer is refused by name; torch would only say its type."""
+    original = nn.Module.__setattr__
+
+    def assign(module: nn.Module, name: str, value: Any) -> None:
+        if isinstance(value, fx.Proxy) and own_buffers(module).get(name) is not None:
+            raise NotInGraphError(f"forward changes {name}, which a graph would not repeat")
+        original(module, name, value)
+
+    nn.Module.__setattr__ = assign  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = original  # type: ignore[method-assign]
 
 
 def _is_asserting(frame: FrameType) -> bool:

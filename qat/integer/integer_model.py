@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qat.capture.graph_record import NodeRecord, graph_of_record, record_graph
 from qat.integer.modules import IntegerModule
 from qat.torch_private import tree_map
-from qat.transform.graph_record import NodeRecord, graph_of_record, record_graph
 
 
 class IntegerModel(fx.GraphModule):
@@ -52,11 +52,12 @@ class IntegerModel(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         # A GraphModule pickles as source code that is traced again, as a plain GraphModule.
         root = nn.Module()
-        for name, child in self.named_children():
+        # Not named_children and its like, which leave out what a layer that is called twice, or tied weights, repeat.
+        for name, child in self._modules.items():
             root.add_module(name, child)
-        for name, parameter in self.named_parameters(recurse=False):
+        for name, parameter in self._parameters.items():
             root.register_parameter(name, parameter)
-        for name, buffer in self.named_buffers(recurse=False):
+        for name, buffer in self._buffers.items():
             root.register_buffer(name, buffer)
         return _restore, (root, record_graph(self.graph), self._get_name(), self.policy, self.training)
 

@@ -17,7 +17,7 @@ def read_mean(call: Call, inputs: tuple[fx.Node, ...], before: object) -> Operat
     if call.name not in ("mean", "sum") or len(inputs) != 1 or call.get("dtype") is not None:
         return None
     dims = call.get("dim")
-    dims = (dims,) if isinstance(dims, int) else tuple(dims or ())
+    dims = (dims,) if isinstance(dims, int) else tuple(dims) if isinstance(dims, list | tuple) else ()
     if not dims or not all(isinstance(d, int) for d in dims):
         return None
     return Mean(inputs, dims, bool(call.get("keepdim")), total=call.name == "sum")

@@ -49,7 +49,13 @@ def write_slice(graph: QdqGraph, node: fx.Node) -> str:
 
 
 def write_transpose(graph: QdqGraph, node: fx.Node) -> str:
-    """x.permute(...), torch.permute(x, ...), x.transpose(a, b), however their axes are spelled."""
+    """x.permute(...), torch.permute(x, ...), x.transpose(a, b), however their axes are spelled.
+
+    Raises:
+        NoOnnxFormError: the axes are calculated.
+    """
+    if len(node.all_input_nodes) > 1:
+        raise NoOnnxFormError(node.target, tensor_name(node))
     rank, call = len(graph.input_shape(node)), call_of(nn.Module(), node)
     if call.name == "transpose":
         order = list(range(rank))

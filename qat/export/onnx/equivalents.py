@@ -60,4 +60,11 @@ def embedding_bag(
     return torch.matmul(share.unsqueeze(1), embedded).squeeze(1)
 
 
-EQUIVALENTS: dict[Any, Callable[..., Any]] = {F.embedding_bag: embedding_bag}
+def rrelu(
+    input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
+) -> Tensor:
+    """torch.nn.functional.rrelu in evaluation: a leaky ReLU with the mean slope."""
+    return F.leaky_relu(input, (lower + upper) / 2)
+
+
+EQUIVALENTS: dict[Any, Callable[..., Any]] = {F.embedding_bag: embedding_bag, F.rrelu: rrelu}

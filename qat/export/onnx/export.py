@@ -8,6 +8,7 @@ float Clip, leaves every fusion intact.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import operator
 from collections import Counter
@@ -38,7 +39,7 @@ from qat.files import write_atomically
 from qat.integer import Encoding, IntegerModel
 from qat.integer.modules import IntegerModule
 from qat.operations import AdaptiveMaxPool, describe_graph
-from qat.torch_private import tree_map_only
+from qat.torch_private import tree_leaves, tree_map_only
 
 
 def export_onnx(
@@ -159,8 +160,8 @@ class _Exporter:
 
     def _write_outputs(self) -> None:
         """Give what is returned the names of outputs; an Identity that only renames would cost a copy."""
-        returned = fx.map_arg(self.trials.output.args[0], lambda node: self.graph.names.get(node))
-        results = names_in(returned)
+        returned = (leaf for leaf in tree_leaves(self.trials.output.args[0]) if isinstance(leaf, fx.Node))
+        results = [name for node in returned for name in names_in(self.graph.names.get(node))]
         readers = Counter(name for node in self.graph.nodes for name in node.input) + Counter(results)
         producers = {name: node for node in self.graph.nodes for name in node.output}
         for result, name in zip(results, self.output_names.values(), strict=True):
@@ -198,6 +199,10 @@ class _Exporter:
     def _write_node(self, node: fx.Node) -> Any:
         """Write a node by our own writers or, if none can, leave it to torch.onnx; return the names of its outputs."""
         producer = next(iter(node.all_input_nodes), node)
+        if isinstance(node.target, type) and dataclasses.is_dataclass(node.target):  # what forward returns
+            return [name for n in node.all_input_nodes for name in names_in(self.graph.names.get(n))]
+        if node.target is getattr and not isinstance(structure := self.graph.names.get(producer, ""), str):
+            return getattr(structure, str(node.args[1]))  # one of several inputs
         if node.target is operator.getitem and not isinstance(self.graph.names.get(producer), str):
             if producer not in self.float_nodes:
                 return self.graph.names[producer][node.args[1]]  # one of several inputs
@@ -239,6 +244,9 @@ class _Exporter:
             return self.graph.input(node)
         if node.target in DATA_MOVEMENT:
             return DATA_MOVEMENT[node.target](self.graph, node)
+        if len({x.dtype for n in (node, *node.all_input_nodes) for x in tensors_in(self.outputs[n])}) > 1:
+            # ONNX converts nothing by itself
+            raise NoOnnxFormError(node.target, tensor_name(node))
         return write_float_function(self.graph, node)
 
     def _write_reshape(self, node: fx.Node) -> str:

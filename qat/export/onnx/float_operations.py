@@ -49,6 +49,8 @@ def write_float_function(graph: QdqGraph, node: fx.Node) -> str:
         options = {
             k: v for k, v in call_of(nn.Module(), node).arguments.items() if k not in ("input", "inplace") and v != []
         }
+        if len(node.all_input_nodes) > 1:  # a window as large as another tensor
+            raise NoOnnxFormError(function, name)
         return write_float_module(graph, AS_MODULES[function](**options), inputs, name)
     operation = graph.operations[node]
     if isinstance(operation, Concatenate) and not operation.stacked:

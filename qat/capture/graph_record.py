@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import fx
 from torch.fx.node import map_aggregate
+
+from qat.torch_private import Operator
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,13 @@ class NodeName:
     """Stands for the node of this name among the arguments of another."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class _FunctionName:
+    """A function that pickle does not find by its name: an operation of torch.ops, or one of torch.nn.functional."""
+
+    path: str
 
 
 class NodeRecord(NamedTuple):
@@ -33,7 +44,13 @@ def record_graph(graph: fx.Graph) -> list[NodeRecord]:
         return NodeName(argument.name) if isinstance(argument, fx.Node) else argument
 
     return [
-        NodeRecord(node.op, node.name, node.target, map_aggregate(node.args, named), map_aggregate(node.kwargs, named))
+        NodeRecord(
+            node.op,
+            node.name,
+            _recorded(node.target),
+            map_aggregate(node.args, named),
+            map_aggregate(node.kwargs, named),
+        )
         for node in graph.nodes
     ]
 
@@ -48,5 +65,22 @@ def graph_of_record(records: list[NodeRecord]) -> fx.Graph:
 
     for op, name, target, args, kwargs in records:
         arguments = map_aggregate(args, node_of), map_aggregate(kwargs, node_of)
-        nodes[name] = graph.create_node(op, target, *arguments, name)
+        nodes[name] = graph.create_node(op, _function(target), *arguments, name)
     return graph
+
+
+def _recorded(target: Any) -> Any:
+    if isinstance(target, Operator):
+        return _FunctionName(str(target))
+    if getattr(target, "__qualname__", "").startswith("boolean_dispatch"):
+        return _FunctionName(next(name for name, function in vars(F).items() if function is target))
+    return target
+
+
+def _function(target: Any) -> Any:
+    if not isinstance(target, _FunctionName):
+        return target
+    found: Any = torch.ops if "." in target.path else F
+    for part in target.path.split("."):
+        found = getattr(found, part)
+    return found

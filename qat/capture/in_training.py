@@ -1,0 +1,92 @@
+"""What forward does in training: a graph of evaluation must leave behind the same statistics."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qat.capture.attributes import Attributes, NotInGraphError
+from qat.contexts import quiet, training_mode
+from qat.torch_private import own_buffers, tree_leaves
+
+
+@dataclass(frozen=True)
+class InTraining:
+    """One call in training.
+
+    Attributes:
+        results: the tensors that it returned.
+        changed: names of the buffers that it changed.
+        counted: a sentence about the attributes that it changed; "".
+    """
+
+    results: list[Tensor]
+    changed: frozenset[str]
+    counted: str
+
+
+def seen_in_training(model: nn.Module, call: Callable[[], Any]) -> InTraining | None:
+    """Call a forward in training and set everything back; None if it cannot run (a BatchNorm wants two samples).
+
+    Random numbers are the same in every such call.
+    """
+    attributes, buffers = Attributes(model), _buffers(model)
+    copies = {name: value.clone() for name, (_, _, value) in buffers.items()}
+    state, counted = random.getstate(), ""
+    try:
+        with training_mode(model, True), torch.no_grad(), torch.random.fork_rng(), quiet(drop_output=False):
+            torch.manual_seed(0)
+            random.seed(0)
+            results = [leaf.detach().clone() for leaf in tree_leaves(call()) if isinstance(leaf, Tensor)]
+        changed = frozenset(
+            n for n, (owner, key, _) in buffers.items() if not _same(own_buffers(owner)[key], copies[n])
+        )
+    except Exception:  # a user's forward may raise anything
+        return None
+    finally:
+        random.setstate(state)
+        for name, (owner, key, value) in buffers.items():
+            own_buffers(owner)[key] = value
+            with torch.no_grad():
+                value.copy_(copies[name])
+        try:
+            attributes.restore(keep_new=False)
+        except NotInGraphError as error:
+            counted = str(error)
+    return InTraining(results, changed, counted)
+
+
+def not_repeated(forward: InTraining, graph: InTraining) -> str:
+    """What forward changes in training and its graph does not, as the rest of a sentence; "" if nothing."""
+    if forward.counted and not graph.counted:
+        return forward.counted
+    lost = sorted(forward.changed - graph.changed)
+    return f"forward updates {', '.join(lost)} in training, which a graph would not repeat" if lost else ""
+
+
+def computes_the_same(forward: InTraining, graph: InTraining) -> bool:
+    """Whether the results are equal, up to the order of sums."""
+    if len(forward.results) != len(graph.results):
+        return False
+    return all(
+        a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-2, atol=1e-3, equal_nan=True)
+        for a, b in zip(forward.results, graph.results, strict=True)
+    )
+
+
+def _buffers(model: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor]]:
+    return {
+        f"{path}.{key}".lstrip("."): (module, key, value)
+        for path, module in model.named_modules()
+        for key, value in own_buffers(module).items()
+        if value is not None
+    }
+
+
+def _same(now: Tensor | None, before: Tensor) -> bool:
+    return now is not None and now.shape == before.shape and torch.equal(now.nan_to_num(), before.nan_to_num())

@@ -1,0 +1,207 @@
+"""What is trained is what forward trains: gradients of its own functions, live statistics, dropout, and what it updates."""
+
+import copy
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qat
+from qat.capture import CaptureError, capture
+from tests.networks import build, images
+
+
+class Sign(torch.autograd.Function):
+    """-1 or 1, with the gradient of the identity between them: its own derivative is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.sign(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * (ctx.saved_tensors[0].abs() <= 1)
+
+
+class Reversed(torch.autograd.Function):
+    """The identity, with the negative gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -ctx.factor * gradients[0], None
+
+
+class Binary(nn.Conv2d):
+    """A convolution with binary weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, Sign.apply(self.weight) * self.weight.abs().mean(), self.bias, padding=1)
+
+
+class OwnGradients(nn.Module):
+    """Binary weights, binary activations, and a branch with a reversed gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.domain = nn.Conv2d(3, 8, 3), Binary(8, 8, 3), nn.Linear(8, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = F.relu(self.b(Sign.apply(self.a(x)))).mean((2, 3))
+        return self.head(features), self.domain(Reversed.apply(features, 0.5))
+
+
+class OnlyExported(OwnGradients):
+    """The same behind a loop that torch.fx cannot follow."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(torch.stack(list(x.flip(0)[: len(x)])))
+
+
+class Overwritten(nn.Module):
+    """Overwrites a slice, so that torch.export alone has a graph; BatchNorm and dropout beside it."""
+
+    def __init__(self, dropout: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop, self.head = (
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            dropout(0.4),
+            nn.Linear(8, 4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        y[:, :2] = F.relu(y[:, 2:4])
+        y[:, :, 0] = 0.5
+        return self.head(self.drop(y).mean((2, 3)))
+
+
+class Moving(nn.Module):
+    """Subtracts a moving mean, in training updated by one of several spellings."""
+
+    center: Tensor
+
+    def __init__(self, update: Callable[[nn.Module, Tensor], None], loop: bool = False) -> None:
+        super().__init__()
+        self.conv, self.head, self.update, self.loop = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), update, loop
+        self.register_buffer("center", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.stack(list(x.flip(0)[: len(x)])) if self.loop else x
+        y = F.relu(self.conv(x)).mean((2, 3))
+        if self.training:
+            self.update(self, y.detach().mean(0))
+        return self.head(y - self.center)
+
+
+class Penalty(nn.Module):
+    """Stores a term of the loss, behind a loop that torch.fx cannot follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(torch.stack(list(x.flip(0)[: len(x)])))
+        self.penalty = y.abs().mean()
+        return y
+
+
+def assigned(module: nn.Module, mean: Tensor) -> None:
+    module.center = 0.9 * module.center + 0.1 * mean
+
+
+def in_place(module: nn.Module, mean: Tensor) -> None:
+    module.center.mul_(0.9).add_(mean, alpha=0.1)
+
+
+def without_gradients(module: nn.Module, mean: Tensor) -> None:
+    with torch.no_grad():
+        module.center[:] = mean
+
+
+def gradients(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    returned = network(x)
+    sum(y.square().sum() for y in (returned if isinstance(returned, tuple) else (returned,))).backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("network", [OwnGradients, OnlyExported])
+def test_functions_keep_their_own_gradients(network: Callable[[], nn.Module]) -> None:
+    model, x = build(network).eval(), images(4)[:, :, :10, :10]
+    prepared = qat.prepare(model, "w8a8", (x,))
+    with qat.mode(prepared, qat.Mode.OFF):
+        expected, found = gradients(model, x), gradients(prepared, x)
+    assert expected["a.weight"].abs().sum() > 0
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+def test_functions_are_nodes_of_torch_fx_and_no_way_of_torch_export() -> None:
+    assert capture(build(OwnGradients), (images(4),)).way == "torch.fx"
+    with pytest.raises(CaptureError, match="would replace the gradient of Sign"):
+        capture(build(OnlyExported), (images(4),))
+
+
+def test_functions_with_gradients_are_pickled_and_copied() -> None:
+    prepared, x = qat.prepare(build(OwnGradients), "w8a8", (images(4),)), images(4)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    for model in (prepared, integer):
+        for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(again(x)[1], model(x)[1])
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout, nn.Dropout2d])
+def test_batch_norm_and_dropout_beside_overwritten_tensors_stay_live(dropout: type[nn.Module]) -> None:
+    model, x = build(lambda: Overwritten(dropout)).train(), images(4)[:, :, :10, :10]
+    prepared = qat.prepare(model, "w8a8", (x,))
+    with qat.mode(prepared, qat.Mode.OFF):
+        torch.manual_seed(1)
+        expected = model(x)
+        torch.manual_seed(1)
+        found = prepared(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(prepared.norm.running_mean, model.norm.running_mean)
+    found.square().sum().backward()  # copy has no derivative
+    assert prepared.conv.weight.grad is not None
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["torch.fx", "torch.export"])
+@pytest.mark.parametrize("update", [assigned, in_place, without_gradients])
+def test_what_forward_updates_in_training_goes_on_moving(
+    update: Callable[[nn.Module, Tensor], None], loop: bool
+) -> None:
+    model, x = build(lambda: Moving(update, loop)).train(), images(4)[:, :, :10, :10]
+    before = model.center.clone()
+    prepared = qat.prepare(model, "w8a8", (x,))
+    assert torch.equal(model.center, before)
+    assert torch.equal(prepared.center, before)
+    with pytest.raises(CaptureError, match="center"):
+        capture(build(lambda: Moving(update, loop)), (x,))
+    with qat.mode(prepared, qat.Mode.OFF):
+        model(x)
+        prepared(x)
+    torch.testing.assert_close(prepared.center, model.center)
+
+
+def test_a_term_of_the_loss_that_is_stored_is_not_lost() -> None:
+    x = torch.randn(4, 8)
+    with pytest.raises(CaptureError, match=re.escape("forward stores penalty")):
+        capture(build(Penalty), (x,))
+    prepared = qat.prepare(build(Penalty), "w8a8", (x,))
+    qat.calibrate(prepared, [x])
+    prepared(x)
+    prepared.penalty.backward()
+    assert prepared.head.weight.grad is not None
