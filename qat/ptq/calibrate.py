@@ -11,7 +11,7 @@ from qat.quantizers import Mode
 from qat.transform import calibrate, prepare, quantizers
 from qat.transform.batches import call_of
 from qat.transform.class_names import Part
-from qat.transform.policy import TensorRule
+from qat.transform.tensor_rule import TensorRule
 
 
 class Calibrate(Pass):

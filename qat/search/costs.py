@@ -9,7 +9,7 @@ from torch import nn
 from qat.integer import stored_bytes
 from qat.search.budget import Budget
 from qat.search.layers import Layer
-from qat.transform.policy import TensorRule
+from qat.transform.tensor_rule import TensorRule
 
 FLOAT_BITS = 32
 

@@ -18,7 +18,8 @@ from qat.nn import (
     quantize_matrices,
 )
 from qat.quantizers import Quantizer
-from qat.transform.policy import Policy, Rule, TensorRule
+from qat.transform.policy import Policy, Rule
+from qat.transform.tensor_rule import TensorRule
 
 
 def swap_layers(model: nn.Module, policy: Policy) -> tuple[dict[str, Rule], list[str]]:

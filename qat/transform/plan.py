@@ -28,7 +28,8 @@ from qat.operations import (
     describe_graph,
     has_form_alone,
 )
-from qat.transform.policy import Policy, Rule, TensorRule
+from qat.transform.policy import Policy, Rule
+from qat.transform.tensor_rule import TensorRule
 
 
 @dataclass

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from qat.quantizers import Dynamic, FP8Static, LookupTableQuantizer, ScaledFloat
 
 if TYPE_CHECKING:
-    from qat.transform.policy import Rule, TensorRule
+    from qat.transform.policy import Rule
+    from qat.transform.tensor_rule import TensorRule
 
 
 @dataclass(frozen=True)
