@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=200, help="steps per layer or block of AdaRound and BRECQ")
     parser.add_argument("--ptq-batch", type=int, default=32, help="images in each of these steps")
     parser.add_argument("--ptq-lr", type=float, default=2e-2, help="their learning rate")
-    parser.add_argument("--steps", type=int, default=16, help="of distilled training")
+    parser.add_argument("--steps", type=int, default=60, help="of distilled training")
     parser.add_argument("--batch", type=int, default=16, help="images per step of distilled training")
     parser.add_argument("--lr", type=float, default=2e-4, help="of distilled training")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are recorded")

@@ -20,7 +20,7 @@ from qat.capture.export import exported
 from qat.capture.following import follow_the_model
 from qat.capture.hidden import hiding_functions, hiding_modules
 from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
-from qat.capture.in_training import InTraining, not_repeated, seen_in_training
+from qat.capture.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
 from qat.capture.install import install, installed_graph
 from qat.capture.recurrent import recurrent_as_modules
 from qat.capture.tracer import traced
@@ -127,13 +127,20 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason}; torch.export: {said[0]}") from error
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
-    forward = seen_in_training(model, lambda: model(*args, **kwargs))
+
+    def call() -> Any:
+        return model(*args, **kwargs)
+
+    forward = seen_in_training(model, call)
     recurrent_as_modules(model, graph)
     exact = not decompose_attention(model, graph, None)
     recast = make_canonical(model, graph, None)
     follow_the_model(model, graph)
-    _refuse_what_stops(model, forward, lambda: CompiledGraph(graph).forward(model, *(form.flat(arguments) or ())))
-    captured = Captured(graph, "torch.export", str(reason), "", replace(form, others_allowed=not recast), exact)
+    repeated = _refuse_what_stops(
+        model, forward, lambda: CompiledGraph(graph).forward(model, *(form.flat(arguments) or ()))
+    )
+    differs = _differs(model) if _is_seen_to_differ(model, call, forward, repeated) else ""
+    captured = Captured(graph, "torch.export", str(reason), differs, replace(form, others_allowed=not recast), exact)
     if recast:
         captured.install(model)
     return captured
@@ -201,11 +208,25 @@ def _refuse_what_changes(model: nn.Module, graph: fx.Graph, training: fx.Graph |
             raise StatefulError(f"{type(model).__name__} updates {', '.join(sorted(lost))} in training")
 
 
-def _refuse_what_stops(model: nn.Module, forward: InTraining | None, graph: Callable[[], Any]) -> None:
-    """Refuse a graph that would stop counters and moving statistics. forward: what its forward does in training."""
+def _refuse_what_stops(model: nn.Module, forward: InTraining | None, graph: Callable[[], Any]) -> InTraining | None:
+    """Refuse a graph that would stop counters and moving statistics. Returns what the graph does in training.
+
+    forward: what the model's forward does in training.
+    """
     repeated = None if forward is None else seen_in_training(model, graph)
     if forward is not None and repeated is not None and (lost := not_repeated(forward, repeated)):
         raise StatefulError(f"{type(model).__name__}: {lost}")
+    return repeated
+
+
+def _is_seen_to_differ(
+    model: nn.Module, call: Callable[[], Any], forward: InTraining | None, graph: InTraining | None
+) -> bool:
+    """Whether forward computes something else than its graph in training. Not seen where forward is random, as dropout is."""
+    if forward is None or graph is None or computes_the_same(forward, graph):
+        return False
+    again = seen_in_training(model, call, seed=1)
+    return again is not None and computes_the_same(forward, again)
 
 
 def _differs(model: nn.Module) -> str:

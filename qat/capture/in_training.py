@@ -30,18 +30,18 @@ class InTraining:
     counted: str
 
 
-def seen_in_training(model: nn.Module, call: Callable[[], Any]) -> InTraining | None:
+def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -> InTraining | None:
     """Call a forward in training and set everything back; None if it cannot run (a BatchNorm wants two samples).
 
-    Random numbers are the same in every such call.
+    Random numbers are the same in every such call with the same seed.
     """
     attributes, buffers = Attributes(model), _buffers(model)
     copies = {name: value.clone() for name, (_, _, value) in buffers.items()}
     state, counted = random.getstate(), ""
     try:
         with training_mode(model, True), torch.no_grad(), torch.random.fork_rng(), quiet(drop_output=False):
-            torch.manual_seed(0)
-            random.seed(0)
+            torch.manual_seed(seed)
+            random.seed(seed)
             results = [leaf.detach().clone() for leaf in tree_leaves(call()) if isinstance(leaf, Tensor)]
         changed = frozenset(
             n for n, (owner, key, _) in buffers.items() if not _same(own_buffers(owner)[key], copies[n])

@@ -7,8 +7,10 @@ belong to many layers, and stay.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -19,15 +21,32 @@ from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, owns_weig
 from qat.operations import Operations, Role, call_of, describe_graph
 from qat.operations.layers import Layer
 
-CHANNELWISE = frozenset(
+ELEMENTWISE = frozenset(
     (
         *("relu", "relu6", "hardtanh", "clamp", "sigmoid", "tanh", "hardswish", "hardsigmoid", "silu", "gelu", "mish"),
-        *("leaky_relu", "elu", "softplus", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),
-        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "flatten", "mean", "identity"),
+        *("leaky_relu", "elu", "softplus", "identity"),
     )
 )
-"""Operations of one tensor that keep its channels apart. `flatten` and `mean` count if the layer behind them has one input for
-each channel."""
+"""Operations that keep channels apart, whichever axis is theirs."""
+POOLS = frozenset(
+    (
+        *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
+    )
+)
+"""Operations that keep channels apart if theirs is the axis after the batch, and others follow."""
+
+
+class ChannelAxis(Enum):
+    """Where the channels of a tensor are.
+
+    MIDDLE: after the batch and before space. ONLY: a matrix (N, C). LAST: of any tensor (..., C), whose number of axes is not
+    known.
+    """
+
+    MIDDLE = auto()
+    ONLY = auto()
+    LAST = auto()
 
 
 @dataclass
@@ -59,12 +78,22 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     groups = []
     for node in graph.nodes:
         if node.op == "call_module" and calls.count(str(node.target)) == 1 and _is_dense(operations[node]):
-            channels = int(traced.get_submodule(str(node.target)).get_parameter("weight").shape[0])
-            group = ChannelGroup(str(node.target), channels)
-            if _follow(node, traced, operations, group, calls) and group.consumers:
+            layer = traced.get_submodule(str(node.target))
+            group = ChannelGroup(str(node.target), int(layer.get_parameter("weight").shape[0]))
+            axis = ChannelAxis.LAST if isinstance(layer, nn.Linear) else ChannelAxis.MIDDLE
+            if _follow(node, axis, traced, operations, group, calls) and group.consumers:
                 groups.append(group)
-    own = dict(model.named_modules())
-    return [g for g in groups if all(name in own for name in (g.producer, *g.same_channels, *g.consumers))]
+    own, owners = dict(model.named_modules()), Counter(map(id, _parameters_of_all(model)))
+
+    def is_free(name: str) -> bool:
+        return name in own and all(owners[id(p)] == 1 for p in own[name].parameters(recurse=False))
+
+    return [g for g in groups if all(map(is_free, (g.producer, *g.same_channels, *g.consumers)))]
+
+
+def _parameters_of_all(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of every module; one that several own occurs for each."""
+    return [parameter for _, parameter in model.named_parameters(remove_duplicate=False)]
 
 
 def remove_channels(
@@ -172,37 +201,66 @@ def _is_depthwise(operation: Any) -> bool:
     return 1 < layer.groups == layer.in_channels == layer.out_channels
 
 
-def _keeps_channels_apart(model: nn.Module, node: fx.Node) -> bool:
-    """Whether every channel of the result depends on the same channel of the one input alone."""
+def _axis_behind(model: nn.Module, node: fx.Node, axis: ChannelAxis, space: int) -> ChannelAxis | None:
+    """Where the channels are behind an operation that keeps each apart from all others; None if it does not.
+
+    space: axes behind the channels in the producer's result, if they are in the middle.
+    """
     if node.op == "call_module" and is_identity_in_evaluation(model.get_submodule(str(node.target))):
-        return True
+        return axis
     call = call_of(model, node)
-    if call.name not in CHANNELWISE or len(node.all_input_nodes) != 1:
-        return False
+    if len(node.all_input_nodes) != 1:
+        return None
+    if call.name in ELEMENTWISE:
+        return axis
+    if axis is not ChannelAxis.MIDDLE:
+        return None
+    if call.name in POOLS:
+        return axis
     if call.name == "flatten":
-        return call.get("start_dim") == 1
+        return ChannelAxis.ONLY if call.get("start_dim") == 1 and call.get("end_dim", -1) == -1 else None
+    if call.name != "mean":
+        return None
     dims = call.get("dim", ())
     over = dims if isinstance(dims, list | tuple) else [dims]
-    return call.name != "mean" or (bool(over) and all(isinstance(d, int) and d not in (0, 1) for d in over))
+    if not over or not all(isinstance(d, int) and d % (space + 2) not in (0, 1) for d in over):
+        return None
+    if call.get("keepdim", False):
+        return axis
+    return ChannelAxis.ONLY if len(over) == space else None
 
 
-def _follow(node: fx.Node, model: nn.Module, operations: Operations, group: ChannelGroup, calls: list[str]) -> bool:
-    """Note what uses the channels of `node`; False if something does that needs them all."""
+def _follow(
+    node: fx.Node, axis: ChannelAxis, model: nn.Module, operations: Operations, group: ChannelGroup, calls: list[str]
+) -> bool:
+    """Note what uses the channels of `node`; False if something does that needs them all, or may have them on another axis."""
+    space = model.get_submodule(group.producer).get_parameter("weight").ndim - 2
     for user in node.users:
-        operation = operations[user]
-        once = user.op != "call_module" or calls.count(str(user.target)) == 1
+        operation, behind = operations[user], axis
+        layer = model.get_submodule(str(user.target)) if user.op == "call_module" else None
+        once = calls.count(str(user.target)) == 1
         if operation.role is Role.NORM or _is_depthwise(operation):
-            if user.op != "call_module" or not once:
+            if layer is None or not once or not _has_channels(layer, group.channels):
+                return False
+            if axis is not ChannelAxis.MIDDLE and not is_batch_norm(layer):
                 return False
             group.same_channels.append(str(user.target))
         elif _is_dense(operation):
-            weight = model.get_submodule(str(user.target)).get_parameter("weight")
-            if not once or weight.shape[1] != group.channels:
+            assert layer is not None
+            fits = isinstance(layer, nn.Linear) is (axis is not ChannelAxis.MIDDLE)
+            if not once or not fits or layer.get_parameter("weight").shape[1] != group.channels:
                 return False
             group.consumers.append(str(user.target))
             continue
-        elif not _keeps_channels_apart(model, user):
+        elif (found := _axis_behind(model, user, axis, space)) is None:
             return False
-        if not _follow(user, model, operations, group, calls):
+        else:
+            behind = found
+        if not _follow(user, behind, model, operations, group, calls):
             return False
     return bool(node.users)
+
+
+def _has_channels(layer: nn.Module, channels: int) -> bool:
+    """Whether a normalization or depthwise convolution is for so many channels."""
+    return int(getattr(layer, "num_features", getattr(layer, "in_channels", 0))) == channels

@@ -205,3 +205,30 @@ def test_a_term_of_the_loss_that_is_stored_is_not_lost() -> None:
     prepared(x)
     prepared.penalty.backward()
     assert prepared.head.weight.grad is not None
+
+
+class BranchesOnTraining(nn.Module):
+    """Has a condition on a size, which only torch.export can follow, and, if asked for, computes something else in training."""
+
+    def __init__(self, branches: bool, dropout: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.branches, self.dropout = branches, nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.a(x))
+        if h.shape[-1] > 4:
+            h = self.dropout(h)
+        if self.training and self.branches:
+            h = h * 1.5
+        return self.b(h)
+
+
+def test_torch_export_says_that_forward_branches_on_training() -> None:
+    with pytest.warns(UserWarning, match=re.escape("BranchesOnTraining branches on self.training")):
+        qat.prepare(BranchesOnTraining(True, dropout=0.0), "w8a8", torch.randn(4, 6))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_is_no_branch(dropout: float) -> None:
+    qat.prepare(BranchesOnTraining(False, dropout), "w8a8", torch.randn(4, 6))

@@ -123,3 +123,43 @@ def test_numbers_of_channels_from_a_checkpoint_are_applied_and_checked() -> None
 
 def test_what_is_called_twice_stays() -> None:
     assert channel_groups(build(Inverted)) == []
+
+
+class TiedHead(nn.Module):
+    """A head whose weight is the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.up, self.down = nn.Embedding(20, 16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(F.relu(self.down(F.relu(self.up(self.embedding(ids))))))
+
+
+def test_a_weight_that_another_layer_owns_too_stays() -> None:
+    model, ids = TiedHead(), torch.arange(12).reshape(3, 4)
+    assert set(remove_channels(model, 0.4)) == {"up"}
+    assert model(ids).shape == (3, 4, 20)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda: nn.BatchNorm1d(5),
+        lambda: nn.AvgPool1d(3, 1, 1),
+        lambda: nn.Flatten(1),
+        lambda: nn.Conv1d(5, 5, 1, groups=5),
+    ],
+)
+def test_operations_on_another_axis_than_the_channels_of_a_linear_layer_keep_them(between) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), between(), nn.LazyLinear(3))
+    assert model(torch.randn(2, 5, 6)).ndim > 1
+    assert not channel_groups(model)
+
+
+def test_a_linear_layer_over_the_width_of_a_picture_has_no_channels() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Linear(8, 4))
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 8, 8, 4)
+    assert not channel_groups(model)
