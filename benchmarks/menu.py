@@ -32,7 +32,7 @@ from qat.data import ImageData
 from qat.experiment import build, float_network
 from qat.experiment.configuration import compose
 from qat.ptq import apply_passes
-from qat.report.environment import source_state
+from qat.report.results.environment import source_state
 from qat.training.lightning.quiet import quiet_lightning
 
 ROOT = Path(__file__).parent.parent

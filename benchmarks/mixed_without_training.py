@@ -24,7 +24,7 @@ from qat.experiment.configuration import compose
 from qat.integer import stored_bytes
 from qat.models import load_weights
 from qat.ptq import Calibrate, apply_passes
-from qat.report.paired import mcnemar
+from qat.report.judgement.paired import mcnemar
 from qat.search import allocate
 
 FILE = "mixed_precision/cifar10_without_training.json"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.measurement_file import RESULTS
 from benchmarks.run_tables import first_seeds, read_runs
-from qat.report.plots import FAINT, INK, QAT_BLUE, ROW_STYLES
+from qat.report.pictures.plots import FAINT, INK, QAT_BLUE, ROW_STYLES
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "where_qat_wins.png"
 ORANGE, GREY = ROW_STYLES["ptq"].color, "#8a8a8a"

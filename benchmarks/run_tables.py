@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.markdown_table import count_threads, markdown_table
 from qat.report import Results, Row, read_results
-from qat.report.tables import comparison_table
-from qat.report.verdicts import binomial_error
+from qat.report.judgement.verdicts import binomial_error
+from qat.report.text.tables import comparison_table
 
 DATA_ORDER = ("digits", "mnist", "cifar10")
 DEPLOYED = "QAT in ONNX Runtime"

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from qat import TensorRule
-from qat.report.plots import FAINT, INK, QAT_BLUE, ROW_STYLES
+from qat.report.pictures.plots import FAINT, INK, QAT_BLUE, ROW_STYLES
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"

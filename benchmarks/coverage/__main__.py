@@ -22,7 +22,7 @@ from benchmarks.coverage.judge import faults
 from benchmarks.coverage.networks import cases, choose, is_installed
 from benchmarks.coverage.worker import measure_in_process
 from benchmarks.measurement_file import RESULTS, write_measurement
-from qat.report.environment import source_state
+from qat.report.results.environment import source_state
 
 ROOT = Path(__file__).parents[2]
 

@@ -138,7 +138,7 @@ def _answering_on(stream: Any) -> Iterator[None]:
 
 def print_json(content: Any) -> None:
     """One JSON object on standard output; what is no number is null."""
-    from qat.report.json_records import to_plain
+    from qat.report.results.json_records import to_plain
 
     text = json.dumps(to_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     print(text, file=_ANSWERS.get() or sys.stdout, flush=True)

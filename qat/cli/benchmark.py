@@ -143,7 +143,7 @@ def _record(found: list[Measurement], metric: Metric | None, data: Data, options
 
 def _print(found: list[Measurement], metric: Metric | None, data: Data, options: argparse.Namespace) -> None:
     from qat.cli.measure import BATCH_SIZES
-    from qat.report.environment import cpu_name, usable_cores
+    from qat.report.results.environment import cpu_name, usable_cores
     from qat.report.text_of_numbers import format_count, format_size
 
     header = ["model", "runtime", "size"]

@@ -120,7 +120,7 @@ def _flattened(config: Any, prefix: str = "") -> Any:
 
 
 def _print(record: list[dict[str, Any]], differing: dict[str, list[Any]], warning: str) -> None:
-    from qat.report.tables import format_size
+    from qat.report.text.tables import format_size
 
     first = record[0]
     header = (

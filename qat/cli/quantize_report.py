@@ -31,9 +31,9 @@ from qat.report import (
     read_results,
     write_results,
 )
-from qat.report.json_records import SchemaError
-from qat.report.markdown import write_report
-from qat.report.metric import MetricInfo
+from qat.report.pages.markdown import write_report
+from qat.report.results.json_records import SchemaError
+from qat.report.results.metric import MetricInfo
 from qat.training.comparison.verification_record import verification_record
 from qat.transform import inspect
 

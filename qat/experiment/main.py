@@ -66,7 +66,7 @@ def main(program: str = "qat train") -> None:
 
                     with _answered(folder):
                         results = run(config, folder=folder, recipe=recipe, command=command, signals=signals)
-            from qat.report.objectives import objective_values
+            from qat.report.judgement.objectives import objective_values
 
             return objective_values(config.objective, results)
 

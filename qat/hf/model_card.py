@@ -11,8 +11,8 @@ from torch import nn
 
 from qat.nn import quantized_weights
 from qat.quantizers.codebook import Codebook
-from qat.report.markdown import comparison
-from qat.report.schema import Results
+from qat.report.pages.markdown import comparison
+from qat.report.results.schema import Results
 from qat.transform.record import record_of
 
 

@@ -1,15 +1,15 @@
 """The results of a run: a documented file, and the console output, Markdown and pictures made from it alone.
 
 Imports no torch, and of qat only `qat.files` and `qat.version`. Pictures and `write_report` are in
-`qat.report.markdown`, which is not imported here because it needs matplotlib.
+`qat.report.pages.markdown`, which is not imported here because it needs matplotlib.
 """
 
-from qat.report.console import make_console, print_report, print_sites
-from qat.report.environment import Environment
-from qat.report.json_records import SchemaError
-from qat.report.oscillations import LayerOscillations, OscillationResult
-from qat.report.results_file import read_results, write_results
-from qat.report.schema import (
+from qat.report.judgement.verdicts import not_verified, verdict
+from qat.report.results.environment import Environment
+from qat.report.results.json_records import SchemaError
+from qat.report.results.oscillations import LayerOscillations, OscillationResult
+from qat.report.results.results_file import read_results, write_results
+from qat.report.results.schema import (
     IDENTICAL_DB,
     SCHEMA_VERSION,
     Data,
@@ -22,7 +22,7 @@ from qat.report.schema import (
     VerificationResult,
     timing_free,
 )
-from qat.report.verdicts import not_verified, verdict
+from qat.report.text.console import make_console, print_report, print_sites
 
 __all__ = [
     "IDENTICAL_DB",

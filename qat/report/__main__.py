@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from qat.report.console import print_report
-from qat.report.json_records import SchemaError
-from qat.report.markdown import write_report
-from qat.report.results_file import read_results
+from qat.report.pages.markdown import write_report
+from qat.report.results.json_records import SchemaError
+from qat.report.results.results_file import read_results
+from qat.report.text.console import print_report
 
 
 def main(arguments: list[str] | None = None) -> None:

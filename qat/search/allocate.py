@@ -12,7 +12,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from qat.files import write_atomically
-from qat.report.allocation import AllocationResult, CostRange, LayerBits, TensorHarm
+from qat.report.results.allocation import AllocationResult, CostRange, LayerBits, TensorHarm
 from qat.search.begin import KEEP, WIDTHS, Search, begin, names_to_keep
 from qat.search.budget import UNITS, Budget, LatencyTable
 from qat.search.front import pareto_points

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from qat.report.allocation import BitsPoint
+from qat.report.results.allocation import BitsPoint
 from qat.search.budget import format_name
 from qat.search.solve import InfeasibleError, Option, Problem, solve
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qat.report.allocation import AllocationResult
+from qat.report.results.allocation import AllocationResult
 
 FLOAT = "float"
 

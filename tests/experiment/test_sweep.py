@@ -31,7 +31,7 @@ from qat.experiment.sweep.picture import draw_front
 from qat.experiment.sweep.summary import Entry, best_group, grouped
 from qat.experiment.sweep.text import csv_text, failure_sentence, markdown, pipe_table
 from qat.report import read_results
-from qat.report.objectives import objective_values
+from qat.report.judgement.objectives import objective_values
 from tests.experiment.configurations import composed
 from tests.paths import ROOT
 

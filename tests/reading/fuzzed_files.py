@@ -35,7 +35,7 @@ from qat.kernels.cpu import build, load_kernels
 from qat.models import LeNet5, load_weights, save_weights
 from qat.reading.array_file import read_arrays
 from qat.reading.checkpoint import read_checkpoint
-from qat.report.results_file import read_results
+from qat.report.results.results_file import read_results
 from qat.training.checkpoint.latest import checkpoint_to_resume
 from qat.transform.policy_record import BUILT_FROM_KEY, CHECKPOINT_KEY, describe_prepared
 from tests.paths import ROOT

@@ -18,8 +18,8 @@ from qat.experiment.folders import resumed_by
 from qat.export.onnx.onnx_file import read_onnx
 from qat.reading.array_file import read_arrays
 from qat.reading.yaml_file import read_yaml
-from qat.report.json_records import SchemaError
-from qat.report.results_file import read_results
+from qat.report.results.json_records import SchemaError
+from qat.report.results.results_file import read_results
 
 
 def test_yaml_is_plain_and_its_aliases_are_counted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from qat.report import (
     VerificationResult,
     verdict,
 )
-from qat.report.details import Confusion, TensorDetail, Trajectories, Trajectory
+from qat.report.results.details import Confusion, TensorDetail, Trajectories, Trajectory
 
 
 @pytest.fixture(autouse=True)

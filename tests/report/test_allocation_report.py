@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from qat.report import Results
-from qat.report.allocation import AllocationResult, BitsPoint, CostRange, LayerBits, OtherRun
-from qat.report.allocation_tables import other_run_sentence
-from qat.report.html import html
-from qat.report.markdown import markdown
-from qat.report.metric import ACCURACY, MetricInfo
+from qat.report.pages.html import html
+from qat.report.pages.markdown import markdown
+from qat.report.results.allocation import AllocationResult, BitsPoint, CostRange, LayerBits, OtherRun
+from qat.report.results.metric import ACCURACY, MetricInfo
+from qat.report.text.allocation_tables import other_run_sentence
 
 FOUND = AllocationResult(
     method="the divergence",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qat.report import Results, read_results
-from qat.report.html import first_number, html, run_code
+from qat.report.pages.html import first_number, html, run_code
 from tests.paths import ROOT
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

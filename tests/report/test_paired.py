@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qat.report.paired import SampleScores, bootstrap, compare, mcnemar, paired_t, resamples
+from qat.report.judgement.paired import SampleScores, bootstrap, compare, mcnemar, paired_t, resamples
 
 
 def test_mcnemar_is_the_enumeration_of_all_coin_tosses() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qat.report import Environment
-from qat.report.environment import cpu_name, source_state
+from qat.report.results.environment import cpu_name, source_state
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from qat.report import Results, Row
-from qat.report.placement import beside_each_other, spread
-from qat.report.plots import ROW_STYLES, draw_all, draw_training
+from qat.report.pictures.placement import beside_each_other, spread
+from qat.report.pictures.plots import ROW_STYLES, draw_all, draw_training
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -20,8 +20,8 @@ from qat.report import (
     write_results,
 )
 from qat.report.__main__ import main
-from qat.report.markdown import markdown, write_report
-from qat.report.tables import agreement_percent, format_size, verification_sentence
+from qat.report.pages.markdown import markdown, write_report
+from qat.report.text.tables import agreement_percent, format_size, verification_sentence
 
 GOLDEN = Path(__file__).parent / "golden"
 

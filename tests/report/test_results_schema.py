@@ -23,10 +23,10 @@ from qat.report import (
     VerificationResult,
     timing_free,
 )
-from qat.report.allocation import AllocationResult, BitsPoint, CostRange, LayerBits, OtherRun, TensorHarm
-from qat.report.details import Confusion, TensorDetail, Trajectories, Trajectory
-from qat.report.metric import MetricInfo
-from qat.report.pruning import FileSize, LayerZeros, PruningResult, RemovedChannels
+from qat.report.results.allocation import AllocationResult, BitsPoint, CostRange, LayerBits, OtherRun, TensorHarm
+from qat.report.results.details import Confusion, TensorDetail, Trajectories, Trajectory
+from qat.report.results.metric import MetricInfo
+from qat.report.results.pruning import FileSize, LayerZeros, PruningResult, RemovedChannels
 from tests.paths import DOCS
 
 RECORDS = [Results, Data, Row, Verdict, VerificationResult, SiteResult, SiteInfo, Training, Environment]

@@ -3,7 +3,7 @@
 import dataclasses
 
 from qat.report import Results
-from qat.report.speed import speed_sentences
+from qat.report.judgement.speed import speed_sentences
 
 
 def sentences(results: Results, shares: dict[str, float], vnni: bool | None = True, **latency: float) -> list[str]:

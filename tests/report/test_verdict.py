@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from qat.report import Row, verdict
-from qat.report.metric import ACCURACY, MetricInfo
-from qat.report.schema import RowKind
-from qat.report.verdicts import binomial_error
+from qat.report.judgement.verdicts import binomial_error
+from qat.report.results.metric import ACCURACY, MetricInfo
+from qat.report.results.schema import RowKind
 
 
 def row(name: str, kind: RowKind, top1: float) -> Row:

@@ -80,7 +80,7 @@ class OptunaSweeper(GridSweeper):
         from hydra.utils import instantiate
 
         from qat.experiment.errors import exit_with
-        from qat.report.objectives import OBJECTIVES
+        from qat.report.judgement.objectives import OBJECTIVES
 
         optuna = import_optuna()
         storage = open_storage(self.storage or str(folder / "optuna.journal"))
@@ -138,7 +138,7 @@ class OptunaSweeper(GridSweeper):
     def _tell(self, study: optuna.Study, trial: optuna.trial.Trial, folder: Path) -> bool:
         """Tell Optuna how a trial ended; False if another process runs it."""
         from qat.experiment.sweep.job_state import job_state
-        from qat.report.objectives import objective_values
+        from qat.report.judgement.objectives import objective_values
 
         optuna = import_optuna()
         state = job_state(folder)

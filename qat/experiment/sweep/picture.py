@@ -12,10 +12,10 @@ from matplotlib.ticker import FuncFormatter
 
 from qat.experiment.sweep.summary import Group, of_row, score
 from qat.report import Results, Row
-from qat.report.metric import MetricInfo
-from qat.report.objectives import best_ptq, float_row
-from qat.report.picture_labels import Label, draw_column
-from qat.report.plots import FAINT, INK, QAT_BLUE, ROW_STYLES, RowStyle
+from qat.report.judgement.objectives import best_ptq, float_row
+from qat.report.pictures.picture_labels import Label, draw_column
+from qat.report.pictures.plots import FAINT, INK, QAT_BLUE, ROW_STYLES, RowStyle
+from qat.report.results.metric import MetricInfo
 from qat.report.text_of_numbers import format_size
 
 PANELS = (("size_bytes", "size of the file"), ("latency_ms_batch1", "milliseconds per call, batch 1"))

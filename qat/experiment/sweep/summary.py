@@ -12,7 +12,7 @@ from qat.experiment.schema.values import Objective
 from qat.experiment.sweep.grid import Job
 from qat.experiment.sweep.job_state import JobState
 from qat.report import Results, Row
-from qat.report.objectives import OBJECTIVES, best_ptq, float_row, minutes, trained_row, validation_value
+from qat.report.judgement.objectives import OBJECTIVES, best_ptq, float_row, minutes, trained_row, validation_value
 
 SEED = "seed"
 

@@ -11,8 +11,8 @@ from typing import Any
 from qat.experiment.schema.values import Objective
 from qat.experiment.sweep.best_recipe import RECIPE, best_command
 from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread, pareto_groups, short
-from qat.report.metric import ACCURACY, MetricInfo
-from qat.report.objectives import best_ptq, float_row
+from qat.report.judgement.objectives import best_ptq, float_row
+from qat.report.results.metric import ACCURACY, MetricInfo
 from qat.report.text_of_numbers import format_count, format_size
 
 ABSENT = "–"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qat.nn import as_quantized, is_layer, is_quantized, layer_type, outputs_first, owns_weight
-from qat.report.pruning import PruningResult, RemovedChannels
+from qat.report.results.pruning import PruningResult, RemovedChannels
 from qat.sparsity import (
     Pattern,
     cubic_sparsity,

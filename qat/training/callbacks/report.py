@@ -24,8 +24,8 @@ from qat.report import (
     verdict,
     write_results,
 )
-from qat.report.markdown import write_report
-from qat.report.metric import Mode
+from qat.report.pages.markdown import write_report
+from qat.report.results.metric import Mode
 from qat.search import Allocation
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.oscillation_control import OscillationControl

@@ -10,7 +10,7 @@ from torch import nn
 
 from qat.export import OnnxRuntimeNetwork
 from qat.integer import convert, stored_bytes
-from qat.report.schema import RowKind, SizeKind
+from qat.report.results.schema import RowKind, SizeKind
 from qat.training.comparison import row_names
 from qat.training.comparison.artefact import Artefact
 

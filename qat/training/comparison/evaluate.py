@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from qat.contexts import training_mode
-from qat.report.paired import SampleScores
+from qat.report.judgement.paired import SampleScores
 from qat.training.comparison.metric_reading import Reading, ReportMetric
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.network import copy_with_network

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from qat.report.metric import MetricInfo
+from qat.report.results.metric import MetricInfo
 from qat.training.comparison.entries import Entry
 from qat.training.comparison.evaluate import Evaluation, evaluate
 from qat.training.comparison.metric_reading import ReportMetric

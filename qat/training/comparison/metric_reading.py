@@ -14,8 +14,8 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
 
 from qat.contexts import quiet
-from qat.report.metric import ACCURACY_NAMES, MetricInfo, Mode
-from qat.report.paired import SampleScores
+from qat.report.judgement.paired import SampleScores
+from qat.report.results.metric import ACCURACY_NAMES, MetricInfo, Mode
 from qat.training.comparison.batch_parts import batch_targets, first_output
 from qat.training.comparison.sample_scores import (
     Given,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qat.report.allocation import OtherRun
-from qat.report.allocation_tables import CERTAIN
-from qat.report.metric import MetricInfo
+from qat.report.results.allocation import OtherRun
+from qat.report.results.metric import MetricInfo
+from qat.report.text.allocation_tables import CERTAIN
 from qat.training.comparison.rows import Measured, compare_rows
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 
 from qat.report import Row
-from qat.report.metric import MetricInfo
-from qat.report.paired import PairedDifference, compare
+from qat.report.judgement.paired import PairedDifference, compare
+from qat.report.results.metric import MetricInfo
 from qat.training.comparison.entries import Entry
 from qat.training.comparison.evaluate import Evaluation
 from qat.training.comparison.metric_reading import ReportMetric

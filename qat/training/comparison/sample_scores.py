@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from qat.contexts import quiet
-from qat.report.paired import SampleScores, resamples
+from qat.report.judgement.paired import SampleScores, resamples
 from qat.training.lightning.private_api import set_update_count
 
 UNITS = 1000

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from qat.capture import copy_model
 from qat.contexts import training_mode
 from qat.quantizers import Mode, Quantizer
-from qat.report.details import Confusion, TensorDetail, TensorKind, Trajectories, Trajectory
-from qat.report.schema import IDENTICAL_DB
+from qat.report.results.details import Confusion, TensorDetail, TensorKind, Trajectories, Trajectory
+from qat.report.results.schema import IDENTICAL_DB
 from qat.training.comparison.batch_parts import first_output
 from qat.training.comparison.rows import Measured
 from qat.training.lightning.private_api import set_compiled_call

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qat.export.packed import save_quantized
 from qat.integer.layers import IntegerConvTranspose
 from qat.nn import inputs_and_outputs_swapped, outputs_first
-from qat.report.pruning import FileSize, LayerZeros
+from qat.report.results.pruning import FileSize, LayerZeros
 from qat.sparsity import Pattern, count_zeros, values_of_codes
 
 PACKED = "packed folder"

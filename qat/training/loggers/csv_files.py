@@ -10,7 +10,7 @@ from typing import Any
 
 from qat.files import write_atomically
 from qat.report import Results
-from qat.report.flat import numbers, plain_tables
+from qat.report.text.flat import numbers, plain_tables
 
 
 def log_to_csv(logger: Any, results: Results, folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qat.report import Results
-from qat.report.flat import numbers
+from qat.report.text.flat import numbers
 from qat.training.loggers.csv_files import log_to_csv
 from qat.training.loggers.mlflow_results import log_to_mlflow
 from qat.training.loggers.tensorboard_results import log_to_tensorboard

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qat.report import Results
-from qat.report.flat import numbers
+from qat.report.text.flat import numbers
 
 FILES = ("results.json", "report.html", "report.md", "*.png", "*.onnx")
 

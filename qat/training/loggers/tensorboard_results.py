@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from qat.report import Results
-from qat.report.details import TensorDetail
-from qat.report.flat import PlainTable, numbers, plain_tables
+from qat.report.results.details import TensorDetail
+from qat.report.text.flat import PlainTable, numbers, plain_tables
 
 
 def log_to_tensorboard(logger: Any, results: Results, folder: Path) -> None:

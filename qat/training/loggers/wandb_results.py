@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qat.report import Results
-from qat.report.flat import numbers, plain_tables
+from qat.report.text.flat import numbers, plain_tables
 
 
 def log_to_wandb(logger: Any, results: Results, folder: Path) -> None:

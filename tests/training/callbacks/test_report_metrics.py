@@ -19,7 +19,7 @@ from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from qat.report import Results
-from qat.report.html import run_code
+from qat.report.pages.html import run_code
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from qat.training.comparison.sample_scores import metric_scores
 from tests.training.user_modules import CLASSES, LIGHTNING, Classifier, Data, trainer

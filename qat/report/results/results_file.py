@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from qat.files import write_atomically
-from qat.report.json_records import SchemaError
-from qat.report.schema import SCHEMA_VERSION, Results
+from qat.report.results.json_records import SchemaError
+from qat.report.results.schema import SCHEMA_VERSION, Results
 
 
 def write_results(results: Results, path: str | Path) -> Path:

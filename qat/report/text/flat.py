@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from qat.report.objectives import OBJECTIVES
-from qat.report.schema import Results
+from qat.report.judgement.objectives import OBJECTIVES
+from qat.report.results.schema import Results
 
 ROW_NUMBERS = ("value", "top5", "calibration_error", "size_bytes", "latency_ms_batch1", "latency_ms_batch32", "seconds")
 

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qat.report import tables
-from qat.report.allocation_tables import other_run_sentence
-from qat.report.pruning_tables import pruning_sentence
-from qat.report.schema import Outcome, Results, SiteInfo, VerificationResult
-from qat.report.speed import speed_sentences
+from qat.report.judgement.speed import speed_sentences
+from qat.report.results.schema import Outcome, Results, SiteInfo, VerificationResult
+from qat.report.text import tables
+from qat.report.text.allocation_tables import other_run_sentence
+from qat.report.text.pruning_tables import pruning_sentence
 
 LOG_WIDTH = 110
 STYLES: dict[Outcome, str] = {

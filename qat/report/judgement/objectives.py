@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from qat.report.schema import Results, Row
+from qat.report.results.schema import Results, Row
 
 ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
 """The rows of the trained network, that nearest to what is deployed first."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from qat.report.placement import beside_each_other, spread
+from qat.report.pictures.placement import beside_each_other, spread
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 64, 16, 14, 40
 

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from qat.files import write_atomically
-from qat.report import plots, tables
-from qat.report.allocation_tables import cost_table, harm_words, layer_table, other_run_sentence, point_table
-from qat.report.html import html
-from qat.report.pruning_tables import files_table, pruning_sentence, zeros_table
-from qat.report.schema import Outcome, Results, VerificationResult
-from qat.report.speed import speed_sentences
+from qat.report.judgement.speed import speed_sentences
+from qat.report.pages.html import html
+from qat.report.pictures import plots
+from qat.report.results.schema import Outcome, Results, VerificationResult
+from qat.report.text import tables
+from qat.report.text.allocation_tables import cost_table, harm_words, layer_table, other_run_sentence, point_table
+from qat.report.text.pruning_tables import files_table, pruning_sentence, zeros_table
 from qat.report.text_of_numbers import format_count
 
 SIGNS: dict[Outcome, str] = {

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from qat.report.json_records import Record
+from qat.report.results.json_records import Record
 
 Mode = Literal["min", "max"]
 ACCURACY_NAMES = ("acc", "accuracy", "top1", "top-1")

@@ -1,8 +1,8 @@
 """The bits of every layer, the Pareto front and other runs, as tables and sentences."""
 
-from qat.report.allocation import AllocationResult, OtherRun
-from qat.report.metric import MetricInfo
-from qat.report.tables import ABSENT, TextTable
+from qat.report.results.allocation import AllocationResult, OtherRun
+from qat.report.results.metric import MetricInfo
+from qat.report.text.tables import ABSENT, TextTable
 from qat.report.text_of_numbers import format_size
 
 CERTAIN = 2.0
@@ -56,7 +56,7 @@ def harm_words(found: AllocationResult) -> str:
 def other_run_sentence(found: OtherRun, metric: MetricInfo) -> str:
     """Whether this run beat another one, and the sizes of both files.
 
-    >>> from qat.report.metric import ACCURACY
+    >>> from qat.report.results.metric import ACCURACY
     >>> print(other_run_sentence(OtherRun("QAT", "w3a8", 0.004, 0.003, False, 900, 1000), ACCURACY))
     QAT did not beat w3a8: 0.40 ± 0.30 points, less than two paired standard errors (files of 900 B and 1.00 kB).
     """

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from qat.report.json_records import Record
+from qat.report.results.json_records import Record
 
 
 @dataclass(frozen=True)

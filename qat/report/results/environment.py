@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Self
 
-from qat.report.json_records import Record
+from qat.report.results.json_records import Record
 from qat.version import DISTRIBUTION
 
 PACKAGES = ("qat", "torch", "torchvision", "lightning", "onnx", "onnxruntime", "numpy", "hydra-core")

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from qat.report.environment import Environment
-from qat.report.schema import Row, VerificationResult
+from qat.report.results.environment import Environment
+from qat.report.results.schema import Row, VerificationResult
 
 SLOWER = 1.05
 """Times float's latency, above which it is said: less is noise."""

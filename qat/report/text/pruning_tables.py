@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from qat.report.pruning import FileSize, PruningResult
-from qat.report.tables import ABSENT, TextTable
+from qat.report.results.pruning import FileSize, PruningResult
+from qat.report.text.tables import ABSENT, TextTable
 from qat.report.text_of_numbers import format_size
 
 
@@ -27,7 +27,7 @@ def zeros_table(found: PruningResult) -> TextTable:
 def pruning_sentence(found: PruningResult) -> str:
     """What was pruned, and whether the integers have these zeros.
 
-    >>> from qat.report.pruning import LayerZeros
+    >>> from qat.report.results.pruning import LayerZeros
     >>> pruning_sentence(PruningResult(0.5, "2:4", [LayerZeros("a", 8, 5, 4, 0, 0)]))
     '4 of 8 weights were pruned (2:4); all of them are zero in the integer model, and no group breaks the pattern.'
     """

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from qat.report.metric import ACCURACY, MetricInfo
-from qat.report.oscillations import OscillationResult
-from qat.report.schema import IDENTICAL_DB, Results, Row, SiteInfo, VerificationResult
+from qat.report.judgement.verdicts import standard_error
+from qat.report.results.metric import ACCURACY, MetricInfo
+from qat.report.results.oscillations import OscillationResult
+from qat.report.results.schema import IDENTICAL_DB, Results, Row, SiteInfo, VerificationResult
 from qat.report.text_of_numbers import format_count, format_milliseconds, format_size
-from qat.report.verdicts import standard_error
 
 ABSENT = "–"
 STORED_MARK = "†"

@@ -11,16 +11,17 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined
 from markupsafe import Markup
 
-from qat.report import svg, tables
-from qat.report.allocation_tables import cost_table, harm_words, layer_table, other_run_sentence, point_table
-from qat.report.details import TensorDetail
-from qat.report.pruning_tables import files_table, pruning_sentence, zeros_table
-from qat.report.schema import SHIPPABLE, Results, Row, RowKind, VerificationResult
-from qat.report.speed import speed_sentences
+from qat.report.judgement.speed import speed_sentences
+from qat.report.judgement.verdicts import standard_error
+from qat.report.pictures import svg
+from qat.report.results.details import TensorDetail
+from qat.report.results.schema import SHIPPABLE, Results, Row, RowKind, VerificationResult
+from qat.report.text import tables
+from qat.report.text.allocation_tables import cost_table, harm_words, layer_table, other_run_sentence, point_table
+from qat.report.text.pruning_tables import files_table, pruning_sentence, zeros_table
 from qat.report.text_of_numbers import format_size
-from qat.report.verdicts import standard_error
 
-FOLDER = files("qat.report") / "templates"
+FOLDER = files("qat.report.pages") / "templates"
 KINDS: dict[RowKind, tuple[str, str]] = {
     "float": ("float", "float"),
     "ptq": ("ptq", "post-training quantization"),

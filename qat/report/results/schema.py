@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from qat.report.allocation import AllocationResult, OtherRun
-from qat.report.details import Confusion, TensorDetail, Trajectories
-from qat.report.environment import Environment
-from qat.report.json_records import Record, SchemaError
-from qat.report.metric import ACCURACY, MetricInfo
-from qat.report.oscillations import OscillationResult
-from qat.report.pruning import FileSize, PruningResult
+from qat.report.results.allocation import AllocationResult, OtherRun
+from qat.report.results.details import Confusion, TensorDetail, Trajectories
+from qat.report.results.environment import Environment
+from qat.report.results.json_records import Record, SchemaError
+from qat.report.results.metric import ACCURACY, MetricInfo
+from qat.report.results.oscillations import OscillationResult
+from qat.report.results.pruning import FileSize, PruningResult
 
 SCHEMA_VERSION = 1
 IDENTICAL_DB = 999.0
@@ -39,9 +39,9 @@ class Row(Record):
 
     `value` is that of the run's metric; of an accuracy it is `top1`. `others` are further metrics by name.
 
-    >>> Row("PTQ MSE", "ptq", top1=91.2, size_bytes=280_000, size_kind="stored")
+    >>> Row("MSE", "ptq", top1=91.2, size_bytes=280_000, size_kind="stored")
     Traceback (most recent call last):
-    qat.report.json_records.SchemaError: Row 'PTQ MSE': top1=91.2 is not a fraction in [0, 1]; for 91.2 % write top1=0.912
+    qat.report.results.json_records.SchemaError: Row 'MSE': top1=91.2 is not a fraction in [0, 1]; for 91.2 % write top1=0.912
     """
 
     name: str

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qat.report.json_records import Record
+from qat.report.results.json_records import Record
 
 TensorKind = Literal["weight", "activation"]
 

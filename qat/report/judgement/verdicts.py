@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from qat.report.metric import ACCURACY, MetricInfo
-from qat.report.paired import LEVEL, PairedDifference
-from qat.report.schema import Outcome, Row, Verdict, VerificationResult
+from qat.report.judgement.paired import LEVEL, PairedDifference
+from qat.report.results.metric import ACCURACY, MetricInfo
+from qat.report.results.schema import Outcome, Row, Verdict, VerificationResult
 from qat.report.text_of_numbers import format_size
 
 NEAREST_TO_ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")

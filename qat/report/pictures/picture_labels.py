@@ -6,7 +6,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.transforms import offset_copy
 
-from qat.report.placement import spread
+from qat.report.pictures.placement import spread
 
 LINE_HEIGHT = 0.062  # of the axes' height, for the fonts and sizes of this report
 GAP = 14  # points between the position of a column and its text

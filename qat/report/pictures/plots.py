@@ -13,13 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from qat.report.oscillations import OscillationResult
-from qat.report.picture_labels import Label, draw_column
-from qat.report.placement import beside_each_other
-from qat.report.schema import SHIPPABLE, Results, Row, RowKind
-from qat.report.tables import error_words
+from qat.report.judgement.verdicts import standard_error
+from qat.report.pictures.picture_labels import Label, draw_column
+from qat.report.pictures.placement import beside_each_other
+from qat.report.results.oscillations import OscillationResult
+from qat.report.results.schema import SHIPPABLE, Results, Row, RowKind
+from qat.report.text.tables import error_words
 from qat.report.text_of_numbers import format_size
-from qat.report.verdicts import standard_error
 
 ACCURACY, TRAINING, OSCILLATIONS = "accuracy.png", "training.png", "oscillations.png"
 SIZE, LATENCY = "size.png", "latency.png"

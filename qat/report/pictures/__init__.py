@@ -1,0 +1,1 @@
+"""Pictures: matplotlib for files, SVG for the HTML page."""

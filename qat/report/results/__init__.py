@@ -1,0 +1,1 @@
+"""The results of a run as dataclasses, and the file that holds them."""

@@ -1,0 +1,1 @@
+"""Results as plain tables and sentences, and on the console."""
