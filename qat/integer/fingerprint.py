@@ -9,15 +9,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from qat.integer.integer_model import IntegerModel
+from qat.quantizers import Quantizer
 
 
 def fingerprint(model: nn.Module) -> str:
-    """sha256, in hexadecimal, of the graph (if it has one), the settings of its modules, and all parameters and buffers."""
+    """sha256, in hexadecimal, of the graph (if it has one), the settings of its modules, and all parameters and buffers.
+
+    Ranges of the last tensor, which dynamic quantizers keep, do not count.
+    """
     digest = hashlib.sha256()
     operations = _operations(model) if isinstance(model, IntegerModel) else ()
     for line in (*operations, *_settings(model)):
         digest.update(f"{line}\n".encode())
+    dynamic = {name for name, m in model.named_modules() if isinstance(m, Quantizer) and m.is_dynamic}
     for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
+        if name.rpartition(".")[0] in dynamic:
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

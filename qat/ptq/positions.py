@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.nn import as_quantized
-from qat.torch_private import padding_of_every_side
+from qat.torch_private import BatchNorm, padding_of_every_side
 
 POOL = 4
 """Steps whose positions are gathered at once."""
@@ -56,7 +56,7 @@ class LayerAtPositions:
     @staticmethod
     def takes(layer: nn.Module, others: list[nn.Module], inputs: Tensor) -> bool:
         """Whether a layer can be computed so; `others` are the modules behind it."""
-        norms = [module for module in others if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        norms = [module for module in others if isinstance(module, BatchNorm)]
         if any(norm.training or norm.running_mean is None for norm in norms):
             return False  # statistics of a batch need whole images
         if isinstance(layer, CONVOLUTIONS):

@@ -11,7 +11,7 @@ from benchmarks.program_tables import NOT_MEASURED
 from benchmarks.published import Published
 from tests.quantizers.catalogue import OF_FORMATS
 
-NOT_IN_THE_MENU = {"dynamic", "dynamic_per_token"}  # 8 bits and between float layers
+NOT_IN_THE_MENU = {"dynamic", "dynamic_per_token", "fp8_static"}  # 8 bits, and between float layers
 
 MACHINE = {"accelerator": None, "cpu": "A CPU", "threads": 2, "versions": {"torch": "9.9"}, "commit": "0123456789abc"}
 ABOUT = {"command": "python -m benchmarks.x", "environment": MACHINE}

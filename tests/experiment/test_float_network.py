@@ -31,7 +31,7 @@ def load(config: DictConfig, tmp_path: Path) -> tuple[nn.Module, str]:
 
 def test_a_network_is_trained_once_and_cached(tmp_path: Path) -> None:
     first, source = load(composed(*QUICK), tmp_path)
-    assert source.startswith("trained for 1 epochs in ")
+    assert source.startswith("trained for 1 epoch in ")
     second, again = load(composed(*QUICK, "policy=w2a2", "optim.lr=0.5", "data.limit_test=10"), tmp_path)
     assert again.startswith(f"trained before, cached in {tmp_path / 'cache' / 'float'}")
     assert all(

@@ -171,7 +171,7 @@ def test_few_ties_behind_a_float_operation_are_told_apart_from_faults(written, f
     result = qat.verify(path, other, [batch(64)])
     site = next(s for s in result.sites if s.name == "act_")
     assert site.max_step_difference == 1
-    assert result.exact == ties
+    assert [found.name for found in result.stored] == ["metadata entry qat.model_sha256"]  # it is another model
     assert (site.float_ties > 0) == ties
     assert (site.code_mismatches > 0) != ties
     assert all(s.code_mismatches == s.float_ties == 0 for s in result.sites if s is not site)

@@ -61,7 +61,8 @@ def codes(prepared: nn.Module) -> list[Tensor]:
 
 def assert_same(found: nn.Module, expected: nn.Module, x: Tensor) -> None:
     with torch.no_grad():
-        assert torch.equal(found(x), expected(x))
+        mine, other = found(x), expected(x)
+    torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)  # sums in float depend on where memory lies
     if isinstance(expected, IntegerModel):
         assert isinstance(found, IntegerModel)
         mine, other = found.codes(x)[1], expected.codes(x)[1]
