@@ -172,4 +172,5 @@ def _of_limits(
 
 
 def limits_text(limits: Mapping[str, float]) -> str:
+    """Limits as a part of a sentence: size=40,000 and mean_bits=3."""
     return " and ".join(f"{name}={limit:,.10g}" for name, limit in limits.items())
