@@ -106,3 +106,26 @@ def test_control_flow_that_depends_on_values_is_refused(tmp_path: Path) -> None:
     ):
         qat.export_onnx(qat.convert(prepared), torch.rand(2, 4), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+class CountsCalls(nn.Module):
+    """Has other state after each call, in evaluation as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_a_model_that_counts_its_calls_is_still_the_one_that_was_written(tmp_path) -> None:
+    x = torch.randn(8, 6)
+    prepared = qat.prepare(CountsCalls().eval(), "w8a8", (x,))
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, (x,), tmp_path / "model.onnx")
+    integer(x)
+    assert qat.verify(tmp_path / "model.onnx", integer, [x], prepared).passed

@@ -80,7 +80,7 @@ def verify_without_graph(
         model, as_written(examples, example_shapes(file)), free_axes(file), dialect_of(dialect_name(file))
     )
     result.constants_compared = constants_in(anew)
-    result.stored = stored_differences(anew, file) or differences_of_records(anew, file)
+    result.stored = stored_differences(anew, file) or differences_of_records(anew, file, stateless=False)
     result.top1_agreement = same / answers
     if agreement is not None:
         result.alarm, result.prediction_changes = agreement.alarm(), agreement.prediction_changes
