@@ -160,11 +160,8 @@ def differences_of_records(
     if not is_intact(found):
         return [StoredDifference("metadata", 1, "is not what was written, or what surrounds the graph is not")]
     later = wanted[VERSIONS] != given.get(VERSIONS)  # hashes of settings hold for one version of qat
-    keys = [
-        key
-        for key in wanted
-        if key not in (CONTENT, PROOF, VERSIONS, *((MODEL, POLICY) if later else () if stateless else (MODEL,)))
-    ]
+    left_out = {CONTENT, PROOF, VERSIONS} | ({MODEL, POLICY} if later else set()) | (set() if stateless else {MODEL})
+    keys = [key for key in wanted if key not in left_out]
     wrong = [key for key in keys if given.get(key) != wanted[key]] + [VERSIONS] * (VERSIONS not in given)
     return [StoredDifference(f"metadata entry {key}", 1, "is not that of the integer model") for key in wrong]
 
