@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qat
@@ -17,9 +18,12 @@ from qat.export.executorch import export_executorch
 from qat.export.fixed_batch import run_in_parts
 from qat.export.litert import export_litert
 from qat.export.litert.program import int8_codes
+from qat.export.pt2e.codes import SHIFT
+from qat.export.pt2e.modules import FloatLookUp
 from qat.export.targets import target_named, target_of_file
 from qat.export.verification import DamagedFileError
-from qat.integer import IntegerModel
+from qat.integer import Encoding, IntegerModel
+from qat.integer.modules import LookUp
 from tests.networks import INTEGER, build, images
 
 EXTRAS = {"executorch": "executorch", "litert": "litert_torch"}
@@ -56,6 +60,15 @@ def test_inputs_become_codes() -> None:
     x = torch.tensor([-9.0, -0.25, 0.25, 0.3, 9.0])
     assert int8_codes(x, 0.5, 3).tolist() == [-15, 3, 3, 4, 21]
     assert int8_codes(x, 0.05, -100).tolist() == [-128, -105, -95, -94, 80]
+
+
+@pytest.mark.parametrize("scale", [0.013, 3.7e4, 2.0**-20])
+@pytest.mark.parametrize("zero_point", [0, 77, 255])
+def test_a_look_up_through_floats_finds_each_of_256_codes(scale: float, zero_point: int) -> None:
+    table, codes = torch.randperm(256), torch.arange(256).reshape(2, 8, 4, 4)
+    module = LookUp(table, Encoding(0.3, 9, lowest=9, highest=100))
+    found = FloatLookUp(module, Encoding(scale, zero_point))((codes - SHIFT).to(torch.int8))
+    assert torch.equal(found.long() + SHIFT, table[codes])
 
 
 @pytest.mark.parametrize("target", EXTRAS)
@@ -126,9 +139,23 @@ def test_decisions_content_and_integer_layers_are_compared(
 # With them ------------------------------------------------------------------------------------------------------------
 
 
+class Gates(nn.Module):
+    """Look-ups between convolutions, and times another tensor, as in MobileNetV3 and EfficientNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.squeeze, self.excite = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.conv, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x))
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        return self.head(F.hardswish(self.conv(x)).mean((2, 3)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["w8a8", "w4a4"])
-@pytest.mark.parametrize("network", INTEGER[:3])
+@pytest.mark.parametrize("network", [*INTEGER[:3], Gates])
 @pytest.mark.parametrize("target", EXTRAS)
 def test_every_layer_is_integer_and_decisions_agree(
     target: str, network: type[nn.Module], policy: str, tmp_path: Path

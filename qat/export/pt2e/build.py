@@ -103,14 +103,18 @@ class _Builder:
         """Call the form of a module."""
         name = str(node.target).replace(".", "_")
         if not hasattr(self.root, name):
-            if type(module) in DEPENDENT:
-                form = DEPENDENT[type(module)](module, self.for_litert)
-            else:
-                form = OPERATIONS.get(type(module), copy.deepcopy)(module)
-            self.root.add_module(name, form)
+            self.root.add_module(name, self._form(node, module))
         new = self.graph.node_copy(node, self.new.__getitem__)
         new.target = name
         return new
+
+    def _form(self, node: fx.Node, module: nn.Module) -> nn.Module:
+        """What computes in a module's place."""
+        if self.for_litert and isinstance(module, integer_modules.LookUp):
+            return modules.FloatLookUp(module, self.encodings[node.all_input_nodes[0]])
+        if type(module) in DEPENDENT:
+            return DEPENDENT[type(module)](module, self.for_litert)
+        return OPERATIONS.get(type(module), copy.deepcopy)(module)
 
     def _move(self, node: fx.Node) -> fx.Node:
         """Move values instead of codes: torch and backends know the operation on floats alone."""

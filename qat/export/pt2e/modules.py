@@ -187,3 +187,25 @@ class LookUp(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         return self.table[codes.long() + SHIFT]
+
+
+class FloatLookUp(nn.Module):
+    """The same for litert-torch, which can index with whole floats alone, and not with codes: an exact detour through floats.
+
+    The floats are one row, because its change to channels-last order knows a reshape, and not an index.
+
+    Args:
+        module: the integer module.
+        input: how its codes are read.
+    """
+
+    values: Tensor
+
+    def __init__(self, module: integer.LookUp, input: Encoding) -> None:
+        super().__init__()
+        self.input, self.output = input, Encoding(module.output.scale, module.output.zero_point)
+        self.register_buffer("values", dequantize((module.table.to(torch.int16) - SHIFT).to(torch.int8), self.output))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        place = dequantize(codes, self.input).reshape(-1) * (1 / self.input.scale) + (self.input.zero_point + 0.5)
+        return quantize(self.values[place.long()].reshape(codes.shape), self.output)
