@@ -40,7 +40,13 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int) -> Tensor
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int, gradient_scale: float = 1.0
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | int,
+    qmin: int,
+    qmax: int,
+    gradient_scale: float = 1.0,
+    lowest_scale: Tensor | None = None,
 ) -> Tensor:
     """`dequantize(quantize(x))`, bit for bit, with straight-through gradients for x and scale.
 
@@ -57,8 +63,9 @@ def fake_quantize(
         zero_point: whole numbers that broadcast like scale, or an int.
         qmin, qmax: lowest and highest code.
         gradient_scale: factor of the gradient of the scale.
+        lowest_scale: in the shape of scale; if given, `floor_scale(scale, lowest_scale)` takes the place of scale.
     """
-    return kernels.fake_quantize(x, scale, qmin - zero_point, qmax - zero_point, gradient_scale)
+    return kernels.fake_quantize(x, scale, qmin - zero_point, qmax - zero_point, gradient_scale, lowest_scale)
 
 
 def fake_quantize_with_estimator(
@@ -69,6 +76,7 @@ def fake_quantize_with_estimator(
     qmin: int,
     qmax: int,
     gradient_scale: float = 1.0,
+    lowest_scale: Tensor | None = None,
 ) -> Tensor:
     """`fake_quantize` with the gradient of an estimator instead of the straight-through one.
 
@@ -77,8 +85,9 @@ def fake_quantize_with_estimator(
 
     Args:
         estimator: rounding to whole numbers, with its gradient.
-        x, scale, zero_point, qmin, qmax, gradient_scale: as in `fake_quantize`.
+        x, scale, zero_point, qmin, qmax, gradient_scale, lowest_scale: as in `fake_quantize`.
     """
+    scale = scale if lowest_scale is None else floor_scale(scale, lowest_scale)
     scale = scale_gradient(scale, gradient_scale)
     lo, hi = ((bound - zero_point) * scale.detach() for bound in (qmin, qmax))
     return clip_and_round(x, lo, hi, scale, estimator)

@@ -12,38 +12,42 @@ from torch import Tensor
 from qat.kernels import registered, second_order
 from qat.kernels.cpu.library import NOT_A_NUMBER, OUTSIDE, ROUNDING_ERROR_STEPS
 from qat.kernels.dispatch import operators_for, uses_native_by_rows
+from qat.kernels.gradients import Floor, raised_only
 from qat.kernels.saved_codes import remember_encoding
 
 
-def fake_quantize(x: Tensor, scale: Tensor, lo: Tensor | int, hi: Tensor | int, gradient_scale: float) -> Tensor:
-    """`round(clamp(x / scale, lo, hi)) * scale`, with the gradients that `qat.functional.fake_quantize` states.
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    lo: Tensor | int,
+    hi: Tensor | int,
+    gradient_scale: float,
+    lowest_scale: Tensor | None = None,
+) -> Tensor:
+    """`round(clamp(x / s, lo, hi)) * s`, s = max(scale, lowest_scale), with the gradients that `qat.functional.fake_quantize`
+    states.
 
     Args:
         x: float, any shape; the result has its shape and dtype.
         scale: float32, broadcasts against x.
-        lo, hi: bounds of x / scale.
+        lo, hi: bounds of x / s.
         gradient_scale: factor of the gradient of the scale.
+        lowest_scale: in the shape of scale; None: s is the scale.
     """
     if x.ndim == 0 and scale.ndim:
         scale = scale.reshape(())  # a scale of one axis would give the result one
-    native = _uses_native(x, scale, lo)
-    result: Tensor = (_Native if native else _Composite).apply(x, scale, lo, hi, gradient_scale)
-    if (
-        native
-        and x.device.type == "cpu"
-        and not x.is_leaf
-        and not torch.compiler.is_compiling()
-        and x.dtype is torch.float32
-    ):
-        remember_encoding(result, scale, float(lo), float(hi))
+        lowest_scale = None if lowest_scale is None else lowest_scale.reshape(())
+    compiling = torch.compiler.is_compiling()
+    read_at_once = x.device.type == "cpu" and not compiling
+    one_bound = not isinstance(lo, Tensor) or (read_at_once and lo.numel() == 1)  # a GPU would wait for a Python number
+    native = one_bound and uses_native_by_rows(x, scale)
+    result: Tensor
+    if native and read_at_once:
+        result = _NativeOnCpu.apply(x, scale, lowest_scale, lo, hi, gradient_scale)
+    else:
+        scale = scale if lowest_scale is None else Floor.apply(scale, lowest_scale)
+        result = (_Native if native else _Composite).apply(x, scale, lo, hi, gradient_scale)
     return result
-
-
-def _uses_native(x: Tensor, scale: Tensor, lo: Tensor | int) -> bool:
-    """Whether compiled kernels compute this: they take one pair of bounds, as Python numbers, for which a GPU would wait."""
-    read_at_once = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    one_bound = not isinstance(lo, Tensor) or (lo.numel() == 1 and read_at_once)
-    return one_bound and uses_native_by_rows(x, scale)
 
 
 def _operators(x: Tensor) -> Any:
@@ -77,7 +81,39 @@ class _Native(torch.autograd.Function):
         operators = _operators(saved)
         backward = operators.fake_quantize_backward if ctx.leaf else operators.fake_quantize_backward_from_saved
         dx, dscale = backward(grad, saved, scale, *ctx.bounds)
-        return dx, dscale * ctx.gradient_scale, None, None, None
+        return dx, dscale.mul_(ctx.gradient_scale), None, None, None
+
+
+class _NativeOnCpu(torch.autograd.Function):
+    """`_Native` and `Floor` as one node of autograd, and nothing that a step can do without: where Python's own time counts."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        lowest_scale: Tensor | None,
+        lo: Tensor | int,
+        hi: Tensor | int,
+        gradient_scale: float,
+    ) -> Tensor:
+        if lowest_scale is not None:
+            floored = torch.maximum(scale, lowest_scale)
+            ctx.below = None if torch.equal(floored, scale) else scale < lowest_scale
+            scale = floored
+        else:
+            ctx.below = None
+        y = _Native.forward(ctx, x, scale, lo, hi, gradient_scale)
+        if not ctx.leaf and x.dtype is torch.float32:
+            remember_encoding(y, scale, *ctx.bounds)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dscale, *_ = _Native.backward(ctx, grad)
+        if ctx.below is not None:
+            dscale = raised_only(dscale, ctx.below)
+        return dx, dscale, None, None, None, None
 
 
 class _Composite(torch.autograd.Function):

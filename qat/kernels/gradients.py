@@ -45,4 +45,9 @@ class Floor(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (below,) = ctx.saved_tensors
-        return torch.where(below & (grad > 0), 0, grad), None
+        return raised_only(grad, below), None
+
+
+def raised_only(grad: Tensor, below: Tensor) -> Tensor:
+    """The gradient, but where `below` only what raises the value when a step goes against it."""
+    return torch.where(below & (grad > 0), 0, grad)

@@ -176,17 +176,17 @@ class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
         """The codes nearest to averages of codes, float32, same shape; -inf and inf give the lowest and the highest code."""
         return average.round().clamp(self.spec.grid.qmin, self.spec.grid.qmax)
 
-    def round_to_grid(self, x: Tensor, scale: Tensor, gradient_scale: float = 1.0) -> Tensor:
-        """x fake-quantized with `scale` (n_qparams,), with the estimator's gradients for both. Same shape as x."""
-        grid, granularity = self.spec.grid, self.spec.granularity
-        shape = tuple(x.shape)
+    def round_to_grid(
+        self, x: Tensor, scale: Tensor, gradient_scale: float = 1.0, lowest: Tensor | None = None
+    ) -> Tensor:
+        """x fake-quantized with scale (n_qparams,), at least `lowest`, and the estimator's gradients for both. Same shape."""
+        grid, granularity, shape = self.spec.grid, self.spec.granularity, tuple(x.shape)
+        if self.n_qparams > 1:  # one scale broadcasts as it is: a step can do without the reshape
+            scale, lowest = (p if p is None else granularity.broadcastable(p, shape) for p in (scale, lowest))  # type: ignore[assignment]
         zero_point = granularity.broadcastable(self.zero_point, shape) if not self.spec.symmetric else 0
-        scale = granularity.broadcastable(scale, shape)
-        arguments = (granularity.view(x), scale, zero_point, grid.qmin, grid.qmax, gradient_scale)
-        if isinstance(self.estimator, StraightThrough):
-            y = fake_quantize(*arguments)
-        else:
-            y = fake_quantize_with_estimator(self.estimator, *arguments)
+        arguments = (granularity.view(x), scale, zero_point, grid.qmin, grid.qmax, gradient_scale, lowest)
+        straight_through = isinstance(self.estimator, StraightThrough)
+        y = fake_quantize(*arguments) if straight_through else fake_quantize_with_estimator(self.estimator, *arguments)
         return y if y.shape == x.shape else y.reshape(shape)
 
     def lsq_gradient_scale(self, x: Tensor) -> float:

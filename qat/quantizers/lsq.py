@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qat.functional import floor_scale
 from qat.quantizers.base import Quantizer
 from qat.spec import QParams
 
@@ -37,7 +36,7 @@ class LSQ(Quantizer):
         return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        return self.round_to_grid(x, floor_scale(self.scale, self.floor), self.lsq_gradient_scale(x))
+        return self.round_to_grid(x, self.scale, self.lsq_gradient_scale(x), self.floor)
 
     def _store(self, qparams: QParams) -> None:
         self.scale.copy_(qparams.scale)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import qat
 from qat.export.onnx import equivalents, torch_onnx
+from qat.export.onnx.torch_exporter import export_with_torch
 
 
 class Between(nn.Module):
@@ -317,3 +318,18 @@ def test_what_several_layers_share_makes_no_circle(tmp_path: Path, monkeypatch: 
     assert qat.verify(tmp_path / "model.onnx", integer, [batch(3, (5, 6))]).exact
     (templates,) = exports
     assert sorted(len(i.subgraph.nodes) for t in templates for i in t.instances) == [2, 2, 3]
+
+
+class Chooses(nn.Module):
+    """Has graphs inside of its graph, which torch annotates, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: F.gelu(x) + 1, lambda x: F.silu(x) - 1, (x,))
+
+
+def test_files_say_nothing_of_the_code_they_come_from() -> None:
+    file = export_with_torch(Chooses(), (torch.randn(2, 3),), opset_version=18)
+    assert {node.op_type for node in file.graph.node} >= {"If"}
+    content = file.SerializeToString()
+    assert Path(__file__).name.encode() not in content
+    assert b"pkg.torch" not in content

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import qat
 from qat.estimators import DSQ, EWGS, Estimator, Stochastic, StraightThrough
-from qat.functional import clip_and_round, fake_quantize, look_up
+from qat.functional import clip_and_round, fake_quantize, floor_scale, look_up
 from qat.kernels import byte_encoding, saving_as_codes
 from qat.kernels.cpu import build, load_kernels
 from qat.kernels.cpu.library import CHUNK, MIN_ELEMENTS_FOR_THREADS, ROUNDING_ERROR_STEPS, load_library
@@ -400,3 +400,24 @@ def test_what_was_written_into_is_kept_as_it_is() -> None:
 
     x = fake_quantize(torch.randn(3, 4, requires_grad=True) * 1, torch.tensor(0.1), 0, -7, 7)
     assert torch.equal(gradient(x.add_(0.03)), x.sum(dim=0).expand(2, 4))
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1)])
+def test_a_floor_in_the_kernel_is_the_floor_before_it(shape: tuple[int, ...]) -> None:
+    """Values and gradients, above the floor and below it, of leaves and of other tensors."""
+    scale, lowest = torch.full(shape, 0.05), torch.full(shape, 0.1)
+    if shape:
+        scale[0] = 0.3
+    for sign in (1.0, -1.0):
+        results = []
+        for given in (True, False):
+            s, leaf = scale.clone().requires_grad_(), torch.linspace(-0.2, 3, 21).reshape(3, 7).requires_grad_()
+            step = (s, 0, -7, 7, 0.5, lowest) if given else (floor_scale(s, lowest), 0, -7, 7, 0.5)
+            y = fake_quantize(leaf * 1, *step) + fake_quantize(leaf, *step)  # type: ignore[arg-type]
+            (sign * y).sum().backward()
+            results += [y.detach(), s.grad, leaf.grad]
+        assert all(torch.equal(a, b) for a, b in zip(results[:3], results[3:], strict=True))
+        raised = sign < 0
+        assert bool((results[1].flatten()[-1] < 0) == raised), (
+            "below the floor only a gradient that raises the scale is left"
+        )

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qat.capture import copy_model
-from qat.contexts import quiet
-from qat.files import atomic_path
-from qat.torch_private import one_onnx_registry
+from qat.export.onnx.torch_exporter import export_with_torch
+from qat.files import write_atomically
 
 
 def export_float_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], path: str | Path) -> None:
@@ -23,14 +22,8 @@ def export_float_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, .
     """
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     batch = torch.export.Dim("batch")
-    with atomic_path(path) as unfinished, one_onnx_registry(), quiet(["root"]):
-        doubled = tuple(torch.cat([x, x]) for x in examples)
-        torch.onnx.export(
-            copy_model(model).eval(),
-            doubled,
-            str(unfinished),
-            dynamo=True,
-            external_data=False,
-            dynamic_shapes=tuple({0: batch} for _ in examples),
-            verbose=False,
-        )
+    doubled = tuple(torch.cat([x, x]) for x in examples)
+    shapes = tuple({0: batch} for _ in examples)
+    write_atomically(
+        Path(path), export_with_torch(copy_model(model).eval(), doubled, dynamic_shapes=shapes).SerializeToString()
+    )

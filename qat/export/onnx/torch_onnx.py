@@ -12,7 +12,6 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
-from qat.contexts import quiet
 from qat.export.onnx.equivalents import WritableFunctions
 from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
 from qat.export.onnx.float_subgraphs import FloatSubgraph, find_float_subgraphs
@@ -20,14 +19,13 @@ from qat.export.onnx.graph_writer import OPSET, NoOnnxFormError
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.runtime import session
 from qat.export.onnx.templates import Instance, Template, templates_of
-from qat.torch_private import one_onnx_registry, tree_leaves
+from qat.export.onnx.torch_exporter import export_with_torch
+from qat.torch_private import tree_leaves
 
 TOLERANCE = 1e-4
 """How far ONNX Runtime may be from torch, relative to the largest finite result, before the export counts as wrong."""
 INFINITE = 1e30
 """Numbers beyond this are masks, not results."""
-QUIET = ("root", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes")
-"""Loggers that tell of what is checked here."""
 
 
 @dataclass(frozen=True)
@@ -112,15 +110,11 @@ def _torch_export(templates: Sequence[Template]) -> onnx.ModelProto:
         inputs += template.weights
         free += [{} for _ in template.weights]
     try:
-        with one_onnx_registry(), quiet(QUIET), WritableFunctions():
-            program = torch.onnx.export(
-                _Functions(templates), tuple(inputs), dynamo=True, opset_version=OPSET, dynamic_shapes=(tuple(free),)
-            )
+        with WritableFunctions():
+            shapes = (tuple(free),)
+            return export_with_torch(_Functions(templates), tuple(inputs), opset_version=OPSET, dynamic_shapes=shapes)
     except torch.onnx.errors.OnnxExporterError as error:
         raise UnusableExportError from error
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    return model
 
 
 def _separated(graph: onnx.GraphProto, templates: Sequence[Template]) -> list[Written]:

@@ -12,7 +12,6 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
-from qat.contexts import quiet
 from qat.export.onnx.dialect import DEFAULT, Dialect
 from qat.export.onnx.example_inputs import ExampleInputs, Examples, FreeAxes, bind, named_tensors
 from qat.export.onnx.graph_writer import OPSET
@@ -20,13 +19,14 @@ from qat.export.onnx.integer_layers import dequantized_once
 from qat.export.onnx.proof import describe
 from qat.export.onnx.qdq_graph import QdqGraph
 from qat.export.onnx.tensor_names import TensorNames
+from qat.export.onnx.torch_exporter import export_with_torch
 from qat.export.onnx.trials import check_outputs
 from qat.export.outputs import named_outputs
 from qat.integer import Encoding, IntegerModel
 from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer, WeightOnlyModule
 from qat.nn import as_quantized, compute_with, is_quantized
 from qat.quantizers import Dynamic, Quantizer
-from qat.torch_private import one_onnx_registry, tree_leaves, tree_map
+from qat.torch_private import tree_leaves, tree_map
 
 DOMAIN = "qat"
 """Domain of the operators that stand for our own parts until they are written."""
@@ -165,10 +165,7 @@ def _torch_export(model: nn.Module, inputs: ExampleInputs, values: tuple[Any, ..
     arguments = dict(zip(inputs.values, values, strict=True))
     shapes = {name: tree_map(free, value, inputs.names[name]) for name, value in arguments.items()}
     try:
-        with one_onnx_registry(), quiet(["root", "torch.onnx", "torch.export"]):
-            program = torch.onnx.export(
-                model, (), kwargs=arguments, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes
-            )
+        return export_with_torch(model, (), kwargs=arguments, opset_version=OPSET, dynamic_shapes=shapes)
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error
         raise ValueError(
@@ -176,9 +173,6 @@ def _torch_export(model: nn.Module, inputs: ExampleInputs, values: tuple[Any, ..
             f"({next(iter(str(cause).splitlines()), type(cause).__name__)}): write what depends on values with torch.where, or "
             "run the result of qat.convert in torch."
         ) from error
-    assert program is not None
-    exported: onnx.ModelProto = program.model_proto
-    return exported
 
 
 class _Writer:

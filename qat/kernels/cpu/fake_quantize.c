@@ -36,6 +36,25 @@ static inline uint16_t to_bfloat16(float value) {
 
 #define AS_IS(value) (value)
 
+/* Bytes are computed as int32 in a block that stays in the cache, then narrowed in a loop of their own: compilers make slow code
+of a loop whose types differ in width. */
+#define BLOCK 256
+
+static inline int length_of_block(int64_t start, int64_t end) { return end - start < BLOCK ? (int)(end - start) : BLOCK; }
+
+/* The larger or smaller of two; for a NaN the bound. */
+static inline float at_least(float x, float bound) { return x > bound ? x : bound; }
+static inline float at_most(float x, float bound) { return x < bound ? x : bound; }
+
+/* What the backward pass needs of an element, as above. */
+static inline int32_t saved_byte(float value, float v, float rounded, float lowest, float highest) {
+    const float error = at_most(rintf((rounded - v) * STEPS), OUTSIDE - 1);
+    int32_t byte = (int32_t)at_least(error, 1 - OUTSIDE);
+    byte = value <= lowest ? -OUTSIDE : byte;
+    byte = value >= highest ? OUTSIDE : byte;
+    return value == value ? byte : NOT_A_NUMBER;
+}
+
 /* y = round(clamp(x / scale, lo, hi)) * scale; NaN stays NaN. `saved` may be null. */
 #define FAKE_QUANTIZE_FORWARD(NAME, T, READ, WRITE)                                                                            \
     void NAME(const T *restrict x, const float *restrict scales, int64_t step, float lo, float hi, T *restrict y,              \
@@ -44,21 +63,19 @@ static inline uint16_t to_bfloat16(float value) {
         _Pragma("omp parallel for num_threads(threads) schedule(static)") for (int64_t row = 0; row < rows; row++) {           \
             const float scale = scales[row * step], lowest = lo * scale, highest = hi * scale;                                 \
             const int64_t end = end_of(row, columns, size);                                                                    \
-            for (int64_t i = row * columns; i < end; i++) {                                                                    \
-                const float value = READ(x[i]), v = value / scale;                                                             \
-                float inside = v < lo ? lo : v;                                                                                \
-                inside = inside > hi ? hi : inside;                                                                            \
-                const float rounded = rintf(inside);                                                                           \
-                if (saved) {                                                                                                   \
-                    float error = rintf((rounded - v) * STEPS);                                                                \
-                    error = error > OUTSIDE - 1 ? OUTSIDE - 1 : error;                                                         \
-                    error = error < 1 - OUTSIDE ? 1 - OUTSIDE : error;                                                         \
-                    error = value <= lowest ? -OUTSIDE : error;                                                                \
-                    error = value >= highest ? OUTSIDE : error;                                                                \
-                    error = error == error ? error : NOT_A_NUMBER;                                                             \
-                    saved[i] = (int8_t)(int32_t)error;                                                                         \
+            int32_t bytes[BLOCK];                                                                                              \
+            for (int64_t start = row * columns; start < end; start += BLOCK) {                                                 \
+                const int length = length_of_block(start, end);                                                                \
+                for (int i = 0; i < length; i++) {                                                                             \
+                    const float value = READ(x[start + i]), v = value / scale;                                                 \
+                    float inside = v < lo ? lo : v;                                                                            \
+                    inside = inside > hi ? hi : inside;                                                                        \
+                    const float rounded = rintf(inside);                                                                       \
+                    if (saved) bytes[i] = saved_byte(value, v, rounded, lowest, highest);                                      \
+                    y[start + i] = WRITE(rounded * scale);                                                                     \
                 }                                                                                                              \
-                y[i] = WRITE(rounded * scale);                                                                                 \
+                if (saved)                                                                                                     \
+                    for (int i = 0; i < length; i++) saved[start + i] = (int8_t)bytes[i];                                      \
             }                                                                                                                  \
         }                                                                                                                      \
     }
@@ -184,12 +201,15 @@ of them is no byte, as NaN is not. */
 int to_codes(const float *restrict x, float scale, float lo, uint8_t *restrict codes, int64_t size, int threads) {
     int strange = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : strange)
-    for (int64_t i = 0; i < size; i++) {
-        const float code = rintf(x[i] / scale) - lo;
-        float inside = code > 0.0f ? code : 0.0f; /* 0 for NaN */
-        inside = inside < 255.0f ? inside : 255.0f;
-        codes[i] = (uint8_t)(int32_t)inside;
-        strange |= !(code == inside);
+    for (int64_t start = 0; start < size; start += BLOCK) {
+        const int length = length_of_block(start, size);
+        int32_t bytes[BLOCK];
+        for (int i = 0; i < length; i++) {
+            const float code = rintf(x[start + i] / scale) - lo, inside = at_most(at_least(code, 0.0f), 255.0f);
+            bytes[i] = (int32_t)inside;
+            strange |= code != inside;
+        }
+        for (int i = 0; i < length; i++) codes[start + i] = (uint8_t)bytes[i];
     }
     return strange;
 }
