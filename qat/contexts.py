@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
+from pathlib import Path
 
 from torch import nn
 
@@ -57,3 +60,21 @@ def quiet(
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def no_output() -> Iterator[None]:
+    """Inside the `with` block, standard output is dropped, also that of code which is not written in Python."""
+    sys.stdout.flush()
+    try:
+        saved = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)

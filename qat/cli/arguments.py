@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
-from qat.cli.sources.spellings import DATA_HELP, MODEL_HELP
+from qat.cli.sources.spellings import DATA_HELP, MODEL_HELP, NETWORK_HELP
 
 POLICIES = ("w8a8", "w4a8", "w4a4", "w8_dynamic", "w8_dynamic_per_token", "w8", "w4", "fp8", "mxfp4", "nvfp4")
 _ANSWERS: ContextVar[Any] = ContextVar("answers", default=None)
@@ -49,13 +50,15 @@ def add_data_arguments(parser: argparse.ArgumentParser, samples: int | None = 12
     )
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """What all commands have."""
+def add_output_arguments(parser: argparse.ArgumentParser, threads: str = "all cores") -> None:
+    """What all commands have. threads: how many there are by default, in words."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument("--threads", type=positive, metavar="N", help=f"processor threads (default: {threads})")
 
 
 MODEL_ARGUMENT: dict[str, Any] = {"metavar": "M", "help": MODEL_HELP}
+NETWORK_ARGUMENT: dict[str, Any] = {"metavar": "M", "help": NETWORK_HELP}
+"""For commands that take no ONNX file."""
 
 
 def positive(text: str) -> int:
@@ -82,7 +85,24 @@ def shape(text: str) -> tuple[int, ...]:
     >>> shape("3,32,32")
     (3, 32, 32)
     """
-    return tuple(positive(part.strip()) for part in text.replace("x", ",").split(","))
+    parts = [part.strip() for part in text.replace("x", ",").split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is no shape of a sample: write it as 3,224,224")
+    return tuple(map(int, parts))
+
+
+def seed(text: str) -> int:
+    """A whole number that seeds generators, for argparse."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 to {2**32 - 1:,}")
+    return int(text)
+
+
+def png(text: str) -> Path:
+    """The name of a picture, for argparse."""
+    if not text.endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text} is no name of a picture: write one that ends in .png")
+    return Path(text)
 
 
 def use_threads(threads: int | None) -> None:

@@ -41,7 +41,7 @@ Files run in their own runtime, others in torch. Without --data, noise is used: 
         metavar="S",
         help="for the latency of a batch size (%(default)s)",
     )
-    made.add_argument("--chart", type=Path, metavar="PNG", help="where to draw a bar chart")
+    made.add_argument("--chart", type=arguments.png, metavar="PNG", help="where to draw a bar chart")
     arguments.add_output_arguments(made)
     return made
 
@@ -59,6 +59,9 @@ def run(given: list[str]) -> int:
 
     arguments.use_threads(options.threads)
     torch.manual_seed(0)  # of random weights
+    for place, option in enumerate(("weights", "architecture")):
+        if getattr(options, option) is not None and not any(_for_weights(options, m)[place] for m in options.models):
+            raise UsageError(f"--{option} is for none of these models: leave it out.")
     arguments.say(f"loading {', '.join(options.models)} ...")
     models = [load_model(text, *_for_weights(options, text), threads=options.threads) for text in options.models]
     sizes = Sizes(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from qat.cli import arguments
-from qat.cli.errors import GOOD, UsageError
+from qat.cli.errors import GOOD, UsageError, usage_errors
 from qat.cli.sources.spellings import DATA
 
 
@@ -24,12 +23,12 @@ def parser() -> argparse.ArgumentParser:
 
 A few samples are enough: the network runs once for each tensor that is quantized.""",
     )
-    made.add_argument("model", **arguments.MODEL_ARGUMENT)
+    made.add_argument("model", **arguments.NETWORK_ARGUMENT)
     policy = made.add_argument("--policy", default=None, metavar="P", help="a preset or a .yaml file (w8a8)")
     policy.completer = lambda **_: arguments.POLICIES  # type: ignore[attr-defined]
     arguments.add_model_arguments(made)
     arguments.add_data_arguments(made, samples=16, tests=None)
-    made.add_argument("--plot", type=Path, metavar="PNG", help="where to draw the sensitivity of each tensor")
+    made.add_argument("--plot", type=arguments.png, metavar="PNG", help="where to draw the sensitivity of each tensor")
     arguments.add_output_arguments(made)
     return made
 
@@ -71,7 +70,8 @@ def run(given: list[str]) -> int:
         for batch in data.train
     ]
     arguments.say("quantizing each tensor alone ...")
-    found = inspect(model.network, options.policy or "w8a8", batches)
+    with usage_errors():  # of the policy, and of a model that it does not fit
+        found = inspect(model.network, options.policy or "w8a8", batches)
     if options.plot is not None:
         found.plot(options.plot)
     if options.json:

@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
 
 Without --data, noise is measured: times depend on sizes, hardly on values.""",
     )
-    made.add_argument("model", **arguments.MODEL_ARGUMENT)
+    made.add_argument("model", **arguments.NETWORK_ARGUMENT)
     made.add_argument("--policy", default="w8a8", metavar="P", help="a preset or a .yaml file (%(default)s)")
     made.add_argument("--output", type=Path, required=True, metavar="YAML", help="where to write the table")
     made.add_argument("--weight-bits", type=_widths, metavar="B,B", help="widths of weights (2,3,4,6,8)")
@@ -31,7 +31,7 @@ Without --data, noise is measured: times depend on sizes, hardly on values.""",
     )
     arguments.add_model_arguments(made)
     arguments.add_data_arguments(made, samples=None, tests=None)
-    arguments.add_output_arguments(made)
+    arguments.add_output_arguments(made, threads="1")
     made.set_defaults(batch_size=1)
     return made
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qat.cli.errors import UsageError
 from qat.cli.sources.data import Batch, Data, cut, first_tensor, map_tensors, tensors_of
 from qat.cli.sources.model import Model
-from qat.cli.sources.python_file import from_python_file, names_python
+from qat.cli.sources.python_file import from_python_file, names_python, users_code
 from qat.export.stopwatch import Timing, time_in_turns
 from qat.messages import type_of
 from qat.torch_private import tree_leaves
@@ -81,7 +81,7 @@ def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
     name = text or ("accuracy" if are_classes else "mae")
     if names_python(name):
         function = from_python_file(name)
-        return Metric(name.rpartition(":")[2], lambda outputs, targets: float(function(outputs, targets)))
+        return Metric(name.rpartition(":")[2], partial(_own_score, name, function))
     known: dict[str, Metric] = {
         "accuracy": Metric("accuracy", _accuracy, percent=True),
         "mae": Metric("mae", lambda x, y: float((x.double() - y.reshape(x.shape).double()).abs().mean()), "min"),
@@ -95,6 +95,11 @@ def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
             "its classes, such as --model torchvision:resnet18,num_classes=10."
         )
     return known[name]
+
+
+def _own_score(name: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, labels: Tensor) -> float:
+    with users_code(f"--metric {name} gives no number", ": write a function of (outputs, labels) that returns one"):
+        return float(function(outputs, labels))
 
 
 def _accuracy(outputs: Tensor, labels: Tensor) -> float:

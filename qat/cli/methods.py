@@ -28,9 +28,9 @@ Say = Callable[[str], None]
 class Training:
     """How long and how fast quantization-aware training goes. steps: None counts epochs."""
 
-    steps: int | None = None
-    epochs: int = 1
-    learning_rate: float = 1e-4
+    steps: int | None
+    epochs: int
+    learning_rate: float
 
 
 def policy_for(method: str, text: str | None, target: str | None = None) -> Policy:
@@ -75,15 +75,17 @@ def post_training(network: nn.Module, policy: Policy, data: Data, best: bool) ->
         passes.append(AdaRound())
     elif not data.noise:  # which says nothing of biases
         passes.append(BiasCorrection())
-    return apply_passes(passes, network, policy, data.train.inputs())
+    with usage_errors():  # of a policy, or data, that the model does not fit
+        return apply_passes(passes, network, policy, data.train.inputs())
 
 
 def calibrated(network: nn.Module, policy: Policy, data: Data) -> nn.Module:
     """A prepared copy with ranges from data."""
     inputs = data.train.inputs(CALIBRATION)
     first = inputs[0]
-    prepared = prepare(network, policy, first if isinstance(first, Tensor | dict) else tuple(first)).eval()
-    calibrate(prepared, inputs)
+    with usage_errors():  # of a policy, or data, that the model does not fit
+        prepared = prepare(network, policy, first if isinstance(first, Tensor | dict) else tuple(first)).eval()
+        calibrate(prepared, inputs)
     return prepared
 
 

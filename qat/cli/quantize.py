@@ -30,6 +30,7 @@ METHODS = {
     "dynamic": "weights, and inputs of layers on the range of each batch; needs no data",
     "weight_only": "weights alone; arithmetic in float; needs no data",
 }
+LEARNING_RATE = 1e-4
 NEEDS_DATA = ("post_training", "quantization_aware")
 
 
@@ -71,9 +72,11 @@ exit status: 0 verified; 1 the file differs, or it failed; 2 the command line is
     length.add_argument("--epochs", type=arguments.positive, metavar="N", help="passes over the training samples (1)")
     length.add_argument("--steps", type=arguments.positive, metavar="N", help="optimizer steps")
     training.add_argument(
-        "--learning-rate", type=arguments.positive_float, default=1e-4, metavar="LR", help="of AdamW (%(default)s)"
+        "--learning-rate", type=arguments.positive_float, metavar="LR", help=f"of AdamW ({LEARNING_RATE})"
     )
-    made.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and training (%(default)s)")
+    made.add_argument(
+        "--seed", type=arguments.seed, default=0, metavar="N", help="of random weights and training (%(default)s)"
+    )
     made.add_argument(
         "--seconds",
         type=arguments.positive_float,
@@ -152,7 +155,7 @@ def _prepared(options: argparse.Namespace, model: Model, data: Data, policy: Pol
         if options.method == "post_training":
             return methods.post_training(network, policy, data, options.effort == "best")
         return methods.calibrated(network, policy, data)
-    training = methods.Training(options.steps, options.epochs or 1, options.learning_rate)
+    training = methods.Training(options.steps, options.epochs or 1, options.learning_rate or LEARNING_RATE)
     if policy is not None:
         arguments.say(f"calibrating and training: {policy.name} ...")
         return methods.quantization_aware(network, policy, data, training, arguments.say)
@@ -184,9 +187,9 @@ def _check(options: argparse.Namespace) -> None:
     """What can be seen before anything is loaded."""
     if options.method in NEEDS_DATA and options.data is None and not options.model.endswith(".ckpt"):
         raise UsageError(f"--method {options.method} needs data to calibrate: add --data, one of {', '.join(DATA)}.")
-    if options.method != "quantization_aware" and (options.steps or options.epochs):
+    if options.method != "quantization_aware" and (options.steps or options.epochs or options.learning_rate):
         raise UsageError(
-            f"--steps and --epochs are of --method quantization_aware, not {options.method}: leave them out."
+            f"--steps, --epochs and --learning-rate are of --method quantization_aware, not {options.method}: leave them out."
         )
     if options.effort == "best" and options.method != "post_training":
         raise UsageError(f"--effort best is of --method post_training, not {options.method}: leave it out.")

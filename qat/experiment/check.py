@@ -43,6 +43,8 @@ EXCEPTIONS = (
 """Keys below them that may differ: where files are, how the learning rate continues, how the same numbers are computed."""
 HIGH_LEARNING_RATE_FOR_ADAM = 0.005
 """Recipes set a learning rate for their own optimizer, SGD; it stays when another optimizer is chosen."""
+HIGH_DECAY = 1e-3
+"""A step that takes more than this share of every weight takes more than training gives back."""
 
 
 def check_images(config: DictConfig, images: int) -> None:
@@ -104,6 +106,13 @@ def warn_of_unwise_values(config: DictConfig) -> None:
         if "adam" in name.lower() and lr > HIGH_LEARNING_RATE_FOR_ADAM:
             warnings.warn(
                 f"{key}.lr={lr} is a rate for SGD; with {name} training is likely to collapse: write {key}.lr=0.001.",
+                stacklevel=3,
+            )
+        decay = OmegaConf.select(config, f"{key}.weight_decay") or 0.0
+        if lr * decay > HIGH_DECAY:
+            warnings.warn(
+                f"{key}.weight_decay={decay} with {key}.lr={lr} takes {lr * decay:.2g} of every weight in each step, so that "
+                f"training is likely to collapse: write {key}.weight_decay=0.0001.",
                 stacklevel=3,
             )
 

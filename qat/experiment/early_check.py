@@ -25,7 +25,7 @@ MOST_RUNS = 50
 
 
 class EarlyCheck(Callback):
-    """A callback of Hydra's, in configs/config.yaml. A mistake ends the program with one sentence and status 1."""
+    """A callback of Hydra's, in configs/config.yaml. A mistake ends the program with one sentence and status 2."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check(config, "run")

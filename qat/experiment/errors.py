@@ -1,4 +1,4 @@
-"""Turns mistakes in the configuration into one sentence: on standard error, with exit status 1 and without a traceback."""
+"""Turns mistakes in the configuration into one sentence: on standard error, with an exit status and without a traceback."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from qat.experiment.configuration import CONFIGS, compose
 from qat.experiment.schema.words import all_keys
+from qat.experiment.signals import START, SignalHandler
 from qat.experiment.suggestion import unknown_key
 
+FAILED, USAGE = 1, 2
+"""Exit statuses, as those of the other commands: a run that began and failed; a configuration that is not possible."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """The environment variable with which Hydra shows tracebacks."""
 UNKNOWN_KEY = re.compile(
@@ -29,17 +32,21 @@ SHOWS_TRACEBACKS = os.environ.get(FULL_ERROR) == "1"
 
 
 @contextmanager
-def configuration_errors(debug: bool = False) -> Iterator[None]:
+def configuration_errors(signals: SignalHandler, debug: bool = False) -> Iterator[None]:
     """Inside the `with` block, an error in the configuration, the data or the artefact ends the program with one sentence.
 
     With `debug`, or HYDRA_FULL_ERROR=1 in the environment, the traceback is shown.
+
+    Args:
+        signals: knows whether everything has been checked, and training has begun.
+        debug: show the traceback.
     """
     try:
         yield
     except expected_errors() as error:
         if debug or SHOWS_TRACEBACKS:
             raise
-        exit_with(sentence(error))
+        exit_with(sentence(error), USAGE if signals.stage == START else FAILED)
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
@@ -174,7 +181,7 @@ def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _dotted_keys(OmegaConf.create(child), f"{prefix}{key}.")
 
 
-def exit_with(text: str) -> NoReturn:
-    """End the program with status 1 and one sentence on standard error."""
+def exit_with(text: str, status: int = USAGE) -> NoReturn:
+    """End the program with one sentence on standard error."""
     print(f"error: {text}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(status)

@@ -19,6 +19,7 @@ from qat.experiment.answers import answer_run
 from qat.experiment.configuration import CONFIG_NAME, CONFIGS, register_recipes
 from qat.experiment.errors import composition_errors, configuration_errors
 from qat.experiment.folders import folder_of_one_run, register_new_folder, shortened
+from qat.experiment.help import asks_for_help, help_text
 from qat.experiment.signals import Interrupted, SignalHandler, command_line, continuing_command, what_is_kept
 from qat.experiment.sweep.names import config_dir_options, influences, register_sweep_name
 from qat.experiment.worker_processes import is_worker, worker_process
@@ -46,6 +47,9 @@ def main(program: str = "qat train") -> None:
     """
 
     words = tuple(sys.argv[1:])
+    if asks_for_help(words):
+        print(help_text(words))
+        return
     sys.argv[1:] = multirun_first(words)
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=CONFIG_NAME)
@@ -61,7 +65,7 @@ def main(program: str = "qat train") -> None:
                 results = _run_job(config, folder, recipe, program, words, overrides, signals)
             else:
                 command = shlex.join([*program.split(), *words])
-                with configuration_errors(debug=config.debug), folder_of_one_run(folder):
+                with configuration_errors(signals, debug=config.debug), folder_of_one_run(folder):
                     from qat.experiment.run import run  # late: --help need not wait for torch and Lightning
 
                     with _answered(folder):

@@ -15,6 +15,8 @@ from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+START = "the start"
+"""The stage in which everything is checked, and nothing is trained."""
 PLAIN_VALUE = r"[\w./~+-]+"
 """Values that neither Hydra nor a shell reads in another way."""
 
@@ -39,7 +41,7 @@ class SignalHandler:
     """
 
     def __init__(self) -> None:
-        self.stage = "the start"
+        self.stage = START
         """What the run is doing, for the message."""
         self.waits = False
         """Whether a callback asks `received` at every step boundary."""
@@ -122,7 +124,7 @@ def what_is_kept(folder: Path, stage: str) -> str:
     try:
         newest = latest_checkpoint(folder)
     except (FileNotFoundError, ValueError):
-        float_network = "the float network" if stage in ("the start", "the float training") else ""
+        float_network = "the float network" if stage in (START, "the float training") else ""
         again = f"{float_network}, calibration and PTQ" if float_network else "calibration and PTQ"
         kept = "" if float_network else " (the float network is kept)"
         return f"There is no checkpoint yet: {again} begin anew{kept}."

@@ -14,6 +14,7 @@ from qat.reading.tensor_file import read_tensors, write_tensors
 
 WRAPPER_PREFIXES = ("model.", "network.", "module.", "net.", "_orig_mod.")
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 STATE_KEYS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the weights
 
 
@@ -71,13 +72,11 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
 
 def _read(path: Path, needs_checksum: bool) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist: set checkpoint= to a file, or to null for none.")
+        raise FileNotFoundError(f"checkpoint {path} does not exist: write the path of a {', '.join(SUFFIXES)} file.")
     if path.suffix == ".safetensors":
         return read_tensors(path, needs_checksum)
     if path.suffix not in TORCH_SUFFIXES:
-        raise ValueError(
-            f"checkpoint {path} ends in {path.suffix!r}: write a .safetensors, {', '.join(TORCH_SUFFIXES)} file."
-        )
+        raise ValueError(f"checkpoint {path} ends in {path.suffix!r}: write a {', '.join(SUFFIXES)} file.")
     loaded = read_checkpoint(path)
     return _state_dict(loaded, path)
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qat.contexts import no_output
+
 
 class Option(NamedTuple):
     """One way to quantize a layer.
@@ -117,10 +119,11 @@ def _solve_exactly(
 
     constraints, cuts = _constraints(problem, options, limits), list[Constraint]()
     while True:
-        found = milp(
-            objective, integrality=np.ones(len(options)), bounds=Bounds(0, possible), options={"mip_rel_gap": 0.0},
-            constraints=[LinearConstraint(*constraint) for constraint in (*constraints, *cuts)],
-        )  # fmt: skip
+        with no_output():  # HiGHS prints a line for some problems
+            found = milp(
+                objective, integrality=np.ones(len(options)), bounds=Bounds(0, possible), options={"mip_rel_gap": 0.0},
+                constraints=[LinearConstraint(*constraint) for constraint in (*constraints, *cuts)],
+            )  # fmt: skip
         if found.x is None:
             raise InfeasibleError(f"no choice of bits keeps {limits_text(limits)} together.")
         taken = np.flatnonzero(np.round(found.x))

@@ -38,6 +38,23 @@ def fails():
     raise RuntimeError("no such thing")
 
 
+def ends():
+    raise SystemExit(3)
+
+
+def yields_text():
+    yield "text"
+
+
+def yields_once():
+    yield torch.zeros(4, 3, 8, 8)
+    raise KeyError("image")
+
+
+def without_layers():
+    return nn.ReLU()
+
+
 def grey():
     return nn.Conv2d(1, 4, 1)
 

@@ -150,5 +150,5 @@ def test_another_configuration_in_the_same_folder_is_refused(
     where: Path, second: subprocess.CompletedProcess[str]
 ) -> None:
     done = start(where, *SWEEP, "trainer.max_epochs=4")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "holds the results of another configuration (there 'max_epochs: 3', here 'max_epochs: 4')" in done.stderr

@@ -53,6 +53,14 @@ def test_sgds_learning_rate_is_warned_of_with_adam(optimizer: str) -> None:
     warn_of_unwise_values(changed("optim.lr=0.5"))
 
 
+@pytest.mark.parametrize("part", ["optim", "float.optim"])
+def test_a_weight_decay_that_outweighs_training_is_warned_of(part: str) -> None:
+    said = rf"^{part}.weight_decay=5 with {part}.lr=0.1 takes 0.5 of every weight in each step.* write {part}.weight_decay="
+    with pytest.warns(match=said):
+        warn_of_unwise_values(changed(f"{part}.weight_decay=5", f"{part}.lr=0.1"))
+    warn_of_unwise_values(changed(f"{part}.weight_decay=0.005", f"{part}.lr=0.1"))
+
+
 @pytest.mark.parametrize(
     "overrides", [["distillation.weight=0.5"], ["distillation.temperature=4.0", "distillation.weight=0.0"]]
 )

@@ -1,11 +1,13 @@
 """Mistakes typed at the front door, each answered with one sentence on standard error."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from qat.experiment import errors
 from tests.experiment.configurations import RECIPES, ROOT
@@ -121,7 +123,7 @@ def test_a_mistake_is_one_sentence(
     monkeypatch.setenv("QAT_CACHE_DIR", str(tmp_path))
     status = front_door([f"hydra.run.dir={tmp_path}", *overrides], monkeypatch)
     said = capfd.readouterr().err
-    assert status == 1
+    assert status == 2
     assert said.startswith(f"error: {expected}"), said
     assert said.count("\n") == 1, said
     assert not (tmp_path / "results.json").exists()
@@ -143,7 +145,7 @@ def test_a_folder_that_holds_a_run_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "results.json").write_text("{}")
-    assert front_door([f"hydra.run.dir={tmp_path}"], monkeypatch) == 1
+    assert front_door([f"hydra.run.dir={tmp_path}"], monkeypatch) == 2
     assert f"hydra.run.dir={tmp_path} holds results.json of another run" in capfd.readouterr().err
     assert (tmp_path / "results.json").read_text() == "{}"
 
@@ -155,14 +157,20 @@ def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
-def test_help_lists_the_recipes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
-    GlobalHydra.instance().clear()
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+@pytest.mark.parametrize("folder", [["--config-dir={}"], ["--config-dir", "{}"]])
+def test_help_lists_the_options_of_every_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: list[str]
+) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "of_my_own.yaml").touch()
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help", *(word.format(tmp_path) for word in folder)])
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     said = capfd.readouterr().out
-    for path in RECIPES.glob("*.yaml"):
-        assert path.stem in said
+    listed = dict(line.split(": ") for line in said.splitlines() if re.match(r"\w+: ", line))
+    config = OmegaConf.load(ROOT / "configs" / "config.yaml")
+    groups = {name for choice in config.defaults if choice != "_self_" for name in choice if "@" not in name}
+    assert groups <= set(listed)
+    assert {path.stem for path in RECIPES.glob("*.yaml")} | {"of_my_own"} == set(listed["recipe"].split(", "))
     assert said.count("\n") < 30
 
 
@@ -174,5 +182,5 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as ended, errors.composition_errors():
         (tmp_path / "file").mkdir()
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     assert "file: File exists): set hydra.run.dir to a new folder" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def refusal(overrides: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> s
         with initialize_config_dir(str(CONFIGS), version_base="1.3"), composition_errors():
             EarlyCheck().on_run_start(compose(CONFIG_NAME, plain, return_hydra_config=True))
     except SystemExit as ended:
-        return capsys.readouterr().err if ended.code == 1 else None
+        return capsys.readouterr().err if ended.code == 2 else None
     return None
 
 

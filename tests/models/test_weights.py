@@ -175,7 +175,7 @@ def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"checkpoint .*none.ckpt does not exist: set checkpoint="):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint .*none.ckpt does not exist: write the path of"):
         load_weights(LeNet5(), tmp_path / "none.ckpt")
 
 

@@ -34,6 +34,12 @@ def random_problem(seed: int) -> Problem:
     return Problem(choices, [Link(1, 3, "activation"), Link(2, 4, "weight")], {"size": 3.0})
 
 
+def test_the_solver_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    problem = random_problem(5)  # one of those for which HiGHS prints a line
+    solve(problem, {"size": 0.9 * sum(max(o.costs["size"] for o in c.options) for c in problem.choices)})
+    assert capfd.readouterr().out == ""
+
+
 def brute_force(problem: Problem, limits: dict[str, float]) -> float | None:
     """The smallest sum of harms over all choices that keep the limits and the links."""
     best = None

@@ -31,7 +31,9 @@ def batches_of(text: str, network: nn.Module, size: int) -> Iterator[tuple[Any, 
     with usage_errors(), malformed(path, "holds no arrays of numbers", "write it with numpy.savez"):
         found = read_arrays(path)
         arrays = {name: torch.from_numpy(x) for name, x in found.items()} if isinstance(found, dict) else {}
-    if not arrays or any(not x.ndim or len(x) != len(next(iter(arrays.values()))) for x in arrays.values()):
+    if not arrays:
+        raise UsageError(f"{path} holds no arrays by name: write it with numpy.savez(path, x=..., y=...).")
+    if any(not x.ndim or len(x) != len(next(iter(arrays.values()))) for x in arrays.values()):
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in arrays.items())
         raise UsageError(
             f"the arrays of {path} do not have as many samples each ({shapes}): the first axis is samples."

@@ -15,7 +15,7 @@ from torch import Tensor
 from qat.cli.errors import UsageError, usage_errors, with_kind
 from qat.cli.sources import arrays
 from qat.cli.sources.model import Model
-from qat.cli.sources.python_file import called, names_python
+from qat.cli.sources.python_file import called, names_python, users_code
 from qat.cli.sources.spellings import DATA
 from qat.messages import type_of
 from qat.torch_private import tree_leaves
@@ -154,13 +154,17 @@ def check_fits(data: Data, model: Model) -> None:
 
 def _read(text: str, model: Model, sizes: Sizes, shape: tuple[int, ...] | None) -> Data:
     if text == "random":
+        _refuse_size(text, sizes)
         return noise(model, sizes, shape)
+    if shape is not None:
+        raise UsageError(f"--input-shape is the shape of noise, and there is --data {text}: leave one of them out.")
     if text in KNOWN or Path(text).expanduser().is_dir():
         from qat.cli.sources import images
 
         found = images.open_images(text, images.wanted(model, sizes.image), sizes.batch)
         train, test = (Batches(partial(_from_pairs, pairs)) for pairs in (found.train, found.test))
         return Data(text, train, test, same=found.same, classes=found.classes, notes=found.notes)
+    _refuse_size(text, sizes)
     if text.endswith(".npz"):
         return _split(
             text, Batches(lambda: (Batch(*pair) for pair in arrays.batches_of(text, model.network, sizes.batch)))
@@ -168,6 +172,13 @@ def _read(text: str, model: Model, sizes: Sizes, shape: tuple[int, ...] | None) 
     if names_python(text):
         return _split(text, Batches(lambda: _own_batches(text, model)))
     raise UsageError(f"--data {text} is neither a file nor a name: write {', '.join(DATA)}.")
+
+
+def _refuse_size(text: str, sizes: Sizes) -> None:
+    """What are no files of images cannot be scaled."""
+    if sizes.image is not None:
+        remedy = "write --input-shape" if text == "random" else "leave it out"
+        raise UsageError(f"--image-size scales images, and --data {text} has none: {remedy}.")
 
 
 def noise(model: Model, sizes: Sizes, shape: tuple[int, ...] | None = None) -> Data:
@@ -200,8 +211,15 @@ def _own_batches(text: str, model: Model) -> Iterator[Batch]:
     given = called(text, "batches")
     if not isinstance(given, Iterable) or isinstance(given, Tensor | dict):
         raise UsageError(f"{text} gives {type_of(given)}: write a function that yields batches.")
-    for batch in given:
-        inputs, labels = arrays.without_labels(batch, model.network)
+    batches = iter(given)
+    while True:
+        with users_code(
+            f"{text} gives no batch", ": write a function that yields inputs, or (inputs, labels), in arrays"
+        ):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            inputs, labels = arrays.without_labels(batch, model.network)
         yield Batch(map_tensors(inputs, arrays.in_float32), labels)
 
 

@@ -90,7 +90,7 @@ def torchvision_network(text: str, weights: str | None) -> Loaded:
     enum = torchvision.models.get_model_weights(name)
     if weights is not None and weights not in (*enum.__members__, "DEFAULT"):
         raise UsageError(
-            f"--weights {weights} is none of {name}'s: write DEFAULT, {', '.join(enum.__members__)} or a file."
+            f"--weights {weights} is none of {name}'s: write {', '.join({'DEFAULT': 0, **enum.__members__})} or a file."
         )
     quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") and weights is None else {}
     network = _made(f"torchvision:{name}", torchvision.models.get_model, name, weights=weights, **quiet, **options)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from qat.cli.errors import UsageError, sentence, usage_errors
+from qat.cli.errors import UsageError, usage_errors
 from qat.cli.sources import libraries
 from qat.cli.sources.libraries import Loaded, Preprocessing
 from qat.cli.sources.python_file import called, names_python
@@ -18,7 +18,9 @@ from qat.export.pt2e.program import is_pt2e
 from qat.export.targets import Target, target_of_file
 from qat.messages import type_of
 from qat.reading.checkpoint import read_checkpoint
+from qat.reading.malformed import malformed
 from qat.reading.program_file import read_program
+from qat.reading.tensor_file import read_tensors
 
 STATE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
@@ -69,14 +71,19 @@ def load_model(
     """
     path = Path(text).expanduser()
     with usage_errors():
+        has_weights = path.suffix in STATE_SUFFIXES
+        if architecture is not None and not has_weights:
+            raise UsageError(f"--architecture is for a file of weights, and {text} is none: leave it out.")
+        target = target_of_file(path)
+        is_file = has_weights or target is not None or path.suffix == ".pt2"
+        if weights is not None and (is_file or (names_python(text) and not _is_file(weights))):
+            raise UsageError(f"--weights {weights} is not for {text}, which has weights of its own: leave it out.")
         if path.suffix == ".pt2" and not is_pt2e(path):
             return _program(text, path)
-        if (target := target_of_file(path)) is not None:
+        if target is not None:
             return _file(text, path, target, threads)
-        if path.suffix in STATE_SUFFIXES:
+        if has_weights:
             return _weights_file(text, path, architecture)
-        if architecture is not None:
-            raise UsageError(f"--architecture is for a file of weights, and --model {text} is none: leave it out.")
         return _with_weights(text, _built(text, weights), weights)
 
 
@@ -133,11 +140,8 @@ def _file(text: str, path: Path, target: Target, threads: int | None) -> Model:
 
     if not path.exists():
         raise UsageError(f"{path} does not exist: write the path of a file, or {', '.join(MODELS)}.")
-    with usage_errors():
-        try:
-            network = target.network(path, threads)
-        except Exception as error:  # of runtimes, whose errors are of any kind
-            raise UsageError(f"{path} is not a file of {target.name}: {sentence(error)}") from error
+    with usage_errors(), malformed(path, f"is not a file of {target.name}", "write it again"):
+        network = target.network(path, threads)
     example = None
     if path.suffix == ".onnx":
         example, network.fixed_batch = example_of_file(path), fixed_batch(path)  # type: ignore[assignment]
@@ -168,6 +172,7 @@ def _weights_file(text: str, path: Path, architecture: str | None) -> Model:
     ours = path.suffix != ".safetensors" and _holds_policy(path)
     if architecture is None:
         if not ours:
+            (read_tensors if path.suffix == ".safetensors" else read_checkpoint)(path)  # what is damaged says so
             raise UsageError(
                 f"{path} holds weights and no network: add --architecture, one of {', '.join(MODELS[:4])}, such as "
                 "--architecture torchvision:resnet18,num_classes=10."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import ismodule
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,25 @@ SPELLING = r"(?P<file>.+\.py):(?P<name>\w+)"
 def names_python(text: str) -> bool:
     """Whether this names something in a Python file."""
     return re.fullmatch(SPELLING, text) is not None or text.endswith(".py")
+
+
+@contextmanager
+def users_code(what: str, remedy: str = "") -> Iterator[None]:
+    """Inside the `with` block runs what the user wrote, so whatever ends it is the user's to mend.
+
+    Args:
+        what: begins the sentence, as "net.py cannot be run".
+        remedy: ends it, as ": write a function that needs no arguments".
+
+    Raises:
+        UsageError: something was raised, or the program was to end.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{what} ({with_kind(error)}){remedy}.") from error
 
 
 def from_python_file(text: str) -> Any:
@@ -42,10 +63,11 @@ def from_python_file(text: str) -> Any:
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module  # classes say where they are defined
         try:
-            spec.loader.exec_module(module)
-        except Exception as error:
+            with users_code(f"{path} cannot be run"):
+                spec.loader.exec_module(module)
+        except UsageError:
             del sys.modules[path.stem]
-            raise UsageError(f"{path} cannot be run: {with_kind(error)}") from error
+            raise
     if not hasattr(module, found["name"]):
         public = ", ".join(name for name, x in vars(module).items() if name[0] != "_" and not ismodule(x)) or "nothing"
         raise UsageError(f"{path} has no {found['name']!r}: it has {public}.")
@@ -67,9 +89,5 @@ def called(text: str, what: str) -> Any:
 
     if isinstance(function, nn.Module) or not callable(function):
         return function
-    try:
+    with users_code(f"{text}() gives no {what}", ": write a function that needs no arguments"):
         return function()
-    except Exception as error:
-        raise UsageError(
-            f"{text}() gives no {what} ({with_kind(error)}): write a function that needs no arguments."
-        ) from error

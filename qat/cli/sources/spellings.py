@@ -21,7 +21,7 @@ DATA = (
     "random (noise, to try the tool)",
 )
 """The kinds of data."""
-MODEL_HELP = (
-    f"""{"; ".join(MODELS)}. Options of a library's network follow with commas: torchvision:resnet18,num_classes=10"""
-)
+_OPTIONS = "Options of a library's network follow with commas: torchvision:resnet18,num_classes=10"
+MODEL_HELP = f"{'; '.join(MODELS)}. {_OPTIONS}"
+NETWORK_HELP = f"{'; '.join(MODELS[:-1])}. {_OPTIONS}"
 DATA_HELP = "; ".join(DATA)

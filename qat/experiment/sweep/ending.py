@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qat.experiment.answers import answer
-from qat.experiment.errors import exit_with
+from qat.experiment.errors import FAILED, exit_with
 from qat.experiment.folders import shortened
 from qat.experiment.schema.values import Objective
 from qat.experiment.sweep.best_recipe import RECIPE, Compose, best_command, write_best_recipe
@@ -41,7 +41,7 @@ def end_sweep(folder: Path, jobs: Sequence[Job], objectives: Sequence[Objective]
             f"{under_way} of {len(entries)} jobs are run by other processes: the one that ends last has the whole table."
         )
     if failed:
-        exit_with(failure_sentence(failed, len(entries)))
+        exit_with(failure_sentence(failed, len(entries)), FAILED)
 
 
 def write_sweep(folder: Path, entries: Sequence[Entry], objectives: Sequence[Objective], compose: Compose) -> None:

@@ -1,0 +1,99 @@
+"""What is not possible is said in one sentence, and the exit status is 2."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qat.cli.main import main
+from tests.cli.user_files import write_user_files
+
+NET = "quantize --output x.onnx --model net.py:make"
+"""The beginning of a command that lacks a method."""
+POST_TRAINING = f"{NET} --method post_training"
+MISTAKES = {
+    "no data": (POST_TRAINING, "digits, mnist"),
+    "no suffix": ("quantize --model net.py:make --output x.bin --method dynamic", "onnxruntime"),
+    "no target": (f"{NET} --method dynamic --target onxruntime", "did you"),
+    "policy": (f"{NET} --method dynamic --policy w8", "weight_only"),
+    "preset": (f"{NET} --method dynamic --policy w8b", "w8b"),
+    "bits": (f"{NET} --method weight_only --policy w9", "bits=9 is not"),
+    "bits of a diagnosis": ("inspect net.py:make --policy w9", "bits=9 is not"),
+    "no layers": ("inspect net.py:without_layers --data data.npz", "matches no layer"),
+    "nothing to quantize": (
+        "quantize --output x.onnx --model net.py:without_layers --method post_training --data data.npz",
+        "matches no layer",
+    ),
+    "steps": (f"{NET} --method dynamic --steps 3", "leave them out"),
+    "rate": (f"{POST_TRAINING} --data data.npz --learning-rate 0.1", "leave them out"),
+    "seed": (f"{NET} --method dynamic --seed -1", "-1 is no whole number from 0"),
+    "model": ("benchmark resnet18", "torchvision:NAME"),
+    "name": ("benchmark torchvision:resnet19", "resnet18"),
+    "function": ("benchmark net.py:mak", "it has"),
+    "raises": ("benchmark net.py:fails", "no such thing"),
+    "raises once": ("benchmark net.py:fails", "(RuntimeError: no such thing)"),
+    "ends the program": ("benchmark net.py:ends", "net.py:ends() gives no model (SystemExit: 3)"),
+    "no network": ("benchmark net.py:gives_a_number", "gives an int: write"),
+    "weights of a library": ("inspect torchvision:resnet18 --weights BEST", "write DEFAULT, IMAGENET1K_V1 or a file"),
+    "weights of a function": ("inspect net.py:make --weights DEFAULT", "net.py:make, which has weights of its own"),
+    "weights of none": ("benchmark net.py:make --weights DEFAULT", "--weights is for none"),
+    "weights nowhere": ("inspect net.py:make --weights no.pt", "no.pt does not exist: write the path"),
+    "architecture": ("inspect net.py:make --architecture net.py:make", "net.py:make is none"),
+    "damaged weights": ("benchmark bad.ckpt", "bad.ckpt is not a checkpoint"),
+    "batches of text": (
+        "benchmark net.py:make --data net.py:yields_text",
+        "net.py:yields_text gives no batch (TypeError",
+    ),
+    "batches end early": (f"{POST_TRAINING} --data net.py:yields_once", "gives no batch (KeyError: 'image')"),
+    "metric": ("benchmark net.py:make --data data.npz --metric net.py:make", "--metric net.py:make gives no number"),
+    "shape": ("benchmark net.py:make --data net.py:grey_images", "does not run on --data net.py:grey_images"),
+    "no shape": ("benchmark net.py:make --input-shape 3,x,8", "3,x,8 is no shape"),
+    "shape of data": (
+        "benchmark net.py:make --data data.npz --input-shape 3,8,8",
+        "--input-shape is the shape of noise",
+    ),
+    "size of arrays": ("benchmark net.py:make --data data.npz --image-size 8", "--image-size scales images"),
+    "of one": ("benchmark net.py:make net.py:grey --data data.npz", "net.py:grey does not run"),
+    "nan": ("inspect net.py:make --data net.py:not_numbers", "--data net.py:not_numbers has NaN"),
+    "no arrays": ("inspect net.py:make --data empty.npz", "empty.npz holds no arrays by name"),
+    "itself": ("quantize --model net.pt2 --output net.pt2 --method dynamic", "the model itself"),
+    "no folder": ("quantize --model m --output net.py/x.onnx --method dynamic", "net.py is no folder"),
+    "weights alone": ("benchmark net.safetensors", "--architecture"),
+    "no file": ("benchmark no.onnx", "does not exist"),
+    "no onnx": ("benchmark bad.onnx", "error: bad.onnx is no ONNX file"),
+    "labels": ("benchmark net.py:make --data images --metric accuracy", "needs labels"),
+    "data": ("benchmark net.py:make --data digit", "digits"),
+    "picture": ("benchmark net.py:make --chart speed.pdf", "write one that ends in .png"),
+    "one run": ("compare images", "two or more"),
+    "no run": ("compare images classes", "results.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_user_files(tmp_path_factory.mktemp("user"))
+    for name in ("bad.onnx", "bad.ckpt"):
+        (folder / name).write_bytes(b"nothing")
+    (folder / "empty.npz").write_bytes(b"PK\5\6" + bytes(18))
+    return folder
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_mistakes_are_one_sentence_and_status_2(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    command, named = MISTAKES[kind]
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    try:
+        status = main(shlex.split(command))
+    except SystemExit as ended:  # of argparse
+        status = int(ended.code or 0)
+    assert status == 2
+    said = capsys.readouterr().err.splitlines()
+    errors = [line for line in said if "error:" in line]
+    assert len(errors) == 1
+    assert said[-1] == errors[0]
+    assert named in errors[0]
