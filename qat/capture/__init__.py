@@ -1,6 +1,7 @@
 """From a module to one canonical graph, and back into the same module."""
 
-from qat.capture.call_format import CallFormat, call_arguments
+from qat.capture.arguments import argument_names, call_arguments, called_by_name
+from qat.capture.call_format import CallFormat
 from qat.capture.capture import (
     Captured,
     CaptureError,
@@ -12,17 +13,20 @@ from qat.capture.capture import (
 from qat.capture.copying import copy_model
 from qat.capture.following import stop_following
 from qat.capture.in_place import make_out_of_place, works_in_place
-from qat.capture.install import implied_arguments, install, installed_graph, serves_call
+from qat.capture.install import graph_inputs, implied_arguments, install, installed_graph, serves_call
 
 __all__ = [
     "CallFormat",
     "CaptureError",
     "Captured",
     "StatefulError",
+    "argument_names",
     "call_arguments",
+    "called_by_name",
     "can_be_captured",
     "capture",
     "copy_model",
+    "graph_inputs",
     "implied_arguments",
     "install",
     "installed_graph",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from qat.torch_private import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
-
-Arguments = Mapping[str, Any]
-"""Arguments of forward by name."""
+from qat.capture.arguments import Arguments
+from qat.torch_private import TreeSpec, tree_flatten, tree_unflatten
 
 
 @dataclass(frozen=True)
@@ -22,12 +18,13 @@ class CallFormat:
     Attributes:
         inputs: the structure of the arguments by name.
         names: their names.
-        is_tensor: for each leaf of it, whether it is a tensor. Arguments with tensors are inputs of the graph.
+        is_tensor: for each leaf of it, whether it is a tensor.
         constants: the leaves that are none.
         output: the structure of the result.
         others_allowed: whether forward itself can serve calls of another format.
         without_labels: the format of calls without labels, if these have some; their graph is a part of the graph.
         implied: arguments that a call has even if it does not write them, because the graph was made with them.
+        parameters: the inputs of the graph in order, each with the value that it has in calls without it.
     """
 
     inputs: TreeSpec
@@ -38,6 +35,7 @@ class CallFormat:
     others_allowed: bool = True
     without_labels: CallFormat | None = None
     implied: tuple[tuple[str, Any], ...] = ()
+    parameters: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of_call(cls, arguments: Arguments, output: TreeSpec) -> CallFormat:
@@ -57,33 +55,8 @@ class CallFormat:
             return None
         constants = [leaf for leaf, tensor in zip(leaves, self.is_tensor, strict=True) if not tensor]
         same = all(type(a) is type(b) and a == b for a, b in zip(constants, self.constants, strict=True))
-        return [arguments[name] for name in self.names if has_tensors(arguments[name])] if same else None
+        return [arguments.get(name, default) for name, default in self.parameters] if same else None
 
     def result(self, outputs: Any) -> Any:
         """What forward returns, from what the graph returns."""
         return tree_unflatten(tree_flatten(outputs)[0], self.output)
-
-
-def has_tensors(value: Any) -> bool:
-    """Whether there is a tensor in nested tuples, lists and dicts."""
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
-
-
-def call_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of forward by name, without those that are their defaults.
-
-    signature: of the bound method.
-
-    Raises:
-        TypeError: forward does not take them, or takes *args.
-    """
-    found: dict[str, Any] = {}
-    for name, value in signature.bind(*args, **kwargs).arguments.items():
-        parameter = signature.parameters[name]
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            raise TypeError("forward takes *args")
-        if parameter.kind is parameter.VAR_KEYWORD:
-            found.update(value)
-        elif value is not parameter.default:
-            found[name] = value
-    return found

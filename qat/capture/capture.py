@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qat.capture.arguments import Arguments, call_arguments, take_all_arguments
 from qat.capture.attention import decompose_attention
 from qat.capture.attributes import Attributes, NotInGraphError, Remember
-from qat.capture.call_format import CallFormat, call_arguments
+from qat.capture.call_format import CallFormat
 from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS, make_canonical
 from qat.capture.compiled import CompiledGraph
 from qat.capture.export import exported
@@ -76,16 +77,16 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     """
     if (installed := installed_graph(model)) is not None:
         return Captured(installed[0], "torch.fx" if installed[1] is None else "torch.export", form=installed[1])
-    examples = len(args) + len(kwargs or {})
-    if examples and (unfit := _unfit_for_fx(model, args, kwargs or {})):
+    given = _arguments(model, args, kwargs or {}) if args or kwargs else None
+    if given is not None and (unfit := _unfit_for_fx(model, given)):
         with suppress(CaptureError):
             return _from_export(model, args, kwargs or {}, CaptureError(unfit))
     try:
-        return _from_fx(model, args, kwargs or {})
+        return _from_fx(model, given, lambda graph: graph(model, *args, **(kwargs or {})))
     except StatefulError:
         raise
     except CaptureError as reason:
-        if not examples:
+        if given is None:
             raise
         return _from_export(model, args, kwargs or {}, reason)
 
@@ -98,25 +99,32 @@ def needs_example_inputs(model: nn.Module) -> bool:
     if installed_graph(model) is not None:
         return False
     parameters = inspect.signature(model.forward).parameters.values()
-    return bool(_hidden(model)) or any(p.default is not p.empty for p in parameters)
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return bool(_hidden(model)) or any(p.default is not p.empty or p.kind in several for p in parameters)
 
 
-def _unfit_for_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return call_arguments(inspect.signature(model.forward), args, kwargs)
+    except TypeError as error:
+        raise CaptureError(f"{type(model).__name__} cannot be called with its example inputs: {error}") from error
+
+
+def _unfit_for_fx(model: nn.Module, given: Arguments) -> str:
     """What a graph of torch.fx would lack, although forward may be traced; "" if nothing."""
-    if hidden := _hidden(model):
+    if hidden := _hidden(model, given):
         return f"torch.fx sees no layers in {hidden[0]!r}"
     parameters = inspect.signature(model.forward).parameters
-    given = [*list(parameters)[: len(args)], *kwargs]
     optional = [name for name in given if is_label(name) and name in parameters and parameters[name].default is None]
     return f"torch.fx would require {optional[0]!r}, which forward does not" if optional else ""
 
 
-def _hidden(model: nn.Module) -> list[str]:
+def _hidden(model: nn.Module, given: Arguments | None = None) -> list[str]:
     """Names of modules and functions with layers that torch.fx does not see."""
     if modules := hiding_modules(model):
         return modules
     with suppress(CaptureError):
-        return hiding_functions(model, _traced(model, training=False)[0])
+        return hiding_functions(model, _traced(model, given, training=False)[0])
     return []
 
 
@@ -146,25 +154,25 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return captured
 
 
-def _from_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
-    n_arguments = len(args) + len(kwargs)
-    graph, stored = _traced(model, training=False)
+def _from_fx(model: nn.Module, given: Arguments | None, called: Callable[[Callable[..., Any]], Any]) -> Captured:
+    """given: the arguments of a call. called: calls a function of the model with them."""
+    signature = inspect.signature(model.forward)
+    optional = [n for n in given or () if n in (p := signature.parameters) and p[n].default is not p[n].empty]
+    if optional:
+        raise CaptureError(f"{type(model).__name__} is called with {optional[0]!r}, which has a default")
+    graph, stored = _traced(model, given, training=False)
     try:
-        training, _ = _traced(model, training=True)
+        training, _ = _traced(model, given, training=True)
     except StatefulError:
         raise
     except CaptureError:
         training = None
-    required = sum(node.op == "placeholder" for node in graph.nodes)
-    if n_arguments > required:
-        raise CaptureError(
-            f"{type(model).__name__} is called with {n_arguments} arguments, and {required} have no default"
-        )
     _refuse_what_changes(model, graph, training)
     differs = "" if training is not None and _operations(graph) == _operations(training) else _differs(model)
-    if differs and n_arguments:
-        forward = seen_in_training(model, lambda: model(*args, **kwargs))
-        _refuse_what_stops(model, forward, lambda: CompiledGraph(graph).forward(model, *args, **kwargs))
+    take_all_arguments(graph, signature, given or {})
+    if differs and given:
+        forward = seen_in_training(model, lambda: called(type(model).__call__))
+        _refuse_what_stops(model, forward, lambda: called(CompiledGraph(graph).forward))
     _remember(model, graph, stored)
     exact = not decompose_attention(model, graph, training)
     if make_canonical(model, graph, training):
@@ -175,18 +183,21 @@ def _from_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 def can_be_captured(model: nn.Module) -> bool:
     """Whether torch.fx can trace forward. The model is not changed."""
     try:
-        _traced(model, training=False)
+        _traced(model, None, training=False)
     except CaptureError:
         return False
     return True
 
 
-def _traced(model: nn.Module, training: bool) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """The graph of forward in one mode, and what it stores on its modules. Raises CaptureError. The model is restored."""
+def _traced(model: nn.Module, given: Arguments | None, training: bool) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """The graph of forward in one mode, and what it stores on its modules. Raises CaptureError. The model is restored.
+
+    given: the arguments of a call; None: it takes those without a default.
+    """
     attributes = Attributes(model)
     try:
         try:
-            graph = traced(model, training)
+            graph = traced(model, training, given)
         finally:
             stored = attributes.restore()
     except NotInGraphError as error:

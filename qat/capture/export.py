@@ -12,21 +12,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from qat.capture.arguments import call_arguments, called_by_name, nest_inputs, take_all_arguments
 from qat.capture.aten import dropout_function, to_torch
 from qat.capture.attributes import Attributes
 from qat.capture.autograd_functions import functions_that_are_called
-from qat.capture.call_format import CallFormat, call_arguments
+from qat.capture.call_format import CallFormat
 from qat.capture.rewriting import erase_unused
 from qat.contexts import quiet, training_mode
 from qat.operations import is_label, without_labels
 from qat.torch_private import (
     HigherOrderOperator,
-    MappingKey,
     Operator,
-    SequenceKey,
     TreeSpec,
     tree_flatten,
-    tree_flatten_with_path,
     tree_leaves,
     tree_map,
     tree_unflatten,
@@ -43,13 +41,18 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     Raises:
         Exception: anything that torch.export raises.
     """
-    arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
-    named = _each_its_own(tree_map(_at_least_two, arguments))
-    with training_mode(model, False), torch.enable_grad(), quiet(("torch.export", "torch.fx"), drop_output=False):
+    signature = inspect.signature(model.forward)
+    named = _each_its_own(tree_map(_at_least_two, call_arguments(signature, args, kwargs)))
+    implied = _without_cache(model, named)
+    with (
+        training_mode(model, False),
+        torch.enable_grad(),
+        quiet(("torch.export", "torch.fx"), drop_output=False),
+        called_by_name(model, [*named, *implied], {}),
+    ):
         ranks = _observed(model, named)
         free = 1 if _cuts_windows(ranks, named) else None
         dynamic = tree_map(lambda x: _free_sizes(x, free) if isinstance(x, Tensor) else None, named)
-        implied = _without_cache(model, named)
         dynamic.update(dict.fromkeys(implied))
         attributes = Attributes(model)
         try:
@@ -64,9 +67,10 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     output_spec = program.call_spec.out_spec
     assert output_spec is not None
     graph = _over_the_model(model, unlifted, CallFormat.of_call({**named, **implied}, output_spec))
-    _nest_inputs(graph, named)
-    form = replace(CallFormat.of_call(named, output_spec), implied=tuple(implied.items()))
-    return graph, replace(form, without_labels=_form_without_labels(model, graph, named, implied))
+    nest_inputs(graph, named)
+    parameters = take_all_arguments(graph, signature, {**named, **implied}, implied)
+    form = replace(CallFormat.of_call(named, output_spec), implied=tuple(implied.items()), parameters=tuple(parameters))
+    return graph, replace(form, without_labels=_form_without_labels(model, graph, form, named))
 
 
 def _read_sizes_off_inputs(graph: fx.Graph) -> None:
@@ -135,7 +139,7 @@ def _cuts_windows(most_axes: int, arguments: Mapping[str, Any]) -> bool:
 
 
 def _form_without_labels(
-    model: nn.Module, graph: fx.Graph, arguments: Mapping[str, Any], implied: Mapping[str, Any]
+    model: nn.Module, graph: fx.Graph, form: CallFormat, arguments: Mapping[str, Any]
 ) -> CallFormat | None:
     """The format of the same call without labels; None if forward needs them, or calculates no loss of them."""
     rest = without_labels(graph)
@@ -146,7 +150,7 @@ def _form_without_labels(
     try:
         try:
             with training_mode(model, False), torch.no_grad(), torch.random.fork_rng(devices=()):
-                leaves, spec = tree_flatten(model(**others, **implied))
+                leaves, spec = tree_flatten(model(**others, **dict(form.implied)))
         finally:
             attributes.restore()
     except Exception:  # a user's forward may say anything where it misses its labels
@@ -154,7 +158,9 @@ def _form_without_labels(
     output = next(node for node in rest.nodes if node.op == "output")
     if len(tree_flatten(output.args[0])[0]) != len(leaves):
         return None
-    return replace(CallFormat.of_call(others, spec), implied=tuple(implied.items()))
+    inputs = [str(n.target) for n in rest.nodes if n.op == "placeholder"]
+    parameters = tuple(p for p in form.parameters if p[0] in inputs)
+    return replace(CallFormat.of_call(others, spec), implied=form.implied, parameters=parameters)
 
 
 def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat) -> fx.Graph:
@@ -190,38 +196,6 @@ def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat
         to_torch(node)
     erase_unused([n for n in reversed(graph.nodes) if n.op == "call_function" and not n.users])
     return graph
-
-
-def _nest_inputs(graph: fx.Graph, arguments: Mapping[str, Any]) -> None:
-    """Give the graph one input for each argument, and read the tensors in lists, dicts and tuples from it, as torch.fx does."""
-    paths: list[Any] = [path for path, leaf in tree_flatten_with_path(dict(arguments))[0] if isinstance(leaf, Tensor)]
-    leaves = [node for node in graph.nodes if node.op == "placeholder"]
-    inputs: dict[str, fx.Node] = {}
-    previous = None
-    for leaf, (argument, *path) in zip(leaves, paths, strict=True):
-        if argument.key in inputs:
-            continue
-        with graph.inserting_before(leaf):
-            inputs[argument.key] = graph.placeholder(argument.key) if path else leaf
-        if previous is not None:
-            previous.append(inputs[argument.key])
-        previous = inputs[argument.key]
-    for leaf, (argument, *path) in zip(leaves, paths, strict=True):
-        if path:
-            read = inputs[argument.key]
-            for step in path:
-                with graph.inserting_before(leaf):
-                    read = graph.call_function(*_step(read, step))
-            read.meta = dict(leaf.meta)
-            leaf.replace_all_uses_with(read)
-            graph.erase_node(leaf)
-
-
-def _step(node: fx.Node, step: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The call that reads what lies in nested values at this step of a path."""
-    if isinstance(step, SequenceKey):
-        return operator.getitem, (node, step.idx)
-    return (operator.getitem, (node, step.key)) if isinstance(step, MappingKey) else (getattr, (node, step.name))
 
 
 def _without_overwriting(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

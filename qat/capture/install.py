@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from qat.capture.call_format import CallFormat, call_arguments
+from qat.capture.arguments import call_arguments
+from qat.capture.call_format import CallFormat
 from qat.capture.compiled import CompiledGraph
 from qat.nn import with_class
 from qat.operations import without_labels
@@ -44,6 +45,17 @@ def serves_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         return True
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
     return any(f is not None and f.flat(arguments) is not None for f in (form, form.without_labels))
+
+
+def graph_inputs(
+    model: nn.Module, graph: fx.Graph, form: CallFormat | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Any] | None:
+    """What the inputs of the graph of `model` are in this call, in their order; None if it does not serve the call."""
+    arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
+    if form is not None:
+        return form.flat(arguments)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    return [arguments[name] if (name := str(node.target)) in arguments else node.args[0] for node in inputs]
 
 
 def implied_arguments(model: nn.Module) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qat.capture.arguments import Arguments, called_by_name, is_fixed_value, required_arguments
 from qat.capture.attributes import NotInGraphError
 from qat.capture.autograd_functions import functions_as_nodes
 from qat.capture.rewriting import erase_unused
@@ -105,13 +106,20 @@ class _TensorProxy(fx.Proxy):
         return len(self.tensor)
 
 
-def traced(model: nn.Module, training: bool) -> fx.Graph:
-    """The graph of forward in one mode. Modes are restored.
+def traced(model: nn.Module, training: bool, given: Arguments | None = None) -> fx.Graph:
+    """The graph of forward in one mode, with the arguments that have no default. Modes are restored.
+
+    given: the arguments of a call. Those without tensors are no inputs, but have their values.
 
     Raises:
         Exception: anything that a forward raises when it gets proxies instead of tensors.
     """
-    with training_mode(model, training), _without_optional_arguments(model), functions_as_nodes(), _buffers_kept():
+    names = required_arguments(inspect.signature(model.forward), given)
+    fixed = {name: value for name, value in (given or {}).items() if name in names and is_fixed_value(value)}
+    names = [name for name in names if name not in fixed]
+    if not names:
+        raise TypeError("all arguments of forward are optional")
+    with training_mode(model, training), called_by_name(model, names, fixed), functions_as_nodes(), _buffers_kept():
         tracer = Tracer()
         graph = tracer.trace(model)
     erase_unused([n for n in graph.nodes if n.target is assert_function or n.op == "get_attr"])
@@ -156,23 +164,3 @@ def _is_asserting(frame: FrameType) -> bool:
     return failing.opname == "LOAD_ASSERTION_ERROR" or (
         sys.version_info >= (3, 14) and failing.opname == "LOAD_COMMON_CONSTANT" and failing.argval is AssertionError
     )
-
-
-@contextmanager
-def _without_optional_arguments(model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, forward takes only the arguments that have no default: a proxy would hide an `x is None`."""
-    cls = type(model)
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        raise TypeError("forward takes *args or **kwargs")
-    names = [p.name for p in parameters if p.default is p.empty]
-    if not names:
-        raise TypeError("all arguments of forward are optional")
-    if len(names) < len(parameters):
-        scope: dict[str, Any] = {"original": cls.forward}
-        exec(f"def forward(self, {', '.join(names)}): return original(self, {', '.join(names)})", scope)
-        model.__class__ = type(cls.__name__, (cls,), {"forward": scope["forward"]})
-    try:
-        yield
-    finally:
-        model.__class__ = cls

@@ -140,10 +140,10 @@ class PreparedAgreement:
 
     def _call(self, inputs: Sequence[Tensor]) -> Any:
         """The prepared network of the integer model's arguments, by name: its forward may have others between them."""
-        names = list(inspect.signature(self.integer.forward).parameters)[: len(inputs)]
-        if len(names) == len(inputs) and set(names) <= set(inspect.signature(self.prepared.forward).parameters):
-            return self.prepared(**dict(zip(names, inputs, strict=True)))
-        return self.prepared(*inputs)
+        arguments = inspect.signature(self.integer.forward).bind(*inputs).arguments
+        parameters = inspect.signature(self.prepared.forward).parameters.values()
+        named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        return self.prepared(**arguments) if arguments.keys() <= named else self.prepared(*inputs)
 
     def _see_decisions(self, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
         ours, its = (predictions(next(iter(x.values())).cpu()) for x in (wanted, got))

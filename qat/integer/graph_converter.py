@@ -22,6 +22,7 @@ from qat.integer.integer_model import IntegerModel
 from qat.integer.modules import Dequantize, DynamicQuantize, LookUp, Quantize, Requantize
 from qat.integer.weight_only import WeightOnlyModule
 from qat.operations import (
+    CHECKS,
     BatchNormalization,
     Layer,
     Move,
@@ -73,6 +74,8 @@ class GraphConverter:
                 self.made[Value(node, "float")] = self.new_graph.placeholder(
                     node.target, default_value=node.args[0] if node.args else inspect.Parameter.empty
                 )
+            elif node.target in CHECKS:
+                self.new_graph.node_copy(node, lambda n: self.made[Value(n, "float")])
             elif node.op == "output":
                 for result in node.all_input_nodes:
                     self._make(Value(result, "float"))

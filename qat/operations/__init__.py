@@ -5,6 +5,7 @@ from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
 from qat.operations.base import Constant, Float, Input, Operation, Output, Role, Site, Size
 from qat.operations.call import Call, call_of
 from qat.operations.describe import Operations, describe_graph
+from qat.operations.fixed_arguments import CHECKS, PLAIN, check_fixed_argument, check_given_argument, is_fixed
 from qat.operations.integer_form import (
     can_take_codes,
     computes_products,
@@ -19,6 +20,8 @@ from qat.operations.pooling import AveragePool, Mean
 from qat.operations.regions import Part, Region
 
 __all__ = [
+    "CHECKS",
+    "PLAIN",
     "AdaptiveMaxPool",
     "Add",
     "AveragePool",
@@ -47,11 +50,14 @@ __all__ = [
     "Size",
     "call_of",
     "can_take_codes",
+    "check_fixed_argument",
+    "check_given_argument",
     "computes_products",
     "describe_graph",
     "has_form_alone",
     "has_integer_form",
     "is_computed_on_codes",
+    "is_fixed",
     "is_label",
     "loss_nodes",
     "tensors_with_codes",

@@ -13,6 +13,7 @@ from qat.operations.activations import Elementwise, Rectify
 from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
 from qat.operations.base import Constant, Float, Input, Loss, Operation, Output, Role, Site, Size
 from qat.operations.call import Call, call_of, operation_name
+from qat.operations.fixed_arguments import CHECKS
 from qat.operations.labels import loss_nodes
 from qat.operations.layers import BatchNormalization, Layer
 from qat.operations.movement import AdaptiveMaxPool, Move, PadZeros
@@ -119,7 +120,7 @@ def _module_with_state(module: nn.Module, inputs: tuple[fx.Node, ...]) -> Operat
 def _is_size(node: fx.Node, inputs: tuple[fx.Node, ...], before: Operations) -> bool:
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in ("shape", "ndim", "dtype", "device", "is_cuda", "requires_grad")
-    if operation_name(node) in _SIZES:
+    if operation_name(node) in _SIZES or node.target in CHECKS:
         return True
     return node.op == "call_function" and not inputs and bool(node.all_input_nodes) and not _makes_a_tensor(node)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qat.capture import CallFormat, call_arguments
+from qat.capture import CallFormat, graph_inputs
 from qat.ptq.segment import layer_segments
 from qat.ptq.state import PTQState
 from qat.ptq.unfold import UNFOLDED
@@ -73,7 +72,7 @@ class TensorStore:
         self.n_batches = len(batches)
         self.last_user = {source: node for node in graph.nodes for source in node.all_input_nodes}
         inputs = graph.find_nodes(op="placeholder")
-        given = [_inputs(network, inputs, batch, call_format) for batch in batches]
+        given = [_inputs(network, graph, batch, call_format) for batch in batches]
         self.values: dict[fx.Node, list[Any]] = {node: [g[i] for g in given] for i, node in enumerate(inputs)}
 
     def __getitem__(self, node: fx.Node) -> list[Any]:
@@ -110,21 +109,17 @@ class TensorStore:
         return results
 
 
-def _inputs(network: nn.Module, inputs: list[fx.Node], batch: Any, call_format: CallFormat | None) -> list[Any]:
+def _inputs(network: nn.Module, graph: fx.Graph, batch: Any, call_format: CallFormat | None) -> list[Any]:
     """The inputs of a graph, in order, for a batch.
 
     Raises:
         ValueError: the graph was captured for another kind of call.
     """
-    args, kwargs = call_of(network, batch)
-    signature = inspect.signature(network.forward)
-    if call_format is None:
-        bound = signature.bind(*args, **kwargs).arguments
-        return [bound[str(node.target)] if str(node.target) in bound else node.args[0] for node in inputs]
-    flat = call_format.flat(call_arguments(signature, args, kwargs))
-    if flat is None:
+    found = graph_inputs(network, graph, call_format, *call_of(network, batch))
+    if found is None:
+        assert call_format is not None
         raise ValueError(
             f"{type(network).__name__} was captured for calls with {', '.join(call_format.names)}, and this batch has others: "
             "give all calibration batches the same arguments."
         )
-    return list(flat)
+    return found

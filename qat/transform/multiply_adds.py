@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import flop_registry
 
-from qat.capture import call_arguments, installed_graph
+from qat.capture import graph_inputs, installed_graph
 from qat.contexts import training_mode
 from qat.nn import matrices_of
 from qat.quantizers import Mode
@@ -43,10 +42,7 @@ def count_multiply_adds(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
             record.multiply_adds[EVERYTHING] = counter.multiply_adds
             return
         graph, form = installed
-        inputs = args if form is None else form.flat(call_arguments(inspect.signature(model.forward), args, kwargs))
-        if inputs is None or (form is None and kwargs):
-            inputs = _in_order(graph, args, kwargs) if form is None else None
-        if inputs is not None:
+        if (inputs := graph_inputs(model, graph, form, args, kwargs)) is not None:
             record.multiply_adds.update(_Counting(model, graph, counter).counts(inputs))
 
 
@@ -81,13 +77,6 @@ def _keep(
     record = record_of(module)
     if record is not None and not record.multiply_adds:
         calls.setdefault(module, (args, kwargs))
-
-
-def _in_order(graph: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Positional and keyword arguments as inputs of a graph."""
-    names = [str(node.target).lstrip("*") for node in graph.nodes if node.op == "placeholder"][len(args) :]
-    given = [kwargs[name] for name in names if name in kwargs]
-    return (*args, *given)
 
 
 class _Counter(DispatchMode):

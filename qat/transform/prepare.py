@@ -23,7 +23,7 @@ from qat.capture import (
 from qat.contexts import training_mode
 from qat.messages import type_of
 from qat.nn import is_layer
-from qat.operations import is_label, loss_nodes
+from qat.operations import CHECKS, is_label, loss_nodes
 from qat.quantizers import Mode, Quantizer
 from qat.structure import describe_architecture
 from qat.torch_private import tree_leaves
@@ -194,7 +194,7 @@ def _insert_calls(model: nn.Module, graph: fx.Graph, sites: Sequence[Site]) -> N
             for consumer in site.consumers:
                 consumer.replace_input_with(site.node, call)
         else:
-            for user in [u for u in site.node.users if u is not call]:
+            for user in [u for u in site.node.users if u is not call and u.target not in CHECKS]:
                 user.replace_input_with(site.node, call)
         for user in list(call.users):
             if user.all_input_nodes[0] is call and works_in_place(model, user):

@@ -18,7 +18,8 @@ class Masked(nn.Module):
         super().__init__()
         self.fc, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
 
-    def forward(self, x: Tensor, **options: object) -> Tensor:
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        assert x is not None
         steps = torch.arange(x.shape[1], device=x.device)
         mask = torch.full((x.shape[1], x.shape[1]), -1.0, device=x.device, dtype=self.fc.weight.dtype).triu(1)
         weight = (steps > 0).to(self.fc.weight.dtype)[:, None]
@@ -56,7 +57,8 @@ class Recurrent(nn.Module):
         self.lstm = nn.LSTM(4, 6, num_layers=2, bidirectional=True, batch_first=True, dropout=0.1)
         self.gru, self.cell, self.fc = nn.GRU(12, 5, batch_first=True), nn.LSTMCell(5, 4), nn.Linear(4, 2)
 
-    def forward(self, x: Tensor, **options: object) -> Tensor:
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        assert x is not None
         x, (h, c) = self.lstm(x)
         x, last = self.gru(x)
         h, c = self.cell(x[:, -1] + last[0] + h.mean() + c.mean())

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from qat.export.onnx.tensor_names import TensorNames
 from qat.export.outputs import joined_name
-from qat.operations import is_label
+from qat.operations import is_fixed, is_label
 from qat.torch_private import tree_flatten_with_path, tree_leaves, tree_map, tree_map_only
 
 Examples = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -96,11 +96,11 @@ def bind(graph: fx.Graph, examples: Examples, dynamic: FreeAxes | None) -> Examp
     arguments = [n for n in graph.nodes if n.op == "placeholder"]
     names = [str(n.target).lstrip("*") for n in arguments]
     if isinstance(examples, Mapping):  # labels are for training, unless forward requires them
-        required = {name for node, name in zip(arguments, names, strict=True) if not node.args}
-        examples = {name: value for name, value in examples.items() if name in required or not is_label(name)}
+        read = {name for node, name in zip(arguments, names, strict=True) if not (node.args and is_fixed(node))}
+        examples = {name: value for name, value in examples.items() if name in read or not is_label(name)}
     given = _by_name(names, examples)
     for node, name in zip(arguments, names, strict=True):
-        if name not in given and not node.args:
+        if name not in given and not (node.args and is_fixed(node)):
             raise ValueError(f"input {name!r} is missing in the example inputs: pass a tensor for it.")
     values = {n: given[n] if n in given else node.args[0] for node, n in zip(arguments, names, strict=True)}
     values = {n: tree_map_only(Tensor, _as_float32, value) for n, value in values.items()}

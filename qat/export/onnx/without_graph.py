@@ -12,6 +12,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
+from qat.capture import argument_names, call_arguments, called_by_name
 from qat.export.onnx.dialect import DEFAULT, Dialect
 from qat.export.onnx.example_inputs import ExampleInputs, Examples, FreeAxes, bind, named_tensors
 from qat.export.onnx.graph_writer import OPSET
@@ -41,12 +42,14 @@ def onnx_model_without_graph(
         ValueError: torch.export cannot follow forward, or the file computes something else; the message says what.
     """
     single = copy.deepcopy(model).float().cpu().eval()
-    inputs = bind(_arguments(single), example_inputs, dynamic)
+    inputs = bind(_arguments(single, example_inputs), example_inputs, dynamic)
     one, other = inputs.trial(0), inputs.trial(1)
-    with torch.no_grad():
+    with torch.no_grad(), called_by_name(single, list(inputs.values), {}):
         expected = named_outputs(single(**dict(zip(inputs.values, other, strict=True))))
     parts = {name: part for name, part in single.named_modules() if isinstance(part, Quantizer | StoredWeight)}
-    exported = _torch_export(_with_markers(copy.deepcopy(single)), inputs, one)
+    marked = _with_markers(copy.deepcopy(single))
+    with called_by_name(marked, list(inputs.values), {}):
+        exported = _torch_export(marked, inputs, one)
     file = _Writer(exported, inputs, list(expected), parts, dialect.packs_weights).model_proto()
     if dialect.rewrite is not None:
         dialect.rewrite(file, {})
@@ -61,12 +64,15 @@ def is_converted_without_graph(model: nn.Module) -> bool:
     return not isinstance(model, IntegerModel) and any(isinstance(m, StoredWeight) for m in model.modules())
 
 
-def _arguments(model: nn.Module) -> fx.Graph:
+def _arguments(model: nn.Module, examples: Examples) -> fx.Graph:
     """The arguments of forward as placeholders."""
-    graph = fx.Graph()
-    for name, parameter in inspect.signature(model.forward).parameters.items():
-        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            graph.placeholder(name, default_value=parameter.default)
+    graph, signature = fx.Graph(), inspect.signature(model.forward)
+    given = dict(examples) if isinstance(examples, Mapping) else {}
+    if isinstance(examples, tuple):
+        given = call_arguments(signature, examples, {})
+    for name in argument_names(signature, given):
+        parameter = signature.parameters.get(name)
+        graph.placeholder(name, default_value=inspect.Parameter.empty if parameter is None else parameter.default)
     return graph
 
 

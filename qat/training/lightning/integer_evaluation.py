@@ -78,7 +78,7 @@ class _Forward:
                 return evaluation.model(network, with_loss=installed is not None)(*args, **kwargs)
             for of_call, with_loss in ((form, True), (form.without_labels, False)):
                 if of_call is not None and (inputs := of_call.flat(arguments)) is not None:
-                    inputs = [_as_float32(x) for x in inputs]
+                    inputs = tree_map_only(Tensor, _as_float32, inputs)
                     return of_call.result(evaluation.model(network, with_loss)(*inputs))
         return type(network).forward(network, *args, **kwargs)
 

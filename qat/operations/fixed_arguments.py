@@ -1,0 +1,56 @@
+"""Arguments of forward that are no tensors (None, numbers, flags, texts): a graph was made with their values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+PLAIN = (type(None), bool, int, float, complex, str)
+"""Types of such arguments, nested or not."""
+
+
+def check_fixed_argument(value: Any, fixed: Any, name: str) -> None:
+    """The only reader of such an argument in a graph.
+
+    Raises:
+        ValueError: the value is not the one that the graph was made with.
+    """
+    if not _same(value, fixed):
+        given = "a tensor" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(
+            f"{name} is {given}, and the graph was made with {name}={fixed!r}: prepare the model with example_inputs of this "
+            "call."
+        )
+
+
+def check_given_argument(value: Any, name: str) -> None:
+    """The first reader of an argument with tensors that stands behind optional ones, and so has a default in Python.
+
+    Raises:
+        ValueError: the call lacks it.
+    """
+    if value is None:
+        raise ValueError(f"{name} is missing, and the graph was made with one: call the model with {name}.")
+
+
+CHECKS = (check_fixed_argument, check_given_argument)
+"""Functions in graphs that read arguments, and compute nothing."""
+
+
+def is_fixed(argument: fx.Node) -> bool:
+    """Whether this input of a graph is such an argument."""
+    return all(user.target is check_fixed_argument for user in argument.users)
+
+
+def _same(value: Any, fixed: Any) -> bool:
+    if isinstance(fixed, dict):
+        return (
+            isinstance(value, dict)
+            and value.keys() == fixed.keys()
+            and all(_same(value[k], x) for k, x in fixed.items())
+        )
+    if isinstance(fixed, list | tuple):
+        kind = list if isinstance(fixed, list) else tuple
+        return isinstance(value, kind) and len(value) == len(fixed) and all(map(_same, value, fixed))
+    return type(value) is type(fixed) and bool(value == fixed)
