@@ -38,6 +38,7 @@ from torch.utils._pytree import tree_map_only as map_only_registered
 
 __all__ = [
     "FLAT_WEIGHTS",
+    "PLAIN",
     "TENSOR_FROM_PARTS",
     "BatchNorm",
     "DispatchMode",
@@ -92,12 +93,18 @@ FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
 """Where a recurrent layer keeps its parameters a second time, in the order of cuDNN."""
 
 
+PLAIN = frozenset({Tensor, nn.Parameter, bool, int, float, str, type(None), torch.dtype, torch.device})
+"""Types of what is one leaf, the most frequent ones."""
+
+
 def _sees_dataclasses(walk: Function, position: int) -> Function:
     """A function of torch.utils._pytree that looks into dataclasses, too, as torch.export does once they are registered."""
 
     @wraps(walk)
     def walked(*args: Any, **kwargs: Any) -> Any:
-        while any(_register(type(leaf)) for leaf in leaves_registered(args[position]) if _holds_tensors(leaf)):
+        while type(args[position]) not in PLAIN and any(
+            _register(type(leaf)) for leaf in leaves_registered(args[position]) if _holds_tensors(leaf)
+        ):
             pass  # a dataclass may be in another one
         return walk(*args, **kwargs)
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -78,11 +79,13 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     if (installed := installed_graph(model)) is not None:
         return Captured(installed[0], "torch.fx" if installed[1] is None else "torch.export", form=installed[1])
     given = _arguments(model, args, kwargs or {}) if args or kwargs else None
-    if given is not None and (unfit := _unfit_for_fx(model, given)):
+    traces = _Traces(model, given)
+    if given is not None and (unfit := _unfit_for_fx(traces, given)):
         with suppress(CaptureError):
             return _from_export(model, args, kwargs or {}, CaptureError(unfit))
+        traces = _Traces(model, given)  # the attempt may have changed it
     try:
-        return _from_fx(model, given, lambda graph: graph(model, *args, **(kwargs or {})))
+        return _from_fx(traces, lambda graph: graph(model, *args, **(kwargs or {})))
     except StatefulError:
         raise
     except CaptureError as reason:
@@ -100,7 +103,7 @@ def needs_example_inputs(model: nn.Module) -> bool:
         return False
     parameters = inspect.signature(model.forward).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return bool(_hidden(model)) or any(p.default is not p.empty or p.kind in several for p in parameters)
+    return bool(_hidden(_Traces(model))) or any(p.default is not p.empty or p.kind in several for p in parameters)
 
 
 def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,21 +113,42 @@ def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         raise CaptureError(f"{type(model).__name__} cannot be called with its example inputs: {error}") from error
 
 
-def _unfit_for_fx(model: nn.Module, given: Arguments) -> str:
+class _Traces:
+    """What torch.fx sees of a model called with these arguments, traced once in each mode."""
+
+    def __init__(self, model: nn.Module, given: Arguments | None = None) -> None:
+        self.model, self.given = model, given
+
+    @cached_property
+    def in_evaluation(self) -> tuple[fx.Graph, dict[str, fx.Node]]:
+        return _traced(self.model, self.given, training=False)
+
+    @cached_property
+    def in_training(self) -> fx.Graph | None:
+        """None if only evaluation can be traced."""
+        try:
+            return _traced(self.model, self.given, training=True)[0]
+        except StatefulError:
+            raise
+        except CaptureError:
+            return None
+
+
+def _unfit_for_fx(traces: _Traces, given: Arguments) -> str:
     """What a graph of torch.fx would lack, although forward may be traced; "" if nothing."""
-    if hidden := _hidden(model, given):
+    if hidden := _hidden(traces):
         return f"torch.fx sees no layers in {hidden[0]!r}"
-    parameters = inspect.signature(model.forward).parameters
+    parameters = inspect.signature(traces.model.forward).parameters
     optional = [name for name in given if is_label(name) and name in parameters and parameters[name].default is None]
     return f"torch.fx would require {optional[0]!r}, which forward does not" if optional else ""
 
 
-def _hidden(model: nn.Module, given: Arguments | None = None) -> list[str]:
+def _hidden(traces: _Traces) -> list[str]:
     """Names of modules and functions with layers that torch.fx does not see."""
-    if modules := hiding_modules(model):
+    if modules := hiding_modules(traces.model):
         return modules
     with suppress(CaptureError):
-        return hiding_functions(model, _traced(model, given, training=False)[0])
+        return hiding_functions(traces.model, traces.in_evaluation[0])
     return []
 
 
@@ -154,19 +178,14 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return captured
 
 
-def _from_fx(model: nn.Module, given: Arguments | None, called: Callable[[Callable[..., Any]], Any]) -> Captured:
-    """given: the arguments of a call. called: calls a function of the model with them."""
+def _from_fx(traces: _Traces, called: Callable[[Callable[..., Any]], Any]) -> Captured:
+    """called: calls a function of the model with the arguments."""
+    model, given = traces.model, traces.given
     signature = inspect.signature(model.forward)
     optional = [n for n in given or () if n in (p := signature.parameters) and p[n].default is not p[n].empty]
     if optional:
         raise CaptureError(f"{type(model).__name__} is called with {optional[0]!r}, which has a default")
-    graph, stored = _traced(model, given, training=False)
-    try:
-        training, _ = _traced(model, given, training=True)
-    except StatefulError:
-        raise
-    except CaptureError:
-        training = None
+    (graph, stored), training = traces.in_evaluation, traces.in_training
     _refuse_what_changes(model, graph, training)
     differs = "" if training is not None and _operations(graph) == _operations(training) else _differs(model)
     take_all_arguments(graph, signature, given or {})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from qat.torch_private import tree_leaves
+from qat.torch_private import PLAIN, tree_leaves
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,7 +28,15 @@ def copy_model(model: Model) -> Model:
     memo: dict[int, object] = {}
     for module in model.modules():
         for value in vars(module).values():
-            for leaf in [value] if isinstance(value, Tensor) else tree_leaves(value):
+            for leaf in _leaves(value):
                 if isinstance(leaf, Tensor) and not leaf.is_leaf:
                     memo[id(leaf)] = leaf.detach().clone()
     return copy.deepcopy(model, memo)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """What is in an attribute. Nearly all of them are plain values, tensors and empty tables of hooks."""
+    if type(value) in PLAIN or (isinstance(value, dict) and not value):
+        return [value]
+    leaves: list[Any] = tree_leaves(value)
+    return leaves

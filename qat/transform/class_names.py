@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from qat.estimators import Estimator
@@ -166,10 +167,15 @@ def _subclasses(base: type) -> list[str]:
 
 def _check_options(cls: type, options: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that the class does not take."""
-    parameters = inspect.signature(cls).parameters
+    parameters = _parameters(cls)
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     known = [name for name in parameters if name not in _GIVEN_BY_POLICY]
     for option in options:
         if option not in known:
             raise ValueError(f"{option!r} is not an option of {cls.__name__}; it has {', '.join(known) or 'none'}.")
+
+
+@lru_cache
+def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(cls).parameters

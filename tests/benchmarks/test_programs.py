@@ -46,6 +46,7 @@ def is_row(row: dict[str, float]) -> bool:
     return positive and row["ratio_lower_quartile"] <= row["ratio"] <= row["ratio_upper_quartile"]
 
 
+@pytest.mark.slow
 def test_step_time(run):
     arguments = ["--networks", "ResNet-20", "--modes", "eager", "--policies", "w8a8"]
     measurement = run("step_time", *arguments, "--rounds", 1, "--batch", 2, "--threads", 1)
@@ -58,6 +59,7 @@ def test_step_time(run):
         assert case["steps"]["w8a8"]["memory_ratio"] > 1
 
 
+@pytest.mark.slow
 def test_memory(run):
     (case,) = run("memory", "--networks", "ResNet-20", "--batch", 2, "--threads", 1)["cases"]
     assert case["memory_ratio"] == case["peak_bytes"]["w8a8"] / case["peak_bytes"]["float"] > 1
@@ -69,6 +71,7 @@ def test_scale(run):
     assert set(measurement["cases"][0]["seconds"]) == {"prepare", "calibrate", "step", "convert", "export", "verify"}
 
 
+@pytest.mark.slow
 def test_channels_last_steps_are_measured(run):
     arguments = ["--networks", "ResNet-20", "--modes", "eager", "--precisions", "float32", "--policies", "w8a8"]
     measurement = run("step_time", *arguments, "--layout", "channels_last", "--rounds", 1, "--batch", 2, "--threads", 1)
@@ -129,12 +132,14 @@ def test_compiled_networks_have_no_graph_breaks(run):
     assert (step["graphs"], step["graph_breaks"]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_pipeline(run):
     measurement = run("pipeline", "--images", 32, "--batch", 4, "--rounds", 1, "--threads", 1)
     assert set(measurement["candidates"]) == {"float", "w8a8", "batch"}
     assert all(is_row(row) for row in measurement["candidates"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*")
 def test_oscillation(run):
     measurement = run("oscillation", "--images", 64, "--batch", 32, "--float-epochs", 1, "--epochs", 1, "--seeds", 0,

@@ -13,7 +13,7 @@ from tests.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
 SHARED = "digits"
-LONG = {"detection", "hugging_face", "regression", "sweep"}
+LONG = {"detection", "hugging_face", "lightning_module", "mixed_precision", "regression", "segmentation", "sweep"}
 """Those that train long, or draw a report: run with the slow tests."""
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != SHARED)
 

@@ -19,7 +19,7 @@ from qat.experiment.errors import composition_errors
 from qat.experiment.schema import check_configuration
 from qat.experiment.schema.training import Trainer
 from qat.experiment.schema.words import all_keys, at, keys_of, values_of
-from tests.experiment.configurations import CONFIGS, RECIPES, composed
+from tests.experiment.configurations import CONFIGS, composed
 from tests.paths import DOCS
 from tests.training.user_modules import LIGHTNING
 
@@ -193,8 +193,6 @@ def test_every_option_is_possible() -> None:
     for group in ("optim", "policy", "oscillation", "ptq", "logger", "data", "trainer"):
         for path in sorted((CONFIGS / group).glob("*.yaml")):
             check_configuration(composed(f"{group}={path.stem}"))
-    for path in sorted(RECIPES.glob("*.yaml")):
-        check_configuration(composed(f"recipe={path.stem}"))
 
 
 def test_all_options_of_the_trainer_are_in_the_schema() -> None:

@@ -180,6 +180,7 @@ def test_distributions_are_those_of_the_space() -> None:
     assert distribution(Numbers(0.0, 1.0, 0.25)) == made.FloatDistribution(0.0, 1.0, step=0.25)
 
 
+@pytest.mark.slow  # W&B's launcher alone takes seconds to import
 def test_the_sweep_file_of_wandb_drives_the_program_as_it_is() -> None:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 

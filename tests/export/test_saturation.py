@@ -68,7 +68,7 @@ POLICIES = {
 }
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("portable", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_file_needs_exact_sums_where_its_integer_model_may_saturate(name, target, without_vnni, tmp_path) -> None:
     torch.manual_seed(0)

@@ -60,7 +60,9 @@ def test_what_was_not_measured_is_not_drawn(results: Results) -> None:
         draw_training(bare)
 
 
-@pytest.mark.parametrize("top1", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "top1", [0.0, pytest.param(0.5, marks=pytest.mark.slow), pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_equal_rows_of_equal_size_can_be_drawn(results: Results, top1: float) -> None:
     rows: list[Row] = [dataclasses.replace(row, top1=top1, value=top1, size_bytes=1000) for row in results.rows]
     for png in draw_all(dataclasses.replace(results, rows=rows)).values():

@@ -129,7 +129,7 @@ def test_a_bfloat16_scale_would_not_move() -> None:
     assert bool((before * (1 + 1e-3) > before).all())
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("bf16-true", marks=pytest.mark.slow)])
 def test_the_report_compares_in_float32_and_notes_the_precision_of_the_fit(precision: Any, tmp_path: Path) -> None:
     class Coarse(Classifier):
         """What it logs tells in which precision it was tested; it computes something after the network, too."""

@@ -45,7 +45,9 @@ class Around(nn.Module):
 
 
 @pytest.mark.parametrize("policy", ["w4", "nvfp4", "fp8_weights"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
+)
 def test_weights_alone_in_codes_take_inputs_of_any_precision(dtype: torch.dtype, policy: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Around().to(dtype), torch.randn(16, 6, dtype=dtype)

@@ -44,6 +44,7 @@ def test_four_callbacks_report_on_anybodys_module(kind: type[Classifier], tmp_pa
     assert isinstance(model, kind)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_callbacks_does_not_matter(tmp_path: Path) -> None:
     found = []
     for name, order in {"one": tuple(MAKERS), "other": tuple(reversed(MAKERS))}.items():

@@ -89,7 +89,9 @@ def fit(path: Path, model: L.LightningModule, **options: Any) -> Results:
     return report.results
 
 
-@pytest.mark.parametrize("how", ["metric", "epoch end", "value"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("metric", marks=pytest.mark.slow), pytest.param("epoch end", marks=pytest.mark.slow), "value"]
+)
 def test_an_error_that_got_worse_has_lost(how: str, tmp_path: Path) -> None:
     mode: Any = {"mode": "min"} if how == "value" else {}
     results = fit(tmp_path, Regression(how, lr=0.02), metric="test/mae", unit="°C", **mode)
@@ -119,6 +121,7 @@ def test_a_value_that_says_not_which_way_is_better_is_asked_for_before_training(
         fit(tmp_path, Untouched("value"), metric="test/rmse", mode="min")
 
 
+@pytest.mark.slow
 def test_objects_and_functions_see_outputs_and_targets(tmp_path: Path) -> None:
     objects = MetricCollection({"mae": MeanAbsoluteError(), "r2": R2Score()})
     of_objects = fit(tmp_path / "objects", Regression(), metric=objects)
