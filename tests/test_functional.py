@@ -241,7 +241,7 @@ values = st.one_of(st.floats(-300, 300, width=32), st.integers(-600, 600).map(la
 
 
 @pytest.mark.parametrize("grid", OF_ONNX, ids=str)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(v=st.lists(values, min_size=1, max_size=8), scale=st.floats(2**-13, 100, width=32), zero=st.integers(0, 255))
 @example(v=[0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 7.5, -8.5, 127.5, -128.5], scale=1.0, zero=0)
 @example(v=[0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 7.5, -8.5, 127.5, -128.5], scale=0.25, zero=3)
@@ -304,7 +304,7 @@ def test_gradients_only_where_they_are_wanted() -> None:
     assert scale.grad.shape == scale.shape
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     v=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20),
     scale=st.floats(2**-20, 2**20, width=32),

@@ -42,7 +42,7 @@ def test_a_range_becomes_scale_and_zero_point(grid, symmetric, lo, hi, scale, ze
 finite = st.floats(-1e6, 1e6, width=32)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(lo=finite, hi=finite, bits=st.integers(2, 8), signed=st.booleans(), symmetric=st.booleans())
 def test_zero_is_exact_and_the_range_is_covered(lo: float, hi: float, bits: int, signed: bool, symmetric: bool) -> None:
     lo, hi = min(lo, hi), max(lo, hi)

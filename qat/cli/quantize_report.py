@@ -19,6 +19,7 @@ from qat.cli.artefact import Written, one_sample
 from qat.cli.sources.data import Data, first_tensor
 from qat.cli.sources.model import Model
 from qat.cli.targets import target_of
+from qat.doctor import find_quickly
 from qat.export import export_float_onnx
 from qat.export.targets import Target
 from qat.report import Data as DataRecord
@@ -35,9 +36,11 @@ from qat.report.pages.markdown import write_report
 from qat.report.results.json_records import SchemaError
 from qat.report.results.metric import MetricInfo
 from qat.training.comparison.verification_record import verification_record
-from qat.transform import inspect
+from qat.transform.inspect import table
 
 FLOAT = "float"
+WATCHED, SAID = 64, 5
+"""Samples that the doctor sees, and findings that are said before the report."""
 ONNX_RUNTIME = "ONNX Runtime's quantize_static"
 """What made a file that our own methods did not."""
 
@@ -69,7 +72,7 @@ def report(
     file = Model(options.output.name, target.network(written.path, options.threads), written.path, target)
     contestants = [file] if model.is_prepared else [Model(FLOAT, model.network, example=model.example), file]
     compared = compare(contestants, data, options.seconds, options.threads)
-    summary = inspect(prepared)
+    summary = table(prepared)  # what it would warn of is among the findings
     results = results_of(
         options,
         command,
@@ -79,9 +82,18 @@ def report(
         verification=verification_record(written.path, written.verification),
         sites=[SiteInfo(s.name, s.operation, s.weight or None, s.activation or None) for s in summary.lines],
         float_edges=[*summary.float_edges, *summary.notes],
+        findings=_findings(prepared, written, data),
         timings=seconds,
     )
     return results, write(results, options.output)
+
+
+def _findings(prepared: nn.Module, written: Written, data: Data) -> list[str]:
+    """What the doctor sees at a glance; the worst are said at once."""
+    found = [str(finding) for finding in find_quickly(prepared, data.train.inputs(WATCHED), written.integer)]
+    for finding in found[:SAID]:
+        say(f"to mend: {finding}")
+    return found
 
 
 def compare(contestants: list[Model], data: Data, seconds: float, threads: int | None) -> Compared:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from qat.doctor.diagnosis import Finding
-from qat.doctor.ranges import Range
+from qat.doctor.ranges import Range, watch_ranges
 from qat.doctor.sensitivity import Sensitivity, plain_name
 from qat.granularity import PerTensor
 from qat.integer import convert
 from qat.nn import as_quantized, is_quantized
 from qat.quantizers import Quantizer
 from qat.transform import Policy, quantizers
-from qat.transform.inspect import Inspection
+from qat.transform.inspect import Inspection, table
 from qat.transform.integer_share import multiply_adds_in_float
 from qat.transform.record import record_of
 
@@ -29,12 +30,27 @@ NAMED = 5
 NO_LINE = "no line: write it in a form that has integers (docs/integer_arithmetic.md)"
 
 
+def find_quickly(prepared: nn.Module, batches: Iterable[Any], integer: nn.Module | None = None) -> list[Finding]:
+    """What can be seen without quantizing each tensor alone.
+
+    Args:
+        prepared: with ranges.
+        batches: a few.
+        integer: what `qat.convert` made of it, if that is known.
+    """
+    record = record_of(prepared)
+    if record is None:
+        return []
+    return find_all(prepared, record.policy, table(prepared), watch_ranges(prepared, batches), [], integer)
+
+
 def find_all(
     prepared: nn.Module,
     policy: Policy,
     inspection: Inspection,
     ranges: Mapping[str, Range],
     sensitivity: Sequence[Sensitivity],
+    integer: nn.Module | None = None,
 ) -> list[Finding]:
     """All findings, those that cost accuracy first."""
     found = quantizers(prepared)
@@ -45,7 +61,7 @@ def find_all(
         *_depthwise_per_tensor(prepared),
         *_without_rule(inspection, policy),
         *_float_edges(prepared, inspection, policy),
-        *_saturation(prepared),
+        *_saturation(prepared, integer),
     ]
 
 
@@ -191,21 +207,24 @@ def _float_edges(prepared: nn.Module, inspection: Inspection, policy: Policy) ->
     for described in sorted(in_float, key=lambda text: -in_float[text])[:NAMED]:
         name, _, why = described.partition(" (")
         reason, _, mends = why.removesuffix(")").partition(": ")
+        if reason == "no rule":  # is a finding of its own
+            continue
         text = f"{name}: {in_float[described] / total:.0%} of all multiply-adds are computed in float here, because of {reason}"
         findings.append(Finding("float_edges", name, text, mends or NO_LINE))
     if inspection.float_edges:
         named = ", ".join(inspection.float_edges[:NAMED])
         more = f" and {len(inspection.float_edges) - NAMED} more" if len(inspection.float_edges) > NAMED else ""
-        text = f"{named}{more} stay in float: values are converted there and back"
+        verb = "stays" if len(inspection.float_edges) == 1 else "stay"
+        text = f"{named}{more} {verb} in float: values are converted there and back"
         mends = "residual_bits: 8" if policy.residual_bits is None else NO_LINE
         findings.append(Finding("float_edges", inspection.float_edges[0], text, mends))
     return findings
 
 
-def _saturation(prepared: nn.Module) -> list[Finding]:
+def _saturation(prepared: nn.Module, integer: nn.Module | None) -> list[Finding]:
     """Layers whose products overflow 16 bits in pairs, as processors without VNNI add them."""
     try:
-        integer = convert(prepared)
+        integer = convert(prepared) if integer is None else integer
     except (ValueError, RuntimeError):  # what convert refuses, it says itself
         return []
     saturating = {name for name, module in integer.named_modules() if getattr(module, "may_saturate", False)}

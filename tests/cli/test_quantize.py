@@ -43,6 +43,20 @@ def test_the_file_is_verified_and_does_what_the_network_does(folder: Path) -> No
     assert 10 * np.log10(np.square(ours).sum() / np.square(ours - theirs).sum()) > 20
 
 
+def test_what_the_doctor_sees_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Planted: a convolution that no rule touches."""
+    (tmp_path / "policy.yaml").write_text(
+        "rules: {head: {match: 'type:Linear', weight: {bits: 8}, activation: {bits: 8}}}"
+    )
+    output, more = tmp_path / "m.onnx", ["--policy", tmp_path / "policy.yaml", "--data", folder / "data.npz"]
+    assert quantize(folder, str(output), "post_training", *more) == 0
+    line = "0: no rule touches this Conv2d -> rules: {0: {match: 0, weight: {bits: 8}, activation: {bits: 8}}}"
+    assert f"to mend: {line}" in capsys.readouterr().err
+    assert line in read_results(tmp_path / "results.json").findings
+    assert "no rule touches this Conv2d" in (tmp_path / "report.md").read_text()
+    assert "no rule touches this Conv2d" in (tmp_path / "report.html").read_text()
+
+
 def test_results_lie_beside_the_file(folder: Path) -> None:
     results = read_results(folder / "results.json")
     assert [row.kind for row in results.rows] == ["float", "ptq"]

@@ -119,10 +119,14 @@ def _quantized(results: Results) -> list[str]:
     sections = ["## What is quantized"]
     if results.sites:
         sections.append(_table(tables.site_table(results.sites), code_columns=1))
-    if results.float_edges:
-        edges = "\n".join(f"- {_escape(edge)}" for edge in results.float_edges)
-        return [*sections, f"Stays in float:\n\n{edges}"]
-    return [*sections, "Nothing else stays in float."]
+    in_float = _list("Stays in float:", results.float_edges) or ["Nothing else stays in float."]
+    mends = "What costs accuracy or speed, and the line of a policy that mends it:"
+    return [*sections, *in_float, *_list(mends, results.findings)]
+
+
+def _list(title: str, items: Sequence[str]) -> list[str]:
+    lines = "\n".join(f"- {_escape(item)}" for item in items)
+    return [f"{title}\n\n{lines}"] if items else []
 
 
 def _pruning(results: Results) -> list[str]:

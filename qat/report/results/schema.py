@@ -226,6 +226,7 @@ class Results(Record):
     environment: Environment
     sites: list[SiteInfo] = field(default_factory=list)
     float_edges: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
     training: Training | None = None
     oscillations: OscillationResult | None = None
     allocation: AllocationResult | None = None
