@@ -23,7 +23,10 @@ def compute_hooked_weight(layer: nn.Module) -> None:
 
 
 def _with_computed_weight(base: type[nn.Module]) -> type[nn.Module]:
-    weight = property(_computed, lambda self, value: None)  # the hook's own value is dropped
+    def as_before(layer: nn.Module) -> None:
+        layer.__class__ = base  # torch.nn.utils.prune.remove and its like delete the weight, and then set a parameter
+
+    weight = property(_computed, lambda self, value: None, as_before)  # the hook's own value is dropped
     return type(base.__name__, (base,), {"weight": weight, "__module__": base.__module__})
 
 

@@ -35,6 +35,9 @@ POOLS = frozenset(
     )
 )
 """Operations that keep channels apart if theirs is the axis after the batch, and others follow."""
+OF_OUTPUTS = ("weight", "bias", "running_mean", "running_var")
+"""The tensors of a layer or a normalization that have an entry for each output. A layer that learns others, such as the bias
+that torch.nn.utils.prune masks, keeps its channels."""
 
 
 class ChannelAxis(Enum):
@@ -86,7 +89,8 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     own, owners = dict(model.named_modules()), Counter(map(id, _parameters_of_all(model)))
 
     def is_free(name: str) -> bool:
-        return name in own and all(owners[id(p)] == 1 for p in own[name].parameters(recurse=False))
+        tensors = dict(own[name].named_parameters(recurse=False)) if name in own else {}
+        return tensors.keys() <= set(OF_OUTPUTS) and all(owners[id(p)] == 1 for p in tensors.values())
 
     return [g for g in groups if all(map(is_free, (g.producer, *g.same_channels, *g.consumers)))]
 
@@ -170,8 +174,7 @@ def _select(model: nn.Module, group: ChannelGroup, places: Tensor) -> None:
 @torch.no_grad()
 def _select_entries(module: Any, axis: int, places: Tensor) -> None:
     """Keep these entries of one axis of the weight, and of all else that has one for each output. Parameters stay the same."""
-    names = ["weight"] if axis else ["weight", "bias", "running_mean", "running_var"]
-    for name in names:
+    for name in ["weight"] if axis else OF_OUTPUTS:
         tensor = getattr(module, name, None)
         if isinstance(tensor, Tensor):
             tensor.data = tensor.data.index_select(axis, places.to(tensor.device)).contiguous()

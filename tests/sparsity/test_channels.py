@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from qat.models.resnet_cifar import ResNetCifar
 from qat.sparsity.channels import channel_groups, remove_channels, shrink
@@ -142,6 +143,12 @@ def test_a_weight_that_another_layer_owns_too_stays() -> None:
     model, ids = TiedHead(), torch.arange(12).reshape(3, 4)
     assert set(remove_channels(model, 0.4)) == {"up"}
     assert model(ids).shape == (3, 4, 20)
+
+
+def test_a_layer_whose_bias_is_masked_keeps_its_channels() -> None:
+    model = Plain()
+    prune.l1_unstructured(model.first, "bias", 0.5)
+    assert [group.producer for group in channel_groups(model)] == ["second", "fc1"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +71,29 @@ def test_masks_of_torch_are_zeros_in_the_integers() -> None:
     qat.calibrate(prepared, [x])
     found = count_zeros(qat.convert(prepared))
     assert [zeros.zeros >= least for zeros, least in zip(found.values(), (64, 16), strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("parametrize", [
+    (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), lambda layer: prune.remove(layer, "weight")),
+    (nn.utils.weight_norm, nn.utils.remove_weight_norm),
+    (nn.utils.spectral_norm, nn.utils.remove_spectral_norm),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_what_computes_a_weight_can_be_removed_from_a_prepared_layer(parametrize: Any) -> None:
+    put, remove = parametrize
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.randn(32, 8)
+    put(model[0])
+    prepared = qat.prepare(model, "w4a8", x)
+    qat.calibrate(prepared, [x])
+    before = prepared(x)
+    remove(prepared[0])
+    assert "weight" in dict(prepared[0].named_parameters())
+    torch.testing.assert_close(prepared(x), before)
+    copied = copy.deepcopy(prepared)
+    copied(x).sum().backward()
+    assert bool(copied[0].weight.grad.any())
+    torch.testing.assert_close(qat.convert(prepared)(x), before, rtol=0, atol=1e-3)
 
 
 def test_zeros_of_affine_weights_are_their_zero_points() -> None:

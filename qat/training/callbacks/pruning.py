@@ -75,7 +75,6 @@ class Pruning(NetworkExtension):
         every: optimizer steps between two changes of the masks.
         match: layers to prune: a glob on names, "type:Conv2d", or a list of such.
         exclude: layers to leave as they are, likewise; also "first" and "last".
-
         channels: share of the channels that are taken out before the fit, in [0, 1).
 
     Raises:
@@ -118,14 +117,7 @@ class Pruning(NetworkExtension):
 
     def on_float_network(self, pl_module: nn.Module, network: nn.Module) -> dict[str, int]:
         """Take channels out of the float network."""
-        names = [name for name, module in network.named_modules() if is_layer(module)]
-        types = {name: layer_type(network.get_submodule(name)).__name__ for name in names}
-        chosen = {
-            name
-            for place, name in enumerate(names)
-            if _matches(self.match, name, types[name], place, len(names))
-            and not _matches(self.exclude, name, types[name], place, len(names))
-        }
+        chosen = self._chosen({name: module for name, module in network.named_modules() if is_layer(module)})
         multiple = 1 if self.pattern is None else self.pattern.group
         self.removed = remove_channels(network, self.channels, chosen.__contains__, multiple)
         return {name: kept for name, (_, kept) in self.removed.items()}
@@ -133,25 +125,38 @@ class Pruning(NetworkExtension):
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
         """Raise ValueError if no layer of the prepared network can be pruned, or a name is that of none."""
         if self.sparsity:
-            check_names_of_layers({"match": self.match, "exclude": self.exclude}, list(_candidates(network)))
+            types = {name: layer_type(layer).__name__ for name, layer in _candidates(network).items()}
+            check_names_of_layers({"match": self.match, "exclude": self.exclude}, types)
         if self.sparsity and not self.layers(network):
             fits = "" if self.pattern is None else f" whose inputs are a multiple of {self.pattern.group}"
             raise ValueError(
                 f"Pruning(match={list(self.match)}, exclude={list(self.exclude)}) finds no layer{fits} with a weight of its "
-                "own (a weight that is parametrized, or masked by torch.nn.utils.prune, is left to that): write others."
+                "own (a weight that is parametrized, or masked by torch.nn.utils.prune, is left to that, and one that another "
+                "layer shares to that layer): write others."
             )
 
     def layers(self, network: nn.Module) -> dict[str, nn.Module]:
-        """The layers that are pruned, by name, in the order in which they run."""
-        found = _candidates(network)
-        types = [(name, layer_type(module).__name__) for name, module in found.items()]
+        """The layers that are pruned, by name, in the order in which they run: a weight of several, if all of them are."""
+        chosen = {
+            name: layer
+            for name, layer in self._chosen(_candidates(network)).items()
+            if owns_weight(layer) and (self.pattern is None or pattern_axis_fits(_weight(layer), self.pattern))
+        }
+        others = [module for name, module in network.named_modules() if name not in chosen]
+        left_alone = {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
+        return {name: layer for name, layer in chosen.items() if id(layer.get_parameter("weight")) not in left_alone}
+
+    def _chosen(self, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+        """Those of these layers, in the order in which they run, that the options name."""
+
+        def names(globs: Sequence[str], place: int, name: str) -> bool:
+            kind = layer_type(layers[name]).__name__
+            return any(Rule(glob, None, None).matches(name, kind, place, len(layers)) for glob in globs)
+
         return {
-            name: found[name]
-            for place, (name, kind) in enumerate(types)
-            if _matches(self.match, name, kind, place, len(types))
-            and not _matches(self.exclude, name, kind, place, len(types))
-            and owns_weight(found[name])
-            and (self.pattern is None or pattern_axis_fits(_weight(found[name]), self.pattern))
+            name: layer
+            for place, (name, layer) in enumerate(layers.items())
+            if names(self.match, place, name) and not names(self.exclude, place, name)
         }
 
     # State -----------------------------------------------------------------------------------------------------------
@@ -265,10 +270,6 @@ def _candidates(network: nn.Module) -> dict[str, nn.Module]:
         if is_layer(module := network.get_submodule(name)) or is_quantized(module)
         if not isinstance(module, nn.Embedding)
     }
-
-
-def _matches(patterns: Sequence[str], name: str, kind: str, place: int, count: int) -> bool:
-    return any(Rule(pattern, None, None).matches(name, kind, place, count) for pattern in patterns)
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -47,15 +47,16 @@ def names_of_layers(option: str, given: Any) -> tuple[str, ...]:
     return names
 
 
-def check_names_of_layers(options: Mapping[str, Sequence[str]], layers: Sequence[str]) -> None:
-    """Raise ValueError for a glob on names that fits no layer: a slip would prune what was to be left alone."""
+def check_names_of_layers(options: Mapping[str, Sequence[str]], types: Mapping[str, str]) -> None:
+    """Raise ValueError for a glob on names, or a type, that fits no layer: a slip would prune what was to be left alone.
+
+    types: layer -> name of its type.
+    """
+    known = [*types, *sorted({f"type:{kind}" for kind in types.values()}), "first", "last"]
     for option, globs in options.items():
         for glob in globs:
-            if (
-                glob not in ("first", "last")
-                and ":" not in glob
-                and not any(fnmatchcase(name, glob) for name in layers)
-            ):
+            exact = glob.startswith("type:")
+            if not any(name == glob if exact else fnmatchcase(name, glob) for name in known):
                 raise ValueError(
-                    f"Pruning({option}={list(globs)}) finds no layer {glob!r}: write others; layers: {', '.join(layers)}."
+                    f"Pruning({option}={list(globs)}) finds no layer {glob!r}: write others; layers: {', '.join(known[:-2])}."
                 )

@@ -18,12 +18,15 @@ from qat.report.results.pruning import FileSize, LayerZeros
 from qat.sparsity import Pattern, count_zeros, values_of_codes
 
 PACKED = "packed folder"
+INSIDE = "layer"
+"""What a module that quantizes its input when it runs calls the layer inside."""
 
 
 def zeros_of_layers(integer: nn.Module, masks: Mapping[str, Tensor], pattern: Pattern | None) -> list[LayerZeros]:
     """Every layer of an integer model: its zeros, and whether they are where the masks want them.
 
-    A layer that is called twice has a module for each call, with the same codes: it counts once.
+    A layer that is called twice has a module for each call, with the same codes: it counts once. A mask whose layer is in float
+    there is held against the float weight, and one whose layer is not found against nothing, so that none of it is proven.
 
     Args:
         integer: what the artefact was written from.
@@ -31,22 +34,42 @@ def zeros_of_layers(integer: nn.Module, masks: Mapping[str, Tensor], pattern: Pa
         pattern: of the masks, if they have one.
     """
     modules = dict(integer.named_modules())
-    masked = {name.replace(".", "_"): mask.cpu() for name, mask in masks.items()}
-    found, seen = [], list[Tensor]()
+    masked = {_flat(name): mask.cpu() for name, mask in masks.items()}
+    found, seen, held = [], list[Tensor](), set[str]()
     for name, zeros in count_zeros(integer, pattern).items():
-        mask = masked.get(name.replace(".", "_"))
+        layer = name.removesuffix(f".{INSIDE}") if _flat(name) not in masked else name
+        mask = masked.get(_flat(layer))
         values = values_of_codes(modules[name])
         assert values is not None
         if mask is None and any(torch.equal(values, other) for other in seen):
             continue
         seen.append(values)
+        held.add(_flat(layer))
         pruned = wrong = 0
         if mask is not None:
             stays = _as_stored(mask, modules[name])
             pruned, wrong = int((~stays).sum()), int((values.cpu().bool() & ~stays).sum())
         violations = zeros.violations if mask is not None else None
-        found.append(LayerZeros(name, zeros.weights, zeros.zeros, pruned, wrong, violations))
-    return found
+        found.append(LayerZeros(layer, zeros.weights, zeros.zeros, pruned, wrong, violations))
+    in_float = {_flat(name): module for name, module in modules.items()}
+    rest = {name: mask.cpu() for name, mask in masks.items() if _flat(name) not in held}
+    return found + [_zeros_in_float(name, mask, in_float.get(_flat(name))) for name, mask in rest.items()]
+
+
+def _flat(name: str) -> str:
+    """The name of a module as a graph has it."""
+    return name.replace(".", "_")
+
+
+def _zeros_in_float(name: str, mask: Tensor, module: nn.Module | None) -> LayerZeros:
+    """What a float layer has where its mask wants zeros; nothing is zero in a layer that is not there."""
+    weight = getattr(module, "weight", None)
+    values = (
+        weight.detach().cpu() if isinstance(weight, Tensor) and weight.shape == mask.shape else torch.ones(mask.shape)
+    )
+    return LayerZeros(
+        name, mask.numel(), int((values == 0).sum()), int((~mask).sum()), int(values[~mask].count_nonzero())
+    )
 
 
 def _as_stored(mask: Tensor, module: nn.Module) -> Tensor:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import qat
@@ -21,7 +21,7 @@ from qat.integer import stored_bytes
 from qat.sparsity import cubic_sparsity
 from qat.training.callbacks import ExportONNX, ProgressiveBits, Pruning, QuantizationAwareTraining, Report
 from tests.training.checkpoint.interrupted_fits import CheckpointInEveryHook, Fit, differences, loader_with_generator
-from tests.training.user_modules import LIGHTNING, Classifier, Data, images, trainer
+from tests.training.user_modules import LIGHTNING, Classifier, Data, Net, images, trainer
 
 pytestmark = LIGHTNING
 
@@ -160,6 +160,10 @@ def test_layers_that_do_not_exist_are_refused_before_training(tmp_path: Path) ->
         trainer(tmp_path, Pruning(0.5, match="conv9"), quantization()).fit(Classifier(), datamodule=Data())
     with pytest.raises(ValueError, match=r"Pruning\(exclude=\['conv9'\]\) finds no layer 'conv9'"):
         trainer(tmp_path, Pruning(0.5, exclude=["conv9"]), quantization()).fit(Classifier(), datamodule=Data())
+    with pytest.raises(
+        ValueError, match=r"finds no layer 'type:Convd': write others; layers: .*, type:Conv2d, type:Linear"
+    ):
+        trainer(tmp_path, Pruning(0.5, exclude=["type:Convd"]), quantization()).fit(Classifier(), datamodule=Data())
 
 
 def test_a_weight_that_the_user_masks_is_left_to_that_mask(tmp_path: Path) -> None:
@@ -167,6 +171,14 @@ def test_a_weight_that_the_user_masks_is_left_to_that_mask(tmp_path: Path) -> No
     prune.l1_unstructured(module.net.conv2, "weight", 0.25)
     with pytest.raises(ValueError, match=r"masked by torch.nn.utils.prune, is left to that"):
         trainer(tmp_path, Pruning(0.5), quantization()).fit(module, datamodule=Data())
+
+
+def test_a_weight_of_two_layers_is_pruned_if_both_are() -> None:
+    net = Net()
+    net.conv3, net.conv4 = nn.Conv2d(4, 6, 3, padding=1), nn.Embedding(4, 24)
+    net.conv3.weight, net.conv4.weight = net.conv2.weight, net.head.weight
+    assert set(Pruning(0.5, exclude=()).layers(net)) == {"conv1", "conv2", "conv3"}
+    assert set(Pruning(0.5, exclude=["conv3"]).layers(net)) == {"conv1"}
 
 
 def test_a_fit_that_is_too_short_or_ends_early_is_said(tmp_path: Path) -> None:

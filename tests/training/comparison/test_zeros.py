@@ -19,6 +19,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], Any]] = {
     "transposed, square": (nn.ConvTranspose1d(4, 4, 3), (1, 4, 6), "w8a8"),
     "transposed, in groups": (nn.ConvTranspose1d(8, 6, 3, groups=2), (1, 8, 6), "w8a8"),
     "transposed, weight alone": (nn.ConvTranspose1d(8, 6, 3), (1, 8, 6), "w4"),
+    "dynamic range": (nn.Linear(8, 6), (3, 8), "w8_dynamic"),
     "affine in groups": (nn.Linear(8, 6), (3, 8), {"rules": {"all": {"match": "*", **AFFINE}}}),
 }
 
@@ -43,6 +44,26 @@ def test_pruned_weights_are_found_in_every_layout(case: str) -> None:
         assert zeros.masked == weight.numel() // 2
         found.append((zeros.masked_not_zero, zeros.violations))
     assert found == [(0, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("brought_back", [0, 1])
+def test_pruned_weights_of_a_layer_in_float_are_counted_in_float(brought_back: int) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)), torch.randn(3, 8)
+    mask = torch.arange(8).expand(6, 8) < 3
+    with torch.no_grad():
+        model[0].weight.masked_fill_(~mask, 0.0)[5, 7] += brought_back
+    prepared = qat.prepare(model, {"rules": {"last": {"match": "1", "weight": {"bits": 8}, "activation": None}}}, x)
+    qat.calibrate(prepared, [x])
+    (zeros,) = (zeros for zeros in zeros_of_layers(qat.convert(prepared), {"0": mask}, None) if zeros.layer == "0")
+    assert (zeros.weights, zeros.masked, zeros.masked_not_zero) == (48, 30, brought_back)
+
+
+def test_a_mask_of_a_layer_that_the_integer_model_does_not_have_proves_nothing() -> None:
+    prepared = qat.prepare(nn.Sequential(nn.Linear(8, 6)), "w8a8", x := torch.randn(3, 8))
+    qat.calibrate(prepared, [x])
+    mask = torch.arange(8) < 3
+    found = zeros_of_layers(qat.convert(prepared), {"gone": mask.expand(6, 8)}, None)
+    assert [(zeros.layer, zeros.masked, zeros.masked_not_zero) for zeros in found] == [("0", 0, 0), ("gone", 30, 30)]
 
 
 class Twice(nn.Module):
