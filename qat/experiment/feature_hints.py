@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -76,11 +77,11 @@ class FeatureHints(nn.Module):
 
 @contextmanager
 def watching(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside the `with`, the last output of each of these layers, by name."""
+    """Inside the `with`, the last output of each of these layers by name: copies, which no operation in place changes."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Tensor) -> None:
-        found[name] = output
+    def keep(name: str, output: Any) -> None:
+        found[name] = output.clone() if isinstance(output, Tensor) else output
 
     hooks = [
         network.get_submodule(name).register_forward_hook(lambda _m, _i, output, name=name: keep(name, output))
@@ -101,8 +102,16 @@ def _features(network: nn.Module, names: Sequence[str], example: Tensor, which: 
             raise ValueError(
                 f"distillation.features: {name!r} is no layer of {which}: write names such as {', '.join(known[-4:])}."
             )
+    runs = Counter[str]()
+    for name in dict.fromkeys(names):  # hooks of a copy, which nobody uses afterwards
+        modules[name].register_forward_hook(lambda _m, _i, _o, name=name: runs.update([name]))
     with torch.no_grad(), training_mode(network, False), watching(network, names) as found:
         network(example)
+    if twice := [name for name in names if runs[name] > 1]:
+        raise ValueError(
+            f"distillation.features: {twice[0]!r} of {which} runs {runs[twice[0]]} times, and gives as many features: name a "
+            "layer that runs once."
+        )
     if missing := [name for name in names if not isinstance(found.get(name), Tensor)]:
         raise ValueError(
             f"distillation.features: {missing[0]!r} of {which} does not run, or gives no tensor: name another."

@@ -80,6 +80,21 @@ def test_nothing_is_watched_afterwards() -> None:
     assert found["conv1"] is before
 
 
+def test_a_feature_is_what_its_layer_gave_before_an_operation_in_place() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True))
+    with watching(network, ["0"]) as found:
+        network(X)
+    assert torch.equal(found["0"], network[0](X))
+
+
+def test_a_layer_that_runs_twice_is_refused() -> None:
+    layer = nn.Conv2d(1, 1, 3, padding=1)
+    with pytest.raises(
+        ValueError, match=r"'0' of the network runs 2 times, and gives as many features: name a layer that"
+    ):
+        FeatureHints(nn.Sequential(layer, layer), nn.Sequential(layer), ["0"], X)
+
+
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
