@@ -1,7 +1,7 @@
 """Quantized layers: convolutions, linear layers and embeddings with a weight quantizer; BatchNorm; dropout."""
 
 from qat.nn.batch_norm import gain_and_shift, is_batch_norm
-from qat.nn.borrowed import borrowing_layer, copy_options, options, parameters_of_weight, recast
+from qat.nn.borrowed import borrowing_layer, copy_options, options, owning_layer, parameters_of_weight, recast
 from qat.nn.dropout import is_identity_in_evaluation
 from qat.nn.layers import (
     LAYERS,
@@ -72,6 +72,7 @@ __all__ = [
     "matrix_type",
     "options",
     "outputs_first",
+    "owning_layer",
     "owns_weight",
     "parameters_of_weight",
     "quantize_layer",

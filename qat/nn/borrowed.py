@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.contexts import training_mode
-from qat.nn.layers import COMPUTING
+from qat.nn.layers import COMPUTING, layer_type
 from qat.nn.rebuilt import with_class
 
 Lookup = Callable[[nn.Module], Tensor]
@@ -35,6 +35,18 @@ def borrowing_layer(template: nn.Module, lender: nn.Module, weight: Lookup, bias
         layer.register_parameter("bias", None)  # as in torch.nn, so that a pass may give it one
     with_class(layer, _borrowing, weight, bias)
     return layer
+
+
+def owning_layer(layer: nn.Module) -> nn.Module:
+    """A float layer of torch.nn that computes what another layer does, with copies of its weight and bias as parameters."""
+    torch_class = layer_type(layer)
+    found = torch_class.__new__(torch_class)
+    nn.Module.__init__(found)
+    vars(found).update({name: value for name, value in options(layer).items() if name != "lender"})
+    for name in ("weight", "bias"):
+        value = getattr(layer, name, None)
+        found.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
+    return found
 
 
 def copy_options(source: nn.Module, layer: nn.Module) -> None:

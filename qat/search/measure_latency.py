@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qat.capture import copy_model
 from qat.integer import convert
+from qat.nn import is_quantized, owning_layer
 from qat.quantizers import Mode
 from qat.search.begin import WIDTHS
 from qat.search.budget import LatencyTable, check_widths, format_name
@@ -71,15 +72,11 @@ def measure_latency(
         layers = find_layers(prepared)
         seen = _inputs_of_layers(prepared, layers, batch)
         times, own = {}, dict(model.named_modules())
-        if missing := [layer.name for layer in layers if layer.name not in own]:
-            raise ValueError(
-                f"the time of layer {missing[0]} cannot be measured, because {missing[0].rpartition('.')[0]} does not call it "
-                "as a module: write its times into the table by hand, or a rule that leaves it in float."
-            )
         for layer in layers:
             x, calls = seen[layer.name]
-            alone = copy_model(own[layer.name]).eval()
-            found = _times(alone, chosen, layer.rule, x, _formats(layer, weights, inputs), threads, rounds)
+            module = prepared.get_submodule(layer.name)
+            alone = owning_layer(module) if is_quantized(module) else copy_model(own[layer.name])
+            found = _times(alone.eval(), chosen, layer.rule, x, _formats(layer, weights, inputs), threads, rounds)
             times[layer.name] = {name: calls * time for name, time in found.items()}
     return LatencyTable(times)
 

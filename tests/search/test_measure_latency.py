@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.cli.main import main
+from qat.nn import borrowing_layer, owning_layer
 from qat.search import LatencyTable, allocate, measure_latency
 
 
@@ -46,10 +48,39 @@ def test_every_layer_has_a_time_in_every_format_and_a_budget_takes_them(tmp_path
     assert found.record.costs[0].value <= limit
 
 
-def test_a_layer_that_no_module_calls_is_named() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-    with pytest.raises(ValueError, match=r"the time of layer 0.self_attn\S* cannot be measured"):
-        measure_latency(nn.Sequential(layer), "w8a8", torch.rand(1, 3, 8), weight_bits=(8,), rounds=1)
+class Attention(nn.Module):
+    """A layer that nn.MultiheadAttention computes itself, and a function with a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.kernel = nn.Parameter(torch.randn(6, 2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.attention(x, x, x, need_weights=False)
+        return F.conv1d(x.transpose(1, 2), self.kernel, stride=2, padding=1, groups=3)
+
+
+def test_layers_that_are_no_modules_of_the_model_have_times_and_a_budget_takes_them() -> None:
+    model, x = Attention().eval(), torch.randn(2, 5, 6)
+    table = measure_latency(model, "w8a8", x, weight_bits=(4, 8), rounds=1)
+    assert list(table.times) == ["attention.in_proj", "attention.out_proj", "kernel_2"]
+    dearest = sum(max(times.values()) for times in table.times.values())
+    allocate(model, "w8a8", [x], latency=dearest, latency_table=table, weight_bits=(4, 8), keep=[], points=0)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 6, 3, 2, padding=1, groups=2), nn.Linear(4, 3), nn.Linear(4, 3, bias=False)]
+)
+def test_a_layer_without_parameters_is_copied_with_them(layer: nn.Module) -> None:
+    borrowing = borrowing_layer(
+        layer, layer, attrgetter("weight"), attrgetter("bias") if layer.bias is not None else None
+    )
+    found, x = owning_layer(borrowing), torch.randn(2, 4, 4, 4)
+    assert torch.equal(found(x), layer(x))
+    assert {name for name, _ in found.named_parameters()} == {name for name, _ in layer.named_parameters()}
+    assert not {id(p) for p in found.parameters()} & {id(p) for p in layer.parameters()}
 
 
 def test_the_command_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
