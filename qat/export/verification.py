@@ -160,6 +160,7 @@ class Verification:
         runtime: what ran the file, with its version.
         exact_runtime: whether that computes what the integer model defines. Otherwise the codes of every site may be ties.
         ties_allowed: share of a site's codes.
+        saturates: whether sums of the file could saturate in this runtime, on this processor.
     """
 
     codes_compared: int = 0
@@ -181,6 +182,7 @@ class Verification:
     runtime: str = ""
     exact_runtime: bool = True
     ties_allowed: float = TIES_ALLOWED
+    saturates: bool = False
 
     @property
     def exact(self) -> bool:
@@ -226,6 +228,11 @@ class Verification:
         if self.nothing_quantized:
             found.append(NOTHING_QUANTIZED)
         found.append(first)
+        if self.saturates and self.code_mismatches:
+            found.append(
+                f"{self.runtime} adds products of 8-bit numbers in 16 bits on this processor, which has no VNNI, and such sums "
+                "saturate: write policy.reduce_range=true (preset w7a8), or verify on a processor with VNNI."
+            )
         found += [f"The file's {d.name} {d.text}." for d in self.stored]
         for s in self.sites:
             if s.not_a_number:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import qat
+from qat.export.onnx.saturation import adds_in_32_bits
 from qat.export.targets import runtime_of, target_named
 from tests.networks import INTEGER, build, images
 
@@ -15,7 +16,8 @@ has_openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed
 
 @pytest.mark.parametrize(("network", "policy"), [(INTEGER[0], "w8a8"), (INTEGER[1], "w4a4"), (INTEGER[2], "w8a8")])
 def test_layers_run_in_integers_and_codes_within_the_tolerance(network: type, policy: str, tmp_path: Path) -> None:
-    prepared = qat.prepare(build(network), policy, images(2))
+    exact = {"preset": policy, "reduce_range": not adds_in_32_bits()}
+    prepared = qat.prepare(build(network), exact, images(2))
     qat.calibrate(prepared, [images(32)])
     integer = qat.convert(prepared)
     path = tmp_path / "m.onnx"
@@ -33,6 +35,16 @@ def test_layers_run_in_integers_and_codes_within_the_tolerance(network: type, po
     assert "OpenVINO" in str(proof)
     ours = runtime_of("openvino").open(path)(images(4))
     assert torch.allclose(ours, integer(images(4)), atol=0.05 * float(ours.abs().max()))
+
+
+@pytest.mark.skipif(adds_in_32_bits(), reason="this processor has VNNI")
+def test_sums_that_saturate_are_named_with_the_policy_whose_sums_do_not(tmp_path: Path) -> None:
+    prepared = qat.prepare(build(INTEGER[0]), "w8a8", images(2))
+    qat.calibrate(prepared, [images(32)])
+    integer = qat.convert(prepared)
+    target_named("openvino").write(integer, images(2), tmp_path / "m.onnx")
+    check = qat.verify(tmp_path / "m.onnx", integer, [images(32, seed=2)], runtime="openvino")
+    assert "has no VNNI, and such sums saturate: write policy.reduce_range=true" in check.failure("m.onnx")
 
 
 def test_a_changed_weight_is_seen(tmp_path: Path) -> None:

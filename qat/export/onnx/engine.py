@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+import onnx
+
 from qat.export.onnx.runtime import operators, session
 
 
@@ -19,6 +21,11 @@ class Session(Protocol):
 
     def get_inputs(self) -> Sequence[Any]:
         """The inputs of the file; each has a `name`."""
+
+
+def never(model: onnx.ModelProto) -> bool:
+    """Of a runtime that adds exactly, or is told to where it would not: ONNX Runtime."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Engine:
             computes what the integer model defines.
         ties_of_requantized: the same for a site whose codes are those of another site on another grid: one of the 256 may lie
             at a rounding edge, and is then rounded to the other side wherever it occurs.
+        saturates: whether sums of a file could saturate in it, on this processor.
     """
 
     name: str
@@ -42,6 +50,7 @@ class Engine:
     operators: Callable[[str | Path], dict[str, int]]
     ties: float = 0.0
     ties_of_requantized: float = 0.0
+    saturates: Callable[[onnx.ModelProto], bool] = never
 
     def ties_allowed(self, requantized: bool, codes: int) -> float | None:
         """The share of a site's codes, of which there are so many: at least one of them. None: this engine is exact."""

@@ -213,6 +213,7 @@ class _Run:
         result = Verification(operators=self.engine.operators(self.path), images=self.exercise.samples)
         result.runtime, result.exact_runtime = self.engine.version, self.exact
         result.ties_allowed = self.engine.ties or TIES_ALLOWED
+        result.saturates = self.engine.saturates(read_onnx(self.path))
         result.constants_compared, result.stored = _compare_stored(self.path, self.integer, self.examples)
         result.sites = list(self.sites.values())
         for site in result.sites:
