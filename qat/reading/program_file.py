@@ -50,7 +50,10 @@ BITS = re.compile(r"\.__i?(and|or|xor|lshift|rshift)__")
 """Operations of aten that are spelled as Python's methods are."""
 FILES = re.compile(r"torch\.ops\.aten\.(from_file|_print|save|load)\b")
 """Operations of aten that touch files."""
-CONTAINERS = (None, "builtins.list", "builtins.tuple", "builtins.dict", "collections.OrderedDict")
+CONTAINERS = (
+    *(None, "builtins.list", "builtins.tuple", "builtins.dict", "collections.OrderedDict"),
+    *(f"torch.fx.immutable_collections.immutable_{kind}" for kind in ("list", "dict")),  # of a graph that returns such
+)
 MAX_ELEMENTS = 1 << 28
 """Elements that an operation with fixed sizes may make."""
 MAKERS = re.compile(

@@ -236,3 +236,26 @@ def test_copies_of_a_recurrent_layer_in_codes_are_in_codes() -> None:
     for made in (copy.deepcopy(integer), qat.to_pt2e(integer)):
         assert torch.equal(made(x)[0], integer(x)[0])
         assert type(made.get_submodule("0")) is WeightOnlyModule
+
+
+class Nested(nn.Module):
+    """Returns a dict with a list inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        features = torch.relu(self.body(x))
+        return {"logits": self.head(features), "features": [features, (features * 2,)]}
+
+
+def test_outputs_of_any_structure_are_read_back(tmp_path: Path) -> None:
+    x = torch.randn(8, 6)
+    prepared = qat.prepare(Nested().eval(), "w8a8", x, target="pt2e")
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    export_pt2e(integer, x, tmp_path / "m.pt2")
+    assert qat.verify(tmp_path / "m.pt2", integer, [x]).passed
+    found = load_program(tmp_path / "m.pt2").module(check_guards=False)(x)
+    torch.testing.assert_close(found["features"][1][0], integer(x)["features"][1][0])
