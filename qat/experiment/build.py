@@ -12,6 +12,8 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from qat.data import ImageData
 from qat.experiment.datamodule import ImageDataModule
@@ -73,13 +75,20 @@ def classifier(network: nn.Module, training: DictConfig, data: ImageData, **opti
     schedule = instantiate(training.optim.schedule) if training.optim.schedule is not None else None
     try:  # a mistake shows now, not after the float training
         trial = optimizer([nn.Parameter(torch.zeros(1))])
+        _check_class("optim.optimizer", trial, Optimizer, "torch.optim.SGD")
         if schedule is not None:
-            schedule(trial, 10)
-    except (TypeError, ValueError) as error:
+            of_steps = schedule(trial, 10)
+            _check_class("optim.schedule", of_steps, LRScheduler, "qat.experiment.learning_rate.warmup_cosine")
+    except Exception as error:  # whatever was named
         raise ValueError(f"optim cannot be built: {error}.") from error
     return ImageClassifier(
         network, data.num_classes, optimizer, schedule, label_smoothing=training.label_smoothing, **options
     )
+
+
+def _check_class(key: str, made: Any, wanted: type, example: str) -> None:
+    if not isinstance(made, wanted):
+        raise TypeError(f"{key} makes something else (a {type(made).__name__}): write its _target_, as {example}")
 
 
 def distillation(config: DictConfig, float_network: nn.Module, data: ImageData) -> Distillation | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder
 from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.recorded_configuration import read_configuration
@@ -67,6 +67,33 @@ def check_images(config: DictConfig, images: int) -> None:
     )
 
 
+def check_lengths(config: DictConfig, train: int, val: int) -> None:
+    """Check that what the Trainer makes of an epoch is a batch at least, and that it is validated.
+
+    Args:
+        config: the configuration.
+        train: training batches of an epoch in each process.
+        val: validation batches; 0: there are none.
+
+    Raises:
+        ValueError: it is not; Lightning would say so after the float training.
+    """
+    for key, batches in (("limit_train_batches", train), ("limit_val_batches", val)):
+        share = config.trainer.get(key)
+        if isinstance(share, float) and batches and int(share * batches) < 1:
+            raise ValueError(
+                f"trainer.{key}={share} of {batches} batches is none: write a number of them, 1 to {batches}, or leave it out."
+            )
+    limit = config.trainer.get("limit_train_batches")
+    used = train if limit is None else int(limit * train) if isinstance(limit, float) else min(limit, train)
+    interval = config.trainer.get("val_check_interval")
+    if isinstance(interval, int) and interval > used and config.trainer.get("check_val_every_n_epoch", 1) is not None:
+        raise ValueError(
+            f"trainer.val_check_interval={interval} is more than the {used} batches of an epoch: write 1 to {used}, or "
+            "trainer.check_val_every_n_epoch=N."
+        )
+
+
 def check_callbacks(callbacks: Mapping[str, Any]) -> None:
     """Check that what the configuration describes under `callbacks` is callbacks, and that what they watch is logged.
 
@@ -82,6 +109,11 @@ def check_callbacks(callbacks: Mapping[str, Any]) -> None:
         if not isinstance(callback, L.Callback):
             raise ValueError(
                 f"{key} makes a {type(callback).__name__}: write the _target_ of a callback, or {key}=null."
+            )
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            raise ValueError(
+                f"{key} is a {type(callback).__name__}, which changes what the configuration says: leave it out, and write a "
+                "sweep over optim.lr or batch_size."
             )
         monitor = getattr(callback, "monitor", None)
         if monitor not in (None, *METRICS) and not logs:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -14,8 +14,8 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from qat.experiment.configuration import CONFIGS, compose
-from qat.experiment.schema.words import all_keys
+from qat.experiment.configuration import CONFIGS, RECIPES, compose
+from qat.experiment.schema.words import all_keys, type_of, values_of
 from qat.experiment.signals import START, SignalHandler
 from qat.experiment.suggestion import unknown_key
 
@@ -60,8 +60,12 @@ def expected_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def composition_errors() -> Iterator[None]:
-    """The same for errors that Hydra finds before the program starts: an unknown recipe, an unknown key, a syntax error."""
+def composition_errors(words: Sequence[str] = ()) -> Iterator[None]:
+    """The same for errors that Hydra finds before the program starts: an unknown recipe, an unknown key, a syntax error.
+
+    Args:
+        words: the overrides, to name one of which Hydra says nothing.
+    """
     if SHOWS_TRACEBACKS:
         yield
         return
@@ -75,7 +79,7 @@ def composition_errors() -> Iterator[None]:
     except Exception as error:
         if not _raised_by_hydra(error):
             raise
-        exit_with(_argument_sentence(" ".join(str(error).split())))
+        exit_with(_argument_sentence(" ".join(str(error).split()), words))
     finally:
         del os.environ[FULL_ERROR]
 
@@ -103,8 +107,14 @@ def composition_sentence(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override!r} cannot be read: write key=value, and quote values with special characters twice."
     text = str(error)
+    if match := re.match(r"Error merging override (\+*([^=]+)=.*)", text):
+        return _wrong_kind(match[1], match[2], error)
     if match := UNKNOWN_KEY.search(text):
-        return _unknown_key(next(group for group in match.groups() if group))
+        key = next(group for group in match.groups() if group)
+        below = str(getattr(error.__cause__, "full_key", ""))
+        return _unknown_key(below if below.startswith(f"{key}.") else key)  # {a: 1} for a key that has no a
+    if re.search("Could not (override|delete) ''", text):
+        return "an override has no key: write key=value."
     if match := re.search(r"Ambiguous value for argument '(([^=]+)=([^']*))'", text):
         return (
             f"{match[1]} has several values: add -m for a sweep over them, or write {match[2]}=[{match[3]}] for a list."
@@ -128,7 +138,12 @@ def _raised_by_hydra(error: BaseException) -> bool:
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(("hydra.", "omegaconf."))
 
 
-def _argument_sentence(reason: str) -> str:
+def _argument_sentence(reason: str, words: Sequence[str]) -> str:
+    if reason.startswith("Config group override must be a string or a list"):
+        for word in words:
+            key, _, value = word.partition("=")
+            if key in _groups() and not re.match(r"[\w\[]", value.replace("null", "", 1)):
+                return f"{word} is not possible: write {key}=NAME with one of {', '.join(_options(key))}."
     if "--resolve" in reason:
         return "--resolve shows a configuration with all values filled in: write --cfg job --resolve, or leave it out."
     return f"the arguments cannot be read ({reason}): write key=value, see --help."
@@ -136,7 +151,7 @@ def _argument_sentence(reason: str) -> str:
 
 def _missing_option(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
-    in_group = [path.stem for path in (CONFIGS / group).glob("*.yaml")] if group in _groups() else []
+    in_group = _options(group) if group in _groups() else []
     error.options = error.options or in_group  # of a list, export=[onnxruntime,nme], Hydra gives none
     if not error.options:
         return (
@@ -155,17 +170,37 @@ def _missing_option(error: MissingConfigException) -> str:
     return f"{group} {name!r} does not exist: write {group}=NAME with one of {options}."
 
 
+def _wrong_kind(override: str, key: str, error: BaseException) -> str:
+    """A list in place of keys, or null in place of a text."""
+    annotation, metadata = type_of(key, OmegaConf.to_container(compose(), resolve=False))
+    if annotation is None:
+        return (
+            f"{override} is not possible: {' '.join(str(error.__cause__ or error).split()).partition(' full_key')[0]}."
+        )
+    return f"{override} is not possible: write {values_of(annotation, metadata)}."
+
+
 def _unknown_key(key: str) -> str:
-    present, possible = [k for k in _dotted_keys(compose()) if "_target_" not in k], all_keys()
+    config = compose()
+    present, possible = [k for k in _dotted_keys(config) if "_target_" not in k], all_keys()
     top = key.partition(".")[0]
-    if key in possible and key not in present:
-        if top in ("trainer", "float", "optim"):
+    if top == "hydra":
+        return f"unknown key {key}: --cfg hydra shows those that there are."
+    if key not in present and type_of(key, OmegaConf.to_container(config, resolve=False))[0] is not None:
+        if top in ("trainer", "float", "optim", "callbacks"):
             return f"{key} is not in this configuration yet: write +{key}=VALUE to add it."
         return (
             f"{key} is not in this configuration: write +{key}=VALUE if the {top} that you chose takes it, or choose another "
             f"with {top}=NAME."
         )
+    if key in present:
+        return f"{key} is not in the {top} that you chose: leave it out."
     return unknown_key(key, [*present, *possible, *_groups()])
+
+
+def _options(group: str) -> list[str]:
+    """The names that a group has."""
+    return sorted(path.stem for path in (RECIPES if group == "recipe" else CONFIGS / group).glob("*.yaml"))
 
 
 def _groups() -> list[str]:

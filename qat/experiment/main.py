@@ -79,7 +79,7 @@ def main(program: str = "qat train") -> None:
     register_new_folder()
     register_sweep_name(words)
     try:
-        with SignalHandler() as signals, composition_errors(), worker_process():
+        with SignalHandler() as signals, composition_errors(words), worker_process():
             start()
     except Interrupted as signal:
         sys.exit(signal.status)

@@ -18,7 +18,7 @@ from torch import nn
 
 from qat.data import ImageData
 from qat.experiment import build, float_network, loggers, mixed_precision
-from qat.experiment.check import check_callbacks, check_images, check_same_run, warn_of_unwise_values
+from qat.experiment.check import check_callbacks, check_images, check_lengths, check_same_run, warn_of_unwise_values
 from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
 from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
@@ -29,10 +29,10 @@ from qat.experiment.signals import SignalHandler
 from qat.export.targets import TARGETS
 from qat.files import write_atomically
 from qat.report import Data, Results
-from qat.training.callbacks import ExportONNX, ProgressiveBits, Pruning, Report
+from qat.training.callbacks import ExportONNX, ProgressiveBits, Pruning, PTQBaselines, Report
 from qat.training.checkpoint.latest import checkpoint_to_resume
 from qat.training.lightning.callback_lookup import NetworkExtension
-from qat.training.lightning.strategies import check_launched_processes, process_count
+from qat.training.lightning.strategies import check_launched_processes, check_machine, process_count
 from qat.transform import Policy, prepare
 from qat.transform.mode import quantizers
 
@@ -159,9 +159,15 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
             callback.check_bits(prepared)
         if isinstance(callback, ExportONNX):
             callback.check_policy(policy)
+            ptq = next((c for c in callbacks if isinstance(c, PTQBaselines)), None)
+            callback.check_names({} if ptq is None else ptq.outside_files(folder))
     trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
     check_launched_processes(trainer)
-    return process_count(trainer)
+    check_machine(trainer)
+    processes = process_count(trainer)
+    validation = len(data.val) and len(batches.val_dataloader()) // processes
+    check_lengths(config, len(batches.train_dataloader()) // processes, validation)
+    return processes
 
 
 def _checkpoint_to_resume(config: DictConfig) -> Path | None:

@@ -28,5 +28,7 @@ def unknown_key(key: str, known: Sequence[str], owner: str = "") -> str:
     if near:
         return f"unknown key {key}{whose}; did you mean {near[0]}?"
     where = f"{prefix} has the keys" if prefix and siblings else "the top-level keys are"
+    if owner and not known:
+        return f"unknown key {key}{whose}, which takes no arguments."
     listed = siblings or {k for k in known if "." not in k}
     return f"unknown key {key}{whose}; {where} {', '.join(sorted(listed)) or 'none'}."

@@ -118,6 +118,17 @@ class Target:
         """A file as a module, run by its own runtime. threads: None lets the runtime choose."""
         return self.runtime.open(path, threads)
 
+    def check_suffix(self, path: Path) -> None:
+        """Check that this target can have a file of this name.
+
+        Raises:
+            ValueError: its files end otherwise.
+        """
+        if path.suffix not in self.suffixes:
+            raise ValueError(
+                f"{path.name} is no name of a file for {self.name}: write {path.stem}{' or '.join(self.suffixes)}."
+            )
+
     def path(self, default: Path) -> Path:
         """The name of this target's file beside that of the default target: model_portable.onnx beside model.onnx."""
         if self is TARGETS[0]:

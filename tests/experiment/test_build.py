@@ -71,3 +71,21 @@ def test_a_safe_or_unused_temperature_is_not(overrides: list[str]) -> None:
 def test_a_part_with_an_unknown_option_is_named() -> None:
     with pytest.raises(ValueError, match=r"^trainer cannot be built: .*unexpected keyword argument 'foo'\.$"):
         part({"_target_": "lightning.Trainer", "foo": 1}, "trainer")
+
+
+@pytest.mark.parametrize(
+    ("part_of", "target", "said"),
+    [
+        (
+            "optimizer",
+            "torch.nn.Identity",
+            r"optim\.optimizer makes something else .a Identity.: write its _target_, as torch\.optim",
+        ),
+        ("schedule", "torch.optim.swa_utils.AveragedModel", r"optim"),
+    ],
+)
+def test_an_optimizer_and_its_schedule_are_what_they_are_called(part_of: str, target: str, said: str) -> None:
+    config = composed()
+    config.optim[part_of] = {"_target_": target, "_partial_": True}
+    with pytest.raises(ValueError, match=said):
+        build.classifier(torch.nn.Linear(1, 1), config, digits(limit_train=20))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder
 from omegaconf import OmegaConf
 
-from qat.experiment.check import check_callbacks, check_same_run
+from qat.experiment.check import check_callbacks, check_lengths, check_same_run
 from tests.experiment.configurations import composed
 
 
@@ -49,6 +49,20 @@ def test_how_long_it_goes_on_and_what_is_measured_is_free(overrides: tuple[str, 
     check_same_run(composed(*overrides), folder)
 
 
+def test_an_epoch_has_batches_and_is_validated() -> None:
+    check_lengths(composed("+trainer.limit_train_batches=0.5", "+trainer.limit_val_batches=0.5"), 4, 0)
+    for override, said in (
+        (
+            "+trainer.limit_train_batches=0.01",
+            r"trainer.limit_train_batches=0.01 of 9 batches is none: write a number of them, 1 to 9",
+        ),
+        ("+trainer.limit_val_batches=0.1", r"trainer.limit_val_batches=0.1 of 2 batches is none"),
+        ("+trainer.val_check_interval=10", r"trainer.val_check_interval=10 is more than the 9 batches of an epoch"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_lengths(composed(override), 9, 2)
+
+
 def test_a_checkpoint_of_somebody_elses_is_taken_as_it_is(tmp_path: Path) -> None:
     check_same_run(composed("seed=1"), tmp_path)
 
@@ -64,6 +78,7 @@ def test_callbacks_are_callbacks_and_wait_for_what_comes() -> None:
     for callbacks, said in (
         ({"x": "/home"}, r"callbacks\.x makes a str: write the _target_ of a callback"),
         ({"stop": waits}, r"callbacks\.stop\.monitor='val/foo' is not logged: write one of train/loss"),
+        ({"rate": LearningRateFinder()}, r"callbacks\.rate is a LearningRateFinder, which changes what the config"),
         ({"stop": EarlyStopping(monitor="val/loss", patience=-1)}, r"callbacks\.stop\.patience=-1 is not possible"),
     ):
         with pytest.raises(ValueError, match=said):

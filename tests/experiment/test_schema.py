@@ -89,7 +89,7 @@ def refusal(overrides: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> s
     GlobalHydra.instance().clear()
     plain = [re.sub(r"='(.*)'$", r"=\1", override) for override in overrides]
     try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"), composition_errors():
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"), composition_errors(overrides):
             EarlyCheck().on_run_start(compose(CONFIG_NAME, plain, return_hydra_config=True))
     except SystemExit as ended:
         return capsys.readouterr().err if ended.code == 2 else None
@@ -136,6 +136,10 @@ REFUSED = {
     "policy=mine/policy.yaml": "policy=mine/policy.yaml is a path, and policy takes names: write --config-dir=DIR policy=NAME",
     "+callbacks.qat.calibration_images=5": "callbacks.qat.calibration_images is set by the run: write calibration_images=N",
     "callbacks.checkpoint.monitor=foo": "callbacks.checkpoint.monitor='foo' is not logged: write one of",
+    "logger=null": "logger=null is not possible: write logger=NAME with one of csv, mlflow",
+    "optim.schedule=[1]": "optim.schedule=[1] is not possible: write keys, as {_target_",
+    "ptq.ladder={mine: []}": "ptq.ladder.mine is not in this configuration: write +ptq.ladder.mine=VALUE",
+    "callbacks.checkpoint.save_top_k=2": "write +callbacks.checkpoint.save_top_k=VALUE to add it",
     "optim.lr=${nope}": "optim.lr refers to something that does not exist",
 }
 
@@ -143,6 +147,31 @@ REFUSED = {
 def test_what_is_refused_says_what_to_write(capsys: pytest.CaptureFixture[str]) -> None:
     said = {override: refusal((override,), capsys) for override in REFUSED}
     assert {o: text for o, text in said.items() if REFUSED[o] not in (text or "")} == {}
+
+
+CHANGES: list[tuple[str, Any, str]] = [
+    ("callbacks.checkpoint.filename", "../best", "write the name of something in the run's folder"),
+    ("logger.name", "../up", "write the name of something in the run's folder"),
+    ("export.targets", {"portable": "/a.onnx"}, "write the name of something in the run's folder"),
+    ("callbacks.recent.dirpath", "/tmp", "callbacks.recent.dirpath is set by the run: write hydra.run.dir=FOLDER"),
+    ("optim.optimizer.lr", 0.3, "optim.optimizer.lr=0.3 is not lr=0.05 one level up, which would count for nothing"),
+    (
+        "optim.optimizer",
+        {"_target_": "torch.optim.SGD", "_partial_": True},
+        "optim.optimizer.lr is missing, and lr=0.05",
+    ),
+    ("objective", ["size", "size"], "or a list of some of them, each once"),
+    ("seed", "${seed}", "seed refers to itself: write a value"),
+    ("seed", "???", "seed has no value (???): write seed=VALUE"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "said"), CHANGES)
+def test_a_value_that_is_not_possible_is_named(key: str, value: Any, said: str) -> None:
+    config = composed()
+    OmegaConf.update(config, key, value, merge=False, force_add=True)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_configuration(config)
 
 
 ACCEPTED = [

@@ -143,6 +143,9 @@ def test_a_float_network_that_was_not_trained_gives_no_verdict() -> None:
     assert judged(0.80) == "float_untrained"  # far below what it was the start of
     assert judged(0.91) == "qat_won"
     assert judged(0.91, None) == "qat_won"
+    few = [row("float", "float", 0.22), ptq(0.2), qat(0.3)]
+    said = verdict(few, 50, dataclasses.replace(ACCURACY, chance=0.0948)).text
+    assert "22.00 % top-1 on 50 test samples is not clearly better than the 9.48 % that its outputs reach" in said
 
 
 def test_the_best_ptq_row_is_the_opponent() -> None:

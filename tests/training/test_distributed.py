@@ -22,7 +22,7 @@ import qat
 from qat.report import Results
 from qat.training.callbacks import QuantizationAwareTraining
 from qat.training.checkpoint.epoch_sampler import EpochSampler
-from qat.training.lightning.strategies import check_launched_processes, check_strategy
+from qat.training.lightning.strategies import check_launched_processes, check_machine, check_strategy
 from tests.paths import ROOT
 from tests.training import two_processes
 from tests.training.two_processes import BATCH, OBSERVERS, fit, ranges
@@ -329,6 +329,17 @@ def test_more_processes_than_the_trainer_uses_are_refused(tmp_path: Path, monkey
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"torchrun has started 2 processes, the trainer uses 1: write trainer\.strat"):
         check_launched_processes(trainer(tmp_path))
+
+
+def test_more_processes_than_cores_and_machines_that_nobody_names_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    quiet: dict[str, Any] = {"accelerator": "cpu", "strategy": "ddp", "logger": False, "enable_checkpointing": False}
+    check_machine(L.Trainer(devices=4, **quiet))
+    with pytest.raises(ValueError, match=r"trainer\.devices=99 is more than the 4 cores of this machine: write 4"):
+        check_machine(L.Trainer(devices=99, **quiet))
+    with pytest.raises(ValueError, match=r"trainer\.num_nodes=2 needs to know the other machines: start the run with"):
+        check_machine(L.Trainer(devices=1, num_nodes=2, **quiet))
 
 
 # The front door --------------------------------------------------------------------------------------------------------

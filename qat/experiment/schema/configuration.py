@@ -18,6 +18,7 @@ from qat.experiment.schema.values import (
     Count,
     Images,
     Objective,
+    Objectives,
     Section,
     Seed,
     ShareBelowOne,
@@ -30,6 +31,8 @@ METRICS = (
     *("step", "epoch"),
 )
 """What a checkpoint can be chosen by."""
+IN_RUN_FOLDER = ("checkpoint", "recent")
+"""Callbacks whose folder the run chooses."""
 
 
 class Configuration(Section):
@@ -53,7 +56,7 @@ class Configuration(Section):
     """train with torch.compile: it compiles for minutes, then steps are faster; for long runs"""
     resume: Text | None
     """folder of an interrupted run of this recipe, or one of its checkpoints; it continues as if it had never stopped"""
-    objective: Objective | list[Objective]
+    objective: Objective | Objectives
     """what a sweep optimizes, measured on the validation images; a list asks for the Pareto front"""
     compare_with: list[Text]
     """folders of finished runs on the same data: their files are measured, and the report says whether this run beats them"""
@@ -102,6 +105,8 @@ class Configuration(Section):
             raise wrong("callbacks.qat is missing, and nothing would be quantized: leave it as it is.")
         own = [name for name, node in self.callbacks.items() if node is not None and not _is_ours(node)]
         for name, node in self.callbacks.items():
+            if name in IN_RUN_FOLDER and node is not None and "dirpath" in node.arguments():
+                raise wrong("{key} is set by the run: write hydra.run.dir=FOLDER.", "callbacks", name, "dirpath")
             if isinstance(node, ModelCheckpoint) and node.monitor not in (None, *METRICS) and not own:
                 known = ", ".join(METRICS)
                 raise wrong(f"{{key}}={{value}} is not logged: write one of {known}.", "callbacks", name, "monitor")

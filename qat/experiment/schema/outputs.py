@@ -11,7 +11,7 @@ from pydantic import Field
 from qat.experiment.schema.nodes import Node, Off, OneOf
 from qat.experiment.schema.quantization import Oscillation, Stages
 from qat.experiment.schema.training import Optimizer
-from qat.experiment.schema.values import Count, CountOrZero, OnnxFile, Says, Share, TargetName, Text
+from qat.experiment.schema.values import Count, CountOrZero, InFolder, OnnxFile, Says, Share, TargetName, Text
 
 IN_FOLDER: Mapping[str, str] = {"save_dir": "write hydra.run.dir=FOLDER"}
 
@@ -25,9 +25,9 @@ class Logger(Node):
     )
     GIVEN: ClassVar = IN_FOLDER
 
-    name: Annotated[str, Says("text")] | None = None
+    name: InFolder | None = None
     """the folder of its files, inside the run's folder"""
-    version: str | CountOrZero | None = None
+    version: InFolder | Literal[""] | CountOrZero | None = None
     """a folder inside that one"""
     prefix: str = ""
     """is put in front of the names of metrics"""
@@ -137,7 +137,7 @@ class ModelCheckpoint(Node):
 
     TARGETS = ("lightning.pytorch.callbacks.ModelCheckpoint",)
 
-    filename: Text | None = None
+    filename: InFolder | None = None
     """pattern of the file names"""
     monitor: Text | None = None
     """the metric by which the best checkpoint is chosen: val/top1, val/loss, step"""
@@ -165,9 +165,9 @@ class Export(Node):
     """name of the QDQ ONNX file, which is verified code by code in ONNX Runtime"""
     float_path: OnnxFile | None = None
     """name of the float network's ONNX file, for comparing size and latency; null: it is not written"""
-    targets: Annotated[dict[TargetName, Text | None], Says("{portable: model_portable.onnx}, or {portable: null}")] = (
-        Field(default_factory=dict)
-    )
+    targets: Annotated[
+        dict[TargetName, InFolder | None], Says("{portable: model_portable.onnx}, or {portable: null}")
+    ] = Field(default_factory=dict)
     """further targets, each with the name of its file (null: model_NAME beside the ONNX file)"""
 
 

@@ -11,6 +11,7 @@ from qat.experiment.schema.nodes import Node, Off, OneOf, may_import, wrong
 from qat.experiment.schema.values import (
     BatchSize,
     Bits,
+    InFolder,
     LearningRate,
     Preset,
     Says,
@@ -239,7 +240,7 @@ class Outside(Node):
 
     calibration: Literal["MinMax", "Entropy", "Percentile"] = "MinMax"
     """how ONNX Runtime finds ranges"""
-    file: Text = "quantize_static.onnx"
+    file: InFolder = "quantize_static.onnx"
     """name of the file that is written"""
 
 

@@ -98,6 +98,24 @@ class Optim(Section):
     schedule: Annotated[Any, OneOf((WarmupCosine,), Schedule, null=True)]
     """builds the schedule from optimizer and number of steps; it advances every step; null: a constant learning rate"""
 
+    @model_validator(mode="after")
+    def _counts(self) -> Optim:
+        given = self.optimizer.arguments()
+        for name in ("lr", "weight_decay"):
+            own = getattr(self, name)
+            if name in given and given[name] != own:
+                raise wrong(
+                    f"{{key}}={{value}} is not {name}={own} one level up, which would count for nothing: change only that one.",
+                    "optimizer",
+                    name,
+                )
+            if name not in given and own and isinstance(self.optimizer, Optimizer):
+                instead = "leave it in" if name == "lr" else f"leave it in, or write {name}=null one level up, too"
+                raise wrong(
+                    f"{{key}} is missing, and {name}={own} would count for nothing: {instead}.", "optimizer", name
+                )
+        return self
+
 
 class FloatTraining(Section):
     """How the float network is trained if no weights are given."""

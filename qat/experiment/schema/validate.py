@@ -53,6 +53,8 @@ def _first(mistakes: list[tuple[list[str | int], Any]]) -> tuple[list[str | int]
 
 def _resolved(config: DictConfig) -> Any:
     for name in keys_of(Configuration):
+        if OmegaConf.is_missing(config, name):
+            raise ValueError(f"{name} has no value (???): write {name}=VALUE.")
         if name not in config:
             raise ValueError(f"{name} is missing: leave it in, a run needs it.")
     try:
@@ -60,8 +62,30 @@ def _resolved(config: DictConfig) -> Any:
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} has no value (???): write {error.full_key}=VALUE.") from None
     except OmegaConfBaseException as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"{error.full_key} refers to something that does not exist ({reason}).") from None
+        raise ValueError(_unresolved(config) or str(error)) from None
+
+
+def _unresolved(config: DictConfig) -> str:
+    """The key to name among those that cannot be resolved: the others may refer to it, so the shortest, which is above them."""
+    found: dict[str, str] = {}
+
+    def look(part: Any) -> None:
+        for key in part if OmegaConf.is_dict(part) else range(len(part)):
+            try:
+                value = part[key]
+            except OmegaConfBaseException as error:
+                found[str(error.full_key)] = str(error).split("\n")[0]
+            else:
+                if OmegaConf.is_config(value):
+                    look(value)
+
+    look(config)
+    if not found:
+        return ""
+    name = min(found, key=lambda key: (key.count("."), len(key)))
+    if "Recursive" in found[name]:
+        return f"{name} refers to itself: write a value."
+    return f"{name} refers to something that does not exist ({found[name]})."
 
 
 def _key(details: Any, content: Any) -> list[str | int]:

@@ -40,6 +40,15 @@ Positive = Annotated[float, Field(gt=0, le=1_000_000)]
 LearningRate = Annotated[float, Field(ge=1e-10, le=100)]
 WeightDecay = Annotated[float, Field(ge=0, le=10)]
 Objective = Literal["accuracy", "size", "latency", "latency_32", "minutes"]
+
+
+def _distinct(value: list[str]) -> list[str]:
+    if not value or len(set(value)) < len(value):
+        raise ValueError
+    return value
+
+
+Objectives = Annotated[list[Objective], AfterValidator(_distinct), Says("a list of some of them, each once")]
 Bits = Annotated[int, Field(ge=2, le=8)]
 TargetName = Literal["onnxruntime", "portable", "openvino", "tensorrt", "pt2e", "executorch", "litert"]
 """The names of `qat.export.TARGETS`, which would wait for torch."""
@@ -79,6 +88,16 @@ OnnxFile = Annotated[
     AfterValidator(_onnx_file),
     Says("the name of a file in the run's folder, as model.onnx, or a full path in a folder that exists"),
 ]
+
+
+def _in_folder(value: str) -> str:
+    path = Path(value)
+    if not path.name or path.is_absolute() or ".." in path.parts:
+        raise ValueError
+    return value
+
+
+InFolder = Annotated[str, AfterValidator(_in_folder), Says("the name of something in the run's folder")]
 
 
 def _duration(value: str) -> str:

@@ -122,6 +122,17 @@ def at(annotation: Any, metadata: Any, key: str | int, value: Any) -> tuple[Any,
     return None, ()
 
 
+def type_of(key: str, content: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The type, with its metadata, of a dotted key, whether or not `content` has it; (None, ()) if the schema does not say."""
+    from qat.experiment.schema.configuration import Configuration
+
+    here: tuple[Any, tuple[Any, ...]] = (Configuration, ())
+    for step in key.split("."):
+        here = at(*here, step, content)
+        content = (content.get(step) if isinstance(content, Mapping) else None) or {}
+    return here
+
+
 def _node_values(one_of: OneOf) -> str:
     targets = [t for kind in one_of.kinds if issubclass(kind, Node) for t in kind.TARGETS if not t.endswith(".")]
     example = targets[0] if targets else "NAME"

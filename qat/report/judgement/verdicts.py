@@ -201,7 +201,8 @@ def _untrained_float(
     if metric.chance is not None and not metric.better(row.score, _worse_by(metric, metric.chance, -CERTAIN * error)):
         chance = metric.text(metric.chance)
         return (
-            f"{head}{metric.text(row.score)} {metric.name} is what outputs drawn by lot would reach ({chance}).{tail}"
+            f"{head}{metric.text(row.score)} {metric.name} on {n_test:,} test samples is not clearly better than the "
+            f"{chance} that its outputs reach in random order.{tail}"
         )
     found = _difference(qat, row, n_test, metric, comparison)
     far = _is_far(row.score, qat.score, metric)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qat.capture import copy_model
 from qat.export import TARGETS
 from qat.export.targets import target_named
+from qat.export.verification import unverified_path
 from qat.integer import convert
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
@@ -41,8 +42,8 @@ class ExportONNX(L.Callback):
             runtime: names, or name -> name of the file; by default `model_portable.onnx` beside `model.onnx`.
 
     Raises:
-        ValueError: there is no such target; or, when the fit begins, there are no test data, the network has no ONNX form, or
-            a target cannot run the policy.
+        ValueError: there is no such target, or two files have one name; or, when the fit begins, there are no test data, the
+            network has no ONNX form, or a target cannot run the policy.
         ImportError: when the fit begins: the runtime of a target is not installed.
         VerificationError: the file differs from the integer model, or that from what was trained (when the fit ends).
     """
@@ -56,13 +57,17 @@ class ExportONNX(L.Callback):
     ) -> None:
         self.path = Path(path)
         listed = [targets] if isinstance(targets, str) else targets
-        names = listed if isinstance(listed, Mapping) else dict.fromkeys(listed)
+        names = dict(listed) if isinstance(listed, Mapping) else dict.fromkeys(listed)
+        if (named := names.pop(TARGETS[0].name, None)) is not None:
+            raise ValueError(f"targets has {named!r} for {TARGETS[0].name}, whose file is path: write path={named}.")
         self.targets = {
             (target := target_named(name)): target.path(self.path) if file is None else self.path.parent / file
             for name, file in names.items()
-            if name != TARGETS[0].name
         }
         self.float_path = None if float_path is None else Path(float_path)
+        for target, file in self.targets.items():
+            target.check_suffix(file)
+        self.check_names({})
         self.dataloaders = dataloaders
         self.artefact: Artefact | None = None
 
@@ -73,6 +78,22 @@ class ExportONNX(L.Callback):
             if not has_test_data(trainer, pl_module, self.dataloaders):
                 raise ValueError(NO_TEST_DATA)
             self.check_policy(require_callback(trainer, QuantizationAwareTraining, self).policy)
+            ptq = find_callback(trainer, PTQBaselines)
+            self.check_names({} if ptq is None else ptq.outside_files(trainer.default_root_dir))
+
+    def check_names(self, others: Mapping[str, Path]) -> None:
+        """Check that no file is written over another one. others: what writes them -> files that the fit writes beside these.
+
+        Raises:
+            ValueError: two have one name.
+        """
+        own = {"path": self.path, "float_path": self.float_path, "the best PTQ row": self._ptq_path}
+        own |= {f"targets.{target.name}": file for target, file in self.targets.items()}
+        taken: dict[Path, str] = {}
+        for what, file in {**own, **others}.items():
+            for name in () if file is None else (file, unverified_path(file)):
+                if (first := taken.setdefault(name.absolute(), what)) != what:
+                    raise ValueError(f"{first} and {what} both write {name.name}: give one of them another name.")
 
     def check_policy(self, policy: Policy) -> None:
         """Check that each target can run networks of this policy, and that its runtime is installed.
@@ -125,8 +146,11 @@ class ExportONNX(L.Callback):
 
     def export_ptq(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> Artefact:
         """Write and verify the file of a PTQ network, too: `model_ptq.onnx` beside `model.onnx`. Only process 0 may call it."""
-        path = self.path.with_name(f"{self.path.stem}_ptq{self.path.suffix}")
-        return write_artefact(network, self._test_inputs(trainer, pl_module), path, time_it=False)
+        return write_artefact(network, self._test_inputs(trainer, pl_module), self._ptq_path, time_it=False)
+
+    @property
+    def _ptq_path(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}_ptq{self.path.suffix}")
 
     def _test_inputs(
         self, trainer: L.Trainer, pl_module: L.LightningModule

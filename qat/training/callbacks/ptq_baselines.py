@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -65,6 +66,11 @@ class PTQBaselines(L.Callback):
                 raise ValueError(
                     f"outside {name!r} {what}: write for example 'ONNX Runtime': qat.export.QuantizeStatic()."
                 )
+        files = [quantize.file for quantize in (outside or {}).values() if isinstance(quantize, QuantizeStatic)]
+        if twice := next((file for file in files if files.count(file) > 1), None):
+            raise ValueError(
+                f"two rows of outside write {twice}: write QuantizeStatic(file='another.onnx') in one of them."
+            )
         for name, passes in named.items():
             try:
                 check_order(passes)
@@ -80,6 +86,11 @@ class PTQBaselines(L.Callback):
         """Duration of each quantization by row name."""
         self.measure: Callable[[str, nn.Module], str] | None = None
         """Measures a network as soon as it is there and says how good it is, in process 0; `Report` sets it."""
+
+    def outside_files(self, folder: str | Path) -> dict[str, Path]:
+        """What the rows of `outside` write into a folder, as far as that is known: row -> file."""
+        known = {name: q.file for name, q in self.outside.items() if isinstance(q, QuantizeStatic)}
+        return {f"ptq.outside.{name}": Path(folder) / file for name, file in known.items()}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         require_callback(trainer, QuantizationAwareTraining, self)

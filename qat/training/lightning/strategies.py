@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 import lightning as L
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy, XLAStrategy
 
 from qat.training.lightning.private_api import MultiProcessingLauncher
@@ -48,6 +50,25 @@ def check_launched_processes(trainer: L.Trainer) -> None:
         raise ValueError(
             f"torchrun has started {started} processes, the trainer uses {wanted}: write trainer.strategy=ddp "
             f"trainer.devices={os.environ.get('LOCAL_WORLD_SIZE', started)}."
+        )
+
+
+def check_machine(trainer: L.Trainer) -> None:
+    """Check that the processes find room here, and those of other machines a way to them.
+
+    Raises:
+        ValueError: there are more of them than cores, or this machine would wait for others that cannot know of it.
+    """
+    cores = max(2, os.cpu_count() or 1)
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise ValueError(
+            f"trainer.devices={trainer.num_devices} is more than the {cores} cores of this machine: write {cores} or fewer."
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes={trainer.num_nodes} needs to know the other machines: start the run with torchrun or SLURM, or "
+            "write trainer.num_nodes=1."
         )
 
 

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import qat
-from qat.training.callbacks import ExportONNX, QuantizationAwareTraining, Report
+from qat.export import QuantizeStatic
+from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from tests.training.callbacks.comparison_fits import MAKERS, callback_of
 from tests.training.user_modules import LIGHTNING, Classifier, Data, trainer
 
@@ -73,3 +74,28 @@ def test_an_unknown_target_is_named() -> None:
     with pytest.raises(ValueError, match="did you mean portable"):
         ExportONNX(targets=["portabel"])
     assert [target.name for target in ExportONNX(targets="portable").targets] == ["portable"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"float_path": "m.onnx"}, r"path and float_path both write m\.onnx: give one of them another name"),
+        ({"targets": {"portable": "m.onnx"}}, r"path and targets\.portable both write m\.onnx"),
+        ({"targets": {"portable": "m.unverified.onnx"}}, r"path and targets\.portable both write m\.unverified\.onnx"),
+        ({"targets": {"portable": "a.onnx", "openvino": "a.onnx"}}, r"targets\.portable and targets\.openvino both"),
+        ({"targets": {"portable": "m.txt"}}, r"m\.txt is no name of a file for portable: write m\.onnx"),
+        ({"targets": {"onnxruntime": "other.onnx"}}, r"'other\.onnx' for onnxruntime, whose file is path: write path="),
+    ],
+)
+def test_no_file_is_written_over_another_one(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        ExportONNX("m.onnx", **options)
+
+
+def test_the_file_of_an_outside_baseline_is_another_one(tmp_path: Path) -> None:
+    export = ExportONNX(tmp_path / "m.onnx")
+    baselines = PTQBaselines(outside={"ONNX Runtime": QuantizeStatic(file="m.onnx")})
+    with pytest.raises(ValueError, match=r"path and ptq\.outside\.ONNX Runtime both write m\.onnx"):
+        trainer(tmp_path, QuantizationAwareTraining("w8a8"), baselines, export).fit(Classifier(), datamodule=Data())
+    with pytest.raises(ValueError, match=r"two rows of outside write quantize_static\.onnx"):
+        PTQBaselines(outside={"a": QuantizeStatic(), "b": QuantizeStatic("Entropy")})
