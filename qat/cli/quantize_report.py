@@ -228,13 +228,15 @@ def _verdict(written: Written, found: list[measure.Measurement], data: Data) -> 
 
 
 def costs(found: list[measure.Measurement]) -> str:
-    """Size and time of the file, of float."""
+    """Size and time of the file, of float; nothing if there is no file of the float model, which is timed in torch then."""
     first, file = found
-    texts = [f"{file.size_bytes / first.size_bytes:.2f} of its size"] if first.size_kind == "file" else []
+    if first.size_kind != "file":
+        return ""
+    texts = [f"{file.size_bytes / first.size_bytes:.2f} of its size"]
     for size in measure.BATCH_SIZES:
         if size in first.latency and size in file.latency:
             texts.append(f"{file.latency[size].median / first.latency[size].median:.2f} of its time at batch {size}")
-    return f", with {', '.join(texts)}" if texts else ""
+    return f", with {', '.join(texts)}"
 
 
 def _data_record(data: Data, output: Tensor) -> DataRecord:

@@ -211,7 +211,8 @@ def _float_edges(prepared: nn.Module, inspection: Inspection, policy: Policy) ->
             continue
         text = f"{name}: {in_float[described] / total:.0%} of all multiply-adds are computed in float here, because of {reason}"
         findings.append(Finding("float_edges", name, text, mends or NO_LINE))
-    if inspection.float_edges:
+    converts = any(rule.activation is not None and not rule.activation.is_dynamic for rule in policy.rules.values())
+    if inspection.float_edges and converts:
         named = ", ".join(inspection.float_edges[:NAMED])
         more = f" and {len(inspection.float_edges) - NAMED} more" if len(inspection.float_edges) > NAMED else ""
         verb = "stays" if len(inspection.float_edges) == 1 else "stay"

@@ -13,6 +13,9 @@ import torch
 
 import qat
 from qat.cli.main import main
+from qat.cli.measure import Measurement
+from qat.cli.quantize_report import costs
+from qat.export.stopwatch import Timing
 from qat.export.targets import Target
 from qat.report import read_results
 from tests.cli.user_files import made, write_user_files
@@ -164,6 +167,15 @@ def test_a_program_takes_inputs_that_have_names(folder: Path, tmp_path: Path) ->
     assert results.verification is not None
     assert results.verification.exact
     assert results.rows[1].latency_ms_batch32
+
+
+def test_a_file_is_not_compared_with_what_torch_takes() -> None:
+    """Runtimes differ by far more than formats do."""
+    times = {1: Timing(1.0, 1.0, 1.0, 10, 1.0)}
+    file = Measurement("m.onnx", "onnxruntime", 10, "file", latency=times)
+    assert costs([Measurement("float", "torch", 40, "stored", latency=times), file]) == ""
+    float_file = Measurement("float", "onnxruntime", 40, "file", latency=times)
+    assert costs([float_file, file]) == ", with 0.25 of its size, 1.00 of its time at batch 1"
 
 
 def test_json_stands_alone_whatever_else_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,12 @@ def test_the_line_against_saturation_mends_it(preset: str, batches: list[tuple[T
     assert not any(f.kind == "saturation" for f in again.findings)
 
 
+def test_layers_that_return_float_convert_nothing(batches: list[tuple[Tensor, Tensor]]) -> None:
+    found = qat.inspect(Planted(), "w8_dynamic", batches)
+    assert found.inspection.float_edges
+    assert not any("converted there and back" in finding.text for finding in found.findings)
+
+
 def test_sensitivity_of_one_weight_is_that_of_numpy(found: Diagnosis, batches: list[tuple[Tensor, Tensor]]) -> None:
     network = Planted().eval()
     weight = network.last.weight.detach().numpy()

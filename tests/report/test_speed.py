@@ -21,7 +21,7 @@ def test_the_operators_that_take_the_time_are_named_with_the_reason(results: Res
     shares = {"conv1 (QLinearConv)": 0.64, "pool (MaxPool)": 0.2, "fc (QGemm)": 0.09, "x (QuantizeLinear)": 0.07}
     (sentence,) = sentences(results, shares, latency_ms_batch32=100.0)
     assert "2.62\u00d7 at batch 32" in sentence
-    assert "64% of it is in conv1 (QLinearConv), 20% of it is in pool (MaxPool)" in sentence
+    assert "64% of the time is in conv1 (QLinearConv), 20% in pool (MaxPool)" in sentence
     assert "few channels" in sentence
     assert "no fast kernel" in sentence
     assert "QGemm" not in sentence

@@ -81,6 +81,7 @@ def _slowest(shares: Mapping[str, float]) -> list[str]:
     slowest = [name for name in shares if shares[name] > LARGE_SHARE][:NAMED]
     if not slowest:
         return []
-    named = [f"{shares[name]:.0%} of it is in {name}" for name in slowest]
+    first, *others = (f"{shares[name]:.0%}{{}} in {name}" for name in slowest)
+    named = [first.format(" of the time is"), *(other.format("") for other in others)]
     kinds = dict.fromkeys(name.rpartition("(")[2].removesuffix(")") for name in slowest)
     return [", ".join(named), *dict.fromkeys(SLOW_ON_CODES[kind] for kind in kinds if kind in SLOW_ON_CODES)]
