@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import torch
 from torch import nn
 
 
@@ -78,3 +79,16 @@ def no_output() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
+
+
+@contextmanager
+def same_attention() -> Iterator[None]:
+    """Inside the `with` block, attention of torch.nn computes in evaluation what it computes in training, to the last bit:
+    without its fused kernel, which sums in another order.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

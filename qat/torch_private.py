@@ -52,6 +52,7 @@ __all__ = [
     "constant_for_compiler",
     "flat_weights",
     "forward_pre_hooks",
+    "hooks_of",
     "one_onnx_registry",
     "padding_of_every_side",
     "pruned_tensor",
@@ -230,6 +231,12 @@ def attention_implementation(config: object) -> str | None:
 def forward_pre_hooks(module: nn.Module) -> list[Any]:
     """The hooks that run before its forward, in order."""
     return list(module._forward_pre_hooks.values())
+
+
+def hooks_of(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any], set[int]]:
+    """Its hooks before and after forward, by number, and the numbers of those that take keyword arguments."""
+    with_kwargs = {*module._forward_pre_hooks_with_kwargs, *module._forward_hooks_with_kwargs}
+    return module._forward_pre_hooks, module._forward_hooks, with_kwargs
 
 
 def pruned_tensor(hook: Any) -> str:

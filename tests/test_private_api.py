@@ -184,6 +184,9 @@ MEMBERS = [
         for name in ("_modules", "_parameters", "_buffers")
     ),
     of_torch("Module", "_forward_pre_hooks", nn.Identity, "find weights that hooks compute", BELOW_TRAINING),
+    of_torch("Module", "_forward_hooks", nn.Identity, "trace hooks", BELOW_TRAINING),
+    of_torch("Module", "_forward_pre_hooks_with_kwargs", nn.Identity, "trace hooks", BELOW_TRAINING),
+    of_torch("Module", "_forward_hooks_with_kwargs", nn.Identity, "trace hooks", BELOW_TRAINING),
     of_torch("a pruning hook", "_tensor_name", pruning_hook, "find weights that hooks compute", BELOW_TRAINING),
     of_torch("utils", "_python_dispatch", lambda: torch.utils, "count multiply-adds", BELOW_TRAINING),
     of_torch("torch", "_assert", lambda: torch, "leave assertions out of graphs", BELOW_TRAINING),

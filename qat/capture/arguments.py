@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,16 +65,22 @@ def required_arguments(signature: inspect.Signature, given: Arguments | None) ->
 
 
 @contextmanager
-def called_by_name(model: nn.Module, names: list[str], fixed: Arguments) -> Iterator[None]:
+def called_by_name(
+    model: nn.Module, names: list[str], fixed: Arguments, around: Callable[..., Any] | None = None
+) -> Iterator[None]:
     """Inside the `with`, forward takes the arguments `names` and no others; those of `fixed` have these values.
 
     A tracer gives every argument a proxy, which would hide an `x is None`.
+
+    around: is called with the model, forward as a function of (args, kwargs), args and kwargs in place of forward.
     """
     cls, signature = type(model), inspect.signature(model.forward)
 
     def call(module: nn.Module, arguments: Arguments) -> Any:
         args, kwargs = _as_called(signature, {**arguments, **fixed})
-        return cls.forward(module, *args, **kwargs)
+        if around is None:
+            return cls.forward(module, *args, **kwargs)
+        return around(module, lambda args, kwargs: cls.forward(module, *args, **kwargs), args, kwargs)
 
     scope: dict[str, Any] = {"call": call}
     by_name = ", ".join(f"{name!r}: {name}" for name in names)
@@ -176,7 +182,7 @@ def _of_varargs(name: str, given: Arguments) -> list[str]:
     return found
 
 
-def _as_called(signature: inspect.Signature, arguments: Arguments) -> tuple[list[Any], dict[str, Any]]:
+def _as_called(signature: inspect.Signature, arguments: Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of a call."""
     args: list[Any] = []
     kwargs = dict(arguments)
@@ -184,9 +190,10 @@ def _as_called(signature: inspect.Signature, arguments: Arguments) -> tuple[list
     varargs = [p for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL]
     rest = _of_varargs(varargs[0].name, arguments) if varargs else []
     for p in positional:
-        if p.kind is p.POSITIONAL_ONLY or rest:
-            args.append(kwargs.pop(p.name, p.default))
-    return args + [kwargs.pop(name) for name in rest], kwargs
+        if p.name not in kwargs and not rest:
+            break
+        args.append(kwargs.pop(p.name, p.default))
+    return (*args, *(kwargs.pop(name) for name in rest)), kwargs
 
 
 def _is_default(value: Any, parameter: inspect.Parameter) -> bool:

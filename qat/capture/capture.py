@@ -21,6 +21,7 @@ from qat.capture.compiled import CompiledGraph
 from qat.capture.export import exported
 from qat.capture.following import follow_the_model
 from qat.capture.hidden import hiding_functions, hiding_modules
+from qat.capture.hooks import drop_traced_hooks, watched_hooks, without_traced_hooks
 from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
 from qat.capture.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
 from qat.capture.install import install, installed_graph
@@ -78,14 +79,23 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     """
     if (installed := installed_graph(model)) is not None:
         return Captured(installed[0], "torch.fx" if installed[1] is None else "torch.export", form=installed[1])
-    given = _arguments(model, args, kwargs or {}) if args or kwargs else None
+    with watched_hooks(model) as hooks:
+        captured = _captured(model, args, kwargs or {})
+    if drop_traced_hooks(model, captured.graph, hooks):
+        captured.form = None if captured.form is None else replace(captured.form, others_allowed=False)
+        captured.install(model)
+    return captured
+
+
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+    given = _arguments(model, args, kwargs) if args or kwargs else None
     traces = _Traces(model, given)
     if given is not None and (unfit := _unfit_for_fx(traces, given)):
         with suppress(CaptureError):
-            return _from_export(model, args, kwargs or {}, CaptureError(unfit))
+            return _from_export(model, args, kwargs, CaptureError(unfit))
         traces = _Traces(model, given)  # the attempt may have changed it
     try:
-        return _from_fx(traces, lambda graph: graph(model, *args, **(kwargs or {})))
+        return _from_fx(traces, lambda graph: graph(model, *args, **kwargs))
     except StatefulError:
         raise
     except CaptureError as reason:
@@ -243,7 +253,8 @@ def _refuse_what_stops(model: nn.Module, forward: InTraining | None, graph: Call
 
     forward: what the model's forward does in training.
     """
-    repeated = None if forward is None else seen_in_training(model, graph)
+    with without_traced_hooks(model):
+        repeated = None if forward is None else seen_in_training(model, graph)
     if forward is not None and repeated is not None and (lost := not_repeated(forward, repeated)):
         raise StatefulError(f"{type(model).__name__}: {lost}")
     return repeated

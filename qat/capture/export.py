@@ -54,9 +54,9 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         free = 1 if _cuts_windows(ranks, named) else None
         dynamic = tree_map(lambda x: _free_sizes(x, free) if isinstance(x, Tensor) else None, named)
         dynamic.update(dict.fromkeys(implied))
-        attributes = Attributes(model)
+        attributes, given = Attributes(model), (*named.values(), *implied.values())
         try:
-            program = torch.export.export(model, (), {**named, **implied}, dynamic_shapes=dynamic, strict=False)
+            program = torch.export.export(model, given, dynamic_shapes=dynamic, strict=False)
         finally:
             attributes.restore()
         if _overwrites_what_is_read(program.graph):
@@ -119,7 +119,7 @@ def _observed(model: nn.Module, arguments: Mapping[str, Any]) -> int:
     attributes = Attributes(model)
     try:
         with torch.random.fork_rng(devices=()), _RankOfViews() as ranks, functions_that_are_called() as functions:
-            tree_leaves(model(**arguments))
+            tree_leaves(model(*arguments.values()))
         stored = attributes.stored_with_gradient()
     except Exception:  # torch.export will say it, in its own words
         return 0

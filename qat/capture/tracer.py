@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from qat.capture.arguments import Arguments, called_by_name, is_fixed_value, required_arguments
 from qat.capture.attributes import NotInGraphError
 from qat.capture.autograd_functions import functions_as_nodes
+from qat.capture.hooks import call_with_hooks
 from qat.capture.rewriting import erase_unused
 from qat.contexts import training_mode
 from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized
@@ -49,6 +50,13 @@ class Tracer(fx.Tracer):
             return True
         definer = next(c for c in type(m).__mro__ if "forward" in vars(c))
         return definer.__module__.startswith("torch.") and super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A node for a leaf, with what its hooks compute around it; the nodes of forward for another module."""
+        if not self.is_leaf_module(m, self.path_of_module(m)):
+            return super().call_module(m, forward, args, kwargs)
+        super_call = super().call_module
+        return call_with_hooks(m, lambda args, kwargs: super_call(m, forward, args, kwargs), args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """A proxy for a parameter or a buffer; the value of anything else."""
@@ -119,7 +127,8 @@ def traced(model: nn.Module, training: bool, given: Arguments | None = None) -> 
     names = [name for name in names if name not in fixed]
     if not names:
         raise TypeError("all arguments of forward are optional")
-    with training_mode(model, training), called_by_name(model, names, fixed), functions_as_nodes(), _buffers_kept():
+    by_name = called_by_name(model, names, fixed, around=call_with_hooks)
+    with training_mode(model, training), by_name, functions_as_nodes(), _buffers_kept():
         tracer = Tracer()
         graph = tracer.trace(model)
     erase_unused([n for n in graph.nodes if n.target is assert_function or n.op == "get_attr"])

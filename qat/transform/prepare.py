@@ -20,7 +20,7 @@ from qat.capture import (
     needs_example_inputs,
     works_in_place,
 )
-from qat.contexts import training_mode
+from qat.contexts import same_attention, training_mode
 from qat.messages import type_of
 from qat.nn import is_layer
 from qat.operations import CHECKS, is_label, loss_nodes
@@ -216,7 +216,7 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: 
     outputs = []
     for candidate in (model, prepared):
         try:
-            with torch.no_grad(), training_mode(candidate, False), mode(candidate, Mode.OFF):
+            with torch.no_grad(), training_mode(candidate, False), mode(candidate, Mode.OFF), same_attention():
                 outputs.append(tree_leaves(candidate(*args, **kwargs)))
         except Exception as error:
             if candidate is prepared:
