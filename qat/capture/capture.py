@@ -263,9 +263,11 @@ def _refuse_what_stops(model: nn.Module, forward: InTraining | None, graph: Call
 def _is_seen_to_differ(
     model: nn.Module, call: Callable[[], Any], forward: InTraining | None, graph: InTraining | None
 ) -> bool:
-    """Whether forward computes something else than its graph in training. Not seen where forward is random, as dropout is."""
+    """Whether forward computes something else than its graph in training: it draws more random numbers, or is not random."""
     if forward is None or graph is None or computes_the_same(forward, graph):
         return False
+    if forward.drawn != graph.drawn:
+        return True
     again = seen_in_training(model, call, seed=1)
     return again is not None and computes_the_same(forward, again)
 

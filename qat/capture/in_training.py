@@ -23,11 +23,13 @@ class InTraining:
         results: the tensors that it returned.
         changed: names of the buffers that it changed.
         counted: a sentence about the attributes that it changed; "".
+        drawn: the state of the generators of random numbers afterwards: how many it drew.
     """
 
     results: list[Tensor]
     changed: frozenset[str]
     counted: str
+    drawn: tuple[Any, ...]
 
 
 def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -> InTraining | None:
@@ -42,7 +44,9 @@ def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -
         with training_mode(model, True), torch.no_grad(), torch.random.fork_rng(), quiet(drop_output=False):
             torch.manual_seed(seed)
             random.seed(seed)
-            results = [leaf.detach().clone() for leaf in tree_leaves(call()) if isinstance(leaf, Tensor)]
+            outputs = tree_leaves(call())
+            drawn = (random.getstate(), torch.get_rng_state().tolist())
+            results = [leaf.detach().clone() for leaf in outputs if isinstance(leaf, Tensor)]
         changed = frozenset(
             n for n, (owner, key, _) in buffers.items() if not _same(own_buffers(owner)[key], copies[n])
         )
@@ -58,7 +62,7 @@ def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -
             attributes.restore(keep_new=False)
         except NotInGraphError as error:
             counted = str(error)
-    return InTraining(results, changed, counted)
+    return InTraining(results, changed, counted, drawn)
 
 
 def not_repeated(forward: InTraining, graph: InTraining) -> str:

@@ -210,7 +210,7 @@ def test_a_term_of_the_loss_that_is_stored_is_not_lost() -> None:
 class BranchesOnTraining(nn.Module):
     """Has a condition on a size, which only torch.export can follow, and, if asked for, computes something else in training."""
 
-    def __init__(self, branches: bool, dropout: float) -> None:
+    def __init__(self, branches: str, dropout: float) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
         self.branches, self.dropout = branches, nn.Dropout(dropout)
@@ -220,15 +220,16 @@ class BranchesOnTraining(nn.Module):
         if h.shape[-1] > 4:
             h = self.dropout(h)
         if self.training and self.branches:
-            h = h * 1.5
+            h = h + torch.randn_like(h) if self.branches == "noise" else h * 1.5
         return self.b(h)
 
 
-def test_torch_export_says_that_forward_branches_on_training() -> None:
+@pytest.mark.parametrize(("branches", "dropout"), [("another factor", 0.0), ("noise", 0.0), ("noise", 0.5)])
+def test_torch_export_says_that_forward_branches_on_training(branches: str, dropout: float) -> None:
     with pytest.warns(UserWarning, match=re.escape("BranchesOnTraining branches on self.training")):
-        qat.prepare(BranchesOnTraining(True, dropout=0.0), "w8a8", torch.randn(4, 6))
+        qat.prepare(BranchesOnTraining(branches, dropout), "w8a8", torch.randn(4, 6))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_dropout_is_no_branch(dropout: float) -> None:
-    qat.prepare(BranchesOnTraining(False, dropout), "w8a8", torch.randn(4, 6))
+    qat.prepare(BranchesOnTraining("", dropout), "w8a8", torch.randn(4, 6))
