@@ -6,18 +6,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from torch import fx, nn
 
 from qat.capture.arguments import Arguments, call_arguments, take_all_arguments
 from qat.capture.attention import decompose_attention
-from qat.capture.attributes import Attributes, NotInGraphError, Remember
+from qat.capture.attributes import Remember
 from qat.capture.call_format import CallFormat
-from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS, make_canonical
+from qat.capture.canonical import make_canonical
 from qat.capture.compiled import CompiledGraph
+from qat.capture.errors import CaptureError, StatefulError
 from qat.capture.export import exported
 from qat.capture.following import follow_the_model
 from qat.capture.hidden import hiding_functions, hiding_modules
@@ -26,16 +25,8 @@ from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
 from qat.capture.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
 from qat.capture.install import install, installed_graph
 from qat.capture.recurrent import recurrent_as_modules
-from qat.capture.tracer import traced
+from qat.capture.traces import Traces, operations
 from qat.operations import is_label
-
-
-class CaptureError(Exception):
-    """A module has no graph. The message is one sentence that says why."""
-
-
-class StatefulError(CaptureError):
-    """Forward changes numbers or buffers of its own, which no graph would repeat."""
 
 
 @dataclass
@@ -89,11 +80,11 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
 
 def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
     given = _arguments(model, args, kwargs) if args or kwargs else None
-    traces = _Traces(model, given)
+    traces = Traces(model, given)
     if given is not None and (unfit := _unfit_for_fx(traces, given)):
         with suppress(CaptureError):
             return _from_export(model, args, kwargs, CaptureError(unfit))
-        traces = _Traces(model, given)  # the attempt may have changed it
+        traces = Traces(model, given)  # the attempt may have changed it
     try:
         return _from_fx(traces, lambda graph: graph(model, *args, **kwargs))
     except StatefulError:
@@ -101,7 +92,7 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     except CaptureError as reason:
         if given is None:
             raise
-        return _from_export(model, args, kwargs or {}, reason)
+        return _from_export(model, args, kwargs, reason)
 
 
 def needs_example_inputs(model: nn.Module) -> bool:
@@ -113,7 +104,7 @@ def needs_example_inputs(model: nn.Module) -> bool:
         return False
     parameters = inspect.signature(model.forward).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return bool(_hidden(_Traces(model))) or any(p.default is not p.empty or p.kind in several for p in parameters)
+    return bool(_hidden(Traces(model))) or any(p.default is not p.empty or p.kind in several for p in parameters)
 
 
 def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,28 +114,7 @@ def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         raise CaptureError(f"{type(model).__name__} cannot be called with its example inputs: {error}") from error
 
 
-class _Traces:
-    """What torch.fx sees of a model called with these arguments, traced once in each mode."""
-
-    def __init__(self, model: nn.Module, given: Arguments | None = None) -> None:
-        self.model, self.given = model, given
-
-    @cached_property
-    def in_evaluation(self) -> tuple[fx.Graph, dict[str, fx.Node]]:
-        return _traced(self.model, self.given, training=False)
-
-    @cached_property
-    def in_training(self) -> fx.Graph | None:
-        """None if only evaluation can be traced."""
-        try:
-            return _traced(self.model, self.given, training=True)[0]
-        except StatefulError:
-            raise
-        except CaptureError:
-            return None
-
-
-def _unfit_for_fx(traces: _Traces, given: Arguments) -> str:
+def _unfit_for_fx(traces: Traces, given: Arguments) -> str:
     """What a graph of torch.fx would lack, although forward may be traced; "" if nothing."""
     if hidden := _hidden(traces):
         return f"torch.fx sees no layers in {hidden[0]!r}"
@@ -153,7 +123,7 @@ def _unfit_for_fx(traces: _Traces, given: Arguments) -> str:
     return f"torch.fx would require {optional[0]!r}, which forward does not" if optional else ""
 
 
-def _hidden(traces: _Traces) -> list[str]:
+def _hidden(traces: Traces) -> list[str]:
     """Names of modules and functions with layers that torch.fx does not see."""
     if modules := hiding_modules(traces.model):
         return modules
@@ -188,7 +158,7 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return captured
 
 
-def _from_fx(traces: _Traces, called: Callable[[Callable[..., Any]], Any]) -> Captured:
+def _from_fx(traces: Traces, called: Callable[[Callable[..., Any]], Any]) -> Captured:
     """called: calls a function of the model with the arguments."""
     model, given = traces.model, traces.given
     signature = inspect.signature(model.forward)
@@ -197,7 +167,7 @@ def _from_fx(traces: _Traces, called: Callable[[Callable[..., Any]], Any]) -> Ca
         raise CaptureError(f"{type(model).__name__} is called with {optional[0]!r}, which has a default")
     (graph, stored), training = traces.in_evaluation, traces.in_training
     _refuse_what_changes(model, graph, training)
-    differs = "" if training is not None and _operations(graph) == _operations(training) else _differs(model)
+    differs = "" if training is not None and operations(graph) == operations(training) else _differs(model)
     take_all_arguments(graph, signature, given or {})
     if differs and given:
         forward = seen_in_training(model, lambda: called(type(model).__call__))
@@ -212,30 +182,9 @@ def _from_fx(traces: _Traces, called: Callable[[Callable[..., Any]], Any]) -> Ca
 def can_be_captured(model: nn.Module) -> bool:
     """Whether torch.fx can trace forward. The model is not changed."""
     try:
-        _traced(model, None, training=False)
+        return bool(Traces(model).in_evaluation)
     except CaptureError:
         return False
-    return True
-
-
-def _traced(model: nn.Module, given: Arguments | None, training: bool) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """The graph of forward in one mode, and what it stores on its modules. Raises CaptureError. The model is restored.
-
-    given: the arguments of a call; None: it takes those without a default.
-    """
-    attributes = Attributes(model)
-    try:
-        try:
-            graph = traced(model, training, given)
-        finally:
-            stored = attributes.restore()
-    except NotInGraphError as error:
-        raise StatefulError(f"{type(model).__name__}: {error}") from error
-    except Exception as error:  # a user's forward may raise anything when it gets a proxy
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise CaptureError(f"{type(model).__name__} cannot be traced: {said[0]}") from error
-    alive = set(graph.nodes)
-    return graph, {path: node for path, node in stored.items() if node in alive}
 
 
 def _refuse_what_changes(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> None:
@@ -288,18 +237,3 @@ def _remember(model: nn.Module, graph: fx.Graph, stored: dict[str, fx.Node]) -> 
         model.add_module(name, Remember(model.get_submodule(owner), attribute))
         with graph.inserting_before(output):
             graph.call_module(name, (node,))
-
-
-def _operations(graph: fx.Graph) -> list[str]:
-    """The operations of a graph in order, without dropout and BatchNorm's flags and counters, which modules decide."""
-
-    def numbers(node: fx.Node) -> list[float]:
-        values = () if node.target is F.batch_norm else (*node.args, *node.kwargs.values())
-        return [value for value in values if isinstance(value, int | float)]
-
-    return [
-        f"{node.op} {node.target} {len(node.all_input_nodes)} {numbers(node)}"
-        for node in graph.nodes
-        if node.op != "get_attr" and node.target not in DROPOUTS and not str(node.target).startswith(ADDED_DROPOUT)
-        if not any("num_batches_tracked" in str(n.target) for n in node.all_input_nodes)
-    ]

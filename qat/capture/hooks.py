@@ -106,7 +106,7 @@ def call_with_hooks(module: nn.Module, call: Callable[..., Any], args: tuple[Any
 
 def _traced_hook(hook: Any, *arguments: Any) -> Any:
     """What a watched hook returns for proxies. Nothing is left in the graph of one that only looks."""
-    proxy = next((x for x in tree_leaves(arguments) if isinstance(x, fx.Proxy)), None)
+    proxy: Any = next((x for x in tree_leaves(arguments) if isinstance(x, fx.Proxy)), None)
     if not isinstance(hook, WatchedHook) or proxy is None:
         return None
     graph = proxy.node.graph

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qat
-from qat.capture.capture import CaptureError
+from qat.capture import CaptureError
 from qat.export import OnnxRuntimeNetwork
 
 

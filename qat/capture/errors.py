@@ -1,0 +1,9 @@
+"""Why a model has no graph."""
+
+
+class CaptureError(Exception):
+    """A module has no graph. The message is one sentence that says why."""
+
+
+class StatefulError(CaptureError):
+    """Forward changes numbers or buffers of its own, which no graph would repeat."""

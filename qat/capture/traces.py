@@ -1,0 +1,70 @@
+"""What torch.fx sees of a model in evaluation and in training."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qat.capture.arguments import Arguments
+from qat.capture.attributes import Attributes, NotInGraphError
+from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS
+from qat.capture.errors import CaptureError, StatefulError
+from qat.capture.tracer import traced
+
+
+class Traces:
+    """What torch.fx sees of a model called with these arguments, traced once in each mode."""
+
+    def __init__(self, model: nn.Module, given: Arguments | None = None) -> None:
+        self.model, self.given = model, given
+
+    @cached_property
+    def in_evaluation(self) -> tuple[fx.Graph, dict[str, fx.Node]]:
+        return _traced(self.model, self.given, training=False)
+
+    @cached_property
+    def in_training(self) -> fx.Graph | None:
+        """None if only evaluation can be traced."""
+        try:
+            return _traced(self.model, self.given, training=True)[0]
+        except StatefulError:
+            raise
+        except CaptureError:
+            return None
+
+
+def _traced(model: nn.Module, given: Arguments | None, training: bool) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """The graph of forward in one mode, and what it stores on its modules. Raises CaptureError. The model is restored.
+
+    given: the arguments of a call; None: it takes those without a default.
+    """
+    attributes = Attributes(model)
+    try:
+        try:
+            graph = traced(model, training, given)
+        finally:
+            stored = attributes.restore()
+    except NotInGraphError as error:
+        raise StatefulError(f"{type(model).__name__}: {error}") from error
+    except Exception as error:  # a user's forward may raise anything when it gets a proxy
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise CaptureError(f"{type(model).__name__} cannot be traced: {said[0]}") from error
+    alive = set(graph.nodes)
+    return graph, {path: node for path, node in stored.items() if node in alive}
+
+
+def operations(graph: fx.Graph) -> list[str]:
+    """The operations of a graph in order, without dropout and BatchNorm's flags and counters, which modules decide."""
+
+    def numbers(node: fx.Node) -> list[float]:
+        values = () if node.target is F.batch_norm else (*node.args, *node.kwargs.values())
+        return [value for value in values if isinstance(value, int | float)]
+
+    return [
+        f"{node.op} {node.target} {len(node.all_input_nodes)} {numbers(node)}"
+        for node in graph.nodes
+        if node.op != "get_attr" and node.target not in DROPOUTS and not str(node.target).startswith(ADDED_DROPOUT)
+        if not any("num_batches_tracked" in str(n.target) for n in node.all_input_nodes)
+    ]
