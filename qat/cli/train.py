@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
 
-from qat.cli.arguments import print_json
+from qat.cli.arguments import make_parser, print_json
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the shell completes: Hydra reads the arguments."""
+    made = make_parser("train", "")
+    made.add_argument("-m", "--multirun", action="store_true")
+    made.add_argument("--json", action="store_true")
+    made.add_argument("--cfg", choices=("job", "hydra", "all"))
+    made.add_argument("--config-dir")
+    made.add_argument("overrides", nargs="*").completer = _overrides  # type: ignore[attr-defined]
+    return made
+
+
+def _overrides(**_: object) -> list[str]:
+    from qat.experiment.help import options_of_groups
+
+    return [f"{group}={option}" for group, options in options_of_groups().items() for option in options]
 
 
 def run(arguments: list[str]) -> int:

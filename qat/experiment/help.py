@@ -36,6 +36,12 @@ def help_text(words: Sequence[str]) -> str:
     Args:
         words: the arguments of the program.
     """
+    groups = options_of_groups(words)
+    return TEXT.format(groups="\n".join(f"{name}: {', '.join(sorted(groups[name]))}" for name in sorted(groups)))
+
+
+def options_of_groups(words: Sequence[str] = ()) -> dict[str, set[str]]:
+    """The options of every configuration group. words: as in `help_text`."""
     groups: dict[str, set[str]] = {"recipe": {path.stem for path in RECIPES.glob("*.yaml")}}
     own = [
         option.partition("=")[2] or option
@@ -45,4 +51,4 @@ def help_text(words: Sequence[str]) -> str:
     for folder in (CONFIGS, *map(Path, own)):
         for path in folder.glob("*/*.yaml"):
             groups.setdefault(path.parent.name, set()).add(path.stem)
-    return TEXT.format(groups="\n".join(f"{name}: {', '.join(sorted(groups[name]))}" for name in sorted(groups)))
+    return groups

@@ -45,6 +45,8 @@ def test_the_shell_completes_commands_and_options() -> None:
         "qat qu": "quantize",
         "qat quantize --method w": "weight_only",
         "qat benchmark --ch": "--chart",
+        "qat train trainer=g": "trainer=gpu",
+        "qat train seed=1 --mult": "--multirun",
     }.items():
         asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": "/dev/stdout", "COMP_LINE": line}
         environment = {**os.environ, **asked, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
