@@ -44,6 +44,7 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Encoding) -> Intege
         ValueError: an affine weight grid, a sign flip on a grid that is not narrow, or sums that int32 cannot hold.
     """
     weights = in_units_of_the_accumulator(absorb_batch_norm(layer, norm), x)
+    check_finite(layer, weights.scale * x.scale)
     check_fits_int32(layer, weights, x)
     return weights
 
@@ -133,9 +134,15 @@ def absorb_batch_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerW
             raise ValueError(
                 f"weight {quantizer.label!r} must be flipped for a negative BatchNorm gain: write narrow: true."
             )
-        if not bool(torch.isfinite(scale).all() and torch.isfinite(bias).all()):
-            raise ValueError(
-                f"the scale, bias or BatchNorm of {quantizer.label!r} is not finite: its training diverged, lower the learning "
-                "rate."
-            )
+        check_finite(layer, scale, bias)
         return IntegerWeights(codes, bias, scale)
+
+
+def check_finite(layer: QuantizedLayer, *numbers: Tensor) -> None:
+    """Raise ValueError, which names the layer, if numbers are too large for the float32 in which files store them."""
+    if not all(bool(torch.isfinite(x.float()).all()) for x in numbers):
+        assert layer.weight_quantizer is not None
+        raise ValueError(
+            f"the scale, bias or BatchNorm of {layer.weight_quantizer.label!r} is not finite: its training diverged, lower the "
+            "learning rate."
+        )

@@ -201,6 +201,19 @@ def test_diverged_weights_and_converted_models_are_refused() -> None:
         qat.convert(prepared)
 
 
+@pytest.mark.parametrize("factor", [1e22, 1e30])
+def test_scales_that_float32_cannot_hold_are_refused(factor: float) -> None:
+    """Weights and inputs are finite, and their products are not."""
+    x = torch.randn(8, 6)
+    prepared = qat.prepare(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    with torch.no_grad():
+        for parameter in prepared.parameters():
+            parameter.mul_(factor)
+    with pytest.raises(ValueError, match=r"of '0.weight' is not finite: its training diverged, lower the"):
+        qat.convert(prepared)
+
+
 @pytest.mark.parametrize("network", [OptionA, Gate])
 def test_a_copied_or_saved_integer_model_comes_back_as_what_it_was(network, tmp_path):
     prepared = qat.prepare(build(network), "w4a8", images(2))
