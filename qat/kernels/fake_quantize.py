@@ -37,12 +37,11 @@ def fake_quantize(
     if x.ndim == 0 and scale.ndim:
         scale = scale.reshape(())  # a scale of one axis would give the result one
         lowest_scale = None if lowest_scale is None else lowest_scale.reshape(())
-    compiling = torch.compiler.is_compiling()
-    read_at_once = x.device.type == "cpu" and not compiling
-    one_bound = not isinstance(lo, Tensor) or (read_at_once and lo.numel() == 1)  # a GPU would wait for a Python number
-    native = one_bound and uses_native_by_rows(x, scale)
+    on_cpu, compiling = x.device.type == "cpu", torch.compiler.is_compiling()
+    one_bound = not isinstance(lo, Tensor) or (on_cpu and lo.numel() == 1)  # a GPU would wait for a Python number
+    native = one_bound and not (on_cpu and compiling) and uses_native_by_rows(x, scale)
     result: Tensor
-    if native and read_at_once:
+    if native and on_cpu:
         result = _NativeOnCpu.apply(x, scale, lowest_scale, lo, hi, gradient_scale)
     else:
         scale = scale if lowest_scale is None else Floor.apply(scale, lowest_scale)

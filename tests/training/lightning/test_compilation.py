@@ -1,5 +1,7 @@
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -33,13 +35,15 @@ def calibrated(policy: qat.Policy, x: Tensor, kind: Callable[[], nn.Module] = Op
 
 
 def assert_same_numbers(network: nn.Module, compiled: nn.Module, x: Tensor) -> None:
-    """Outputs and gradients. The eager kernels keep the residuals of the scales in one byte."""
+    """Outputs, also those of the C kernels, and gradients. The kernels, which keep residuals in one byte, have other ones."""
     with torch.no_grad():
         assert torch.allclose(network(x), compiled(x), atol=1e-5)
-    eager = gradients(network, network, x)
+    module = importlib.import_module("qat.kernels.fake_quantize")
+    with mock.patch.object(module, "uses_native_by_rows", return_value=False):
+        eager = gradients(network, network, x)
     assert sum(g.abs().sum() for g in eager) > 0
     for mine, theirs in zip(gradients(network, compiled, x), eager, strict=True):
-        assert torch.allclose(mine, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item())
+        assert torch.allclose(mine, theirs, rtol=0.001, atol=0.001 * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize(
