@@ -51,10 +51,8 @@ __all__ = [
     "assert_function",
     "constant_for_compiler",
     "flat_weights",
-    "forward_pre_hooks",
     "hooks_of",
     "one_onnx_registry",
-    "padding_of_every_side",
     "pruned_tensor",
     "quantized_decomposed",
     "schemas_of",
@@ -228,11 +226,6 @@ def attention_implementation(config: object) -> str | None:
     return found
 
 
-def forward_pre_hooks(module: nn.Module) -> list[Any]:
-    """The hooks that run before its forward, in order."""
-    return list(module._forward_pre_hooks.values())
-
-
 def hooks_of(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any], set[int]]:
     """Its hooks before and after forward, by number, and the numbers of those that take keyword arguments."""
     with_kwargs = {*module._forward_pre_hooks_with_kwargs, *module._forward_hooks_with_kwargs}
@@ -243,11 +236,6 @@ def pruned_tensor(hook: Any) -> str:
     """The name of the parameter that a hook of torch.nn.utils.prune masks."""
     name: str = hook._tensor_name
     return name
-
-
-def padding_of_every_side(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
-    """The padding of a convolution as `F.pad` wants it: the last dimension first, both sides of each."""
-    return layer._reversed_padding_repeated_twice
 
 
 @dataclass(frozen=True)

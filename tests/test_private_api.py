@@ -212,9 +212,6 @@ MEMBERS = [
     of_torch(
         "ONNXRegistry", "from_torchlib", lambda: _registration.ONNXRegistry, "read its functions once", BELOW_TRAINING
     ),
-    of_torch(
-        "Conv2d", "_reversed_padding_repeated_twice", lambda: nn.Conv2d(1, 1, 1), "pad an image by hand", BELOW_TRAINING
-    ),
     of_torch("ao.quantization.fx", "_decomposed", quantization, "name the operations of PT2E", BELOW_TRAINING),
     of_torch("Conv1d", "_conv_forward", lambda: nn.Conv1d(1, 1, 1), "convolve with another weight", "nn/layers.py"),
     of_torch("Conv2d", "_conv_forward", lambda: nn.Conv2d(1, 1, 1), "convolve with another weight", "nn/layers.py"),

@@ -12,6 +12,7 @@ from torch import fx, nn
 from qat.capture.layers import layers_as_modules
 from qat.capture.rewriting import erase_unused, owner_of, replace_by_module
 from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized, recast
+from qat.nn.padding import padding_of_every_side
 from qat.torch_private import BatchNorm
 
 ADDED_DROPOUT = "dropout_of_graph_"
@@ -40,10 +41,11 @@ def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None)
     _positional_arguments(model, graph)
     norms_as_modules(model, graph)
     recast_norms = batch_norms_as_modules(model, graph, training)
+    padded = paddings_as_operations(model, graph)
     recast_layers = layers_as_modules(model, graph)
     erase_unused([node for node in graph.nodes if node.op == "get_attr"])
     graph.lint()
-    return recast_norms or recast_layers
+    return recast_norms or recast_layers or padded
 
 
 def dropouts_as_modules(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> None:
@@ -103,6 +105,24 @@ _NORMS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.group_norm: (nn.GroupNorm, ("num_groups", "eps")),
     F.rms_norm: (nn.RMSNorm, ("normalized_shape", "eps")),
 }
+
+
+def paddings_as_operations(model: nn.Module, graph: fx.Graph) -> bool:
+    """Let convolutions with another `padding_mode` than zeros read what F.pad returns, and pad nothing themselves, in place:
+    codes can be padded with other codes as well as floats can. Returns whether there were any."""
+    changed: dict[nn.Module, tuple[list[int], str]] = {}
+    for node in graph.nodes:
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) or not is_layer(module):
+            continue
+        if module.padding_mode != "zeros":
+            changed[module] = padding_of_every_side(module), module.padding_mode
+            module.padding, module.padding_mode = (0,) * len(module.kernel_size), "zeros"
+        if module in changed:
+            sides, mode = changed[module]
+            with graph.inserting_before(node):
+                node.args = (graph.call_function(F.pad, (node.args[0], sides), {"mode": mode}),)
+    return bool(changed)
 
 
 def _plain(value: Any) -> Any:

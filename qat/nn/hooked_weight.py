@@ -10,7 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from qat.nn.rebuilt import with_class
-from qat.torch_private import forward_pre_hooks, pruned_tensor
+from qat.torch_private import hooks_of, pruned_tensor
 
 
 def compute_hooked_weight(layer: nn.Module) -> None:
@@ -43,7 +43,7 @@ def _computed(layer: nn.Module) -> Tensor:
 
 
 def _hook(layer: nn.Module) -> Any:
-    for hook in forward_pre_hooks(layer):
+    for hook in hooks_of(layer)[0].values():
         name = pruned_tensor(hook) if isinstance(hook, BasePruningMethod) else getattr(hook, "name", "")
         if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm) and name == "weight":
             return hook

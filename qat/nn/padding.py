@@ -18,6 +18,12 @@ def explicit_padding(conv: Convolution) -> tuple[tuple[int, ...], tuple[int, ...
     return tuple(conv.padding), tuple(conv.padding)
 
 
+def padding_of_every_side(conv: Convolution) -> list[int]:
+    """The padding as `F.pad` wants it: the last axis first, before and after it."""
+    sides = zip(*explicit_padding(conv), strict=True)
+    return [side for both in reversed(list(sides)) for side in both]
+
+
 def transposed_padding(conv: Convolution) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Padding (before, after) of the convolution that computes a transposed one on its input with zeros in between."""
     options = zip(conv.kernel_size, conv.dilation, explicit_padding(conv)[0], conv.output_padding, strict=True)

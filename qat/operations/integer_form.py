@@ -18,7 +18,7 @@ _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def has_integer_form(layer: nn.Module) -> bool:
-    """Whether the weight is stored as codes with one scale per output channel or per tensor, and padding is zeros."""
+    """Whether the weight is stored as codes with one scale per output channel or per tensor."""
     quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
     if quantizer is None or not quantizer.scaled_codes or isinstance(quantizer.spec.granularity, PerGroup):
         return False
@@ -27,10 +27,9 @@ def has_integer_form(layer: nn.Module) -> bool:
 
 def can_take_codes(layer: nn.Module) -> bool:
     """Whether a layer of this kind, with these options, can be computed on codes, whatever its quantizers."""
-    zero_padding = getattr(layer, "padding_mode", "zeros") == "zeros"  # codes can only be padded with their zero-point
     if isinstance(layer, _TRANSPOSED):
-        return zero_padding and min(transposed_padding(layer)[0]) >= 0  # a convolution cannot crop
-    return zero_padding and isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        return min(transposed_padding(layer)[0]) >= 0  # a convolution cannot crop
+    return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
 
 
 def has_dynamic_form(layer: nn.Module) -> bool:

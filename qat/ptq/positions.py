@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qat.nn import as_quantized
-from qat.torch_private import BatchNorm, padding_of_every_side
+from qat.nn.padding import padding_of_every_side
+from qat.torch_private import BatchNorm
 
 POOL = 4
 """Steps whose positions are gathered at once."""

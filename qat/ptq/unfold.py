@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qat.torch_private import padding_of_every_side
+from qat.nn.padding import padding_of_every_side
 
 UNFOLDED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 """The layers whose outputs are products with rows of inputs."""

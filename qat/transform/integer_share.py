@@ -107,9 +107,7 @@ def _why(model: nn.Module, node: fx.Node, operations: Operations, record: Prepar
         return f"{kind} has no integer form"
     layer = operation.module
     if not can_take_codes(layer):
-        mode = getattr(layer, "padding_mode", "zeros")
-        padded = f"padding_mode={mode!r}: write it as a module in front of the layer" if mode != "zeros" else ""
-        return padded or f"a {type(layer).__name__} with these options has no integer form"
+        return f"a {type(layer).__name__} with these options has no integer form"
     bits = _bits(policy)
     if not is_quantized(layer):
         return f"no rule: rules: {{more: {{match: {node.target}, {bits}}}}}"

@@ -211,3 +211,30 @@ def test_a_language_model_is_quantized_without_its_cache_and_still_has_one(tmp_p
     integer = qat.convert(prepared)
     qat.export_onnx(integer, batch, tmp_path / "model.onnx")
     assert qat.verify(tmp_path / "model.onnx", integer, [batch], prepared).passed
+
+
+def test_convolutions_that_pad_with_other_values_than_zeros_are_computed_in_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    twice = nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=(1, 2), padding_mode="reflect"),
+        nn.ReLU(),
+        *(twice, nn.ReLU(), twice, nn.ReLU()),
+        nn.Conv2d(8, 8, (3, 4), padding="same", padding_mode="replicate"),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+        nn.AdaptiveAvgPool2d(1),
+    ).eval()
+    x = torch.randn(2, 3, 7, 6)
+    prepared = qat.prepare(model, "w8a8", x)
+    with qat.mode(prepared, qat.Mode.OFF):
+        assert torch.equal(prepared(x), model(x))
+    qat.calibrate(prepared, [x])
+    share = qat.inspect(prepared).share
+    assert share is not None
+    assert share.multiply_adds == 1.0
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, x, tmp_path / "model.onnx")
+    found = qat.verify(tmp_path / "model.onnx", integer, [x], prepared)
+    assert found.passed
+    assert found.operators["QLinearConv"] == 5

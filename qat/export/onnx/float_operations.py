@@ -96,8 +96,6 @@ def write_float_module(
 def _write_convolution(
     graph: GraphWriter, conv: nn.Conv1d | nn.Conv2d, inputs: list[str], name: str, weight: str | None
 ) -> str:
-    if conv.padding_mode != "zeros":
-        raise NoOnnxFormError(conv, name)
     before, after = explicit_padding(conv)
     return graph.node(
         "Conv",
