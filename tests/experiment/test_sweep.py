@@ -29,7 +29,7 @@ from qat.experiment.sweep.job_state import FAILURE, job_state, set_aside
 from qat.experiment.sweep.names import job_name
 from qat.experiment.sweep.picture import draw_front
 from qat.experiment.sweep.summary import Entry, best_group, grouped
-from qat.experiment.sweep.text import csv_text, failure_sentence, markdown, pipe_table
+from qat.experiment.sweep.text import csv_text, failure_sentence, markdown, notes, pipe_table
 from qat.report import read_results
 from qat.report.judgement.objectives import objective_values
 from tests.experiment.configurations import composed
@@ -90,6 +90,17 @@ def test_means_and_differences_are_those_of_the_recorded_runs(entries: list[Entr
     assert "5 of 6 jobs have results" in text
     assert "| `recipe=digits_w2a2,seed=1` | failed | no \\| disk |" in text
     assert text.count("python train.py recipe=") == 5
+
+
+@pytest.mark.parametrize(("commit", "said"), [("0123456789abcdef", "commit 0123456789."), (None, "qat 9.8.")])
+def test_the_code_is_named_by_its_commit_or_its_version(tmp_path: Path, commit: str | None, said: str) -> None:
+    one = job(seed="0")
+    record(tmp_path / one.name, "digits_w8a8")
+    path = tmp_path / one.name / "results.json"
+    content = json.loads(path.read_text())
+    content["environment"] |= {"commit": commit, "versions": {"qat": "9.8"}}
+    path.write_text(json.dumps(content))
+    assert notes(grouped([Entry(one, job_state(tmp_path / one.name))])).endswith(said)
 
 
 def test_the_csv_has_a_row_for_each_job(entries: list[Entry]) -> None:

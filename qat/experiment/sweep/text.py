@@ -86,12 +86,13 @@ def notes(groups: Sequence[Group]) -> str:
     if first is None:
         return "No job has results."
     metric = first.metric
-    commit = str(first.environment.commit)[:10]
+    environment = first.environment
+    code = f"commit {environment.commit[:10]}" if environment.commit else f"qat {environment.versions.get('qat', '')}"
     return (
         f"Mean ± standard deviation over seeds. {metric.heading} on {first.data.test:,} test {first.data.samples}; validation: "
         f"of the epoch that was kept, on {first.data.val:,}. Differences are those within each run, to its float network and "
-        f"its best PTQ row. Size of the file; milliseconds per call; minutes of the whole run. {first.environment.cpu}, "
-        f"{format_count(first.environment.threads, 'thread')}, commit {commit}."
+        f"its best PTQ row. Size of the file; milliseconds per call; minutes of the whole run. {environment.cpu}, "
+        f"{format_count(environment.threads, 'thread')}, {code}."
     )
 
 
