@@ -86,9 +86,15 @@ class ImageDataModule(L.LightningDataModule):
         return self._loader(self.data.test, self.eval_batch_size)
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Network inputs float32 (N, C, H, W) and labels int64 (N,), on the device of `batch`; augmented only in training."""
-        training = self.trainer is not None and self.trainer.training
-        return self._normalise(batch, augment=training)
+        """Network inputs (N, C, H, W), in a `-true` precision of the Trainer, else float32, and labels int64 (N,).
+
+        They stay on the device of `batch`, and are augmented only in training.
+        """
+        if self.trainer is None:
+            return self._normalise(batch)
+        ready = self._normalise(batch, augment=self.trainer.training)
+        converted: Sample = self.trainer.precision_plugin.convert_input(ready)  # Lightning did so with the bytes
+        return converted
 
     def calibration_batches(self, n_images: int, batch_size: int = 100, seed: int = 0) -> list[Tensor]:
         """Network inputs of the train split, never augmented: batches of float32 (<= batch_size, C, H, W).

@@ -64,7 +64,7 @@ class Distillation:
         """The loss of a batch, a scalar.
 
         Args:
-            images: network inputs, float32 (N, C, H, W).
+            images: network inputs (N, C, H, W).
             logits: outputs of the student for them, (N, classes).
             cross_entropy: that of the student with the labels, a scalar.
             features: of the student, by the names of their layers; needed if there are hints.
@@ -75,7 +75,7 @@ class Distillation:
         self.teacher.to(images.device)
         theirs = [] if self.hints is None else [name for _, name in self.hints.pairs]
         with torch.no_grad(), watching(self.teacher, theirs) as of_teacher:
-            taught = self.teacher(images)
+            taught = self.teacher(images.float()).to(logits.dtype)  # it is float32, whatever the precision of the fit
         if taught.shape != logits.shape:
             raise ValueError(
                 f"the teacher gives {tuple(taught.shape)}, the network {tuple(logits.shape)}: use a teacher of the same "

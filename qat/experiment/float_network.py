@@ -189,7 +189,7 @@ def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path
     )
     fitting.fit(module, datamodule=datamodule(config, data))
     value = fitting.callback_metrics.get("val/top1")
-    module.cpu()
+    module.cpu().float()  # as it comes from the cache, whatever the precision of the training
     return None if value is None else float(value)
 
 

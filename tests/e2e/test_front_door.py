@@ -160,6 +160,14 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(first: Run, cache: Path,
     assert resumed.results["rows"][:4][3]["note"].startswith("predicts the same class as PTQ MSE")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_a_run_in_another_precision_ends_with_a_verified_file(precision: str, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", tmp_path, *TINY, f"trainer.precision={precision}")
+    assert read_results(run.folder / "results.json").verification.exact
+    assert {row["kind"] for row in run.results["rows"]} >= {"float", "ptq", "qat_onnxruntime"}
+
+
 def kill_at(step: int, where: Path, cache: Path, *overrides: str) -> Path:
     """SIGKILL to a run once the checkpoint of a step is there. Returns the run's folder."""
     where.mkdir()

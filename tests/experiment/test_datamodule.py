@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -40,7 +41,7 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def trainer(path: Path, epochs: int = 1) -> L.Trainer:
+def trainer(path: Path, epochs: int = 1, **options: Any) -> L.Trainer:
     return L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -49,6 +50,7 @@ def trainer(path: Path, epochs: int = 1) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
+        **options,
     )
 
 
@@ -197,3 +199,11 @@ def test_the_shared_resnet20_is_as_accurate_as_it_is_said_to_be(
         batches = ImageDataModule(cifar10(shared / "data")).eval_batches("test")
         correct = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches)
     assert correct == pytest.approx(8792, abs=2)  # 87.92 % of 10,000; a tie may fall otherwise on another machine
+
+
+def test_images_have_the_precision_of_the_network(tmp_path: Path) -> None:
+    module = Recorder()
+    fitting = trainer(tmp_path, precision="bf16-true", limit_train_batches=1, limit_val_batches=1)
+    fitting.fit(module, datamodule=ImageDataModule(digits(limit_train=20), batch_size=10))
+    assert {x.dtype for x in (*module.seen["train"], *module.seen["val"])} == {torch.bfloat16}
+    assert module.labels[0].dtype == torch.int64

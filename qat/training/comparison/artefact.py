@@ -27,7 +27,7 @@ from qat.export.onnx.saturation import EXACT
 from qat.export.verification import unverified_path
 from qat.integer import convert
 from qat.training.lightning.evaluation_data import find_test_dataloaders
-from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
+from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation, move_inputs
 from qat.transform.batches import positional_arguments
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,9 @@ def positional_test_inputs(
         inputs: from a batch to the network's inputs.
         dataloaders: test dataloaders, if neither datamodule nor module has them.
     """
+    is_reduced = trainer.precision.endswith("-true") and trainer.precision != "32-true"
+    dtype = torch.float32 if is_reduced else None  # a hook of the user's may have followed the fit's precision
     for loader in find_test_dataloaders(trainer, module, dataloaders):
         for batch in loader:
             given = inputs(batch_as_in_evaluation(trainer, module, batch))
-            yield tuple(x.cpu() if isinstance(x, Tensor) else x for x in positional_arguments(network, given))
+            yield tuple(move_inputs(positional_arguments(network, given), torch.device("cpu"), dtype))
