@@ -40,6 +40,17 @@ def test_a_lost_comparison_is_loud() -> None:
     assert result.difference_points == pytest.approx(-0.42)
 
 
+def test_sizes_of_one_kind_are_compared() -> None:
+    """A file has its structure beside its numbers, so it is larger than what is stored of the same network."""
+    file = dataclasses.replace(
+        qat(0.92), name="QAT in ONNX Runtime", kind="qat_onnxruntime", size_bytes=9_000, size_kind="file"
+    )
+    integer, other = dataclasses.replace(qat(0.92), size_bytes=5_710), dataclasses.replace(ptq(0.90), size_bytes=5_690)
+    assert "5.71 kB against 5.69 kB (stored; its file has 9.00 kB)." in verdict([other, integer, file], 1_000).text
+    assert "5.71 kB against 5.69 kB (stored)." in verdict([other, integer], 1_000).text
+    assert "9.00 kB (file) against 5.69 kB (stored)." in verdict([other, file], 1_000).text
+
+
 @pytest.mark.parametrize(
     ("top1", "place"), [(0.9142, "0.42 points above"), (0.9058, "0.42 points below"), (0.91, "level with")]
 )

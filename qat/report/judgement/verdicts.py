@@ -73,11 +73,12 @@ def verdict(
         return Verdict("float_untrained", untrained, qat.name, ptq.name if ptq else None)
     if ptq is None:
         return Verdict("undecided", "Undecided: no PTQ row to compare QAT with.", qat=qat.name)
-    return _judge(qat, ptq, n_test, metric, samples, _difference(qat, ptq, n_test, metric, comparison))
+    found = _difference(qat, ptq, n_test, metric, comparison)
+    return _judge(qat, ptq, n_test, metric, samples, found, _cost(qat, ptq, rows))
 
 
 def _judge(
-    qat: Row, ptq: Row, n_test: int, metric: MetricInfo, samples: str, found: PairedDifference | None
+    qat: Row, ptq: Row, n_test: int, metric: MetricInfo, samples: str, found: PairedDifference | None, cost: str
 ) -> Verdict:
     """The verdict on two rows."""
     difference = qat.score - ptq.score
@@ -93,7 +94,7 @@ def _judge(
     error, known = found.standard_error if found else None, math.isfinite(difference)
     return Verdict(
         outcome,
-        f"{head} ({evidence}). {_cost(qat, ptq)} {tail}",
+        f"{head} ({evidence}). {cost} {tail}",
         qat.name,
         ptq.name,
         difference_points=100 * difference if metric.percent and known else None,
@@ -251,13 +252,18 @@ def _chance_words(found: PairedDifference | None, metric: MetricInfo) -> str:
     return f"95 % interval of the difference {low} to {high}, {p_value}, {found.method}, "
 
 
-def _cost(qat: Row, ptq: Row) -> str:
-    """What both cost: minutes and size."""
+def _cost(qat: Row, ptq: Row, rows: Sequence[Row]) -> str:
+    """What both cost: minutes, and sizes of one kind. A file has more in it than the numbers that are stored."""
     costs = []
     if qat.seconds is not None and ptq.seconds is not None:
         costs.append(f"{_minutes(qat.seconds)} against {_minutes(ptq.seconds)}")
-    sizes = [f"{format_size(row.size_bytes)} ({row.size_kind})" for row in (qat, ptq)]
-    costs.append(" against ".join(sizes))
+    alike = next((row for row in (qat, *rows) if _artefact_rank(row) and row.size_kind == ptq.size_kind), qat)
+    mine, theirs, whole = (format_size(row.size_bytes) for row in (alike, ptq, qat))
+    if alike.size_kind != ptq.size_kind:
+        costs.append(f"{mine} ({alike.size_kind}) against {theirs} ({ptq.size_kind})")
+    else:
+        more = "" if alike.size_kind == qat.size_kind else f"; its {qat.size_kind} has {whole}"
+        costs.append(f"{mine} against {theirs} ({ptq.size_kind}{more})")
     return f"Cost: {', '.join(costs)}."
 
 
