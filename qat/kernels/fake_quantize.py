@@ -103,14 +103,14 @@ class _NativeOnCpu(torch.autograd.Function):
         else:
             ctx.below = None
         y = _Native.forward(ctx, x, scale, lo, hi, gradient_scale)
-        if not ctx.leaf and x.dtype is torch.float32:
+        if x.dtype is torch.float32 and any(ctx.needs_input_grad) and not y.is_inference():
             remember_encoding(y, scale, *ctx.bounds)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dx, dscale, *_ = _Native.backward(ctx, grad)
-        if ctx.below is not None:
+        if ctx.below is not None and dscale is not None:
             dscale = raised_only(dscale, ctx.below)
         return dx, dscale, None, None, None, None
 

@@ -1,4 +1,4 @@
-"""Saving the quantized input of a layer for its backward pass in one byte per element instead of four."""
+"""Saving the quantized tensors of a layer for its backward pass in one byte per element instead of four."""
 
 from __future__ import annotations
 
@@ -12,20 +12,29 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from qat.kernels.cpu.library import loaded_kernels
 from qat.torch_private import tensor_version
 
+FEWEST_BY_ROWS = 1 << 16
+"""A tensor with a scale for each row is a weight, of which the small ones are not worth the time."""
+
 
 class ByteEncoding(NamedTuple):
-    """How a tensor is saved as bytes: its values are (lo + byte) * scale, as long as its `version` has not changed."""
+    """How a tensor is saved as bytes: its values are (lo + byte) * scale, as long as its `version` has not changed.
 
-    scale: float
+    scale: float32, one value, or one for each row.
+    """
+
+    scale: Tensor
     lo: float
     version: int
 
 
 class SavedCodes(NamedTuple):
-    """A tensor that autograd saves as bytes."""
+    """A tensor that autograd saves as bytes: a view of the memory that `codes` stand for."""
 
     codes: Tensor
     encoding: ByteEncoding
+    size: torch.Size
+    stride: tuple[int, ...]
+    offset: int
 
 
 _encodings = WeakTensorKeyDictionary()
@@ -34,8 +43,8 @@ _encodings = WeakTensorKeyDictionary()
 
 def remember_encoding(y: Tensor, scale: Tensor, lo: float, hi: float) -> None:
     """Record that `y` is a result of `fake_quantize`. Without effect if its codes do not fit in a byte."""
-    if scale.numel() == 1 and hi - lo <= 255:
-        _encodings[y] = ByteEncoding(scale.item(), lo, tensor_version(y))
+    if hi - lo <= 255 and (scale.numel() == 1 or y.numel() >= FEWEST_BY_ROWS):
+        _encodings[y] = ByteEncoding(scale.detach().clone(), lo, tensor_version(y))
 
 
 def byte_encoding(x: Tensor) -> ByteEncoding | None:
@@ -46,22 +55,29 @@ def byte_encoding(x: Tensor) -> ByteEncoding | None:
     return encoding if encoding is not None and encoding.version == tensor_version(x) else None
 
 
-def saving_as_codes(x: Tensor, encoding: ByteEncoding | None) -> AbstractContextManager[Any]:
-    """A `with` block in which autograd saves `x` as codes, from which the backward pass restores the same floats.
+def saving_as_codes(*tensors: Tensor) -> AbstractContextManager[Any]:
+    """A `with` block in which autograd saves these tensors as codes, from which the backward pass restores the same floats.
 
-    Args:
-        encoding: that of `x`. None: autograd saves the floats.
+    Those that have no `byte_encoding` are saved as they are.
     """
-    if encoding is None or not torch.is_grad_enabled():
+    known = [(x, encoding) for x in tensors if (encoding := byte_encoding(x)) is not None]
+    if not known or not torch.is_grad_enabled():
         return nullcontext()
-    memory, stride = x.untyped_storage().data_ptr(), x.stride()
+    by_memory = {x.untyped_storage().data_ptr(): (x.numel(), encoding) for x, encoding in known}
+    codes_of: dict[int, Tensor | None] = {}
 
     def pack(saved: Tensor) -> Tensor | SavedCodes:
-        is_x = saved.untyped_storage().data_ptr() == memory and saved.numel() == x.numel()
-        if not is_x or saved.dtype is not torch.float32 or not (saved.is_contiguous() or saved.stride() == stride):
-            return saved  # the weight, or a view with another memory order
-        codes = loaded_kernels().to_codes(saved, encoding.scale, encoding.lo)
-        return saved if codes is None else SavedCodes(codes, encoding)
+        memory = saved.untyped_storage().data_ptr()
+        if memory not in by_memory or saved.dtype is not torch.float32:
+            return saved
+        numel, encoding = by_memory[memory]
+        if memory not in codes_of:
+            whole = saved.as_strided((numel,), (1,), 0)  # results of fake_quantize fill their memory
+            codes_of[memory] = loaded_kernels().to_codes(whole, encoding.scale, encoding.lo)
+        codes = codes_of[memory]
+        if codes is None:
+            return saved
+        return SavedCodes(codes, encoding, saved.size(), saved.stride(), saved.storage_offset())
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 
@@ -69,4 +85,5 @@ def saving_as_codes(x: Tensor, encoding: ByteEncoding | None) -> AbstractContext
 def _unpack(saved: Tensor | SavedCodes) -> Tensor:
     if isinstance(saved, Tensor):
         return saved
-    return loaded_kernels().from_codes(saved.codes, saved.encoding.scale, saved.encoding.lo)
+    whole = loaded_kernels().from_codes(saved.codes, saved.encoding.scale, saved.encoding.lo)
+    return whole.as_strided(saved.size, saved.stride, saved.offset)

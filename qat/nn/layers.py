@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from qat.kernels import byte_encoding, saving_as_codes
+from qat.kernels import saving_as_codes
 from qat.nn.hooked_weight import compute_hooked_weight
 from qat.nn.rebuilt import with_class
 from qat.quantizers import Quantizer
@@ -47,7 +47,7 @@ class _FakeQuantized:
             _quantize_if_given(self.input_quantizer, input),
             _quantize_if_given(self.weight_quantizer, self.weight),
         )
-        with saving_as_codes(x, byte_encoding(x)):
+        with saving_as_codes(x, weight):
             return self.compute(x, weight, *others, **named)
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:

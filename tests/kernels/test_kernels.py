@@ -364,7 +364,7 @@ def test_a_layer_keeps_its_quantized_input_in_bytes_and_the_gradient_stays_bit_f
         noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
         x = fake_quantize(noise * 1, scale, 0, *bounds)
         assert byte_encoding(x) is not None
-        with saving_as_codes(x, byte_encoding(x)) if keep else nullcontext():
+        with saving_as_codes(x) if keep else nullcontext():
             y = layer(x)
         y.square().sum().backward()
         return layer.weight.grad.clone()
@@ -381,6 +381,34 @@ def test_a_layer_keeps_its_quantized_input_in_bytes_and_the_gradient_stays_bit_f
 
 
 @native
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(64, 40, 9, bias=False), nn.Linear(512, 130, bias=False)], ids=["conv", "linear"]
+)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_large_weight_is_kept_in_bytes_and_the_gradients_stay_bit_for_bit(layer, order, monkeypatch) -> None:
+    """One scale for each output channel."""
+    torch.manual_seed(0)
+    weight = layer.weight.detach()
+    weight = weight.contiguous(memory_format=order) if weight.ndim == 4 else weight
+    scale = (0.01 + torch.rand(len(weight)) / 50).reshape(-1, *[1] * (weight.ndim - 1))
+    x = torch.randn(2, 64, 12, 12) if weight.ndim == 4 else torch.randn(3, 512)
+
+    def results(keep: bool) -> list[Tensor]:
+        given, leaf = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        quantized = fake_quantize(leaf, scale, 0, -7, 7)
+        with saving_as_codes(quantized) if keep else nullcontext():
+            y = torch.func.functional_call(layer, {"weight": quantized}, (given,))
+        y.square().sum().backward()
+        return [y.detach(), given.grad, leaf.grad]
+
+    kernels, packed = load_kernels(), []
+    to_codes = kernels.to_codes
+    monkeypatch.setattr(kernels, "to_codes", lambda *a: packed.append(result := to_codes(*a)) or result)
+    assert all(torch.equal(a, b) for a, b in zip(results(True), results(False), strict=True))
+    assert [codes.numel() for codes in packed] == [weight.numel()]
+
+
+@native
 def test_what_a_byte_does_not_hold_is_kept_as_it_is() -> None:
     wide = fake_quantize(torch.randn(4, requires_grad=True) * 1, torch.tensor(0.1), 0, -200, 200)
     rows = fake_quantize(torch.randn(4, 3, requires_grad=True) * 1, torch.ones(4, 1), 0, -7, 7)
@@ -394,7 +422,7 @@ def test_what_was_written_into_is_kept_as_it_is() -> None:
 
     def gradient(x: Tensor) -> Tensor:
         layer.zero_grad()
-        with saving_as_codes(x, byte_encoding(x)):
+        with saving_as_codes(x):
             layer(x).sum().backward()
         return layer.weight.grad.clone()
 

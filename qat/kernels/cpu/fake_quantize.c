@@ -198,25 +198,37 @@ void clip_and_round_backward(const float *restrict grad, const float *restrict x
 
 /* Values of a grid as bytes, round(x / scale) - lo, and back: bit for bit what fake_quantize_forward wrote. Returns whether one
 of them is no byte, as NaN is not. */
-int to_codes(const float *restrict x, float scale, float lo, uint8_t *restrict codes, int64_t size, int threads) {
+int to_codes(const float *restrict x, const float *restrict scales, int64_t step, float lo, uint8_t *restrict codes, int64_t size,
+             int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
     int strange = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : strange)
-    for (int64_t start = 0; start < size; start += BLOCK) {
-        const int length = length_of_block(start, size);
+    for (int64_t row = 0; row < rows; row++) {
+        const float scale = scales[row * step];
+        const int64_t end = end_of(row, columns, size);
         int32_t bytes[BLOCK];
-        for (int i = 0; i < length; i++) {
-            const float code = rintf(x[start + i] / scale) - lo, inside = at_most(at_least(code, 0.0f), 255.0f);
-            bytes[i] = (int32_t)inside;
-            strange |= code != inside;
+        for (int64_t start = row * columns; start < end; start += BLOCK) {
+            const int length = length_of_block(start, end);
+            for (int i = 0; i < length; i++) {
+                const float code = rintf(x[start + i] / scale) - lo, inside = at_most(at_least(code, 0.0f), 255.0f);
+                bytes[i] = (int32_t)inside;
+                strange |= code != inside;
+            }
+            for (int i = 0; i < length; i++) codes[start + i] = (uint8_t)bytes[i];
         }
-        for (int i = 0; i < length; i++) codes[start + i] = (uint8_t)bytes[i];
     }
     return strange;
 }
 
-void from_codes(const uint8_t *restrict codes, float scale, float lo, float *restrict x, int64_t size, int threads) {
+void from_codes(const uint8_t *restrict codes, const float *restrict scales, int64_t step, float lo, float *restrict x,
+                int64_t size, int64_t columns, int threads) {
+    const int64_t rows = (size + columns - 1) / columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < size; i++) x[i] = ((float)(int32_t)codes[i] + lo) * scale;
+    for (int64_t row = 0; row < rows; row++) {
+        const float scale = scales[row * step];
+        const int64_t end = end_of(row, columns, size);
+        for (int64_t i = row * columns; i < end; i++) x[i] = ((float)(int32_t)codes[i] + lo) * scale;
+    }
 }
 
 /* y = values[code], with code = round(clamp(x / scale, lo, hi)) - lo, which is stored; NaN stays NaN. */

@@ -122,7 +122,7 @@ class Kernels:
         self._look_up_backward = library.look_up_backward
         self._look_up_backward.argtypes = [*[pointer] * 5, *sizes]
         self._to_codes, self._from_codes = library.to_codes, library.from_codes
-        self._to_codes.argtypes = self._from_codes.argtypes = [pointer, real, real, pointer, size, count]
+        self._to_codes.argtypes = self._from_codes.argtypes = [pointer, pointer, size, real, pointer, *sizes]
 
     def fake_quantize(self, x: Tensor, scale: Tensor, lo: float, hi: float, save: bool) -> tuple[Tensor, Tensor | None]:
         """`round(clamp(x / scale, lo, hi)) * scale`; with `save`, also int8 for `fake_quantize_backward_from_saved`."""
@@ -177,16 +177,18 @@ class Kernels:
         self._clip_and_round_backward(*inputs, dx.data_ptr(), sums.data_ptr(), *_sizes(grad, n_scales))
         return dx, sums if n_scales > 1 else sums.sum(dim=1, keepdim=True)
 
-    def to_codes(self, x: Tensor, scale: float, lo: float) -> Tensor | None:
+    def to_codes(self, x: Tensor, scale: Tensor, lo: float) -> Tensor | None:
         """uint8 `round(x / scale) - lo` of values that `fake_quantize` returned; None if one of them is no code, as NaN."""
         codes = torch.empty_like(x, dtype=torch.uint8)
-        strange = self._to_codes(x.data_ptr(), scale, lo, codes.data_ptr(), x.numel(), threads_for(x))
+        arguments = (x.data_ptr(), scale.data_ptr(), _scale_step(scale), lo, codes.data_ptr())
+        strange = self._to_codes(*arguments, *_sizes(x, scale.numel()))
         return None if strange else codes
 
-    def from_codes(self, codes: Tensor, scale: float, lo: float) -> Tensor:
+    def from_codes(self, codes: Tensor, scale: Tensor, lo: float) -> Tensor:
         """The values of `to_codes` again, bit for bit."""
         x = torch.empty_like(codes, dtype=torch.float32)
-        self._from_codes(codes.data_ptr(), scale, lo, x.data_ptr(), codes.numel(), threads_for(codes))
+        arguments = (codes.data_ptr(), scale.data_ptr(), _scale_step(scale), lo, x.data_ptr())
+        self._from_codes(*arguments, *_sizes(codes, scale.numel()))
         return x
 
     def look_up(self, x: Tensor, scale: float, lo: float, hi: float, values: Tensor) -> tuple[Tensor, Tensor]:
