@@ -20,6 +20,7 @@ from qat.transform.batches import call_model
 
 CALIBRATION = 512
 """Samples that calibrate, at most."""
+DEFAULT_POLICIES = {"post_training": "w8a8", "quantization_aware": "w8a8", "dynamic": "w8_dynamic", "weight_only": "w8"}
 Say = Callable[[str], None]
 """Shows a line of progress."""
 
@@ -44,10 +45,9 @@ def policy_for(method: str, text: str | None, target: str | None = None) -> Poli
     Raises:
         UsageError: there is no such policy, it is one of another method, or the target cannot run it.
     """
-    defaults = {"dynamic": "w8_dynamic", "weight_only": "w8"}
     with usage_errors():
         of_target = {} if target is None else {"target": target}
-        policy = load_policy(text or defaults.get(method, "w8a8"), **of_target)
+        policy = load_policy(text or DEFAULT_POLICIES[method], **of_target)
     rules = [rule.activation for rule in policy.rules.values() if rule.activation is not None]
     dynamic = any(rule.is_dynamic for rule in rules)
     kind = "dynamic" if dynamic else "static" if rules else "weight_only"

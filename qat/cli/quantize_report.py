@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from qat.cli import measure
 from qat.cli.arguments import say
 from qat.cli.artefact import Written, one_sample
+from qat.cli.methods import DEFAULT_POLICIES
 from qat.cli.sources.data import Data, first_tensor
 from qat.cli.sources.model import Model
 from qat.cli.targets import target_of
@@ -41,6 +43,8 @@ from qat.transform.inspect import table
 FLOAT = "float"
 WATCHED, SAID = 64, 5
 """Samples that the doctor sees, and findings that are said before the report."""
+CLOSE = 0.9
+"""A file that decides as the float model does for fewer samples is looked at layer by layer."""
 ONNX_RUNTIME = "ONNX Runtime's quantize_static"
 """What made a file that our own methods did not."""
 
@@ -82,7 +86,7 @@ def report(
         verification=verification_record(written.path, written.verification),
         sites=[SiteInfo(s.name, s.operation, s.weight or None, s.activation or None) for s in summary.lines],
         float_edges=[*summary.float_edges, *summary.notes],
-        findings=_findings(prepared, written, data),
+        findings=[*_far_from_float(options, compared, data), *_findings(prepared, written, data)],
         timings=seconds,
     )
     return results, write(results, options.output)
@@ -94,6 +98,19 @@ def _findings(prepared: nn.Module, written: Written, data: Data) -> list[str]:
     for finding in found[:SAID]:
         say(f"to mend: {finding}")
     return found
+
+
+def _far_from_float(options: argparse.Namespace, compared: Compared, data: Data) -> list[str]:
+    """What to do about a file that decides otherwise than the float model. Noise tells nothing of it."""
+    agreement = compared.found[-1].agreement
+    if data.noise or agreement is None or agreement >= CLOSE:
+        return []
+    words = ["qat", "inspect", options.model, "--policy", options.policy or DEFAULT_POLICIES[options.method]]
+    for name in ("weights", "architecture", "data"):
+        words += [f"--{name}", getattr(options, name)] if getattr(options, name) is not None else []
+    finding = f"it decides otherwise than the float model for {1 - agreement:.0%} of the samples -> {shlex.join(words)}"
+    say(f"to mend: {finding}")
+    return [finding]
 
 
 def compare(contestants: list[Model], data: Data, seconds: float, threads: int | None) -> Compared:

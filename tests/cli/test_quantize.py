@@ -46,18 +46,27 @@ def test_the_file_is_verified_and_does_what_the_network_does(folder: Path) -> No
     assert 10 * np.log10(np.square(ours).sum() / np.square(ours - theirs).sum()) > 20
 
 
-def test_what_the_doctor_sees_is_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Planted: a convolution that no rule touches."""
-    (tmp_path / "policy.yaml").write_text(
-        "rules: {head: {match: 'type:Linear', weight: {bits: 8}, activation: {bits: 8}}}"
+def test_what_the_doctor_sees_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: a convolution that no rule touches, and a file that is far from the float model."""
+    monkeypatch.setattr("qat.cli.quantize_report.CLOSE", 1.1)
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("rules: {head: {match: 'type:Linear', weight: {bits: 8}, activation: {bits: 8}}}")
+    assert (
+        quantize(folder, str(tmp_path / "m.onnx"), "post_training", "--policy", policy, "--data", folder / "data.npz")
+        == 0
     )
-    output, more = tmp_path / "m.onnx", ["--policy", tmp_path / "policy.yaml", "--data", folder / "data.npz"]
-    assert quantize(folder, str(output), "post_training", *more) == 0
-    line = "0: no rule touches this Conv2d -> rules: {0: {match: 0, weight: {bits: 8}, activation: {bits: 8}}}"
-    assert f"to mend: {line}" in capsys.readouterr().err
-    assert line in read_results(tmp_path / "results.json").findings
+    untouched = "0: no rule touches this Conv2d -> rules: {0: {match: 0, weight: {bits: 8}, activation: {bits: 8}}}"
+    command = f"qat inspect {folder}/net.py:make --policy {policy} --data {folder}/data.npz"
+    found = read_results(tmp_path / "results.json").findings
+    assert found[0].endswith(f"of the samples -> {command}")
+    assert untouched in found
+    said = capsys.readouterr().err
+    assert all(f"to mend: {finding}" in said for finding in found[:2])
     assert "no rule touches this Conv2d" in (tmp_path / "report.md").read_text()
     assert "no rule touches this Conv2d" in (tmp_path / "report.html").read_text()
+    assert main(command.split()[1:]) == 0
 
 
 def test_results_lie_beside_the_file(folder: Path) -> None:
