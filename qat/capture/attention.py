@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from qat.capture.dropout_rates import DropoutRates, attention_arguments
 
 ADDED_DROPOUT = "attention_dropout_of_graph_"
 """The beginning of the names of dropout modules that are added."""
@@ -17,22 +18,26 @@ _RATES = ("dropout_p", "attention_dropout", "attn_dropout", "attn_drop", "dropou
 """Where the module around an attention keeps the rate of its dropout, which it does not pass on in evaluation."""
 
 
-def decompose_attention(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bool:
+def decompose_attention(model: nn.Module, graph: fx.Graph, rates: DropoutRates | None) -> bool:
     """Replace F.scaled_dot_product_attention by torch.matmul, torch.softmax, dropout and torch.matmul, in place.
 
     softmax(q kT / sqrt(size of q) + mask) v (Vaswani et al. 2017, eq. 1). A query that may look at no key gets the mean of all
     values, where torch's function returns 0; networks ignore both.
 
+    Args:
+        rates: of dropout in training, if they are known.
+
     Returns:
         Whether there was one. Sums in another order are not the same to the bit.
     """
-    found, twins = _calls(graph), _calls(training)
+    found = [n for n in graph.nodes if n.op == "call_function" and n.target is F.scaled_dot_product_attention]
+    known = rates is not None and len(rates.attention) == len(found)
     changed = False
     for i, node in enumerate(found):
-        arguments = _bound(node)
+        arguments = attention_arguments(node.args, node.kwargs)
         if arguments["enable_gqa"]:
             continue  # fewer keys than queries
-        rate = _bound(twins[i])["dropout_p"] if len(twins) == len(found) else _rate_of_owner(model, node)
+        rate = rates.attention[i] if rates is not None and known else _rate_of_owner(model, node)
         name = ""
         if rate:
             name = f"{ADDED_DROPOUT}{i}"
@@ -74,31 +79,6 @@ def _as_products(graph: fx.Graph, arguments: dict[str, Any], dropout: str) -> fx
     if dropout:
         weights = graph.call_module(dropout, (weights,))
     return graph.call_function(torch.matmul, (weights, value))
-
-
-def _calls(graph: fx.Graph | None) -> list[fx.Node]:
-    if graph is None:
-        return []
-    return [n for n in graph.nodes if n.op == "call_function" and n.target is F.scaled_dot_product_attention]
-
-
-def _bound(node: fx.Node) -> dict[str, Any]:
-    bound = inspect.signature(_signature).bind(*node.args, **node.kwargs)
-    bound.apply_defaults()
-    return bound.arguments
-
-
-def _signature(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> None:
-    """The arguments of torch's function, which has no signature of its own."""
 
 
 def _rate_of_owner(model: nn.Module, node: fx.Node) -> float:

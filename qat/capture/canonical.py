@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
 
+from qat.capture.dropout_rates import DROPOUTS, DropoutRates
 from qat.capture.layers import layers_as_modules
 from qat.capture.rewriting import erase_unused, owner_of, replace_by_module
 from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized, recast
@@ -18,26 +19,18 @@ from qat.torch_private import BatchNorm
 ADDED_DROPOUT = "dropout_of_graph_"
 """The beginning of the names of dropout modules that are added."""
 
-DROPOUTS: dict[Any, Callable[[float], nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-}
 
-
-def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bool:
+def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None, rates: DropoutRates | None) -> bool:
     """Rewrite the graph of evaluation, and add to the model or recast in it what the new calls need, in place.
 
     Args:
         training: the graph of the same forward in training, if there is one: it says which flags follow `model.training`.
+        rates: of dropout in training, if they are known.
 
     Returns:
         Whether modules were recast, so that from now on only the graph, and not the user's forward, is right.
     """
-    dropouts_as_modules(model, graph, training)
+    dropouts_as_modules(model, graph, rates)
     _positional_arguments(model, graph)
     norms_as_modules(model, graph)
     recast_norms = batch_norms_as_modules(model, graph, training)
@@ -48,17 +41,17 @@ def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None)
     return recast_norms or recast_layers or padded
 
 
-def dropouts_as_modules(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> None:
+def dropouts_as_modules(model: nn.Module, graph: fx.Graph, rates: DropoutRates | None) -> None:
     """Replace F.dropout(x, p, self.training), whose flag tracing froze, by nn.Dropout, which follows train() and eval()."""
-    found, in_training = _calls(graph, DROPOUTS), _calls(training, DROPOUTS)
+    found = _calls(graph, DROPOUTS)
+    known = rates is not None and len(rates.functions) == len(found)
     number = 0
     for i, node in enumerate(found):
         arguments = _bound(node)
         if arguments["training"] is not False:
             continue  # always on
-        twin = in_training[i] if len(in_training) == len(found) else node
         name = f"{ADDED_DROPOUT}{number}"
-        p = _bound(twin)["p"]  # in evaluation, some networks pass 0
+        p = rates.functions[i] if rates is not None and known else arguments["p"]
         model.add_module(name, DROPOUTS[node.target](p).train(model.training))
         replace_by_module(node, name, (arguments["input"],))
         number += 1

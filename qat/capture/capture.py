@@ -16,6 +16,7 @@ from qat.capture.attributes import Remember
 from qat.capture.call_format import CallFormat
 from qat.capture.canonical import make_canonical
 from qat.capture.compiled import CompiledGraph
+from qat.capture.dropout_rates import rates_in_graph
 from qat.capture.errors import CaptureError, StatefulError
 from qat.capture.export import exported
 from qat.capture.following import follow_the_model
@@ -144,9 +145,10 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         return model(*args, **kwargs)
 
     forward = seen_in_training(model, call)
+    rates = None if forward is None else forward.rates
     recurrent_as_modules(model, graph)
-    exact = not decompose_attention(model, graph, None)
-    recast = make_canonical(model, graph, None)
+    exact = not decompose_attention(model, graph, rates)
+    recast = make_canonical(model, graph, None, rates)
     follow_the_model(model, graph)
     repeated = _refuse_what_stops(
         model, forward, lambda: CompiledGraph(graph).forward(model, *(form.flat(arguments) or ()))
@@ -173,8 +175,9 @@ def _from_fx(traces: Traces, called: Callable[[Callable[..., Any]], Any]) -> Cap
         forward = seen_in_training(model, lambda: called(type(model).__call__))
         _refuse_what_stops(model, forward, lambda: called(CompiledGraph(graph).forward))
     _remember(model, graph, stored)
-    exact = not decompose_attention(model, graph, training)
-    if make_canonical(model, graph, training):
+    rates = rates_in_graph(training)
+    exact = not decompose_attention(model, graph, rates)
+    if make_canonical(model, graph, training, rates):
         install(model, graph)
     return Captured(graph, "torch.fx", differs_in_training=differs, exact=exact)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.capture.attributes import Attributes, NotInGraphError
+from qat.capture.dropout_rates import DropoutRates, RecordedRates
 from qat.contexts import quiet, training_mode
 from qat.torch_private import own_buffers, tree_leaves
 
@@ -24,12 +25,14 @@ class InTraining:
         changed: names of the buffers that it changed.
         counted: a sentence about the attributes that it changed; "".
         drawn: the state of the generators of random numbers afterwards: how many it drew.
+        rates: those of its dropout.
     """
 
     results: list[Tensor]
     changed: frozenset[str]
     counted: str
     drawn: tuple[Any, ...]
+    rates: DropoutRates
 
 
 def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -> InTraining | None:
@@ -44,7 +47,8 @@ def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -
         with training_mode(model, True), torch.no_grad(), torch.random.fork_rng(), quiet(drop_output=False):
             torch.manual_seed(seed)
             random.seed(seed)
-            outputs = tree_leaves(call())
+            with RecordedRates() as recorded:
+                outputs = tree_leaves(call())
             drawn = (random.getstate(), torch.get_rng_state().tolist())
             results = [leaf.detach().clone() for leaf in outputs if isinstance(leaf, Tensor)]
         changed = frozenset(
@@ -62,7 +66,7 @@ def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -
             attributes.restore(keep_new=False)
         except NotInGraphError as error:
             counted = str(error)
-    return InTraining(results, changed, counted, drawn)
+    return InTraining(results, changed, counted, drawn, recorded.rates)
 
 
 def not_repeated(forward: InTraining, graph: InTraining) -> str:

@@ -233,3 +233,24 @@ def test_torch_export_says_that_forward_branches_on_training(branches: str, drop
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_dropout_is_no_branch(dropout: float) -> None:
     qat.prepare(BranchesOnTraining("", dropout), "w8a8", torch.randn(4, 6))
+
+
+class RatesOfTraining(nn.Module):
+    """Passes the rates of dropout in training alone, under names of its own. Only torch.export can follow its condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.chance = nn.Linear(8, 8), nn.Linear(8, 3), 0.4
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if h.shape[-1] > 4:
+            h = F.dropout(h, p=self.chance if self.training else 0.0, training=self.training)
+        h = F.dropout(h, 0.7, training=False)
+        rate = self.chance / 2 if self.training else 0.0
+        return self.b(F.scaled_dot_product_attention(h, h, h, dropout_p=rate))
+
+
+def test_dropout_has_the_rate_that_forward_passes_in_training() -> None:
+    prepared = qat.prepare(RatesOfTraining(), "w8a8", torch.randn(4, 5, 8))
+    assert sorted(m.p for m in prepared.modules() if isinstance(m, nn.Dropout) and m.p) == [0.2, 0.4]
