@@ -77,7 +77,7 @@ def saving_as_codes(*tensors: Tensor) -> AbstractContextManager[Any]:
         codes = codes_of[memory]
         if codes is None:
             return saved
-        return SavedCodes(codes, encoding, saved.size(), saved.stride(), saved.storage_offset())
+        return SavedCodes(codes, encoding, saved.size(), saved.stride(), int(saved.storage_offset()))
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 
