@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qat.cli.arguments import print_json
+from qat.cli.arguments import positive, print_json
 from qat.cli.sources.spellings import DATA_HELP
 from qat.export.targets import RUNTIMES
 
@@ -35,13 +35,14 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
     arguments = argparse.ArgumentParser(
         "qat verify",
-        description="Say whether an ONNX file may be deployed. Without --model: whether it is as it was written, and what the "
-        "verification found that is recorded in it. With --model everything is computed anew: what the file stores, and every "
-        "code in ONNX Runtime, against the integer model of a checkpoint, and that against what was trained.",
+        description="Say whether a file may be deployed. Without --model: whether it is as it was written, and what the "
+        "verification found that is recorded in it (ONNX files have such records). With --model everything is computed anew: "
+        "what the file stores, and every code in its runtime, against the integer model of a checkpoint, and that against what "
+        "was trained.",
         epilog="exit status: 0 verified; 1 changed, damaged, of another model, or not what was trained; 2 wrong arguments; "
         "3 nothing is proven: no record, or data that show nothing (zeros, one sample)",
     )
-    arguments.add_argument("file", type=Path, metavar="FILE", help="the ONNX file")
+    arguments.add_argument("file", type=Path, metavar="FILE", help="the file, .onnx, .pt2, .pte or .tflite")
     arguments.add_argument(
         "--model",
         "--checkpoint",
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"{DATA_HELP}; or inputs in a file, .npy, .safetensors (arrays named as forward's arguments) or .pt; by default "
         "the test images of the run",
     )
-    arguments.add_argument("--samples", type=int, metavar="N", help="use only the first N samples")
+    arguments.add_argument("--samples", type=positive, metavar="N", help="use only the first N samples")
     arguments.add_argument(
         "--runtime",
         choices=[runtime.name for runtime in RUNTIMES],
@@ -70,8 +71,6 @@ def run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.model is None and (options.data or options.runtime or options.samples is not None):
         parser().error("--data, --samples and --runtime need --model PATH: without the model nothing is computed")
-    if options.samples is not None and options.samples < 1:
-        parser().error(f"--samples {options.samples}: write a whole number, 1 or more")
     from qat.export.verification import DamagedFileError, OtherModelError
 
     try:

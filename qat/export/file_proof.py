@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+ANEW = "qat verify FILE --model RUN, or qat.verify(path, integer, batches), computes it anew."
+
 
 @dataclass(frozen=True)
 class FileProof:
@@ -39,7 +41,7 @@ class FileProof:
         if not self.recorded:
             return [
                 "The file carries no hash: files of its kind have none, or this version of qat did not write it. Nothing is "
-                "known about it without the model: qat.verify(path, integer, batches) computes it anew."
+                f"known about it without the model: {ANEW}"
             ]
         if not self.intact:
             return [
@@ -60,7 +62,7 @@ class FileProof:
             found += v.get("weak_data", [])
         found.append(
             "Not known without the model: whether this processor and runtime give the same codes, and who wrote the file "
-            "(a hash is no signature): qat.verify(path, integer, batches) computes it anew."
+            f"(a hash is no signature): {ANEW}"
         )
         return found
 
