@@ -110,6 +110,7 @@ class Resume:
             "first_draw": loader.at_first_batch.to_plain() if begun and loader.at_first_batch else None,
             "reloaded": get_reload_epoch(trainer),
             "batches": batches.processed,
+            "accumulated": trainer.accumulate_grad_batches,
             "metrics": record_logged_metrics(trainer, module, position.in_epoch),
             "gradients": _gradients(module) if gradients_wait else {},
         }
@@ -165,6 +166,8 @@ class Resume:
     def _restore(self, trainer: L.Trainer, module: L.LightningModule, record: dict[str, Any]) -> None:
         trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = self._limits
         set_reload_epoch(trainer, record["reloaded"])
+        if record["where"]["in_epoch"]:  # GradientAccumulationScheduler sets it when an epoch begins, and this one has
+            trainer.accumulate_grad_batches = record.get("accumulated", trainer.accumulate_grad_batches)
         self._interrupted = InterruptedEpoch.from_record(record)
         restore_logged_metrics(trainer, module, record["metrics"])
         parameters = dict(module.named_parameters())

@@ -13,7 +13,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, OnExceptionCheckpoint
 from torch import Generator
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -188,6 +188,16 @@ def test_dampened_and_frozen_oscillations_are_resumed(tmp_path: Path) -> None:
     assert any(value.any() for name, value in state.items() if name.endswith(".frozen"))
     for path in sorted(tmp_path.glob("*.ckpt"))[::5]:
         resumed = Fit(tmp_path, shuffled, seed=99, callbacks=[control()]).run(path)
+        assert differences(whole.end(), resumed.end()) == [], path.name
+
+
+def test_an_epoch_goes_on_with_the_batches_that_its_scheduler_accumulates(tmp_path: Path) -> None:
+    def scheduler() -> GradientAccumulationScheduler:
+        return GradientAccumulationScheduler({0: 1, 1: 2})
+
+    whole = Fit(tmp_path, shuffled, epochs=2, callbacks=[scheduler(), CheckpointInEveryHook(tmp_path)]).run()
+    for path in (tmp_path / "02_batch_3.ckpt", tmp_path / "08_batch_6.ckpt"):
+        resumed = Fit(tmp_path, shuffled, seed=99, epochs=2, callbacks=[scheduler()]).run(path)
         assert differences(whole.end(), resumed.end()) == [], path.name
 
 
