@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
+from qat.nn import SideEffect
 from qat.torch_private import tree_leaves
 
 
@@ -79,6 +80,8 @@ class Attributes:
                 path = f"{name}.{key}".lstrip(".")
                 if isinstance(value, fx.Proxy):
                     stored[path] = value.node
+                elif key in before and _is_cache(before[key], value):
+                    pass  # the graph calculates what would be in it
                 elif _has_proxies(value) or (key in before and _counts(before[key], value)):
                     lost.append(path)
                 if key in before:
@@ -90,7 +93,7 @@ class Attributes:
         return stored
 
 
-class Remember(nn.Module):
+class Remember(SideEffect):
     """Stores what it is called with as an attribute of another module, as the forward did that it was traced from."""
 
     def __init__(self, owner: nn.Module, attribute: str) -> None:
@@ -122,6 +125,21 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _has_proxies(value: Any) -> bool:
     return any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(value))
+
+
+def _is_cache(before: _Value, value: Any) -> bool:
+    """Whether forward only added something to a dict that depends on parameters alone."""
+    if not isinstance(value, dict) or value is not before.value or _counts(before, value):
+        return False
+    todo = [leaf.node for leaf in tree_leaves(value) if isinstance(leaf, fx.Proxy)]
+    seen: set[fx.Node] = set()
+    while todo:
+        node = todo.pop()
+        if node.op == "placeholder":
+            return False
+        todo += [n for n in node.all_input_nodes if n not in seen]
+        seen.add(node)
+    return bool(seen)
 
 
 def _counts(before: _Value, value: Any) -> bool:

@@ -22,11 +22,13 @@ from qat.capture.export import exported
 from qat.capture.following import follow_the_model
 from qat.capture.hidden import hiding_functions, hiding_modules
 from qat.capture.hooks import drop_traced_hooks, watched_hooks, without_traced_hooks
-from qat.capture.in_place import overwritten_and_read_again, overwritten_buffers
+from qat.capture.in_place import overwritten_and_read_again
 from qat.capture.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
 from qat.capture.install import install, installed_graph
 from qat.capture.recurrent import recurrent_as_modules
+from qat.capture.statistics import add_updates, updated_in_training
 from qat.capture.traces import Traces, operations
+from qat.contexts import training_mode
 from qat.operations import is_label
 
 
@@ -71,6 +73,8 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     """
     if (installed := installed_graph(model)) is not None:
         return Captured(installed[0], "torch.fx" if installed[1] is None else "torch.export", form=installed[1])
+    with suppress(NotImplementedError), training_mode(model, True):  # a module of torch.export has no train()
+        pass  # it empties caches of what forward calculates of parameters
     with watched_hooks(model) as hooks:
         captured = _captured(model, args, kwargs or {})
     if drop_traced_hooks(model, captured.graph, hooks):
@@ -168,10 +172,11 @@ def _from_fx(traces: Traces, called: Callable[[Callable[..., Any]], Any]) -> Cap
     if optional:
         raise CaptureError(f"{type(model).__name__} is called with {optional[0]!r}, which has a default")
     (graph, stored), training = traces.in_evaluation, traces.in_training
-    _refuse_what_changes(model, graph, training)
-    differs = "" if training is not None and operations(graph) == operations(training) else _differs(model)
+    updates = _updates(model, graph, training)
+    same = training is not None and (updates or operations(graph.nodes) == operations(training.nodes))
+    differs = "" if same else _differs(model)
     take_all_arguments(graph, signature, given or {})
-    if differs and given:
+    if (differs or updates) and given:
         forward = seen_in_training(model, lambda: called(type(model).__call__))
         _refuse_what_stops(model, forward, lambda: called(CompiledGraph(graph).forward))
     _remember(model, graph, stored)
@@ -190,14 +195,16 @@ def can_be_captured(model: nn.Module) -> bool:
         return False
 
 
-def _refuse_what_changes(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> None:
-    """Refuse graphs that read what they have overwritten, and those that would stop counters and moving statistics."""
+def _updates(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bool:
+    """Whether the graph updates moving statistics from now on. Refuses graphs that read what they have overwritten, and those
+    that would stop statistics."""
     if (changed := overwritten_and_read_again(model, graph)) is not None:
         raise CaptureError(f"{type(model).__name__} overwrites {changed.name!r} in place and reads it again")
-    if training is not None:
-        lost = overwritten_buffers(model, training) - overwritten_buffers(model, graph)
-        if lost := {name for name in lost if not name.endswith("num_batches_tracked")}:
-            raise StatefulError(f"{type(model).__name__} updates {', '.join(sorted(lost))} in training")
+    if training is None or not (lost := updated_in_training(model, graph, training)):
+        return False
+    if not add_updates(model, graph, training):
+        raise StatefulError(f"{type(model).__name__} updates {', '.join(sorted(lost))} in training")
+    return True
 
 
 def _refuse_what_stops(model: nn.Module, forward: InTraining | None, graph: Callable[[], Any]) -> InTraining | None:

@@ -6,6 +6,9 @@ import operator
 
 from torch import Tensor, fx, nn
 
+_FILLING = ("copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_")
+"""Methods that overwrite a tensor, whatever was in it, and have no other form."""
+
 
 def works_in_place(model: nn.Module, node: fx.Node) -> bool:
     """Whether `node` overwrites its first argument."""
@@ -13,7 +16,7 @@ def works_in_place(model: nn.Module, node: fx.Node) -> bool:
         return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_method":
         name = str(node.target)
-        return name.endswith("_") and callable(getattr(Tensor, name.removesuffix("_"), None))
+        return name in _FILLING or (name.endswith("_") and callable(getattr(Tensor, name.removesuffix("_"), None)))
     return node.target is operator.iadd or bool(node.kwargs.get("inplace"))
 
 
@@ -22,7 +25,8 @@ def make_out_of_place(model: nn.Module, node: fx.Node) -> None:
     if node.op == "call_module":
         model.get_submodule(str(node.target)).inplace = False  # type: ignore[assignment]
     elif node.op == "call_method":
-        node.target = str(node.target).removesuffix("_")
+        if node.target not in _FILLING:
+            node.target = str(node.target).removesuffix("_")
     elif node.target is operator.iadd:
         node.target = operator.add
     else:
@@ -40,7 +44,18 @@ def overwritten_and_read_again(model: nn.Module, graph: fx.Graph) -> fx.Node | N
     return None
 
 
-def overwritten_buffers(model: nn.Module, graph: fx.Graph) -> set[str]:
-    """Names of the parameters and buffers that the graph changes: counters, moving statistics."""
+def overwriting_buffers(model: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
+    """Operation -> the name of the parameter or buffer that it overwrites: a counter, a moving statistic."""
     changing = [n for n in graph.nodes if n.op != "output" and n.all_input_nodes and works_in_place(model, n)]
-    return {str(n.all_input_nodes[0].target) for n in changing if n.all_input_nodes[0].op == "get_attr"}
+    owners = {node: _seen_through(model, node.all_input_nodes[0]) for node in changing}
+    return {node: str(owner.target) for node, owner in owners.items() if owner.op == "get_attr"}
+
+
+def _seen_through(model: nn.Module, node: fx.Node) -> fx.Node:
+    """The tensor whose memory this one is: `x.data`, `x.detach()`, what an operation has overwritten."""
+    while node.all_input_nodes:
+        is_data = node.target is getattr and node.args[1] == "data"
+        if not is_data and node.target != "detach" and not works_in_place(model, node):
+            return node
+        node = node.all_input_nodes[0]
+    return node

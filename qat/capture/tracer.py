@@ -70,10 +70,14 @@ class Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        """A node of the graph, which cannot say that its gradient is switched off."""
-        if self.records_gradients and not torch.is_grad_enabled() and kind.startswith("call_"):
+        """A node of the graph, which cannot say that its gradient is switched off. In training, its meta says so."""
+        without_gradient = self.records_gradients and not torch.is_grad_enabled() and kind.startswith("call_")
+        if without_gradient and not self.root.training:
             raise fx.proxy.TraceError("its forward uses torch.no_grad, which a graph of torch.fx cannot hold")
-        return super().create_node(kind, *args, **kwargs)
+        node = super().create_node(kind, *args, **kwargs)
+        if without_gradient:
+            node.meta["no_grad"] = True
+        return node
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """True for the condition of an `assert`, which is left out; other branches on values have no graph."""
@@ -139,11 +143,17 @@ def traced(model: nn.Module, training: bool, given: Arguments | None = None) -> 
 
 @contextmanager
 def _buffers_kept() -> Iterator[None]:
-    """Inside the `with`, a forward that assigns a new tensor to a buffer is refused by name; torch would only say its type."""
+    """Inside the `with`, a forward that assigns a new tensor to a buffer overwrites it in training, and is refused by name in
+    evaluation; torch would only say its type."""
     original = nn.Module.__setattr__
 
     def assign(module: nn.Module, name: str, value: Any) -> None:
         if isinstance(value, fx.Proxy) and own_buffers(module).get(name) is not None:
+            buffer = getattr(module, name)
+            tracer: Any = getattr(buffer, "tracer", None)
+            if tracer is not None and tracer.root.training:
+                buffer.copy_(value)  # in evaluation, a graph has no part that only training runs
+                return
             raise NotInGraphError(f"forward changes {name}, which a graph would not repeat")
         original(module, name, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch.nn.functional as F
@@ -55,8 +56,8 @@ def _traced(model: nn.Module, given: Arguments | None, training: bool) -> tuple[
     return graph, {path: node for path, node in stored.items() if node in alive}
 
 
-def operations(graph: fx.Graph) -> list[str]:
-    """The operations of a graph in order, without dropout and BatchNorm's flags and counters, which modules decide."""
+def operations(nodes: Iterable[fx.Node]) -> list[str]:
+    """The operations of nodes in order, without dropout and BatchNorm's flags and counters, which modules decide."""
 
     def numbers(node: fx.Node) -> list[float]:
         values = () if node.target is F.batch_norm else (*node.args, *node.kwargs.values())
@@ -64,7 +65,7 @@ def operations(graph: fx.Graph) -> list[str]:
 
     return [
         f"{node.op} {node.target} {len(node.all_input_nodes)} {numbers(node)}"
-        for node in graph.nodes
+        for node in nodes
         if node.op != "get_attr" and node.target not in DROPOUTS and not str(node.target).startswith(ADDED_DROPOUT)
         if not any("num_batches_tracked" in str(n.target) for n in node.all_input_nodes)
     ]

@@ -37,6 +37,7 @@ from qat.nn.matrices import (
 from qat.nn.orientation import inputs_and_outputs_swapped, outputs_first
 from qat.nn.padding import Convolution, explicit_padding, transposed_padding
 from qat.nn.rebuilt import with_class
+from qat.nn.side_effect import SideEffect
 
 __all__ = [
     "LAYERS",
@@ -52,6 +53,7 @@ __all__ = [
     "Linear",
     "QuantizedLayer",
     "QuantizedWeight",
+    "SideEffect",
     "as_quantized",
     "borrowing_layer",
     "channel_axis",

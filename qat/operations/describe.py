@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import fx, nn
 
-from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized
+from qat.nn import SideEffect, is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized
 from qat.operations.activations import Elementwise, Rectify
 from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
 from qat.operations.base import Constant, Float, Input, Loss, Operation, Output, Role, Site, Size
@@ -106,6 +106,8 @@ _BY_OPCODE: dict[str, type[Operation]] = {"placeholder": Input, "output": Output
 
 
 def _module_with_state(module: nn.Module, inputs: tuple[fx.Node, ...]) -> Operation | None:
+    if isinstance(module, SideEffect):
+        return Size(inputs)
     if isinstance(module, Quantizer):
         return Move(inputs, identity=True, passes_numbers=True) if module.passes else Site(inputs)
     if is_layer(module) or is_quantized(module):

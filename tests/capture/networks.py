@@ -104,24 +104,6 @@ class Counting(nn.Module):
         return self.fc(x)
 
 
-class Moving(nn.Module):
-    """A moving mean, in training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 4)
-        self.register_buffer("mean", torch.zeros(4))
-
-    @property
-    def total(self) -> float:
-        return float(self.mean.sum())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.mean.mul_(0.9).add_(x.detach().mean(0))
-        return self.fc(x - self.mean)
-
-
 class Untraceable(nn.Module):
     """Asks for a length, which torch.fx cannot trace; an optional argument, a dict as result."""
 

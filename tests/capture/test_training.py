@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,12 +189,100 @@ def test_what_forward_updates_in_training_goes_on_moving(
     prepared = qat.prepare(model, "w8a8", (x,))
     assert torch.equal(model.center, before)
     assert torch.equal(prepared.center, before)
-    with pytest.raises(CaptureError, match="center"):
-        capture(build(lambda: Moving(update, loop)), (x,))
+    if loop or update is without_gradients:
+        with pytest.raises(CaptureError, match="center"):
+            capture(build(lambda: Moving(update, loop)), (x,))
+    else:
+        assert "torch.fx" in qat.inspect(prepared).capture
     with qat.mode(prepared, qat.Mode.OFF):
-        model(x)
-        prepared(x)
-    torch.testing.assert_close(prepared.center, model.center)
+        for _ in range(2):
+            torch.testing.assert_close(prepared(x), model(x))
+            torch.testing.assert_close(prepared.center, model.center)
+        moved = prepared.center.clone()
+        torch.testing.assert_close(prepared.eval()(x), model.eval()(x))
+        assert torch.equal(prepared.center, moved)
+    again = copy.deepcopy(prepared).train()
+    with qat.mode(again, qat.Mode.OFF):
+        again(2 * x)
+    assert torch.equal(prepared.center, moved)
+    assert not torch.equal(again.center, moved)
+
+
+class Codebook(nn.Module):
+    """Nearest vectors, which follow their members in training: several buffers, whole numbers among them, without gradients."""
+
+    book: Tensor
+    sizes: Tensor
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.register_buffer("book", torch.randn(5, 4))
+        self.register_buffer("sizes", torch.ones(5))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.encode(x)
+        nearest = (self.book.square().sum(1) - 2 * y @ self.book.t()).argmin(1)
+        if self.training:
+            self.follow(y, nearest)
+        return self.decode(y + (F.embedding(nearest, self.book) - y).detach())
+
+    @torch.no_grad()
+    def follow(self, y: Tensor, nearest: Tensor) -> None:
+        members = F.one_hot(nearest, 5).type_as(y)
+        self.sizes.data.mul_(0.9).add_(members.sum(0), alpha=0.1)
+        self.book.copy_(0.9 * self.book + 0.1 * members.t() @ y / self.sizes[:, None])
+        self.steps += 1
+
+
+def test_statistics_of_a_graph_are_those_of_forward_and_no_part_of_the_file(tmp_path: Path) -> None:
+    model, x = build(Codebook).train(), torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    assert capture(build(Codebook), (x,)).way == "torch.fx"
+    prepared = qat.prepare(model, "w8a8", x)
+    with qat.mode(prepared, qat.Mode.OFF):
+        for _ in range(3):
+            torch.testing.assert_close(prepared(x), model(x))
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(prepared.get_buffer(name), buffer)
+    assert prepared.steps == 3
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared.eval())
+    assert not any("update" in name for name, _ in integer.named_modules())
+    qat.export_onnx(integer, x, tmp_path / "model.onnx")
+    assert qat.verify(tmp_path / "model.onnx", integer, [x], prepared).passed
+
+
+class CachedBias(nn.Module):
+    """Keeps in evaluation what it calculates of a parameter, as LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.biases, self.cache = nn.Parameter(torch.randn(8)), dict[str, Tensor]()
+
+    def train(self, mode: bool = True) -> "CachedBias":
+        if mode:
+            self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.biases[2:6]
+        if not self.training:
+            bias = self.cache.setdefault("cpu", bias)
+        return self.b(F.relu(self.a(x) + bias))
+
+
+def test_a_cache_of_what_is_calculated_of_parameters_is_calculated_by_the_graph() -> None:
+    model, x = build(CachedBias).eval(), torch.randn(5, 6)
+    model(x)  # fills it
+    prepared = qat.prepare(model, "w8a8", x)
+    assert "torch.fx" in qat.inspect(prepared).capture
+    with torch.no_grad(), qat.mode(prepared, qat.Mode.OFF):
+        prepared.biases.add_(1.0)
+        model.train().biases.add_(1.0)
+        torch.testing.assert_close(prepared(x), model.eval()(x))
 
 
 def test_a_term_of_the_loss_that_is_stored_is_not_lost() -> None:
