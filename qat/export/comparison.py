@@ -23,6 +23,9 @@ FLOAT_TOLERANCE = 1e-5
 """Allowed difference of float sums in another order, relative to the largest output."""
 DECISIONS = "the class of the largest output"
 """What is compared of a runtime that shows no sites: at most `TIES_ALLOWED` of them may differ."""
+ERROR = 0.3
+"""And its outputs: allowed error, relative to how far outputs lie from their mean over the samples. Codes that differ by one
+step, and what they lead to, stay far below; a layer that does not compute is at 1."""
 
 
 class Ran(NamedTuple):
@@ -79,6 +82,7 @@ class _Comparison:
         self.prepared = None if prepared is None else PreparedAgreement(prepared, integer)
         self.exercise = Exercise()
         self.sites: dict[str, SiteAgreement] = {}
+        self.errors: dict[str, _OutputError] = {}
         self.same_answers = self.answers = 0
 
     def see(self, inputs: tuple[Any, ...]) -> None:
@@ -99,6 +103,8 @@ class _Comparison:
         if not self.shown:
             self._site(DECISIONS, ours).count_compared(ours, theirs)
             self._site(DECISIONS, ours).float_ties += int((ours != theirs).sum())
+            for (name, x), y in zip(expected.items(), whole.outputs, strict=True):
+                self.errors.setdefault(name, _OutputError()).see(x, y)
         self.same_answers, self.answers = self.same_answers + int((ours == theirs).sum()), self.answers + ours.numel()
 
     def _compare_sites(
@@ -131,7 +137,8 @@ class _Comparison:
         """All that was found."""
         if not self.exercise.samples:
             raise ValueError("nothing was verified: batches is empty.")
-        result = Verification(images=self.exercise.samples, sites=list(self.sites.values()))
+        errors = [error.agreement(name) for name, error in self.errors.items()]
+        result = Verification(images=self.exercise.samples, sites=[*self.sites.values(), *errors])
         for site in result.sites:
             module = dict(self.integer.named_modules()).get(site.name)
             site.exercised = self.exercise.share(site.name, getattr(module, "output", None))
@@ -147,6 +154,30 @@ class _Comparison:
                 site.sqnr_db = decibels.get(site.name.split(" (")[0])
             result.alarm, result.prediction_changes = self.prepared.alarm(), self.prepared.prediction_changes
         return result
+
+
+class _OutputError:
+    """The power of the errors of one output, and of what it says: how far it lies from its mean over the samples of a batch."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.elements = 0
+        self.error = self.signal = 0.0
+
+    def see(self, ours: Tensor, theirs: Tensor) -> None:
+        """One batch."""
+        ours, theirs = ours.detach().cpu().double(), theirs.cpu().double()
+        same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+        mean = ours.mean(0, keepdim=True) if ours.ndim and len(ours) > 1 else ours.mean()
+        self.error += float(torch.where(same, 0.0, ours - theirs).square().sum())
+        self.signal += float((ours - mean).nan_to_num(0.0, 0.0, 0.0).square().sum())
+        self.shape, self.elements = tuple(ours.shape[1:]), self.elements + ours.numel()
+
+    def agreement(self, name: str) -> SiteAgreement:
+        """All of its elements differ, or none does."""
+        wrong = not self.error <= ERROR**2 * self.signal
+        text = f"{name} (an error of {ERROR:.0%} of its spread allowed)"
+        return SiteAgreement(text, self.shape, self.elements, self.elements if wrong else 0)
 
 
 def with_graph(integer: nn.Module) -> IntegerModel:

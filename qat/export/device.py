@@ -1,4 +1,4 @@
-"""Runtimes of devices, which show no sites: decisions, bytes and integer kernels are compared."""
+"""Runtimes of devices, which show no sites: outputs, decisions, bytes and integer kernels are compared."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ class Device:
     ) -> Verification:
         """`qat.verify` for a file of this device.
 
-        The class of the largest output may differ for `TIES_ALLOWED` of the samples. The file is compared byte by byte with
-        the integer model written anew; every layer with codes in and out has to be computed in integers.
+        The class of the largest output may differ for `TIES_ALLOWED` of the samples, and every output by `ERROR` of its spread.
+        The file is compared byte by byte with the integer model written anew; every layer with codes in and out has to be
+        computed in integers.
 
         Args:
             path: the file.

@@ -29,6 +29,7 @@ from qat.operations import (
     has_form_alone,
 )
 from qat.transform.policy import Policy, Rule
+from qat.transform.target_grids import target_grids
 from qat.transform.tensor_rule import TensorRule
 
 
@@ -86,6 +87,9 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
         if matrices_of(module := model.get_submodule(str(node.target)))
     }
     layers = policy.assign(list(types.items()), list(others.items()))
+    if policy.target is not None:
+        for name in types.keys() & layers.keys():
+            target_grids(policy.target).check_layer(name, model.get_submodule(name), layers[name])
     residual = policy.residual_rule()
     outputs = residual if policy.quantize_outputs else None
     sites: list[Site] = []

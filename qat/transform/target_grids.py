@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from torch import nn
 
 from qat.quantizers import Dynamic, FP8Static, LookupTableQuantizer, ScaledFloat
 
@@ -25,6 +27,7 @@ class TargetGrids:
         dynamic: whether it has layers whose inputs are quantized on the range of each batch or token.
         float_layers: whether it has layers with integer weights that compute in float: weight-only, or scaled per group.
         lookup_tables: whether it has activations that are looked up in a table.
+        in_float: whether it has no integer kernel for a layer, whatever the rule.
     """
 
     name: str
@@ -33,6 +36,20 @@ class TargetGrids:
     float_layers: bool = True
     lookup_tables: bool = True
     fp8_inputs: bool = False
+    in_float: Callable[[nn.Module], bool] = lambda layer: False
+
+    def check_layer(self, name: str, layer: nn.Module, rule: Rule) -> None:
+        """Refuse to quantize what this target would compute in float all the same.
+
+        Raises:
+            ValueError: it has no integer kernel for this layer.
+        """
+        if rule.weight is not None and self.in_float(layer):
+            raise ValueError(
+                f"target={self.name} has no integer kernel for layer {name!r} ({type(layer).__name__}, groups="
+                f"{getattr(layer, 'groups', 1)}): add a rule that leaves it in float, rules: "
+                f"{{{name.replace('.', '_')}: {{match: {name}, weight: null, activation: null}}}}."
+            )
 
     def activation(self, rule: TensorRule) -> TensorRule:
         """The rule of an activation, with what it leaves open chosen for this target."""
@@ -69,6 +86,17 @@ class TargetGrids:
             yield f"{who}, whose unsigned 8-bit codes do not fit int8: write activation: {{signed: true}}, or bits: 7."
 
 
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _not_in_xnnpack(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) or (isinstance(layer, TRANSPOSED) and layer.groups > 1)
+
+
+def _not_in_litert(layer: nn.Module) -> bool:
+    return isinstance(layer, (nn.Conv3d, *TRANSPOSED))
+
+
 TARGET_GRIDS = {
     grids.name: grids
     for grids in (
@@ -77,8 +105,8 @@ TARGET_GRIDS = {
         TargetGrids("openvino"),
         TargetGrids("tensorrt", zero_is_code_0=True, dynamic=False, float_layers=False, lookup_tables=False),
         TargetGrids("pt2e"),
-        TargetGrids("executorch", dynamic=False, float_layers=False),
-        TargetGrids("litert", dynamic=False, float_layers=False),
+        TargetGrids("executorch", dynamic=False, float_layers=False, in_float=_not_in_xnnpack),
+        TargetGrids("litert", dynamic=False, float_layers=False, in_float=_not_in_litert),
     )
 }
 """Name of a target -> what it can run."""

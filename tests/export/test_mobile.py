@@ -24,6 +24,7 @@ from qat.export.targets import target_named, target_of_file
 from qat.export.verification import DamagedFileError
 from qat.integer import Encoding, IntegerModel
 from qat.integer.modules import LookUp
+from qat.torch_private import tree_leaves
 from tests.networks import INTEGER, build, images
 
 EXTRAS = {"executorch": "executorch", "litert": "litert_torch"}
@@ -99,6 +100,28 @@ def test_the_command_line_names_the_extra_before_anything_is_loaded(
     assert f"pip install 'qat-lightning[{target}]'" in capsys.readouterr().err
 
 
+REFUSED = {
+    "executorch": (nn.Conv3d(2, 4, 3), nn.ConvTranspose2d(4, 4, 2, groups=2)),
+    "litert": (nn.Conv3d(2, 4, 3), nn.ConvTranspose1d(4, 4, 2), nn.ConvTranspose2d(4, 4, 2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "layer"), [(t, layer) for t, layers in REFUSED.items() for layer in layers], ids=str
+)
+def test_layers_without_an_integer_kernel_are_refused_before_training(target: str, layer: nn.Module) -> None:
+    model = nn.Sequential(nn.ReLU(), layer, nn.ReLU())
+    x = torch.randn(2, layer.in_channels, *[5] * (layer.weight.ndim - 2))  # type: ignore[arg-type, operator, union-attr]
+    with pytest.raises(
+        ValueError, match=rf"target={target} has no integer kernel for layer '1' \(.*add a rule that leaves"
+    ):
+        qat.prepare(model, "w8a8", x, target=target)
+    qat.prepare(model, "w8a8", x)
+    model.append(nn.Flatten()).append(nn.LazyLinear(3))(x)
+    in_float = {"preset": "w8a8", "rules": {"1": {"match": "1", "weight": None, "activation": None}}}
+    assert qat.prepare(model, in_float, x, target=target).get_submodule("1").weight_quantizer is None
+
+
 class Runs:
     """A runtime that is the integer model itself, but for `wrong` samples of every batch."""
 
@@ -109,8 +132,32 @@ class Runs:
 
     def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
         output = self.integer(*inputs).detach()
-        output[: self.wrong] *= -1
+        values, places = output.topk(2)
+        rows = (values[:, 0] - values[:, 1]).argsort()[: self.wrong]  # where the second best is nearly the best
+        output[rows] = output[rows].scatter(1, places[rows], values[rows].flip(1))
         return [output]
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.0, True), (0.1, True), (0.8, False)])
+def test_outputs_that_decide_alike_but_lose_what_they_say_do_not_pass(
+    share: float, passes: bool, tmp_path: Path
+) -> None:
+    """As where a layer has lost its weights, and its bias decides."""
+    network = build(INTEGER[0])
+    with torch.no_grad():
+        network.linear.bias[0] = 100.0  # type: ignore[union-attr, index]
+    integer = qat.convert(_calibrated(network, "executorch"))
+    mean = integer(images(64)).detach().mean(0, keepdim=True)
+
+    class Flat(Runs):
+        def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
+            return [torch.lerp(self.integer(*inputs).detach(), mean, share)]
+
+    (tmp_path / "m.pte").write_bytes(b"right")
+    device = Device("a runtime", "torch", lambda _: Flat(integer), lambda *_: Written(b"right", {}, 8))
+    check = device.verify(tmp_path / "m.pte", integer, [images(64)])
+    assert check.top1_agreement == 1.0
+    assert check.passed is passes, check
 
 
 @pytest.mark.parametrize(("wrong", "content", "layers", "passes"), [
@@ -123,7 +170,10 @@ class Runs:
 def test_decisions_content_and_integer_layers_are_compared(
     wrong: int, content: bytes, layers: int, passes: bool, tmp_path: Path
 ) -> None:
-    integer = integer_model("executorch")
+    network = build(INTEGER[0])
+    with torch.no_grad():  # so that decisions hang on what the samples say
+        network.linear.bias -= network(images(100, 2)).mean(0)  # type: ignore[union-attr, operator]
+    integer = qat.convert(_calibrated(network, "executorch"))
     (tmp_path / "m.pte").write_bytes(b"right")
     device = Device(
         "a runtime", "torch", lambda _: Runs(integer, wrong), lambda *_: Written(content, {"conv": layers}, layers)
@@ -153,9 +203,21 @@ class Gates(nn.Module):
         return self.head(F.hardswish(self.conv(x)).mean((2, 3)))
 
 
+class Pixels(nn.Module):
+    """Returns a picture and a number: its last layers are a convolution, which computes in float, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.pixels, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 3, 3, padding=1), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.stem(x))
+        return self.head(x.mean((2, 3))), self.pixels(F.interpolate(x, scale_factor=2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["w8a8", "w4a4"])
-@pytest.mark.parametrize("network", [*INTEGER[:3], Gates])
+@pytest.mark.parametrize("network", [*INTEGER[:3], Gates, Pixels])
 @pytest.mark.parametrize("target", EXTRAS)
 def test_every_layer_is_integer_and_decisions_agree(
     target: str, network: type[nn.Module], policy: str, tmp_path: Path
@@ -167,9 +229,9 @@ def test_every_layer_is_integer_and_decisions_agree(
     check = qat.verify(path, integer, [images(64, seed=2), images(5, seed=3)])
     assert check.passed, check
     assert check.top1_agreement >= 0.99
-    output = target_named(target).network(path)(images(8, seed=2))
-    expected = integer(images(8, seed=2)).detach()
-    assert float((output - expected).abs().max()) <= 0.1 * float(expected.abs().max())
+    outputs = target_named(target).network(path)(images(8, seed=2))
+    for output, expected in zip(tree_leaves(outputs), tree_leaves(integer(images(8, seed=2))), strict=True):
+        assert float((output - expected).abs().max()) <= 0.1 * float(expected.detach().abs().max())
 
 
 @pytest.mark.slow

@@ -59,7 +59,30 @@ def lowered(integer: nn.Module, example_inputs: Examples) -> Written:
     inside = [node for graph in _delegates(module) for node in graph.nodes if node.op == "call_function"]
     outside = [node for node in module.graph.nodes if node.op == "call_function" and _name(node) not in NO_OPERATIONS]
     counts = Counter(f"{_name(node)} ({DELEGATED})" for node in inside) + Counter(_name(node) for node in outside)
+    try:
+        runtime().load_program(content).load_method("forward")
+    except RuntimeError as error:
+        names = ", ".join(sorted({_name(node) for node in outside}))
+        raise ValueError(
+            f"ExecuTorch's runtime cannot load {type(integer).__name__}, because it has no kernel for one of {names}: replace "
+            "that operation, or write target='portable'."
+        ) from error
     return Written(content, dict(counts.most_common()), sum(_is_integer_layer(node) for node in inside))
+
+
+def runtime() -> Any:
+    """ExecuTorch's runtime.
+
+    Raises:
+        ImportError: ExecuTorch is not installed.
+    """
+    try:
+        with quiet(["root", "executorch"]):
+            import executorch.kernels.quantized  # noqa: F401  (registers its kernels with the runtime)
+            from executorch.runtime import Runtime
+    except ModuleNotFoundError as error:
+        raise ImportError(MISSING) from error
+    return Runtime.get()
 
 
 def _executorch() -> tuple[Any, Any]:

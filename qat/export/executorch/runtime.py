@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from qat.contexts import quiet
-from qat.export.executorch.program import MISSING
+from qat.export.executorch.program import runtime
 from qat.export.fixed_batch import FixedBatchNetwork
 from qat.export.verification import DamagedFileError
 from qat.reading.malformed import malformed
@@ -30,9 +28,9 @@ class ExecutorchNetwork(FixedBatchNetwork):
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         super().__init__(path, threads)
-        content, runtime = Path(path).read_bytes(), _runtime()
+        content, executorch = Path(path).read_bytes(), runtime()
         with malformed(path, "is refused by ExecuTorch", "write it again", DamagedFileError):
-            self.program = runtime.load_program(content)
+            self.program = executorch.load_program(content)
             self.method = self.program.load_method("forward")
         about = self.method.metadata
         self.sizes = [about.input_tensor_meta(i).sizes()[0] for i in range(about.num_inputs())]
@@ -41,13 +39,3 @@ class ExecutorchNetwork(FixedBatchNetwork):
         """The outputs of a batch of the file's size."""
         found: Sequence[Tensor] = self.method.execute(tensors)
         return found
-
-
-def _runtime() -> Any:
-    try:
-        with quiet(["root", "executorch"]):
-            import executorch.kernels.quantized  # noqa: F401  (registers its kernels with the runtime)
-            from executorch.runtime import Runtime
-    except ModuleNotFoundError as error:
-        raise ImportError(MISSING) from error
-    return Runtime.get()

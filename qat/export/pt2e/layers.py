@@ -48,6 +48,11 @@ class Pt2eLayer(nn.Module):
         bias = layer.bias.double() * layer.input.scale * layer.unit_scale.double()
         self.bias = nn.Parameter(bias.float(), requires_grad=False)
 
+    @property
+    def fuses(self) -> bool:
+        """Whether a backend may make one integer kernel of it."""
+        return self.output is not None or not self.folded
+
     def arranged(self, codes: Tensor) -> Tensor:
         """The weight codes [out, in, ...] in the order that `compute` wants."""
         return codes.clone()
@@ -59,8 +64,17 @@ class Pt2eLayer(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         scales = (self.weight_scale, self.weight_zero_point, self.axis, *NARROW, torch.int8)
         stored = self.weight if self.folded else operations.quantize_per_channel(self.weight, *scales)
-        real = self.compute(dequantize(codes, self.input), operations.dequantize_per_channel(stored, *scales))
+        weight = operations.dequantize_per_channel(stored, *scales) if self.fuses else self._in_float(stored)
+        real = self.compute(dequantize(codes, self.input), weight)
         return real if self.output is None else quantize(real, self.output)
+
+    def _in_float(self, stored: Tensor) -> Tensor:
+        """The weight of a layer that computes in float, dequantized as a matrix: ExecuTorch makes zeros of more axes."""
+        outputs_first = stored.movedim(self.axis, 0)
+        matrix = outputs_first.reshape(outputs_first.shape[0], -1)
+        scales = (self.weight_scale, self.weight_zero_point, 0, *NARROW, torch.int8)
+        real = operations.dequantize_per_channel(matrix, *scales).reshape(outputs_first.shape)
+        return real.movedim(0, self.axis)
 
 
 class Linear(Pt2eLayer):
@@ -105,6 +119,10 @@ class TransposedConvolution(Pt2eLayer):
         self.operation: Callable[..., Tensor] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[
             len(reach) - 1
         ]
+
+    @property
+    def fuses(self) -> bool:
+        return super().fuses and self.groups == 1
 
     @property
     def axis(self) -> int:  # type: ignore[override]
