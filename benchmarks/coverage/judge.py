@@ -43,7 +43,8 @@ def far_away(record: dict[str, Any]) -> list[str]:
     """What computes something else than the prepared network, as sentences.
 
     A segment of the integer model that starts from the same values must be within `LOWEST_DB`. Integer model and file as a
-    whole must be, too, unless the prepared network amplifies noise so much that it is as far from itself.
+    whole must be, too, unless the prepared network amplifies noise so much that it is as far from itself:
+    noise of its input, or codes that are moved as rounding moves them.
     """
     found = []
     if record.get("segment_db", LOWEST_DB) < LOWEST_DB:
@@ -51,8 +52,8 @@ def far_away(record: dict[str, Any]) -> list[str]:
         found.append(
             f"the integer model's {where} is {decibels:.1f} dB from what the prepared network makes of the same values"
         )
-    sensitivity = record.get("sensitivity_db")
-    lowest = LOWEST_DB if sensitivity is None else min(LOWEST_DB, sensitivity - MARGIN_DB)
+    of_itself = (record[key] for key in ("sensitivity_db", "moved_codes_db") if record.get(key) is not None)
+    lowest = min([LOWEST_DB, *(decibels - MARGIN_DB for decibels in of_itself)])
     return found + [text.format(record[key]) for key, text in COMPARED.items() if record.get(key, lowest) < lowest]
 
 

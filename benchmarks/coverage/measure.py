@@ -16,7 +16,8 @@ import qat
 from benchmarks.coverage import file_contents
 from benchmarks.coverage.agreement import centred, decibels, equal_predictions, tensors
 from benchmarks.coverage.case import Case
-from benchmarks.coverage.segments import worst_segment
+from benchmarks.coverage.judge import LOWEST_DB
+from benchmarks.coverage.segments import with_moved_codes, worst_segment
 from benchmarks.failure import failure_line
 from qat.torch_private import BatchNorm, tree_leaves, tree_map_only
 
@@ -203,6 +204,8 @@ def _compare_integer(prepared: nn.Module, integer: nn.Module, example: tuple[Any
     record["integer_centred_db"] = decibels(centred(expected), centred(found))
     record["integer_predictions"] = equal_predictions(expected, found)
     record["sensitivity_db"] = _sensitivity(prepared, example, expected)
+    if record["integer_db"] < LOWEST_DB:
+        record["moved_codes_db"] = with_moved_codes(prepared, integer, example)
     if (worst := worst_segment(prepared, integer, example)) is not None:
         record["worst_segment"], record["segment_db"], record["segments"] = worst
 

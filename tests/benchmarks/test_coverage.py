@@ -17,6 +17,7 @@ from benchmarks.coverage import agreement, file_contents, judge, table
 from benchmarks.coverage.case import Case, images
 from benchmarks.coverage.measure import BATCH, measure
 from benchmarks.coverage.networks import cases
+from benchmarks.coverage.segments import with_moved_codes
 from benchmarks.coverage.worker import measure_in_process
 
 
@@ -89,6 +90,7 @@ def test_a_network_that_amplifies_noise_is_not_called_wrong():
     }
     assert judge.right({**record, "sensitivity_db": 7.0})
     assert not judge.right({**record, "sensitivity_db": 15.0})
+    assert judge.right({**record, "sensitivity_db": 15.0, "moved_codes_db": 7.0})
     assert not judge.right(record)
     assert not judge.right({**record, "sensitivity_db": 7.0, "segment_db": 9.0})
     assert not judge.right({**record, "sensitivity_db": 7.0, "off_equal": False, "off_db": 60.0})
@@ -168,3 +170,17 @@ def test_a_process_that_takes_too_long_is_stopped_and_says_where():
     record = measure_in_process("hand-written/300 layers", seconds=1, memory=8, threads=1)
     assert list(record["failures"].values()) == ["stopped after 1 seconds"]
     assert not judge.right(record)
+
+
+def test_codes_that_rounding_moves_are_moved_at_random():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 8, 3), nn.GELU(), nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(4, 3, 10, 10)
+    prepared = qat.prepare(network, "w8a8", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared.eval())
+    found = with_moved_codes(prepared, integer, (x,))
+    assert found is not None
+    assert 30 < found < agreement.HIGHEST
+    for site in prepared.sites.children():
+        assert not site._forward_hooks
