@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ from qat.transform.policy_record import plain_data
 
 POINTS = 8
 """Budgets for which the Pareto front is drawn."""
+METHOD_OF_LOSS = "the change of the given loss with this tensor alone quantized"
 
 
 @dataclass(frozen=True)
@@ -81,30 +83,22 @@ def allocate(
 ) -> Allocation:
     """Choose the bits of every layer so that they harm least together and keep the budget.
 
-    The harm of each tensor at each width is measured (`sensitivity="measured"`: the divergence of the outputs from those of the
-    float network with this tensor alone quantized) or estimated to second order ("fisher": the diagonal Fisher information of
-    FIT, Zandonati et al. 2022, https://arxiv.org/abs/2210.08502, in the place of HAWQ-V2's mean trace of the Hessian, Dong et
-    al. 2020, https://arxiv.org/abs/1911.03852). Harms are summed, and the sum is minimized exactly by an integer linear
-    program, as in HAWQ-V3 (Yao et al. 2021, https://arxiv.org/abs/2011.10680). Layers that read the same tensor have the same
-    bits of it, and layers that share a weight the same bits of that.
-
         allocation = qat.search.allocate(model, "w4a8", batches, size=40_000)
-        print(allocation)
         prepared = qat.prepare(model, allocation.policy, example_inputs)
+
+    The harms of tensors are summed, and the sum is minimized exactly by an integer linear program, as in HAWQ-V3 (Yao et al.
+    2021, https://arxiv.org/abs/2011.10680). Layers that read one tensor have the same bits of it, and so have those of one weight.
 
     Args:
         model: in float; it is not changed.
         policy: how tensors are quantized, but for the bits that are searched.
         batches: as for `qat.calibrate`; labels at their end count only for `loss`.
-        size: limits, at least one; see `Budget`.
-        bops: ...
-        mean_bits: ...
-        latency: ...
+        size, bops, mean_bits, latency: limits, at least one; see `Budget`.
         latency_table: measured times of layers, or the path of a YAML or JSON file with them.
         weight_bits: the widths of weights among which is chosen.
         activation_bits: those of the inputs of layers; none: the policy's. `residual_bits` stays.
         keep: layers that keep the bits of the policy: the match of their rule, or globs on their names.
-        sensitivity: "measured" or "fisher".
+        sensitivity: how the harm of a tensor at each width is found: "measured" or "fisher"; see `Method`.
         loss: of (outputs, batch), to measure its change instead of the divergence.
         points: budgets for which the Pareto front is computed and measured; 0: none.
 
@@ -116,32 +110,26 @@ def allocate(
     _check_options(sensitivity, loss, points)
     times = latency_table if isinstance(latency_table, LatencyTable | None) else LatencyTable.read(latency_table)
     budget = Budget(size, bops, mean_bits, latency, times)
-    check_batches(batches)
-    kept = list(batches)
-    if not kept:
-        raise ValueError("batches is empty: give a batch or two.")
-    chosen = load_policy(policy)
+    kept, chosen = _checked(batches), load_policy(policy)
     widths = (weight_bits, activation_bits)
     search = begin(model, chosen, kept[0], budget, widths, names_to_keep(keep))
     harms = find_harms(model, chosen, search.searched, search.widths, kept, sensitivity, loss)
     problem = search.problem(harms)
     options = solve(problem, budget.limits)
-
-    def policy_of(options: Sequence[Option]) -> Policy:
-        return _policy_of(chosen, search, options)
-
+    policy_of = partial(_policy_of, chosen, search)
     measure = None if not points else lambda options: measured_harm(model, policy_of(options), kept, loss)
-    record = AllocationResult(
-        method=METHODS[sensitivity]
-        if loss is None
-        else "the change of the given loss with this tensor alone quantized",
-        costs=_cost_ranges(problem, options, search),
-        layers=_layer_bits(search, problem, options, harms),
-        harms=_tensor_harms(harms),
-        points=pareto_points(problem, options, next(iter(budget.limits)), search.widths, points, measure),
-        seconds=time.perf_counter() - start,
-    )
+    front = pareto_points(problem, options, next(iter(budget.limits)), search.widths, points, measure)
+    method = METHODS[sensitivity] if loss is None else METHOD_OF_LOSS
+    costs, layers = _cost_ranges(problem, options, search), _layer_bits(search, problem, options, harms)
+    record = AllocationResult(method, costs, layers, _tensor_harms(harms), front, time.perf_counter() - start)
     return Allocation(policy_of(options), record)
+
+
+def _checked(batches: Iterable[Any]) -> list[Any]:
+    check_batches(batches)
+    if not (kept := list(batches)):
+        raise ValueError("batches is empty: give a batch or two.")
+    return kept
 
 
 def _check_options(sensitivity: Any, loss: Any, points: Any) -> None:
