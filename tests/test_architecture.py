@@ -159,3 +159,15 @@ def test_this_test_lets_pass_what_is_right() -> None:
     assert (
         violations("quantizers", "import torch\nfrom qat.observers import MinMax\nfrom qat.spec import QParams") == []
     )
+
+
+def test_files_and_functions_stay_short() -> None:
+    long = []
+    for path in sorted(ROOT.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 300:
+            long.append(str(path.relative_to(ROOT)))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
+                long.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert not long, "files have at most 300 lines, functions 60"

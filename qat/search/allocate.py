@@ -87,7 +87,7 @@ def allocate(
         prepared = qat.prepare(model, allocation.policy, example_inputs)
 
     The harms of tensors are summed, and the sum is minimized exactly by an integer linear program, as in HAWQ-V3 (Yao et al.
-    2021, https://arxiv.org/abs/2011.10680). Layers that read one tensor have the same bits of it, and so have those of one weight.
+    2021, https://arxiv.org/abs/2011.10680). Layers that read one tensor have the same bits of it, and those of one weight, too.
 
     Args:
         model: in float; it is not changed.

@@ -23,8 +23,8 @@ from qat.transform.policy import Rule
 
 Method = Literal["measured", "fisher"]
 """measured: the divergence of the outputs from those of the float network, with this tensor alone quantized. fisher: estimated
-to second order, by the diagonal Fisher information of FIT (Zandonati et al. 2022, https://arxiv.org/abs/2210.08502), in the place
-of HAWQ-V2's mean trace of the Hessian (Dong et al. 2020, https://arxiv.org/abs/1911.03852)."""
+to second order, by the diagonal Fisher information of FIT (Zandonati et al. 2022, https://arxiv.org/abs/2210.08502), for
+HAWQ-V2's mean trace of the Hessian (Dong et al. 2020, https://arxiv.org/abs/1911.03852)."""
 METHODS = {
     "measured": "the divergence of the outputs from the float network's with this tensor alone quantized, measured",
     "fisher": "half of the squared rounding errors times the diagonal Fisher information (FIT, Zandonati et al. 2022)",
