@@ -191,7 +191,7 @@ def runtime_of(name: str) -> Runtime:
 def _of_name(name: str, table: Sequence[Entry], what: str) -> Entry:
     known = [entry.name for entry in table]
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
+        close = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(known)}."
         raise ValueError(f"{what.format(name)} does not exist: {hint}")
     return table[known.index(name)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from qat.export.file_proof import FileProof
 from qat.export.onnx.proof import check_proof
-from qat.export.targets import Runtime, runtime_of, target_of_file
+from qat.export.targets import TARGETS, Runtime, runtime_of, target_of_file
 from qat.export.verification import Verification
 from qat.transform.calibrate import check_batches
 
@@ -89,7 +89,13 @@ def verify(
 
 
 def _runtime(path: Path, name: str | None) -> Runtime:
-    if name is not None:
-        return runtime_of(name)
     target = target_of_file(path)
-    return runtime_of("onnxruntime") if target is None else target.runtime
+    if name is None:
+        return runtime_of("onnxruntime") if target is None else target.runtime
+    runtime = runtime_of(name)
+    able = [t.runs_in for t in TARGETS if path.suffix in t.suffixes]
+    if able and name not in able:
+        raise ValueError(
+            f"runtime={name!r} does not run {path.suffix} files, such as {path}: write one of {', '.join(dict.fromkeys(able))}."
+        )
+    return runtime

@@ -31,6 +31,17 @@ def test_an_unknown_runtime_is_named(written: tuple[nn.Module, Path]) -> None:
     integer, path = written
     with pytest.raises(ValueError, match="did you mean onnxruntime"):
         qat.verify(path, integer, [images(4)], runtime="onnx-runtime")
+    with pytest.raises(ValueError, match="runtime=7 does not exist: write one of"):
+        qat.verify(path, integer, [images(4)], runtime=7)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("runtime", ["torch", "executorch", "litert"])
+def test_a_runtime_for_other_files_is_named(runtime: str, written: tuple[nn.Module, Path]) -> None:
+    integer, path = written
+    with pytest.raises(
+        ValueError, match=rf"runtime='{runtime}' does not run .onnx files, .*: write one of onnxruntime, openv"
+    ):
+        qat.verify(path, integer, [images(4)], runtime=runtime)
 
 
 def test_the_runtime_is_part_of_the_result(written: tuple[nn.Module, Path]) -> None:
