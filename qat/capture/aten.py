@@ -40,6 +40,13 @@ _DROPOUTS: dict[str, Any] = {
 _OF_CHANNELS = {5: F.dropout3d, 4: F.dropout2d, 3: F.dropout1d}
 """Axes of its input -> what aten calls feature_dropout."""
 
+_WITH_INDICES: dict[str, Any] = {
+    "adaptive_max_pool1d": F.adaptive_max_pool1d, "adaptive_max_pool2d": F.adaptive_max_pool2d,
+    "adaptive_max_pool3d": F.adaptive_max_pool3d, "max_pool2d_with_indices": F.max_pool2d,
+    "max_pool3d_with_indices": F.max_pool3d,
+}  # fmt: skip
+"""Operation of aten that returns (values, indices) -> function that returns the values, unless it is asked for both."""
+
 _METHODS = frozenset(
     ("reshape", "permute", "transpose", "expand", "contiguous", "unsqueeze", "squeeze", "select", "flip", "repeat", "unflatten",
      "t", "detach", "narrow", "masked_fill"),
@@ -60,6 +67,12 @@ def to_torch(node: fx.Node) -> None:
     elif base in ("view", "_unsafe_view"):
         # a view of what a layer wrote need not be one of its codes, whose strides may differ
         node.op, node.target = "call_method", "reshape"
+    elif base in _WITH_INDICES:
+        node.target = _WITH_INDICES[base]
+        if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
+            node.kwargs = {**node.kwargs, "return_indices": True}
+        else:
+            _is_its_first_result(node)
     elif base in _METHODS:
         node.op, node.target = "call_method", base
     elif base in ("sym_size", "size"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -236,3 +237,27 @@ def test_convolutions_that_pad_with_other_values_than_zeros_are_computed_in_inte
     found = qat.verify(tmp_path / "model.onnx", integer, [x], prepared)
     assert found.passed
     assert found.operators["QLinearConv"] == 5
+
+
+@pytest.mark.parametrize("indices", [False, True])
+def test_max_pools_of_torch_export_return_values_unless_indices_are_read(indices: bool, tmp_path: Path) -> None:
+    class Pools(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor | None = None) -> Tensor:
+            assert x is not None
+            y, where = F.adaptive_max_pool2d(F.relu(self.a(x)), (4, 2), return_indices=True)
+            return self.b(y) + where.float().mean() * 1e-3 if indices else self.b(y)
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 6)
+    prepared = qat.prepare(Pools().eval(), "w8a8", x)
+    assert "torch.export" in qat.inspect(prepared).capture
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    torch.testing.assert_close(integer(x), prepared(x), rtol=0, atol=0.05)
+    if not indices:  # which ONNX Runtime does not compute for adaptive pools
+        qat.export_onnx(integer, x, tmp_path / "model.onnx")
+        assert qat.verify(tmp_path / "model.onnx", integer, [x], prepared).passed
