@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qat.reading.checkpoint import read_checkpoint
+from qat.reading.checkpoint import check_kinds, read_checkpoint
 from qat.reading.malformed import malformed
 from qat.reading.tensor_file import read_tensors, write_tensors
 
@@ -46,6 +46,7 @@ def load_weights(model: nn.Module, path: str | Path, needs_checksum: bool = Fals
             f"checkpoint {path} is not one of {type(model).__name__}: {_count_names(missing, 'missing')}, "
             f"{_count_names(unexpected, 'unexpected')}; choose the model it was saved from, or another checkpoint."
         )
+    check_kinds(path, loaded, expected)
     if misshaped:
         raise ValueError(_misshaped_message(path, misshaped, loaded, expected))
     with malformed(path, f"is not one of {type(model).__name__}", "choose the model it was saved from"):

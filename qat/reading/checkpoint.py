@@ -7,6 +7,7 @@ import os
 import pickle
 import pickletools
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -74,6 +75,28 @@ def read_without_objects(path: Path) -> Any:
         loaded = torch.load(file, map_location="cpu", weights_only=False, pickle_module=inert)
         _check_tensors(loaded, size)
     return loaded
+
+
+def check_kinds(path: Path, loaded: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
+    """Check that what becomes real numbers is real numbers: torch would copy codes or complex numbers into them silently.
+
+    Args:
+        path: of the file, for the message.
+        loaded: name -> tensor, as the file has it.
+        expected: name -> tensor, as the model has it.
+
+    Raises:
+        ValueError: the file has another kind of numbers under a name.
+    """
+    for name, tensor in loaded.items():
+        wanted = expected.get(name)
+        if wanted is None or not isinstance(tensor, Tensor) or not wanted.is_floating_point():
+            continue
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"checkpoint {path} has {name!r} in {kind}, the model in real numbers: give one that holds real numbers."
+            )
 
 
 def check_container(path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from qat.capture import copy_model
+from qat.reading.checkpoint import check_kinds
 from qat.reading.malformed import malformed
 from qat.sparsity.channels import shrink
 from qat.transform import set_bits
@@ -82,6 +83,7 @@ def load_checkpoint(
 
 def _load_state(path: Path, built: nn.Module, state: Mapping[str, Any]) -> None:
     """Load the state of the checkpoint, or say that it is that of another module."""
+    check_kinds(path, state, built.state_dict())
     try:
         built.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError) as error:

@@ -182,3 +182,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_only_safetensors_are_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a.pt ends in '.pt': write a name that ends in .safetensors"):
         save_weights(LeNet5(), tmp_path / "a.pt")
+
+
+def test_codes_are_not_taken_for_weights(tmp_path: Path) -> None:
+    state = LeNet5().state_dict()
+    name = next(name for name in state if name.endswith("weight"))
+    save_file(state | {name: state[name].to(torch.int8)}, tmp_path / "codes.safetensors")
+    with pytest.raises(ValueError, match=rf"codes\.safetensors has '{name}' in int8, the model in real numbers"):
+        load_weights(LeNet5(), tmp_path / "codes.safetensors")

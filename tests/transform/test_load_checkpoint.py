@@ -178,6 +178,17 @@ def test_a_wrong_file_is_an_error_of_one_sentence(saved: Trained, tmp_path: Path
         qat.load_checkpoint(saved.path)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_codes_are_not_taken_for_weights(dtype: torch.dtype, saved: Trained, tmp_path: Path) -> None:
+    content = torch.load(saved.path, weights_only=True)
+    name = next(name for name in content["state_dict"] if name.endswith("weight"))
+    content["state_dict"][name] = content["state_dict"][name].to(dtype)
+    torch.save(content, tmp_path / "other.ckpt")
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"has '.*weight' in {kind}, the model in real numbers"):
+        qat.load_checkpoint(tmp_path / "other.ckpt", WithHyperparameters(hidden=8))
+
+
 def test_a_module_that_does_not_fit_the_file_is_an_error_of_one_sentence(saved: Trained) -> None:
     with pytest.raises(ValueError, match=r"is not one of Net \(.*size mismatch.*\): pass the class, or the network"):
         qat.load_checkpoint(saved.path, Net())
