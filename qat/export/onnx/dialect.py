@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 
 from qat.export.onnx.portable import make_portable
+from qat.export.onnx.proof import dialect_name
 from qat.export.onnx.tensorrt import make_tensorrt
+from qat.export.verification import DamagedFileError
 from qat.integer import Encoding
+from qat.reading.malformed import malformed
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,13 @@ def dialect_of(name: str) -> Dialect:
         hint = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(DIALECTS)}."
         raise ValueError(f"target={name!r} is no dialect of ONNX: {hint}")
     return DIALECTS[name]
+
+
+def dialect_of_file(path: str | Path, file: onnx.ModelProto) -> Dialect:
+    """The dialect in which a file says that it is written.
+
+    Raises:
+        DamagedFileError: there is no such dialect.
+    """
+    with malformed(path, "has metadata that cannot be read", "write it again", DamagedFileError):
+        return dialect_of(dialect_name(file))

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from qat.export.exercise import Exercise
-from qat.export.onnx.dialect import dialect_of
+from qat.export.onnx.dialect import dialect_of_file
 from qat.export.onnx.engine import ONNX_RUNTIME, Engine
 from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.export import onnx_model
 from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.proof import (
-    dialect_name,
     differences_of_records,
     example_shapes,
     free_axes,
@@ -108,7 +107,7 @@ def _compare_stored(
     """How many numbers the file should store, and what it stores differently from the integer model written anew."""
     found = read_onnx(path)
     with malformed(path, "has metadata that cannot be read", "write it again", DamagedFileError):
-        shapes, axes, dialect = example_shapes(found), free_axes(found), dialect_of(dialect_name(found))
+        shapes, axes, dialect = example_shapes(found), free_axes(found), dialect_of_file(path, found)
     expected = onnx_model(integer, as_written(examples, shapes), axes, dialect)
     with malformed(path, "cannot be compared with its integer model", "write it again", DamagedFileError):
         return constants_in(expected), stored_differences(expected, found) or differences_of_records(expected, found)
@@ -122,7 +121,7 @@ class _Run:
     ) -> None:
         self.path, self.integer, self.engine = path, integer, engine
         self.session = _open(path, integer, engine)
-        self.exact = not engine.ties and dialect_of(dialect_name(self.session.model)).exact
+        self.exact = not engine.ties and dialect_of_file(path, self.session.model).exact
         self.sites: dict[str, SiteAgreement] = {}
         self.exercise = Exercise()
         self.prepared = None if prepared is None else PreparedAgreement(prepared, integer)

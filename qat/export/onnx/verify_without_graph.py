@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from qat.export.exercise import Exercise
-from qat.export.onnx.dialect import dialect_of
+from qat.export.onnx.dialect import dialect_of_file
 from qat.export.onnx.engine import Engine
 from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.onnx_file import read_onnx
-from qat.export.onnx.proof import dialect_name, differences_of_records, example_shapes, free_axes
+from qat.export.onnx.proof import differences_of_records, example_shapes, free_axes
 from qat.export.onnx.runtime import feeds, stored_codes
 from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.without_graph import onnx_model_without_graph
@@ -77,7 +77,7 @@ def verify_without_graph(
     result.weak_data, result.weak_inputs = exercise.sentences(result.sites), bool(exercise.weakness)
     file = read_onnx(path)
     anew = onnx_model_without_graph(
-        model, as_written(examples, example_shapes(file)), free_axes(file), dialect_of(dialect_name(file))
+        model, as_written(examples, example_shapes(file)), free_axes(file), dialect_of_file(path, file)
     )
     result.constants_compared = constants_in(anew)
     result.stored = stored_differences(anew, file) or differences_of_records(anew, file, stateless=False)
