@@ -125,7 +125,8 @@ def main() -> None:
     tables = tables_of_programs(RESULTS)
     for marker, text in tables.items():
         fill(ROOT / "benchmarks/README.md", marker, text, check)
-    for marker, name in (("targets", "cpu"), ("mobile targets", "mobile")):
+    of_targets = {"targets": "cpu", "mobile targets": "mobile", "larger mobile targets": "mobile_larger"}
+    for marker, name in of_targets.items():
         fill(ROOT / "docs/targets.md", marker, targets.table(read_measurement(RESULTS / f"targets/{name}.json")), check)
     seven_bits = reduce_range.table(read_measurement(RESULTS / "reduce_range/cpu.json"))
     fill(ROOT / "docs/targets.md", "7 bits", seven_bits, check)
