@@ -51,11 +51,12 @@ def attacks() -> list[tuple[str, ...]]:
     made: dict[tuple[str, ...], None] = {}
     for base in BASES:
         content: Any = OmegaConf.to_container(composed(*base), resolve=True)
+        own = {key for key, _ in leaves(OmegaConf.to_container(composed(*base), resolve=False))}
         for key, value in leaves(content):
             if " " in key:
                 continue
             if isinstance(value, dict):
-                if key not in NAMES_ARE_FREE:
+                if key not in NAMES_ARE_FREE and key in own:  # a key below ${...} would replace all of it
                     made[(*base, f"+{key}.nonsense=1")] = None
                 continue
             for nasty in kinds_of(value, key):
