@@ -61,9 +61,15 @@ def test_forward_gets_what_it_takes(batch: Any) -> None:
     assert len(arguments) == 2
     assert arguments[0] is ids
     assert arguments[1] is mask
-    prepared = qat.prepare(model, qat.load_policy("w8a8"))
+    prepared = qat.prepare(model, qat.load_policy("w8a8"), (ids, mask))
     qat.calibrate(prepared, [batch])  # integer tensors pass unchanged
-    assert prepared(ids).isfinite().all()
+    assert prepared(ids, mask).isfinite().all()
+
+
+def test_an_optional_argument_is_not_ignored() -> None:
+    prepared = qat.prepare(Encoder(), qat.load_policy("w8a8"))
+    with pytest.raises(ValueError, match="attention_mask is a tensor, and the graph was made with attention_mask=None"):
+        qat.calibrate(prepared, [{"attention_mask": mask, "input_ids": ids}])
 
 
 @pytest.mark.parametrize(
