@@ -77,6 +77,7 @@ def test_peak_memory_counts_what_lives_at_once():
     assert peak_bytes(step) == resident + peak, "the same step has the same peak"
 
 
+@pytest.mark.slow
 def test_a_network_beside_itself_costs_nothing():
     x, y = NETWORKS["ResNet-20"].example(batch=2)
     network = NETWORKS["ResNet-20"].build()

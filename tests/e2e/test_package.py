@@ -61,6 +61,7 @@ def test_what_type_checkers_see_is_what_runs() -> None:
     assert all(getattr(module, name) is getattr(qat, name) for name, module in names.items())
 
 
+@pytest.mark.slow
 def test_modules_are_there_after_import_qat() -> None:
     program = "import qat; qat.ptq; qat.export.QuantizeStatic; qat.callbacks; from qat import *; prepare"
     subprocess.run([sys.executable, "-c", program], check=True)

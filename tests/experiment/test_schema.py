@@ -200,6 +200,7 @@ class Mine:
     def __init__(self, bound: int) -> None: ...
 
 
+@pytest.mark.slow
 def test_what_documents_write_is_accepted(capsys: pytest.CaptureFixture[str]) -> None:
     assert [said for overrides in ACCEPTED if (said := refusal(overrides, capsys))] == []
 

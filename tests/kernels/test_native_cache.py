@@ -109,6 +109,7 @@ def test_a_library_without_the_functions_is_a_warning(source: Path, monkeypatch:
         assert library.bind("fake_quantize.c", library.Kernels) is None
 
 
+@pytest.mark.slow
 def test_a_killed_compilation_leaves_nothing(source: Path, tmp_path: Path) -> None:
     slow = tmp_path / "slow_cc"
     slow.write_text(

@@ -29,6 +29,7 @@ def test_interval_and_p_value_of_mcnemar_say_the_same() -> None:
         assert found.low <= found.difference <= found.high
 
 
+@pytest.mark.slow
 def test_the_interval_of_mcnemar_holds_the_truth_in_95_of_100_cases() -> None:
     rng = np.random.default_rng(3)
     tables = rng.multinomial(500, [0.02, 0.01, 0.9, 0.07], size=300)

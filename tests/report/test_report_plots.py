@@ -29,6 +29,7 @@ def test_every_picture_is_a_png_with_something_on_it(results: Results) -> None:
         assert 0.005 < (image[..., :3].min(axis=-1) < 0.9).mean() < 0.5, f"{name} is blank or full"
 
 
+@pytest.mark.slow
 def test_equal_results_give_equal_bytes(results: Results) -> None:
     assert draw_all(results) == draw_all(results)
 

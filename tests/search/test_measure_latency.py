@@ -41,11 +41,14 @@ def test_every_layer_has_a_time_in_every_format_and_a_budget_takes_them(tmp_path
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     path = table.write(tmp_path / "times.yaml")
     assert LatencyTable.read(path).times["again"]["w8a8"] == pytest.approx(table.times["again"]["w8a8"], rel=1e-5)
-    dearest = sum(max(times.values()) for times in table.times.values())
-    lowest = sum(min(times["w4a8"], times["w8a8"]) for times in table.times.values())
-    limit = max(lowest, min(dearest, sum(times["float"] for times in table.times.values()))) * (1 + 1e-9)
-    found = allocate(model, "w4a8", [x], latency=limit, latency_table=table, weight_bits=(4, 8), keep=[], points=0)
-    assert found.record.costs[0].value <= limit
+    table = made_up(table)  # of measured ones, float may be the fastest
+    found = allocate(model, "w4a8", [x], latency=6, latency_table=table, weight_bits=(4, 8), keep=[], points=0)
+    assert found.record.costs[0].value <= 6
+
+
+def made_up(table: LatencyTable) -> LatencyTable:
+    """Other times of the same layers and formats, with which few bits are fast."""
+    return LatencyTable({n: {k: 3.0 if k == "float" else int(k[1]) / 4 for k in t} for n, t in table.times.items()})
 
 
 class Attention(nn.Module):
@@ -62,12 +65,12 @@ class Attention(nn.Module):
         return F.conv1d(x.transpose(1, 2), self.kernel, stride=2, padding=1, groups=3)
 
 
+@pytest.mark.slow
 def test_layers_that_are_no_modules_of_the_model_have_times_and_a_budget_takes_them() -> None:
     model, x = Attention().eval(), torch.randn(2, 5, 6)
     table = measure_latency(model, "w8a8", x, weight_bits=(4, 8), rounds=1)
     assert list(table.times) == ["attention.in_proj", "attention.out_proj", "kernel_2"]
-    dearest = sum(max(times.values()) for times in table.times.values())
-    allocate(model, "w8a8", [x], latency=dearest, latency_table=table, weight_bits=(4, 8), keep=[], points=0)
+    allocate(model, "w8a8", [x], latency=5, latency_table=made_up(table), weight_bits=(4, 8), keep=[], points=0)
 
 
 @pytest.mark.parametrize(

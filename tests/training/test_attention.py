@@ -54,6 +54,7 @@ def fit(folder: Path, module: AttendingModule, *callbacks: L.Callback) -> L.Trai
     return fitting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AttendingModule, NamedModule])
 def test_a_checkpoint_fits_the_graph_that_a_batch_gave_and_is_resumed(
     tmp_path: Path, kind: type[AttendingModule]
