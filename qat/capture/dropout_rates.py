@@ -88,7 +88,7 @@ def _attention(
 
 def _dropout_arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if function is torch.dropout:
-        args, kwargs = args, {("training" if key == "train" else key): value for key, value in kwargs.items()}
+        kwargs = {("training" if key == "train" else key): value for key, value in kwargs.items()}
         function = F.dropout
     return _by_name(inspect.signature(function), args, kwargs)
 

@@ -12,7 +12,7 @@ from qat.contexts import quiet
 from qat.torch_private import one_onnx_registry
 
 QUIET = ("root", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes")
-"""Loggers that tell of what is checked here."""
+"""Loggers whose warnings are not for the user of a model: what is written is checked afterwards."""
 
 
 def export_with_torch(model: nn.Module, arguments: tuple[Any, ...], **options: Any) -> onnx.ModelProto:
