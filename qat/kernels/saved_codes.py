@@ -60,10 +60,12 @@ def saving_as_codes(*tensors: Tensor) -> AbstractContextManager[Any]:
 
     Those that have no `byte_encoding` are saved as they are.
     """
-    known = [(x, encoding) for x in tensors if (encoding := byte_encoding(x)) is not None]
-    if not known or not torch.is_grad_enabled():
+    encodings = [(x, byte_encoding(x)) for x in tensors]
+    by_memory = {
+        x.untyped_storage().data_ptr(): (x.numel(), encoding) for x, encoding in encodings if encoding is not None
+    }
+    if not by_memory or not torch.is_grad_enabled():
         return nullcontext()
-    by_memory = {x.untyped_storage().data_ptr(): (x.numel(), encoding) for x, encoding in known}
     codes_of: dict[int, Tensor | None] = {}
 
     def pack(saved: Tensor) -> Tensor | SavedCodes:
