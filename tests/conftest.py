@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 torch.set_num_threads(1)
 settings.register_profile(
     "busy", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # time of others is no fault
+)  # time of others is not a fault
 settings.load_profile("busy")
 if not torch.cuda.is_available():
     os.environ.setdefault(

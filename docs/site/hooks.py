@@ -44,7 +44,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links between files of the repository into links between pages; files that are no pages lose their link."""
+    """Turn links between files of the repository into links between pages; files that are not pages lose their link."""
     source = next((s for s, p in PAGES.items() if p == page.file.src_uri), f"docs/{page.file.src_uri}")
 
     def site_link(match: re.Match[str]) -> str:

@@ -101,7 +101,7 @@ def take_all_arguments(
     Args:
         graph: its inputs are arguments of forward by name.
         signature: of the bound method.
-        given: the arguments of the call that are no defaults.
+        given: the arguments of the call that are not defaults.
         implied: arguments that every call has, even if it does not write them.
 
     Returns:

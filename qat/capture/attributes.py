@@ -98,7 +98,7 @@ class Remember(SideEffect):
 
     def __init__(self, owner: nn.Module, attribute: str) -> None:
         super().__init__()
-        self.owner, self.attribute = (owner,), attribute  # a tuple: the owner is no submodule
+        self.owner, self.attribute = (owner,), attribute  # a tuple: the owner is not a submodule
 
     def forward(self, value: Any) -> None:
         setattr(self.owner[0], self.attribute, value)

@@ -88,7 +88,7 @@ def _read_sizes_off_inputs(graph: fx.Graph) -> None:
 
 
 def _without_cache(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The argument that keeps a language model of transformers from returning its cache, which is no output of a graph."""
+    """The argument that keeps a language model of transformers from returning its cache, which is not an output of a graph."""
     takes_it = "use_cache" in inspect.signature(model.forward).parameters and "use_cache" not in arguments
     return {"use_cache": False} if takes_it else {}
 

@@ -29,7 +29,7 @@ class UpdateInTraining(SideEffect):
 
     def __init__(self, owner: nn.Module, update: CompiledGraph) -> None:
         super().__init__()
-        self.owner, self.update = (owner,), update  # a tuple: the owner is no submodule
+        self.owner, self.update = (owner,), update  # a tuple: the owner is not a submodule
 
     def forward(self, *inputs: Any) -> None:
         if self.training:

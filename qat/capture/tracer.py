@@ -121,7 +121,7 @@ class _TensorProxy(fx.Proxy):
 def traced(model: nn.Module, training: bool, given: Arguments | None = None) -> fx.Graph:
     """The graph of forward in one mode, with the arguments that have no default. Modes are restored.
 
-    given: the arguments of a call. Those without tensors are no inputs, but have their values.
+    given: the arguments of a call. Those without tensors are not inputs, but have their values.
 
     Raises:
         Exception: anything that a forward raises when it gets proxies instead of tensors.

@@ -64,7 +64,7 @@ NETWORK_ARGUMENT: dict[str, Any] = {"metavar": "M", "help": NETWORK_HELP}
 def positive(text: str) -> int:
     """A whole number of 1 or more, for argparse."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
     return int(text)
 
 
@@ -75,7 +75,7 @@ def positive_float(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
 
@@ -87,21 +87,21 @@ def shape(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.replace("x", ",").split(",")]
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is no shape of a sample: write it as 3,224,224")
+        raise argparse.ArgumentTypeError(f"{text} is not a shape of a sample: write it as 3,224,224")
     return tuple(map(int, parts))
 
 
 def seed(text: str) -> int:
     """A whole number that seeds generators, for argparse."""
     if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 to {2**32 - 1:,}")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1:,}")
     return int(text)
 
 
 def png(text: str) -> Path:
     """The name of a picture, for argparse."""
     if not text.endswith(".png"):
-        raise argparse.ArgumentTypeError(f"{text} is no name of a picture: write one that ends in .png")
+        raise argparse.ArgumentTypeError(f"{text} is not the name of a picture: write one that ends in .png")
     return Path(text)
 
 
@@ -119,7 +119,7 @@ def say(text: str) -> None:
 
 
 def asks_for_json(given: Sequence[str]) -> bool:
-    """Whether `--json` is among the arguments, abbreviated as argparse allows it, and the answer is no help text."""
+    """Whether `--json` is among the arguments, abbreviated as argparse allows it, and the answer is not help text."""
     texts = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info", "--version"}
     return not texts.intersection(given) and any(len(word) > 2 and "--json".startswith(word) for word in given)
 
@@ -157,7 +157,7 @@ def _answering_on(stream: Any) -> Iterator[None]:
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on standard output; what is no number is null."""
+    """One JSON object on standard output; what is not a number is null."""
     from qat.report.results.json_records import to_plain
 
     text = json.dumps(to_plain(content), indent=2, ensure_ascii=False, allow_nan=False)

@@ -200,7 +200,7 @@ def _check(options: argparse.Namespace) -> None:
     folder = next(parent for parent in options.output.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(
-            f"--output {options.output} cannot be written, because {folder} is no folder that you can write to."
+            f"--output {options.output} cannot be written, because {folder} is not a folder that you can write to."
         )
 
 

@@ -26,6 +26,6 @@ def target_of(path: Path, name: str | None = None) -> Target:
         raise UsageError(f"--{error}") from None
     if path.suffix not in target.suffixes:
         raise UsageError(
-            f"--output {path} is no name for --target {name}: write one that ends in {target.suffixes[0]}."
+            f"--output {path} is not a file name for --target {name}: write one that ends in {target.suffixes[0]}."
         )
     return target

@@ -17,8 +17,8 @@ class Split:
     Args:
         val_fraction: share of the training images used for validation, in [0, 1); 0 trains on all of them.
         seed: seed of the split; nothing else influences it.
-        limit_train: largest number of training images (validation shrinks in proportion); None is no limit.
-        limit_test: largest number of test images; None is no limit.
+        limit_train: largest number of training images (validation shrinks in proportion); None: no limit.
+        limit_test: largest number of test images; None: no limit.
 
     Raises:
         ValueError: a value is outside its range.

@@ -130,7 +130,7 @@ def _scales(found: Mapping[str, Quantizer], ranges: Mapping[str, Range]) -> list
                 Finding(
                     "exploding_scale",
                     where,
-                    f"{where}: a scale of its {kind} is no number",
+                    f"{where}: a scale of its {kind} is not a number",
                     f"{kind}: {{observer: MinMax}}",
                 )
             )

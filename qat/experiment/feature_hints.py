@@ -100,7 +100,7 @@ def _features(network: nn.Module, names: Sequence[str], example: Tensor, which: 
         if name not in modules or any(True for _ in modules[name].children()):
             known = [n for n, m in modules.items() if n and not any(True for _ in m.children())]
             raise ValueError(
-                f"distillation.features: {name!r} is no layer of {which}: write names such as {', '.join(known[-4:])}."
+                f"distillation.features: {name!r} is not a layer of {which}: write names such as {', '.join(known[-4:])}."
             )
     runs = Counter[str]()
     for name in dict.fromkeys(names):  # hooks of a copy, which nobody uses afterwards

@@ -42,6 +42,6 @@ def _source(target: str) -> Callable[..., Any]:
     """The data set of this project that a file names; it may name no others."""
     module, _, name = target.rpartition(".")
     if module != "qat.data" or name not in DATA_SETS:
-        raise ValueError(f"its data are {target}, which is no data set of qat")
+        raise ValueError(f"its data are {target}, which is not a data set of qat")
     found: Callable[..., Any] = getattr(qat.data, name)
     return found

@@ -52,7 +52,7 @@ class Exercise:
 
     @property
     def weakness(self) -> str:
-        """Why the inputs are no data, as the beginning of a sentence; "" if they are."""
+        """Why the inputs are not data, as the beginning of a sentence; "" if they are."""
         if self._nan:
             return "Inputs have NaN, for which there is no integer"
         if self._all_zero:

@@ -62,7 +62,7 @@ class FileProof:
             found += v.get("weak_data", [])
         found.append(
             "Not known without the model: whether this processor and runtime give the same codes, and who wrote the file "
-            f"(a hash is no signature): {ANEW}"
+            f"(a hash is not a signature): {ANEW}"
         )
         return found
 

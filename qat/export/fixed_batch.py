@@ -41,7 +41,7 @@ def run_in_parts(
 
     Args:
         run: runs a batch of the file's size; may use the memory of its outputs again.
-        inputs: arguments, nested or not; those that are no tensors are constants of the file.
+        inputs: arguments, nested or not; those that are not tensors are constants of the file.
         sizes: the size of the first axis of each input in the file; that of the first input is the batch.
     """
     tensors = [x for x in tree_leaves(list(inputs)) if isinstance(x, Tensor)]

@@ -126,7 +126,7 @@ class Target:
         """
         if path.suffix not in self.suffixes:
             raise ValueError(
-                f"{path.name} is no name of a file for {self.name}: write {path.stem}{' or '.join(self.suffixes)}."
+                f"{path.name} is not the name of a file for {self.name}: write {path.stem}{' or '.join(self.suffixes)}."
             )
 
     def path(self, default: Path) -> Path:

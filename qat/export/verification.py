@@ -155,7 +155,7 @@ class Verification:
             compared.
         alarm: a sentence if the integer model computes something else than the prepared network; else "".
         weak_data: sentences about what the data could not show.
-        weak_inputs: whether the inputs were no data at all: zeros, one number, or one sample.
+        weak_inputs: whether the inputs were not data at all: zeros, one number, or one sample.
         nothing_quantized: whether the model has no codes, neither of activations nor of weights: only floats were compared.
         runtime: what ran the file, with its version.
         exact_runtime: whether that computes what the integer model defines. Otherwise the codes of every site may be ties.
@@ -188,7 +188,7 @@ class Verification:
     def exact(self) -> bool:
         """Whether codes were compared, nothing differs on its own account, and no number is NaN.
 
-        `float_ties` and what they propagate are no faults; an `alarm` is not about the file.
+        `float_ties` and what they propagate are not faults; an `alarm` is not about the file.
         """
         compared = self.codes_compared > 0 and not self.nothing_quantized
         return compared and self.code_mismatches == 0 and not any(s.not_a_number for s in self.sites)

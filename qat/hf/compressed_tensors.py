@@ -77,7 +77,7 @@ def save_compressed_tensors(model: nn.Module, folder: str | Path) -> Path:
     found = quantizers(model)
     if not isinstance(model, PreTrainedModel) or not found:
         raise ValueError(
-            f"{type(model).__name__} is no prepared network of transformers: qat.prepare one, or write qat.save_quantized."
+            f"{type(model).__name__} is not a prepared network of transformers: qat.prepare one, or write qat.save_quantized."
         )
     if inputs := [name for name, quantizer in found.items() if not quantizer.is_weight]:
         raise ValueError(

@@ -65,7 +65,7 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
             raise ValueError("batches is a single batch: pass a list of batches, [batch].")
         if not quantizer_lr_ratio > 0:
             raise ValueError(
-                f"quantizer_lr_ratio={quantizer_lr_ratio} is no ratio: write a positive number such as 1.0."
+                f"quantizer_lr_ratio={quantizer_lr_ratio} is not a ratio: write a positive number such as 1.0."
             )
         self.policy = load_policy(policy)
         self.batches = None if batches is None else list(batches)
@@ -84,7 +84,7 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
             if getattr(model, "config", None) is not None:
                 model.config.use_cache = getattr(
                     args, "use_cache", False
-                )  # as Trainer will; a cache is no output of a graph
+                )  # as Trainer will; a cache is not an output of a graph
             prepare_(model, self.policy, self._example(model))
         for quantizer in quantizers(model).values():
             if not quantizer.ready:

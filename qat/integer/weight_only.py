@@ -22,7 +22,7 @@ class StoredWeight(nn.Module):
         zero_point: likewise.
         view: shape of the weight in which scale and zero_point broadcast.
         bits: how many bits the codes need.
-        scaled_float: the quantizer whose codes they are, if their values are no multiples of a scale; it has the scales then,
+        scaled_float: the quantizer whose codes they are, if their values are not multiples of a scale; it has the scales then,
             in the bits of its format, and those given here do not count.
     """
 

@@ -30,7 +30,7 @@ def borrowing_layer(template: nn.Module, lender: nn.Module, weight: Lookup, bias
     layer = type(template).__new__(type(template))
     nn.Module.__init__(layer)
     copy_options(template, layer)
-    vars(layer)["lender"] = (lender,)  # a tuple: the lender is no submodule
+    vars(layer)["lender"] = (lender,)  # a tuple: the lender is not a submodule
     if bias is None:
         layer.register_parameter("bias", None)  # as in torch.nn, so that a pass may give it one
     with_class(layer, _borrowing, weight, bias)
@@ -50,12 +50,12 @@ def owning_layer(layer: nn.Module) -> nn.Module:
 
 
 def copy_options(source: nn.Module, layer: nn.Module) -> None:
-    """Give `layer` the attributes of `source` that are no parameters, buffers, submodules or hooks: stride, padding, ..."""
+    """Give `layer` the attributes of `source` that are not parameters, buffers, submodules or hooks: stride, padding, ..."""
     vars(layer).update(options(source))
 
 
 def options(layer: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that are no parameters, buffers, submodules or hooks: stride, padding, ..."""
+    """The attributes of a module that are not parameters, buffers, submodules or hooks: stride, padding, ..."""
     of_every_module = vars(nn.Module())
     return {key: value for key, value in vars(layer).items() if key not in of_every_module}
 

@@ -157,11 +157,11 @@ def layer_type(module: nn.Module) -> type[nn.Module]:
     """The key of `LAYERS` that a layer, float or quantized, computes.
 
     Raises:
-        ValueError: the module is no layer.
+        ValueError: the module is not a layer.
     """
     base = _torch_class(module)
     if base is None:
-        raise ValueError(f"{type(module).__name__} is no layer: ask is_layer or is_quantized first.")
+        raise ValueError(f"{type(module).__name__} is not a layer: ask is_layer or is_quantized first.")
     return base
 
 

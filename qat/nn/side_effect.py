@@ -6,4 +6,4 @@ from torch import nn
 
 
 class SideEffect(nn.Module):
-    """Returns nothing, and is no part of the artefact."""
+    """Returns nothing, and is not part of the artefact."""

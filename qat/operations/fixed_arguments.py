@@ -1,4 +1,4 @@
-"""Arguments of forward that are no tensors (None, numbers, flags, texts): a graph was made with their values."""
+"""Arguments of forward that are not tensors (None, numbers, flags, texts): a graph was made with their values."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from torch import nn
 
 
 class PassesNumbers(nn.Module):
-    """What a quantizer knows of operands that are no tensors of real numbers: without examples a graph cannot tell."""
+    """What a quantizer knows of operands that are not tensors of real numbers: without examples a graph cannot tell."""
 
     @property
     def passes(self) -> bool:

@@ -59,7 +59,7 @@ class ScaledFloat(Quantizer):
     ) -> None:
         self.element, self.axis = element or self.elements[0], axis
         if self.element not in self.elements:
-            raise ValueError(f"element={element!r} is no format of {type(self).__name__}: write {self._choices()}.")
+            raise ValueError(f"element={element!r} is not a format of {type(self).__name__}: write {self._choices()}.")
         super().__init__(
             replace(spec, granularity=self._granularity(spec, shape)), shape, None if self.is_dynamic else observer
         )

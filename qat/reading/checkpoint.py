@@ -54,7 +54,7 @@ def read_content(file: BinaryIO) -> Any:
 
     Raises:
         pickle.UnpicklingError: it holds objects.
-        ValueError: it is damaged, or unpacks to more than a file of its size can hold; others for one that is no checkpoint.
+        ValueError: it is damaged, or unpacks to more than a file of its size can hold; others for one that is not a checkpoint.
     """
     size = _check(file)
     loaded = torch.load(file, map_location="cpu", weights_only=True)

@@ -71,7 +71,7 @@ def read_program(path: str | Path) -> ExportedProgram:
     """
     path = Path(path)
     content = path.read_bytes()
-    with malformed(path, "is no program of torch.export that can be read", "save it again with torch.export.save"):
+    with malformed(path, "is not a program of torch.export that can be read", "save it again with torch.export.save"):
         _check(content)
         return torch.export.load(io.BytesIO(content))
 
@@ -125,21 +125,21 @@ def _check_values(value: Any, key: str, depth: int = 0) -> None:
 
 def _check_name(text: str) -> None:
     if not NAME.fullmatch(text):
-        raise ValueError(f"{text[:80]!r} is no name")
+        raise ValueError(f"{text[:80]!r} is not a name")
 
 
 def _check_operation(text: str) -> None:
     if not OPERATION.fullmatch(text) or FILES.match(text) or "__" in BITS.sub("", text):
-        raise ValueError(f"{text[:80]!r} is no operation that a file may name")
+        raise ValueError(f"{text[:80]!r} is not an operation that a file may name")
 
 
 def _check_expression(text: str) -> None:
     rest = SYMBOL.sub("s0", text)
     words = WORDS.findall(rest)
     if not ARITHMETIC.fullmatch(rest) or not all(w in FUNCTIONS or SIZE_NAME.fullmatch(w) for w in words):
-        raise ValueError(f"{text[:80]!r} is no expression of sizes")
+        raise ValueError(f"{text[:80]!r} is not an expression of sizes")
     if "**" in rest or "__" in rest or re.search(r"\.[A-Za-z_]|Pow\((Integer|\d)|\d{20}", rest):
-        raise ValueError(f"{text[:80]!r} is no expression of sizes")
+        raise ValueError(f"{text[:80]!r} is not an expression of sizes")
 
 
 def _check_structure(text: str) -> None:

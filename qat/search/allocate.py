@@ -55,13 +55,13 @@ class Allocation:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no allocation.
+            ValueError: it is not an allocation.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(load_policy(content["policy"]), AllocationResult.from_dict(content["record"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no allocation ({error}): write it with Allocation.save.") from error
+            raise ValueError(f"{path} is not an allocation ({error}): write it with Allocation.save.") from error
 
 
 def allocate(

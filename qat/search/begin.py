@@ -79,7 +79,9 @@ def _check_kept(layers: Sequence[Layer], keep: tuple[str, ...]) -> None:
     for name in keep:
         if name not in POSITIONS and not any(is_kept(layer, (name,)) for layer in layers):
             names = ", ".join(layer.name for layer in layers)
-            raise ValueError(f"keep={list(keep)}: {name!r} is no layer and the match of no rule; layers: {names}.")
+            raise ValueError(
+                f"keep={list(keep)}: {name!r} is neither a layer nor the match of a rule; layers: {names}."
+            )
 
 
 def begin(

@@ -57,7 +57,7 @@ class LatencyTable:
         """
         example = "{conv1: {w4a8: 0.12, w8a8: 0.10}}"
         if not isinstance(content, Mapping):
-            raise ValueError(f"{where} is no table of layer times: write for example {example}.")
+            raise ValueError(f"{where} is not a table of layer times: write for example {example}.")
         for layer, times in content.items():
             if not isinstance(times, Mapping) or not all(_is_time(t) for t in times.values()):
                 raise ValueError(f"{where}: {layer}={times!r} is not possible: write milliseconds, as {example}.")

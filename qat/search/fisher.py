@@ -32,7 +32,7 @@ def fisher_harms(
     A label is drawn from what the network says of each sample. Gradients of samples with drawn labels are independent and
     zero on average, so the square of their sum over a batch estimates the sum of their squares, with one backward.
 
-    Outputs that are no scores of classes count as means of normal distributions, relative to their mean square.
+    Outputs that are not scores of classes count as means of normal distributions, relative to their mean square.
 
     Args:
         prepared: calibrated, in evaluation mode, with its quantizers off.

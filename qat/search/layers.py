@@ -16,7 +16,7 @@ from qat.transform.policy import Rule
 from qat.transform.record import record_of
 
 POSITIONS = ("first", "last")
-"""Matches that are no names."""
+"""Matches that are not names."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Pattern(NamedTuple):
         """Read "2:4".
 
         Raises:
-            ValueError: it is no pattern.
+            ValueError: it is not a pattern.
 
         >>> Pattern.parse("2:4")
         Pattern(kept=2, group=4)

@@ -19,7 +19,7 @@ def describe_graph(graph: fx.Graph, names: Names) -> list[Any]:
     """[operation, name, target, arguments, keyword arguments] of each node in order.
 
     Raises:
-        NotPlainError: it calls a function that a file may not name, or with an argument that is no plain data.
+        NotPlainError: it calls a function that a file may not name, or with an argument that is not plain data.
     """
     describe = Describer(names, node=lambda value: value.name if isinstance(value, fx.Node) else None)
     return [_described(node, describe) for node in graph.nodes]
@@ -30,7 +30,9 @@ def _described(node: fx.Node, describe: Describer) -> list[Any]:
     if node.op == "call_function":
         target = name_of_function(node.target)
         if target is None:
-            raise NotPlainError(f"{node.name} calls {path_of(node.target)}, which is no function of torch on tensors")
+            raise NotPlainError(
+                f"{node.name} calls {path_of(node.target)}, which is not a function of torch on tensors"
+            )
     args = [describe(list(node.args), node.name), describe(dict(node.kwargs), node.name)]
     return [node.op, node.name, str(target), *args]
 
@@ -39,7 +41,7 @@ def build_graph(nodes: Any, names: Names) -> fx.Graph:
     """The graph.
 
     Raises:
-        ValueError: it is no description, or calls what a file may not name.
+        ValueError: it is not a description, or calls what a file may not name.
     """
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
@@ -54,9 +56,9 @@ def build_graph(nodes: Any, names: Names) -> fx.Graph:
         op, name, target, args, kwargs = described
         arguments, named = tuple(read(args)), read(kwargs)
         if op not in OPERATIONS or not _is_identifier(name) or name in made:
-            raise ValueError(f"{described!r:.80} is no node")
+            raise ValueError(f"{described!r:.80} is not a node")
         if not all(isinstance(key, str) and _is_identifier(key) for key in named):
-            raise ValueError(f"{list(named)!r:.80} are no names of arguments")
+            raise ValueError(f"{list(named)!r:.80} are not names of arguments")
         made[name] = graph.create_node(op, _target(op, target, arguments), arguments, named, name)
     graph.lint()
     return graph
@@ -66,17 +68,17 @@ def _target(op: str, target: str, args: Sequence[Any]) -> Any:
     if op == "call_function":
         function = find_function(target)
         if function is getattr and not (len(args) in (2, 3) and args[1] in ATTRIBUTES):
-            raise ValueError(f"getattr of {args[1:2]!r:.80} is no attribute of tensors that a file may read")
+            raise ValueError(f"getattr of {args[1:2]!r:.80} is not an attribute of tensors that a file may read")
         return function
     if op == "call_method":
         check_method(target)
         return target
     if op == "placeholder":
         if not _is_identifier(target.removeprefix("**").removeprefix("*")):
-            raise ValueError(f"{target!r:.80} is no name of an input")
+            raise ValueError(f"{target!r:.80} is not the name of an input")
         return target
     if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", target, flags=re.ASCII):
-        raise ValueError(f"{target!r:.80} is no name of a module or a tensor")
+        raise ValueError(f"{target!r:.80} is not the name of a module or a tensor")
     return target
 
 

@@ -37,7 +37,7 @@ def describe_module(
         seen: modules that are described already, by their names: one in two places stays one.
 
     Raises:
-        NotPlainError: a class that a file may not name, hooks, or an attribute that is no plain data.
+        NotPlainError: a class that a file may not name, hooks, or an attribute that is not plain data.
     """
     seen = {} if seen is None else seen
     if module in seen:
@@ -122,7 +122,7 @@ class ModuleBuilder:
         """The module.
 
         Raises:
-            ValueError: it is no description, or names what a file may not name.
+            ValueError: it is not a description, or names what a file may not name.
         """
         if not isinstance(description, dict) or depth > 100:
             raise ValueError(f"{description!r:.80} describes no module")
@@ -130,12 +130,12 @@ class ModuleBuilder:
             return self._made[description["same"]]
         cls = self.names.find_class(str(description.get("class")))
         if not issubclass(cls, nn.Module):
-            raise ValueError(f"{description.get('class')} is no module")
+            raise ValueError(f"{description.get('class')} is not a module")
         module: nn.Module = cls.__new__(cls)
         nn.Module.__init__(module)
         for key, value in description.get("attributes", {}).items():
             if key in _OF_EVERY_MODULE or callable(getattr(cls, key, None)):
-                raise ValueError(f"{key!r} is no attribute that a file may set")
+                raise ValueError(f"{key!r} is not an attribute that a file may set")
             vars(module)[key] = self.read(value)
         self._add_tensors(module, description, prefix)
         for name, child in description.get("children", {}).items():

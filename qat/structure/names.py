@@ -110,7 +110,7 @@ class Names:
             if isinstance(found, type) and found.__module__ == module and (own or issubclass(found, nn.Module)):
                 return found
         raise ValueError(
-            f"{path} is no class of torch.nn, of torchvision's models or of qat, and a file may name no others"
+            f"{path} is not a class of torch.nn, of torchvision's models or of qat, and a file may name no others"
         )
 
 
@@ -146,7 +146,7 @@ def find_function(name: str) -> Callable[..., Any]:
     if found is None and name.startswith(OWN_FUNCTIONS):
         found = _own_function(name)
     if found is None:
-        raise ValueError(f"{name} is no function of torch on tensors, and a file may name no others")
+        raise ValueError(f"{name} is not a function of torch on tensors, and a file may name no others")
     function: Callable[..., Any] = found
     return function
 
@@ -154,7 +154,7 @@ def find_function(name: str) -> Callable[..., Any]:
 def check_method(name: str) -> None:
     """Raise ValueError if a graph in a file may not call this method of a tensor."""
     if name.startswith("_") or name in _REFUSED or not callable(getattr(torch.Tensor, name, None)):
-        raise ValueError(f"{name!r} is no method of tensors that a file may call")
+        raise ValueError(f"{name!r} is not a method of tensors that a file may call")
 
 
 def _attribute(module: str, name: str) -> Any:

@@ -32,7 +32,7 @@ class Describer:
 
     Attributes:
         names: what a file may name.
-        store: keeps a tensor that is no parameter or buffer, and returns its name in the file.
+        store: keeps a tensor that is not a parameter or buffer, and returns its name in the file.
         node: the name of a node in a graph; None outside of graphs.
     """
 
@@ -88,7 +88,7 @@ class Describer:
             return {"function": name}
         elif _is_own(type(value)) and self.names.knows(type(value)):
             return self._object(value, where)
-        raise NotPlainError(f"{where} is {value!r:.80}, of {path_of(type(value))}, which is no plain data")
+        raise NotPlainError(f"{where} is {value!r:.80}, of {path_of(type(value))}, which is not plain data")
 
     def _object(self, value: Any, where: str) -> Any:
         path = path_of(type(value))
@@ -166,12 +166,12 @@ class Reader:
                 made: Any = object.__new__(self._own(path))
                 vars(made).update({str(k): self(v, depth + 1) for k, v in state.items()})
                 return made
-        raise ValueError(f"{data!r:.80} is no value of this format")
+        raise ValueError(f"{data!r:.80} is not a value of this format")
 
     def _own(self, path: str) -> type:
         cls = self.names.find_class(path)
         if not _is_own(cls) or issubclass(cls, nn.Module):
-            raise ValueError(f"{path} is no value of this format")
+            raise ValueError(f"{path} is not a value of this format")
         return cls
 
 

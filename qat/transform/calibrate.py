@@ -160,7 +160,7 @@ def check_batches(batches: Any) -> None:
     if isinstance(batches, Tensor):
         raise ValueError(f"batches is one tensor of shape {tuple(batches.shape)}: write a list of batches, [tensor].")
     if isinstance(batches, str | bytes | Path) or not isinstance(batches, Iterable):
-        raise ValueError(f"batches={batches!r} is no list of batches: write [tensor, ...] or a DataLoader.")
+        raise ValueError(f"batches={batches!r} is not a list of batches: write [tensor, ...] or a DataLoader.")
 
 
 def weight_quantizers_off(model: nn.Module) -> Any:

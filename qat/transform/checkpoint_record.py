@@ -110,9 +110,9 @@ class CheckpointRecord:
             make = _known(target, allow)
             if make is None:
                 raise ValueError(
-                    f"checkpoint {path} says that its network is built from {target}, which is no network of qat: if you trust "
-                    f"it, import it and pass the class itself, allow=[{target.rpartition('.')[2] or 'MyNetwork'}], or pass "
-                    "the network."
+                    f"checkpoint {path} says that its network is built from {target}, which is not a network of qat: if you "
+                    f"trust it, import it and pass the class itself, allow=[{target.rpartition('.')[2] or 'MyNetwork'}], or "
+                    "pass the network."
                 )
             if make in NETWORKS:
                 self._check_size(make, stored)
@@ -159,4 +159,4 @@ def _check_numbers(policy: Mapping[str, Any]) -> None:
         if isinstance(value, int) and abs(value) > LARGEST_OPTION:
             raise ValueError(f"{value} is larger than any option of a policy")
         if not isinstance(value, str | int | float | bool | None):
-            raise ValueError(f"a {type(value).__name__} is no option of a policy")
+            raise ValueError(f"a {type(value).__name__} is not an option of a policy")

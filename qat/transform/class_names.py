@@ -147,7 +147,7 @@ def _imported(name: str, package: str) -> Any:
         path = name if module else f"{package}.{name}"
         if module and path not in permitted:
             raise ValueError(
-                f"{name} is no class of qat, and a file may name no others: if you trust it, import it and pass the class "
+                f"{name} is not a class of qat, and a file may name no others: if you trust it, import it and pass the class "
                 f"itself, allow=[{attribute}]."
             )
         return permitted.get(path)

@@ -30,7 +30,7 @@ def arguments_of(example: Example | None) -> tuple[tuple[Any, ...], dict[str, An
 
 
 def describe_example(example: Any) -> ExampleDescription | None:
-    """All that torch.export reads of example inputs: it sees no values of tensors. None if an argument is no plain data.
+    """All that torch.export reads of example inputs: it sees no values of tensors. None if an argument is not plain data.
 
     >>> describe_example((torch.zeros(2, 3), None))
     {'tuple': [{'tensor': [2, 3], 'dtype': 'float32'}, {'value': None}]}
@@ -52,7 +52,7 @@ def zeros_like_example(description: ExampleDescription, device: torch.device | N
     """Example inputs of this description, with zeros in their tensors.
 
     Raises:
-        ValueError: it is no description.
+        ValueError: it is not a description.
 
     >>> zeros_like_example(describe_example({"x": torch.ones(2), "flag": True}))
     {'x': tensor([0., 0.]), 'flag': True}

@@ -94,7 +94,7 @@ def quantize_matrices_by_rule(
         if rule.group_size is not None and (elements := weight[0].numel()) % rule.group_size:
             fitting = replace(rule, granularity="per_channel", group_size=None)
             notes.append(
-                f"{name}.{key} has one scale per row: its rows of {elements} are no groups of {rule.group_size}; write a "
+                f"{name}.{key} has one scale per row: its rows of {elements} are not groups of {rule.group_size}; write a "
                 "group_size that divides them."
             )
         axis = channel_axis(module) if is_layer_of_its_own(module) else 0

@@ -60,7 +60,7 @@ def prepare_as_recorded(network: nn.Module, policy: Policy, capture: Mapping[str
     if wanted and record is not None and record.way != wanted:
         raise ValueError(
             f"{type(network).__name__} was captured with {wanted} and is captured {_with(record.way)} here"
-            f"{'' if description else ' (its example inputs were no plain data, and are not recorded)'}: pass it "
+            f"{'' if description else ' (its example inputs were not plain data, and are not recorded)'}: pass it "
             "prepared, qat.prepare(network, policy, example_inputs), with the version of torch that it was made with."
         )
 

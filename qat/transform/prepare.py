@@ -65,7 +65,7 @@ def prepare(
             "a dict of keyword arguments."
         )
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model={model!r} is no torch.nn.Module: write the network itself, as MyNetwork().")
+        raise ValueError(f"model={model!r} is not a torch.nn.Module: write the network itself, as MyNetwork().")
     prepared = copy_model(model)
     given = load_policy(policy) if target is None else load_policy(policy, target=target)
     exact = prepare_(prepared, given, example_inputs)

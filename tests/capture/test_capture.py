@@ -135,7 +135,7 @@ def test_torch_export_captures_what_torch_fx_cannot_trace() -> None:
     prepared = qat.prepare(model, "w8a8", {"image": x})
     assert [n for n, m in prepared.named_modules() if is_quantized(m)] == ["conv", "fc"]
     assert qat.inspect(prepared).capture.startswith("captured with torch.export, because Untraceable cannot be traced")
-    other = torch.randn(5, 3, 10, 8)  # the batch of 1 and the height of the example are no constants
+    other = torch.randn(5, 3, 10, 8)  # the batch of 1 and the height of the example are not constants
     with qat.mode(prepared, qat.Mode.OFF):
         assert torch.equal(prepared(other)["y"], model(other)["y"])
         assert torch.equal(prepared(other, twice=True)["y"], model(other, twice=True)["y"])  # forward itself

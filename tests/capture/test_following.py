@@ -33,7 +33,7 @@ def test_constants_of_the_graph_follow_the_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Masked().eval()
     prepared = qat.prepare(model, "w8a8", X)
-    with pytest.warns(UserWarning, match="45% matmul"):  # the mask is no activation
+    with pytest.warns(UserWarning, match="45% matmul"):  # the mask is not an activation
         assert "torch.export" in qat.inspect(prepared).capture
     qat.calibrate(prepared, [X])
     for dtype in (torch.float64, torch.bfloat16):
@@ -131,7 +131,7 @@ def test_layer_by_layer_quantizes_subclasses_with_a_forward_of_their_own_and_emb
 def test_a_group_size_that_does_not_divide_a_recurrent_matrix_is_said() -> None:
     rules = {"all": {"match": "*", "weight": {"bits": 4, "granularity": "per_group", "group_size": 4}}}
     model = nn.Sequential(nn.LSTM(8, 6))
-    with pytest.warns(UserWarning, match="0.weight_hh_l0 has one scale per row: its rows of 6 are no groups of 4"):
+    with pytest.warns(UserWarning, match="0.weight_hh_l0 has one scale per row: its rows of 6 are not groups of 4"):
         prepared = qat.prepare(model, qat.load_policy({"rules": rules}))
     assert any("0.weight_hh_l0" in note for note in qat.inspect(prepared).notes)
     assert {line.name: line.weight for line in qat.inspect(prepared).lines} == {

@@ -1,4 +1,4 @@
-"""Networks that calculate a loss in forward: it is trained with, and is no part of the artefact."""
+"""Networks that calculate a loss in forward: it is trained with, and is not part of the artefact."""
 
 from pathlib import Path
 

@@ -98,9 +98,9 @@ def test_a_layer_that_runs_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["layer9"], "'layer9' is no layer of the network"),
-        (["layer3"], "'layer3' is no layer of the network: write names such as"),
-        (["conv1:layer9.conv"], "'layer9.conv' is no layer of the teacher"),
+        (["layer9"], "'layer9' is not a layer of the network"),
+        (["layer3"], "'layer3' is not a layer of the network: write names such as"),
+        (["conv1:layer9.conv"], "'layer9.conv' is not a layer of the teacher"),
         (["conv1:linear"], "name layers that both give"),
     ],
 )

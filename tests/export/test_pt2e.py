@@ -218,7 +218,7 @@ def test_weights_alone_are_proven_by_the_stored_numbers(tmp_path: Path) -> None:
 
 def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_bytes(b"PK")
-    with pytest.raises(DamagedFileError, match=r"m\.pt2 is no program of torch\.export"):
+    with pytest.raises(DamagedFileError, match=r"m\.pt2 is not a program of torch\.export"):
         qat.verify(tmp_path / "m.pt2", integer_model("three axes"), [images(2)])
     proof = qat.verify(tmp_path / "m.pt2")
     assert not proof.recorded

@@ -298,7 +298,7 @@ def test_operations_are_tried_with_the_examples_own_values(tmp_path: Path) -> No
 
 
 def test_what_several_layers_share_makes_no_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rotary positions, as in Llama: what is behind each layer reads one float tensor, but is no subgraph with the rest."""
+    """Rotary positions, as in Llama: what is behind each layer reads one float tensor, but is not a subgraph with the rest."""
 
     class Rotary(nn.Module):
         def __init__(self) -> None:

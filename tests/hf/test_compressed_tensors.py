@@ -75,7 +75,7 @@ def test_what_has_no_layout_is_refused(tmp_path: Path) -> None:
         qat.hf.save_compressed_tensors(prepared("nvfp4_weights", head=8), tmp_path)
     with pytest.raises(ValueError, match="quantizes an input"):
         qat.hf.save_compressed_tensors(prepared("mxfp8"), tmp_path)
-    with pytest.raises(ValueError, match="is no prepared network of transformers"):
+    with pytest.raises(ValueError, match="is not a prepared network of transformers"):
         qat.hf.save_compressed_tensors(nn.Linear(2, 2), tmp_path)
     assert not list(tmp_path.iterdir())
 

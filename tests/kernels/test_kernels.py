@@ -38,7 +38,7 @@ def tensors(shape: tuple[int, ...], scales: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def gradients(x: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, dx, dscale) of an activation: a tensor that is no leaf."""
+    """(y, dx, dscale) of an activation: a tensor that is not a leaf."""
     x, scale = x.clone().requires_grad_(), scale.clone().requires_grad_()
     y = fake_quantize(x * 1, scale, 0, -7, 7)
     return y.detach(), *torch.autograd.grad(y, (x, scale), grad)

@@ -124,7 +124,7 @@ def test_copies_and_pickles_after_a_forward_are_what_they_were_and_follow_their_
 def test_rules_match_by_name_and_type_and_groups_apply_where_they_divide():
     rules = {"lstm": {"match": "type:LSTM", "weight": {"bits": 4, "granularity": "per_group", "group_size": 4}},
              "head": {"match": "last", "weight": {"bits": 8}}}  # fmt: skip
-    with pytest.warns(UserWarning, match="rnn.weight_ih_l0 has one scale per row: its rows of 6 are no groups of 4"):
+    with pytest.warns(UserWarning, match="rnn.weight_ih_l0 has one scale per row: its rows of 6 are not groups of 4"):
         prepared = qat.prepare(Recurrent(), qat.load_policy({"rules": rules}))
     table = {line.name: line for line in qat.inspect(prepared).lines}
     assert table["rnn.weight_hh_l0"].weight == "int4 per group of 4, LSQ"

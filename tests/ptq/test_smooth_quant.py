@@ -55,7 +55,7 @@ def test_the_scales_are_those_of_the_paper_and_the_function_stays() -> None:
         s = largest**0.7 / of_weights**0.3
         for name in readers:
             np.testing.assert_allclose(getattr(smoothed, name).weight.detach().numpy(), weights[name] * s, rtol=1e-4)
-    assert torch.equal(smoothed.head.weight, model.head.weight), "its input is no normalization"
+    assert torch.equal(smoothed.head.weight, model.head.weight), "its input is not a normalization"
 
 
 def test_outliers_cost_less_after_it() -> None:

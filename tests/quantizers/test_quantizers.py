@@ -171,7 +171,7 @@ def test_adam_with_a_huge_step_does_neither(case: Case, lr: float) -> None:
 def test_a_small_range_is_as_good_as_any(case: Case) -> None:
     """A power of two of the data is the same power of two of the scale."""
     if case.name.startswith("dynamic") or (case.name == "dorefa" and case.layout != "activation"):
-        return  # has no range; tanh is no straight line
+        return  # has no range; tanh is not a straight line
     x, small = data(), 2.0**-20 * data()
     ours, theirs = (q.qparams().scale for q in (case.calibrated(small), case.calibrated(2**20 * small)))
     torch.testing.assert_close(2**20 * ours, theirs)

@@ -128,7 +128,7 @@ def test_what_it_cannot_be_is_refused() -> None:
     spec = qat.QuantSpec(qat.Grid(4), qat.PerChannel())
     with pytest.raises(ValueError, match="MX has 8 bits, not 4: write bits: 8"):
         MX(spec, (4, 32), element="E4M3")
-    with pytest.raises(ValueError, match="element='E3M3' is no format of MX: write E2M1 or E2M3"):
+    with pytest.raises(ValueError, match="element='E3M3' is not a format of MX: write E2M1 or E2M3"):
         MX(spec, (4, 32), element="E3M3")
     with pytest.raises(
         ValueError, match=r"group_size=64 is not possible.*every 16 inputs: write granularity: per_channel"

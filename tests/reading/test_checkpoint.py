@@ -176,7 +176,7 @@ def test_a_name_in_a_file_stands_for_what_is_allowed() -> None:
         assert resolve("somewhere.else.Mine", Quantizer)[0] is Mine
         for name in ("LSQ", "qat.quantizers.LSQ", "qat.quantizers.lsq.LSQ"):
             assert resolve(name, Quantizer)[0] is LSQ
-        with pytest.raises(ValueError, match=r"tests\.networks\.X is no class of qat, .* allow=\[X\]"):
+        with pytest.raises(ValueError, match=r"tests\.networks\.X is not a class of qat, .* allow=\[X\]"):
             resolve("tests.networks.X", Quantizer)
         with pytest.raises(ValueError, match="is not a quantizer"):
             resolve("qat.observers.MSE", Quantizer)

@@ -86,11 +86,11 @@ def test_an_onnx_file_has_the_constants_that_it_declares(tmp_path: Path) -> None
     asks = network(helper.make_node("ConstantOfShape", ["shape"], ["y"]), constants=(shape,))
     for reason, model in {"has 16 bytes": large, "stored in another file": elsewhere, "asks for more": asks}.items():
         path.write_bytes(model.SerializeToString())
-        with pytest.raises(ValueError, match=rf"a\.onnx is no ONNX file, or is damaged \(.*{reason}"):
+        with pytest.raises(ValueError, match=rf"a\.onnx is not an ONNX file, or is damaged \(.*{reason}"):
             read_onnx(path)
     for content in (b"", b"text", path.read_bytes()[:20]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.onnx is no ONNX file, or is damaged"):
+        with pytest.raises(ValueError, match=r"a\.onnx is not an ONNX file, or is damaged"):
             read_onnx(path)
 
 

@@ -165,5 +165,5 @@ def test_damage_is_a_sentence(good: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.pt2").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.pt2").write_text("no program")
     for name in ("bit", "cut", "text"):
-        with pytest.raises(ValueError, match=rf"{name}\.pt2 is no program of torch.export that can be read"):
+        with pytest.raises(ValueError, match=rf"{name}\.pt2 is not a program of torch.export that can be read"):
             read_program(tmp_path / f"{name}.pt2")

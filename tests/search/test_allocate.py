@@ -95,7 +95,7 @@ def test_the_size_is_that_of_the_prepared_network_and_keeps_the_limit(batches: l
         ({"size": 720, "activation_bits": 8}, "activation_bits=8 is not possible"),
         ({"size": 720, "points": -1}, "points=-1 is not possible"),
         ({"size": 720, "keep": 3}, "keep=3 is not possible"),
-        ({"size": 720, "keep": ["stm"]}, r"'stm' is no layer and the match of no rule; layers: stem, left"),
+        ({"size": 720, "keep": ["stm"]}, r"'stm' is neither a layer nor the match of a rule; layers: stem, left"),
         ({"size": 720, "loss": "mse"}, "loss='mse' is not possible: write a function"),
     ],
 )
@@ -171,7 +171,7 @@ def test_a_record_survives_its_file(found: Allocation, tmp_path: Path) -> None:
     assert "<- chosen" in str(found)
     assert "shares with left" in str(found)
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no allocation"):
+    with pytest.raises(ValueError, match="is not an allocation"):
         Allocation.load(tmp_path / "other.json")
 
 

@@ -106,7 +106,7 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor], start: dict[str, Tensor]) 
     """The distance of two trained states over their distance from `start`, for the worst tensor.
 
     Sums of gradients in another order differ in the last bits, and so may a weight or scale itself: 4 of its steps in
-    float32 are no difference. (A code that flips at a tie would be one, and is not seen in eight steps.)
+    float32 are not a difference. (A code that flips at a tie would be one, and is not seen in eight steps.)
     """
     shares = []
     for name, begin in start.items():

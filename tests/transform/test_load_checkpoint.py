@@ -206,7 +206,7 @@ def test_a_module_that_does_not_fit_the_file_is_an_error_of_one_sentence(saved: 
 def test_nothing_in_a_foreign_file_is_called(target: str, recipe: Trained) -> None:
     path = changed(recipe.path, "foreign.ckpt", built_from={"_target_": target, "command": "false"})
     with pytest.raises(
-        ValueError, match=r"foreign\.ckpt (says|does not say).* (which is no network of qat|pass the network)"
+        ValueError, match=r"foreign\.ckpt (says|does not say).* (which is not a network of qat|pass the network)"
     ):
         qat.load_checkpoint(path)
     assert "antigravity" not in sys.modules
@@ -226,7 +226,7 @@ def test_nothing_that_a_foreign_file_names_is_imported(part: dict[str, Any], rec
     record["policy"]["rules"]["all"]["weight"]["quantizer"] = part
     path = changed(recipe.path, "foreign.ckpt", qat=record)
     with pytest.raises(
-        ValueError, match=r"foreign\.ckpt .*antigravity\.Quantizer is no class of qat.* allow=\[Quantizer\]"
+        ValueError, match=r"foreign\.ckpt .*antigravity\.Quantizer is not a class of qat.* allow=\[Quantizer\]"
     ):
         qat.load_checkpoint(path)
     assert "antigravity" not in sys.modules
@@ -237,6 +237,6 @@ def test_a_network_class_of_the_user_is_built_if_the_caller_allows_it(tmp_path: 
         Net(), CLASSES, functools.partial(torch.optim.SGD, lr=0.01), built_from={"_target_": f"{Net.__module__}.Net"}
     )
     trained = Trained(tmp_path, module)
-    with pytest.raises(ValueError, match=r"built from .*\.Net, which is no network of qat: .* allow=\[Net\]"):
+    with pytest.raises(ValueError, match=r"built from .*\.Net, which is not a network of qat: .* allow=\[Net\]"):
         qat.load_checkpoint(trained.path)
     assert torch.equal(trained.outputs_of(qat.load_checkpoint(trained.path, allow=[Net])), trained.expected)

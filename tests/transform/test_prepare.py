@@ -680,7 +680,7 @@ def test_what_is_none_of_these_is_refused(call: Callable[[nn.Module], object], s
 
 def test_what_is_no_network_is_named() -> None:
     for given in ("resnet18", nn.Linear):
-        with pytest.raises(ValueError, match=r"is no torch\.nn\.Module: write the network itself"):
+        with pytest.raises(ValueError, match=r"is not a torch\.nn\.Module: write the network itself"):
             prepare(given, "w8a8")  # type: ignore[arg-type]
 
 
@@ -711,5 +711,5 @@ def test_example_inputs_that_the_model_itself_cannot_take_are_refused(example: A
 @pytest.mark.parametrize("batches", [None, "folder"])
 def test_what_holds_no_batches_is_refused(batches: Any) -> None:
     prepared = qat.prepare(nn.Linear(2, 2), "w8a8", torch.randn(2, 2))
-    with pytest.raises(ValueError, match=f"batches={batches!r} is no list of batches"):
+    with pytest.raises(ValueError, match=f"batches={batches!r} is not a list of batches"):
         qat.calibrate(prepared, batches)

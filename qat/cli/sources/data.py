@@ -175,7 +175,7 @@ def _read(text: str, model: Model, sizes: Sizes, shape: tuple[int, ...] | None) 
 
 
 def _refuse_size(text: str, sizes: Sizes) -> None:
-    """What are no files of images cannot be scaled."""
+    """Only files of images can be scaled."""
     if sizes.image is not None:
         remedy = "write --input-shape" if text == "random" else "leave it out"
         raise UsageError(f"--image-size scales images, and --data {text} has none: {remedy}.")

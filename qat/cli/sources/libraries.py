@@ -76,7 +76,7 @@ def options_of(text: str) -> tuple[str, dict[str, Any]]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(f"{pair!r} in {text!r} is no option: write NAME,key=value.")
+            raise UsageError(f"{pair!r} in {text!r} is not an option: write NAME,key=value.")
         options[key.strip()] = yaml.safe_load(value)
     return name, options
 

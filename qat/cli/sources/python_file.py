@@ -75,7 +75,7 @@ def from_python_file(text: str) -> Any:
 
 
 def called(text: str, what: str) -> Any:
-    """What `file.py:function` returns; what is no function, such as a network, is itself the answer.
+    """What `file.py:function` returns; what is not a function, such as a network, is itself the answer.
 
     Args:
         text: names the function.

@@ -164,7 +164,7 @@ class OneOf:
         return core_schema.tagged_union_schema(choices, self.tag)
 
     def kind(self, value: Any) -> type[Section] | None:
-        """The class that describes a value; None if it is no node."""
+        """The class that describes a value; None if it is not a node."""
         if not isinstance(value, Mapping):
             return None
         target = value.get("_target_")

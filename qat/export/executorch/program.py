@@ -34,7 +34,7 @@ def export_executorch(integer: nn.Module, example_inputs: Examples, path: str | 
         path: the file to write.
 
     Raises:
-        ValueError: this is no integer model with a graph, or ExecuTorch has no kernel for an operation.
+        ValueError: this is not an integer model with a graph, or ExecuTorch has no kernel for an operation.
         ImportError: ExecuTorch is not installed.
     """
     write_atomically(path, lowered(integer, example_inputs).content)

@@ -30,7 +30,7 @@ def export_litert(integer: nn.Module, example_inputs: Examples, path: str | Path
         path: the file to write.
 
     Raises:
-        ValueError: this is no integer model with a graph, or litert-torch cannot convert it.
+        ValueError: this is not an integer model with a graph, or litert-torch cannot convert it.
         ImportError: litert-torch is not installed.
     """
     write_atomically(path, converted(integer, example_inputs))

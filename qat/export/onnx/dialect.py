@@ -56,7 +56,7 @@ def dialect_of(name: str) -> Dialect:
     if name not in DIALECTS:
         close = difflib.get_close_matches(name, DIALECTS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(DIALECTS)}."
-        raise ValueError(f"target={name!r} is no dialect of ONNX: {hint}")
+        raise ValueError(f"target={name!r} is not a dialect of ONNX: {hint}")
     return DIALECTS[name]
 
 

@@ -76,7 +76,7 @@ def export_onnx(
     dialect = dialect_of(target)
     if isinstance(example_inputs, str | Path):
         raise ValueError(
-            f"example_inputs={str(example_inputs)!r} is no batch: write export_onnx(model, example_inputs, path)."
+            f"example_inputs={str(example_inputs)!r} is not a batch: write export_onnx(model, example_inputs, path)."
         )
     if isinstance(model, IntegerModel):
         file = onnx_model(model, example_inputs, dynamic, dialect)

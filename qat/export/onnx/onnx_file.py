@@ -30,10 +30,10 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: it is no ONNX file, its tensors declare other sizes than they have, or are stored in other files.
+        DamagedFileError: it is not an ONNX file, its tensors declare other sizes than they have, or are stored in other files.
     """
     path = Path(path)
-    with malformed(path, "is no ONNX file, or is damaged", "write it again", DamagedFileError):
+    with malformed(path, "is not an ONNX file, or is damaged", "write it again", DamagedFileError):
         model = onnx.load_model_from_string(path.read_bytes())
         if not model.graph.output:
             raise ValueError("it has no graph with an output")

@@ -98,7 +98,7 @@ class _Sums:
 
 
 def _largest(tensor: onnx.TensorProto) -> int:
-    """The largest magnitude of stored bytes; 0 for other types and for numbers that are no tensors."""
+    """The largest magnitude of stored bytes; 0 for other types and for numbers that are not tensors."""
     if tensor.data_type not in (TensorProto.INT8, TensorProto.UINT8):
         return 0
     values = numpy_helper.to_array(tensor).astype(np.int16)

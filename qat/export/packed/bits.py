@@ -64,7 +64,7 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int], signed: bool) -> Ten
     _check_bits(bits)
     n = prod(shape)
     if not isinstance(packed, Tensor):
-        raise ValueError(f"{type(packed).__name__} is no tensor: give uint8, as qat.pack returns it.")
+        raise ValueError(f"{type(packed).__name__} is not a tensor: give uint8, as qat.pack returns it.")
     if packed.dtype is not torch.uint8 or packed.ndim != 1 or packed.numel() != packed_bytes(n, bits):
         raise ValueError(
             f"{packed.dtype} of shape {tuple(packed.shape)} are not {n} codes of {bits} bits: give uint8 of shape "

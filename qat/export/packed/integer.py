@@ -61,7 +61,7 @@ def build_integer(manifest: dict[str, Any], tensors: TensorReader, names: Names)
     special = {MATRICES: lambda module, _: quantize_matrices(module, {})}
     root = ModuleBuilder(names, tensor, parameter, special).build(manifest["modules"])
     if not str(manifest["class"]).isidentifier():
-        raise ValueError(f"{manifest['class']!r:.80} is no name of a class")
+        raise ValueError(f"{manifest['class']!r:.80} is not the name of a class")
     graph: fx.Graph = build_graph(manifest["graph"], names)
     model = IntegerModel(root, graph, manifest["class"])
     model.policy = manifest["policy"]

@@ -90,7 +90,7 @@ def _check_policy(folder: Path, policy: Mapping[str, Any], allow: Iterable[type]
                 for name in _targets(part):
                     if "." in name and name not in allowed:
                         raise ValueError(
-                            f"{folder} was trained with {name}, which is no class of qat: import it, and pass it, "
+                            f"{folder} was trained with {name}, which is not a class of qat: import it, and pass it, "
                             f"allow=[{name.rpartition('.')[2]}]."
                         )
 

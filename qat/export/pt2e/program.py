@@ -44,7 +44,7 @@ def export_pt2e(
         dynamic: input -> its free axes, as `qat.export_onnx` takes them: by default the batch, with {} none.
 
     Raises:
-        ValueError: this is no integer model with a graph, or it cannot run with other sizes of the free axes.
+        ValueError: this is not an integer model with a graph, or it cannot run with other sizes of the free axes.
     """
     program, inputs = exported_program(integer, example_inputs, dynamic)
     tensors = [x for x in tree_leaves(tuple(inputs.values.values())) if isinstance(x, Tensor)]
@@ -118,9 +118,9 @@ def record_of_file(path: str | Path) -> dict[str, Any]:
     """What the file says of itself; empty if another tool wrote it.
 
     Raises:
-        DamagedFileError: it is no archive, or its record cannot be read.
+        DamagedFileError: it is not an archive, or its record cannot be read.
     """
-    with malformed(path, "is no program of torch.export", "write it again", DamagedFileError):
+    with malformed(path, "is not a program of torch.export", "write it again", DamagedFileError):
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"extra/{RECORD}")]
             found: dict[str, Any] = json.loads(archive.read(names[0])) if names else {}

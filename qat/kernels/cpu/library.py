@@ -178,7 +178,7 @@ class Kernels:
         return dx, sums if n_scales > 1 else sums.sum(dim=1, keepdim=True)
 
     def to_codes(self, x: Tensor, scale: Tensor, lo: float) -> Tensor | None:
-        """uint8 `round(x / scale) - lo` of values that `fake_quantize` returned; None if one of them is no code, as NaN."""
+        """uint8 `round(x / scale) - lo` of values that `fake_quantize` returned; None if one of them is not a code, as NaN."""
         codes = torch.empty_like(x, dtype=torch.uint8)
         arguments = (x.data_ptr(), scale.data_ptr(), _scale_step(scale), lo, codes.data_ptr())
         strange = self._to_codes(*arguments, *_sizes(x, scale.numel()))

@@ -71,7 +71,7 @@ class Row(Record):
 
     @property
     def score(self) -> float:
-        """The value of the run's metric; NaN if it is no number."""
+        """The value of the run's metric; NaN if it is not a number."""
         return math.nan if self.value is None else self.value
 
 
@@ -185,7 +185,7 @@ class SiteInfo(Record):
 class Training(Record):
     """The QAT training. Curves hold one value per epoch, None where it was not finite.
 
-    `best_epoch` counts from 1; 0 if no epoch was validated. `val_values` is the curve of a metric that is no accuracy.
+    `best_epoch` counts from 1; 0 if no epoch was validated. `val_values` is the curve of a metric that is not an accuracy.
     """
 
     epochs: int

@@ -50,9 +50,10 @@ class Pruning(NetworkExtension):
     zeros rises as a cube (Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878, equation 1) from `begin` to `end`.
 
     `pattern="2:4"` keeps the largest 2 of every 4 weights along the inputs of each output, which sparse units of GPUs take;
-    layers whose inputs are no multiple of 4 stay as they are. Until the share of zeros is final no best checkpoint is chosen,
-    and averages of weights (EMA, SWA) have the same zeros. Masks are in the checkpoint and depend on weights and progress: a
-    resumed fit continues exactly, and all processes have the same, which is checked. `ProgressiveBits` does not touch them.
+    layers whose inputs are not a multiple of 4 stay as they are. Until the share of zeros is final, no best checkpoint is
+    chosen, and averages of weights (EMA, SWA) have the same zeros. Masks are in the checkpoint and depend on weights and
+    progress: a resumed fit continues exactly, and all processes have the same, which is checked. `ProgressiveBits` does
+    not touch them.
 
         trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w4a8"), Pruning(0.7)])
         trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w8a8"), Pruning(pattern="2:4")])

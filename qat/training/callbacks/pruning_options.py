@@ -37,7 +37,7 @@ def names_of_layers(option: str, given: Any) -> tuple[str, ...]:
     """Globs on names; one is a list of one.
 
     Raises:
-        ValueError: it is no list of texts, or matches nothing because it is empty.
+        ValueError: it is not a list of texts, or matches nothing because it is empty.
     """
     names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else None
     if names is None or not all(isinstance(name, str) for name in names) or (option == "match" and not names):

@@ -62,7 +62,7 @@ class ReportMetric:
             )
         if not isinstance(self.source, str | Metric | MetricCollection) and not callable(self.source):
             raise ValueError(
-                f"Report(metric={self.source!r}) is no metric: give the name under which test_step logs it, a torchmetrics "
+                f"Report(metric={self.source!r}) is not a metric: give the name under which test_step logs it, a torchmetrics "
                 "object, or a function of (outputs, targets)."
             )
 

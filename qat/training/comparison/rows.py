@@ -62,7 +62,7 @@ def metric_info(metric: ReportMetric, measured: Measured) -> MetricInfo:
     info = metric.info
     assert info is not None
     if info.percent and not all(0 <= evaluation.value <= 1 for _, evaluation in measured):
-        info = replace(info, percent=False, unit="")  # it is called accuracy and is no fraction
+        info = replace(info, percent=False, unit="")  # called accuracy, but not a fraction
     methods = {e.scores.method if e.scores is not None else "" for _, e in measured}
     method = next(iter(methods)) if len(methods) == 1 else "; ".join(sorted(filter(None, methods)))
     of_float = next((evaluation for entry, evaluation in measured if entry.kind == "float"), None)

@@ -124,7 +124,7 @@ def clipped_share(quantizer: Quantizer, steps: Tensor) -> float:
 
 
 def decibels(wanted: Any, got: Any) -> float | None:
-    """Signal to quantization noise in dB; None if one of them is no tensor or not finite."""
+    """Signal to quantization noise in dB; None if one of them is not a tensor or not finite."""
     if not isinstance(wanted, Tensor) or not isinstance(got, Tensor) or not wanted.is_floating_point():
         return None
     signal, noise = float(wanted.double().square().sum()), float((wanted.double() - got.double()).square().sum())

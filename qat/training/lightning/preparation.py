@@ -54,7 +54,7 @@ def prepare_in_module(
 def _shared_example(
     trainer: L.Trainer, network: nn.Module, first_inputs: Callable[[], NetworkInputs]
 ) -> Example | None:
-    """Zeros in the form of the inputs that process 0 finds; None if there are none, or they are no plain data."""
+    """Zeros in the form of the inputs that process 0 finds; None if there are none, or they are not plain data."""
     try:
         call = call_of(network, first_inputs())
         description = describe_example(call.kwargs or call.args)

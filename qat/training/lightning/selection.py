@@ -42,7 +42,7 @@ def forget_best(trainer: Any) -> None:
 
 
 def restart_early_stopping(trainer: Any) -> None:
-    """Forget the best value so far: the network is worse from now on, so it is no measure."""
+    """Forget the best value so far: the network is worse from now on, so it is not a measure."""
     for stopping in trainer.early_stopping_callbacks:
         if isinstance(stopping, EarlyStopping):
             stopping.wait_count = 0

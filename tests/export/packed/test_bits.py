@@ -66,5 +66,5 @@ def test_another_number_of_bytes_is_refused() -> None:
             qat.unpack(packed, 4, shape, signed=False)
     with pytest.raises(ValueError, match="float32"):
         qat.unpack(packed.float(), 4, (3,), signed=False)
-    with pytest.raises(ValueError, match="bytes is no tensor"):
+    with pytest.raises(ValueError, match="bytes is not a tensor"):
         qat.unpack(b"12", 4, (3,), signed=False)  # type: ignore[arg-type]

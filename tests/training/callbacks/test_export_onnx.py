@@ -83,7 +83,7 @@ def test_an_unknown_target_is_named() -> None:
         ({"targets": {"portable": "m.onnx"}}, r"path and targets\.portable both write m\.onnx"),
         ({"targets": {"portable": "m.unverified.onnx"}}, r"path and targets\.portable both write m\.unverified\.onnx"),
         ({"targets": {"portable": "a.onnx", "openvino": "a.onnx"}}, r"targets\.portable and targets\.openvino both"),
-        ({"targets": {"portable": "m.txt"}}, r"m\.txt is no name of a file for portable: write m\.onnx"),
+        ({"targets": {"portable": "m.txt"}}, r"m\.txt is not the name of a file for portable: write m\.onnx"),
         ({"targets": {"onnxruntime": "other.onnx"}}, r"'other\.onnx' for onnxruntime, whose file is path: write path="),
     ],
 )
