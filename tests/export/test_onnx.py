@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import qat
 from qat.export import OnnxRuntimeNetwork, export_float_onnx, latency, operators
 from qat.export.onnx.runtime import operator_shares
 from qat.export.onnx.site_session import SiteSession
+from qat.integer.modules import IntegerAveragePool, IntegerMean
 from tests.networks import INTEGER, Gate, Inception, OptionA, build, images
 
 
@@ -279,3 +281,13 @@ def test_a_network_that_ends_in_a_convolution_agrees_pixel_by_pixel(tmp_path: Pa
     assert check.exact
     assert check.top1_agreement == 1.0
     assert "output (within 1e-05 of the largest)" in [site.name for site in check.sites]
+
+
+def test_scales_with_which_the_runtime_would_crash_are_refused(tmp_path):
+    integer, path = exported(OptionA, "w8a8", tmp_path)
+    path.unlink()
+    pool = next(m for m in integer.modules() if isinstance(m, IntegerAveragePool | IntegerMean))
+    pool.output = dataclasses.replace(pool.output, scale=pool.input.scale / 256 / 64)
+    with pytest.raises(ValueError, match=r"are too far apart, .* lower the learning rate"):
+        qat.export_onnx(integer, images(2), path)
+    assert not path.exists()

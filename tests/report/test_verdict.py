@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from qat.report import Row, verdict
-from qat.report.judgement.verdicts import binomial_error
+from qat.report.judgement.verdicts import binomial_error, not_verified
 from qat.report.results.metric import ACCURACY, MetricInfo
-from qat.report.results.schema import RowKind
+from qat.report.results.schema import RowKind, VerificationResult
 
 
 def row(name: str, kind: RowKind, top1: float) -> Row:
@@ -202,3 +202,14 @@ def test_the_number_of_images_is_required() -> None:
 def test_binomial_error_matches_a_simulation() -> None:
     draws = np.random.default_rng(0).binomial(200, 0.8, size=20_000) / 200
     assert binomial_error(0.8, 200) == pytest.approx(draws.std(), rel=0.03)
+
+
+def test_a_file_of_an_untrained_network_that_does_not_pass_says_why() -> None:
+    found = VerificationResult(9, 3, 0.5, 1, 10, file="model.unverified.onnx")
+    untrained = verdict(
+        [row("float", "float", 0.1), ptq(0.1), qat(0.1)], 1_000, dataclasses.replace(ACCURACY, chance=0.1)
+    )
+    text = not_verified(untrained, found).text
+    assert text.startswith("NOT VERIFIED, do not deploy model.unverified.onnx: ")
+    assert "the float network was not trained: 10.00 %" in text
+    assert "not trained" not in not_verified(verdict([ptq(0.9), qat(0.9)], 1_000), found).text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,10 @@ from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.scaled_floats import refuse_input, write_static_floats
 from qat.integer import modules
 from qat.quantizers import FP8, MX, NVFP4, Dynamic, DynamicPerToken, FP8Static
+
+RATIOS_OF_AVERAGES = 2.0**-32, 256.0
+"""What ONNX Runtime's global average multiplies its sums by. Another factor is refused when the file runs, and crashes the
+process."""
 
 
 def write_quantize(graph: QdqGraph, node: fx.Node, module: modules.Quantize) -> str:
@@ -96,6 +101,12 @@ def _global_average(
     graph: QdqGraph, node: fx.Node, module: modules.IntegerMean | modules.IntegerAveragePool, keepdim: bool
 ) -> str:
     name = tensor_name(node)
+    ratio = module.input.scale / (module.output.scale * math.prod(graph.input_shape(node)[2:]))
+    if not RATIOS_OF_AVERAGES[0] <= ratio < RATIOS_OF_AVERAGES[1]:
+        raise ValueError(
+            f"the scales of {name!r} are too far apart, {module.input.scale:g} of its input and {module.output.scale:g} of its "
+            "output: calibrate it with other data, or lower the learning rate of the training that learned them."
+        )
     real = graph.dequantized(graph.input(node), module.input)
     mean = graph.node("GlobalAveragePool", [real], f"{name}_real")
     if keepdim:

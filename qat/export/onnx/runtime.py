@@ -94,7 +94,8 @@ class OnnxRuntimeNetwork(FileNetwork):
 
     def outputs(self, inputs: tuple[Any, ...]) -> list[Tensor]:
         """All outputs of a batch."""
-        return [torch.from_numpy(array) for array in self.session.run(None, feeds(self.session, inputs))]
+        with refusals(self.path):
+            return [torch.from_numpy(array) for array in self.session.run(None, feeds(self.session, inputs))]
 
 
 def stored_codes(path: str | Path, weights: Iterable[str]) -> dict[str, Tensor]:

@@ -278,6 +278,8 @@ def not_verified(found: Verdict, verification: VerificationResult) -> Verdict:
         "integer model"
     )
     text = f"NOT VERIFIED, do not deploy {verification.file or 'the file'}: {why.rstrip('.')}."
+    if found.outcome == "float_untrained":  # then this is why
+        text += f" {found.text}"
     return replace(found, outcome="not_verified", text=text)
 
 

@@ -26,6 +26,7 @@ from qat.export.onnx.runtime import operator_shares
 from qat.export.onnx.saturation import EXACT
 from qat.export.verification import unverified_path
 from qat.integer import convert
+from qat.training.comparison.divergence import divergence
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation, move_inputs
 from qat.transform.batches import positional_arguments
@@ -92,8 +93,11 @@ def write_verified(
     test_inputs: Callable[[], Iterator[tuple[Tensor, ...]]],
     path: Path,
     target: Target = TARGETS[0],
+    diverged: str = "",
 ) -> tuple[Path, Verification, dict[str, float]]:
     """Write a file under the name `unverified_path`, verify it, and rename it to `path` if it passed.
+
+    diverged: a sentence, if the training did; it is the reason then why a file does not pass.
 
     Returns:
         Where the file is, what was found, and the durations of "export" and "verification".
@@ -105,6 +109,7 @@ def write_verified(
     verification = target.verify(unverified, integer, test_inputs(), prepared)
     seconds = {"export": written - start, "verification": time.perf_counter() - written}
     if not verification.passed:
+        verification.alarm = diverged or verification.alarm
         return unverified, verification, seconds
     unverified.replace(path)
     return path, verification, seconds
@@ -134,9 +139,18 @@ def write_artefact(
         other_files: further ONNX files whose latency is measured, by name.
         time_it: whether to measure latencies at all.
         targets: further targets, and where to write their files.
+
+    Raises:
+        ValueError: the network cannot be converted, written or run; if its training diverged, the message says so.
     """
-    integer = convert(prepared)
-    path, verification, seconds = write_verified(prepared, integer, test_inputs, path)
+    diverged = divergence(prepared, float_network)
+    try:
+        integer = convert(prepared)
+        path, verification, seconds = write_verified(prepared, integer, test_inputs, path, diverged=diverged)
+    except ValueError as error:
+        if not diverged:
+            raise
+        raise ValueError(diverged) from error
     start = time.perf_counter()
     example = tuple(x[:1] for x in next(test_inputs()))
     files: dict[str, str | Path] = {"quantized": path}
@@ -155,7 +169,7 @@ def write_artefact(
     seconds["latency"] = time.perf_counter() - start
     artefact = Artefact(path, integer, verification, float_path, latency_ms, seconds, latency_shares=shares)
     for target, of_target in (targets or {}).items():
-        written, verification, took = write_verified(prepared, integer, test_inputs, of_target, target)
+        written, verification, took = write_verified(prepared, integer, test_inputs, of_target, target, diverged)
         artefact.targets.append(TargetFile(target, written, verification))
         for stage in took:
             seconds[stage] += took[stage]
