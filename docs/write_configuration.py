@@ -19,7 +19,7 @@ HEAD = """# Configuration
 
 Every key of `qat train`, from its schema (`qat/experiment/schema/`) by `python docs/write_configuration.py`; a test compares
 the two. "default" is the value in `recipe=digits_w4a8`. A whole configuration is checked before anything is created: an unknown
-key, or a value that is not in these tables, ends the program with status 1 and one sentence.
+key, or a value that is not in these tables, ends the program with status 2 and one sentence.
 
 A key without a default is added with a plus, `+trainer.gradient_clip_val=1.0`. Where `_target_` names a class of your own, its
 arguments are checked against its signature. Keys of your own, for `${my_key}`, are allowed where another key refers to them.

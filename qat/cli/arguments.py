@@ -6,21 +6,40 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from qat.cli.errors import USAGE
 from qat.cli.sources.spellings import DATA_HELP, MODEL_HELP, NETWORK_HELP
 
-POLICIES = ("w8a8", "w4a8", "w4a4", "w8_dynamic", "w8_dynamic_per_token", "w8", "w4", "fp8", "mxfp4", "nvfp4")
+MOST_THREADS = 1024
+"""More than any processor has; many more end a process."""
 _ANSWERS: ContextVar[Any] = ContextVar("answers", default=None)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes no empty words, as a shell makes of a variable that is not set. With `--json` its errors are JSON."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        before = "an argument"
+        for word in args or ():
+            if not word.strip() or (word.startswith("--") and word.endswith("=")):
+                self.error(f"{word.rstrip('=').strip() or before} is empty: write a value, or leave it out")
+            before = word if word.startswith("-") else "an argument"
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        answer_error(message, USAGE)
+        super().error(message)
 
 
 def make_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """A parser whose help keeps line breaks."""
-    return argparse.ArgumentParser(
+    return Parser(
         f"qat {command}", description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
@@ -50,10 +69,10 @@ def add_data_arguments(parser: argparse.ArgumentParser, samples: int | None = 12
     )
 
 
-def add_output_arguments(parser: argparse.ArgumentParser, threads: str = "all cores") -> None:
-    """What all commands have. threads: how many there are by default, in words."""
+def add_output_arguments(parser: argparse.ArgumentParser, usual: str = "all cores") -> None:
+    """What all commands have. usual: how many threads there are by default, in words."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--threads", type=positive, metavar="N", help=f"processor threads (default: {threads})")
+    parser.add_argument("--threads", type=threads, metavar="N", help=f"processor threads (default: {usual})")
 
 
 MODEL_ARGUMENT: dict[str, Any] = {"metavar": "M", "help": MODEL_HELP}
@@ -61,10 +80,25 @@ NETWORK_ARGUMENT: dict[str, Any] = {"metavar": "M", "help": NETWORK_HELP}
 """For commands that take no ONNX file."""
 
 
+def policies(**_: Any) -> list[str]:
+    """What the shell completes for a policy: the options of `qat train`, and those of transformers."""
+    from qat.experiment.help import options_of_groups
+
+    known = options_of_groups()["policy"]
+    return sorted(known | {f"transformer_{name.removeprefix('transformer_')}" for name in known})
+
+
 def positive(text: str) -> int:
     """A whole number of 1 or more, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 999,999,999")
+    return int(text)
+
+
+def threads(text: str) -> int:
+    """A number of threads, for argparse."""
+    if not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of threads from 1 to {MOST_THREADS}")
     return int(text)
 
 
@@ -100,9 +134,31 @@ def seed(text: str) -> int:
 
 def png(text: str) -> Path:
     """The name of a picture, for argparse."""
-    if not text.endswith(".png"):
+    if Path(text).suffix != ".png":
         raise argparse.ArgumentTypeError(f"{text} is not the name of a picture: write one that ends in .png")
-    return Path(text)
+    return new_file(text)
+
+
+def new_file(text: str) -> Path:
+    """The name of a file in a folder that exists, for argparse: found before the work, not behind it."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: write a file in it, {path / 'NAME'}")
+    if not can_write_in(path.parent):
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be written, because {path.parent} is not a folder that takes files"
+        )
+    return path
+
+
+def can_write_in(folder: Path) -> bool:
+    """Whether a folder takes files: permissions do not tell, on a disk that is full or read-only."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"qat")
+    except OSError:
+        return False
+    return True
 
 
 def use_threads(threads: int | None) -> None:
@@ -162,6 +218,12 @@ def print_json(content: Any) -> None:
 
     text = json.dumps(to_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     print(text, file=_ANSWERS.get() or sys.stdout, flush=True)
+
+
+def answer_error(text: str, status: int) -> None:
+    """What is wrong as a JSON object, if one was asked for. status: the exit status that follows."""
+    if _ANSWERS.get() is not None:
+        print_json({"error": text, "status": status})
 
 
 def text_table(header: tuple[str, ...], rows: list[tuple[str, ...]], text_columns: int = 1) -> str:

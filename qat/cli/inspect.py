@@ -25,7 +25,7 @@ A few samples are enough: the network runs once for each tensor that is quantize
     )
     made.add_argument("model", **arguments.NETWORK_ARGUMENT)
     policy = made.add_argument("--policy", default=None, metavar="P", help="a preset or a .yaml file (w8a8)")
-    policy.completer = lambda **_: arguments.POLICIES  # type: ignore[attr-defined]
+    policy.completer = arguments.policies  # type: ignore[attr-defined]
     arguments.add_model_arguments(made)
     arguments.add_data_arguments(made, samples=16, tests=None)
     made.add_argument("--plot", type=arguments.png, metavar="PNG", help="where to draw the sensitivity of each tensor")
@@ -48,6 +48,7 @@ def run(given: list[str]) -> int:
         raise UsageError(f"{options.model} is a file, which is done: qat verify {options.model}, or qat benchmark.")
     if model.is_prepared:
         return _prepared(model.network, options)
+    from qat.cli import measure
     from qat.cli.sources.data import Sizes, check_fits, load_data
     from qat.doctor import inspect
 
@@ -63,6 +64,10 @@ def run(given: list[str]) -> int:
     for note in notes:
         arguments.say(note)
     check_fits(data, model)
+    for batch in data.train:
+        output = measure.run(model.network, batch.inputs)
+        if batch.labels is not None and measure.are_classes(batch.labels, output):
+            measure.check_classes(data, batch.labels, output)
     batches = [
         batch.inputs
         if batch.labels is None or isinstance(batch.inputs, dict)

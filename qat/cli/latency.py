@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from qat.cli import arguments
 from qat.cli.errors import GOOD, UsageError, usage_errors
@@ -23,7 +22,9 @@ Without --data, noise is measured: times depend on sizes, hardly on values.""",
     )
     made.add_argument("model", **arguments.NETWORK_ARGUMENT)
     made.add_argument("--policy", default="w8a8", metavar="P", help="a preset or a .yaml file (%(default)s)")
-    made.add_argument("--output", type=Path, required=True, metavar="YAML", help="where to write the table")
+    made.add_argument(
+        "--output", type=arguments.new_file, required=True, metavar="YAML", help="where to write the table"
+    )
     made.add_argument("--weight-bits", type=_widths, metavar="B,B", help="widths of weights (2,3,4,6,8)")
     made.add_argument("--activation-bits", type=_widths, default=(), metavar="B,B", help="of inputs (the policy's)")
     made.add_argument(
@@ -31,7 +32,7 @@ Without --data, noise is measured: times depend on sizes, hardly on values.""",
     )
     arguments.add_model_arguments(made)
     arguments.add_data_arguments(made, samples=None, tests=None)
-    arguments.add_output_arguments(made, threads="1")
+    arguments.add_output_arguments(made, usual="1")
     made.set_defaults(batch_size=1)
     return made
 

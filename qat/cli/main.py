@@ -9,10 +9,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from qat.cli.arguments import asks_for_json, json_alone
-from qat.cli.errors import one_line_warnings, status_of
+from qat.cli.arguments import Parser, answer_error, asks_for_json, json_alone
+from qat.cli.errors import one_line_warnings, sentence, status_of
 from qat.version import version
 
+INTERRUPTED = 130
+"""The exit status that a shell gives a program that Ctrl+C ended."""
 COMMANDS = {
     "quantize": "from a model to a verified file: post-training, quantization-aware, dynamic, or weights alone",
     "benchmark": "accuracy, latency, size and agreement of models and files, measured in turns",
@@ -46,30 +48,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given:
         command_parser().print_help()
         return 0
-    command = command_parser().parse_args(given[:1]).command
+    with json_alone() if asks_for_json(given) else nullcontext():
+        return _run(command_parser().parse_args(given[:1]).command, given[1:])
+
+
+def _run(command: str, given: list[str]) -> int:
+    """Run a subcommand. Returns the exit status."""
     # Imported here: --help does not wait for torch.
     run = importlib.import_module(f"qat.cli.{command}").run
     try:
-        with json_alone() if asks_for_json(given[1:]) else nullcontext():
-            if command == "train":  # Hydra explains its own errors
-                status: int = run(given[1:])
-                return status
-            with one_line_warnings():
-                status = run(given[1:])
+        with nullcontext() if command == "train" else one_line_warnings():  # Hydra explains its own errors
+            status: int = run(given)
     except KeyboardInterrupt:
-        return 130
+        answer_error("interrupted", INTERRUPTED)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return status_of(error, command)
+        status = status_of(error, command)
+        answer_error(sentence(error), status)
     return status
 
 
 def command_parser(with_command: bool = True) -> argparse.ArgumentParser:
     """The parser of the first word; without the word itself, one to which subparsers can be added."""
     commands = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "qat",
         usage="qat COMMAND ...",
         description="Quantization-aware training: what you trained is what you deploy, bit for bit.",

@@ -22,6 +22,8 @@ from qat.torch_private import tree_leaves
 from qat.transform.batches import call_model
 
 BATCH_SIZES = (1, 32)
+IGNORED = -100
+"""The label of what does not count, as torch's losses have it."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
         if text is not None:
             raise UsageError(f"--metric {text} needs labels, and --data {data.name} has none.")
         return None
-    are_classes = not labels.is_floating_point() and output.ndim > 1 and labels.ndim < output.ndim
-    name = text or ("accuracy" if are_classes else "mae")
+    name = text or ("accuracy" if are_classes(labels, output) else "mae")
     if names_python(name):
         function = from_python_file(name)
         return Metric(name.rpartition(":")[2], partial(_own_score, name, function))
@@ -89,12 +90,37 @@ def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
     }
     if name not in known:
         raise UsageError(f"--metric {name} does not exist: write accuracy, mae, mse, or file.py:function.")
-    if name == "accuracy" and int(labels.max()) >= output.shape[1 if output.ndim != 3 else -1]:
+    answers = decisions(output) if name == "accuracy" else output
+    if answers.numel() != labels.numel():
         raise UsageError(
-            f"a label of --data {data.name} is {int(labels.max())}, and the model has {output.shape[-1]} outputs: give data of "
+            f"the labels of --data {data.name} have the shape {tuple(labels.shape)}, and {name} needs {tuple(answers.shape)}, "
+            "one for each answer of the model: give such labels, or none."
+        )
+    if name == "accuracy":
+        check_classes(data, labels, output)
+    return known[name]
+
+
+def are_classes(labels: Tensor, output: Tensor) -> bool:
+    """Whether labels are numbers of classes, rather than what the outputs should be."""
+    return not labels.is_floating_point() and labels.ndim == output.ndim - 1
+
+
+def check_classes(data: Data, labels: Tensor, output: Tensor) -> None:
+    """Check that each label is a class of which the output has a number.
+
+    Raises:
+        UsageError: one is not.
+    """
+    outputs = output.shape[1 if output.ndim != 3 else -1]
+    count = 2 if _is_binary(output) else outputs
+    counted = labels[labels != IGNORED]
+    wrong = counted[(counted < 0) | (counted >= count)]
+    if wrong.numel():
+        raise UsageError(
+            f"a label of --data {data.name} is {wrong[0].item()}, and the model has {outputs} outputs: give data of "
             "its classes, such as --model torchvision:resnet18,num_classes=10."
         )
-    return known[name]
 
 
 def _own_score(name: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, labels: Tensor) -> float:
@@ -103,12 +129,17 @@ def _own_score(name: str, function: Callable[[Tensor, Tensor], Any], outputs: Te
 
 
 def _accuracy(outputs: Tensor, labels: Tensor) -> float:
-    return float((decisions(outputs) == labels).double().mean())
+    counted = labels != IGNORED
+    return float((decisions(outputs).reshape(labels.shape) == labels)[counted].double().mean())
+
+
+def _is_binary(output: Tensor) -> bool:
+    return output.ndim < 2 or (output.ndim == 2 and output.shape[1] == 1)
 
 
 def decisions(output: Tensor) -> Tensor:
     """The largest class: of maps (N, C, H, W) along the second axis, else along the last; of (N,), whether it is positive."""
-    if output.ndim < 2 or (output.ndim == 2 and output.shape[1] == 1):
+    if _is_binary(output):
         return output > 0
     return output.argmax(1 if output.ndim > 3 else -1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import time
 from pathlib import Path
@@ -62,7 +61,7 @@ exit status: 0 verified; 1 the file differs, or it failed; 2 the command line is
     policy = made.add_argument(
         "--policy", metavar="P", help="w8a8 (default), w4a8, w4a4, w8, w4, w8_dynamic ..., or a .yaml file"
     )
-    policy.completer = lambda **_: arguments.POLICIES  # type: ignore[attr-defined]
+    policy.completer = arguments.policies  # type: ignore[attr-defined]
     made.add_argument("--target", metavar="T", help="see below").completer = lambda **_: [t.name for t in TARGETS]  # type: ignore[attr-defined]
     arguments.add_model_arguments(made)
     made.add_argument("--effort", choices=("quick", "best"), default="quick", help="of post_training (%(default)s)")
@@ -98,6 +97,7 @@ def run(given: list[str]) -> int:
     import torch
 
     from qat.cli.methods import policy_for
+    from qat.cli.quantize_report import metric_of
     from qat.cli.sources.data import check_fits
     from qat.cli.sources.model import load_model
 
@@ -119,6 +119,7 @@ def run(given: list[str]) -> int:
     for note in [*model.notes, *data.notes]:
         arguments.say(note)
     check_fits(data, model)
+    metric_of(model, data)  # what labels do not fit is found before anything is written
     if model.path is not None:
         return quantize_file(options, target, model, data, command)
     return _quantize(options, target, model, data, policy, command, {"loading": time.perf_counter() - begin})
@@ -198,9 +199,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.output.is_dir():
         raise UsageError(f"--output {options.output} is a folder: write a file in it, {options.output / 'model.onnx'}.")
     folder = next(parent for parent in options.output.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not arguments.can_write_in(folder):
         raise UsageError(
-            f"--output {options.output} cannot be written, because {folder} is not a folder that you can write to."
+            f"--output {options.output} cannot be written, because {folder} is not a folder that takes files: write another "
+            "one."
         )
 
 

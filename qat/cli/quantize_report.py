@@ -115,8 +115,12 @@ def _far_from_float(options: argparse.Namespace, compared: Compared, data: Data)
 
 def compare(contestants: list[Model], data: Data, seconds: float, threads: int | None) -> Compared:
     """Measure models, the float one first. seconds: for the latency of each batch size."""
-    output = measure.run(contestants[0].network, next(iter(data.test)).inputs)
-    metric = measure.metric_named(None, data, output) if _knows_classes(data, output) else None
+    output, metric = metric_of(contestants[0], data)
+    if metric is None and data.labelled:
+        data.notes.append(
+            f"the model has {output.shape[1]} outputs, the data {data.classes} classes: agreement with the float model is "
+            "measured, not accuracy"
+        )
     say(f"measuring, and timing for about {len(measure.BATCH_SIZES) * seconds:.0f} s ...")
     found = measure.measure(contestants, data, metric)
     _time(contestants, found, data, seconds, threads)
@@ -155,15 +159,15 @@ def write(results: Results, output: Path) -> Path:
     return folder
 
 
-def _knows_classes(data: Data, output: Tensor) -> bool:
-    """Whether labels mean the outputs: those of ten classes say nothing about a network with a thousand."""
-    if data.classes is None or output.ndim != 2 or output.shape[1] == data.classes:
-        return True
-    data.notes.append(
-        f"the model has {output.shape[1]} outputs, the data {data.classes} classes: agreement with the float model is "
-        "measured, not accuracy"
-    )
-    return False
+def metric_of(model: Model, data: Data) -> tuple[Tensor, measure.Metric | None]:
+    """The output of a batch, and the metric, if labels mean the outputs: those of ten classes say nothing about a thousand.
+
+    Raises:
+        UsageError: the labels do not fit the outputs.
+    """
+    output = measure.run(model.network, next(iter(data.test)).inputs)
+    knows_classes = data.classes is None or output.ndim != 2 or output.shape[1] == data.classes
+    return output, measure.metric_named(None, data, output) if knows_classes else None
 
 
 def _time(

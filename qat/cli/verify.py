@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qat.cli.arguments import positive, print_json
+from qat.cli.arguments import Parser, positive, print_json
+from qat.cli.errors import usage_errors
 from qat.cli.sources.spellings import DATA_HELP
 from qat.export.targets import RUNTIMES
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qat.export import Verification
     from qat.export.file_proof import FileProof
 
-VERIFIED, FAILED, MISUSED, UNPROVEN = 0, 1, 2, 3
+VERIFIED, FAILED, UNPROVEN = 0, 1, 3
 HEADLINES = {VERIFIED: "VERIFIED", FAILED: "NOT VERIFIED", UNPROVEN: "NOT PROVEN"}
 
 
@@ -33,7 +33,7 @@ class Answer:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
-    arguments = argparse.ArgumentParser(
+    arguments = Parser(
         "qat verify",
         description="Say whether a file may be deployed. Without --model: whether it is as it was written, and what the "
         "verification found that is recorded in it (ONNX files have such records). With --model everything is computed anew: "
@@ -73,16 +73,12 @@ def run(arguments: list[str]) -> int:
         parser().error("--data, --samples and --runtime need --model PATH: without the model nothing is computed")
     from qat.export.verification import DamagedFileError, OtherModelError
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an alarm is among the sentences
+    with usage_errors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an alarm is among the sentences
+        try:
             answer = _from_record(options.file) if options.model is None else _computed(options)
-    except (DamagedFileError, OtherModelError) as error:
-        answer = Answer(FAILED, [" ".join(str(error).split())])
-    except (ValueError, OSError, ImportError) as error:
-        named = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
-        print(f"qat verify: error: {' '.join(named.split())}", file=sys.stderr)
-        return MISUSED
+        except (DamagedFileError, OtherModelError) as error:
+            answer = Answer(FAILED, [" ".join(str(error).split())])
     _print(options.file, answer, as_json=options.json)
     return answer.status
 

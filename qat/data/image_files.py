@@ -49,7 +49,15 @@ class ImageFiles:
         Raises:
             FileNotFoundError: the folder, its class folders, or the images in one of them are missing.
         """
-        listing = ImageFolder(str(folder))  # reads no image; its errors name the folder or the empty class
+        try:
+            listing = ImageFolder(str(folder))  # reads no image
+        except FileNotFoundError as error:
+            if error.errno is not None:
+                raise
+            found = str(error).partition(". Supported")[0].rstrip(".")
+            raise FileNotFoundError(
+                f"{folder} is not a folder with images by class ({found}): give each class a folder with images in it."
+            ) from error
         paths, labels = zip(*listing.samples, strict=True)
         return cls(folder, tuple(listing.classes), paths, labels)
 

@@ -24,10 +24,16 @@ def answering(receiver: Receiver | None) -> Iterator[None]:
 
 
 def answer(content: Mapping[str, Any]) -> None:
-    """Hand over what was found, if it is wanted."""
+    """Hand over what was found, if it is wanted. Only the first counts: an error that follows is told by the exit status."""
     receiver = _RECEIVER.get()
     if receiver is not None:
+        _RECEIVER.set(None)
         receiver(content)
+
+
+def answer_error(text: str, status: int) -> None:
+    """Hand over why nothing was found. status: the exit status that follows."""
+    answer({"error": text, "status": status})
 
 
 def answer_run(folder: Path) -> None:

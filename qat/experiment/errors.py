@@ -14,6 +14,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from qat.experiment.answers import answer_error
 from qat.experiment.configuration import CONFIGS, RECIPES, compose
 from qat.experiment.schema.words import all_keys, type_of, values_of
 from qat.experiment.signals import START, SignalHandler
@@ -217,6 +218,7 @@ def _dotted_keys(config: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def exit_with(text: str, status: int = USAGE) -> NoReturn:
-    """End the program with one sentence on standard error."""
+    """End the program with one sentence on standard error, and, where it was asked for, the same in JSON."""
+    answer_error(text, status)
     print(f"error: {text}", file=sys.stderr)
     sys.exit(status)

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qat.experiment.answers import answer_run
+from qat.experiment.answers import answer_error, answer_run
 from qat.experiment.configuration import CONFIG_NAME, CONFIGS, register_recipes
 from qat.experiment.errors import composition_errors, configuration_errors
 from qat.experiment.folders import folder_of_one_run, register_new_folder, shortened
@@ -82,6 +82,7 @@ def main(program: str = "qat train") -> None:
         with SignalHandler() as signals, composition_errors(words), worker_process():
             start()
     except Interrupted as signal:
+        answer_error(str(signal), signal.status)
         sys.exit(signal.status)
 
 

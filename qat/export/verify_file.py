@@ -70,7 +70,8 @@ def verify(
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path).")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}: write it with qat.export_onnx(integer, example_inputs, path).")
     if integer is None and batches is None:
         if path.suffix != ".onnx" and target_of_file(path) is not None:
             return FileProof(False, False, None, {}, {"file": hashlib.sha256(path.read_bytes()).hexdigest()})

@@ -77,12 +77,14 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
         content = {"preset": str(source)}
     elif Path(source).suffix in (".yaml", ".yml"):
         if not Path(source).is_file():
-            raise FileNotFoundError(f"policy file {source} does not exist.")
+            raise FileNotFoundError(
+                f"policy file {source} does not exist: write the path of a YAML file, or a preset such as w4a8."
+            )
         return _from_file(Path(source), overrides)
     else:
         known = ["w8a8", "w4a8", "w4a4", "w2a2", "w4", "w8_dynamic", "w8_dynamic_per_token", *FORMATS]
         known += [f"{name}_weights" for name in FORMATS if name not in STATIC_INPUTS]
-        near = difflib.get_close_matches(str(source), [*known, *(f"transformer_{name}" for name in known)], 1)
+        near = difflib.get_close_matches(str(source).lower(), [*known, *(f"transformer_{name}" for name in known)], 1)
         raise ValueError(
             f"policy {str(source)!r} is neither a preset (such as w8a8, w4a8, w2a2, w4, w8_dynamic, nvfp4) nor a .yaml file"
             f"{f'; did you mean {near[0]}?' if near else '.'}"

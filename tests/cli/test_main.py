@@ -1,5 +1,6 @@
 """The command `qat`."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -110,3 +111,13 @@ def test_train_prints_what_it_found_as_json_alone(
     assert "not written in Python" in printed.err
     assert main(["train", "seed=1"]) == 0
     assert capfd.readouterr().out.startswith("the log of")
+
+
+@pytest.mark.parametrize("words", [["train", "recpe=x"], ["train", "optim.lr=-1"], ["verify"], ["nothing"]])
+def test_with_json_an_error_is_an_object(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main([*words, "--json"])
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["status"] == 2
+    assert found["error"] in printed.err

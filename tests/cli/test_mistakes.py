@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -23,7 +24,7 @@ MISTAKES = {
     "bits of a diagnosis": ("inspect net.py:make --policy w9", "bits=9 is not"),
     "no layers": ("inspect net.py:without_layers --data data.npz", "matches no layer"),
     "nothing to quantize": (
-        "quantize --output x.onnx --model net.py:without_layers --method post_training --data data.npz",
+        "quantize --output x.onnx --model net.py:without_layers --method post_training --data random --input-shape 3,8,8",
         "matches no layer",
     ),
     "steps": (f"{NET} --method dynamic --steps 3", "leave them out"),
@@ -62,10 +63,32 @@ MISTAKES = {
     "no folder": ("quantize --model m --output net.py/x.onnx --method dynamic", "net.py is not a folder"),
     "weights alone": ("benchmark net.safetensors", "--architecture"),
     "no file": ("benchmark no.onnx", "does not exist"),
-    "no onnx": ("benchmark bad.onnx", "error: bad.onnx is not an ONNX file"),
+    "no onnx": ("benchmark bad.onnx", "bad.onnx is not an ONNX file"),
     "labels": ("benchmark net.py:make --data images --metric accuracy", "needs labels"),
     "data": ("benchmark net.py:make --data digit", "digits"),
     "picture": ("benchmark net.py:make --chart speed.pdf", "write one that ends in .png"),
+    "folder of a picture": ("benchmark net.py:make --chart new/speed.png", "new is not a folder that takes files"),
+    "picture in a file": ("inspect net.py:make --plot net.py/x.png", "net.py is not a folder"),
+    "folder of a table": ("latency net.py:make --output new/times.yaml", "new is not a folder"),
+    "folder as a table": ("latency net.py:make --output images", "images is a folder: write a file in it"),
+    "seems writable": (
+        "quantize --model m --output /proc/x.onnx --method dynamic",
+        "/proc is not a folder that takes files",
+    ),
+    "classes": (
+        f"{POST_TRAINING} --data net.py:of_other_classes",
+        "net.py:of_other_classes is 99, and the model has 4",
+    ),
+    "negative": ("benchmark net.py:make --data net.py:of_negative_classes", "is -3, and the model has 4 outputs"),
+    "classes of a diagnosis": ("inspect net.py:make --data net.py:of_other_classes", "is 99, and the model has 4"),
+    "targets": (f"{POST_TRAINING} --data net.py:of_other_targets", "mae needs (8, 4)"),
+    "empty data": (f"{POST_TRAINING} --data ''", "--data is empty"),
+    "empty policy": (f"{NET} --method dynamic --policy=", "--policy is empty"),
+    "threads": (f"{NET} --method dynamic --threads 100000", "threads from 1 to 1024"),
+    "capitals": (f"{NET} --method dynamic --policy W4A8", "did you mean w4a8?"),
+    "folder as a model": ("benchmark images.onnx", "images.onnx is a folder"),
+    "folder to verify": ("verify images", "images is a folder"),
+    "folder without images": (f"{POST_TRAINING} --data nested", "nested is not a folder with images by class"),
     "one run": ("compare images", "two or more"),
     "no run": ("compare images classes", "results.json"),
 }
@@ -76,6 +99,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_user_files(tmp_path_factory.mktemp("user"))
     for name in ("bad.onnx", "bad.ckpt"):
         (folder / name).write_bytes(b"nothing")
+    (folder / "images.onnx").mkdir()
+    (folder / "nested" / "cats").mkdir(parents=True)
     (folder / "empty.npz").write_bytes(b"PK\5\6" + bytes(18))
     return folder
 
@@ -87,12 +112,18 @@ def test_mistakes_are_one_sentence_and_status_2(
     command, named = MISTAKES[kind]
     monkeypatch.chdir(folder)
     capsys.readouterr()
+    before = set(folder.rglob("*"))
     try:
-        status = main(shlex.split(command))
+        status = main([*shlex.split(command), "--json"])
     except SystemExit as ended:  # of argparse
         status = int(ended.code or 0)
     assert status == 2
-    said = capsys.readouterr().err.splitlines()
+    assert {path for path in set(folder.rglob("*")) - before if "__pycache__" not in path.parts} == set()
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out)
+    assert answer["status"] == 2
+    assert named in answer["error"]
+    said = printed.err.splitlines()
     errors = [line for line in said if "error:" in line]
     assert len(errors) == 1
     assert said[-1] == errors[0]

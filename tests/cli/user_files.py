@@ -71,6 +71,9 @@ def talks():
 network = make()
 grey_images = [torch.zeros(4, 1, 8, 8)] * 2
 in_float64 = [torch.zeros(4, 3, 8, 8, dtype=torch.float64)] * 2
+of_other_classes = [(torch.zeros(8, 3, 8, 8), torch.full((8,), 99))] * 2
+of_negative_classes = [(torch.zeros(8, 3, 8, 8), torch.full((8,), -3))] * 2
+of_other_targets = [(torch.zeros(8, 3, 8, 8), torch.zeros(8))] * 2
 not_numbers = [torch.full((4, 3, 8, 8), torch.nan)] * 2
 """
 

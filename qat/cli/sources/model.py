@@ -135,11 +135,18 @@ def _with_weights(text: str, loaded: Loaded, weights: str | None) -> Model:
     )
 
 
+def _check_file(path: Path, wanted: str) -> None:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"{path} {what}: write the path of {wanted}.")
+
+
 def _file(text: str, path: Path, target: Target, threads: int | None) -> Model:
     from qat.export.onnx.file_inputs import example_of_file, fixed_batch
 
-    if not path.exists():
-        raise UsageError(f"{path} does not exist: write the path of a file, or {', '.join(MODELS)}.")
+    _check_file(path, f"a file, or {', '.join(MODELS)}")
+    with usage_errors():
+        target.runtime.check()
     with usage_errors(), malformed(path, f"is not a file of {target.name}", "write it again"):
         network = target.network(path, threads)
     example = None
@@ -153,8 +160,7 @@ def _program(text: str, path: Path) -> Model:
     from qat.capture.program import module_of_program
     from qat.torch_private import tree_leaves
 
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: write the path of a file that torch.export.save wrote.")
+    _check_file(path, "a file that torch.export.save wrote")
     with usage_errors():
         program = read_program(path)
     args, kwargs = program.example_inputs or ((), {})
@@ -167,8 +173,7 @@ def _weights_file(text: str, path: Path, architecture: str | None) -> Model:
     from qat.models.weights import load_weights
     from qat.transform.load_checkpoint import load_checkpoint
 
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: write the path of a checkpoint.")
+    _check_file(path, "a checkpoint")
     ours = path.suffix != ".safetensors" and _holds_policy(path)
     if architecture is None:
         if not ours:

@@ -53,11 +53,9 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
 class EpochBar(RichProgressBar):
     """Lightning's bar, with epochs counted from 1 as in every report. It ends, on a line of its own, with the training."""
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_epoch_start(trainer, pl_module)
-        if self.progress is not None and self.train_progress_bar_id is not None:
-            last = "" if trainer.max_epochs is None or trainer.max_epochs < 1 else f" of {trainer.max_epochs}"
-            self.progress.update(self.train_progress_bar_id, description=f"Epoch {trainer.current_epoch + 1}{last}")
+    def _get_train_description(self, current_epoch: int) -> str:
+        most = self.trainer.max_epochs
+        return f"Epoch {current_epoch + 1}{'' if most is None or most < 1 else f' of {most}'} "
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
