@@ -65,8 +65,8 @@ def main() -> None:
     from benchmarks.command_line import argument_parser, parse_options
     from benchmarks.failure import failure_line
     from benchmarks.measurement_file import RESULTS, write_measurement
+    from benchmarks.network_steps import training_steps
     from benchmarks.networks import NETWORKS, networks_for
-    from benchmarks.step_time import training_steps
 
     parser = argument_parser(__doc__, with_device=True)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, help="default: those of the device")

@@ -15,8 +15,8 @@ import torch
 
 from benchmarks.command_line import argument_parser, parse_options
 from benchmarks.measurement_file import RESULTS, write_measurement
+from benchmarks.network_steps import training_steps
 from benchmarks.networks import NETWORKS
-from benchmarks.step_time import training_steps
 from benchmarks.timing import ratios_to, time_in_turns
 from qat.data import ImageData, Sample, TensorImages
 from qat.data.cifar10 import CLASSES, MEAN, STD

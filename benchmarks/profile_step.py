@@ -15,8 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.command_line import argument_parser, parse_options
 from benchmarks.measurement_file import RESULTS, write_measurement
+from benchmarks.network_steps import training_steps
 from benchmarks.networks import NETWORKS
-from benchmarks.step_time import training_steps
 from benchmarks.training_step import TrainingStep
 
 

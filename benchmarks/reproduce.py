@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 from benchmarks.command_line import argument_parser, parse_options
 from benchmarks.markdown_table import markdown_table
 from benchmarks.measurement_file import RESULTS
+from benchmarks.pages import ROOT, fill
 from benchmarks.program_tables import NOT_MEASURED, Measurement, read_measurement
 from benchmarks.published import CIFAR, IMAGENET, POST_TRAINING, TRAINED, Published
 
@@ -121,8 +122,6 @@ def measure_missing(checkpoint: Path, data: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    from benchmarks.tables import ROOT, fill
-
     parser = argument_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, help="float weights of ResNet-20, .safetensors")
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10")

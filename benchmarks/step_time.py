@@ -15,43 +15,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import qat
 from benchmarks.command_line import argument_parser, parse_options
 from benchmarks.failure import failure_line
 from benchmarks.measurement_file import RESULTS, write_measurement
+from benchmarks.network_steps import training_steps
 from benchmarks.networks import NETWORKS, BenchmarkNetwork, networks_for
 from benchmarks.step_comparison import compare_steps, console_line
-from benchmarks.training_step import PRECISIONS, TrainingStep
+from benchmarks.training_step import PRECISIONS
 
 MODES = ("eager", "compiled")
 LAYOUTS = ("contiguous", "channels_last")
-
-
-def training_steps(
-    benchmark: BenchmarkNetwork,
-    policies: list[str],
-    precision: str,
-    device: str,
-    batch: int | None,
-    layout: str = "contiguous",
-) -> dict[str, TrainingStep]:
-    """A step of the float network, and one of the network quantized with each policy: LSQ, every scale learned.
-
-    Initial ranges are min-max, the quickest to observe; they do not change the cost of a step.
-    """
-    torch.manual_seed(0)
-    x, y = benchmark.example(batch, device)
-    network = benchmark.build().to(device).train()
-    if layout == "channels_last":
-        x, network = x.to(memory_format=torch.channels_last), network.to(memory_format=torch.channels_last)
-    steps = {"float": TrainingStep(network, x, y, precision)}
-    for policy in policies:
-        prepared = qat.prepare(network, qat.load_policy(policy).with_parts("LSQ", "MinMax"))
-        qat.calibrate(prepared, [x])
-        steps[policy] = TrainingStep(prepared.train(), x, y, precision)
-    return steps
 
 
 def measure_case(benchmark: BenchmarkNetwork, precision: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:

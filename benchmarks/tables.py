@@ -26,10 +26,9 @@ from benchmarks import (
 from benchmarks.coverage import table as coverage_table
 from benchmarks.measurement_file import RESULTS
 from benchmarks.menu import LADDER, POLICIES, ROWS
+from benchmarks.pages import ROOT, fill, write_page
 from benchmarks.program_tables import read_measurement
 from qat.report import Results, read_results
-
-ROOT = Path(__file__).parent.parent
 
 
 def tables_of_programs(results: Path) -> dict[str, str]:
@@ -78,28 +77,7 @@ def write_recipe_comments(runs: list[Results], check: bool) -> None:
         expected, takes = run_tables.recipe_comments([run for run in runs if run.recipe == recipe])
         path = ROOT / "recipes" / f"{recipe}.yaml"
         text = re.sub(r"^# expected:.*$", expected, path.read_text(), flags=re.MULTILINE)
-        _write(path, re.sub(r"^# takes:.*$", takes, text, flags=re.MULTILINE), check)
-
-
-def fill(path: Path, marker: str, text: str, check: bool) -> None:
-    """Replace the text between the two markers of a page.
-
-    Raises:
-        SystemExit: the page has no such markers, or `check` is set and its text differs.
-    """
-    page = path.read_text()
-    start, end = f"<!-- {marker} -->", f"<!-- end of {marker} -->"
-    if start not in page or end not in page:
-        raise SystemExit(f"{path.name} has no place for {marker!r}: write {start} and {end}, each on its line.")
-    _write(path, re.sub(f"{start}.*?{end}", lambda _: f"{start}\n{text}\n{end}", page, flags=re.DOTALL), check)
-
-
-def _write(path: Path, text: str, check: bool) -> None:
-    if text == path.read_text():
-        return
-    if check:
-        raise SystemExit(f"{path.relative_to(ROOT)} is out of date: run python -m benchmarks.tables.")
-    path.write_text(text)
+        write_page(path, re.sub(r"^# takes:.*$", takes, text, flags=re.MULTILINE), check)
 
 
 def main() -> None:

@@ -24,9 +24,10 @@ if TYPE_CHECKING:  # from where they are defined: `qat.transform.prepare` is a m
     from qat.transform.calibrate import calibrate
     from qat.transform.load_checkpoint import load_checkpoint
     from qat.transform.mode import mode
-    from qat.transform.policy import Policy, Rule
+    from qat.transform.policy import Policy
     from qat.transform.prepare import prepare
     from qat.transform.presets import load_policy
+    from qat.transform.rule import Rule
     from qat.transform.tensor_rule import TensorRule
 
 __all__ = [

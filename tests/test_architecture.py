@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,27 @@ def test_imports_between_the_rooms_of_training_only_go_down(path: Path) -> None:
     room = path.relative_to(ROOT / "training").parts[0]
     assert room in TRAINING_ROOMS, f"training/{room} has no place: name it in this test and in qat/training/README.md"
     assert training_violations(room, path.read_text(encoding="utf-8")) == []
+
+
+def imported_files(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Module -> the modules among `sources` that it imports, anywhere in it. Packages' own files only hand names on."""
+    return {name: imports(source) & sources.keys() - {name} for name, source in sources.items()}
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT.parent / "benchmarks"], ids=lambda p: p.name)
+def test_no_files_import_each_other(folder: Path) -> None:
+    if not folder.exists():
+        pytest.skip("benchmarks are in a checkout only")
+    files = [path for path in folder.rglob("*.py") if path.name != "__init__.py"]
+    names = [".".join(path.relative_to(ROOT.parent).with_suffix("").parts) for path in files]
+    sources = {name: path.read_text(encoding="utf-8") for name, path in zip(names, files, strict=True)}
+    TopologicalSorter(imported_files(sources)).prepare()  # CycleError names the files
+
+
+def test_this_test_finds_files_that_import_each_other() -> None:
+    sources = {"qat.a": "from qat.b import x", "qat.b": "def f():\n    from qat.a import y", "qat.c": "import qat.a"}
+    with pytest.raises(CycleError):
+        TopologicalSorter(imported_files(sources)).prepare()
 
 
 def test_the_roof_imports_nothing_until_it_is_used() -> None:

@@ -11,7 +11,8 @@ from qat.cli.errors import GOOD, UsageError
 
 if TYPE_CHECKING:
     from qat.cli.chart import Panel
-    from qat.cli.measure import Measurement, Metric
+    from qat.cli.measure import Measurement
+    from qat.cli.metric import Metric
     from qat.cli.sources.data import Data
     from qat.cli.sources.model import Model
 
@@ -54,7 +55,9 @@ def run(given: list[str]) -> int:
     import torch
 
     from qat.cli import measure
-    from qat.cli.sources.data import Sizes, check_fits, load_data
+    from qat.cli.measure import check_fits
+    from qat.cli.metric import metric_named
+    from qat.cli.sources.data import Sizes, load_data
     from qat.cli.sources.model import load_model
 
     arguments.use_threads(options.threads)
@@ -76,7 +79,7 @@ def run(given: list[str]) -> int:
         data.notes = ["no --data: noise, so there is no accuracy"]
     for model in models:
         check_fits(data, model)
-    metric = measure.metric_named(options.metric, data, measure.run(models[0].network, next(iter(data.test)).inputs))
+    metric = metric_named(options.metric, data, measure.run(models[0].network, next(iter(data.test)).inputs))
     arguments.say(f"measuring on {data.name} ...")
     found = measure.measure(models, data, metric)
     arguments.say(f"timing, about {len(measure.BATCH_SIZES) * options.seconds:.0f} s ...")

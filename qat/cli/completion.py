@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from qat.cli.main import COMMANDS, command_parser
+from qat.cli.commands import COMMANDS, command_parser
 
 
 def complete() -> None:

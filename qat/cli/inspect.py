@@ -48,8 +48,8 @@ def run(given: list[str]) -> int:
         raise UsageError(f"{options.model} is a file, which is done: qat verify {options.model}, or qat benchmark.")
     if model.is_prepared:
         return _prepared(model.network, options)
-    from qat.cli import measure
-    from qat.cli.sources.data import Sizes, check_fits, load_data
+    from qat.cli import measure, metric
+    from qat.cli.sources.data import Sizes, load_data
     from qat.doctor import inspect
 
     size = min(options.batch_size, options.samples or 16)
@@ -63,11 +63,11 @@ def run(given: list[str]) -> int:
         )
     for note in notes:
         arguments.say(note)
-    check_fits(data, model)
+    measure.check_fits(data, model)
     for batch in data.train:
         output = measure.run(model.network, batch.inputs)
-        if batch.labels is not None and measure.are_classes(batch.labels, output):
-            measure.check_classes(data, batch.labels, output)
+        if batch.labels is not None and metric.are_classes(batch.labels, output):
+            metric.check_classes(data, batch.labels, output)
     batches = [
         batch.inputs
         if batch.labels is None or isinstance(batch.inputs, dict)

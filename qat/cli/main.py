@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from qat.cli.arguments import Parser, answer_error, asks_for_json, json_alone
+from qat.cli.arguments import answer_error, asks_for_json, json_alone
+from qat.cli.commands import command_parser
 from qat.cli.errors import one_line_warnings, sentence, status_of
-from qat.version import version
 
 INTERRUPTED = 130
 """The exit status that a shell gives a program that Ctrl+C ended."""
-COMMANDS = {
-    "quantize": "from a model to a verified file: post-training, quantization-aware, dynamic, or weights alone",
-    "benchmark": "accuracy, latency, size and agreement of models and files, measured in turns",
-    "inspect": "what a policy would do to a model, what it costs layer by layer, and what mends it",
-    "latency": "measure the times of layers in each format, for a budget of milliseconds",
-    "verify": "say whether an ONNX file may be deployed; its exit status is for CI",
-    "compare": "the results of several runs beside each other",
-    "train": "run a recipe: float network, PTQ, QAT, ONNX file, verification, report",
-}
-"""Subcommand -> what `qat --help` says about it. The module `qat.cli.NAME` has `run(arguments) -> exit status`."""
-EPILOG = """\
-commands (qat COMMAND --help says more):
-{commands}
-
-exit status: 0 good, 1 it failed or differs, 2 the command line is not possible.
-completion:  eval "$(register-python-argcomplete qat)"   (bash, zsh)
-QAT_DEBUG=1 shows tracebacks."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,19 +51,3 @@ def _run(command: str, given: list[str]) -> int:
         status = status_of(error, command)
         answer_error(sentence(error), status)
     return status
-
-
-def command_parser(with_command: bool = True) -> argparse.ArgumentParser:
-    """The parser of the first word; without the word itself, one to which subparsers can be added."""
-    commands = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
-    parser = Parser(
-        "qat",
-        usage="qat COMMAND ...",
-        description="Quantization-aware training: what you trained is what you deploy, bit for bit.",
-        epilog=EPILOG.format(commands=commands),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"qat {version()}")
-    if with_command:
-        parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    return parser

@@ -12,28 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat.cli.errors import UsageError
+from qat.cli.errors import UsageError, usage_errors, with_kind
+from qat.cli.metric import Metric, decisions
 from qat.cli.sources.data import Batch, Data, cut, first_tensor, map_tensors, tensors_of
 from qat.cli.sources.model import Model
-from qat.cli.sources.python_file import from_python_file, names_python, users_code
 from qat.export.stopwatch import Timing, time_in_turns
 from qat.messages import type_of
 from qat.torch_private import tree_leaves
 from qat.transform.batches import call_model
 
 BATCH_SIZES = (1, 32)
-IGNORED = -100
-"""The label of what does not count, as torch's losses have it."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What is measured with labels. score: (outputs, labels) -> mean over the samples. percent: it is a fraction."""
-
-    name: str
-    score: Callable[[Tensor, Tensor], float]
-    mode: str = "max"
-    percent: bool = False
 
 
 @dataclass
@@ -61,87 +49,6 @@ class Measurement:
     sqnr_db: float | None = None
     latency: dict[int, Timing] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
-    """The metric of this name; by default the accuracy of classes, the mean absolute error of other targets.
-
-    Args:
-        text: accuracy, mae, mse, or file.py:function of (outputs, targets). None: see above.
-        data: without labels there is no metric.
-        output: of a batch, which says how many classes there are.
-
-    Raises:
-        UsageError: there is no such metric, or the labels do not fit the outputs.
-    """
-    labels = next(iter(data.test)).labels
-    if labels is None:
-        if text is not None:
-            raise UsageError(f"--metric {text} needs labels, and --data {data.name} has none.")
-        return None
-    name = text or ("accuracy" if are_classes(labels, output) else "mae")
-    if names_python(name):
-        function = from_python_file(name)
-        return Metric(name.rpartition(":")[2], partial(_own_score, name, function))
-    known: dict[str, Metric] = {
-        "accuracy": Metric("accuracy", _accuracy, percent=True),
-        "mae": Metric("mae", lambda x, y: float((x.double() - y.reshape(x.shape).double()).abs().mean()), "min"),
-        "mse": Metric("mse", lambda x, y: float((x.double() - y.reshape(x.shape).double()).square().mean()), "min"),
-    }
-    if name not in known:
-        raise UsageError(f"--metric {name} does not exist: write accuracy, mae, mse, or file.py:function.")
-    answers = decisions(output) if name == "accuracy" else output
-    if answers.numel() != labels.numel():
-        raise UsageError(
-            f"the labels of --data {data.name} have the shape {tuple(labels.shape)}, and {name} needs {tuple(answers.shape)}, "
-            "one for each answer of the model: give such labels, or none."
-        )
-    if name == "accuracy":
-        check_classes(data, labels, output)
-    return known[name]
-
-
-def are_classes(labels: Tensor, output: Tensor) -> bool:
-    """Whether labels are numbers of classes, rather than what the outputs should be."""
-    return not labels.is_floating_point() and labels.ndim == output.ndim - 1
-
-
-def check_classes(data: Data, labels: Tensor, output: Tensor) -> None:
-    """Check that each label is a class of which the output has a number.
-
-    Raises:
-        UsageError: one is not.
-    """
-    outputs = output.shape[1 if output.ndim != 3 else -1]
-    count = 2 if _is_binary(output) else outputs
-    counted = labels[labels != IGNORED]
-    wrong = counted[(counted < 0) | (counted >= count)]
-    if wrong.numel():
-        raise UsageError(
-            f"a label of --data {data.name} is {wrong[0].item()}, and the model has {outputs} outputs: give data of "
-            "its classes, such as --model torchvision:resnet18,num_classes=10."
-        )
-
-
-def _own_score(name: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, labels: Tensor) -> float:
-    with users_code(f"--metric {name} gives no number", ": write a function of (outputs, labels) that returns one"):
-        return float(function(outputs, labels))
-
-
-def _accuracy(outputs: Tensor, labels: Tensor) -> float:
-    counted = labels != IGNORED
-    return float((decisions(outputs).reshape(labels.shape) == labels)[counted].double().mean())
-
-
-def _is_binary(output: Tensor) -> bool:
-    return output.ndim < 2 or (output.ndim == 2 and output.shape[1] == 1)
-
-
-def decisions(output: Tensor) -> Tensor:
-    """The largest class: of maps (N, C, H, W) along the second axis, else along the last; of (N,), whether it is positive."""
-    if _is_binary(output):
-        return output > 0
-    return output.argmax(1 if output.ndim > 3 else -1)
 
 
 @torch.no_grad()
@@ -184,6 +91,28 @@ def _first(output: Any) -> Tensor:
     if found is None:
         raise ValueError(f"the model returns {type_of(output)} without tensors, which cannot be measured.")
     return found.detach().cpu()
+
+
+def check_fits(data: Data, model: Model) -> None:
+    """Run the model on a few samples: what does not fit is found before anything is quantized or measured.
+
+    Raises:
+        UsageError: they are not what its forward takes, or not finite.
+    """
+    with usage_errors():  # a function of the user's may yield anything
+        batch = next(iter(data.test))
+    if any(x.is_floating_point() and not bool(x.isfinite().all()) for x in tensors_of(batch.inputs)):
+        raise UsageError(
+            f"--data {data.name} has NaN or an infinite number in its first batch: leave such samples out."
+        )
+    inputs = cut(batch, 2).inputs
+    try:
+        run(model.network, inputs)
+    except Exception as error:  # of the user's network, whose errors are of any kind
+        shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in tensors_of(inputs))
+        raise UsageError(
+            f"{model.name} does not run on --data {data.name} ({shapes}; {with_kind(error)}): give what its forward takes."
+        ) from error
 
 
 def measure(models: list[Model], data: Data, metric: Metric | None) -> list[Measurement]:

@@ -96,9 +96,9 @@ def run(given: list[str]) -> int:
     _check(options)
     import torch
 
+    from qat.cli.measure import check_fits
     from qat.cli.methods import policy_for
     from qat.cli.quantize_report import metric_of
-    from qat.cli.sources.data import check_fits
     from qat.cli.sources.model import load_model
 
     arguments.use_threads(options.threads)

@@ -18,6 +18,7 @@ from qat.cli import measure
 from qat.cli.arguments import say
 from qat.cli.artefact import Written, one_sample
 from qat.cli.methods import DEFAULT_POLICIES
+from qat.cli.metric import Metric, metric_named
 from qat.cli.sources.data import Data, first_tensor
 from qat.cli.sources.model import Model
 from qat.cli.targets import target_of
@@ -54,7 +55,7 @@ class Compared:
     """Models on the same samples. output: of a batch of the first."""
 
     found: list[measure.Measurement]
-    metric: measure.Metric | None
+    metric: Metric | None
     output: Tensor
 
 
@@ -159,7 +160,7 @@ def write(results: Results, output: Path) -> Path:
     return folder
 
 
-def metric_of(model: Model, data: Data) -> tuple[Tensor, measure.Metric | None]:
+def metric_of(model: Model, data: Data) -> tuple[Tensor, Metric | None]:
     """The output of a batch, and the metric, if labels mean the outputs: those of ten classes say nothing about a thousand.
 
     Raises:
@@ -167,7 +168,7 @@ def metric_of(model: Model, data: Data) -> tuple[Tensor, measure.Metric | None]:
     """
     output = measure.run(model.network, next(iter(data.test)).inputs)
     knows_classes = data.classes is None or output.ndim != 2 or output.shape[1] == data.classes
-    return output, measure.metric_named(None, data, output) if knows_classes else None
+    return output, metric_named(None, data, output) if knows_classes else None
 
 
 def _time(
@@ -200,7 +201,7 @@ def _float_file(contestants: list[Model], example: Any) -> Iterator[Path | None]
         yield path if path.is_file() else None
 
 
-def _row(found: measure.Measurement, metric: measure.Metric | None, method: str) -> Row:
+def _row(found: measure.Measurement, metric: Metric | None, method: str) -> Row:
     info = _metric_info(metric)
     value = found.agreement if metric is None else found.value
     kind: Any = (
@@ -225,7 +226,7 @@ def _row(found: measure.Measurement, metric: measure.Metric | None, method: str)
     )
 
 
-def _metric_info(metric: measure.Metric | None) -> MetricInfo:
+def _metric_info(metric: Metric | None) -> MetricInfo:
     """What the rows are measured by: without labels it is the agreement with the first model."""
     if metric is None:
         return MetricInfo("agreement with the first model", errors="")

@@ -19,7 +19,7 @@ from qat.search.fisher import fisher_harms
 from qat.search.layers import Layer, find_layers
 from qat.transform import Policy, calibrate, mode, prepare
 from qat.transform.batches import call_of
-from qat.transform.policy import Rule
+from qat.transform.rule import Rule
 
 Method = Literal["measured", "fisher"]
 """measured: the divergence of the outputs from those of the float network, with this tensor alone quantized. fisher: estimated

@@ -12,8 +12,8 @@ from qat.capture import installed_graph
 from qat.nn import is_quantized, parameters_of_weight, quantized_weights
 from qat.operations import Operations, Role, describe_graph
 from qat.quantizers import Quantizer
-from qat.transform.policy import Rule
 from qat.transform.record import record_of
+from qat.transform.rule import Rule
 
 POSITIONS = ("first", "last")
 """Matches that are not names."""

@@ -24,7 +24,7 @@ from qat.search.harm import Widths
 from qat.search.layers import Layer, find_layers
 from qat.transform import Policy, calibrate, load_policy, mode, prepare
 from qat.transform.batches import call_model, call_of
-from qat.transform.policy import Rule
+from qat.transform.rule import Rule
 
 FLOAT = format_name(None, None)
 

@@ -4,9 +4,10 @@ from qat.transform.bits import FLOAT, bits_in_force, set_bits
 from qat.transform.calibrate import calibrate
 from qat.transform.inspect import Inspection, inspect
 from qat.transform.mode import mode, quantizers
-from qat.transform.policy import Policy, Rule
+from qat.transform.policy import Policy
 from qat.transform.prepare import is_prepared, prepare, prepare_
 from qat.transform.presets import load_policy
+from qat.transform.rule import Rule
 from qat.transform.tensor_rule import TensorRule
 
 __all__ = [

@@ -102,8 +102,7 @@ def table(model: nn.Module) -> Inspection:
             lines.append(Line(name.removeprefix("sites."), "site", "tensor", "", describe(module)))
     if record is None:
         return Inspection(lines, ["everything"] if all(line.weight == "float" for line in lines) else [])
-    before = record.inspection
-    return Inspection(lines, before.float_edges, before.notes, _capture(record), integer_share(model, record))
+    return Inspection(lines, record.float_edges, record.notes, _capture(record), integer_share(model, record))
 
 
 def _capture(record: PreparedRecord) -> str:

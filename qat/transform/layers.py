@@ -18,7 +18,8 @@ from qat.nn import (
     quantize_matrices,
 )
 from qat.quantizers import Quantizer
-from qat.transform.policy import Policy, Rule
+from qat.transform.policy import Policy
+from qat.transform.rule import Rule
 from qat.transform.tensor_rule import TensorRule
 
 

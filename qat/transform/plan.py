@@ -28,7 +28,8 @@ from qat.operations import (
     describe_graph,
     has_form_alone,
 )
-from qat.transform.policy import Policy, Rule
+from qat.transform.policy import Policy
+from qat.transform.rule import Rule
 from qat.transform.target_grids import target_grids
 from qat.transform.tensor_rule import TensorRule
 

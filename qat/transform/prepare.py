@@ -28,7 +28,7 @@ from qat.quantizers import Mode, Quantizer
 from qat.structure import describe_architecture
 from qat.torch_private import tree_leaves
 from qat.transform.example import Example, LazyExample, arguments_of, describe_example
-from qat.transform.inspect import table, weights_in_float
+from qat.transform.inspect import weights_in_float
 from qat.transform.layers import quantize_by_rule, quantize_matrices_by_rule, swap_layers
 from qat.transform.mode import mode
 from qat.transform.multiply_adds import count_multiply_adds
@@ -98,23 +98,23 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
     if isinstance(captured, CaptureError):
         way, reason = LAYERS, str(captured)
         rules, notes = swap_layers(model, policy)
-        inspection = table(model)
-        inspection.float_edges = ["everything between layers"]
-        inspection.notes += ["layers own their input quantizers.", *notes]
+        float_edges = ["everything between layers"]
+        notes = ["layers own their input quantizers.", *notes]
     else:
         way, reason, exact, differs = captured.way, captured.reason, captured.exact, captured.differs_in_training
         planned = plan(model, captured.graph, policy)
         rules = planned.layers
-        notes = _insert_quantizers(model, captured, planned)
-        inspection = table(model)
-        inspection.float_edges = planned.float_edges
-        inspection.notes += [*notes, *_on_labels(captured.graph)]
+        float_edges = planned.float_edges
+        notes = [*_insert_quantizers(model, captured, planned), *_on_labels(captured.graph)]
         if differs:
-            inspection.notes.append(differs)
+            notes.append(differs)
             warnings.warn(differs, stacklevel=2)
-    inspection.notes += weights_in_float(model)
+    notes += weights_in_float(model)
     description = None if example is None else describe_example(example)
-    write_record(model, PreparedRecord(policy, inspection, way, description, reason, {}, training, architecture, rules))
+    write_record(
+        model,
+        PreparedRecord(policy, float_edges, notes, way, description, reason, {}, training, architecture, rules),
+    )
     return exact
 
 

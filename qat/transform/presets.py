@@ -12,7 +12,8 @@ from typing import Any
 
 from qat.reading.malformed import malformed
 from qat.reading.yaml_file import read_yaml
-from qat.transform.policy import Policy, Rule
+from qat.transform.policy import Policy
+from qat.transform.rule import Rule
 from qat.transform.tensor_rule import TensorRule
 
 KEYS = (

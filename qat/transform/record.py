@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from qat.structure import Description
 from qat.transform.example import ExampleDescription
-from qat.transform.policy import Policy, Rule
-
-if TYPE_CHECKING:
-    from qat.transform.inspect import Inspection  # which reads records
+from qat.transform.policy import Policy
+from qat.transform.rule import Rule
 
 _ATTRIBUTE = "_qat"
 LAYERS = "layer by layer"
@@ -26,7 +24,8 @@ class PreparedRecord:
 
     Attributes:
         policy: the argument.
-        inspection: float edges and notes from then; lines are read off the model.
+        float_edges: tensors and operations left in float.
+        notes: sentences for `inspect` to show.
         way: how the graph was captured: "torch.fx", "torch.export" or "layer by layer".
         example: the example inputs, if there were any, and if they can be described.
         reason: why an earlier way of capture was not taken; "".
@@ -37,7 +36,8 @@ class PreparedRecord:
     """
 
     policy: Policy
-    inspection: Inspection
+    float_edges: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     way: str = ""
     example: ExampleDescription | None = None
     reason: str = ""

@@ -5,15 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from qat.quantizers import Dynamic, FP8Static, LookupTableQuantizer, ScaledFloat
-
-if TYPE_CHECKING:
-    from qat.transform.policy import Rule
-    from qat.transform.tensor_rule import TensorRule
+from qat.transform.rule import Rule
+from qat.transform.tensor_rule import TensorRule
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import menu, network_tables, program_tables, reconstruction, reproduce, tables
+from benchmarks import menu, network_tables, pages, program_tables, reconstruction, reproduce, tables
 from benchmarks.program_tables import NOT_MEASURED
 from benchmarks.published import Published
 from tests.quantizers.catalogue import OF_FORMATS
@@ -119,15 +119,15 @@ def test_the_readme_has_a_place_for_every_table(tmp_path):
 
 
 def test_check_finds_a_table_that_is_out_of_date(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
     page = tmp_path / "page.md"
     page.write_text("<!-- peers -->\nold\n<!-- end of peers -->\n")
     with pytest.raises(SystemExit, match=r"page.md is out of date: run python -m benchmarks.tables"):
-        tables.fill(page, "peers", "new", check=True)
-    tables.fill(page, "peers", "new", check=False)
+        pages.fill(page, "peers", "new", check=True)
+    pages.fill(page, "peers", "new", check=False)
     assert page.read_text() == "<!-- peers -->\nnew\n<!-- end of peers -->\n"
     with pytest.raises(SystemExit, match="no place for 'step time'"):
-        tables.fill(page, "step time", "new", check=False)
+        pages.fill(page, "step time", "new", check=False)
 
 
 def test_a_results_file_is_read(tmp_path):

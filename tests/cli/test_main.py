@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import qat.cli.main
-from qat.cli.main import COMMANDS, main
+from qat.cli.commands import COMMANDS
+from qat.cli.main import main
 from qat.version import version
 
 CLI = Path(qat.cli.main.__file__).parent
@@ -29,7 +30,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_does_not_wait_for_torch() -> None:
     program = """
 import contextlib, os, sys
-from qat.cli.main import COMMANDS, main
+from qat.cli.commands import COMMANDS
+from qat.cli.main import main
 for words in [], *([name] for name in COMMANDS):
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(open(os.devnull, "w")):
         main([*words, "--help"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qat.cli.measure import metric_named
+from qat.cli.metric import metric_named
 from qat.cli.sources.data import Batch, Batches, Data
 
 

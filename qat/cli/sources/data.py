@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qat.cli.errors import UsageError, usage_errors, with_kind
+from qat.cli.errors import UsageError, usage_errors
 from qat.cli.sources import arrays
 from qat.cli.sources.model import Model
 from qat.cli.sources.python_file import called, names_python, users_code
@@ -126,30 +126,6 @@ def load_data(text: str, model: Model, sizes: Sizes, shape: tuple[int, ...] | No
         if first is None:
             raise UsageError(f"--data {text} has no batches: give some.")
     return data
-
-
-def check_fits(data: Data, model: Model) -> None:
-    """Run the model on a few samples: what does not fit is found before anything is quantized or measured.
-
-    Raises:
-        UsageError: they are not what its forward takes, or not finite.
-    """
-    from qat.cli.measure import run
-
-    with usage_errors():  # a function of the user's may yield anything
-        batch = next(iter(data.test))
-    if any(x.is_floating_point() and not bool(x.isfinite().all()) for x in tensors_of(batch.inputs)):
-        raise UsageError(
-            f"--data {data.name} has NaN or an infinite number in its first batch: leave such samples out."
-        )
-    inputs = cut(batch, 2).inputs
-    try:
-        run(model.network, inputs)
-    except Exception as error:  # of the user's network, whose errors are of any kind
-        shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in tensors_of(inputs))
-        raise UsageError(
-            f"{model.name} does not run on --data {data.name} ({shapes}; {with_kind(error)}): give what its forward takes."
-        ) from error
 
 
 def _read(text: str, model: Model, sizes: Sizes, shape: tuple[int, ...] | None) -> Data:

@@ -37,8 +37,8 @@ from qat.training.lightning.selection import (
 )
 from qat.training.optimization.averaging import live_copies
 from qat.transform.distributed import gather
-from qat.transform.policy import Rule
 from qat.transform.record import record_of
+from qat.transform.rule import Rule
 
 
 class Pruning(NetworkExtension):
@@ -51,9 +51,8 @@ class Pruning(NetworkExtension):
 
     `pattern="2:4"` keeps the largest 2 of every 4 weights along the inputs of each output, which sparse units of GPUs take;
     layers whose inputs are not a multiple of 4 stay as they are. Until the share of zeros is final, no best checkpoint is
-    chosen, and averages of weights (EMA, SWA) have the same zeros. Masks are in the checkpoint and depend on weights and
-    progress: a resumed fit continues exactly, and all processes have the same, which is checked. `ProgressiveBits` does
-    not touch them.
+    chosen; averages of weights (EMA, SWA) have the same zeros. Masks are in the checkpoint: a resumed fit continues exactly,
+    and all processes have the same, which is checked. `ProgressiveBits` does not touch them.
 
         trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w4a8"), Pruning(0.7)])
         trainer = L.Trainer(callbacks=[QuantizationAwareTraining("w8a8"), Pruning(pattern="2:4")])
