@@ -9,6 +9,9 @@ from typing import BinaryIO
 from qat.reading.bounds import GROWTH, check_bytes
 
 ZIP_START = b"PK\x03\x04"
+ZIP_END = b"PK\x05\x06"
+END_BYTES = 22
+"""Length of the last record of an archive without a comment; nobody who is read here writes one."""
 
 
 def check_members(file: BinaryIO, growth: int = GROWTH) -> list[str]:
@@ -22,13 +25,18 @@ def check_members(file: BinaryIO, growth: int = GROWTH) -> list[str]:
         The names of its members.
 
     Raises:
-        ValueError: it unpacks to too much, or a checksum does not fit; zipfile raises others for one that is cut off.
+        ValueError: it unpacks to too much, a checksum does not fit, or there is something before or behind it; zipfile raises
+            others for one that is cut off.
     """
     size = file.seek(0, os.SEEK_END)
+    file.seek(-min(size, END_BYTES), os.SEEK_END)
+    ends = file.read(len(ZIP_END)) == ZIP_END
     file.seek(0)
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         names = [member.filename for member in members]
+        if not ends or min((member.header_offset for member in members), default=0):
+            raise ValueError("it has other bytes before or behind the archive")
         if len(set(names)) < len(names):
             raise ValueError("two members have one name")
         check_bytes(sum(member.file_size for member in members), size, growth)

@@ -10,12 +10,14 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from qat.models import ResNetCifar, load_weights, save_weights, torchvision_model
 from qat.reading.archive import check_archive
+from qat.reading.array_file import read_arrays
 from qat.reading.checkpoint import read_checkpoint, read_without_objects
 from qat.transform.checkpoint_record import CheckpointRecord
 from qat.transform.class_names import only_known_classes, resolve
@@ -78,6 +80,19 @@ def test_a_tensor_that_declares_more_than_the_file_holds_is_refused(tmp_path: Pa
         read_checkpoint(tmp_path / "wide.pt")
     torch.save({"w": torch.zeros(1).expand(10)}, tmp_path / "small.pt")  # as some buffers are
     assert read_checkpoint(tmp_path / "small.pt")["w"].tolist() == [0.0] * 10
+
+
+@pytest.mark.parametrize("junk", [b"\n", bytes(4), b"x" * 1000, b"x" * 70_000, "itself"], ids=len)
+def test_other_bytes_around_an_archive_are_an_error(junk: bytes | str, tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(3)}, tmp_path / "good.ckpt")
+    good = (tmp_path / "good.ckpt").read_bytes()
+    np.savez(tmp_path / "good.npz", x=np.ones(3))
+    arrays = (tmp_path / "good.npz").read_bytes()
+    assert read_checkpoint(tmp_path / "good.ckpt").keys() == read_arrays(tmp_path / "good.npz").keys()  # type: ignore[union-attr]
+    for name, content, read in (("bad.ckpt", good, read_checkpoint), ("bad.npz", arrays, read_arrays)):
+        (tmp_path / name).write_bytes(content + (content if isinstance(junk, str) else junk))
+        with pytest.raises(ValueError, match=name):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
