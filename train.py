@@ -3,7 +3,11 @@
 This is `qat train` for a checkout; the program is in qat/experiment/main.py.
 """
 
-from qat.experiment.main import main
+import sys
 
 if __name__ == "__main__":
+    try:
+        from qat.experiment.main import main
+    except KeyboardInterrupt:  # reading it takes a second, in which nothing has begun
+        sys.exit(130)
     main("python train.py")

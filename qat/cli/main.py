@@ -36,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: str, given: list[str]) -> int:
     """Run a subcommand. Returns the exit status."""
-    # Imported here: --help does not wait for torch.
-    run = importlib.import_module(f"qat.cli.{command}").run
     try:
+        run = importlib.import_module(f"qat.cli.{command}").run  # here: --help does not wait for torch
         with nullcontext() if command == "train" else one_line_warnings():  # Hydra explains its own errors
             status: int = run(given)
     except KeyboardInterrupt:

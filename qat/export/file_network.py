@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
+
+from qat.torch_private import tree_flatten, tree_unflatten
 
 
 class FileNetwork(nn.Module):
@@ -45,3 +48,26 @@ class FileNetwork(nn.Module):
 
     def __deepcopy__(self, memo: object) -> Self:
         return type(self)(self.path, self.threads)
+
+
+class ReturnsAs(nn.Module):
+    """A file as a module whose outputs lie in the containers of the network that it was written from: files have a flat list.
+
+    Args:
+        file: the file.
+        network: what says how its outputs are returned; it runs once.
+    """
+
+    def __init__(self, file: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.file, self.network = file, network
+        self._returned: tuple[list[Any], Any] | None = None
+
+    def forward(self, *inputs: Tensor) -> Any:
+        outputs = self.file(*inputs)
+        if self._returned is None:
+            with torch.no_grad():
+                self._returned = tree_flatten(self.network(*inputs))
+        leaves, containers = self._returned
+        given = iter(outputs if isinstance(outputs, tuple) else (outputs,))
+        return tree_unflatten([next(given, x) if isinstance(x, Tensor) else x for x in leaves], containers)

@@ -75,7 +75,8 @@ class Report(FitReport):
     Args:
         folder: where to write. None: the logger's folder, else the Trainer's default_root_dir.
         metric: the name under which test_step logs it, a torchmetrics object or collection (whose first metric decides), or
-            a function of (outputs, targets) that returns a number. Objects and functions get what the network returned.
+            a function of (outputs, targets) that returns a number. Objects and functions get the first tensor that the network
+            returns, or its logits.
         mode: "min" if lower is better, else "max". None: as torchmetrics says; an accuracy needs none.
         metric_name: the metric's name in tables. None: its own.
         unit: of its values, in tables.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 from torch import nn
 
+from qat.export.file_network import FileNetwork, ReturnsAs
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison.artefact import Artefact
@@ -52,4 +54,9 @@ def entries_of_fit(
     entries += other_run_entries(other_runs)
     if step0 is not None:
         entries += step0_entries(step0, qat.calibration_seconds)
-    return entries + trained_entries(best, artefact, seconds)
+    entries += trained_entries(best, artefact, seconds)
+    integer = next(entry.network for entry in entries if entry.kind == "qat_integer")
+    return [
+        replace(entry, network=ReturnsAs(entry.network, integer)) if isinstance(entry.network, FileNetwork) else entry
+        for entry in entries
+    ]

@@ -56,6 +56,8 @@ class Evaluation:
         Raises:
             ValueError: it logged none; the message lists the names that it logged.
         """
+        if not self.metrics and self.reading is not None and not self.reading.seen:
+            raise ValueError("the test data have no sample: give some, or leave Report out.")
         if name not in self.metrics:
             logged = ", ".join(self.metrics) or "nothing"
             raise ValueError(
@@ -137,7 +139,7 @@ def _with_metric(found: Evaluation, reading: Reading) -> Evaluation:
     source = reading.metric.source
     others: dict[str, float] = {}
     if isinstance(source, str):
-        value = found.metric(source)
+        value = replace(found, reading=reading).metric(source)
     else:
         value, others = reading.compute()
     scores = reading.scores(value) if reading.metric.info is not None else None

@@ -17,6 +17,7 @@ from qat.contexts import quiet
 from qat.report.judgement.paired import SampleScores
 from qat.report.results.metric import ACCURACY_NAMES, MetricInfo, Mode
 from qat.training.comparison.batch_parts import batch_targets, first_output
+from qat.training.comparison.metric_value import value_of
 from qat.training.comparison.sample_scores import (
     Given,
     batch_scores,
@@ -60,10 +61,12 @@ class ReportMetric:
             raise ValueError(
                 f"Report(mode={self.mode!r}) is not a direction: write 'min' if lower is better, else 'max'."
             )
-        if not isinstance(self.source, str | Metric | MetricCollection) and not callable(self.source):
+        is_empty = isinstance(self.source, MetricCollection) and not len(self.source)
+        if is_empty or (not isinstance(self.source, str | Metric) and not callable(self.source)):
+            given = "MetricCollection({})" if is_empty else repr(self.source)
             raise ValueError(
-                f"Report(metric={self.source!r}) is not a metric: give the name under which test_step logs it, a torchmetrics "
-                "object, or a function of (outputs, targets)."
+                f"Report(metric={given}) is not a metric: give the name under which test_step logs it, a torchmetrics object, "
+                "or a function of (outputs, targets)."
             )
 
     @property
@@ -111,6 +114,7 @@ class Reading(L.Callback):
     Attributes:
         found: the torchmetrics object in the module whose value is logged; only looked for if its path is not known.
         path: its name in the module.
+        seen: whether the network ran at all.
     """
 
     metric: ReportMetric
@@ -120,6 +124,7 @@ class Reading(L.Callback):
     given: Given = field(default_factory=list)
     found: Metric | None = None
     path: str = ""
+    seen: bool = False
     _kept: int = 0
     _last: Any = None
     _busy: bool = False
@@ -162,18 +167,7 @@ class Reading(L.Callback):
                 f"{self.metric.own_name!r} needs outputs and targets, and a batch has no targets that are found: say where "
                 "they are, Report(metric=..., targets=lambda batch: batch['y'])."
             )
-        if not isinstance(self.metric.source, Metric | MetricCollection):
-            assert callable(self.metric.source)
-            return float(self.metric.source(torch.cat(self.outputs), torch.cat(self.targets))), {}
-        fresh = self.metric.source.clone().cpu()
-        fresh.reset()
-        for batch in zip(self.outputs, self.targets, strict=True):
-            fresh.update(*batch)
-        values: Any = fresh.compute()
-        if not isinstance(fresh, MetricCollection):
-            return float(values), {}
-        first, *others = values.items()
-        return float(first[1]), {name: float(value) for name, value in others}
+        return value_of(self.metric.source, self.outputs, self.targets, self.metric.own_name)
 
     def scores(self, value: float) -> SampleScores | None:
         """What can be compared in pairs; None if nothing is known but the value."""
@@ -216,7 +210,7 @@ class Reading(L.Callback):
             return None
 
     def _note_output(self, _network: nn.Module, _inputs: Any, output: Any) -> None:
-        self._last = output
+        self._last, self.seen = output, True
 
     def _has_room(self, *tensors: Any) -> bool:
         self._kept += sum(x.numel() for x in tensors if isinstance(x, Tensor))

@@ -61,6 +61,11 @@ def calibration_inputs(
     """
     trainer.fit_loop.setup_data()
     loader = trainer.train_dataloader
+    if loader is None:
+        raise ValueError(
+            f"limit_train_batches={trainer.limit_train_batches} leaves nothing to calibrate and to train with: write a number "
+            "above 0, or leave it out."
+        )
     if not isinstance(loader, DataLoader):
         raise ValueError(
             f"the train dataloader is {type_of(loader)}: pass the network's inputs yourself, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
@@ -38,4 +38,5 @@ def find_test_dataloaders(
         found = module.test_dataloader()
     else:
         raise ValueError(NO_TEST_DATA)
+    found = list(found.values()) if isinstance(found, Mapping) else found
     return list(found) if isinstance(found, list | tuple) else [found]

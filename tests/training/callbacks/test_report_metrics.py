@@ -14,10 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+from qat.export.file_network import ReturnsAs
 from qat.report import Results
 from qat.report.pages.html import run_code
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
@@ -196,3 +198,86 @@ def test_resampled_states_are_those_of_the_metric_itself() -> None:
     values = [float(MulticlassJaccardIndex(3)(*(x[i : i + 1] for x in batch))) for batch in given for i in range(20)]
     assert scores.standard_error() == pytest.approx(np.std(values) / np.sqrt(40), rel=0.25)
     assert metric_scores(metric, given, 0.9) is None  # does not reproduce what was measured
+
+
+def raises(outputs: Tensor, targets: Tensor) -> Tensor:
+    raise KeyError("reg")
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (raises, r"Report\(metric=raises\) cannot be computed \(KeyError: 'reg'\): give"),
+        (lambda outputs, targets: None, "gives a NoneType: give a function"),
+        (lambda outputs, targets: "0.5 %", "gives a str: give a function"),
+        (lambda outputs, targets: outputs, r"gives a tensor of shape \(16, 4\): give a metric with one number"),
+        (MulticlassConfusionMatrix(CLASSES), r"gives a tensor of shape \(4, 4\)"),
+        (MulticlassAccuracy(9), "cannot be computed"),
+    ],
+)
+def test_metrics_that_give_no_number_are_refused_before_training(metric: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        fit(tmp_path, Classifier(), metric=metric, mode="max")
+
+
+def test_an_empty_collection_is_no_metric() -> None:
+    with pytest.raises(ValueError, match=r"MetricCollection\(\{\}\)\) is not a metric"):
+        Report(metric=MetricCollection({}))
+
+
+class Strange(Data):
+    def test_dataloader(self) -> Any:
+        return {"all": DataLoader(self.test, 16)}
+
+
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.one, self.other = nn.Linear(64, 8), nn.Linear(8, CLASSES), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.body(x.flatten(1)).relu()
+        return {"classes": self.one(x), "level": self.other(x)}
+
+
+class TwoHeads(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Heads()  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Any = self.net(x)
+        return found["classes"] + 0 * found["level"]
+
+
+@pytest.mark.slow
+def test_files_return_what_the_module_reads_by_name(tmp_path: Path) -> None:
+    report = Report(tmp_path)
+    callbacks = [QuantizationAwareTraining("w8a8", calibration_images=64), report, ExportONNX(tmp_path / "model.onnx")]
+    trainer(tmp_path, *callbacks).fit(TwoHeads(), datamodule=Strange())
+    assert report.results is not None
+    rows = {row.kind: row for row in report.results.rows}
+    assert rows["qat_onnxruntime"].score == rows["qat_integer"].score
+
+
+@pytest.mark.parametrize("returned", [{"a": torch.ones(2), "b": (torch.zeros(2), 3)}, torch.ones(2), [torch.ones(2)]])
+def test_a_file_returns_as_its_network(returned: Any) -> None:
+    leaves = [x for x in tree_leaves(returned) if isinstance(x, Tensor)]
+    file, network = nn.Module(), nn.Module()
+    file.forward = lambda x: tuple(2 * leaf for leaf in leaves) if len(leaves) > 1 else 2 * leaves[0]  # type: ignore[method-assign]
+    network.forward = lambda x: returned  # type: ignore[method-assign]
+    found = ReturnsAs(file, network)(torch.zeros(1))
+    assert str(found) == str(tree_map(lambda x: 2 * x if isinstance(x, Tensor) else x, returned))
+
+
+def test_test_data_without_a_sample_are_named(tmp_path: Path) -> None:
+    empty = DataLoader(TensorDataset(torch.zeros(0, 1, 8, 8), torch.zeros(0)))
+    callbacks = [QuantizationAwareTraining("w8a8", calibration_images=64), Report(tmp_path, dataloaders=empty)]
+    with pytest.raises(ValueError, match="the test data have no sample"):
+        trainer(tmp_path, *callbacks).fit(Classifier(), datamodule=Data())
+
+
+def test_a_limit_that_leaves_no_training_data_is_named(tmp_path: Path) -> None:
+    callbacks = [QuantizationAwareTraining("w8a8", calibration_images=64), Report(tmp_path)]
+    with pytest.raises(ValueError, match="limit_train_batches=0 leaves nothing"):
+        trainer(tmp_path, *callbacks, limit_train_batches=0).fit(Classifier(), datamodule=Data())
