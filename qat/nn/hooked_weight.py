@@ -43,8 +43,18 @@ def _computed(layer: nn.Module) -> Tensor:
 
 
 def _hook(layer: nn.Module) -> Any:
-    for hook in hooks_of(layer)[0].values():
-        name = pruned_tensor(hook) if isinstance(hook, BasePruningMethod) else getattr(hook, "name", "")
-        if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm) and name == "weight":
-            return hook
-    return None
+    return _hooks(layer).get("weight")
+
+
+def _hooks(module: nn.Module) -> dict[str, Any]:
+    """The name of each tensor that a hook computes -> the hook."""
+    return {
+        pruned_tensor(hook) if isinstance(hook, BasePruningMethod) else hook.name: hook
+        for hook in hooks_of(module)[0].values()
+        if isinstance(hook, BasePruningMethod | SpectralNorm | WeightNorm)
+    }
+
+
+def sources_of_hooks(module: nn.Module) -> set[str]:
+    """The names of the parameters from which hooks compute the tensors that forward reads in their place."""
+    return {f"{name}_{kind}" for name in _hooks(module) for kind in ("orig", "g", "v")}

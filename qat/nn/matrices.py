@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from qat.nn.hooked_weight import sources_of_hooks
 from qat.nn.layers import LAYERS, as_quantized, is_layer, is_quantized, owns_weight
 from qat.nn.rebuilt import with_class
 from qat.quantizers import Quantizer
@@ -38,15 +39,21 @@ class QuantizedWeight(NamedTuple):
 
 
 def matrices_of(module: nn.Module) -> list[str]:
-    """The names of the weight matrices of a module in the table; none of one that changes them as it reads (`max_norm`)."""
+    """The names of the weight matrices of a module in the table that its forward reads as they are: none of which a hook
+    computes another one (torch.nn.utils.prune, weight_norm), none of a module that changes them as it reads (`max_norm`).
+    """
     patterns: tuple[str, ...] = ("weight",) if is_layer_of_its_own(module) else ()
     patterns = next((names for cls, names in MATRICES.items() if isinstance(module, cls)), patterns)
     if not patterns or getattr(module, "max_norm", None) is not None:
         return []
+    not_read = sources_of_hooks(module)
     return [
         name
         for name, parameter in module.named_parameters()
-        if parameter.ndim > 1 and parameter.is_floating_point() and any(fnmatchcase(name, p) for p in patterns)
+        if name not in not_read
+        and parameter.ndim > 1
+        and parameter.is_floating_point()
+        and any(fnmatchcase(name, p) for p in patterns)
     ]
 
 

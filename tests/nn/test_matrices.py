@@ -9,9 +9,11 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import qat
+from qat.nn import quantized_weights
 
 
 class Recurrent(nn.Module):
@@ -154,3 +156,26 @@ def test_the_file_holds_the_codes_and_verify_sees_a_changed_one(tmp_path):
     onnx.save(model, path)
     changed = {site.name: site.code_mismatches for site in qat.verify(path, integer, [x]).sites}
     assert changed["rnn.weight_hh_l1"] == network.rnn.weight_hh_l1.numel()
+
+
+@pytest.mark.parametrize("put", [
+    lambda module, name: prune.l1_unstructured(module, name, 0.5),
+    lambda module, name: nn.utils.weight_norm(module, name),
+], ids=["prune", "weight_norm"])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated", "ignore:RNN module weights are not part")
+def test_every_matrix_with_a_quantizer_is_read_and_one_that_a_hook_computes_is_said_to_stay_float(put: Any) -> None:
+    torch.manual_seed(0)
+    network, x = Recurrent(), torch.randn(3, 5, 6)
+    put(network.rnn, "weight_hh_l1_reverse")
+    put(network.rnn, "weight_ih_l0")
+    prepared = qat.prepare(network.eval(), policy(), x)
+    qat.calibrate(prepared, [x])
+    rounded: list[Tensor] = []
+    weights = quantized_weights(prepared.rnn)  # type: ignore[arg-type]
+    assert [name for name, _, _ in weights if "_l0_reverse" in name] == ["weight_ih_l0_reverse", "weight_hh_l0_reverse"]
+    for _, _, quantizer in weights:
+        quantizer.register_forward_hook(lambda module, inputs, output: rounded.append(output))
+    output = prepared(x).sum()
+    assert len(rounded) == len(weights) == 6
+    assert all(bool(g is not None and g.any()) for g in torch.autograd.grad(output, rounded, allow_unused=True))
+    assert "weight_ih_l0" in str(qat.inspect(prepared)).partition("weights of other layers stay in float")[2]
