@@ -103,7 +103,7 @@ class Target:
         if wanted.rules != policy.rules or wanted.residual_rule() != policy.residual_rule():
             raise ValueError(
                 f"a file for {self.name} needs grids that the policy leaves open: write policy.target={self.name}, or "
-                f'qat.load_policy({policy.name!r}, target="{self.name}").'
+                f'qat.load_policy(policy, target="{self.name}").'
             )
 
     def write(self, integer: nn.Module, example: Any, path: Path) -> None:

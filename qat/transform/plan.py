@@ -75,7 +75,7 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
     """Decide the rules of the layers, and the sites.
 
     Raises:
-        ValueError: a rule matches no layer.
+        ValueError: a rule matches no layer, or the policy's target has no kernel for a layer.
     """
     operations = describe_graph(model, graph)
     nonnegative = _nonnegative(operations)
@@ -88,9 +88,6 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
         if matrices_of(module := model.get_submodule(str(node.target)))
     }
     layers = policy.assign(list(types.items()), list(others.items()))
-    if policy.target is not None:
-        for name in types.keys() & layers.keys():
-            target_grids(policy.target).check_layer(name, model.get_submodule(name), layers[name])
     residual = policy.residual_rule()
     outputs = residual if policy.quantize_outputs else None
     sites: list[Site] = []
@@ -128,6 +125,11 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
         ):
             float_edges.append(name)
     float_edges += [f"{n.name} ({_operation(model, n)})" for n in graph.nodes if _stays_float(n, operations)]
+    if policy.target is not None:
+        makes_codes = {str(_head(site.node, operations).target) for site in sites}
+        for name in types:
+            if name in layers and name in makes_codes:
+                target_grids(policy.target).check_layer(name, model.get_submodule(name), layers[name])
     return Plan(layers, sites, float_edges)
 
 

@@ -68,6 +68,10 @@ class Policy:
             for name, rule in self.rules.items()
         }
         object.__setattr__(self, "rules", rules)
+        residual = self.residual_rule()
+        who = f"target={grids.name} cannot run residual_bits={self.residual_bits}"
+        for fault in () if residual is None else grids.faults_of_activation(who, residual):
+            raise ValueError(fault)
 
     def assign(self, layers: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]] = ()) -> dict[str, Rule]:
         """The rule of each layer. Layers without a rule stay in float.

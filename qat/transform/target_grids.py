@@ -36,7 +36,7 @@ class TargetGrids:
     in_float: Callable[[nn.Module], bool] = lambda layer: False
 
     def check_layer(self, name: str, layer: nn.Module, rule: Rule) -> None:
-        """Refuse to quantize what this target would compute in float all the same.
+        """Refuse a layer between codes that this target would compute in float all the same.
 
         Raises:
             ValueError: it has no integer kernel for this layer.
@@ -63,15 +63,21 @@ class TargetGrids:
             remedy = "nvfp4_weights (weights alone)" if self.float_layers else "w8a8"
             yield f"{who}, which is in a floating-point format ({what}): write a preset such as {remedy}."
         if weight is not None and not self.float_layers:
-            if activation is None:
-                yield f"{who}, which computes in float with integer weights: give it activation: {{bits: 8}}, or no weight."
+            if activation is None and rule.match != EMBEDDINGS:
+                yield (
+                    f"{who}, which computes in float with integer weights: write a preset such as w{weight.bits}a8, or give it "
+                    "activation: {bits: 8}."
+                )
             if weight.granularity == "per_group":
-                yield f"{who}, which scales weights per group: write weight: {{granularity: per_channel}}."
+                yield f"{who}, which scales weights per group: write weight: {{granularity: per_channel, group_size: null}}."
         in_integers = activation is not None and weight is not None and weight.granularity != "per_group"
         if weight is not None and not weight.symmetric and (self.zero_is_code_0 or in_integers):
             yield f"{who}, whose weights have a zero-point: write weight: {{symmetric: true}}."
-        if activation is None:
-            return
+        if activation is not None:
+            yield from self.faults_of_activation(who, activation)
+
+    def faults_of_activation(self, who: str, activation: TensorRule) -> Iterable[str]:
+        """The same of an activation alone. who: begins the sentence."""
         if not self.dynamic and issubclass(activation.quantizer_class, Dynamic):
             yield f"{who}, which quantizes on the range of each batch: write a preset such as w8a8, without _dynamic."
         elif not self.lookup_tables and issubclass(activation.quantizer_class, LookupTableQuantizer):
@@ -80,9 +86,14 @@ class TargetGrids:
         elif self.zero_is_code_0 and not activation.symmetric:
             yield f"{who}, whose activations have a zero-point: write activation: {{symmetric: true}}."
         elif self.zero_is_code_0 and activation.bits == 8 and activation.signed is False:
-            yield f"{who}, whose unsigned 8-bit codes do not fit int8: write activation: {{signed: true}}, or bits: 7."
+            yield (
+                f"{who}, whose unsigned 8-bit codes do not fit int8: write activation: {{signed: null}}, which leaves the sign "
+                "to the target."
+            )
 
 
+EMBEDDINGS = "type:Embedding"
+"""The match of a rule for embeddings alone, whose inputs are indices: their rows are codes that every target can look up."""
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 

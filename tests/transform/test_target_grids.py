@@ -1,9 +1,11 @@
 """What a target cannot run is refused before training, with the sentence that mends it."""
 
+import re
 from typing import Any, get_args
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import qat
@@ -27,15 +29,15 @@ def small() -> nn.Module:
     ("content", "says"),
     [
         ({"preset": "w8a8", "activation": {"symmetric": False}}, "write activation: {symmetric: true}"),
-        ({"preset": "w8a8", "activation": {"signed": False}}, "write activation: {signed: true}, or bits: 7"),
+        ({"preset": "w8a8", "activation": {"signed": False}}, "write activation: {signed: null}"),
         ({"preset": "w8a8", "weight": {"symmetric": False}}, "write weight: {symmetric: true}"),
         ({"preset": "w8_dynamic"}, "write a preset such as w8a8"),
         ({"preset": "mxfp4"}, "floating-point format (MX): write a preset such as w8a8"),
-        ({"preset": "w4"}, "give it activation: {bits: 8}"),
+        ({"preset": "w4"}, "write a preset such as w4a8, or give it activation: {bits: 8}"),
         ({"preset": "fp8"}, "write a preset such as w8a8"),
         (
             {"preset": "w4a8", "weight": {"granularity": "per_group", "group_size": 1}},
-            "write weight: {granularity: per_channel}",
+            "write weight: {granularity: per_channel, group_size: null}",
         ),
         (
             {"preset": "w4a4", "first_last_quantizer": "LSQ", "activation": {"quantizer": "APoT"}},
@@ -50,6 +52,51 @@ def test_what_a_target_cannot_run_is_refused(content: dict[str, Any], says: str)
     assert says in str(refused.value)
     with pytest.raises(ValueError, match="target=tensorrt"):
         qat.load_policy({**content, "target": "tensorrt"})
+
+
+CONTENTS: list[dict[str, Any]] = [
+    *({"preset": preset} for preset in ("w4", "w3", "transformer_w4", "transformer_w8a8", "transformer_fp8")),
+    *({"preset": preset} for preset in ("w8_dynamic_per_token", "mxfp4_weights", "nvfp4", "fp8_static")),
+    {"preset": "w4", "weight": {"symmetric": False, "granularity": "per_group", "group_size": 1}},
+    {"preset": "w4a4", "activation": {"signed": False}},
+    {"preset": "w4a4", "activation": {"signed": False}, "first_last_bits": 4},
+    {"preset": "w8a8", "activation": {"symmetric": False, "quantizer": "LSQPlus"}},
+    {"preset": "w4a4", "first_last_quantizer": "LSQ", "activation": {"quantizer": "APoT"}},
+]
+
+
+def advised(content: dict[str, Any], advice: str) -> dict[str, Any]:
+    """The policy that a refusal asks for, to the letter."""
+    preset = re.search(r"write a preset such as (\w+)", advice)
+    if preset:
+        return content | {"preset": preset[1]}
+    tensor, fields = re.search(r"write (weight|activation): ({.*?})", advice).groups()  # type: ignore[union-attr]
+    return content | {tensor: content.get(tensor, {}) | yaml.safe_load(fields)}
+
+
+@pytest.mark.parametrize("target", TARGET_GRIDS)
+@pytest.mark.parametrize("content", CONTENTS, ids=str)
+def test_the_advice_of_a_refusal_leads_to_a_policy_that_the_target_runs(content: dict[str, Any], target: str) -> None:
+    for _ in range(6):
+        try:
+            policy = qat.load_policy({**content, "target": target})
+        except ValueError as refusal:
+            content = advised(content, str(refusal))
+        else:
+            break
+    else:
+        pytest.fail("the advice leads nowhere")
+    if TARGET_GRIDS[target].zero_is_code_0:
+        of_activations = [rule.activation for rule in policy.rules.values()] + [policy.residual_rule()]
+        assert all(rule is None or rule.bits < 8 or rule.signed for rule in of_activations)
+
+
+def test_a_layer_that_returns_floats_may_compute_in_them() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2))
+    qat.prepare(network, "w8a8", torch.zeros(1, 3, 6, 6), target="litert")
+    policy = {"preset": "w8a8", "quantize_outputs": True}
+    with pytest.raises(ValueError, match="target=litert has no integer kernel for layer '2'"):
+        qat.prepare(network, policy, torch.zeros(1, 3, 6, 6), target="litert")
 
 
 def test_inputs_in_a_floating_point_format_are_refused_for_onnx_runtime_before_training() -> None:
