@@ -139,6 +139,20 @@ def test_codes_on_another_grid_are_a_product_with_one(for_litert: bool) -> None:
         assert [["dequantize" in x.name for x in n.all_input_nodes] for n in products] == [[True, True]]
 
 
+@pytest.mark.parametrize("for_litert", [False, True])
+def test_the_parts_of_a_concatenation_are_on_its_grid_by_products_with_one(for_litert: bool) -> None:
+    """litert-torch takes two quantizations in a row for one, and with the first goes the ReLU that it saturates."""
+    module = qat.to_pt2e(integer_model("concatenation"), for_litert)
+    graph = torch.export.export(module, (images(1),)).graph
+    (cat,) = (node for node in graph.nodes if node.name == "cat")
+    (result,) = cat.users
+    assert len(cat.all_input_nodes) == 3
+    for part in cat.all_input_nodes:
+        assert part.args[1:3] == result.args[1:3]
+        real = part.all_input_nodes[0].all_input_nodes[0]
+        assert (real if "tanh" not in real.name else real.all_input_nodes[0]).name.startswith("mul")
+
+
 @pytest.mark.parametrize("dynamic", [None, {}])
 def test_examples_of_another_shape_are_named(dynamic: dict | None, tmp_path: Path) -> None:
     integer = integer_model("residual, 4 bits")

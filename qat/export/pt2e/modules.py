@@ -60,22 +60,36 @@ class OfOne(nn.Module):
         return quantize(self.compute(dequantize(codes, self.input)), self.output)
 
 
-class Requantize(OfOne):
-    """Another grid, as a product with 1: XNNPACK, in ExecuTorch and LiteRT, multiplies exactly, but requantizes alone with a
-    ratio that it rounds to a 256th, which moves some per cent of the codes by one step.
+class TimesOne(nn.Module):
+    """A product with 1, whose result can be quantized to another grid than that of its input.
+
+    XNNPACK, in ExecuTorch and LiteRT, multiplies exactly, but requantizes alone with a ratio that it rounds to a 256th, which
+    moves some per cent of the codes by one step; and litert-torch takes two quantizations in a row for one, and loses what the
+    first saturates: a ReLU.
     """
 
     one: Tensor
 
-    def __init__(self, module: integer.IntegerModule, for_litert: bool = False) -> None:
-        super().__init__(module)
+    def __init__(self, for_litert: bool = False) -> None:
+        super().__init__()
         self.folded = not for_litert  # litert-torch wants to quantize constants itself
         code = torch.full((1,), ONE.highest - SHIFT, dtype=torch.int8)
         self.register_buffer("one", code if self.folded else dequantize(code, ONE))
 
-    def compute(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         one = self.one.reshape([1] * x.dim())
         return x * dequantize(one if self.folded else quantize(one, WHOLE), ONE)
+
+
+class Requantize(OfOne):
+    """Another grid."""
+
+    def __init__(self, module: integer.IntegerModule, for_litert: bool = False) -> None:
+        super().__init__(module)
+        self.times_one = TimesOne(for_litert)
+
+    def compute(self, x: Tensor) -> Tensor:
+        return self.times_one(x)
 
 
 class Mean(OfOne):
@@ -154,23 +168,18 @@ OPERATIONS: dict[type[nn.Module], Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Cat(nn.Module):
-    """Concatenation: every part is quantized to the grid of the result first, because kernels know one grid alone.
-
-    Args:
-        module: the integer module.
-        for_litert: whether that is left to the converter.
-    """
+    """Concatenation: every part is quantized to the grid of the result first, because kernels know one grid alone."""
 
     def __init__(self, module: integer.IntegerCat, for_litert: bool = False) -> None:
         super().__init__()
-        self.module, self.output = module, module.output
-        self.requantizes = [x != self.output and not for_litert for x in module.inputs]
+        self.module, self.output, self.times_one = module, module.output, TimesOne(for_litert)
 
     def forward(self, *parts: Tensor) -> Tensor:
-        real = [dequantize(part, x) for part, x in zip(parts, self.module.inputs, strict=True)]
         on_grid = [
-            dequantize(quantize(x, self.output), self.output) if requantizes else x
-            for x, requantizes in zip(real, self.requantizes, strict=True)
+            dequantize(
+                part if x == self.output else quantize(self.times_one(dequantize(part, x)), self.output), self.output
+            )
+            for part, x in zip(parts, self.module.inputs, strict=True)
         ]
         join = torch.stack if self.module.stacked else torch.cat
         return quantize(join(on_grid, self.module.dim), self.output)
