@@ -127,9 +127,7 @@ def plan(model: nn.Module, graph: fx.Graph, policy: Policy) -> Plan:
     float_edges += [f"{n.name} ({_operation(model, n)})" for n in graph.nodes if _stays_float(n, operations)]
     if policy.target is not None:
         makes_codes = {str(_head(site.node, operations).target) for site in sites}
-        for name in types:
-            if name in layers and name in makes_codes:
-                target_grids(policy.target).check_layer(name, model.get_submodule(name), layers[name])
+        target_grids(policy.target).check_layers(model, {n: layers[n] for n in types if n in layers}, makes_codes)
     return Plan(layers, sites, float_edges)
 
 

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 from torch import nn
 
 from qat.quantizers import Dynamic, FP8Static, LookupTableQuantizer, ScaledFloat
 from qat.transform.rule import Rule
 from qat.transform.tensor_rule import TensorRule
+
+
+class Kernel(Enum):
+    """What a target has for a layer.
+
+    INTEGER: sums of codes. FLOAT: products of dequantized codes, enough where the layer returns floats. FLOAT_WEIGHT: those of
+    a layer that is not quantized. NONE: nothing.
+    """
+
+    INTEGER = auto()
+    FLOAT = auto()
+    FLOAT_WEIGHT = auto()
+    NONE = auto()
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,7 @@ class TargetGrids:
         dynamic: whether it has layers whose inputs are quantized on the range of each batch or token.
         float_layers: whether it has layers with integer weights that compute in float: weight-only, or scaled per group.
         lookup_tables: whether it has activations that are looked up in a table.
-        in_float: whether it has no integer kernel for a layer, whatever the rule.
+        kernel: what it has for a layer, whatever the rule.
     """
 
     name: str
@@ -33,20 +47,33 @@ class TargetGrids:
     float_layers: bool = True
     lookup_tables: bool = True
     fp8_inputs: bool = False
-    in_float: Callable[[nn.Module], bool] = lambda layer: False
+    kernel: Callable[[nn.Module], Kernel] = lambda layer: Kernel.INTEGER
 
-    def check_layer(self, name: str, layer: nn.Module, rule: Rule) -> None:
-        """Refuse a layer between codes that this target would compute in float all the same.
+    def check_layers(self, model: nn.Module, rules: Mapping[str, Rule], makes_codes: Collection[str]) -> None:
+        """Refuse to quantize what this target cannot compute, or would compute in float between codes.
+
+        Args:
+            model: that has the layers.
+            rules: layer -> its rule.
+            makes_codes: layers whose results are quantized.
 
         Raises:
-            ValueError: it has no integer kernel for this layer.
+            ValueError: it has no kernel for a layer.
         """
-        if rule.weight is not None and self.in_float(layer):
-            raise ValueError(
-                f"target={self.name} has no integer kernel for layer {name!r} ({type(layer).__name__}, groups="
-                f"{getattr(layer, 'groups', 1)}): add a rule that leaves it in float, rules: "
-                f"{{{name.replace('.', '_')}: {{match: {name}, weight: null, activation: null}}}}."
-            )
+        for name, rule in rules.items():
+            kernel = self.kernel(model.get_submodule(name))
+            suffices = kernel is Kernel.INTEGER or (kernel is Kernel.FLOAT and name not in makes_codes)
+            if rule.weight is not None and not suffices:
+                self._refuse(name, model.get_submodule(name), kernel)
+
+    def _refuse(self, name: str, layer: nn.Module, kernel: Kernel) -> None:
+        what = f"layer {name!r} ({type(layer).__name__}, groups={getattr(layer, 'groups', 1)})"
+        if kernel is Kernel.NONE:
+            raise ValueError(f"target={self.name} has no kernel for {what}, not even in float: write target: portable.")
+        raise ValueError(
+            f"target={self.name} has no integer kernel for {what}: add a rule that leaves it in float, rules: "
+            f"{{{name.replace('.', '_')}: {{match: {name}, weight: null, activation: null}}}}."
+        )
 
     def activation(self, rule: TensorRule) -> TensorRule:
         """The rule of an activation, with what it leaves open chosen for this target."""
@@ -97,12 +124,16 @@ EMBEDDINGS = "type:Embedding"
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def _not_in_xnnpack(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) or (isinstance(layer, TRANSPOSED) and layer.groups > 1)
+def _in_executorch(layer: nn.Module) -> Kernel:
+    if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+        return Kernel.NONE
+    return Kernel.FLOAT if isinstance(layer, TRANSPOSED) and layer.groups > 1 else Kernel.INTEGER
 
 
-def _not_in_litert(layer: nn.Module) -> bool:
-    return isinstance(layer, (nn.Conv3d, *TRANSPOSED))
+def _in_litert(layer: nn.Module) -> Kernel:
+    if isinstance(layer, TRANSPOSED):
+        return Kernel.FLOAT if layer.groups == 1 else Kernel.NONE
+    return Kernel.FLOAT_WEIGHT if isinstance(layer, nn.Conv3d) else Kernel.INTEGER
 
 
 TARGET_GRIDS = {
@@ -113,8 +144,8 @@ TARGET_GRIDS = {
         TargetGrids("openvino"),
         TargetGrids("tensorrt", zero_is_code_0=True, dynamic=False, float_layers=False, lookup_tables=False),
         TargetGrids("pt2e"),
-        TargetGrids("executorch", dynamic=False, float_layers=False, in_float=_not_in_xnnpack),
-        TargetGrids("litert", dynamic=False, float_layers=False, in_float=_not_in_litert),
+        TargetGrids("executorch", dynamic=False, float_layers=False, kernel=_in_executorch),
+        TargetGrids("litert", dynamic=False, float_layers=False, kernel=_in_litert),
     )
 }
 """Name of a target -> what it can run."""

@@ -100,26 +100,57 @@ def test_the_command_line_names_the_extra_before_anything_is_loaded(
     assert f"pip install 'qat-lightning[{target}]'" in capsys.readouterr().err
 
 
-REFUSED = {
-    "executorch": (nn.Conv3d(2, 4, 3), nn.ConvTranspose2d(4, 4, 2, groups=2)),
-    "litert": (nn.Conv3d(2, 4, 3), nn.ConvTranspose1d(4, 4, 2), nn.ConvTranspose2d(4, 4, 2)),
+FLOAT_BETWEEN_CODES = {
+    "executorch": [nn.ConvTranspose2d(4, 4, 2, groups=2)],
+    "litert": [nn.Conv3d(2, 4, 3), nn.ConvTranspose1d(4, 4, 2), nn.ConvTranspose2d(4, 4, 2)],
+}
+NO_KERNEL = {
+    "executorch": [nn.Conv3d(2, 4, 3), nn.ConvTranspose3d(2, 4, 3)],
+    "litert": [nn.ConvTranspose2d(4, 4, 2, groups=2)],
 }
 
 
+def around(layer: nn.Module) -> tuple[nn.Sequential, Tensor]:
+    """A network with this layer between others, and an input."""
+    x = torch.randn(2, layer.in_channels, *[5] * (layer.weight.ndim - 2))  # type: ignore[arg-type, operator, union-attr]
+    network = nn.Sequential(nn.ReLU(), layer, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    network(x)
+    return network, x
+
+
 @pytest.mark.parametrize(
-    ("target", "layer"), [(t, layer) for t, layers in REFUSED.items() for layer in layers], ids=str
+    ("target", "layer"), [(t, layer) for t, layers in FLOAT_BETWEEN_CODES.items() for layer in layers], ids=str
 )
 def test_layers_without_an_integer_kernel_are_refused_before_training(target: str, layer: nn.Module) -> None:
-    model = nn.Sequential(nn.ReLU(), layer, nn.ReLU())
-    x = torch.randn(2, layer.in_channels, *[5] * (layer.weight.ndim - 2))  # type: ignore[arg-type, operator, union-attr]
+    network, x = around(layer)
     with pytest.raises(
         ValueError, match=rf"target={target} has no integer kernel for layer '1' \(.*add a rule that leaves"
     ):
-        qat.prepare(model, "w8a8", x, target=target)
-    qat.prepare(model, "w8a8", x)
-    model.append(nn.Flatten()).append(nn.LazyLinear(3))(x)
+        qat.prepare(network, "w8a8", x, target=target)
+    qat.prepare(network, "w8a8", x)
     in_float = {"preset": "w8a8", "rules": {"1": {"match": "1", "weight": None, "activation": None}}}
-    assert qat.prepare(model, in_float, x, target=target).get_submodule("1").weight_quantizer is None
+    assert qat.prepare(network, in_float, x, target=target).get_submodule("1").weight_quantizer is None
+
+
+@pytest.mark.parametrize("target", EXTRAS)
+def test_layers_without_any_kernel_name_another_target(target: str) -> None:
+    for layer in NO_KERNEL[target]:
+        for network, x in (around(layer), (around(layer)[0][:2], around(layer)[1])):
+            with pytest.raises(ValueError, match=rf"target={target} has no kernel for layer '1' .* target: portable"):
+                qat.prepare(network, "w8a8", x, target=target)
+            qat.prepare(network, "w8a8", x, target="portable")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", EXTRAS)
+def test_a_transposed_convolution_that_returns_floats_computes_in_them(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(EXTRAS[target])
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 5, 2, 2))
+    integer = integer_model(target, lambda: network)  # type: ignore[arg-type]
+    path = tmp_path / f"m{SUFFIXES[target]}"
+    target_named(target).write(integer, images(1), path)
+    check = qat.verify(path, integer, [images(16, seed=2)])
+    assert check.passed, check
 
 
 class Runs:
