@@ -32,10 +32,14 @@ class _Power:
         if wanted.shape != got.shape:
             self.wrong = f"the shape {tuple(got.shape)}, not {tuple(wanted.shape)}"
             return
-        wanted, got = wanted.detach().double(), got.detach().to(wanted.device).double()
-        both = wanted != got  # equal infinities are equal
-        self.signal += wanted[wanted.isfinite()].square().sum().item()
-        self.noise += (wanted - got)[both].square().sum().item()
+        dtype = torch.promote_types(wanted.dtype, torch.float32)
+        wanted, got = wanted.detach().to(dtype), got.detach().to(wanted.device, dtype)
+        signal, noise = _square_sum(wanted), _square_sum(wanted - got)
+        if not math.isfinite(signal + noise):  # equal infinities are equal, and NaN is none
+            wanted, got = wanted.double(), got.double()
+            signal = _square_sum(wanted[wanted.isfinite()])
+            noise = _square_sum((wanted - got)[wanted != got])
+        self.signal, self.noise = self.signal + signal, self.noise + noise
 
     def join(self, other: _Power) -> None:
         self.signal, self.noise = self.signal + other.signal, self.noise + other.noise
@@ -49,6 +53,11 @@ class _Power:
         if self.noise == 0:
             return math.inf
         return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+
+def _square_sum(x: Tensor) -> float:
+    """The sum of squares, in float64, without a copy of `x`."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 class PreparedAgreement:
