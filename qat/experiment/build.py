@@ -41,7 +41,7 @@ def part(options: Any, name: str, /, **given: Any) -> Any:
     except TypeError as error:
         raise ValueError(f"{name} cannot be built: {error}.") from error
     except MisconfigurationException as error:
-        raise ValueError(f"{name} cannot be built: {error}") from error
+        raise ValueError(f"{name} cannot be built: {str(error).rstrip('.')}.") from error
 
 
 def policy(config: DictConfig) -> Policy:

@@ -120,6 +120,8 @@ def composition_sentence(error: BaseException) -> str:
         return (
             f"{match[1]} has several values: add -m for a sweep over them, or write {match[2]}=[{match[3]}] for a list."
         )
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return f"{match[1]} is in this configuration already: write {match[1]}=VALUE, without the plus."
     if match := re.search(r"Could not delete '([^']+)'", text):
         return f"~{match[1]} is not in this configuration: leave it out."
     if match := re.search(r"Additional config directory '([^']*)' not found", text):
@@ -196,6 +198,8 @@ def _unknown_key(key: str) -> str:
         )
     if key in present:
         return f"{key} is not in the {top} that you chose: leave it out."
+    if key in possible:
+        return f"{key} is not in the {top} that you chose: leave it out, or choose another with {top}=NAME."
     return unknown_key(key, [*present, *possible, *_groups()])
 
 

@@ -119,7 +119,7 @@ def test_much_nonsense_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[
 REFUSED = {
     "+trainer.limit_val_batches=0": "trainer.limit_val_batches=0 is not possible: write a number of batches",
     "+trainer.fast_dev_run=true": "write false; for a quick run trainer.max_steps=1 float.max_steps=1",
-    "+trainer.strategy=[ddp]": "trainer.strategy=['ddp'] is not possible: write auto, ddp, or another strategy",
+    "trainer.strategy=[ddp]": "trainer.strategy=['ddp'] is not possible: write auto, ddp, or another strategy",
     "+trainer.limit_test_batches=3": "write null; data.limit_test limits the test images",
     "trainer.max_epochs=0": "trainer.max_epochs=0 is not possible",
     "policy.rules={a: {match: x, weight: {bits: 33}}}": "policy.rules.a.weight.bits=33 is not possible: write a",
@@ -141,6 +141,10 @@ REFUSED = {
     "optim.schedule=[1]": "optim.schedule=[1] is not possible: write keys, as {_target_",
     "ptq.ladder={mine: []}": "ptq.ladder.mine is not in this configuration: write +ptq.ladder.mine=VALUE",
     "callbacks.checkpoint.save_top_k=2": "write +callbacks.checkpoint.save_top_k=VALUE to add it",
+    "data.root=/tmp": "data.root is not in the data that you chose: leave it out, or choose another with data=NAME",
+    "+trainer.strategy=ddp": "trainer.strategy is in this configuration already: write trainer.strategy=VALUE, without",
+    "+optim.optimizer.maximize=true": "maximize=true is not possible: write false: losses are minimized",
+    "+trainer.check_val_every_n_epoch=1000": "is more than trainer.max_epochs=100, so nothing is validated",
     "optim.lr=${nope}": "optim.lr refers to something that does not exist",
 }
 

@@ -49,6 +49,8 @@ class Optimizer(Node):
     """Adam: momenta of the two moving averages"""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Adam: is added to the denominator"""
+    maximize: Annotated[Literal[False], Says("false: losses are minimized")] = False
+    """the way up, for what is no loss"""
 
     def check_further(self, found: Any) -> None:
         if not self.partial_:
@@ -276,6 +278,12 @@ class Trainer(Node):
         if steps and self.val_check_interval is not None:
             raise wrong(
                 "{key}={value} is not for a run with trainer.max_steps: write validations=N.", "val_check_interval"
+            )
+        every, most_epochs = self.check_val_every_n_epoch or 1, self.max_epochs or 0
+        if epochs and every > most_epochs:
+            raise wrong(
+                f"{{key}}={{value}} is more than trainer.max_epochs={most_epochs}, so nothing is validated: write fewer.",
+                "check_val_every_n_epoch",
             )
         for name, least, most in (
             ("min_steps", self.min_steps or 0, self.max_steps),
