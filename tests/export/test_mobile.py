@@ -266,6 +266,20 @@ def test_every_layer_is_integer_and_decisions_agree(
 
 
 @pytest.mark.slow
+def test_a_program_that_the_runtime_loads_but_cannot_run_is_not_written(tmp_path: Path) -> None:
+    pytest.importorskip(EXTRAS["executorch"])
+    network, x = around(nn.Conv3d(2, 4, 3))
+    in_float = {"preset": "w8a8", "rules": {"1": {"match": "1", "weight": None, "activation": None}}}
+    prepared = qat.prepare(network, in_float, x, target="executorch")
+    qat.calibrate(prepared, [x])
+    with pytest.raises(
+        ValueError, match=r"runtime cannot run IntegerSequential, because it has no kernel for one of .*conv"
+    ):
+        export_executorch(qat.convert(prepared), x, tmp_path / "m.pte")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", EXTRAS)
 def test_what_is_no_file_or_of_another_model_does_not_pass(target: str, tmp_path: Path) -> None:
     pytest.importorskip(EXTRAS[target])

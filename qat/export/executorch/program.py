@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qat.contexts import quiet
 from qat.export.device import Written
 from qat.export.onnx.example_inputs import Examples
 from qat.export.pt2e.program import exported_program
 from qat.files import write_atomically
+from qat.torch_private import tree_leaves
 
 MISSING = "ExecuTorch is not installed: pip install 'qat-lightning[executorch]', or pip install executorch."
 DELEGATED = "XNNPACK"
@@ -48,7 +49,7 @@ def lowered(integer: nn.Module, example_inputs: Examples) -> Written:
     """
     with quiet(["root", "executorch"]):
         to_edge_transform_and_lower, xnnpack = _executorch()
-        program, _ = exported_program(integer, example_inputs, dynamic={})
+        program, inputs = exported_program(integer, example_inputs, dynamic={})
         try:
             edge = to_edge_transform_and_lower(program, partitioner=[xnnpack()])
             content = bytes(edge.to_executorch().buffer)
@@ -59,12 +60,14 @@ def lowered(integer: nn.Module, example_inputs: Examples) -> Written:
     inside = [node for graph in _delegates(module) for node in graph.nodes if node.op == "call_function"]
     outside = [node for node in module.graph.nodes if node.op == "call_function" and _name(node) not in NO_OPERATIONS]
     counts = Counter(f"{_name(node)} ({DELEGATED})" for node in inside) + Counter(_name(node) for node in outside)
+    tensors = [x.contiguous() for x in tree_leaves(inputs.trial(0)) if isinstance(x, Tensor)]
     try:
-        runtime().load_program(content).load_method("forward")
+        loaded = runtime().load_program(content)
+        loaded.load_method("forward").execute(tensors)
     except RuntimeError as error:
         names = ", ".join(sorted({_name(node) for node in outside}))
         raise ValueError(
-            f"ExecuTorch's runtime cannot load {type(integer).__name__}, because it has no kernel for one of {names}: replace "
+            f"ExecuTorch's runtime cannot run {type(integer).__name__}, because it has no kernel for one of {names}: replace "
             "that operation, or write target='portable'."
         ) from error
     return Written(content, dict(counts.most_common()), sum(_is_integer_layer(node) for node in inside))
