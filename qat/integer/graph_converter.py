@@ -28,6 +28,7 @@ from qat.operations import (
     Move,
     Rectify,
     Role,
+    Size,
     describe_graph,
     has_form_alone,
     is_computed_on_codes,
@@ -44,10 +45,10 @@ class Value(NamedTuple):
 
 
 class Step(NamedTuple):
-    """How a value is made: from which others, and by what, given their nodes in the new graph."""
+    """How a value is made: from which others, and by what, given their nodes in the new graph. What is known is no node."""
 
     needs: tuple[Value, ...]
-    build: Callable[..., fx.Node]
+    build: Callable[..., Any]
 
 
 class GraphConverter:
@@ -62,7 +63,7 @@ class GraphConverter:
         self.source, self.graph = source, graph
         self.root, self.new_graph = nn.Module(), fx.Graph()
         self.operations = describe_graph(source, graph)
-        self.made: dict[Value, fx.Node] = {}
+        self.made: dict[Value, Any] = {}
         self.weight_only: dict[int, nn.Module] = {}
         self.with_codes = tensors_with_codes(source, self.operations)
         self.encodings = encodings_of(source, self.operations, self.with_codes)
@@ -236,7 +237,9 @@ class GraphConverter:
             return Step(
                 (Value(node, "codes"),), lambda codes: self._call(f"{node.name}_float", Dequantize(encoding), codes)
             )
-        if operation.role is Role.SIZE:
+        if isinstance(operation, Size):
+            if operation.of_type and node.all_input_nodes[0] in self.encodings:
+                return Step((), lambda: torch.float32 if node.target is getattr else True)
             return self._copy(node, self._codes_or_float)
         if isinstance(operation, Move) and operation.passes_numbers:
             return Step((Value(operation.inputs[0], "float"),), lambda x: x)

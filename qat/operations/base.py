@@ -77,8 +77,13 @@ class Constant(Operation):
 
 @dataclass(frozen=True)
 class Size(Operation):
-    """A size, or a number calculated from sizes only."""
+    """A size, or a number calculated from sizes only.
 
+    Attributes:
+        of_type: it is read of the type of a tensor, which codes do not share with the floats that they stand for.
+    """
+
+    of_type: bool = False
     role: ClassVar[Role] = Role.SIZE
 
 

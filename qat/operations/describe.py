@@ -84,7 +84,7 @@ def _describe(model: nn.Module, node: fx.Node, before: Operations) -> Operation:
         if described is not None:
             return described
     elif _is_size(node, inputs, before):
-        return Size(inputs)
+        return Size(inputs, of_type="dtype" in node.args or operation_name(node) == "is_floating_point")
     elif node.target is operator.getitem:
         return _index(node, inputs, before)
     call = call_of(model, node)

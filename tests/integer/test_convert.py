@@ -229,3 +229,26 @@ def test_a_copied_or_saved_integer_model_comes_back_as_what_it_was(network, tmp_
         assert other.policy == integer.policy is not None
         next(other.buffers()).zero_()
         assert fingerprint(other) != fingerprint(integer), "no memory in common"
+
+
+class ReadsTypes(nn.Module):
+    """Casts back to the type that its activations have, as RMSNorm of many language models does, and tells it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gain, self.last = nn.Linear(8, 8), nn.Parameter(torch.full((8,), 0.3)), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        scaled = (x.double() * 0.7).to(x.dtype) * self.gain.to(dtype=x.transpose(0, 1).dtype)
+        return self.last(scaled + x), x.dtype, x.is_floating_point(), torch.is_floating_point(x)
+
+
+def test_codes_have_the_type_of_the_floats_that_they_stand_for():
+    prepared = qat.prepare(build(ReadsTypes), "w8a8", torch.randn(4, 8)).eval()
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
+    qat.calibrate(prepared, [x])
+    with torch.no_grad():
+        trained, deployed = prepared(x), qat.convert(prepared)(x)
+    assert (trained[0] - deployed[0]).abs().mean() < 0.02 * trained[0].std()
+    assert trained[1:] == deployed[1:] == (torch.float32, True, True)
