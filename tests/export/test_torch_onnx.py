@@ -111,6 +111,17 @@ class Picking(nn.Module):
         return self.last(x)[torch.nonzero(x[:, 0, 0] > -9.0)[:, 0]]
 
 
+class Doubled(nn.Module):
+    """Its results have double precision, which few kernels of the runtime take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.first(x))).double()
+
+
 def turned(x: Tensor) -> Tensor:
     a, b = x.chunk(2, 1)
     return torch.cat([b * a.sigmoid(), a], 1)
@@ -123,6 +134,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "sequence first": (SequenceFirst, SEQUENCES),
     "words": (Words, ()),
     "picking": (Picking, SEQUENCES),
+    "ends in double": (Doubled, SEQUENCES),
     "chunks": (lambda: Between(turned), IMAGES),
     "one of two results": (lambda: Between(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), IMAGES),
     "indices of a pool": (lambda: Between(First(nn.MaxPool2d(2, return_indices=True))), IMAGES),
@@ -142,8 +154,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-BY_DEFAULT = ("viewed", "recurrent", "sequence first", "picking", "chunks", "indices of a pool", "normalised", "picked")
-"""One network for each kind: nested results, a batch inside another axis, a size that depends on values, several results."""
+BY_DEFAULT = (
+    "viewed", "recurrent", "sequence first", "picking", "chunks", "indices of a pool", "normalised", "picked", "ends in double",
+)  # fmt: skip
+"""One network for each kind: nested results, a batch inside another axis, a size that depends on values, several results,
+another precision."""
 
 
 def batch(size: int, shape: tuple[int, ...]) -> Tensor:
