@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from qat.capture.arguments import Arguments, call_arguments, take_all_arguments
+from qat.capture.around_forward import around_forward
 from qat.capture.attention import decompose_attention
 from qat.capture.attributes import Remember
 from qat.capture.call_format import CallFormat
@@ -73,6 +74,8 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     """
     if (installed := installed_graph(model)) is not None:
         return Captured(installed[0], "torch.fx" if installed[1] is None else "torch.export", form=installed[1])
+    if why := around_forward(model, args, kwargs or {}):
+        raise CaptureError(why)
     with suppress(NotImplementedError), training_mode(model, True):  # a module of torch.export has no train()
         pass  # it empties caches of what forward calculates of parameters
     with watched_hooks(model) as hooks:

@@ -13,7 +13,8 @@ def is_batch_norm(module: nn.Module) -> bool:
     Lightning reverts SyncBatchNorm to a class of its own, whose forward is BatchNorm's.
     """
     own = (BatchNorm.forward, nn.SyncBatchNorm.forward)
-    return isinstance(module, BatchNorm) and type(module).forward in own and "forward" not in vars(module)
+    is_one = isinstance(module, BatchNorm) and type(module).forward in own and "forward" not in vars(module)
+    return is_one and type(module).__call__ is nn.Module.__call__
 
 
 def gain_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:

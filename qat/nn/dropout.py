@@ -14,4 +14,5 @@ def is_identity_in_evaluation(module: nn.Module) -> bool:
     """
     cls = type(module)
     of_torch = any(issubclass(cls, base) and cls.forward is base.forward for base in _DROPOUTS)
-    return of_torch or cls.__name__.endswith(("StochasticDepth", "DropPath"))
+    drops = of_torch or cls.__name__.endswith(("StochasticDepth", "DropPath"))
+    return drops and cls.__call__ is nn.Module.__call__

@@ -126,7 +126,7 @@ LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 }
 """Float layer -> quantized layer."""
 
-COMPUTING = ("forward", "_conv_forward", "_output_padding")
+COMPUTING = ("__call__", "forward", "_conv_forward", "_output_padding")
 """The methods that decide what a layer computes."""
 
 

@@ -31,6 +31,25 @@ class NormAct(nn.BatchNorm2d):
         return self.act(x)
 
 
+class CalledAround(nn.Module):
+    """Its `__call__`, or that of a base of it, computes something around forward."""
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return super().__call__(input * 2) + 1
+
+
+class LinearAround(CalledAround, nn.Linear):
+    """A layer that is more than its forward."""
+
+
+class NormAround(CalledAround, nn.BatchNorm2d):
+    """A BatchNorm that is more than its forward."""
+
+
+class DropoutAround(CalledAround, nn.Dropout):
+    """A dropout that does something in evaluation."""
+
+
 class FrozenNorm(nn.Module):
     """As torchvision's FrozenBatchNorm2d: buffers are combined before they meet x."""
 

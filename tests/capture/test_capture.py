@@ -16,12 +16,16 @@ from qat.capture import capture
 from qat.nn import is_quantized
 from tests.capture.networks import (
     Asserting,
+    CalledAround,
     Conv1D,
     ConvSame,
     Counting,
+    DropoutAround,
     FrozenNorm,
+    LinearAround,
     Masked,
     NormAct,
+    NormAround,
     Remembering,
     Shifted,
     Storing,
@@ -34,6 +38,8 @@ IMAGE, ROWS = (2, 4, 6, 6), (3, 4)
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     "padding inside": (lambda: ConvSame(4, 4, 2, padding=5), IMAGE, ["1"]),
     "activation inside": (lambda: NormAct(4), IMAGE, []),
+    "call around a layer": (lambda: LinearAround(4, 4), ROWS, ["1"]),
+    "call around dropout": (lambda: DropoutAround(0.0), ROWS, []),
     "buffers combined": (FrozenNorm, IMAGE, []),
     "weight in, out": (Conv1D, ROWS, ["1.linear"]),
     "masked": (Masked, ROWS, ["1.linear"]),
@@ -76,6 +82,44 @@ def test_off_is_the_float_network_in_results_gradients_and_statistics(name: str)
             assert all(torch.equal(p.grad, ours[n].grad) for n, p in model.named_parameters())
     state = prepared.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_norm_with_a_call_of_its_own_is_more_than_a_norm() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(4, 4, 1), NormAround(4), nn.Conv2d(4, 4, 1)), torch.randn(IMAGE)
+    prepared = qat.prepare(model, "w8a8", x)
+    with qat.mode(prepared, qat.Mode.OFF):
+        for training in (True, False):
+            assert torch.equal(model.train(training)(x), prepared.train(training)(x))
+
+
+class RootAround(CalledAround, nn.Sequential):
+    """A network that is more than its forward."""
+
+
+class TypedCall(nn.Sequential):
+    """Its `__call__` only has a type."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x)
+
+
+def test_what_the_call_of_a_network_computes_around_forward_is_deployed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 4)
+    prepared = qat.prepare(RootAround(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), "w8a8", x).eval()
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    torch.testing.assert_close(integer(x), prepared(x))
+    qat.export_onnx(integer, x, tmp_path / "model.onnx")
+    assert qat.verify(tmp_path / "model.onnx", integer, [x[:3]], prepared).passed
+
+
+def test_a_call_that_computes_nothing_leaves_the_graph() -> None:
+    model = TypedCall(nn.Linear(4, 4))
+    assert qat.inspect(qat.prepare(model, "w8a8", torch.randn(3, 4))).capture == "captured with torch.fx"
+    without = qat.inspect(qat.prepare(model, "w8a8")).capture
+    assert "TypedCall has a __call__ of its own, and there are no example inputs" in without
 
 
 @pytest.mark.parametrize("name", ["padding inside", "weight in, out", "pruned"])

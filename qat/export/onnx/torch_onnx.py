@@ -252,7 +252,9 @@ class TorchOnnxWriter:
         names |= {t.name: graph.constant(onnx.numpy_helper.to_array(t)) for t in written.constants}
         results = [name for r in subgraph.results for name in names_in(graph.names[r])]
         # Behind a DequantizeLinear, the runtime would compute the operation on codes.
-        guarded = [graph.is_dequantized(inputs) and x.dtype in (torch.float32, torch.float16) for x in instance.expected]
+        guarded = [
+            graph.is_dequantized(inputs) and x.dtype in (torch.float32, torch.float16) for x in instance.expected
+        ]
         produced: dict[str, str] = {}
         for output, name, guard in zip(written.outputs, results, guarded, strict=True):
             produced.setdefault(output, graph.tensor_names.new(f"{name}_raw") if guard else name)
