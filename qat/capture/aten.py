@@ -88,6 +88,8 @@ def to_torch(node: fx.Node) -> None:
         _is_its_first_result(node)
     elif name == "copy.default":  # which has no derivative
         _copy_as_expand(node)
+    elif base in ("slice_scatter", "select_scatter"):
+        _scatter_as_two(node)
     elif name in ("layer_norm.default", "group_norm.default"):
         node.target, node.args = (F.layer_norm if name[0] == "l" else F.group_norm), node.args[:5]
     elif name == "rms_norm.default":
@@ -119,3 +121,16 @@ def _copy_as_expand(node: fx.Node) -> None:
     with node.graph.inserting_before(node):
         converted = node.graph.call_method("type_as", (new, old))
     node.op, node.target, node.args, node.kwargs = "call_method", "expand_as", (converted, old), {}
+
+
+def _scatter_as_two(node: fx.Node) -> None:
+    """Overwrite real and imaginary parts one by one: of complex numbers it has no derivative."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or not value.is_complex():
+        return
+    with node.graph.inserting_before(node):
+        parts = []
+        for part in (torch.real, torch.imag):
+            tensors = [node.graph.call_function(part, (tensor,)) for tensor in node.args[:2]]
+            parts.append(node.graph.call_function(node.target, (*tensors, *node.args[2:]), node.kwargs))
+    node.target, node.args, node.kwargs = torch.complex, tuple(parts), {}

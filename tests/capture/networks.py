@@ -50,6 +50,23 @@ class DropoutAround(CalledAround, nn.Dropout):
     """A dropout that does something in evaluation."""
 
 
+class Spectral(nn.Module):
+    """Overwrites a part of a complex tensor, as Fourier neural operators do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.weight = nn.Parameter(torch.randn(8, 3, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).transpose(1, 2)
+        spectrum = torch.fft.rfft(x)
+        kept = torch.zeros(x.shape[0], 8, x.shape[-1] // 2 + 1, dtype=torch.cfloat)
+        kept[..., :3] = spectrum[..., :3].conj() * self.weight
+        kept[:, 0] = spectrum[:, 1]
+        return self.last(torch.fft.irfft(kept, n=x.shape[-1]).transpose(1, 2))
+
+
 class FrozenNorm(nn.Module):
     """As torchvision's FrozenBatchNorm2d: buffers are combined before they meet x."""
 

@@ -28,6 +28,7 @@ from tests.capture.networks import (
     NormAround,
     Remembering,
     Shifted,
+    Spectral,
     Storing,
     Tied,
     Untraceable,
@@ -91,6 +92,18 @@ def test_a_norm_with_a_call_of_its_own_is_more_than_a_norm() -> None:
     with qat.mode(prepared, qat.Mode.OFF):
         for training in (True, False):
             assert torch.equal(model.train(training)(x), prepared.train(training)(x))
+
+
+def test_complex_numbers_that_forward_overwrites_have_a_gradient() -> None:
+    torch.manual_seed(0)
+    model, x = Spectral(), torch.randn(3, 6, 4)
+    prepared = qat.prepare(model, "w8a8", x)
+    with qat.mode(prepared, qat.Mode.OFF):
+        for network in (model, prepared):
+            network(x).square().mean().backward()
+    ours = dict(prepared.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name].grad, parameter.grad)
 
 
 class RootAround(CalledAround, nn.Sequential):

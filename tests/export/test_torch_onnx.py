@@ -111,6 +111,23 @@ class Picking(nn.Module):
         return self.last(x)[torch.nonzero(x[:, 0, 0] > -9.0)[:, 0]]
 
 
+class Filter(nn.Module):
+    """Multiplies spectra by complex numbers, one of them stored as pairs, as global filter networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.filter, self.pairs = (
+            nn.Parameter(torch.randn(3, 8, dtype=torch.cfloat)),
+            nn.Parameter(torch.randn(3, 8, 2)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        spectrum = torch.fft.rfft(x, dim=1, norm="ortho") * self.filter * torch.view_as_complex(self.pairs)
+        return self.last(x + torch.fft.irfft(spectrum, n=x.shape[1], dim=1, norm="ortho"))
+
+
 class Doubled(nn.Module):
     """Its results have double precision, which few kernels of the runtime take."""
 
@@ -135,6 +152,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "words": (Words, ()),
     "picking": (Picking, SEQUENCES),
     "ends in double": (Doubled, SEQUENCES),
+    "complex": (Filter, SEQUENCES),
     "chunks": (lambda: Between(turned), IMAGES),
     "one of two results": (lambda: Between(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), IMAGES),
     "indices of a pool": (lambda: Between(First(nn.MaxPool2d(2, return_indices=True))), IMAGES),
@@ -155,10 +173,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 BY_DEFAULT = (
-    "viewed", "recurrent", "sequence first", "picking", "chunks", "indices of a pool", "normalised", "picked", "ends in double",
+    "viewed", "recurrent", "sequence first", "picking", "chunks", "indices of a pool", "normalised", "picked", "complex",
 )  # fmt: skip
 """One network for each kind: nested results, a batch inside another axis, a size that depends on values, several results,
-another precision."""
+complex numbers."""
 
 
 def batch(size: int, shape: tuple[int, ...]) -> Tensor:
@@ -223,6 +241,15 @@ def test_an_operation_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"special_bessel_j0 \(.*\) stays in float and has no ONNX form: quantize"):
         written(Between(torch.special.bessel_j0), batch(4, IMAGES), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operation_that_cannot_be_written_is_named_where_there_are_two(tmp_path: Path) -> None:
+    """Both are one template, which is no more than one operation."""
+    model = nn.Sequential(
+        Between(torch.special.bessel_j0), nn.ReLU(), nn.Conv2d(4, 3, 1), Between(torch.special.bessel_j0)
+    )
+    with pytest.raises(ValueError, match=r"special_bessel_j0 \(.*\) stays in float and has no ONNX form: quantize"):
+        written(model, batch(4, IMAGES), tmp_path / "model.onnx")
 
 
 def test_an_operation_that_torch_writes_wrong_is_refused(tmp_path: Path) -> None:

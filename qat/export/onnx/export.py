@@ -145,7 +145,8 @@ class _Exporter:
                 self.graph.names[node] = next(arguments)
             elif node.op == "get_attr" and isinstance(self.outputs[node], Tensor):
                 value = operator.attrgetter(str(node.target))(self.model)
-                self.graph.names[node] = self.graph.constant(value.detach().numpy())
+                if not value.is_complex():  # else each subgraph that reads it has it
+                    self.graph.names[node] = self.graph.constant(value.detach().numpy())
             elif node.op != "output" and node.users and tensors_in(self.outputs[node]):
                 self.graph.names[node] = self._write_node(node)
         subgraphs = find_float_subgraphs(
@@ -207,6 +208,8 @@ class _Exporter:
             if producer not in self.float_nodes:
                 return self.graph.names[producer][node.args[1]]  # one of several inputs
             return self._leave(node)
+        if any(x.is_complex() for n in (node, *node.all_input_nodes) for x in tensors_in(self.outputs[n])):
+            return self._leave(node)  # ONNX has no complex numbers; torch.onnx writes pairs of floats
         self.graph.owned = {tensor_name(node): self.reserved[node]}
         try:
             with self.graph.attempt():

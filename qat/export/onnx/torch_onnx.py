@@ -233,7 +233,7 @@ class TorchOnnxWriter:
         if template.lifted and template.weights:
             return [Template(template.key, template.shapes, [i], lifted=False) for i in template.instances]
         nodes = [n for i in template.instances for n in i.subgraph.nodes if n in self.graph.names]
-        if len(nodes) == 1:
+        if len(nodes) == len(template.instances):  # each is one operation
             target = self.model.get_submodule(str(nodes[0].target)) if nodes[0].op == "call_module" else nodes[0].target
             raise NoOnnxFormError(target, tensor_name(nodes[0]))
         return self._templates(
