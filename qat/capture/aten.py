@@ -125,12 +125,13 @@ def _copy_as_expand(node: fx.Node) -> None:
 
 def _scatter_as_two(node: fx.Node) -> None:
     """Overwrite real and imaginary parts one by one: of complex numbers it has no derivative."""
-    value = node.meta.get("val")
+    value, scatter = node.meta.get("val"), node.target
     if not isinstance(value, torch.Tensor) or not value.is_complex():
         return
+    assert callable(scatter)
     with node.graph.inserting_before(node):
         parts = []
         for part in (torch.real, torch.imag):
             tensors = [node.graph.call_function(part, (tensor,)) for tensor in node.args[:2]]
-            parts.append(node.graph.call_function(node.target, (*tensors, *node.args[2:]), node.kwargs))
+            parts.append(node.graph.call_function(scatter, (*tensors, *node.args[2:]), node.kwargs))
     node.target, node.args, node.kwargs = torch.complex, tuple(parts), {}
