@@ -34,10 +34,20 @@ def calibrate_in_module(module: L.LightningModule, network: nn.Module, batches: 
 
     Returns:
         The number of quantizers that were set.
+
+    Raises:
+        ValueError: the network cannot run on them.
     """
     with training_mode(module, False):
         dtype = next(network.parameters()).dtype  # bfloat16 with Trainer(precision="bf16-true")
-        return calibrate(network, (move_inputs(batch, dtype=dtype) for batch in shard(batches)))
+        try:
+            return calibrate(network, (move_inputs(batch, dtype=dtype) for batch in shard(batches)))
+        except (RuntimeError, TypeError) as error:
+            said = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{type(network).__name__} cannot run on the batches that calibrate it ({said}): say how a batch becomes its "
+                "inputs, QuantizationAwareTraining(policy, inputs=lambda batch: ...), or pass them, batches=[...]."
+            ) from error
 
 
 def calibration_inputs(

@@ -30,6 +30,11 @@ def find_network_name(module: L.LightningModule, name: str | None = None) -> str
             raise ValueError(
                 f"network={name!r} is not a submodule of {kind}; its submodules with layers are: {choices}."
             )
+        if not _has_forward(named := module.get_submodule(name)):
+            raise ValueError(
+                f"network={name!r} is a {type(named).__name__}, which has no forward: write the name of what it holds, as "
+                f"{name + '.0'!r}, or network='' for {kind} itself."
+            )
         return name
     if is_prepared_root(module):
         return ""
@@ -40,9 +45,9 @@ def find_network_name(module: L.LightningModule, name: str | None = None) -> str
     if not children:
         raise ValueError(f"{kind} has no Conv1d, Conv2d or Linear: build its layers in __init__, before the fit.")
     only = module.get_submodule(children[0])
-    if len(children) == 1 and not _is_layer(only):
+    if len(children) == 1 and not _is_layer(only) and _has_forward(only):
         return children[0]
-    has_layer_of_its_own = any(_is_layer(module.get_submodule(n)) for n in children)
+    has_layer_of_its_own = any(_is_layer(c) or not _has_forward(c) for c in map(module.get_submodule, children))
     if _overrides_forward(module) and (has_layer_of_its_own or can_be_captured(module)):
         return ""
     names = ", ".join(repr(n) for n in children)
@@ -82,6 +87,11 @@ def copy_with_network(module: L.LightningModule, name: str, network: nn.Module) 
 
 def _overrides_forward(module: L.LightningModule) -> bool:
     return type(module).forward is not L.LightningModule.forward
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether the module can be called; lists and dicts of modules cannot."""
+    return type(module).forward is not nn.Module.forward or "forward" in vars(module)
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from qat.training.lightning.private_api import get_swa_rates, set_swa_rates
 from qat.training.optimization.scale_optimizer import QUANTIZER_GROUP
+from qat.training.optimization.scheduler_values import was_split
 
 
 def check_separate_learning_rates(trainer: Any) -> None:
@@ -49,8 +50,7 @@ def _rate_of_each_group(rates: float | list[float], optimizer: Optimizer, lr_rat
     expanded: list[float] = []
     user_groups = 0
     for i, group in enumerate(optimizer.param_groups):
-        was_split = QUANTIZER_GROUP in group and i > 0 and QUANTIZER_GROUP not in optimizer.param_groups[i - 1]
-        user_groups += not was_split
+        user_groups += not was_split(optimizer.param_groups, i)
         rate = rates if isinstance(rates, float) else rates[min(user_groups, len(rates)) - 1]
         expanded.append(rate * lr_ratio if QUANTIZER_GROUP in group else rate)
     return expanded

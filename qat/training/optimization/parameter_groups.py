@@ -12,6 +12,7 @@ from torch.optim import LBFGS, Optimizer
 
 from qat.training.optimization.relative_steps import step_relatively
 from qat.training.optimization.scale_optimizer import QUANTIZER_GROUP, OptimizerFactory, attach_scale_optimizer
+from qat.training.optimization.scheduler_values import values_for_split_groups
 from qat.transform import quantizers
 
 
@@ -36,7 +37,8 @@ def split_parameter_groups(
     it. Adam and its kin step the scales in proportion to their size (`relative_steps`).
 
     Schedulers that are built inside see the final groups. (A scheduler with an absolute learning rate, such as OneCycleLR,
-    applies it to every group.) LBFGS allows one group only and keeps all parameters in it.
+    applies it to every group; of a list of them, scales get that of the group that they come from.) LBFGS allows one group
+    only and keeps all parameters in it.
 
     Args:
         model: with quantizers.
@@ -73,7 +75,8 @@ def split_parameter_groups(
 
     Optimizer.add_param_group = add_param_group  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with values_for_split_groups():
+            yield
     finally:
         Optimizer.add_param_group = original  # type: ignore[method-assign]
 

@@ -322,3 +322,13 @@ def test_a_float_copy_from_before_is_kept_for_baselines(tmp_path: Path) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QuantizationAwareTraining(**options)
+
+
+def test_batches_that_the_network_does_not_take_are_said(tmp_path: Path) -> None:
+    """As the images of a GAN, whose generator takes noise."""
+    with pytest.raises(
+        ValueError, match=r"^Net cannot run on the batches that calibrate it \(.*\): say how a batch becomes"
+    ):
+        trainer(tmp_path, qat(inputs=lambda batch: batch[0][:, :, :1, :1].flatten(1))).fit(
+            Classifier(), datamodule=Data()
+        )

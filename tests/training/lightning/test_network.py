@@ -37,8 +37,21 @@ class Loose(L.LightningModule):
         return self.layer(x)
 
 
+class Listed(L.LightningModule):
+    """Its networks are in a list, which has no forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList([Net(), Net()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(network(x) for network in self.networks if x.ndim > 0)
+
+
 @pytest.mark.parametrize(
-    ("module", "name"), [(Classifier(), "net"), (ModuleAsNetwork(), ""), (TwoWithForward(), ""), (Loose(), "")], ids=str
+    ("module", "name"),
+    [(Listed(), ""), (Classifier(), "net"), (ModuleAsNetwork(), ""), (TwoWithForward(), ""), (Loose(), "")],
+    ids=str,
 )
 def test_the_network_is_found(module: L.LightningModule, name: str) -> None:
     assert find_network_name(module) == name
@@ -52,6 +65,13 @@ def test_a_given_name_is_used() -> None:
         match=r"network='net' is not a submodule of Two; its submodules with layers are: 'encoder', 'teacher'\.",
     ):
         find_network_name(Two(), "net")
+
+
+def test_a_list_of_networks_is_no_network() -> None:
+    with pytest.raises(
+        ValueError, match=r"network='networks' is a ModuleList, which has no forward: .* as 'networks.0', or network=''"
+    ):
+        find_network_name(Listed(), "networks")
 
 
 @pytest.mark.parametrize("kind", [Two, Untraceable])

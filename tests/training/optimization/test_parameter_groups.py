@@ -85,3 +85,35 @@ def test_forgotten_scales_are_named(network: nn.Module) -> None:
     forgotten = parameters_without_optimizer(network, [optimizer])
     assert "conv1.weight_quantizer.scale" in forgotten
     assert "head.weight_quantizer.scale" not in forgotten
+
+
+SCHEDULERS: dict[str, Any] = {
+    "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, [lambda _: 0.5, lambda _: 0.125]),
+    "MultiplicativeLR": lambda o: torch.optim.lr_scheduler.MultiplicativeLR(
+        o, lr_lambda=[lambda _: 0.5, lambda _: 0.125]
+    ),
+    "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, [2.0, 1.0], total_steps=9),
+    "CyclicLR": lambda o: torch.optim.lr_scheduler.CyclicLR(o, [0.1, 0.2], max_lr=[2.0, 1.0]),
+    "ReduceLROnPlateau": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(
+        o, min_lr=[0.9, 0.3], patience=0, factor=1e-9
+    ),
+    "a value for each final group": lambda o: torch.optim.lr_scheduler.LambdaLR(
+        o, [lambda _: 0.5] * 2 + [lambda _: 0.125] * 2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_scales_get_the_value_that_a_scheduler_has_for_their_group(network: nn.Module, name: str) -> None:
+    parameters = list(network.parameters())
+    scale = next(i for i, p in enumerate(parameters) if any(p is q for q in quantizer_parameters(network).values()))
+    before, after = parameters[: scale + 1], parameters[scale + 1 :]
+    with split_parameter_groups(network, 1.0):
+        optimizer = torch.optim.SGD([{"params": before}, {"params": after, "lr": 2.0}], lr=1.0)
+        scheduler = SCHEDULERS[name](optimizer)
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+    first, its_scales, second, scales_of_second = [g["lr"] for g in optimizer.param_groups]
+    assert (first, second) == (its_scales, scales_of_second)
+    assert first != second
