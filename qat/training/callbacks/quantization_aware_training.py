@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
@@ -209,6 +210,8 @@ class QuantizationAwareTraining(L.Callback):
             extend_network(trainer, pl_module, network)
             repeat_averaging_setup(trainer, pl_module, "fit" if fitting else "test")
         restore_bits(network, bits, self.staged, fitting)
+        if isinstance(trainer.precision_plugin, DoublePrecision):
+            pl_module.double()  # Lightning does it after weights are restored, which would be rounded to float32
 
     # Values ----------------------------------------------------------------------------------------------------------
 

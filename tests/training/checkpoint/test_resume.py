@@ -145,6 +145,7 @@ CASES: dict[
         slice(7, None, 9),
     ),
     "a loader that goes on from its place": (LiveLoader, {"epochs": 2}, slice(6, None, 9)),
+    "in double precision": (shuffled, {"epochs": 2, "precision": "64-true"}, slice(4, 5)),
     "loading in workers": (loader_with_workers, {"epochs": 2}, slice(6, 7)),
 }
 
