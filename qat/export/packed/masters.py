@@ -118,6 +118,8 @@ def find_masters(model: nn.Module) -> Masters:
                 masters.kept[name] = "it is also read in float"
             elif (master := _master(parameters[name], found)) is not None:
                 masters.found[name] = master
+            elif len({tuple(reader.weight().shape) for reader in found}) > 1:
+                masters.kept[name] = "it is read with its axes as they are and exchanged, in different codes"
             else:
                 quantizers = ", ".join(sorted({type(reader.quantizer).__name__ for reader in found}))
                 masters.kept[name] = f"{quantizers} does not return the codes of its own values"
@@ -165,7 +167,7 @@ def _candidates(readers: list[WeightReader], codes: list[Tensor], parameter: Ten
     found = [Master(quantizers[:1], codes[:1])]
     if isinstance(first := quantizers[0], WeightStatisticsQuantizer):
         found.append(Master(quantizers[:1], codes[:1], shift=_shift(first, codes[0])))
-    if len(readers) > 1:
+    if len({tuple(c.shape) for c in codes}) == 1 < len(codes):  # not where a reader has the axes exchanged
         found.append(Master(quantizers, codes))
     if parameter.ndim == 2:
         found += [Master(m.quantizers, m.codes, True, m.shift) for m in found]

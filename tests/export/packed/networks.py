@@ -43,6 +43,17 @@ class Tied(nn.Module):
         return self.head(self.middle(self.words(words)).tanh())
 
 
+class Autoencoder(nn.Module):
+    """The decoder has the encoder's weight, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.weight).relu(), self.weight.t(), self.bias)
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from qat.integer import IntegerModel
 from qat.nn import quantized_weights
 from qat.quantizers import LSQ
 from tests.export.packed.networks import (
+    Autoencoder,
     Branching,
     Functional,
     Recurrent,
@@ -130,6 +131,16 @@ def test_tied_weights_are_stored_once_and_stay_tied_when_their_codes_differ(tmp_
     assert_same(loaded, prepared, x)
     integer = qat.convert(prepared)
     assert_same(qat.load_quantized(qat.save_quantized(integer, tmp_path)), integer, x)
+
+
+def test_a_weight_that_is_tied_to_itself_transposed_stays_a_float_with_other_codes(tmp_path: Path) -> None:
+    x = torch.randn(5, 6)
+    prepared = trained(Autoencoder(), "w4a8", x)
+    with pytest.warns(
+        UserWarning, match=r"stored in float \(weight: it is read with its axes as they are and exchanged, in"
+    ):
+        folder = qat.save_quantized(prepared, tmp_path)
+    assert_same(qat.load_quantized(folder, Autoencoder), prepared, x)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
