@@ -42,7 +42,7 @@ class QuantSpec:
 
         Symmetric: scale = max(|lo|, |hi|) / qmax and zero_point 0 (an unsigned grid covers [0, hi]). Affine:
         scale = (hi - lo) / (qmax - qmin), zero_point rounded half to even. An empty range (a dead channel) gets the
-        largest scale of its tensor, so that it can recover.
+        largest scale of its tensor, so that it can recover, and 1 if all are empty (`is_empty`).
 
         Args:
             lo, hi: float32 (n_qparams,).
@@ -61,13 +61,24 @@ class QuantSpec:
             raise ValueError(f"the range {ends}{where} is not finite: look for NaN in weights or data.")
         lo, hi = lo.float().clamp(max=0.0), hi.float().clamp(min=0.0)
         qmin, qmax = self.grid.qmin, self.grid.qmax
-        if self.symmetric:
-            max_abs = torch.maximum(-lo, hi) if self.grid.signed else hi
-            scale = max_abs / qmax
-        else:
-            scale = (hi - lo) / (qmax - qmin)
+        scale = self._width(lo, hi) / (qmax if self.symmetric else qmax - qmin)
         largest = scale.max()
         scale = torch.where(scale > 0, scale, torch.where(largest > 0, largest, torch.ones_like(largest)))
         scale = scale.clamp(min=SMALLEST_SCALE)
         zero_point = torch.zeros_like(scale) if self.symmetric else (qmin - torch.round(lo / scale)).clamp(qmin, qmax)
         return QParams(scale, zero_point.to(torch.int32))
+
+    def is_empty(self, lo: Tensor, hi: Tensor) -> bool:
+        """Whether no range [lo, hi], each (n_qparams,), holds a number that needs a code of its own beside 0.0.
+
+        >>> spec = QuantSpec(Grid(8, signed=False))
+        >>> spec.is_empty(torch.tensor([-1.0]), torch.tensor([0.0]))  # this grid begins at 0
+        True
+        """
+        return not bool((self._width(lo.clamp(max=0.0), hi.clamp(min=0.0)) > 0).any())
+
+    def _width(self, lo: Tensor, hi: Tensor) -> Tensor:
+        """How much of [lo, hi], which contains 0, the codes must reach: on one side of 0 if symmetric."""
+        if not self.symmetric:
+            return hi - lo
+        return torch.maximum(-lo, hi) if self.grid.signed else hi

@@ -35,8 +35,8 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Encoding) -> Intege
 
     With y = gamma * (w * x + b - mean) / sigma + beta, the scale becomes scale * |gamma| / sigma, the bias
     (b - mean) * gamma / sigma + beta, and a negative gamma flips the sign of the codes, which is exact on a narrow grid.
-    The scale of a dead channel (zero weights, or gamma near 0) is raised until its bias fits int32; its codes shrink in
-    proportion. The unit of the bias is x.scale * scale / product_units.
+    The scale of a dead channel (gamma near 0) is raised until its bias fits int32; its codes shrink in proportion. One whose
+    codes are all 0 gets the finest scale with which its bias fits. The unit of the bias is x.scale * scale / product_units.
 
     No input can make products and bias together leave int32: where they could, products get fewer units.
 
@@ -60,6 +60,7 @@ def in_units_of_the_accumulator(exact: IntegerWeights, x: Encoding) -> IntegerWe
 def _in_units(exact: IntegerWeights, x: Encoding, product_units: int) -> IntegerWeights:
     """The same weights with a whole bias, in units of the accumulator; scales are raised where it would not fit."""
     codes, bias, scale, _ = exact
+    scale = torch.where((bias != 0) & ~codes.flatten(1).any(dim=1), 0.0, scale)  # of no code: the bias decides
     smallest = (bias.abs() * product_units / (x.scale * BIAS_LIMIT)).clamp(min=2.0**-60)
     raised = torch.maximum(scale, smallest)
     shrink = (scale / raised).reshape(-1, *[1] * (codes.dim() - 1))

@@ -195,8 +195,7 @@ class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
 
     def elements_per_scale(self, x: Tensor) -> int:
         """The number of elements that share a scale: in a weight, those of one channel or group; in an activation, those
-        of one sample, so that the gradient does not depend on the batch size.
-        """
+        of one sample, so that the gradient does not depend on the batch size."""
         return max(1, x.numel() // self.n_qparams if self.is_weight else prod(x.shape[1:]))
 
     def lookup_table(self) -> LookupTable | None:
@@ -227,13 +226,16 @@ class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
         if self.oscillations is not None:
             self.oscillations.reset()
 
-    def finish_observing(self) -> None:
-        """Set the range that the observer found, and reset the observer. Without effect on a quantizer that is ready."""
-        if not self.ready:
-            if self.sign is not None:
-                self._set_signed(self.sign.is_signed())
-            self.set_range(*self.observer.range())
-            self.reset_observers()
+    def finish_observing(self) -> bool:
+        """Set the range that the observer found, if this has none yet. Returns whether there was more than zeros to find."""
+        if self.ready:
+            return True
+        if self.sign is not None:
+            self._set_signed(self.sign.is_signed())
+        lo, hi = self.observer.range()
+        self.set_range(lo, hi)
+        self.reset_observers()
+        return not self.spec.is_empty(lo, hi)
 
     def observers(self) -> list[Observer]:
         """Everything that sees the data: the observer and, if the data decide on the sign, one of their extremes."""
@@ -267,14 +269,12 @@ class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
             self.signed.fill_(signed)
 
     def extra_repr(self) -> str:
-        grid = self.spec.grid
-        sign = "int" if grid.signed else "uint"
-        return f"{sign}{grid.bits}, {self.n_qparams} scale{'s' if self.n_qparams > 1 else ''}, ready={self.ready}"
+        sign, plural = "" if self.spec.grid.signed else "u", "s" if self.n_qparams > 1 else ""
+        return f"{sign}int{self.spec.grid.bits}, {self.n_qparams} scale{plural}, ready={self.ready}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
         """Let `.to`, `.half()`, ... move a quantizer but never change its dtypes: a scale in bfloat16 could not learn, because
-        its updates are smaller than its last bit.
-        """
+        its updates are smaller than its last bit."""
 
         def moved(tensor: Tensor) -> Tensor:
             new = fn(tensor)

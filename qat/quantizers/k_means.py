@@ -55,17 +55,23 @@ class KMeans(Codebook):
             self._observed_weight = None
 
     def _cluster(self, weight: Tensor) -> None:
-        """Run k-means from evenly spaced levels (linear initialization, the paper's best). A weight with fewer distinct values
-        than levels keeps evenly spaced levels.
+        """Run k-means from evenly spaced levels (linear initialization, the paper's best). Of a weight with fewer values
+        than levels, each takes the place of the level nearest to it.
         """
-        from sklearn.cluster import KMeans as Clustering  # takes a second to import
-
         granularity, shape = self.spec.granularity, tuple(weight.shape)
         v = granularity.view(weight) / granularity.broadcastable(self.qparams().scale, shape)
         values = v.div(127.0).clamp(-1.0, 1.0).reshape(-1, 1).double().cpu().numpy()
-        if len(np.unique(values)) < 2**self.bits:
-            return
-        start = np.linspace(values.min(), values.max(), 2**self.bits)[:, None]
-        centers = Clustering(2**self.bits, init=start, n_init=1).fit(values).cluster_centers_
+        distinct = np.unique(values)
+        if len(distinct) < 2**self.bits:
+            levels = np.linspace(-1.0, 1.0, 2**self.bits)
+            free = levels.copy()
+            for value in distinct:
+                nearest = np.nanargmin(np.abs(free - value))
+                levels[nearest], free[nearest] = value, np.nan
+        else:
+            from sklearn.cluster import KMeans as Clustering  # takes a second to import
+
+            start = np.linspace(values.min(), values.max(), 2**self.bits)[:, None]
+            levels = Clustering(2**self.bits, init=start, n_init=1).fit(values).cluster_centers_[:, 0]
         with torch.no_grad():
-            self.codebook.copy_(torch.from_numpy(np.sort(centers[:, 0])))
+            self.codebook.copy_(torch.from_numpy(np.sort(levels)))

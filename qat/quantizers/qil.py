@@ -22,7 +22,8 @@ class QIL(LookupTableQuantizer):
     Differs from the paper: gamma is 1 for weights, too; the output reaches hi, the observed range, where the paper has 1, so
     that a trained network keeps its magnitudes; the first interval is 0..hi; one interval for the weights that share a scale;
     the gradients of center and distance are multiplied by LSQ's 1 / sqrt(N * qmax); distance never falls below its first
-    value / 1024; an activation is rounded to 8 bits first.
+    value / 1024; an activation is rounded to 8 bits first; a weight of exactly 0 gets the gradient of values beside it, so
+    that one that starts as zeros can learn.
 
     Raises:
         ValueError: a grid that is not symmetric, or an unsigned one for a weight.
@@ -63,7 +64,11 @@ class QIL(LookupTableQuantizer):
         )
         view = granularity.view(x)
         fraction = 0.5 + 0.5 * (view.abs() - center) / distance
-        return (hi * torch.sign(view) * clip(fraction, torch.zeros_like(hi), torch.ones_like(hi))).reshape(shape)
+        y = hi * torch.sign(view) * clip(fraction, torch.zeros_like(hi), torch.ones_like(hi))
+        if self.is_weight:
+            at_zero = (view == 0) & (center <= distance)
+            y = y + view * torch.where(at_zero, 0.5 * hi / distance, 0.0).detach()  # its value is that of y
+        return y.reshape(shape)
 
     def _store(self, qparams: QParams) -> None:
         half = 0.5 * qparams.scale * self.spec.grid.qmax

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from qat.contexts import training_mode
 from qat.nn import quantized_weights
-from qat.observers import MinMax
 from qat.quantizers import Mode, Quantizer
 from qat.transform.batches import call_model
 from qat.transform.distributed import check_same_quantizers, gather, merge_observers
+from qat.transform.guessed_ranges import guess_ranges
 from qat.transform.mode import mode, quantizers
 from qat.transform.multiply_adds import counting_first_call
 
@@ -72,7 +72,7 @@ def calibrate(
             _observe(model, batches, forward or call_model)
         weights = set(_weight_quantizers(model))  # observed alike in every process
         merge_observers(q for q in chosen.values() if q not in weights)
-        return _set_ranges(chosen)
+        return _set_ranges(model, chosen)
 
 
 def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object]) -> None:
@@ -87,7 +87,7 @@ def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Mod
                 count()
 
 
-def _set_ranges(chosen: Mapping[str, Quantizer]) -> int:
+def _set_ranges(model: nn.Module, chosen: Mapping[str, Quantizer]) -> int:
     """Set the observed ranges, except where only integers and numbers came in any process. Returns how many."""
     floats, others = (
         set().union(*gather([name for name, q in chosen.items() if getattr(q, flag)]))
@@ -96,7 +96,7 @@ def _set_ranges(chosen: Mapping[str, Quantizer]) -> int:
     for name in (name for name in chosen if name in others and name not in floats):
         chosen[name].set_passes(True)
     chosen = {name: q for name, q in chosen.items() if not q.passes}
-    guessed = [name for name, quantizer in chosen.items() if _has_empty_range(quantizer)]
+    empty = set()
     for name, quantizer in chosen.items():
         try:
             if name not in floats:
@@ -104,27 +104,18 @@ def _set_ranges(chosen: Mapping[str, Quantizer]) -> int:
                     f"{type(quantizer.observer).__name__} has seen no data: calibrate(model, batches) with batches that are "
                     "not empty and run this layer"
                 )
-            quantizer.finish_observing()
+            if not quantizer.finish_observing():
+                empty.add(quantizer)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"quantizer {name!r} cannot be calibrated: {error}") from None
-    if guessed:
+    guess_ranges(model, empty)
+    if guessed := [name for name, quantizer in chosen.items() if quantizer in empty and not quantizer.is_weight]:
         warnings.warn(
-            f"{', '.join(guessed)} saw nothing to represent but zeros, so the scale 1 is a guess: calibrate with other data, "
-            "or train on.",
+            f"{', '.join(guessed)} saw nothing to represent but zeros, so the first range is a guess: calibrate with other "
+            "data, or train on.",
             stacklevel=3,
         )
     return len(chosen)
-
-
-def _has_empty_range(quantizer: Quantizer) -> bool:
-    """Whether an activation was observed and only ever 0, or negative on an unsigned grid."""
-    observer, spec = quantizer.observer, quantizer.spec
-    if quantizer.is_weight or not isinstance(observer, MinMax) or observer.lo is None or observer.hi is None:
-        return False
-    negatives_count = spec.grid.signed or not spec.symmetric
-    return not bool((observer.hi > 0).any() or (negatives_count and (observer.lo < 0).any())) and bool(
-        observer.hi.isfinite().all()
-    )
 
 
 def _chosen(found: Mapping[str, Quantizer], again: bool | str | Sequence[str]) -> dict[str, Quantizer]:

@@ -212,7 +212,7 @@ def test_a_new_calibration_that_fails_leaves_the_old_ranges() -> None:
 def test_a_scale_that_is_a_guess_is_said_aloud() -> None:
     prepared, x = prepared_residual()
     with pytest.warns(
-        UserWarning, match=r"sites.x_input saw nothing to represent but zeros, so the scale 1 is a guess"
+        UserWarning, match=r"sites.x_input saw nothing to represent but zeros, so the first range is a guess"
     ):
         calibrate(prepared, [0 * x])
 
