@@ -46,16 +46,20 @@ class Attributes:
             for name, module in self.modules.items()
         }
 
-    def stored_with_gradient(self) -> list[str]:
-        """The names of new attributes with tensors that need a gradient: what forward keeps for a loss."""
-        return [
-            f"{name}.{key}".lstrip(".")
+    def stored_with_gradient(self) -> dict[str, list[Tensor]]:
+        """New attributes with tensors that need a gradient, and these tensors: what forward keeps for a loss, and caches."""
+        changed = {
+            f"{name}.{key}".lstrip("."): value
             for name, module in self.modules.items()
             for key, value in module.__dict__.items()
             if not (key in self.before[name] and self.before[name][key].is_now(value))
             if key not in ("_parameters", "_buffers", "_modules")
-            if any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(value))
-        ]
+        }
+        found = {
+            path: [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+            for path, value in changed.items()
+        }
+        return {path: tensors for path, tensors in found.items() if tensors}
 
     def restore(self, keep_new: bool = True) -> dict[str, fx.Node]:
         """Set everything back, in place.

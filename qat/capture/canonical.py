@@ -59,8 +59,20 @@ def dropouts_as_modules(model: nn.Module, graph: fx.Graph, rates: DropoutRates |
 
 def batch_norms_as_modules(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bool:
     """Replace F.batch_norm by calls of the BatchNorm that owns its statistics. Returns whether one was recast for it."""
-    follows = {owner_of(_bound(n)["running_mean"]) for n in _calls(training, [F.batch_norm]) if _bound(n)["training"]}
     changed = False
+    for node, name in batch_norms_of_modules(model, graph, training).items():
+        norm = model.get_submodule(name)
+        if not is_batch_norm(norm):
+            recast(norm, BatchNorm)
+            changed = True
+        replace_by_module(node, name, (_bound(node)["input"],))
+    return changed
+
+
+def batch_norms_of_modules(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> dict[fx.Node, str]:
+    """The calls of F.batch_norm that compute what a BatchNorm computes, and the names of these modules."""
+    follows = {owner_of(_bound(n)["running_mean"]) for n in _calls(training, [F.batch_norm]) if _bound(n)["training"]}
+    found: dict[fx.Node, str] = {}
     for node in _calls(graph, [F.batch_norm]):
         arguments = _bound(node)
         name = owner_of(arguments["running_mean"])
@@ -69,13 +81,9 @@ def batch_norms_as_modules(model: nn.Module, graph: fx.Graph, training: fx.Graph
             continue  # without statistics of its own, or frozen
         tensors = ("running_mean", "running_var", "weight", "bias")
         present = [getattr(norm, key) is not None for key in tensors]
-        if [owner_of(arguments[key]) == name for key in tensors] != present or arguments["eps"] != norm.eps:
-            continue
-        if not is_batch_norm(norm):
-            recast(norm, BatchNorm)
-            changed = True
-        replace_by_module(node, str(name), (arguments["input"],))
-    return changed
+        if [owner_of(arguments[key]) == name for key in tensors] == present and arguments["eps"] == norm.eps:
+            found[node] = str(name)
+    return found
 
 
 def norms_as_modules(model: nn.Module, graph: fx.Graph) -> None:

@@ -15,7 +15,7 @@ from qat.capture.around_forward import around_forward
 from qat.capture.attention import decompose_attention
 from qat.capture.attributes import Remember
 from qat.capture.call_format import CallFormat
-from qat.capture.canonical import make_canonical
+from qat.capture.canonical import batch_norms_of_modules, make_canonical
 from qat.capture.compiled import CompiledGraph
 from qat.capture.dropout_rates import rates_in_graph
 from qat.capture.errors import CaptureError, StatefulError
@@ -181,7 +181,8 @@ def _from_fx(traces: Traces, called: Callable[[Callable[..., Any]], Any]) -> Cap
     take_all_arguments(graph, signature, given or {})
     if (differs or updates) and given:
         forward = seen_in_training(model, lambda: called(type(model).__call__))
-        _refuse_what_stops(model, forward, lambda: called(CompiledGraph(graph).forward))
+        norms = frozenset(batch_norms_of_modules(model, graph, training).values())  # modules, and alive, before long
+        _refuse_what_stops(model, forward, lambda: called(CompiledGraph(graph).forward), norms)
     _remember(model, graph, stored)
     rates = rates_in_graph(training)
     exact = not decompose_attention(model, graph, rates)
@@ -210,14 +211,16 @@ def _updates(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bo
     return True
 
 
-def _refuse_what_stops(model: nn.Module, forward: InTraining | None, graph: Callable[[], Any]) -> InTraining | None:
+def _refuse_what_stops(
+    model: nn.Module, forward: InTraining | None, graph: Callable[[], Any], norms: frozenset[str] = frozenset()
+) -> InTraining | None:
     """Refuse a graph that would stop counters and moving statistics. Returns what the graph does in training.
 
-    forward: what the model's forward does in training.
+    forward: what the model's forward does in training. norms: names of modules whose statistics do not count.
     """
     with without_traced_hooks(model):
         repeated = None if forward is None else seen_in_training(model, graph)
-    if forward is not None and repeated is not None and (lost := not_repeated(forward, repeated)):
+    if forward is not None and repeated is not None and (lost := not_repeated(forward, repeated, norms)):
         raise StatefulError(f"{type(model).__name__}: {lost}")
     return repeated
 

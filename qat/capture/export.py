@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -120,7 +120,7 @@ def _observed(model: nn.Module, arguments: Mapping[str, Any]) -> int:
     try:
         with torch.random.fork_rng(devices=()), _RankOfViews() as ranks, functions_that_are_called() as functions:
             tree_leaves(model(*arguments.values()))
-        stored = attributes.stored_with_gradient()
+        stored = _stored_in_every_call(attributes, lambda: model(*arguments.values()))
     except Exception:  # torch.export will say it, in its own words
         return 0
     finally:
@@ -130,6 +130,17 @@ def _observed(model: nn.Module, arguments: Mapping[str, Any]) -> int:
     if stored:
         raise ValueError(f"forward stores {stored[0]}, which its graph would not")
     return ranks.largest
+
+
+def _stored_in_every_call(attributes: Attributes, again: Callable[[], Any]) -> list[str]:
+    """Names of the attributes that forward stores for a loss, after a first call; a cache is not filled by a second one."""
+    stored = attributes.stored_with_gradient()
+    if stored:
+        with torch.random.fork_rng(devices=()):
+            again()
+    now = attributes.stored_with_gradient() if stored else {}
+    kept = {id(tensor) for tensors in now.values() for tensor in tensors}
+    return [path for path, tensors in stored.items() if not all(id(tensor) in kept for tensor in tensors)]
 
 
 def _cuts_windows(most_axes: int, arguments: Mapping[str, Any]) -> bool:

@@ -69,11 +69,14 @@ def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -
     return InTraining(results, changed, counted, drawn, recorded.rates)
 
 
-def not_repeated(forward: InTraining, graph: InTraining) -> str:
-    """What forward changes in training and its graph does not, as the rest of a sentence; "" if nothing."""
+def not_repeated(forward: InTraining, graph: InTraining, norms: frozenset[str] = frozenset()) -> str:
+    """What forward changes in training and its graph does not, as the rest of a sentence; "" if nothing.
+
+    norms: names of modules whose buffers do not count.
+    """
     if forward.counted and not graph.counted:
         return forward.counted
-    lost = sorted(forward.changed - graph.changed)
+    lost = sorted(name for name in forward.changed - graph.changed if name.rpartition(".")[0] not in norms)
     return f"forward updates {', '.join(lost)} in training, which a graph would not repeat" if lost else ""
 
 

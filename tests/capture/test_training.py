@@ -257,9 +257,9 @@ def test_statistics_of_a_graph_are_those_of_forward_and_no_part_of_the_file(tmp_
 class CachedBias(nn.Module):
     """Keeps in evaluation what it calculates of a parameter, as LeViT does."""
 
-    def __init__(self) -> None:
+    def __init__(self, way: str = "torch.fx", norm: type[nn.Module] = nn.Identity) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.a, self.norm, self.b, self.way = nn.Linear(6, 4), norm(4), nn.Linear(4, 3), way
         self.biases, self.cache = nn.Parameter(torch.randn(8)), dict[str, Tensor]()
 
     def train(self, mode: bool = True) -> "CachedBias":
@@ -270,8 +270,34 @@ class CachedBias(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = self.biases[2:6]
         if not self.training:
-            bias = self.cache.setdefault("cpu", bias)
-        return self.b(F.relu(self.a(x) + bias))
+            mine = bias if isinstance(self.norm, nn.Identity) else bias.contiguous()
+            bias = self.cache.setdefault("cpu", mine)
+        if self.way == "torch.export" and x.shape[0] > 10**6:
+            bias = -bias
+        return self.b(F.relu(self.norm(self.a(x)) + bias))
+
+
+class NormWithActivation(nn.BatchNorm1d):
+    """A BatchNorm that does more, which is traced into."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = self.running_mean, self.running_var
+        return F.silu(F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, self.eps))
+
+
+@pytest.mark.filterwarnings("ignore:CachedBias branches on self.training")
+@pytest.mark.parametrize("norm", [nn.Identity, nn.BatchNorm1d, NormWithActivation])
+@pytest.mark.parametrize("way", ["torch.fx", "torch.export"])
+def test_a_cache_stops_no_statistics(way: str, norm: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = CachedBias(way, norm), torch.randn(5, 6)
+    prepared = qat.prepare(model, "w8a8", x)
+    assert f"captured with {way}" in qat.inspect(prepared).capture
+    with qat.mode(prepared, qat.Mode.OFF):
+        torch.testing.assert_close(prepared.train()(x), model.train()(x))
+    for name, buffer in model.named_buffers():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(prepared.get_buffer(name), buffer)
 
 
 def test_a_cache_of_what_is_calculated_of_parameters_is_calculated_by_the_graph() -> None:
