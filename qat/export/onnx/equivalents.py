@@ -67,4 +67,42 @@ def rrelu(
     return F.leaky_relu(input, (lower + upper) / 2)
 
 
-EQUIVALENTS: dict[Any, Callable[..., Any]] = {F.embedding_bag: embedding_bag, F.rrelu: rrelu}
+def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """torch.cdist: the distances of rows, [..., P, M] and [..., R, M] -> [..., P, R]."""
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), ord=p, dim=-1)
+
+
+def cumprod(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """torch.cumprod, in as many steps as its size has binary digits."""
+    product = (input if dtype is None else input.to(dtype)).movedim(dim, -1)
+    shift = 1
+    while shift < input.shape[dim]:
+        product = product * F.pad(product[..., :-shift], (shift, 0), value=1)
+        shift *= 2
+    return product.movedim(-1, dim)
+
+
+def fill_diagonal(input: Tensor, fill_value: float, wrap: bool = False) -> Tensor:
+    """Tensor.fill_diagonal_ of a matrix, as a new tensor."""
+    if input.ndim != 2 or wrap:
+        return input.fill_diagonal_(fill_value, wrap)
+    rows, columns = (torch.arange(size, device=input.device) for size in input.shape)
+    return input.masked_fill(rows.unsqueeze(1) == columns, fill_value)
+
+
+def median(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    """torch.median along an axis: the lower one of two."""
+    if dim is None:
+        return torch.median(input)
+    values, indices = (part.narrow(dim, (input.shape[dim] - 1) // 2, 1) for part in torch.sort(input, dim))
+    return torch.return_types.median((values, indices) if keepdim else (values.squeeze(dim), indices.squeeze(dim)))
+
+
+EQUIVALENTS: dict[Any, Callable[..., Any]] = {
+    F.embedding_bag: embedding_bag,
+    F.rrelu: rrelu,
+    torch.cdist: cdist,
+    **dict.fromkeys((torch.cumprod, Tensor.cumprod), cumprod),
+    Tensor.fill_diagonal_: fill_diagonal,
+    **dict.fromkeys((torch.median, Tensor.median), median),
+}
