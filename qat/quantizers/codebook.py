@@ -50,6 +50,9 @@ class Codebook(LookupTableQuantizer):
     def levels(self) -> Tensor:
         """The codes in use: ascending whole numbers held in float32 (n_levels,); may require grad."""
 
+    def keep_zero(self) -> None:
+        """Let zero be a level, in place, where levels move as they learn: pruned weights are zeros."""
+
     def qparams(self) -> QParams:
         return QParams(torch.maximum(self.scale.detach(), self.floor), self.zero_point)
 

@@ -42,6 +42,11 @@ class KMeans(Codebook):
         real = 127.0 * scale_gradient(clamp_straight_through(self.codebook, -1.0, 1.0), self._gradient_scale)
         return with_gradient_of(torch.round(real), real).sort().values
 
+    @torch.no_grad()
+    def keep_zero(self) -> None:
+        """Move the level nearest to zero there."""
+        self.codebook[self.codebook.abs().argmin()] = 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         if self.mode is Mode.OBSERVE and not self.ready:
             self._observed_weight = x.detach().float()

@@ -86,11 +86,14 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
             axis = ChannelAxis.LAST if isinstance(layer, nn.Linear) else ChannelAxis.MIDDLE
             if _follow(node, axis, traced, operations, group, calls) and group.consumers:
                 groups.append(group)
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # past their forward
     own, owners = dict(model.named_modules()), Counter(map(id, _parameters_of_all(model)))
 
     def is_free(name: str) -> bool:
         tensors = dict(own[name].named_parameters(recurse=False)) if name in own else {}
-        return tensors.keys() <= set(OF_OUTPUTS) and all(owners[id(p)] == 1 for p in tensors.values())
+        return (
+            name not in read and tensors.keys() <= set(OF_OUTPUTS) and all(owners[id(p)] == 1 for p in tensors.values())
+        )
 
     return [g for g in groups if all(map(is_free, (g.producer, *g.same_channels, *g.consumers)))]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -170,3 +172,21 @@ def test_a_linear_layer_over_the_width_of_a_picture_has_no_channels() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Linear(8, 4))
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 8, 8, 4)
     assert not channel_groups(model)
+
+
+class ReadBeside(nn.Module):
+    """Reads a tensor of a layer, past its forward."""
+
+    def __init__(self, reads: Callable[[nn.Module], Tensor]) -> None:
+        super().__init__()
+        self.first, self.bn, self.second, self.reads = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu(self.bn(self.first(x)))) + self.reads(self).sum()
+
+
+@pytest.mark.parametrize(
+    "reads", [lambda m: m.first.weight, lambda m: m.first.bias, lambda m: m.bn.running_mean, lambda m: m.second.weight]
+)
+def test_channels_of_tensors_that_are_read_beside_their_layer_stay(reads: Callable[[nn.Module], Tensor]) -> None:
+    assert not channel_groups(ReadBeside(reads))

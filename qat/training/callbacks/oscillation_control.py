@@ -160,7 +160,8 @@ class OscillationControl(NetworkExtension):
             if threshold is not None:
                 weight.oscillations.freeze(threshold, weight.quantizer.nearest_code)
                 frozen_value = weight.quantizer.dequantize(weight.oscillations.code)
-                weight.value.copy_(torch.where(weight.oscillations.frozen, frozen_value, weight.value))
+                held = weight.oscillations.frozen & (weight.value != 0)  # exactly zero is what `Pruning` has pruned
+                weight.value.copy_(torch.where(held, frozen_value, weight.value))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         result = self._summarize(pl_module)

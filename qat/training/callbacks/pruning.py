@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qat.nn import as_quantized, is_layer, is_quantized, layer_type, outputs_first, owns_weight
+from qat.nn import is_layer, layer_type
+from qat.quantizers.codebook import Codebook
 from qat.report.results.pruning import PruningResult, RemovedChannels
 from qat.sparsity import (
     Pattern,
@@ -24,11 +24,18 @@ from qat.sparsity import (
     pattern_axis_fits,
 )
 from qat.sparsity.channels import remove_channels
+from qat.training.callbacks.prunable_weights import PrunableWeight, chosen_weights, prunable, weights_of
+from qat.training.callbacks.pruning_checks import (
+    check_masks_of_layers,
+    check_same_masks,
+    keep_zero,
+    warn_of_zero_layers,
+)
 from qat.training.callbacks.pruning_options import check_names_of_layers, check_pruning, names_of_layers
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison.zeros import zeros_of_layers
 from qat.training.lightning.callback_lookup import NetworkExtension, require_callback
-from qat.training.lightning.fit_progress import check_known_length, fraction_of_fit
+from qat.training.lightning.fit_progress import check_known_length, fraction_of_fit, last_fraction_of_fit
 from qat.training.lightning.selection import (
     forget_best,
     restart_early_stopping,
@@ -36,9 +43,6 @@ from qat.training.lightning.selection import (
     suspend_selection,
 )
 from qat.training.optimization.averaging import live_copies
-from qat.transform.distributed import gather
-from qat.transform.record import record_of
-from qat.transform.rule import Rule
 
 
 class Pruning(NetworkExtension):
@@ -103,8 +107,10 @@ class Pruning(NetworkExtension):
         self.channels, self.changes_float_network = channels, channels > 0
         self.removed: dict[str, tuple[int, int]] = {}
         """Layer -> output channels before and after some were taken out."""
+        self.whole: list[str] = []
+        """The chosen layers that keep all of their channels."""
         self.masks: dict[str, Tensor] = {}
-        """Layer -> which weights stay, bool, in the shape of the weight."""
+        """Layer, or matrix of another module -> which weights stay, bool, in the shape of the weight."""
         self._suspended = False
         self._done = 0.0
         self._hooks: list[RemovableHandle] = []
@@ -117,17 +123,24 @@ class Pruning(NetworkExtension):
 
     def on_float_network(self, pl_module: nn.Module, network: nn.Module) -> dict[str, int]:
         """Take channels out of the float network."""
-        chosen = self._chosen({name: module for name, module in network.named_modules() if is_layer(module)})
+        layers = {
+            n: PrunableWeight(m, "weight", layer_type(m).__name__) for n, m in network.named_modules() if is_layer(m)
+        }
+        chosen = chosen_weights({n: w for n, w in layers.items() if not w.is_table}, self.match, self.exclude)
         multiple = 1 if self.pattern is None else self.pattern.group
         self.removed = remove_channels(network, self.channels, chosen.__contains__, multiple)
+        self.whole = [name for name in chosen if name not in self.removed]
         return {name: kept for name, (_, kept) in self.removed.items()}
 
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
         """Raise ValueError if no layer of the prepared network can be pruned, or a name is that of none."""
-        if self.sparsity:
-            types = {name: layer_type(layer).__name__ for name, layer in _candidates(network).items()}
-            check_names_of_layers({"match": self.match, "exclude": self.exclude}, types)
-        if self.sparsity and not self.layers(network):
+        if not self.sparsity:
+            return
+        weights = weights_of(network)
+        modules = {name.removesuffix(f".{weight.name}"): weight.kind for name, weight in weights.items()}
+        kinds = {name: weight.kind for name, weight in weights.items()}
+        check_names_of_layers({"match": self.match, "exclude": self.exclude}, modules | kinds)
+        if not self.layers(network):
             fits = "" if self.pattern is None else f" whose inputs are a multiple of {self.pattern.group}"
             raise ValueError(
                 f"Pruning(match={list(self.match)}, exclude={list(self.exclude)}) finds no layer{fits} with a weight of its "
@@ -135,29 +148,11 @@ class Pruning(NetworkExtension):
                 "layer shares to that layer): write others."
             )
 
-    def layers(self, network: nn.Module) -> dict[str, nn.Module]:
-        """The layers that are pruned, by name, in the order in which they run: a weight of several, if all of them are."""
-        chosen = {
-            name: layer
-            for name, layer in self._chosen(_candidates(network)).items()
-            if owns_weight(layer) and (self.pattern is None or pattern_axis_fits(_weight(layer), self.pattern))
-        }
-        others = [module for name, module in network.named_modules() if name not in chosen]
-        left_alone = {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
-        return {name: layer for name, layer in chosen.items() if id(layer.get_parameter("weight")) not in left_alone}
-
-    def _chosen(self, layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-        """Those of these layers, in the order in which they run, that the options name."""
-
-        def names(globs: Sequence[str], place: int, name: str) -> bool:
-            kind = layer_type(layers[name]).__name__
-            return any(Rule(glob, None, None).matches(name, kind, place, len(layers)) for glob in globs)
-
-        return {
-            name: layer
-            for place, (name, layer) in enumerate(layers.items())
-            if names(self.match, place, name) and not names(self.exclude, place, name)
-        }
+    def layers(self, network: nn.Module) -> dict[str, PrunableWeight]:
+        """The weights that are pruned, by name, in the order in which they run: one of several layers, if all of them are."""
+        found = prunable(network, chosen_weights(weights_of(network), self.match, self.exclude))
+        fits = self.pattern
+        return {n: w for n, w in found.items() if fits is None or pattern_axis_fits(w.outputs_first(w.value), fits)}
 
     # State -----------------------------------------------------------------------------------------------------------
 
@@ -170,21 +165,41 @@ class Pruning(NetworkExtension):
     # The fit ---------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        network = self._network(trainer, pl_module)
+        self._say_what_stays(network)
         if not self.sparsity:
             return
-        if (steps := trainer.estimated_stepping_batches) * (1 - self.end) < 1:
+        if (last := last_fraction_of_fit(trainer)) < self.end:
             raise ValueError(
-                f"a fit of {steps:.0f} steps ends before its zeros are final, end={self.end}: write a smaller end."
+                f"this fit ends before its zeros are final: its last batch begins at {last:.0%}, end={self.end}: write a "
+                "smaller end."
             )
-        layers = self.layers(self._network(trainer, pl_module))
+        layers = self.layers(network)
+        check_masks_of_layers(self.masks, layers)
         for name, layer in layers.items():
-            _check_zero(name, layer)
-        self.masks = {name: mask.to(layers[name].get_parameter("weight").device) for name, mask in self.masks.items()}
+            keep_zero(name, layer)
+        self.masks = {name: mask.to(layers[name].value.device) for name, mask in self.masks.items()}
         zero = partial(self._zero_again, layers)
         self._hooks = [optimizer.register_step_post_hook(zero) for optimizer in trainer.optimizers]
         if not self.masks or self._suspended:
             self._suspended = True
             suspend_selection(trainer, self)
+
+    def _say_what_stays(self, network: nn.Module) -> None:
+        """Name the weights and the channels that the options choose and that stay."""
+        if self.whole:
+            rank_zero_warn(
+                f"Pruning(channels={self.channels}) takes no channel of {', '.join(self.whole)}: those that flow through adds, "
+                "concatenations or other operations, or out of the network, stay."
+            )
+        chosen = chosen_weights(weights_of(network), self.match, self.exclude) if self.sparsity else {}
+        pruned = self.layers(network)
+        if dense := [name for name in chosen if name not in pruned]:
+            fits = "" if self.pattern is None else f"inputs that are no multiple of {self.pattern.group}, "
+            rank_zero_warn(
+                f"Pruning leaves the weights of {', '.join(dense)} as they are: {fits}embeddings, and weights that are "
+                "parametrized, masked already or shared with what is not pruned."
+            )
 
     @torch.no_grad()
     def on_train_batch_start(
@@ -199,13 +214,17 @@ class Pruning(NetworkExtension):
             return
         network = self._network(trainer, pl_module)
         layers = self.layers(network)
-        weights = {name: _weight(layer) for name, layer in layers.items()}
+        weights = {name: layer.outputs_first(layer.value) for name, layer in layers.items()}
         masks = self._masks(weights, cubic_sparsity(done, self.sparsity, self.begin, self.end))
-        self.masks = {name: outputs_first(layers[name], mask) for name, mask in masks.items()}
-        _check_same_masks(self.masks)
+        masks = {name: layers[name].outputs_first(mask) for name, mask in masks.items()}
+        # A fit that is resumed and made longer is further back in its schedule than its masks are.
+        self.masks = {name: mask & self.masks[name] if name in self.masks else mask for name, mask in masks.items()}
+        check_same_masks(self.masks)
         self._zero_again(layers)
         for copied in live_copies(trainer, pl_module, network):
-            self._zero_again({name: copied.get_submodule(name) for name in layers})
+            self._zero_again(weights_of(copied))
+        if is_final:
+            warn_of_zero_layers(self.masks)
         if is_final and self._suspended:
             forget_best(trainer)
             restart_early_stopping(trainer)
@@ -251,50 +270,11 @@ class Pruning(NetworkExtension):
         return {name: keep_largest(weight, sparsity) for name, weight in weights.items()}
 
     @torch.no_grad()
-    def _zero_again(self, layers: Mapping[str, nn.Module], *_: Any) -> None:
+    def _zero_again(self, layers: Mapping[str, PrunableWeight], *_: Any) -> None:
         for name, mask in self.masks.items():
-            layers[name].get_parameter("weight").masked_fill_(~mask, 0.0)
+            layers[name].value.masked_fill_(~mask, 0.0)
+            if isinstance(quantizer := layers[name].quantizer, Codebook):
+                quantizer.keep_zero()
 
     def _network(self, trainer: L.Trainer, pl_module: L.LightningModule) -> nn.Module:
         return require_callback(trainer, QuantizationAwareTraining, self).network_of(pl_module)
-
-
-def _candidates(network: nn.Module) -> dict[str, nn.Module]:
-    """All layers with weights that could be pruned, by name, in the order in which they run."""
-    record = record_of(network)
-    ordered = list(record.rules) if record is not None else []
-    ordered += [name for name, m in network.named_modules() if (is_layer(m) or is_quantized(m))]
-    return {
-        name: module
-        for name in dict.fromkeys(ordered)
-        if is_layer(module := network.get_submodule(name)) or is_quantized(module)
-        if not isinstance(module, nn.Embedding)
-    }
-
-
-def _weight(layer: nn.Module) -> Tensor:
-    """[out, in / groups, ...]"""
-    return outputs_first(layer, layer.get_parameter("weight"))
-
-
-@torch.no_grad()
-def _check_zero(name: str, layer: nn.Module) -> None:
-    """Raise ValueError if the quantizer of the layer's weight rounds zero to something else."""
-    quantizer = as_quantized(layer).weight_quantizer if is_quantized(layer) else None
-    if quantizer is not None and quantizer.ready:
-        zeros = torch.zeros_like(layer.get_parameter("weight"))
-        if bool(quantizer.dequantize(quantizer.quantize(zeros)).any()):
-            raise ValueError(
-                f"{type(quantizer).__name__}, of the weight of layer {name!r}, has no zero, so nothing can be pruned there: "
-                "write another quantizer, such as lsq, or exclude the layer."
-            )
-
-
-def _check_same_masks(masks: Mapping[str, Tensor]) -> None:
-    digest = hashlib.sha256()
-    for mask in masks.values():
-        digest.update(mask.cpu().contiguous().numpy().tobytes())
-    if len(set(gather(digest.hexdigest()))) > 1:
-        raise RuntimeError(
-            "the masks of Pruning differ between processes: change weights only in ways that every process computes alike."
-        )

@@ -51,9 +51,10 @@ def zeros_of_layers(integer: nn.Module, masks: Mapping[str, Tensor], pattern: Pa
             pruned, wrong = int((~stays).sum()), int((values.cpu().bool() & ~stays).sum())
         violations = zeros.violations if mask is not None else None
         found.append(LayerZeros(layer, zeros.weights, zeros.zeros, pruned, wrong, violations))
-    in_float = {_flat(name): module for name, module in modules.items()}
+    in_float = {_flat(name): tensor.detach().cpu() for name, tensor in integer.state_dict().items()}
     rest = {name: mask.cpu() for name, mask in masks.items() if _flat(name) not in held}
-    return found + [_zeros_in_float(name, mask, in_float.get(_flat(name))) for name, mask in rest.items()]
+    weights = {name: in_float.get(_flat(f"{name}.weight"), in_float.get(_flat(name))) for name in rest}
+    return found + [_zeros_in_float(name, mask, weights[name]) for name, mask in rest.items()]
 
 
 def _flat(name: str) -> str:
@@ -61,12 +62,9 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _zeros_in_float(name: str, mask: Tensor, module: nn.Module | None) -> LayerZeros:
+def _zeros_in_float(name: str, mask: Tensor, weight: Tensor | None) -> LayerZeros:
     """What a float layer has where its mask wants zeros; nothing is zero in a layer that is not there."""
-    weight = getattr(module, "weight", None)
-    values = (
-        weight.detach().cpu() if isinstance(weight, Tensor) and weight.shape == mask.shape else torch.ones(mask.shape)
-    )
+    values = weight if weight is not None and weight.shape == mask.shape else torch.ones(mask.shape)
     return LayerZeros(
         name, mask.numel(), int((values == 0).sum()), int((~mask).sum()), int(values[~mask].count_nonzero())
     )

@@ -25,6 +25,15 @@ def fraction_of_fit(trainer: L.Trainer, batch_idx: int) -> float:
     return max(fractions)
 
 
+def last_fraction_of_fit(trainer: L.Trainer) -> float:
+    """The fraction of a fit that is over when its last batch begins, unless it ends early."""
+    lengths = [float(trainer.max_steps)] if trainer.max_steps > 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        batches = trainer.num_training_batches
+        lengths.append(trainer.max_epochs * (batches if math.isfinite(batches) else 1))
+    return min((length - 1) / length for length in lengths)
+
+
 def check_known_length(trainer: L.Trainer, callback: L.Callback) -> None:
     """Check that the end of the fit is known when it begins, which `callback` needs.
 

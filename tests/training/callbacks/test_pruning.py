@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,26 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader, IterableDataset
 
 import qat
 from qat.integer import stored_bytes
 from qat.sparsity import cubic_sparsity
-from qat.training.callbacks import ExportONNX, ProgressiveBits, Pruning, QuantizationAwareTraining, Report
+from qat.training.callbacks import (
+    ExportONNX,
+    OscillationControl,
+    ProgressiveBits,
+    Pruning,
+    QuantizationAwareTraining,
+    Report,
+)
 from tests.training.checkpoint.interrupted_fits import CheckpointInEveryHook, Fit, differences, loader_with_generator
-from tests.training.user_modules import LIGHTNING, Classifier, Data, Net, images, trainer
+from tests.training.user_modules import CLASSES, LIGHTNING, Classifier, Data, Net, images, trainer
 
 pytestmark = LIGHTNING
 
@@ -79,10 +89,10 @@ def test_zeros_follow_the_cube_and_end_in_the_file(tmp_path: Path) -> None:
 
 def test_two_of_four_in_the_exported_codes(tmp_path: Path) -> None:
     """Oracle: every group of four neighbouring inputs in the file, one by one."""
-    pruning = Pruning(pattern="2:4", every=1, exclude=())
+    pruning = Pruning(pattern="2:4", every=1, exclude=["conv1"])  # which has one input channel
     export = ExportONNX(tmp_path / "model.onnx")
     trainer(tmp_path, pruning, quantization(), export, epochs=2).fit(Classifier(), datamodule=Data())
-    assert set(pruning.masks) == {"conv2", "head"}  # conv1 has one input channel
+    assert set(pruning.masks) == {"conv2", "head"}
     codes = stored_codes(tmp_path / "model.onnx", (6, 4, 3, 3))
     for out in range(6):
         for row in range(3):
@@ -182,7 +192,7 @@ def test_a_weight_of_two_layers_is_pruned_if_both_are() -> None:
 
 
 def test_a_fit_that_is_too_short_or_ends_early_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a fit of 4 steps ends before its zeros are final, end=0\.9"):
+    with pytest.raises(ValueError, match=r"its last batch begins at 75%, end=0\.9: write a smaller end"):
         trainer(tmp_path, Pruning(0.5, end=0.9), quantization()).fit(Classifier(), datamodule=Data())
 
     class Stop(L.Callback):
@@ -196,7 +206,7 @@ def test_a_fit_that_is_too_short_or_ends_early_is_said(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the report is not needed again
 def test_channels_are_taken_out_of_network_file_and_checkpoint(tmp_path: Path) -> None:
     def fit(epochs: int, *others: Any, path: Path | None = None) -> tuple[Any, Pruning]:
-        pruning, last = Pruning(channels=0.5, exclude=()), ModelCheckpoint(tmp_path, save_last=True)
+        pruning, last = Pruning(channels=0.5, exclude=["conv2", "head"]), ModelCheckpoint(tmp_path, save_last=True)
         module = Classifier()
         fitting = trainer(tmp_path, pruning, quantization(), last, *others, epochs=epochs, enable_checkpointing=True)
         fitting.fit(module, datamodule=Data(), ckpt_path=path, weights_only=path is not None)
@@ -216,3 +226,123 @@ def test_channels_are_taken_out_of_network_file_and_checkpoint(tmp_path: Path) -
     assert torch.equal(qat.load_checkpoint(tmp_path / "last.ckpt", Classifier()).net.conv2.weight, saved)
     resumed, _ = fit(2, path=tmp_path / "last.ckpt")
     assert resumed.net.conv2.weight.shape == (6, 2, 3, 3)
+
+
+class Sequences(nn.Module):
+    """Matrices that are no layer's own weight: the projections of attention, those of an LSTM, and one of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.attention = nn.Linear(8, 16), nn.MultiheadAttention(16, 2, batch_first=True)
+        self.lstm, self.mixing, self.head = (
+            nn.LSTM(16, 12, batch_first=True),
+            nn.Parameter(torch.randn(12, 20)),
+            nn.Linear(20, CLASSES),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x.squeeze(1))
+        x = self.lstm(self.attention(x, x, x, need_weights=False)[0])[0][:, -1]
+        return self.head(F.relu(x @ self.mixing))
+
+
+def test_matrices_of_attention_and_recurrent_layers_are_chosen_by_name_and_type() -> None:
+    network = Sequences()
+
+    def found(**options: Any) -> set[str]:
+        return set(Pruning(0.5, **options).layers(network))
+
+    attention, lstm = (
+        {"attention.in_proj_weight", "attention.out_proj.weight"},
+        {"lstm.weight_ih_l0", "lstm.weight_hh_l0"},
+    )
+    assert found() == attention | lstm  # `mixing` becomes a layer when the network is prepared
+    assert found(match="type:LSTM") == found(match="lstm") == lstm
+    assert found(match=["attention*", "*_hh_l0"]) == attention | {"lstm.weight_hh_l0"}
+    assert found(exclude=["lstm", "type:MultiheadAttention", "first", "last"]) == set()
+
+
+@pytest.mark.slow
+def test_matrices_of_attention_and_recurrent_layers_have_their_zeros_in_the_file(tmp_path: Path) -> None:
+    """Oracle: zeros of every integer matrix in the file, by its number of weights."""
+    module, pruning = Classifier(), Pruning(0.75, every=1)
+    module.net = Sequences()
+    trainer(tmp_path, pruning, quantization(), ExportONNX(tmp_path / "m.onnx")).fit(module, datamodule=Data())
+    sizes = {name: mask.numel() for name, mask in pruning.masks.items()}
+    lstm = {"lstm.weight_ih_l0": 4 * 12 * 16, "lstm.weight_hh_l0": 4 * 12 * 12}
+    assert sizes == {"attention.in_proj": 768, "attention.out_proj": 256, **lstm, "mixing_2": 240}
+    stored = [numpy_helper.to_array(i) for i in onnx.load(tmp_path / "m.onnx").graph.initializer if len(i.dims) > 1]
+    zeros = {array.size: int((array.astype(np.float32) == 0).sum()) for array in stored}
+    assert all(zeros[size] >= 0.75 * size for size in (256, 576, 240)), zeros
+    assert zeros[768] >= 0.75 * 768
+
+
+def test_weights_that_stay_are_named_once(tmp_path: Path) -> None:
+    module = Classifier()
+    prune.l1_unstructured(module.net.conv2, "weight", 0.25)
+    with pytest.warns(UserWarning, match="Pruning leaves the weights of conv2 as they are") as found:
+        trainer(tmp_path, Pruning(0.5, exclude="last"), quantization(), epochs=2).fit(module, datamodule=Data())
+    assert sum("Pruning" in str(warning.message) for warning in found) == 1
+    with pytest.warns(UserWarning, match="takes no channel of conv2, head: those that flow"):
+        trainer(tmp_path, Pruning(channels=0.5, exclude=()), quantization()).fit(Classifier(), datamodule=Data())
+    with pytest.warns(UserWarning, match="sets every weight of conv2 to zero: write a smaller sparsity"):
+        trainer(tmp_path, Pruning(0.999), quantization()).fit(Classifier(), datamodule=Data())
+
+
+@pytest.mark.filterwarnings("ignore:.*learned scale of .* has fallen to its floor")
+def test_a_learned_codebook_keeps_its_zero(tmp_path: Path) -> None:
+    policy = {"preset": "w4a8", "weight": {"quantizer": "KMeans"}, "first_last_quantizer": "LSQ"}
+    quantizing = QuantizationAwareTraining(policy, batches=[images(32).tensors[0]])  # levels learn as fast as weights
+    module, pruning = Classifier(lr=0.5), Pruning(0.5, every=1)
+    trainer(tmp_path, pruning, quantizing, ExportONNX(tmp_path / "m.onnx"), epochs=2).fit(module, datamodule=Data())
+    assert not stored_codes(tmp_path / "m.onnx", (6, 4, 3, 3))[~pruning.masks["conv2"].numpy()].any()
+
+
+def test_a_frozen_weight_that_is_pruned_stays_zero(tmp_path: Path) -> None:
+    class FreezeAll(L.Callback):
+        """Every weight of conv2 is held at code 3 before anything is pruned."""
+
+        def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+            oscillations = module.net.conv2.weight_quantizer.oscillations
+            oscillations.frozen.fill_(True)
+            oscillations.code.fill_(3)
+
+    module = Classifier()
+    callbacks = [FreezeAll(), Pruning(0.5, every=1), OscillationControl(freezing=0.5), quantization()]
+    trainer(tmp_path, *callbacks, epochs=2).fit(module, datamodule=Data())
+    assert int((module.net.conv2.weight == 0).sum()) == 108
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_longer_resumed_fit_keeps_its_zeros_and_other_layers_are_refused(tmp_path: Path) -> None:
+    def fit(epochs: int, path: Path | None = None, **options: Any) -> Watch:
+        watch, last = Watch(), ModelCheckpoint(tmp_path, save_last=path is None)
+        pruning = Pruning(0.5, every=1, **options)
+        fitting = trainer(tmp_path, pruning, quantization(), watch, last, epochs=epochs, enable_checkpointing=True)
+        fitting.fit(Classifier(), datamodule=Data(), ckpt_path=path, weights_only=path is not None)
+        return watch
+
+    fit(1)
+    assert set(fit(6, tmp_path / "last.ckpt").zeros) == {0.5}
+    with pytest.raises(ValueError, match="the checkpoint has masks of conv2, which Pruning does not prune here"):
+        fit(2, tmp_path / "last.ckpt", match="conv1", exclude=())
+
+
+class Stream(IterableDataset[Any]):
+    """Images of which nobody knows how many there are."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(images(32))
+
+
+def test_the_last_batch_decides_whether_a_fit_is_too_short(tmp_path: Path) -> None:
+    module = Classifier()
+    fitting = trainer(tmp_path, Pruning(0.5, end=0.9), quantization(), epochs=-1, max_steps=10)
+    fitting.fit(module, datamodule=Data())
+    assert int((module.net.conv2.weight == 0).sum()) == 108
+    streaming = trainer(tmp_path, Pruning(0.5), quantization(), epochs=2, limit_val_batches=0)
+    streaming.fit(module := Classifier(), DataLoader(Stream(), 16))
+    assert int((module.net.conv2.weight == 0).sum()) == 108
+    with pytest.raises(ValueError, match="its last batch begins at 0%"):
+        trainer(tmp_path, Pruning(0.5), quantization()).fit(Classifier(), DataLoader(Stream(), 16))
