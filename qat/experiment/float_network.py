@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -22,9 +23,16 @@ from qat.experiment.console import Progress
 from qat.files import cache_folder
 from qat.models import check_model, load_weights, save_weights
 from qat.report.text_of_numbers import format_count
+from qat.training.comparison.divergence import divergence
+from qat.training.lightning.inputs import first_tensor
+from qat.training.lightning.lost_training import DivergedError, LostTraining
 from qat.version import version
 
 log = logging.getLogger(__name__)
+
+REMEDY = "lower float.optim.lr"
+MUCH_ABOVE_CHANCE = 1.5
+"""A network with weights that grew tenfold, and fewer right answers than so many times those of chance, learned nothing."""
 
 
 def build(model: DictConfig, data: ImageData) -> nn.Module:
@@ -172,11 +180,11 @@ def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path
     limit = "" if config.float.max_steps is None else f", at most {config.float.max_steps:,} steps"
     log.info("training the float network first: %d epochs%s", config.float.epochs, limit)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    module = classifier(network, config.float, data)
+    module, before = classifier(network, config.float, data), copy.deepcopy(network)
     fitting = trainer(
         config,
         folder,
-        callbacks=[Progress("float")],
+        callbacks=[LostTraining(first_tensor, lambda _: network, f"{REMEDY}, or clip gradients"), Progress("float")],
         logger=False,
         devices=1,  # also if several train afterwards: one float network for all
         num_nodes=1,
@@ -190,7 +198,12 @@ def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path
     fitting.fit(module, datamodule=datamodule(config, data))
     value = fitting.callback_metrics.get("val/top1")
     module.cpu().float()  # as it comes from the cache, whatever the precision of the training
-    return None if value is None else float(value)
+    top1 = None if value is None else float(value)
+    lost = divergence(network, before, "before", REMEDY.removeprefix("lower "))
+    if lost and (top1 is None or top1 < MUCH_ABOVE_CHANCE / data.num_classes):
+        reached = "" if top1 is None else f" Its validation accuracy is {100 * top1:.2f} %."
+        raise DivergedError(f"{lost.replace('The training', 'The float training')}{reached}")
+    return top1
 
 
 def _classes_of(name: str, weights: str) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -17,6 +18,12 @@ class Call(NamedTuple):
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @property
+    def float_parts(self) -> list[tuple[str, Tensor]]:
+        """The floating-point tensors among the arguments, see `float_parts`."""
+        alone = self.args[0] if len(self.args) == 1 and not self.kwargs else self.args
+        return [*float_parts(alone), *float_parts(self.kwargs)]
 
 
 def call_of(model: nn.Module, batch: Any) -> Call:
@@ -76,6 +83,30 @@ def named_parts(batch: Any) -> dict[str, Any] | None:
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     return dict(batch._asdict()) if isinstance(batch, tuple) and hasattr(batch, "_asdict") else None
+
+
+def not_finite_sentence(where: str, name: str) -> str:
+    """What to say of a batch that holds NaN or infinity."""
+    return f"{where[0].upper()}{where[1:]} holds NaN or infinity{name and ' in '}{name}: mend these samples, or leave them out."
+
+
+def float_parts(inputs: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The floating-point tensors of a network's inputs with their names, such as "x" or "[1]"; "" if there is but one."""
+    if isinstance(inputs, Tensor):
+        if inputs.is_floating_point() and inputs.dtype.itemsize > 1 and inputs.numel():
+            yield name, inputs.detach()
+        return
+    parts: Mapping[str, Any] | None = named_parts(inputs)
+    if parts is None and isinstance(inputs, tuple | list):
+        parts = {f"[{i}]": part for i, part in enumerate(inputs)}
+    for key, part in (parts or {}).items():
+        yield from float_parts(part, f"{name}{key}" if key.startswith("[") else f"{name}.{key}".lstrip("."))
+
+
+def is_usable(x: Tensor) -> Tensor:
+    """Whether a tensor that is not empty holds neither NaN nor infinity, a bool tensor (); a mask of 0 and -inf is usable."""
+    lowest, highest = x.aminmax()
+    return (highest < torch.inf) & ((lowest > -torch.inf) | (highest <= 0))
 
 
 def _named_call(model: nn.Module, named: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> Call:

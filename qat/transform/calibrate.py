@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qat.contexts import training_mode
 from qat.nn import quantized_weights
 from qat.quantizers import Mode, Quantizer
-from qat.transform.batches import call_model
+from qat.transform.batches import call_model, call_of, float_parts, is_usable, not_finite_sentence
 from qat.transform.distributed import check_same_quantizers, gather, merge_observers
 from qat.transform.guessed_ranges import guess_ranges
 from qat.transform.mode import mode, quantizers
@@ -52,8 +52,8 @@ def calibrate(
         The number of quantizers that were calibrated; if it is 0, no batch was consumed.
 
     Raises:
-        ValueError: the model has no quantizers, a quantizer saw NaN or no data (no batches, or a layer that never runs), or
-            a name in `again` is that of none.
+        ValueError: the model has no quantizers, a batch holds NaN or infinity (a mask of 0 and -inf may), a quantizer saw NaN
+            or no data (no batches, or a layer that never runs), or a name in `again` is that of none.
         RuntimeError: the processes do not have the same quantizers to calibrate.
     """
     check_batches(batches)
@@ -69,22 +69,28 @@ def calibrate(
         quantizer.reset_observers()  # drops what a failed calibration left behind
     with torch.no_grad(), training_mode(model, False), _observing_anew(repeated.values()):
         with mode(model, Mode.OBSERVE):
-            _observe(model, batches, forward or call_model)
+            fault = _observe(model, batches, forward)
+        for sentence in filter(None, gather(fault)):
+            raise ValueError(sentence)
         weights = set(_weight_quantizers(model))  # observed alike in every process
         merge_observers(q for q in chosen.values() if q not in weights)
         return _set_ranges(model, chosen)
 
 
-def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object]) -> None:
-    """Show every weight and all batches to the observers."""
+def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object] | None) -> str:
+    """Show every weight and all batches to the observers, up to one with NaN or infinity. Returns a sentence about that one."""
     for module in model.modules():
         for _, weight, quantizer in quantized_weights(module):
             quantizer(weight)
     with weight_quantizers_off(model):
-        for batch in batches:
+        for index, batch in enumerate(batches):
+            for name, part in call_of(model, batch).float_parts if forward is None else float_parts(batch):
+                if not bool(is_usable(part)):
+                    return not_finite_sentence(f"calibration batch {index}", name)
             with counting_first_call(model) as count:
-                forward(model, batch)
+                (forward or call_model)(model, batch)
                 count()
+    return ""
 
 
 def _set_ranges(model: nn.Module, chosen: Mapping[str, Quantizer]) -> int:

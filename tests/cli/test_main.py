@@ -115,7 +115,15 @@ def test_train_prints_what_it_found_as_json_alone(
     assert capfd.readouterr().out.startswith("the log of")
 
 
-@pytest.mark.parametrize("words", [["train", "recpe=x"], ["train", "optim.lr=-1"], ["verify"], ["nothing"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["train", "recpe=x"], marks=pytest.mark.slow),  # both compose a configuration
+        pytest.param(["train", "optim.lr=-1"], marks=pytest.mark.slow),
+        ["verify"],
+        ["nothing"],
+    ],
+)
 def test_with_json_an_error_is_an_object(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(SystemExit):
         main([*words, "--json"])

@@ -53,6 +53,15 @@ def test_a_broken_cached_file_is_trained_again(tmp_path: Path, caplog: pytest.Lo
     )
 
 
+def test_a_float_training_that_diverged_ends_the_run(tmp_path: Path) -> None:
+    message = (
+        r"The float training diverged, .* more than 1,000,000 times as large as before: lower float.optim.lr. Its val"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(composed(*QUICK, "float.optim.lr=1e30"), tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_hash_covers_what_decides_the_weights_and_nothing_else() -> None:
     data = digits(limit_train=50)
     reference = float_network.fingerprint(composed(*QUICK), data)

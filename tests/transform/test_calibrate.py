@@ -135,10 +135,22 @@ def test_no_batches_names_a_quantizer() -> None:
         calibrate(prepared, [])
 
 
-def test_nan_names_a_quantizer() -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_batch_that_is_not_finite_is_named(value: float) -> None:
     prepared, x = prepared_residual()
-    x[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"quantizer 'sites.x_input' cannot be calibrated: the range .* is not finite"):
+    broken = x.clone()
+    broken[0, 0, 0, 0] = value
+    with pytest.raises(
+        ValueError, match=r"Calibration batch 1 holds NaN or infinity in x: mend these samples, or leave"
+    ):
+        calibrate(prepared, [x, {"x": broken}])
+
+
+def test_nan_in_a_weight_names_its_quantizer() -> None:
+    prepared, x = prepared_residual()
+    with torch.no_grad():
+        next(prepared.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"quantizer '.*' cannot be calibrated: the range .* is not finite"):
         calibrate(prepared, [x])
 
 

@@ -28,6 +28,7 @@ from qat.training.lightning.compilation import check_compiler, compile_in_place,
 from qat.training.lightning.hooks import run_after, run_before, run_inside, unwrap_hook
 from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, first_tensor, move_inputs
 from qat.training.lightning.integer_evaluation import IntegerEvaluation
+from qat.training.lightning.lost_training import LostTraining
 from qat.training.lightning.monitors import ForwardMonitor, learned_scale_fault
 from qat.training.lightning.network import find_network_name
 from qat.training.lightning.preparation import hook_to_await, prepare_as_in_checkpoint, prepare_in_module
@@ -86,7 +87,7 @@ class QuantizationAwareTraining(L.Callback):
 
     Raises:
         ValueError: the policy is impossible, or a number is out of range; when the fit begins: the strategy does not keep the
-            network whole in each process.
+            network whole in each process; during it: a batch holds NaN or infinity, or the training diverged.
         RuntimeError: during the fit: quantizers differ between processes; the message names the first and the ranks.
     """
 
@@ -129,6 +130,7 @@ class QuantizationAwareTraining(L.Callback):
         self._evaluation = ExitStack()
         self._integers = IntegerEvaluation()
         self._resume = Resume()
+        self._lost = LostTraining(self.inputs, self.network_of)
 
     # Structure -------------------------------------------------------------------------------------------------------
 
@@ -217,8 +219,7 @@ class QuantizationAwareTraining(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         unwrap_hook(pl_module, "configure_optimizers")
-        network = self.network_of(pl_module)
-        warn_before_fit(network, trainer.optimizers)
+        warn_before_fit(network := self.network_of(pl_module), trainer.optimizers)
         start = time.perf_counter()
         self.calibrate(trainer, pl_module, network)
         self.calibration_seconds = time.perf_counter() - start
@@ -234,11 +235,7 @@ class QuantizationAwareTraining(L.Callback):
         scale_found_learning_rates(trainer, self.quantizer_lr_ratio)
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> int:
-        """Give every quantizer of `network` that has no range its first one. All processes must call it.
-
-        Returns:
-            The number of quantizers that were set.
-        """
+        """Give every quantizer of `network` without a range its first one, and return how many. All processes must call it."""
         return calibrate_in_module(pl_module, network, self.calibration_batches(trainer, pl_module))
 
     def calibration_batches(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Generator[NetworkInputs]:
@@ -255,6 +252,7 @@ class QuantizationAwareTraining(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Turn quantizers off if they have no ranges, which evaluation data must not give; or validate integers."""
+        self._lost.on_validation_start(trainer, pl_module)
         network = self.network_of(pl_module)
         if all(quantizer.ready for quantizer in quantizers(network).values()):
             if self.validate_integers and bits_in_force(network) != FLOAT:
@@ -280,8 +278,9 @@ class QuantizationAwareTraining(L.Callback):
         if self._first_step_watch is not None:
             self._first_step_watch.restart()  # the sanity check does not count
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *step: Any) -> None:
         """After the first step: check that it ran the prepared network, then compile the network."""
+        self._lost.on_train_batch_end(trainer, pl_module, *step)
         if self._first_step_watch is None:
             return
         watch, self._first_step_watch = self._first_step_watch, None
@@ -291,6 +290,7 @@ class QuantizationAwareTraining(L.Callback):
             compile_in_place(self.network_of(pl_module))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._lost.on_train_epoch_end(trainer, pl_module)
         self._resume.end_epoch(trainer)
         check_quantizers_equal(self.network_of(pl_module), f"at the end of epoch {trainer.current_epoch + 1}")
         for name, quantizer in quantizers(self.network_of(pl_module)).items():

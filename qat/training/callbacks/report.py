@@ -17,14 +17,10 @@ from qat.report import (
     Data,
     Results,
     Verdict,
-    VerificationResult,
     not_verified,
-    print_report,
     print_sites,
     verdict,
-    write_results,
 )
-from qat.report.pages.markdown import write_report
 from qat.report.results.metric import Mode
 from qat.search import Allocation
 from qat.training.callbacks.export_onnx import ExportONNX
@@ -32,9 +28,9 @@ from qat.training.callbacks.oscillation_control import OscillationControl
 from qat.training.callbacks.pruning import Pruning
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.callbacks.report_entries import entries_of_fit
+from qat.training.callbacks.report_entries import early_entries, entries_of_fit, timings_of_fit, verify_ptq
+from qat.training.callbacks.report_files import measure_and_write
 from qat.training.comparison import row_names
-from qat.training.comparison.artefact import Artefact
 from qat.training.comparison.batch_parts import batch_targets
 from qat.training.comparison.best_model import best_model
 from qat.training.comparison.descriptions import (
@@ -53,9 +49,8 @@ from qat.training.comparison.tensor_details import ScaleRecorder, confusion, fir
 from qat.training.comparison.zeros import file_sizes
 from qat.training.lightning.callback_lookup import FitReport, find_callback, require_callback
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
-from qat.training.lightning.progress_bar import end_bar
+from qat.training.lightning.lost_training import DivergedError
 from qat.training.lightning.rank_zero import run_on_rank_zero
-from qat.training.loggers.log_results import log_results
 from qat.transform.policy_record import prepare_as_recorded
 from qat.transform.record import capture_of
 
@@ -161,6 +156,10 @@ class Report(FitReport):
         qat, ptq = require_callback(trainer, QuantizationAwareTraining, self), find_callback(trainer, PTQBaselines)
         measurements = Measurements(self.metric, self.dataloaders, trainer, pl_module, qat.network_name or "")
         measurements.identify(copy_model(qat.float_network or qat.network_of(pl_module)))
+        if (
+            network := qat.original_network or qat.float_network
+        ) is not None:  # all test data are looked at before training
+            run_on_rank_zero(trainer, partial(measurements.measure_early, row_names.FLOAT, network))
         self._measurements = measurements
         if ptq is not None:
             ptq.measure = measurements.measure_early
@@ -199,21 +198,39 @@ class Report(FitReport):
         self.history.stop()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        end_bar(trainer)
-        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)  # in all processes: a collective
-
-        def measure_and_write() -> Results:
-            results = self._measure(trainer, pl_module)
-            write_report(results, folder)
-            write_results(results, folder / "results.json")
-            log_results(trainer.loggers, results, folder)
-            print_report(results, where=folder)
-            return results
-
-        self.results = run_on_rank_zero(trainer, measure_and_write)
+        self.results = measure_and_write(trainer, self.folder, partial(self._measure, trainer, pl_module))
         for found in self.results.verifications:
             if not found.exact:
                 raise VerificationError(not_verified(self.results.verdict, found).text)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Report what was measured before a training that diverged."""
+        if isinstance(exception, DivergedError) and self._measurements is not None:
+            measure_and_write(trainer, self.folder, partial(self._without_training, trainer, pl_module, str(exception)))
+
+    def _without_training(self, trainer: L.Trainer, pl_module: L.LightningModule, reason: str) -> Results:
+        assert self._measurements is not None
+        qat = require_callback(trainer, QuantizationAwareTraining, self)
+        measured = self._measurements.measure(early_entries(trainer, qat, None))
+        info = metric_info(self._measurements.metric, measured)
+        return Results(
+            **self._names(trainer, pl_module),
+            data=self.data or self._describe_data(trainer, pl_module, info.percent),
+            rows=report_rows(measured, info, self.extras, {}),
+            verdict=Verdict("undecided", f"NO VERDICT. {reason}"),
+            metric=info,
+            timings=timings_of_fit(trainer, self.timings, self.history.seconds, None),
+        )
+
+    def _names(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What is known of a fit without measuring."""
+        return {
+            "recipe": self.name or type(pl_module).__name__,
+            "command": self.command,
+            "seed": self.seed,
+            "config": dict(self.config or {}),
+            "environment": describe_environment(trainer),
+        }
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Results:
         qat = require_callback(trainer, QuantizationAwareTraining, self)
@@ -247,18 +264,14 @@ class Report(FitReport):
         found = verdict(rows, data.test, info, data.samples, partial(compare_rows, measured))
         found = next((not_verified(found, v) for v in verifications if not v.exact), found)
         return Results(
-            recipe=self.name or type(pl_module).__name__,
-            command=self.command,
-            seed=self.seed,
-            config=dict(self.config or {}),
+            **self._names(trainer, pl_module),
             data=data,
             rows=rows,
             verdict=found,
             metric=info,
             verification=verifications[0] if verifications else None,
-            ptq_verification=self._verify_ptq(trainer, pl_module, found),
+            ptq_verification=verify_ptq(trainer, pl_module, found),
             target_verifications=verifications[1:],
-            environment=describe_environment(trainer),
             sites=sites,
             float_edges=float_edges,
             training=self.history.summarize(trainer, best.epoch, info.percent),
@@ -272,29 +285,13 @@ class Report(FitReport):
             tensors=tensor_details(best.network, self.recorder.samples),
             trajectories=self.recorder.summary(),
             confusion=confusion(measured),
-            timings={**self._timings(trainer, artefact), "evaluation": time.perf_counter() - start},
+            timings={
+                **timings_of_fit(trainer, self.timings, self.history.seconds, artefact),
+                "evaluation": time.perf_counter() - start,
+            },
         )
 
     def _describe_data(self, trainer: L.Trainer, pl_module: L.LightningModule, has_classes: bool) -> Data:
         qat = require_callback(trainer, QuantizationAwareTraining, self)
         network = qat.float_network or qat.network_of(pl_module)
         return describe_data(trainer, pl_module, qat.inputs, network, self.dataloaders, classes=has_classes)
-
-    def _verify_ptq(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, found: Verdict
-    ) -> VerificationResult | None:
-        """Write and verify the file of the best PTQ network if the verdict recommends it."""
-        ptq, export = find_callback(trainer, PTQBaselines), find_callback(trainer, ExportONNX)
-        if ptq is None or export is None or found.ptq is None or found.outcome not in ("no_difference", "qat_lost"):
-            return None
-        return describe_verifications(export.export_ptq(trainer, pl_module, ptq.networks[found.ptq]))[0]
-
-    def _timings(self, trainer: L.Trainer, artefact: Artefact | None) -> dict[str, float]:
-        """Stage -> seconds, in the order in which they ran."""
-        qat = require_callback(trainer, QuantizationAwareTraining, self)
-        ptq = find_callback(trainer, PTQBaselines)
-        timings = {**self.timings, "calibration": qat.calibration_seconds}
-        if ptq is not None:
-            timings["ptq"] = sum(ptq.seconds.values())
-        timings["qat"] = self.history.seconds
-        return timings | (artefact.seconds if artefact is not None else {})

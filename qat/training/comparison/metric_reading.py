@@ -26,6 +26,7 @@ from qat.training.comparison.sample_scores import (
     known_losses,
     metric_scores,
 )
+from qat.transform.batches import Call, is_usable, not_finite_sentence
 
 MetricSource = str | Metric | MetricCollection | Callable[[Any, Any], Any]
 """The name under which test_step logs it, a torchmetrics object, or a function of (outputs, targets)."""
@@ -126,6 +127,7 @@ class Reading(L.Callback):
     path: str = ""
     seen: bool = False
     _kept: int = 0
+    _where: str = "a test batch"
     _last: Any = None
     _busy: bool = False
 
@@ -209,7 +211,13 @@ class Reading(L.Callback):
         except (RuntimeError, ValueError, TypeError, IndexError):
             return None
 
-    def _note_output(self, _network: nn.Module, _inputs: Any, output: Any) -> None:
+    def on_test_batch_start(self, _trainer: Any, _pl_module: Any, _batch: Any, batch_idx: int, *_: Any) -> None:
+        self._where = f"test batch {batch_idx}"
+
+    def _note_output(self, _network: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        for name, part in Call(inputs, {}).float_parts:
+            if not bool(is_usable(part)):
+                raise ValueError(not_finite_sentence(self._where, name))
         self._last, self.seen = output, True
 
     def _has_room(self, *tensors: Any) -> bool:

@@ -1,0 +1,100 @@
+"""Ends a fit whose data are not finite, or whose training has diverged, with one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from qat.training.lightning.inputs import BatchToInputs
+from qat.transform.batches import call_of, is_usable, not_finite_sentence
+from qat.transform.distributed import gather, world_size
+
+STEPS_BETWEEN_CHECKS = 50
+"""Steps between two looks at an accelerator's numbers, each of which waits for it; the CPU is looked at in every step."""
+
+
+LOSS = "the loss"
+
+
+class DivergedError(ValueError):
+    """The training diverged: nothing that follows would mean anything."""
+
+
+class LostTraining(L.Callback):
+    """Notes which batches hold NaN or infinity, and since which step the loss does.
+
+    Args:
+        inputs: from a batch to the arguments of the network. None: batches are not looked at.
+        network_of: from the LightningModule to the network that is called with them.
+        remedy: what to write instead of a training that diverged.
+    """
+
+    def __init__(
+        self,
+        inputs: BatchToInputs | None,
+        network_of: Callable[[L.LightningModule], nn.Module],
+        remedy: str = "lower the learning rate, or clip gradients, Trainer(gradient_clip_val=1.0)",
+    ) -> None:
+        self._inputs, self._network_of, self._remedy = inputs, network_of, remedy
+        self._noted: list[tuple[str, dict[str, Tensor]]] = []
+        self._lost_since = ""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the batch, and look at it where that costs nothing, or enough has been noted."""
+        flags = {name: is_usable(part) for name, part in self._parts(pl_module, batch)}
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor):
+            flags[LOSS] = torch.isfinite(loss.detach()).all()
+        epoch = trainer.current_epoch + 1
+        self._noted.append((f"training batch {batch_idx} of epoch {epoch} (step {trainer.global_step})", flags))
+        waits = world_size() > 1 or any(flag.device.type != "cpu" for flag in flags.values())
+        if not waits or len(self._noted) >= STEPS_BETWEEN_CHECKS:
+            self._check(pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._check(pl_module)
+
+    on_train_epoch_end = on_validation_start
+
+    def _parts(self, module: L.LightningModule, batch: Any) -> list[tuple[str, Tensor]]:
+        if self._inputs is None:
+            return []
+        try:
+            return call_of(self._network_of(module), self._inputs(batch)).float_parts
+        except ValueError:  # only who calibrates with it has to say how the network is called
+            return []
+
+    def _check(self, module: L.LightningModule) -> None:
+        """Look at what was noted. With several processes all must call it, and all raise.
+
+        Raises:
+            ValueError: the inputs of a batch hold NaN or infinity.
+            DivergedError: neither the loss nor the weights are finite any more.
+        """
+        found = next((sentence for sentence in gather(self._fault(module)) if sentence), "")
+        if found:
+            raise (DivergedError if found.startswith("The training diverged") else ValueError)(found)
+
+    def _fault(self, module: nn.Module) -> str:
+        noted, self._noted = self._noted, []
+        for where, flags in noted:
+            for name, flag in flags.items():
+                if name != LOSS and not bool(flag):
+                    return not_finite_sentence(where, name)
+            if LOSS in flags:
+                self._lost_since = "" if bool(flags[LOSS]) else self._lost_since or where
+        if not self._lost_since:
+            return ""
+        for name, parameter in module.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                return (
+                    f"The training diverged: the loss is not finite since {self._lost_since}, and {name} holds NaN or "
+                    f"infinity: {self._remedy}."
+                )
+        return ""  # of mixed precision, which skips such steps
