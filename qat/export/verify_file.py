@@ -10,6 +10,7 @@ from typing import Any, overload
 
 from torch import nn
 
+from qat.export.file_format import check_format
 from qat.export.file_proof import FileProof
 from qat.export.onnx.proof import check_proof
 from qat.export.targets import TARGETS, Runtime, runtime_of, target_of_file
@@ -63,6 +64,7 @@ def verify(
         recorded verification found.
 
     Raises:
+        DamagedFileError: its format shows that the file is damaged.
         ValueError: this is not an integer model, there are no batches, the file's sites are not those of the model, it is
             damaged, or there is no such runtime.
         FileNotFoundError: there is no such file.
@@ -74,6 +76,7 @@ def verify(
         raise FileNotFoundError(f"{path} {what}: write it with qat.export_onnx(integer, example_inputs, path).")
     if integer is None and batches is None:
         if path.suffix != ".onnx" and target_of_file(path) is not None:
+            check_format(path)
             return FileProof(False, False, None, {}, {"file": hashlib.sha256(path.read_bytes()).hexdigest()})
         return check_proof(path)
     if batches is None:

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import operator
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,10 +235,14 @@ def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_bytes(b"PK")
     with pytest.raises(DamagedFileError, match=r"m\.pt2 is not a program of torch\.export"):
         qat.verify(tmp_path / "m.pt2", integer_model("three axes"), [images(2)])
+    with pytest.raises(DamagedFileError, match=r"m\.pt2 is not a \.pt2 file, or is damaged"):
+        qat.verify(tmp_path / "m.pt2")
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        archive.writestr("m/data", "whole")
     proof = qat.verify(tmp_path / "m.pt2")
     assert not proof.recorded
     assert not proof.passed
-    assert proof.hashes == {"file": hashlib.sha256(b"PK").hexdigest()}
+    assert proof.hashes == {"file": hashlib.sha256((tmp_path / "m.pt2").read_bytes()).hexdigest()}
 
 
 def test_copies_of_a_recurrent_layer_in_codes_are_in_codes() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
+import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 
 import qat
 from qat.export.onnx.stored import stored_differences
-from qat.export.verification import SiteAgreement, Verification
+from qat.export.verification import DamagedFileError, SiteAgreement, Verification
 from qat.models import ResNetCifar
 from tests.networks import build
 
@@ -243,3 +246,29 @@ def test_a_file_carries_its_proof(written, tmp_path) -> None:
     del forged.metadata_props[:]
     onnx.save(forged, path)
     assert "carries no hash" in str(qat.verify(path))
+
+
+@pytest.mark.parametrize("junk", [b"\xfa\x01\x03abc", b"\x08\x0a"], ids=["an unknown field", "a known field again"])
+def test_fields_behind_the_end_of_an_onnx_file_are_noticed(junk: bytes, written, tmp_path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(written[2].read_bytes())
+    assert qat.verify(path).intact
+    path.write_bytes(written[2].read_bytes() + junk)
+    assert not qat.verify(path).intact
+
+
+def test_the_format_of_a_file_for_devices_tells_damage_without_its_runtime(tmp_path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("model/data", bytes(100))
+    flat = struct.pack("<I4s", 40, b"TFL3") + bytes(28) + struct.pack("<HH", 4, 4) + struct.pack("<i", 4)
+    program = struct.pack("<I4s4sIQQQ", 52, b"ET12", b"eh00", 32, 56, 64, 8) + bytes(8)
+    program += struct.pack("<HHi", 4, 4, 4) + bytes(16)
+    for suffix, whole, at in ((".pt2", archive.getvalue(), 60), (".tflite", flat, 4), (".pte", program, 4)):
+        path = tmp_path / f"model{suffix}"
+        path.write_bytes(whole)
+        assert not qat.verify(path).recorded
+        for damaged in (whole[: len(whole) // 2], whole[:-9], b"", whole[:at] + b"X" + whole[at + 1 :]):
+            path.write_bytes(damaged)
+            with pytest.raises(DamagedFileError, match=f"model{suffix} is not a {suffix} file, or is damaged"):
+                qat.verify(path)

@@ -125,7 +125,8 @@ def check_proof(path: str | Path) -> FileProof:
     file = read_onnx(path)
     metadata = _metadata(file)
     recorded = CONTENT in metadata
-    intact = recorded and is_intact(file)
+    whole = file.ByteSize() == Path(path).stat().st_size  # a field twice, or behind the end, reads as the same content
+    intact = recorded and whole and is_intact(file)
     with malformed(path, "has records that cannot be read", "verify it again", DamagedFileError):
         verification = json.loads(metadata[VERIFICATION]) if intact and VERIFICATION in metadata else None
         versions = json.loads(metadata[VERSIONS]) if intact and VERSIONS in metadata else {}
