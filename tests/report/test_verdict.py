@@ -213,3 +213,11 @@ def test_a_file_of_an_untrained_network_that_does_not_pass_says_why() -> None:
     assert text.startswith("NOT VERIFIED, do not deploy model.unverified.onnx: ")
     assert "the float network was not trained: 10.00 %" in text
     assert "not trained" not in not_verified(verdict([ptq(0.9), qat(0.9)], 1_000), found).text
+
+
+def test_an_infinite_value_is_not_called_nan() -> None:
+    error = MetricInfo("mae", "", "min", percent=False)
+    size: dict[str, Any] = {"size_bytes": 10, "size_kind": "stored"}
+    rows = [Row("float", "float", **size), Row("QAT integer", "qat_integer", value=1.0, **size)]  # null in results.json
+    assert "the float network was not trained: its mae is not a finite number" in verdict(rows, 100, error).text
+    assert error.number(math.inf) == "inf"

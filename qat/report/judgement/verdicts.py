@@ -198,7 +198,7 @@ def _untrained_float(
     tail = " Train it first; what QAT learned beyond it says nothing about quantization."
     error = standard_error(row, n_test, metric) or 0.0
     if math.isnan(row.score):
-        return f"{head}its {metric.name} is not a number.{tail}"
+        return f"{head}its {metric.name} is not a finite number.{tail}"
     if metric.chance is not None and not metric.better(row.score, _worse_by(metric, metric.chance, -CERTAIN * error)):
         chance = metric.text(metric.chance)
         return (

@@ -58,7 +58,7 @@ class MetricInfo(Record):
     def number(self, value: float, error: float | None = None) -> str:
         """The value in its unit, without it: two decimals of a percentage, else two digits of the error, or four in all."""
         if not math.isfinite(value):
-            return "not a number" if math.isnan(value) else str(value)
+            return "not finite" if math.isnan(value) else str(value)
         if self.percent:
             return f"{100 * value:.2f}"
         if error and math.isfinite(error):
