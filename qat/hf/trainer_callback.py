@@ -90,6 +90,9 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
             if not quantizer.ready:
                 quantizer.mode = Mode.OFF
         split_groups_of(model, self.quantizer_lr_ratio)
+        # Checkpoints with the names of the network itself: Trainer restores no others, and transformers would write some of
+        # older versions (encoder.layer for layers in a ViT).
+        model._weight_conversions = []
 
     def _example(self, model: nn.Module) -> Any:
         if not self.batches:

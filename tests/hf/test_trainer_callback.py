@@ -169,3 +169,17 @@ def test_the_real_trainer_resumes_what_it_would_have_trained(tmp_path: Path) -> 
     resumed = fit(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert same(resumed.state_dict(), whole.state_dict())
     assert json.loads((tmp_path / "checkpoint-2/qat.json").read_text())["policy"]["name"] == POLICY
+
+
+def test_a_checkpoint_has_the_names_that_trainer_restores(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import ViTConfig, ViTForImageClassification
+    from transformers.trainer_callback import CallbackHandler
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = ViTForImageClassification(ViTConfig(image_size=4, patch_size=2, num_labels=2, **sizes))
+    batch = {"pixel_values": torch.randn(2, 3, 4, 4), "labels": torch.tensor([0, 1])}
+    callback = qat.hf.QuantizationAwareTraining("w8a8", [batch])
+    CallbackHandler([callback], model, None, None, None).on_init_end(object(), None, None)  # type: ignore[arg-type]
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
