@@ -10,9 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -84,11 +87,28 @@ def no_output() -> Iterator[None]:
 @contextmanager
 def same_attention() -> Iterator[None]:
     """Inside the `with` block, attention of torch.nn computes in evaluation what it computes in training, to the last bit:
-    without its fused kernel, which sums in another order.
+    without its fused kernel, which sums in another order. A query that may look at no key, as behind padding on the left,
+    gets the mean of all values, as in a captured graph.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with _MeanWithoutKeys():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _MeanWithoutKeys(TorchFunctionMode):
+    """Attention with a bool mask gives queries without a key the mean of all values, where torch's function gives 0."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func is not F.scaled_dot_product_attention or kwargs.get("enable_gqa"):
+            return result  # with fewer keys than queries, a captured graph keeps torch's function
+        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        if mask is None or mask.dtype is not torch.bool:
+            return result
+        value = args[2] if len(args) > 2 else kwargs["value"]
+        return torch.where(mask.any(-1, keepdim=True), result, value.mean(-2, keepdim=True))

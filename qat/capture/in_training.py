@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qat.capture.attributes import Attributes, NotInGraphError
 from qat.capture.dropout_rates import DropoutRates, RecordedRates
-from qat.contexts import quiet, training_mode
+from qat.contexts import quiet, same_attention, training_mode
 from qat.torch_private import own_buffers, tree_leaves
 
 
@@ -44,7 +44,8 @@ def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -
     copies = {name: value.clone() for name, (_, _, value) in buffers.items()}
     state, counted = random.getstate(), ""
     try:
-        with training_mode(model, True), torch.no_grad(), torch.random.fork_rng(), quiet(drop_output=False):
+        quietly = quiet(drop_output=False)
+        with training_mode(model, True), torch.no_grad(), torch.random.fork_rng(), quietly, same_attention():
             torch.manual_seed(seed)
             random.seed(seed)
             with RecordedRates() as recorded:

@@ -713,3 +713,23 @@ def test_what_holds_no_batches_is_refused(batches: Any) -> None:
     prepared = qat.prepare(nn.Linear(2, 2), "w8a8", torch.randn(2, 2))
     with pytest.raises(ValueError, match=f"batches={batches!r} is not a list of batches"):
         qat.calibrate(prepared, batches)
+
+
+class _PaddedAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        y = self.layer(x)
+        return self.layer(F.scaled_dot_product_attention(y, y, y, mask[:, None, :] & causal))
+
+
+def test_an_example_padded_on_the_left_is_captured() -> None:
+    """Its first query may look at no key: its result, which networks ignore, is the mean of all values in the graph."""
+    model, x = _PaddedAttention().eval(), torch.randn(2, 3, 4)
+    mask = torch.tensor([[True, True, True], [False, True, True]])
+    prepared = qat.prepare(model, "transformer_w8a8", (x, mask))
+    with qat.mode(prepared, Mode.OFF):
+        torch.testing.assert_close(prepared(x, mask)[mask], model(x, mask)[mask])
