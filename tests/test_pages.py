@@ -47,6 +47,20 @@ def test_ten_lines_for_ones_own_model_run(page: str, tmp_path: Path, monkeypatch
     assert scope["check"].passed
 
 
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.stem)
+def test_a_trainer_that_is_shown_ends(path: Path) -> None:
+    """Lightning's default is 1,000 epochs."""
+    trainers = re.findall(r"^trainer = L\.Trainer\((.*)\)$", path.read_text(), flags=re.MULTILINE)
+    assert [trainer for trainer in trainers if "max_epochs=" not in trainer] == []
+
+
+def test_the_examples_of_targets_convert_what_they_write() -> None:
+    for block in blocks("targets.md"):
+        prepares, converts = block.find("qat.prepare("), block.find("qat.convert(")
+        writes = re.search(r"export_\w+\(", block.split("import", 2)[-1])
+        assert prepares < 0 or writes is None or prepares < converts, block
+
+
 def test_the_example_of_passes_runs() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     scope: dict[str, Any] = {"model": model, "batches": [torch.randn(32, 4)]}
