@@ -209,7 +209,8 @@ def _draw(found: list[Measurement], metric: Metric | None, path: Path) -> None:
             timings = [m.latency[size] for m in found]
             spread = [[t.median - t.low for t in timings], [t.high - t.median for t in timings]]
             panels.append((f"milliseconds, batch {size}", [t.median for t in timings], spread))
-    panels.append(("size, MB", [m.size_bytes / 1e6 for m in found], None))
+    factor, unit = (1e6, "MB") if max(m.size_bytes for m in found) >= 1e6 else (1e3, "kB")
+    panels.append((f"size, {unit}", [m.size_bytes / factor for m in found], None))
     if metric is not None:
         scale = 100 if metric.percent else 1
         panels.append(

@@ -23,6 +23,7 @@ def draw_bars(path: Path, names: list[str], panels: list[Panel]) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(2.6 + 2.8 * len(panels), 1.1 + 0.32 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -30,6 +31,7 @@ def draw_bars(path: Path, names: list[str], panels: list[Panel]) -> None:
     for axis, (title, values, whiskers) in zip(axes, panels, strict=True):
         axis.barh(range(len(names)), values, xerr=whiskers, color=COLOR, capsize=3)
         axis.set_xlabel(title)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
     axes[0].set_yticks(range(len(names)), names)

@@ -254,11 +254,11 @@ def costs(found: list[measure.Measurement]) -> str:
     first, file = found
     if first.size_kind != "file":
         return ""
-    texts = [f"{file.size_bytes / first.size_bytes:.2f} of its size"]
+    texts = [f"{file.size_bytes / first.size_bytes:.2f}× its size"]
     for size in measure.BATCH_SIZES:
         if size in first.latency and size in file.latency:
-            texts.append(f"{file.latency[size].median / first.latency[size].median:.2f} of its time at batch {size}")
-    return f", with {', '.join(texts)}"
+            texts.append(f"{file.latency[size].median / first.latency[size].median:.2f}× its time at batch {size}")
+    return f", at {', '.join(texts)}"
 
 
 def _data_record(data: Data, output: Tensor) -> DataRecord:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import qat
+from qat.cli import benchmark
 from qat.cli.main import main
 from qat.cli.measure import Measurement
 from qat.cli.quantize_report import costs
@@ -184,7 +185,20 @@ def test_a_file_is_not_compared_with_what_torch_takes() -> None:
     file = Measurement("m.onnx", "onnxruntime", 10, "file", latency=times)
     assert costs([Measurement("float", "torch", 40, "stored", latency=times), file]) == ""
     float_file = Measurement("float", "onnxruntime", 40, "file", latency=times)
-    assert costs([float_file, file]) == ", with 0.25 of its size, 1.00 of its time at batch 1"
+    assert costs([float_file, file]) == ", at 0.25× its size, 1.00× its time at batch 1"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "heading", "widths"),
+    [((1040, 2490), "size, kB", (1.04, 2.49)), ((2_000_000, 900), "size, MB", (2, 9e-4))],
+)
+def test_the_chart_has_sizes_in_a_unit_that_fits(
+    sizes: tuple[int, int], heading: str, widths: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("qat.cli.chart.draw_bars", lambda path, names, panels: drawn.extend(panels))
+    benchmark._draw([Measurement("m.onnx", "onnxruntime", size, "file") for size in sizes], None, tmp_path / "c.png")
+    assert drawn[0] == (heading, list(widths), None)
 
 
 def test_json_stands_alone_whatever_else_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from qat.report import Results, Row
+from qat.report.pictures import plots
 from qat.report.pictures.placement import beside_each_other, spread
 from qat.report.pictures.plots import ROW_STYLES, draw_all, draw_training
 
@@ -43,6 +45,20 @@ def test_pictures_show_the_numbers(results: Results) -> None:
     calmer = dataclasses.replace(results.oscillations, layers=results.oscillations.layers[:1])
     before, after = draw_all(results), draw_all(dataclasses.replace(results, rows=rows, oscillations=calmer))
     assert {name for name in before if before[name] == after[name]} == {"latency.png", "training.png"}
+
+
+@pytest.mark.parametrize("largest", [950, 82_700, 1_043_000, 90_000_000])
+def test_labels_of_sizes_do_not_touch(results: Results, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "_png", lambda figure, axes, title: drawn.extend((figure, axes)) or b"")
+    rows = [dataclasses.replace(row, size_bytes=largest // (1 + place)) for place, row in enumerate(results.rows)]
+    plots.draw_size(dataclasses.replace(results, rows=rows))
+    figure, axes = drawn
+    figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    places = [label.get_window_extent() for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+    gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(places)]
+    assert min(gaps) > places[0].height, gaps
 
 
 def test_the_training_picture_shows_validation_data_alone(results: Results) -> None:

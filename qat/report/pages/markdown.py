@@ -119,7 +119,7 @@ def _quantized(results: Results) -> list[str]:
     sections = ["## What is quantized"]
     if results.sites:
         sections.append(_table(tables.site_table(results.sites), code_columns=1))
-    in_float = _list("Stays in float:", results.float_edges) or ["Nothing else stays in float."]
+    in_float = _list("Stays in float:", results.float_edges) or ["Nothing stays in float."]
     mends = "What costs accuracy or speed, and the line of a policy that mends it:"
     return [*sections, *in_float, *_list(mends, results.findings)]
 

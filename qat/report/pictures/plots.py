@@ -138,6 +138,7 @@ def draw_size(results: Results) -> bytes:
     rows = [row for row in results.rows if row.kind in SHIPPABLE and math.isfinite(row.score)]
     figure, axes = _canvas(height=4.6)
     _scatter(axes, results, rows, [row.size_bytes for row in rows])
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # labels with units are wide
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_size(round(value))))
     kinds = {row.size_kind for row in rows}
     meaning = {

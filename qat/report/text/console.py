@@ -45,7 +45,7 @@ def print_sites(
     for fact in facts:
         console.print(Text(f"{fact[:1].upper()}{fact[1:].rstrip('.')}."))
     if not float_edges:
-        console.print(Text("Nothing else stays in float.", "green"))
+        console.print(Text("Nothing stays in float.", "green"))
         return
     console.print(Text(f"Stays in float ({len(float_edges)}):", "yellow"))
     for edge in float_edges:
