@@ -33,7 +33,8 @@ class Explodes(Classifier):
 
 def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"^The training diverged: the loss is not finite .* holds NaN or infinity: lower the learning rate"
+        ValueError,
+        match=r"^The training diverged: the loss is not finite .* holds NaN or infinity: lower the learning rate",
     ):
         fit(LosesNumbers(), tmp_path, ("qat", "export"))
     assert not [*tmp_path.rglob("*.onnx")]
