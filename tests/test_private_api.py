@@ -5,6 +5,7 @@ import importlib.metadata
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -33,7 +34,8 @@ ROOT = Path(qat.__file__).parent
 TRAINING = "training/lightning/private_api.py"
 BELOW_TRAINING = "torch_private.py"
 OPTUNA = "experiment/sweep/optuna_private.py"
-ONLY_THERE = {TRAINING: 8, BELOW_TRAINING: 8, OPTUNA: 1}
+TRANSFORMERS = "hf/private_api.py"
+ONLY_THERE = {TRAINING: 8, BELOW_TRAINING: 8, OPTUNA: 1, TRANSFORMERS: 1}
 """File -> how many uses of private members are there, at least."""
 
 
@@ -62,6 +64,12 @@ def fused_optimizer() -> torch.optim.Optimizer:
 
 def optuna_trial() -> Any:
     return pytest.importorskip("optuna").create_study().ask()
+
+
+def read_by_transformers() -> SimpleNamespace:
+    """An object with the members that transformers looks for in a network when it writes a checkpoint."""
+    source = Path(pytest.importorskip("transformers.core_model_loading").__file__).read_text()
+    return SimpleNamespace(**dict.fromkeys(re.findall(r'getattr\(model, "(\w+)"', source)))
 
 
 def ddp_module() -> nn.Module:
@@ -217,6 +225,14 @@ MEMBERS = [
     of_torch("Conv2d", "_conv_forward", lambda: nn.Conv2d(1, 1, 1), "convolve with another weight", "nn/layers.py"),
     of_torch("Module", "_apply", nn.Identity, "keep quantizers in float32", "quantizers/base.py"),
     Member(OPTUNA, "optuna", "Trial", "_trial_id", optuna_trial, "go on with a trial that was killed"),
+    Member(
+        TRANSFORMERS,
+        "transformers",
+        "PreTrainedModel",
+        "_weight_conversions",
+        read_by_transformers,
+        "keep names in checkpoints",
+    ),
     of_torch("Module", "_load_from_state_dict", nn.Identity, "load older state_dicts", "quantizers/base.py"),
 ]
 

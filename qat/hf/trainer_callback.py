@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 
 from qat.files import write_atomically
 from qat.hf.parameter_groups import groups_are_made, split_groups_of
+from qat.hf.private_api import keep_names_in_checkpoints
 from qat.quantizers import Mode
 from qat.torch_private import tree_map_only
 from qat.training.optimization.parameter_groups import parameters_without_optimizer
@@ -90,9 +91,7 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
             if not quantizer.ready:
                 quantizer.mode = Mode.OFF
         split_groups_of(model, self.quantizer_lr_ratio)
-        # Checkpoints with the names of the network itself: Trainer restores no others, and transformers would write some of
-        # older versions (encoder.layer for layers in a ViT).
-        model._weight_conversions = []
+        keep_names_in_checkpoints(model)
 
     def _example(self, model: nn.Module) -> Any:
         if not self.batches:
