@@ -4,7 +4,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 train: ## the default recipe: digits, 4-bit weights, 8-bit activations
 	./dev train
-test: ## the tests, 5 to 7 minutes on two cores
+test: ## the tests, 3 to 7 minutes on two cores
 	./dev test
 quick: ## the tests of the lower floors, about a minute
 	./dev test -m quick
