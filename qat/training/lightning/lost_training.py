@@ -14,9 +14,8 @@ from qat.transform.batches import call_of, is_usable, not_finite_sentence
 from qat.transform.distributed import gather, world_size
 
 STEPS_BETWEEN_CHECKS = 50
-"""Steps between two looks at an accelerator's numbers, each of which waits for it; the CPU is looked at in every step."""
-
-
+"""Steps between two looks at the numbers of an accelerator or of several processes, which have to wait for each other; one
+process on a CPU looks in every step."""
 LOSS = "the loss"
 
 
