@@ -10,22 +10,21 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qat.estimators import Estimator, StraightThrough
 from qat.functional import dequantize, fake_quantize, fake_quantize_with_estimator, quantize
 from qat.observers import MinMax, Observer
 from qat.quantizers.mode import Mode
+from qat.quantizers.observed_range import ObservedRange
 from qat.quantizers.oscillations import Oscillations
-from qat.quantizers.passes_numbers import PassesNumbers
 from qat.quantizers.requirements import Requirements
-from qat.quantizers.sign import SignFromData
 from qat.quantizers.stored_form import StoredForm
 from qat.quantizers.table import LookupTable
 from qat.spec import QParams, QuantSpec
 
 
-class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
+class Quantizer(Requirements, StoredForm, ObservedRange):
     """Rounds one tensor to the grid of its spec. Subclasses say how scale and rounding learn.
 
     Every parameter and buffer has its final shape from the start, so optimizers, checkpoints, EMA and DDP can rely on it
@@ -82,8 +81,7 @@ class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
         self.register_buffer("zero_point", torch.zeros(self.n_qparams, dtype=torch.int32))
         self.register_module("oscillations", None)
         self._ready = self.saw_floats = self.saw_others = False
-        self.sign: SignFromData | None = None
-        """Decides from the data whether the grid is signed; None if that is known. See `read_sign_from_data`."""
+        self.sign = None
         self._build()
 
     def _build(self) -> None:
@@ -92,19 +90,6 @@ class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
         Raises:
             ValueError: a spec that this quantizer does not support.
         """
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has a range. One that arrives in the buffers of a copy (AveragedModel, EMA) counts."""
-        if not self._ready and not self.initialized.is_meta and bool(self.initialized):
-            self._adopt_buffers()
-        return self._ready or self.passes
-
-    def _adopt_buffers(self) -> None:
-        """Follow the buffers `initialized` and `signed` after somebody else has written them."""
-        self._ready = bool(self.initialized)
-        if self.sign is not None:
-            self._set_signed(bool(self.signed))
 
     @abstractmethod
     def qparams(self) -> QParams:
@@ -166,10 +151,7 @@ class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
             return self.fake_quantize(x)
         x = F.relu(x) if self.fuses_relu else x
         if self.mode is Mode.OBSERVE and not self.ready and x.numel():
-            self.saw_floats = True
-            rows = self.spec.granularity.rows(x.detach().float())
-            for observer in self.observers():
-                observer.update(rows)
+            self.observe(x)
         return x
 
     def nearest_code(self, average: Tensor) -> Tensor:
@@ -217,56 +199,6 @@ class Quantizer(Requirements, StoredForm, PassesNumbers, nn.Module):
         self.spec = self.observer.spec = replace(self.spec, grid=grid)
         self.forget_range()
         return True
-
-    def forget_range(self) -> None:
-        """Return to the state before the first calibration, in place. Oscillation counters start again, too."""
-        self.initialized.fill_(False)
-        self._ready = False
-        self.set_passes(False)
-        if self.oscillations is not None:
-            self.oscillations.reset()
-
-    def finish_observing(self) -> bool:
-        """Set the range that the observer found, if this has none yet. Returns whether there was more than zeros to find."""
-        if self.ready:
-            return True
-        if self.sign is not None:
-            self._set_signed(self.sign.is_signed())
-        lo, hi = self.observer.range()
-        self.set_range(lo, hi)
-        self.reset_observers()
-        return not self.spec.is_empty(lo, hi)
-
-    def observers(self) -> list[Observer]:
-        """Everything that sees the data: the observer and, if the data decide on the sign, one of their extremes."""
-        return [self.observer] if self.sign is None else [self.observer, self.sign.extremes]
-
-    def reset_observers(self) -> None:
-        """Forget observed data that no range was set from."""
-        self.saw_floats = self.saw_others = False
-        for observer in self.observers():
-            observer.reset()
-
-    def read_sign_from_data(self) -> bool:
-        """Let the observed data decide whether the grid is signed: for activations of which nothing is known. In place.
-
-        The decision is the buffer `signed`, which travels with the checkpoint; one from before it means a signed grid.
-
-        Returns:
-            Whether it will. Affine grids need no sign, and quantizers with levels of their own stay signed.
-        """
-        if not self.is_weight and self.spec.symmetric and self.supports_other_bits and self.supports_both_signs:
-            self.sign = SignFromData(self.spec)
-            self.register_buffer("signed", torch.tensor(True))
-        return self.sign is not None
-
-    def _set_signed(self, signed: bool) -> None:
-        """Make the grid signed or not, at the bits in force."""
-        assert self.sign is not None
-        self.policy_grid = self.sign.grid(self.policy_grid.bits, signed)
-        self.spec = self.observer.spec = replace(self.spec, grid=self.sign.grid(self.spec.grid.bits, signed))
-        with torch.no_grad():
-            self.signed.fill_(signed)
 
     def extra_repr(self) -> str:
         sign, plural = "" if self.spec.grid.signed else "u", "s" if self.n_qparams > 1 else ""

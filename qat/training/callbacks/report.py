@@ -41,9 +41,9 @@ from qat.training.comparison.descriptions import (
 )
 from qat.training.comparison.history import History
 from qat.training.comparison.measurements import Measurements
-from qat.training.comparison.metric_reading import MetricSource, ReportMetric
 from qat.training.comparison.notes import note_precision, note_step0
 from qat.training.comparison.other_runs import compare_with_others
+from qat.training.comparison.report_metric import MetricSource, ReportMetric
 from qat.training.comparison.rows import compare_rows, metric_info, report_rows
 from qat.training.comparison.tensor_details import ScaleRecorder, confusion, first_samples, tensor_details
 from qat.training.comparison.zeros import file_sizes

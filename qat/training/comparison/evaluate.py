@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from qat.contexts import training_mode
 from qat.report.judgement.paired import SampleScores
-from qat.training.comparison.metric_reading import Reading, ReportMetric
+from qat.training.comparison.metric_reading import Reading
+from qat.training.comparison.report_metric import ReportMetric
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.network import copy_with_network
 from qat.training.lightning.quiet import quiet_lightning

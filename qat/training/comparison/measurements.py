@@ -11,7 +11,7 @@ from torch import nn
 from qat.report.results.metric import MetricInfo
 from qat.training.comparison.entries import Entry
 from qat.training.comparison.evaluate import Evaluation, evaluate
-from qat.training.comparison.metric_reading import ReportMetric
+from qat.training.comparison.report_metric import ReportMetric
 from qat.training.comparison.rows import Measured
 from qat.training.lightning.rank_zero import run_on_rank_zero
 
@@ -46,7 +46,7 @@ class Measurements:
         def look() -> tuple[MetricInfo | None, str]:
             first = self.evaluate(network, batches=1)
             assert first.reading is not None
-            known = self.metric.identified(first.reading, first.value)
+            known = first.reading.identify(first.value)
             return known.info, known.path
 
         info, path = run_on_rank_zero(self.trainer, look)

@@ -1,23 +1,23 @@
-"""The metric of a report: from what the user names or gives to a value and its samples."""
+"""One reading of a report's metric: its value on the test set, and what each sample contributes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
 
 from qat.contexts import quiet
 from qat.report.judgement.paired import SampleScores
-from qat.report.results.metric import ACCURACY_NAMES, MetricInfo, Mode
-from qat.training.comparison.batch_parts import batch_targets, first_output
+from qat.training.comparison.batch_parts import first_output
+from qat.training.comparison.chance import value_by_chance
 from qat.training.comparison.metric_value import value_of
+from qat.training.comparison.report_metric import ReportMetric
 from qat.training.comparison.sample_scores import (
     Given,
     batch_scores,
@@ -28,84 +28,8 @@ from qat.training.comparison.sample_scores import (
 )
 from qat.transform.batches import Call, is_usable, not_finite_sentence
 
-MetricSource = str | Metric | MetricCollection | Callable[[Any, Any], Any]
-"""The name under which test_step logs it, a torchmetrics object, or a function of (outputs, targets)."""
 MOST_KEPT = 50_000_000
 """Numbers of outputs and targets that are kept; of more, there are no scores by sample."""
-ACCURACIES = (BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy)
-
-
-@dataclass(frozen=True)
-class ReportMetric:
-    """What a report measures.
-
-    Args:
-        source: what the user gave.
-        mode: which way is better; None: as torchmetrics says, or that of an accuracy.
-        name: in tables; None: its own.
-        unit: in tables.
-        targets: from a batch to the targets.
-        path: of the torchmetrics object in the LightningModule that `source` names; "": there is none.
-        info: what it is called; None before `identified`.
-    """
-
-    source: MetricSource
-    mode: Mode | None = None
-    name: str | None = None
-    unit: str | None = None
-    targets: Callable[[Any], Any] = batch_targets
-    path: str = ""
-    info: MetricInfo | None = None
-
-    def __post_init__(self) -> None:
-        if self.mode not in (None, "min", "max"):
-            raise ValueError(
-                f"Report(mode={self.mode!r}) is not a direction: write 'min' if lower is better, else 'max'."
-            )
-        is_empty = isinstance(self.source, MetricCollection) and not len(self.source)
-        if is_empty or (not isinstance(self.source, str | Metric) and not callable(self.source)):
-            given = "MetricCollection({})" if is_empty else repr(self.source)
-            raise ValueError(
-                f"Report(metric={given}) is not a metric: give the name under which test_step logs it, a torchmetrics object, "
-                "or a function of (outputs, targets)."
-            )
-
-    @property
-    def own_name(self) -> str:
-        """Its name without the test set in front."""
-        if isinstance(self.source, str):
-            return self.source.removeprefix("test/").removeprefix("test_")
-        main = self.main
-        return type(main).__name__ if isinstance(main, Metric) else getattr(main, "__name__", type(main).__name__)
-
-    @property
-    def main(self) -> Any:
-        """The source itself; of a collection its first metric."""
-        return next(iter(self.source.values())) if isinstance(self.source, MetricCollection) else self.source
-
-    def identified(self, reading: Reading, value: float) -> ReportMetric:
-        """This metric with `info` and `path`, from a first reading.
-
-        Raises:
-            ValueError: nothing tells which way is better.
-        """
-        found = self.main if isinstance(self.main, Metric) else reading.found
-        known = getattr(found, "higher_is_better", None)
-        correct = 0 < value < 1 and correct_samples(*reading.samples(), value) is not None
-        is_named = self.own_name.rpartition("/")[2].lower() in ACCURACY_NAMES
-        is_accuracy = isinstance(found, ACCURACIES) or correct or (found is None and is_named)
-        mode = self.mode or (None if known is None else "max" if known else "min") or ("max" if is_accuracy else None)
-        if mode is None:
-            raise ValueError(
-                f"which way is {self.own_name!r} better? Write Report(metric=..., mode='min') if lower is better, as of an "
-                "error, or mode='max'."
-            )
-        percent = is_accuracy and mode == "max" and self.unit in (None, "%") and 0 <= value <= 1
-        name = self.name or ("top-1" if self.own_name == "top1" else self.own_name)
-        info = MetricInfo(
-            name, "%" if percent else self.unit or "", mode, percent, errors="binomial" if percent else ""
-        )
-        return replace(self, info=info, path=reading.path)
 
 
 @dataclass(eq=False)
@@ -194,22 +118,12 @@ class Reading(L.Callback):
         """The value of these outputs drawn by lot among the samples; None if it cannot be computed."""
         outputs, targets = self.samples()
         arguments = list(zip(outputs, targets, strict=True)) or self.given
-        try:
-            first, second = (torch.cat([batch[i] for batch in arguments]) for i in (0, 1))
-            drawn = first[torch.randperm(len(first), generator=torch.Generator().manual_seed(0))]
-            if self.metric.info is not None and self.metric.info.percent:
-                return _expected_agreement(first, second)
-            if not isinstance(self.metric.main, str | Metric):
-                return float(self.metric.main(drawn, second))
-            metric = self.metric.main if isinstance(self.metric.main, Metric) else self.found
-            if metric is None:
-                return None
-            fresh = metric.clone().cpu()
-            fresh.reset()
-            fresh.update(drawn, second)
-            return float(fresh.compute())
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return None
+        return value_by_chance(self.metric, self.found, arguments)
+
+    def identify(self, value: float) -> ReportMetric:
+        """The metric with its name and direction, if this is its first reading."""
+        correct = 0 < value < 1 and correct_samples(*self.samples(), value) is not None
+        return self.metric.identified(value, self.found, self.path, correct)
 
     def on_test_batch_start(self, _trainer: Any, _pl_module: Any, _batch: Any, batch_idx: int, *_: Any) -> None:
         self._where = f"test batch {batch_idx}"
@@ -289,12 +203,3 @@ def _computes(metric: Metric, value: float) -> bool:
 def _decisions(output: Tensor, wanted: bool) -> Tensor:
     """The classes that (samples, classes) decide, which need less room; any other output as it is."""
     return output.argmax(1) if wanted and output.ndim == 2 and output.shape[1] > 1 else output
-
-
-def _expected_agreement(decided: Tensor, targets: Tensor) -> float | None:
-    """The accuracy of these decisions in random order: sum over the classes of how often it is decided and is right."""
-    if targets.ndim != 1 or targets.is_floating_point() or decided.ndim != 1 or decided.is_floating_point():
-        return None
-    classes = int(max(decided.max(), targets.max())) + 1
-    shares = [torch.bincount(x.long(), minlength=classes).double() / len(x) for x in (decided, targets)]
-    return float(shares[0] @ shares[1])

@@ -12,7 +12,7 @@ from torch import nn
 from qat.capture import copy_model
 from qat.training.comparison import row_names
 from qat.training.comparison.evaluate import Evaluation, evaluate
-from qat.training.comparison.metric_reading import ReportMetric
+from qat.training.comparison.report_metric import ReportMetric
 from qat.transform import Policy
 
 

@@ -13,7 +13,7 @@ from qat.report.judgement.paired import PairedDifference, compare
 from qat.report.results.metric import MetricInfo
 from qat.training.comparison.entries import Entry
 from qat.training.comparison.evaluate import Evaluation
-from qat.training.comparison.metric_reading import ReportMetric
+from qat.training.comparison.report_metric import ReportMetric
 
 Measured = Sequence[tuple[Entry, Evaluation]]
 """Entries with their evaluations, in the order of the table."""
