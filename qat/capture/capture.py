@@ -26,6 +26,7 @@ from qat.capture.hooks import drop_traced_hooks, watched_hooks, without_traced_h
 from qat.capture.in_place import overwritten_and_read_again
 from qat.capture.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
 from qat.capture.install import install, installed_graph
+from qat.capture.products import has_products, products_as_layers, shapes_in_run, shapes_of_export
 from qat.capture.recurrent import recurrent_as_modules
 from qat.capture.statistics import add_updates, updated_in_training
 from qat.capture.traces import Traces, operations
@@ -104,7 +105,8 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 def needs_example_inputs(model: nn.Module) -> bool:
-    """Whether `capture` without example inputs may give another graph: layers that torch.fx does not see, optional arguments.
+    """Whether `capture` without example inputs may give another graph: layers that torch.fx does not see, optional arguments,
+    products whose factors may have any number of axes.
 
     It is not traced for this: `capture` may still fail without example inputs where this is False.
     """
@@ -112,7 +114,14 @@ def needs_example_inputs(model: nn.Module) -> bool:
         return False
     parameters = inspect.signature(model.forward).parameters.values()
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return bool(_hidden(Traces(model))) or any(p.default is not p.empty or p.kind in several for p in parameters)
+    if any(p.default is not p.empty or p.kind in several for p in parameters):
+        return True
+    traces = Traces(model)
+    if _hidden(traces):
+        return True
+    with suppress(CaptureError):
+        return has_products(model, traces.in_evaluation[0])
+    return False
 
 
 def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,14 +163,22 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     forward = seen_in_training(model, call)
     rates = None if forward is None else forward.rates
     recurrent_as_modules(model, graph)
-    exact = not decompose_attention(model, graph, rates)
+    in_products = decompose_attention(model, graph, rates)
+    in_layers = products_as_layers(model, graph, lambda: shapes_of_export(graph))
     recast = make_canonical(model, graph, None, rates)
     follow_the_model(model, graph)
     repeated = _refuse_what_stops(
         model, forward, lambda: CompiledGraph(graph).forward(model, *(form.flat(arguments) or ()))
     )
     differs = _differs(model) if _is_seen_to_differ(model, call, forward, repeated) else ""
-    captured = Captured(graph, "torch.export", str(reason), differs, replace(form, others_allowed=not recast), exact)
+    captured = Captured(
+        graph,
+        "torch.export",
+        str(reason),
+        differs,
+        replace(form, others_allowed=not recast),
+        not (in_products or in_layers),
+    )
     if recast:
         captured.install(model)
     return captured
@@ -185,10 +202,11 @@ def _from_fx(traces: Traces, called: Callable[[Callable[..., Any]], Any]) -> Cap
         _refuse_what_stops(model, forward, lambda: called(CompiledGraph(graph).forward), norms)
     _remember(model, graph, stored)
     rates = rates_in_graph(training)
-    exact = not decompose_attention(model, graph, rates)
+    in_products = decompose_attention(model, graph, rates)
+    in_layers = products_as_layers(model, graph, lambda: shapes_in_run(model, graph, given))
     if make_canonical(model, graph, training, rates):
         install(model, graph)
-    return Captured(graph, "torch.fx", differs_in_training=differs, exact=exact)
+    return Captured(graph, "torch.fx", differs_in_training=differs, exact=not (in_products or in_layers))
 
 
 def can_be_captured(model: nn.Module) -> bool:

@@ -113,9 +113,11 @@ def _added(model: nn.Module, call: FunctionalCall, parameters: set[str]) -> str 
     """The name of a new layer that computes the call; None if there is no such layer."""
     nodes = parameter_nodes(call.weight, parameters) or []
     bias_nodes = (parameter_nodes(call.bias, parameters) or []) if call.bias is not None else []
-    weight = _value(model, call, parameters)
+    with torch.no_grad():
+        weight: Tensor = lookup(nodes, "")(model)
     if weight.ndim != template_axes(call) or not weight.is_floating_point():
         return None
+    weight = weight.t() if call.transposed else weight
     if call.bias is not None and lookup(bias_nodes, "")(model).ndim != 1:
         return None
     owner = common_owner([*nodes, *bias_nodes])
