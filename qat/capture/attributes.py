@@ -1,39 +1,25 @@
-"""What forward stores on its modules: tracing must leave no proxies behind, and a graph must not lose it."""
+"""The attributes of modules before and after a forward: tracing must leave no proxies behind, and a graph must not lose what
+forward stores."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qat.nn import SideEffect
+from qat.capture.snapshot import Snapshot, replace_contents, same
+from qat.capture.stored import Marker, Stored, has_proxies, stored_value
 from qat.torch_private import tree_leaves
 
 
 class NotInGraphError(Exception):
-    """Forward changes an attribute in a way that a graph would do once, at capture, or never. The message names it."""
+    """Forward changes attributes in a way that a graph would do once, at capture, or never. The message names them."""
 
-
-class _Value(NamedTuple):
-    """value: of an attribute. contents: what was in it, if it is a list or a dict."""
-
-    value: Any
-    contents: list[Any] | None
-
-    def is_now(self, value: Any) -> bool:
-        contents = _contents(value)
-        if contents is None or self.contents is None:
-            return _same(value, self.value)
-        return value is self.value and len(contents) == len(self.contents) and all(map(_same, contents, self.contents))
-
-    def restored(self) -> Any:
-        """The value, with its contents in place."""
-        if isinstance(self.value, list) and self.contents is not None:
-            self.value[:] = self.contents
-        elif isinstance(self.value, dict) and self.contents is not None:
-            self.value.clear()
-            self.value.update(zip(self.contents[::2], self.contents[1::2], strict=True))
-        return self.value
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"forward changes {', '.join(names)}, which a graph would not repeat")
+        self.names = names
 
 
 class Attributes:
@@ -42,96 +28,93 @@ class Attributes:
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
         self.before = {
-            name: {key: _Value(value, _contents(value)) for key, value in vars(module).items()}
-            for name, module in self.modules.items()
+            name: {key: Snapshot(value) for key, value in vars(module).items()} for name, module in self.modules.items()
         }
+
+    def changed(self) -> Iterator[tuple[str, dict[str, Any], str, Snapshot | None]]:
+        """(path, attributes of the module, key, value before) of every attribute that is another one now."""
+        for name, module in self.modules.items():
+            now, before = module.__dict__, self.before[name]
+            for key in list(now):
+                if key not in before or not before[key].is_now(now[key]):
+                    yield f"{name}.{key}".lstrip("."), now, key, before.get(key)
 
     def stored_with_gradient(self) -> dict[str, list[Tensor]]:
         """New attributes with tensors that need a gradient, and these tensors: what forward keeps for a loss, and caches."""
-        changed = {
-            f"{name}.{key}".lstrip("."): value
-            for name, module in self.modules.items()
-            for key, value in module.__dict__.items()
-            if not (key in self.before[name] and self.before[name][key].is_now(value))
-            if key not in ("_parameters", "_buffers", "_modules")
-        }
         found = {
-            path: [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
-            for path, value in changed.items()
+            path: [leaf for leaf in tree_leaves(now[key]) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+            for path, now, key, _ in self.changed()
+            if key not in ("_parameters", "_buffers", "_modules")
         }
         return {path: tensors for path, tensors in found.items() if tensors}
 
-    def restore(self, keep_new: bool = True) -> dict[str, fx.Node]:
+    def restore(self, keep_new: bool = True) -> dict[str, Stored]:
         """Set everything back, in place.
 
         Args:
             keep_new: whether attributes that were not there before stay, unless they hold proxies: what forward caches.
 
         Returns:
-            The tensors that forward stored while it was traced: "module.attribute" -> its node.
+            What forward stored while it was traced: "module.attribute" -> its value.
 
         Raises:
             NotInGraphError: forward changed something else. Everything has been set back.
         """
-        stored: dict[str, fx.Node] = {}
+        stored: dict[str, Stored] = {}
         lost: list[str] = []
-        for name, module in self.modules.items():
-            now, before = module.__dict__, self.before[name]
-            for key in list(now):
-                value = now[key]
-                if key in before and before[key].is_now(value):
-                    continue
-                path = f"{name}.{key}".lstrip(".")
-                if isinstance(value, fx.Proxy):
-                    stored[path] = value.node
-                elif key in before and _is_cache(before[key], value):
-                    pass  # the graph calculates what would be in it
-                elif _has_proxies(value) or (key in before and _counts(before[key], value)):
+        for path, now, key, before in self.changed():
+            value = now[key]
+            if before is not None and _is_cache(before, value):
+                pass  # the graph calculates what would be in it
+            elif has_proxies(value):
+                found = stored_value(before, value)
+                if found is None:
                     lost.append(path)
-                if key in before:
-                    now[key] = before[key].restored()
-                elif _has_proxies(value) or not keep_new:
-                    del now[key]
+                else:
+                    stored[path] = found
+            elif before is not None and _counts(before, value):
+                lost.append(path)
+            if before is not None:
+                now[key] = before.restored()
+            elif has_proxies(value) or not keep_new:
+                del now[key]
         if lost:
-            raise NotInGraphError(f"forward changes {', '.join(lost)}, which a graph would not repeat")
+            raise NotInGraphError(lost)
         return stored
 
+    def filled_lists(self) -> list[str]:
+        """Names of the lists and deques that tracing filled in place."""
+        return [
+            path
+            for path, now, key, before in self.changed()
+            if before is not None
+            and isinstance(now[key], list | deque)
+            and now[key] is before.value
+            and has_proxies(now[key])
+        ]
 
-class Remember(SideEffect):
-    """Stores what it is called with as an attribute of another module, as the forward did that it was traced from."""
+    def mark(self, paths: list[str]) -> None:
+        """Let a `Marker` be all that these lists hold."""
+        for path in paths:
+            owner, _, key = path.rpartition(".")
+            replace_contents(vars(self.modules[owner])[key], [Marker()])
 
-    def __init__(self, owner: nn.Module, attribute: str) -> None:
-        super().__init__()
-        self.owner, self.attribute = (owner,), attribute  # a tuple: the owner is not a submodule
+    def filled_with_numbers(self) -> list[str]:
+        """Names of new attributes, and of lists, dicts and sets with something new, without a tensor of tracing: caches, and
+        counters."""
+        return [path for path, now, key, _ in self.changed() if not has_proxies(now[key])]
 
-    def forward(self, value: Any) -> None:
-        setattr(self.owner[0], self.attribute, value)
+    def growing(self, paths: list[str]) -> list[str]:
+        """Those among these attributes that hold other numbers now, or more or less."""
+        now = {path: value for path, attributes, key, _ in self.changed() for value in [attributes[key]]}
+        return [path for path in paths if path in now and self._at(path).grows(now[path])]
 
-
-def _contents(value: Any) -> list[Any] | None:
-    if isinstance(value, list):
-        return list(value)
-    return [part for item in value.items() for part in item] if isinstance(value, dict) else None
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two values are one, or numbers, texts and what contains such that are equal: torch.export rebuilds those."""
-    return a is b or (type(a) is type(b) and isinstance(a, int | float | str | tuple | list | dict) and _equal(a, b))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(value, b[key]) for key, value in a.items())
-    if isinstance(a, tuple | list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)
-
-
-def _has_proxies(value: Any) -> bool:
-    return any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(value))
+    def _at(self, path: str) -> Snapshot:
+        owner, _, key = path.rpartition(".")
+        return self.before[owner][key]
 
 
-def _is_cache(before: _Value, value: Any) -> bool:
+def _is_cache(before: Snapshot, value: Any) -> bool:
     """Whether forward only added something to a dict that depends on parameters alone."""
     if not isinstance(value, dict) or value is not before.value or _counts(before, value):
         return False
@@ -146,11 +129,12 @@ def _is_cache(before: _Value, value: Any) -> bool:
     return bool(seen)
 
 
-def _counts(before: _Value, value: Any) -> bool:
+def _counts(before: Snapshot, value: Any) -> bool:
     """Whether forward changes this attribute in every call, as a counter or a growing list; a cache is filled only once."""
-    if isinstance(value, list):
-        return not _same(value, before.contents)
+    if isinstance(value, list | deque | set):
+        return not before.is_now(value)
     if isinstance(value, dict):
-        kept = dict(zip(before.contents[::2], before.contents[1::2], strict=True)) if before.contents else {}
-        return any(key not in value or not _same(value[key], old) for key, old in kept.items())
+        contents = before.contents()
+        kept = dict(zip(contents[::2], contents[1::2], strict=True))
+        return any(key not in value or not same(value[key], old) for key, old in kept.items())
     return isinstance(value, int | float | Tensor) and before.value is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,7 +13,6 @@ from torch import fx, nn
 from qat.capture.arguments import Arguments, call_arguments, take_all_arguments
 from qat.capture.around_forward import around_forward
 from qat.capture.attention import decompose_attention
-from qat.capture.attributes import Remember
 from qat.capture.call_format import CallFormat
 from qat.capture.canonical import batch_norms_of_modules, make_canonical
 from qat.capture.compiled import CompiledGraph
@@ -29,6 +28,7 @@ from qat.capture.install import install, installed_graph
 from qat.capture.products import has_products, products_as_layers, shapes_in_run, shapes_of_export
 from qat.capture.recurrent import recurrent_as_modules
 from qat.capture.statistics import add_updates, updated_in_training
+from qat.capture.stored import remember
 from qat.capture.traces import Traces, operations
 from qat.contexts import training_mode
 from qat.operations import is_label
@@ -199,8 +199,8 @@ def _from_fx(traces: Traces, called: Callable[[Callable[..., Any]], Any]) -> Cap
     if (differs or updates) and given:
         forward = seen_in_training(model, lambda: called(type(model).__call__))
         norms = frozenset(batch_norms_of_modules(model, graph, training).values())  # modules, and alive, before long
-        _refuse_what_stops(model, forward, lambda: called(CompiledGraph(graph).forward), norms)
-    _remember(model, graph, stored)
+        _refuse_what_stops(model, forward, lambda: called(CompiledGraph(graph).forward), norms, stored)
+    remember(model, graph, stored)
     rates = rates_in_graph(training)
     in_products = decompose_attention(model, graph, rates)
     in_layers = products_as_layers(model, graph, lambda: shapes_in_run(model, graph, given))
@@ -230,15 +230,22 @@ def _updates(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bo
 
 
 def _refuse_what_stops(
-    model: nn.Module, forward: InTraining | None, graph: Callable[[], Any], norms: frozenset[str] = frozenset()
+    model: nn.Module,
+    forward: InTraining | None,
+    graph: Callable[[], Any],
+    norms: frozenset[str] = frozenset(),
+    stored: Iterable[str] = (),
 ) -> InTraining | None:
     """Refuse a graph that would stop counters and moving statistics. Returns what the graph does in training.
 
-    forward: what the model's forward does in training. norms: names of modules whose statistics do not count.
+    Args:
+        forward: what the model's forward does in training.
+        norms: names of modules whose statistics do not count.
+        stored: names of attributes that the graph will store, too.
     """
     with without_traced_hooks(model):
         repeated = None if forward is None else seen_in_training(model, graph)
-    if forward is not None and repeated is not None and (lost := not_repeated(forward, repeated, norms)):
+    if forward is not None and repeated is not None and (lost := not_repeated(forward, repeated, norms, stored)):
         raise StatefulError(f"{type(model).__name__}: {lost}")
     return repeated
 
@@ -260,14 +267,3 @@ def _differs(model: nn.Module) -> str:
         f"{type(model).__name__} branches on self.training (auxiliary heads, noise): prepared, it computes in training what it "
         "computes in evaluation."
     )
-
-
-def _remember(model: nn.Module, graph: fx.Graph, stored: dict[str, fx.Node]) -> None:
-    """Let the graph store what forward stores on its modules."""
-    output = next(iter(reversed(graph.nodes)))
-    for i, (path, node) in enumerate(stored.items()):
-        owner, _, attribute = path.rpartition(".")
-        name = f"remembered_{i}"
-        model.add_module(name, Remember(model.get_submodule(owner), attribute))
-        with graph.inserting_before(output):
-            graph.call_module(name, (node,))

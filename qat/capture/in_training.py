@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +23,14 @@ class InTraining:
     Attributes:
         results: the tensors that it returned.
         changed: names of the buffers that it changed.
-        counted: a sentence about the attributes that it changed; "".
+        counted: names of the attributes that it changed.
         drawn: the state of the generators of random numbers afterwards: how many it drew.
         rates: those of its dropout.
     """
 
     results: list[Tensor]
     changed: frozenset[str]
-    counted: str
+    counted: frozenset[str]
     drawn: tuple[Any, ...]
     rates: DropoutRates
 
@@ -42,7 +42,7 @@ def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -
     """
     attributes, buffers = Attributes(model), _buffers(model)
     copies = {name: value.clone() for name, (_, _, value) in buffers.items()}
-    state, counted = random.getstate(), ""
+    state, counted = random.getstate(), frozenset[str]()
     try:
         quietly = quiet(drop_output=False)
         with training_mode(model, True), torch.no_grad(), torch.random.fork_rng(), quietly, same_attention():
@@ -66,17 +66,21 @@ def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -
         try:
             attributes.restore(keep_new=False)
         except NotInGraphError as error:
-            counted = str(error)
+            counted = frozenset(error.names)
     return InTraining(results, changed, counted, drawn, recorded.rates)
 
 
-def not_repeated(forward: InTraining, graph: InTraining, norms: frozenset[str] = frozenset()) -> str:
+def not_repeated(
+    forward: InTraining, graph: InTraining, norms: frozenset[str] = frozenset(), stored: Iterable[str] = ()
+) -> str:
     """What forward changes in training and its graph does not, as the rest of a sentence; "" if nothing.
 
-    norms: names of modules whose buffers do not count.
+    Args:
+        norms: names of modules whose buffers do not count.
+        stored: names of attributes that the graph will store, too.
     """
-    if forward.counted and not graph.counted:
-        return forward.counted
+    if counted := forward.counted - graph.counted - set(stored):
+        return str(NotInGraphError(sorted(counted)))
     lost = sorted(name for name in forward.changed - graph.changed if name.rpartition(".")[0] not in norms)
     return f"forward updates {', '.join(lost)} in training, which a graph would not repeat" if lost else ""
 

@@ -154,7 +154,7 @@ def _buffers_kept() -> Iterator[None]:
             if tracer is not None and tracer.root.training:
                 buffer.copy_(value)  # in evaluation, a graph has no part that only training runs
                 return
-            raise NotInGraphError(f"forward changes {name}, which a graph would not repeat")
+            raise NotInGraphError([name])
         original(module, name, value)
 
     nn.Module.__setattr__ = assign  # type: ignore[method-assign,assignment]

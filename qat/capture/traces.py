@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from qat.capture.arguments import Arguments
 from qat.capture.attributes import Attributes, NotInGraphError
 from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS
 from qat.capture.errors import CaptureError, StatefulError
+from qat.capture.stored import Stored
 from qat.capture.tracer import traced
 
 
@@ -22,7 +23,7 @@ class Traces:
         self.model, self.given = model, given
 
     @cached_property
-    def in_evaluation(self) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    def in_evaluation(self) -> tuple[fx.Graph, dict[str, Stored]]:
         return _traced(self.model, self.given, training=False)
 
     @cached_property
@@ -36,7 +37,7 @@ class Traces:
             return None
 
 
-def _traced(model: nn.Module, given: Arguments | None, training: bool) -> tuple[fx.Graph, dict[str, fx.Node]]:
+def _traced(model: nn.Module, given: Arguments | None, training: bool) -> tuple[fx.Graph, dict[str, Stored]]:
     """The graph of forward in one mode, and what it stores on its modules. Raises CaptureError. The model is restored.
 
     given: the arguments of a call; None: it takes those without a default.
@@ -45,6 +46,12 @@ def _traced(model: nn.Module, given: Arguments | None, training: bool) -> tuple[
     try:
         try:
             graph = traced(model, training, given)
+            if counting := _counting(model, attributes, lambda: traced(model, training, given)):
+                attributes.restore(keep_new=False)
+                raise NotInGraphError(counting)
+            if filled := attributes.filled_lists():
+                attributes.mark(filled)
+                graph = traced(model, training, given)
         finally:
             stored = attributes.restore()
     except NotInGraphError as error:
@@ -53,7 +60,17 @@ def _traced(model: nn.Module, given: Arguments | None, training: bool) -> tuple[
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{type(model).__name__} cannot be traced: {said[0]}") from error
     alive = set(graph.nodes)
-    return graph, {path: node for path, node in stored.items() if node in alive}
+    return graph, {path: value for path, value in stored.items() if alive.issuperset(value.nodes)}
+
+
+def _counting(model: nn.Module, before: Attributes, trace: Callable[[], object]) -> list[str]:
+    """Names of the attributes that forward changes again in another call, as a counter in a dict; a cache is filled once."""
+    filled = before.filled_with_numbers()
+    if not filled:
+        return []
+    once = Attributes(model)
+    trace()
+    return once.growing(filled)
 
 
 def operations(nodes: Iterable[fx.Node]) -> list[str]:

@@ -1,0 +1,96 @@
+"""What forward stores in lists, dicts and deques is stored by the prepared network, too. The float network is the reference."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qat
+from qat.torch_private import tree_leaves
+from qat.transform.record import LAYERS, record_of
+
+
+class Keeping(nn.Module):
+    """Two layers; `store` keeps something of what they return."""
+
+    def __init__(self, kept: Any, store: Callable[[Any, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.first, self.second, self.kept, self.store = nn.Linear(4, 4), nn.Linear(4, 2), kept, store
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        y = self.second(h)
+        self.store(self, h, y)
+        return y
+
+
+def _reset(module: Any, h: Tensor, y: Tensor) -> None:
+    module.kept = []
+    module.kept.append(h.abs().mean())
+
+
+def _emptied(module: Any, h: Tensor, y: Tensor) -> None:
+    module.kept.clear()
+    module.kept += [h.mean(), (1, y.mean())]
+
+
+def _of_lists(module: Any, h: Tensor, y: Tensor) -> None:
+    module.kept.clear()
+    module.kept["a"].append(h.mean())
+    module.kept["a"].append(y.mean())
+
+
+def _another_dict(module: Any, h: Tensor, y: Tensor) -> None:
+    module.kept = {"a": {"b": [h.mean()]}, 3: y.mean()}
+
+
+IN_GRAPH: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor, Tensor], None]]] = {
+    "key of a dict": (dict, lambda m, h, y: m.kept.update(a=h.abs().mean())),
+    "key beside others": (lambda: {"other": 3}, lambda m, h, y: m.kept.update(a=h.abs().mean())),
+    "list that grows": (list, lambda m, h, y: m.kept.append(h.mean())),
+    "list that grows from something": (lambda: [1], lambda m, h, y: m.kept.append(h.mean())),
+    "list that is emptied": (list, _emptied),
+    "another list": (list, _reset),
+    "another dict": (dict, _another_dict),
+    "dict of lists": (lambda: defaultdict(list), _of_lists),
+    "deque": (lambda: deque(maxlen=2), lambda m, h, y: m.kept.append(h.mean())),
+    "deque of one": (lambda: deque(maxlen=1), lambda m, h, y: m.kept.append(y.mean())),
+}  # fmt: skip
+LAYER_BY_LAYER: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor, Tensor], None]]] = {
+    "counter": (Counter, lambda m, h, y: m.kept.update(calls=1)),
+    "number in a dict": (dict, lambda m, h, y: m.kept.update(n=m.kept.get("n", 0) + 1)),
+    "new number": (lambda: None, lambda m, h, y: setattr(m, "calls", getattr(m, "calls", 0) + 1)),
+    "list in a dict": (lambda: {"a": []}, lambda m, h, y: m.kept["a"].append(h.mean())),
+    "class of its own": (dict, lambda m, h, y: setattr(m, "kept", OrderedDict(a=h.mean()))),
+    "deque of numbers": (deque, lambda m, h, y: m.kept.append(1)),
+}
+
+
+def _kept(model: nn.Module, x: Tensor) -> tuple[list[Any], list[Any]]:
+    """What is kept after two steps in training, and the gradients of its tensors."""
+    for _ in range(2):
+        model.train()(x)
+    kept = tree_leaves((model.kept, getattr(model, "calls", 0)))
+    tensors = [leaf for leaf in kept if isinstance(leaf, Tensor)]
+    if tensors:
+        sum(tensors, torch.zeros(())).backward()
+    return kept, [layer.weight.grad for layer in (model.first, model.second)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [*IN_GRAPH, *LAYER_BY_LAYER])
+def test_the_prepared_network_keeps_what_the_float_network_keeps(name: str) -> None:
+    make, store = (IN_GRAPH | LAYER_BY_LAYER)[name]
+    torch.manual_seed(0)
+    model, x = Keeping(make(), store), torch.randn(3, 4)
+    prepared = qat.prepare(model, "w8a8")
+    assert ("torch.fx" if name in IN_GRAPH else LAYERS) == record_of(prepared).way  # type: ignore[union-attr]
+    with qat.mode(prepared, qat.Mode.OFF):
+        found = _kept(prepared, x)
+    expected = _kept(model, x)
+    assert type(prepared.kept) is type(model.kept)
+    torch.testing.assert_close(found, expected)
