@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import fx, nn
@@ -16,7 +16,7 @@ from qat.capture.attention import decompose_attention
 from qat.capture.call_format import CallFormat
 from qat.capture.canonical import batch_norms_of_modules, make_canonical
 from qat.capture.compiled import CompiledGraph
-from qat.capture.dropout_rates import rates_in_graph
+from qat.capture.dropout_rates import WithoutDropout, rates_in_graph
 from qat.capture.errors import CaptureError, StatefulError
 from qat.capture.export import exported
 from qat.capture.following import follow_the_model
@@ -25,11 +25,12 @@ from qat.capture.hooks import drop_traced_hooks, watched_hooks, without_traced_h
 from qat.capture.in_place import overwritten_and_read_again
 from qat.capture.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
 from qat.capture.install import install, installed_graph
+from qat.capture.only_in_training import add_only_in_training, drop_only_in_training, result_of
 from qat.capture.products import has_products, products_as_layers, shapes_in_run, shapes_of_export
 from qat.capture.recurrent import recurrent_as_modules
 from qat.capture.statistics import add_updates, updated_in_training
 from qat.capture.stored import remember
-from qat.capture.traces import Traces, operations
+from qat.capture.traces import Traces
 from qat.contexts import training_mode
 from qat.operations import is_label
 
@@ -45,6 +46,7 @@ class Captured:
         form: how calls of forward become inputs of the graph; None: they are its inputs.
         exact: whether the graph computes what forward does to the bit; attention in products does not.
         differs_in_training: a sentence to show if forward has other operations in training, which the graph does not have.
+        only_in_training: names of layers that the graph runs in training alone.
     """
 
     graph: fx.Graph
@@ -53,6 +55,7 @@ class Captured:
     differs_in_training: str = ""
     form: CallFormat | None = None
     exact: bool = True
+    only_in_training: list[str] = field(default_factory=list)
 
     def install(self, model: nn.Module) -> None:
         """Make the graph the forward of the model, in place."""
@@ -106,7 +109,7 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 def needs_example_inputs(model: nn.Module) -> bool:
     """Whether `capture` without example inputs may give another graph: layers that torch.fx does not see, optional arguments,
-    products whose factors may have any number of axes.
+    products whose factors may have any number of axes, what only training computes.
 
     It is not traced for this: `capture` may still fail without example inputs where this is False.
     """
@@ -120,7 +123,7 @@ def needs_example_inputs(model: nn.Module) -> bool:
     if _hidden(traces):
         return True
     with suppress(CaptureError):
-        return has_products(model, traces.in_evaluation[0])
+        return has_products(model, traces.in_evaluation[0]) or not traces.are_the_same
     return False
 
 
@@ -191,22 +194,45 @@ def _from_fx(traces: Traces, called: Callable[[Callable[..., Any]], Any]) -> Cap
     optional = [n for n in given or () if n in (p := signature.parameters) and p[n].default is not p[n].empty]
     if optional:
         raise CaptureError(f"{type(model).__name__} is called with {optional[0]!r}, which has a default")
-    (graph, stored), training = traces.in_evaluation, traces.in_training
+    (graph, stored), (training, of_training) = traces.in_evaluation, traces.in_training or (None, {})
     updates = _updates(model, graph, training)
-    same = training is not None and (updates or operations(graph.nodes) == operations(training.nodes))
-    differs = "" if same else _differs(model)
+    same = updates or traces.are_the_same
     take_all_arguments(graph, signature, given or {})
-    if (differs or updates) and given:
+    alone = None
+    if training is not None and given and not same:
+        alone = add_only_in_training(model, graph, training, stored, of_training)
+
+    def repeat() -> Any:
+        return result_of(model, called(CompiledGraph(graph).forward))
+
+    def check() -> None:
         forward = seen_in_training(model, lambda: called(type(model).__call__))
         norms = frozenset(batch_norms_of_modules(model, graph, training).values())  # modules, and alive, before long
-        _refuse_what_stops(model, forward, lambda: called(CompiledGraph(graph).forward), norms, stored)
+        _refuse_what_stops(model, forward, repeat, norms, [*stored, *of_training])
+
+    if given and (updates or not same):
+        check()
     remember(model, graph, stored)
     rates = rates_in_graph(training)
     in_products = decompose_attention(model, graph, rates)
     in_layers = products_as_layers(model, graph, lambda: shapes_in_run(model, graph, given))
-    if make_canonical(model, graph, training, rates):
+    recast = make_canonical(model, graph, training, rates)
+    if alone is not None and not _is_repeated(model, lambda: called(type(model).__call__), repeat):
+        drop_only_in_training(model, graph)
+        alone = None
+        check()
+    if recast:
         install(model, graph)
-    return Captured(graph, "torch.fx", differs_in_training=differs, exact=not (in_products or in_layers))
+    hint = "" if given else " With example_inputs, auxiliary heads are kept."
+    differs = "" if same or alone is not None else _differs(model) + hint
+    return Captured(graph, "torch.fx", "", differs, exact=not (in_products or in_layers), only_in_training=alone or [])
+
+
+def _is_repeated(model: nn.Module, forward: Callable[[], Any], graph: Callable[[], Any]) -> bool:
+    """Whether the graph computes in training what forward does, if dropout is left out."""
+    with WithoutDropout(), without_traced_hooks(model):
+        results = [seen_in_training(model, call) for call in (forward, graph)]
+    return None not in results and computes_the_same(*results)  # type: ignore[arg-type]
 
 
 def can_be_captured(model: nn.Module) -> bool:

@@ -57,6 +57,17 @@ class RecordedRates(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class WithoutDropout(TorchFunctionMode):
+    """Inside of its `with` block, dropout returns its input."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in DROPOUTS or func is torch.dropout:
+            return _dropout_arguments(func, args, kwargs or {})["input"]
+        return func(*args, **(kwargs or {}))
+
+
 def rates_in_graph(training: fx.Graph | None) -> DropoutRates | None:
     """Those of a graph of torch.fx that was traced in training; None without one."""
     if training is None:

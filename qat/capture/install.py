@@ -13,6 +13,7 @@ from torch import fx, nn
 from qat.capture.arguments import call_arguments
 from qat.capture.call_format import CallFormat
 from qat.capture.compiled import CompiledGraph
+from qat.capture.only_in_training import has_only_in_training, result_of
 from qat.nn import with_class
 from qat.operations import without_labels
 
@@ -70,9 +71,21 @@ def _installing_class(model: nn.Module) -> type[nn.Module] | None:
 
 
 def _with_forward(base: type[nn.Module], compiled: CompiledGraph, form: CallFormat | None) -> type[nn.Module]:
-    forward = compiled.forward if form is None else _formatted(base, compiled, form)
+    forward = _returning(compiled) if form is None else _formatted(base, compiled, form)
     members = {"forward": forward, "__module__": base.__module__, "compiled_graph": compiled, "call_format": form}
     return type(base.__name__, (base,), {**members, "code": compiled.code})
+
+
+def _returning(compiled: CompiledGraph) -> Any:
+    """The graph as forward, which returns something else in training if the graph says so."""
+    if not has_only_in_training(compiled.graph):
+        return compiled.forward
+
+    @functools.wraps(compiled.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return result_of(self, compiled.forward(self, *args, **kwargs))
+
+    return forward
 
 
 def _formatted(base: Any, compiled: CompiledGraph, form: CallFormat) -> Any:

@@ -51,7 +51,7 @@ def add_updates(model: nn.Module, graph: fx.Graph, training: fx.Graph) -> bool:
     """
     names = updated_in_training(model, graph, training)
     changing = [node for node, name in overwriting_buffers(model, training).items() if name in names]
-    twins = _twins(graph, training)
+    twins = twins_of(graph, training)
     update = _needed(changing, twins)
     rest = [node for node in training.nodes if node not in update]
     if operations(rest) != operations(graph.nodes) or any("no_grad" in node.meta for node in rest):
@@ -77,7 +77,7 @@ def add_updates(model: nn.Module, graph: fx.Graph, training: fx.Graph) -> bool:
     return True
 
 
-def _twins(graph: fx.Graph, training: fx.Graph) -> dict[fx.Node, fx.Node]:
+def twins_of(graph: fx.Graph, training: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Node of the graph of training -> the one of evaluation that computes the same."""
     unused: dict[Any, list[fx.Node]] = {}
     for node in graph.nodes:

@@ -27,6 +27,10 @@ class Stored(NamedTuple):
         """Its tensors."""
         return [leaf for leaf in tree_leaves(self.value) if isinstance(leaf, fx.Node)]
 
+    def with_nodes(self, others: Mapping[fx.Node, fx.Node]) -> Stored:
+        """The same with other nodes in the place of its own."""
+        return Stored(self.way, tree_map(lambda leaf: others[leaf] if isinstance(leaf, fx.Node) else leaf, self.value))
+
 
 class Remember(SideEffect):
     """Stores what it is called with as an attribute of another module, as the forward did that it was traced from."""
@@ -71,10 +75,11 @@ def stored_value(before: Snapshot | None, value: Any) -> Stored | None:
 
 def remember(model: nn.Module, graph: fx.Graph, stored: Mapping[str, Stored]) -> None:
     """Let the graph store what forward stores on its modules, in place."""
-    output = next(iter(reversed(graph.nodes)))
-    for i, (path, (way, value)) in enumerate(stored.items()):
+    output, number = next(iter(reversed(graph.nodes))), 0
+    for path, (way, value) in stored.items():
         owner, _, attribute = path.rpartition(".")
-        name = f"remembered_{i}"
+        while hasattr(model, name := f"remembered_{number}"):
+            number += 1
         model.add_module(name, Remember(model.get_submodule(owner), attribute, way))
         with graph.inserting_before(output):
             graph.call_module(name, (value,))

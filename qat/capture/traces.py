@@ -27,14 +27,24 @@ class Traces:
         return _traced(self.model, self.given, training=False)
 
     @cached_property
-    def in_training(self) -> fx.Graph | None:
+    def in_training(self) -> tuple[fx.Graph, dict[str, Stored]] | None:
         """None if only evaluation can be traced."""
         try:
-            return _traced(self.model, self.given, training=True)[0]
+            return _traced(self.model, self.given, training=True)
         except StatefulError:
             raise
         except CaptureError:
             return None
+
+    @property
+    def are_the_same(self) -> bool:
+        """Whether forward computes, returns and stores the same in both modes."""
+        if self.in_training is None:
+            return False
+        (graph, stored), (training, of_training) = self.in_evaluation, self.in_training
+        dropouts = [sum(node.target in DROPOUTS for node in g.nodes) for g in (graph, training)]
+        same = operations(graph.nodes) == operations(training.nodes) and dropouts[0] == dropouts[1]
+        return same and stored.keys() == of_training.keys()
 
 
 def _traced(model: nn.Module, given: Arguments | None, training: bool) -> tuple[fx.Graph, dict[str, Stored]]:
@@ -74,15 +84,32 @@ def _counting(model: nn.Module, before: Attributes, trace: Callable[[], object])
 
 
 def operations(nodes: Iterable[fx.Node]) -> list[str]:
-    """The operations of nodes in order, without dropout and BatchNorm's flags and counters, which modules decide."""
+    """The operations of nodes in order, and which of them are returned, without dropout and BatchNorm's flags and counters,
+    which modules decide."""
 
     def numbers(node: fx.Node) -> list[float]:
         values = () if node.target is F.batch_norm else (*node.args, *node.kwargs.values())
         return [value for value in values if isinstance(value, int | float)]
 
+    def is_dropout(node: fx.Node) -> bool:
+        return node.target in DROPOUTS or str(node.target).startswith(ADDED_DROPOUT)
+
+    counted = [
+        node
+        for node in nodes
+        if node.op != "get_attr"
+        and not is_dropout(node)
+        and not any("num_batches_tracked" in str(n.target) for n in node.all_input_nodes)
+    ]
+    positions = {node: i for i, node in enumerate(counted)}
+
+    def returned(node: fx.Node) -> int | None:
+        while is_dropout(node):
+            node = node.all_input_nodes[0]
+        return positions.get(node)
+
     return [
         f"{node.op} {node.target} {len(node.all_input_nodes)} {numbers(node)}"
-        for node in nodes
-        if node.op != "get_attr" and node.target not in DROPOUTS and not str(node.target).startswith(ADDED_DROPOUT)
-        if not any("num_batches_tracked" in str(n.target) for n in node.all_input_nodes)
+        + (f" {[returned(n) for n in node.all_input_nodes]}" if node.op == "output" else "")
+        for node in counted
     ]

@@ -106,6 +106,8 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
         rules = planned.layers
         float_edges = planned.float_edges
         notes = [*_insert_quantizers(model, captured, planned), *_on_labels(captured.graph)]
+        if captured.only_in_training:
+            notes.append(f"{', '.join(captured.only_in_training)}: run in training alone, in float; no file has them.")
         if differs:
             notes.append(differs)
             warnings.warn(differs, stacklevel=2)
