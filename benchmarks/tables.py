@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import (
     float_control,
+    large_model,
     network_tables,
     program_tables,
     reconstruction,
@@ -49,6 +50,7 @@ def tables_of_programs(results: Path) -> dict[str, str]:
     tables["artefact"] = program_tables.candidate_table(artefact, "the float export")
     tables["oscillation"] = program_tables.oscillation_table(read_measurement(results / "oscillation/cpu.json"))
     tables["scale"] = scale.table(read_measurement(results / "scale/cpu.json"))
+    tables["large model"] = large_model.table(read_measurement(results / "large_model/cpu.json"))
     before, now = (read_measurement(results / f"reconstruction/{name}.json") for name in ("before", "cpu"))
     tables["reconstruction"] = reconstruction.table(before, now)
     tables["latency"] = program_tables.latency_table(read_measurement(results / "latency/cpu.json"))

@@ -12,9 +12,9 @@ from qat.torch_private import PLAIN, tree_leaves
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def copy_model(model: Model) -> Model:
-    """A deep copy. Tensors with a history (a weight under weight_norm or a mask, a stored loss), which torch refuses to copy,
-    become tensors without one: each forward computes them anew.
+def copy_model(model: Model, share_parameters: bool = False) -> Model:
+    """A deep copy, of all but the parameters if these are shared. Tensors with a history (a weight under weight_norm or a mask,
+    a stored loss), which torch refuses to copy, become tensors without one: each forward computes them anew.
 
     Raises:
         ValueError: its parameters are split among processes (`fully_shard`, FSDP, tensor parallelism).
@@ -25,7 +25,7 @@ def copy_model(model: Model) -> Model:
                 f"{name} is split among processes (fully_shard), and a scale needs its whole tensor: give qat the model before "
                 "it is split, and train it with DistributedDataParallel."
             )
-    memo: dict[int, object] = {}
+    memo: dict[int, object] = {id(p): p for p in model.parameters()} if share_parameters else {}
     for module in model.modules():
         for value in vars(module).values():
             for leaf in _leaves(value):

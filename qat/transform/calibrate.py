@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,33 +69,31 @@ def calibrate(
     for quantizer in chosen.values():
         quantizer.reset_observers()  # drops what a failed calibration left behind
     with torch.no_grad(), training_mode(model, False), _observing_anew(repeated.values()):
-        with mode(model, Mode.OBSERVE):
+        with mode(model, Mode.OBSERVE), _weight_quantizers_off(model):
             fault = _observe(model, batches, forward)
         for sentence in filter(None, gather(fault)):
             raise ValueError(sentence)
-        weights = set(_weight_quantizers(model))  # observed alike in every process
+        weights = _weights(model)  # alike in every process
         merge_observers(q for q in chosen.values() if q not in weights)
-        return _set_ranges(model, chosen)
+        return _set_ranges(model, chosen, weights)
 
 
 def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object] | None) -> str:
-    """Show every weight and all batches to the observers, up to one with NaN or infinity. Returns a sentence about that one."""
-    for module in model.modules():
-        for _, weight, quantizer in quantized_weights(module):
-            quantizer(weight)
-    with weight_quantizers_off(model):
-        for index, batch in enumerate(batches):
-            for name, part in call_of(model, batch).float_parts if forward is None else float_parts(batch):
-                if not bool(is_usable(part)):
-                    return not_finite_sentence(f"calibration batch {index}", name)
-            with counting_first_call(model) as count:
-                (forward or call_model)(model, batch)
-                count()
+    """Show all batches to the observers, up to one with NaN or infinity. Returns a sentence about that one."""
+    for index, batch in enumerate(batches):
+        for name, part in call_of(model, batch).float_parts if forward is None else float_parts(batch):
+            if not bool(is_usable(part)):
+                return not_finite_sentence(f"calibration batch {index}", name)
+        with counting_first_call(model) as count:
+            (forward or call_model)(model, batch)
+            count()
     return ""
 
 
-def _set_ranges(model: nn.Module, chosen: Mapping[str, Quantizer]) -> int:
-    """Set the observed ranges, except where only integers and numbers came in any process. Returns how many."""
+def _set_ranges(
+    model: nn.Module, chosen: Mapping[str, Quantizer], weights: Mapping[Quantizer, Sequence[Tensor]]
+) -> int:
+    """Set the ranges, except where only integers and numbers came in any process. Returns how many."""
     floats, others = (
         set().union(*gather([name for name, q in chosen.items() if getattr(q, flag)]))
         for flag in ("saw_floats", "saw_others")
@@ -104,8 +103,11 @@ def _set_ranges(model: nn.Module, chosen: Mapping[str, Quantizer]) -> int:
     chosen = {name: q for name, q in chosen.items() if not q.passes}
     empty = set()
     for name, quantizer in chosen.items():
+        with mode(quantizer, Mode.OBSERVE):
+            for weight in weights.get(quantizer, ()):  # one at a time: observers keep copies
+                quantizer(weight)
         try:
-            if name not in floats:
+            if not quantizer.saw_floats and name not in floats:
                 raise ValueError(
                     f"{type(quantizer.observer).__name__} has seen no data: calibrate(model, batches) with batches that are "
                     "not empty and run this layer"
@@ -141,15 +143,16 @@ def _chosen(found: Mapping[str, Quantizer], again: bool | str | Sequence[str]) -
 
 @contextmanager
 def _observing_anew(repeated: Iterable[Quantizer]) -> Iterator[None]:
-    """Inside the `with` these quantizers wait for a range; one that gets none has its old one afterwards."""
-    repeated = list(repeated)
-    for quantizer in repeated:
+    """Inside the `with` these quantizers wait for a range. If it fails, all have their old ones afterwards."""
+    ranges = {quantizer: copy.deepcopy(quantizer.state_dict()) for quantizer in repeated}
+    for quantizer in ranges:
         quantizer.forget_range()
     try:
         yield
-    finally:
-        for quantizer in repeated:
-            quantizer.initialized.fill_(not quantizer.passes)
+    except BaseException:
+        for quantizer, state in ranges.items():
+            quantizer.load_state_dict(state)
+        raise
 
 
 def check_batches(batches: Any) -> None:
@@ -160,11 +163,15 @@ def check_batches(batches: Any) -> None:
         raise ValueError(f"batches={batches!r} is not a list of batches: write [tensor, ...] or a DataLoader.")
 
 
-def weight_quantizers_off(model: nn.Module) -> Any:
+def _weight_quantizers_off(model: nn.Module) -> Any:
     """Turn weight quantizers off inside the `with`: a weight is observed once, not once per batch."""
-    return mode(nn.ModuleList(_weight_quantizers(model)), Mode.OFF)
+    return mode(nn.ModuleList(_weights(model)), Mode.OFF)
 
 
-def _weight_quantizers(model: nn.Module) -> Iterator[Quantizer]:
+def _weights(model: nn.Module) -> dict[Quantizer, list[Tensor]]:
+    """The weights of each weight quantizer."""
+    found: dict[Quantizer, list[Tensor]] = {}
     for module in model.modules():
-        yield from (quantizer for _, _, quantizer in quantized_weights(module))
+        for _, weight, quantizer in quantized_weights(module):
+            found.setdefault(quantizer, []).append(weight)
+    return found

@@ -39,9 +39,13 @@ from qat.transform.record import LAYERS, PreparedRecord, record_of, write_record
 
 
 def prepare(
-    model: nn.Module, policy: Policy | str, example_inputs: Example | None = None, target: str | None = None
+    model: nn.Module,
+    policy: Policy | str,
+    example_inputs: Example | None = None,
+    target: str | None = None,
+    inplace: bool = False,
 ) -> nn.Module:
-    """A copy of `model` with quantizers where `policy` wants them. The model handed in is not changed.
+    """A copy of `model` with quantizers where `policy` wants them. The model handed in is not changed, unless `inplace`.
 
     The graph is captured with torch.fx or, if that fails and there are example inputs, with torch.export. A model that
     neither can trace gets quantized layers that own an input quantizer instead. `qat.inspect(prepared)` says which and why.
@@ -54,6 +58,8 @@ def prepare(
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments. With it, the copy runs once in float
             and must return exactly what the model returns.
         target: what the file is for, "tensorrt" or another of `qat.export.TARGETS`; None: as the policy says.
+        inplace: change `model` itself and return it, because a copy of a large model needs its memory once more. An error may
+            leave it changed in part.
 
     Raises:
         ValueError: a rule matches no layer, nothing can be quantized, the target cannot run a rule, the model cannot run on the
@@ -66,11 +72,12 @@ def prepare(
         )
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r} is not a torch.nn.Module: write the network itself, as MyNetwork().")
-    prepared = copy_model(model)
     given = load_policy(policy) if target is None else load_policy(policy, target=target)
+    copied = copy_model(model, share_parameters=inplace)
+    original, prepared = (copied, model) if inplace else (model, copied)
     exact = prepare_(prepared, given, example_inputs)
     if example_inputs is not None:
-        _check_same(model, prepared, example_inputs, exact)
+        _check_same(original, prepared, example_inputs, exact)
         count_multiply_adds(prepared, *arguments_of(example_inputs))
     return prepared
 

@@ -72,6 +72,14 @@ def test_scale(run):
 
 
 @pytest.mark.slow
+def test_a_large_model_is_prepared_in_its_own_memory(run):
+    pytest.importorskip("transformers")
+    measurement = run("large_model", "--layers", 2, "--width", 1024, "--threads", 1)
+    assert [case["observer"] for case in measurement["cases"]] == ["MinMax", "MSE"]
+    assert all(1.0 < case["peak_over_parameters"] < 1.9 for case in measurement["cases"])  # a copy would be above 2
+
+
+@pytest.mark.slow
 def test_channels_last_steps_are_measured(run):
     arguments = ["--networks", "ResNet-20", "--modes", "eager", "--precisions", "float32", "--policies", "w8a8"]
     measurement = run("step_time", *arguments, "--layout", "channels_last", "--rounds", 1, "--batch", 2, "--threads", 1)

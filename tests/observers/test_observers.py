@@ -312,18 +312,20 @@ def test_the_cumulative_sums_of_mse_are_the_error_of_every_bin(bits: int, kind: 
         np.testing.assert_allclose(whole.numpy(), error(lo * shrunk, hi * shrunk), rtol=1e-6)
 
 
-@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize(("bits", "n"), [(2, 400), (8, 400), (4, 32), (8, 128), (3, 129), (4, 1)])
 @pytest.mark.parametrize("kind", SPECS)
-def test_the_compiled_search_finds_what_the_other_finds(bits: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_search_finds_what_the_other_finds(
+    bits: int, n: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     form = SPECS[kind]
     spec = QuantSpec(Grid(bits, form.grid.signed, form.grid.narrow), PerChannel(), form.symmetric)
-    x = data(rows=6, n=400)
-    x[2] = 0.0
-    compiled, split = seen(MSE(spec), x), seen(MSE(spec), x[:, :100], x[:, 100:])
+    x = data(rows=6, n=n)
+    x[2], x[3, ::2] = 0.0, x[3, 0]
+    compiled, split = seen(MSE(spec), x), seen(MSE(spec), x, x)
     one = seen(MSE(spec), x[:1])
     for module in ("mse", "histogram"):
         monkeypatch.setattr(f"qat.observers.{module}.range_kernels", lambda: None)
-    for found, rows in ((compiled, x), (split, x), (one, x[:1])):
+    for found, rows in ((compiled, x), (split, torch.cat([x, x], 1)), (one, x[:1])):
         same(found, seen(MSE(spec), rows), rtol=0.0)
 
 

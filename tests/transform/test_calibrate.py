@@ -219,6 +219,28 @@ def test_a_new_calibration_that_fails_leaves_the_old_ranges() -> None:
     with pytest.raises(ValueError, match="cannot be calibrated"):
         calibrate(prepared, [], again="sites.*")
     assert torch.equal(prepared(x), before)
+    weight = prepared.conv2.weight.data
+    kept, weight[0, 0, 0, 0] = weight[0, 0, 0, 0].clone(), torch.nan
+    with pytest.raises(ValueError, match=r"'conv2.weight_quantizer' cannot be calibrated"):
+        calibrate(prepared, [3 * x], again=True)  # after that of conv1
+    weight[0, 0, 0, 0] = kept
+    assert torch.equal(prepared(x), before)
+
+
+def test_observers_keep_one_weight_at_a_time() -> None:
+    prepared, x = prepared_residual()
+    weights = [q for q in quantizers(prepared).values() if q.is_weight]
+    kept: list[int] = []
+
+    class Counting(MSE):
+        def update(self, rows: Tensor) -> None:
+            super().update(rows)
+            kept.append(sum(q.observer.kept is not None for q in weights))
+
+    for quantizer in weights:
+        quantizer.observer = Counting(quantizer.spec)
+    calibrate(prepared, [x])
+    assert kept == [1] * len(weights)
 
 
 def test_a_scale_that_is_a_guess_is_said_aloud() -> None:

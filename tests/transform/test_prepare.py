@@ -221,7 +221,9 @@ def test_in_place_the_very_same_parameter_objects_stay() -> None:
     model, x = net("Residual_operator")
     before = {n: id(p) for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    prepare_(model, load_policy("w4a4"))
+    copied = prepare(model, "w4a4", x)
+    assert prepare(model, "w4a4", x, inplace=True) is model
+    assert str(qat.inspect(model)) == str(qat.inspect(copied))
     after = {n: id(p) for n, p in model.named_parameters()}
     assert {n: after[n] for n in before} == before
     qat.calibrate(model, [x])
@@ -499,6 +501,8 @@ def test_a_copy_that_computes_something_else_is_refused() -> None:
         ValueError, match="graph of Noisy does not compute what its forward computes on the example"
     ) as error:
         prepare(Noisy(), "w8a8", torch.randn(2, 4))
+    with pytest.raises(ValueError, match="does not compute"):
+        prepare(Noisy(), "w8a8", torch.randn(2, 4), inplace=True)
     assert "move such branches out of forward" in str(error.value)
 
 

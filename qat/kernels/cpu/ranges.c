@@ -10,6 +10,7 @@ A histogram has BINS equal bins over [-half_width, half_width]; half_width is a 
 #define BINS 4096
 #define LANES 4         /* separate counters, so that runs of equal values (zeros after a ReLU) do not wait for each other */
 #define MAX_CODES 256
+#define MAX_SHORT 128 /* elements of a row from which the bins are sorted instead of counted */
 #define SMALLEST_SCALE 0x1p-60f
 
 static inline int32_t bin_of(float x, float inverse_half_width) {
@@ -38,9 +39,11 @@ void count_bins(const float *restrict x, float half_width, int64_t *restrict cou
 }
 
 typedef struct {
-    double n[BINS + 1], sum[BINS + 1], squares[BINS + 1]; /* of the elements in the first 0, 1, ..., BINS bins */
+    int entries;                                          /* bins that are kept: all of them or, of a short row, the occupied */
+    int bins[MAX_SHORT];                                  /* which, ascending; not of a long row */
+    double n[BINS + 1], sum[BINS + 1], squares[BINS + 1]; /* of the elements in the first 0, 1, ..., `entries` entries */
     double half_width;
-    int qmin, qmax, symmetric, is_signed;
+    int is_short, qmin, qmax, symmetric, is_signed;
 } Row;
 
 typedef struct {
@@ -48,14 +51,53 @@ typedef struct {
     int zero_point;
 } QParams;
 
+static void add_entry(Row *row, int i, int bin, double n) {
+    const double center = ((bin + 0.5) / (BINS / 2) - 1.0) * row->half_width;
+    row->n[i + 1] = row->n[i] + n;
+    row->sum[i + 1] = row->sum[i] + n * center;
+    row->squares[i + 1] = row->squares[i] + n * center * center;
+}
+
 static void accumulate(Row *row, const int64_t *restrict counts) {
     row->n[0] = row->sum[0] = row->squares[0] = 0.0;
-    for (int bin = 0; bin < BINS; bin++) {
-        const double center = ((bin + 0.5) / (BINS / 2) - 1.0) * row->half_width, n = (double)counts[bin];
-        row->n[bin + 1] = row->n[bin] + n;
-        row->sum[bin + 1] = row->sum[bin] + n * center;
-        row->squares[bin + 1] = row->squares[bin] + n * center * center;
+    for (int bin = 0; bin < BINS; bin++) add_entry(row, bin, bin, (double)counts[bin]);
+    row->entries = BINS;
+    row->is_short = 0;
+}
+
+/* The same sums from at most MAX_SHORT elements, without the empty bins. */
+static void accumulate_short(Row *row, const float *restrict x, int size) {
+    int sorted[MAX_SHORT], entries = 0;
+    const float inverse = (float)(1.0 / row->half_width); /* exact, as half_width is a power of two */
+    for (int i = 0; i < size; i++) {
+        const int bin = bin_of(x[i], inverse);
+        int at = i;
+        for (; at > 0 && sorted[at - 1] > bin; at--) sorted[at] = sorted[at - 1];
+        sorted[at] = bin;
     }
+    row->n[0] = row->sum[0] = row->squares[0] = 0.0;
+    for (int i = 0, next; i < size; i = next) {
+        for (next = i + 1; next < size && sorted[next] == sorted[i]; next++) {}
+        row->bins[entries] = sorted[i];
+        add_entry(row, entries++, sorted[i], next - i);
+    }
+    row->entries = entries;
+    row->is_short = 1;
+}
+
+/* The number of entries below `bin`, which is at least `from`. */
+static inline int entries_below(const Row *row, int bin, int from) {
+    if (!row->is_short) return bin;
+    while (from < row->entries && row->bins[from] < bin) from++;
+    return from;
+}
+
+/* The same, counted from the other end. */
+static inline int entries_below_last(const Row *row, int bin) {
+    if (!row->is_short) return bin;
+    int below = row->entries;
+    while (below > 0 && row->bins[below - 1] >= bin) below--;
+    return below;
 }
 
 /* QuantSpec.qparams, in the same float32 operations. */
@@ -89,6 +131,8 @@ static double error_of(const Row *row, QParams p) {
         first[j] = (int32_t)at;
     }
     first[codes] = BINS;
+    if (row->is_short)
+        for (int j = 1; j <= codes; j++) first[j] = entries_below(row, first[j], first[j - 1]);
     double error = 0.0;
     for (int j = 0; j < codes; j++) {
         const double value = (lowest + j) * p.scale;
@@ -108,11 +152,13 @@ static double clipping_error(const Row *row, QParams p) {
     double below = ceil((lowest / row->half_width + 1.0) * (BINS / 2) - 0.5);
     above = above > 0.0 ? above : 0.0; /* 0 for NaN */
     below = below > 0.0 ? below : 0.0;
-    const int i = above < BINS ? (int)above : BINS, k = below < BINS ? (int)below : BINS;
-    const double upper = (row->squares[BINS] - row->squares[i]) - 2.0 * highest * (row->sum[BINS] - row->sum[i]) +
-                         highest * highest * (row->n[BINS] - row->n[i]);
+    const int all = row->entries;
+    const int i = entries_below_last(row, above < BINS ? (int)above : BINS);
+    const int k = entries_below(row, below < BINS ? (int)below : BINS, 0);
+    const double upper = (row->squares[all] - row->squares[i]) - 2.0 * highest * (row->sum[all] - row->sum[i]) +
+                         highest * highest * (row->n[all] - row->n[i]);
     const double lower = row->squares[k] - 2.0 * lowest * row->sum[k] + lowest * lowest * row->n[k];
-    return upper + lower - row->squares[BINS] * (1.0 + 1e-9); /* less than rounding errors could make of it */
+    return upper + lower - row->squares[all] * (1.0 + 1e-9); /* less than rounding errors could make of it */
 }
 
 /* The fraction candidates / candidates, ..., 1 / candidates of the moving bounds with the smallest error; the widest of equals.
@@ -157,12 +203,16 @@ void search_ranges(const float *restrict x, int64_t columns, const int64_t *rest
 #pragma omp for schedule(dynamic, 16)
         for (int64_t r = 0; r < rows; r++) {
             row->half_width = half_widths[r];
-            if (!counts) {
+            if (counts)
+                accumulate(row, counts + r * BINS);
+            else if (columns <= MAX_SHORT)
+                accumulate_short(row, x + r * columns, (int)columns);
+            else {
                 const float inverse = 1.0f / half_widths[r];
                 memset(made, 0, BINS * sizeof(int64_t));
                 for (int64_t i = r * columns; i < (r + 1) * columns; i++) made[bin_of(x[i], inverse)]++;
+                accumulate(row, made);
             }
-            accumulate(row, counts ? counts + r * BINS : made);
             search_row(row, lows[r], highs[r], candidates, best_lows + r, best_highs + r);
         }
         free(made);
