@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.markdown_table import count_threads, markdown_table
 from qat.report import Results, Row, read_results
-from qat.report.judgement.verdicts import binomial_error
+from qat.report.judgement.differences import binomial_error
 from qat.report.text.tables import comparison_table
 
 DATA_ORDER = ("digits", "mnist", "cifar10")

@@ -114,8 +114,6 @@ def absorb_batch_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerW
     """
     quantizer = layer.weight_quantizer
     assert quantizer is not None
-    if not torch.isfinite(layer.weight).all():
-        raise ValueError(f"weight {quantizer.label!r} is not finite: its training diverged, lower the learning rate.")
     if not quantizer.spec.symmetric:
         raise ValueError(f"weight {quantizer.label!r} is affine: integer layers need symmetric: true.")
     with torch.no_grad():

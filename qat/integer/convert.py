@@ -11,6 +11,7 @@ from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
 from qat.nn import quantized_weights
 from qat.operations import without_labels
+from qat.transform.batches import is_usable
 from qat.transform.mode import quantizers
 from qat.transform.policy_record import plain_data
 from qat.transform.record import record_of
@@ -32,7 +33,8 @@ def convert(model: nn.Module) -> nn.Module:
         An `IntegerModel`, or a plain module if the model has no graph.
 
     Raises:
-        ValueError: the model is not prepared, a quantizer has no range yet, or a layer has no integer form.
+        ValueError: the model is not prepared, a quantizer has no range yet, a weight is not finite, or a layer has no integer
+            form.
     """
     return _converted(model, with_loss=False)
 
@@ -71,6 +73,13 @@ def _check_ready(model: nn.Module) -> None:
         if not quantizer.ready:
             raise ValueError(
                 f"quantizer {name!r} has no range yet: call qat.calibrate(model, batches) before qat.convert."
+            )
+    statistics = [pair for pair in model.named_buffers() if pair[0].endswith(("running_mean", "running_var"))]
+    for name, tensor in [*model.named_parameters(), *statistics]:
+        if tensor.is_floating_point() and tensor.numel() and not bool(is_usable(tensor.detach())):
+            raise ValueError(
+                f"{name!r} is not finite: its training diverged; lower the learning rate, or look for NaN in the loss and in "
+                "the data."
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -188,17 +189,46 @@ def test_means_and_sums_over_any_axes_are_exact_sums_of_codes(
     np.testing.assert_array_equal(module(codes).numpy(), expected)
 
 
-def test_diverged_weights_and_converted_models_are_refused() -> None:
+def test_a_converted_model_is_refused() -> None:
     x = torch.randn(8, 6)
     prepared = qat.prepare(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), "w8a8", x)
     qat.calibrate(prepared, [x])
     integer = qat.convert(prepared)
     with pytest.raises(ValueError, match=r"an integer model already: pass what qat\.prepare returned"):
         qat.convert(integer)
-    with torch.no_grad():
-        prepared[2].weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"weight '2.weight' is not finite: its training diverged, lower the"):
-        qat.convert(prepared)
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w4", "w8_dynamic"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_number_that_is_not_finite_is_named_wherever_it_is(policy: str, value: float) -> None:
+    """Some would leave no trace in the file: a running variance that is infinite is a gain of zero."""
+    x = torch.randn(4, 2, 6, 6)
+    layers = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 3)
+    prepared = qat.prepare(nn.Sequential(*layers).eval(), policy, x)
+    qat.calibrate(prepared, [x])
+    names = [name for name, _ in prepared.named_parameters()]
+    for name in [*names, "1.running_mean", "1.running_var"]:
+        broken = copy.deepcopy(prepared)
+        with torch.no_grad():
+            broken.state_dict()[name].reshape(-1)[0] = value
+        with pytest.raises(ValueError, match=f"^'{re.escape(name)}' is not finite: its training diverged; lower the"):
+            qat.convert(broken)
+
+
+def test_a_mask_of_0_and_minus_infinity_is_no_divergence() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+            self.mask = nn.Parameter(torch.tensor([0.0, -torch.inf, 0.0]), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.layer(x) + self.mask, -1)
+
+    x = torch.randn(8, 6)
+    prepared = qat.prepare(Masked().eval(), "w8", x)
+    qat.calibrate(prepared, [x])
+    torch.testing.assert_close(qat.convert(prepared)(x), prepared(x))
 
 
 @pytest.mark.parametrize("factor", [1e22, 1e30])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from qat.report import Row, verdict
-from qat.report.judgement.verdicts import binomial_error, not_verified
+from qat.report.judgement.differences import binomial_error
+from qat.report.judgement.verdicts import not_verified
 from qat.report.results.metric import ACCURACY, MetricInfo
 from qat.report.results.schema import RowKind, VerificationResult
 
@@ -221,3 +222,37 @@ def test_an_infinite_value_is_not_called_nan() -> None:
     rows = [Row("float", "float", **size), Row("QAT integer", "qat_integer", value=1.0, **size)]  # null in results.json
     assert "the float network was not trained: its mae is not a finite number" in verdict(rows, 100, error).text
     assert error.number(math.inf) == "inf"
+
+
+def test_a_training_that_exploded_lost_nothing_to_ptq() -> None:
+    """Only if it is worse than before its first step, or at chance: weights may grow."""
+    reason, chance = (
+        "The training diverged, a is 153 times as large as in the float network: lower the learning rate.",
+        0.1,
+    )
+
+    def judged(before: float, after: float, reason: str = reason) -> str:
+        rows = [row("float", "float", 0.98), ptq(0.97), row("QAT step 0", "step0", before), qat(after)]
+        return verdict(rows, 500, dataclasses.replace(ACCURACY, chance=chance), exploded=reason).outcome
+
+    assert judged(0.97, 0.25) == judged(0.10, 0.11) == judged(0.97, 0.90) == "diverged"
+    assert judged(0.97, 0.25, "") == "qat_lost"
+    assert judged(0.97, 0.965) == judged(0.96, 0.97) == "no_difference"
+    assert judged(0.20, 0.80) == "qat_lost"
+    rows = [row("float", "float", 0.98), ptq(0.97), row("QAT step 0", "step0", 0.96), qat(0.25)]
+    assert verdict(rows, 500, exploded=reason).text == (
+        f"NO VERDICT. {reason} QAT integer has 25.00 % top-1, against 96.00 % before its first step."
+    )
+
+
+def test_an_error_that_grew_is_worse() -> None:
+    metric = MetricInfo("mae", "°C", "min", percent=False)
+    values = {"float": 1.0, "ptq": 1.1, "step0": 1.2, "qat_integer": 9.0}
+    rows = [
+        Row(kind, kind, value=value, size_bytes=1, size_kind="stored", standard_error=0.01)  # type: ignore[arg-type]
+        for kind, value in values.items()
+    ]
+    assert verdict(rows, 500, metric, exploded="The training diverged.").outcome == "diverged"
+    assert (
+        verdict([*rows[:3], dataclasses.replace(rows[3], value=1.1)], 500, metric, exploded="x").outcome != "diverged"
+    )

@@ -1,36 +1,17 @@
 """The verdict: whether QAT beats post-training quantization, in words that cannot be misread."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+from qat.report.judgement.differences import Comparison, difference_of
+from qat.report.judgement.no_verdict import diverged_training, untrained_float
 from qat.report.judgement.paired import LEVEL, PairedDifference
 from qat.report.results.metric import ACCURACY, MetricInfo
 from qat.report.results.schema import Outcome, Row, Verdict, VerificationResult
 from qat.report.text_of_numbers import format_size
 
 NEAREST_TO_ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
-CERTAIN = 3.0
-"""Standard errors by which QAT must beat float before the float network is called untrained."""
-Comparison = Callable[[str, str], PairedDifference | None]
-"""From the names of two rows to the difference of the first from the second, on the same samples."""
-
-
-def binomial_error(fraction: float, n: int) -> float:
-    """Standard error of an accuracy measured on `n` samples, as a fraction.
-
-    >>> round(binomial_error(0.9, 10_000), 4)
-    0.003
-    """
-    return math.sqrt(fraction * (1.0 - fraction) / n)
-
-
-def standard_error(row: Row, n_test: int, metric: MetricInfo) -> float | None:
-    """The standard error of a row's value; that of a proportion if the metric is an accuracy and the row has none."""
-    if row.standard_error is not None:
-        return row.standard_error
-    is_proportion = metric.errors == "binomial" and metric.percent and 0 <= row.score <= 1
-    return binomial_error(row.score, n_test) if is_proportion else None
 
 
 def verdict(
@@ -39,12 +20,14 @@ def verdict(
     metric: MetricInfo = ACCURACY,
     samples: str = "images",
     comparison: Comparison | None = None,
+    exploded: str = "",
 ) -> Verdict:
     """Compare QAT with the best PTQ row.
 
     QAT is represented by the row nearest to the artefact: ONNX Runtime, else the integer model, else fake-quant. Taking
     the best of several PTQ rows favours PTQ, which is the safe side to err on. A difference counts if its p-value is below
     0.05. A float network that is no better than chance, or that QAT beats by far, was not trained: then nothing is won.
+    Nor is anything lost to a training whose weights exploded: it diverged.
 
     Args:
         rows: the models that were compared.
@@ -53,6 +36,7 @@ def verdict(
         samples: what the samples are called.
         comparison: compares two rows on the same samples. None, or without a result: they count as measured on different
             samples, which is cautious, if their standard errors are known.
+        exploded: a sentence that says which weights grew many times over in training. "": none did.
 
     Raises:
         ValueError: `n_test` is less than 1.
@@ -68,12 +52,15 @@ def verdict(
     ptq = max((row for row in rows if row.kind == "ptq"), key=lambda row: metric.rank(row.score), default=None)
     if qat is None or not _artefact_rank(qat):
         return Verdict("undecided", "Undecided: no QAT row was measured.", ptq=ptq.name if ptq else None)
-    untrained = _untrained_float(rows, qat, n_test, metric, comparison)
+    untrained = untrained_float(rows, qat, n_test, metric, comparison)
     if untrained:
         return Verdict("float_untrained", untrained, qat.name, ptq.name if ptq else None)
+    diverged = diverged_training(rows, qat, n_test, metric, comparison, exploded)
+    if diverged:
+        return Verdict("diverged", diverged, qat.name, ptq.name if ptq else None)
     if ptq is None:
         return Verdict("undecided", "Undecided: no PTQ row to compare QAT with.", qat=qat.name)
-    found = _difference(qat, ptq, n_test, metric, comparison)
+    found = difference_of(qat, ptq, n_test, metric, comparison)
     return _judge(qat, ptq, n_test, metric, samples, found, _cost(qat, ptq, rows))
 
 
@@ -150,86 +137,6 @@ def _without_numbers(outcome: Outcome, qat: Row, ptq: Row) -> tuple[str, str]:
         return f"Undecided: {names} have no value that can be compared", "Ship neither before it is known why."
     head = f"QAT WON: {names} has no value" if outcome == "qat_won" else f"QAT LOST to {ptq.name}: {names} has no value"
     return head, f"Find out why before {'it is called a baseline' if broken[0] is ptq else 'QAT is tried again'}."
-
-
-def _difference(
-    first: Row, second: Row, n_test: int, metric: MetricInfo, comparison: Comparison | None
-) -> PairedDifference | None:
-    """The difference of two rows with its uncertainty: paired if possible, else as of independent samples."""
-    paired = comparison(first.name, second.name) if comparison is not None else None
-    if not math.isfinite(first.score - second.score):
-        return None
-    if n_test == 1 and metric.errors != "binomial":  # whatever is drawn from one sample is that sample
-        return None
-    errors = [standard_error(row, n_test, metric) for row in (first, second)]
-    if paired is not None or errors[0] is None or errors[1] is None:
-        return paired
-    difference, error = first.score - second.score, math.hypot(errors[0], errors[1])
-    if not math.isfinite(error):
-        return None
-    middle = difference
-    if error == 0 and first.standard_error is second.standard_error is None:  # all right, or all wrong
-        middle, error = _with_two_more_samples(first.score, second.score, n_test)
-    p_value = math.erfc(abs(middle) / error / math.sqrt(2)) if error else float(difference == 0)
-    low, high = middle - 1.96 * error, middle + 1.96 * error
-    if metric.percent:
-        low, high = max(low, -1.0), min(high, 1.0)
-    return PairedDifference(difference, error, low, high, p_value, "as if of independent samples")
-
-
-def _with_two_more_samples(first: float, second: float, n_test: int) -> tuple[float, float]:
-    """The difference of two proportions and its standard error, as far as so many samples tell, also where both are 0 or 1.
-
-    With one more success and one more failure in each (Agresti and Caffo 2000): one right against one wrong proves nothing.
-    """
-    adjusted = [(n_test * fraction + 1) / (n_test + 2) for fraction in (first, second)]
-    error = math.hypot(*(binomial_error(fraction, n_test + 2) for fraction in adjusted))
-    return adjusted[0] - adjusted[1], error
-
-
-def _untrained_float(
-    rows: Sequence[Row], qat: Row, n_test: int, metric: MetricInfo, comparison: Comparison | None
-) -> str:
-    """A sentence if the float network was not trained; else ""."""
-    row = next((row for row in rows if row.kind == "float"), None)
-    if row is None:
-        return ""
-    head = "NO VERDICT, the float network was not trained: "
-    tail = " Train it first; what QAT learned beyond it says nothing about quantization."
-    error = standard_error(row, n_test, metric) or 0.0
-    if math.isnan(row.score):
-        return f"{head}its {metric.name} is not a finite number.{tail}"
-    if metric.chance is not None and not metric.better(row.score, _worse_by(metric, metric.chance, -CERTAIN * error)):
-        chance = metric.text(metric.chance)
-        return (
-            f"{head}{metric.text(row.score)} {metric.name} on {n_test:,} test samples is not clearly better than the "
-            f"{chance} that its outputs reach in random order.{tail}"
-        )
-    found = _difference(qat, row, n_test, metric, comparison)
-    far = _is_far(row.score, qat.score, metric)
-    if far and (found is None or abs(found.difference) > CERTAIN * found.standard_error):
-        by = metric.difference(abs(qat.score - row.score))
-        values = f"{metric.text(qat.score)} against {metric.text(row.score)} {metric.name}"
-        return f"{head}QAT, which continues from it, beats it by {by} ({values}).{tail}"
-    return ""
-
-
-def _worse_by(metric: MetricInfo, value: float, amount: float) -> float:
-    return value + amount if metric.mode == "min" else value - amount
-
-
-def _is_far(float_value: float, qat_value: float, metric: MetricInfo) -> bool:
-    """Whether QAT is so much better than float that float was not finished: 5 points, or half of what was wrong."""
-    if not metric.better(qat_value, float_value):
-        return False
-    if metric.percent:
-        wrong, left = 1 - float_value, 1 - qat_value
-        return qat_value - float_value >= 0.05 or (left < 0.5 * wrong and qat_value - float_value >= 0.01)
-    if metric.mode == "min":
-        return float_value > 0 and qat_value < 0.5 * float_value
-    if qat_value <= 1:  # of a score that ends at 1, such as R2 or IoU
-        return 1 - qat_value < 0.5 * (1 - float_value) or (float_value <= 0 and qat_value >= 0.05)
-    return qat_value > 2 * max(float_value, 0)
 
 
 def _place(difference: float, metric: MetricInfo) -> str:

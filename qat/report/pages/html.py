@@ -11,8 +11,8 @@ from jinja2 import Environment as Templates
 from jinja2 import StrictUndefined
 from markupsafe import Markup
 
+from qat.report.judgement.differences import standard_error
 from qat.report.judgement.speed import speed_sentences
-from qat.report.judgement.verdicts import standard_error
 from qat.report.pictures import svg
 from qat.report.results.details import TensorDetail
 from qat.report.results.schema import SHIPPABLE, Results, Row, RowKind, VerificationResult

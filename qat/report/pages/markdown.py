@@ -23,6 +23,7 @@ SIGNS: dict[Outcome, str] = {
     "not_verified": "⛔",
     "verified": "✅",
     "float_untrained": "⚠️",
+    "diverged": "⚠️",
 }
 
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from qat.report.judgement.verdicts import standard_error
+from qat.report.judgement.differences import standard_error
 from qat.report.pictures.picture_labels import Label, draw_column
 from qat.report.pictures.placement import beside_each_other
 from qat.report.results.oscillations import OscillationResult

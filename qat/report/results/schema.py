@@ -30,7 +30,9 @@ SHIPPABLE: tuple[RowKind, ...] = (
 )
 """Models, and not simulations of one."""
 SizeKind = Literal["file", "stored"]
-Outcome = Literal["qat_won", "no_difference", "qat_lost", "undecided", "float_untrained", "not_verified", "verified"]
+Outcome = Literal[
+    "qat_won", "no_difference", "qat_lost", "undecided", "float_untrained", "diverged", "not_verified", "verified"
+]
 
 
 @dataclass(frozen=True)

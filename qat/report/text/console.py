@@ -24,6 +24,7 @@ STYLES: dict[Outcome, str] = {
     "not_verified": "bold white on red",
     "verified": "bold green",
     "float_untrained": "bold white on red",
+    "diverged": "bold white on red",
 }
 
 

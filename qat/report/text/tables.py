@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from qat.report.judgement.verdicts import standard_error
+from qat.report.judgement.differences import standard_error
 from qat.report.results.metric import ACCURACY, MetricInfo
 from qat.report.results.oscillations import OscillationResult
 from qat.report.results.schema import IDENTICAL_DB, Results, Row, SiteInfo, VerificationResult

@@ -39,6 +39,7 @@ from qat.training.comparison.descriptions import (
     describe_sites,
     describe_verifications,
 )
+from qat.training.comparison.divergence import divergence
 from qat.training.comparison.history import History
 from qat.training.comparison.measurements import Measurements
 from qat.training.comparison.notes import note_precision, note_step0
@@ -217,7 +218,7 @@ class Report(FitReport):
             **self._names(trainer, pl_module),
             data=self.data or self._describe_data(trainer, pl_module, info.percent),
             rows=report_rows(measured, info, self.extras, {}),
-            verdict=Verdict("undecided", f"NO VERDICT. {reason}"),
+            verdict=Verdict("diverged", f"NO VERDICT. {reason}"),
             metric=info,
             timings=timings_of_fit(trainer, self.timings, self.history.seconds, None),
         )
@@ -261,7 +262,8 @@ class Report(FitReport):
         rows = report_rows(measured, info, self.extras, notes)
         sites, float_edges, _ = describe_sites(best.network)
         verifications = describe_verifications(artefact) if artefact is not None else []
-        found = verdict(rows, data.test, info, data.samples, partial(compare_rows, measured))
+        exploded = divergence(best.network, qat.original_network or qat.float_network)
+        found = verdict(rows, data.test, info, data.samples, partial(compare_rows, measured), exploded)
         found = next((not_verified(found, v) for v in verifications if not v.exact), found)
         return Results(
             **self._names(trainer, pl_module),

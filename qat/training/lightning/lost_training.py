@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from qat.training.lightning.inputs import BatchToInputs
@@ -24,7 +25,8 @@ class DivergedError(ValueError):
 
 
 class LostTraining(L.Callback):
-    """Notes which batches hold NaN or infinity, and since which step the loss does.
+    """Notes which batches hold NaN or infinity, and since which step the loss does; looks at the weights where that is not
+    known: before each validation, at the end of each epoch, and now and then where a step returns no loss.
 
     Args:
         inputs: from a batch to the arguments of the network. None: batches are not looked at.
@@ -41,6 +43,7 @@ class LostTraining(L.Callback):
         self._inputs, self._network_of, self._remedy = inputs, network_of, remedy
         self._noted: list[tuple[str, dict[str, Tensor]]] = []
         self._lost_since = ""
+        self._steps_without_loss = 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,14 +53,16 @@ class LostTraining(L.Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             flags[LOSS] = torch.isfinite(loss.detach()).all()
+        self._steps_without_loss = 0 if LOSS in flags else self._steps_without_loss + 1
         epoch = trainer.current_epoch + 1
         self._noted.append((f"training batch {batch_idx} of epoch {epoch} (step {trainer.global_step})", flags))
         waits = world_size() > 1 or any(flag.device.type != "cpu" for flag in flags.values())
         if not waits or len(self._noted) >= STEPS_BETWEEN_CHECKS:
-            self._check(pl_module)
+            self._check(pl_module, weights=self._steps_without_loss >= STEPS_BETWEEN_CHECKS)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._check(pl_module)
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._check(pl_module, weights=True)
 
     on_train_epoch_end = on_validation_start
 
@@ -69,18 +74,20 @@ class LostTraining(L.Callback):
         except ValueError:  # only who calibrates with it has to say how the network is called
             return []
 
-    def _check(self, module: L.LightningModule) -> None:
+    def _check(self, module: L.LightningModule, weights: bool = False) -> None:
         """Look at what was noted. With several processes all must call it, and all raise.
+
+        weights: look at the weights even if the loss is finite.
 
         Raises:
             ValueError: the inputs of a batch hold NaN or infinity.
             DivergedError: neither the loss nor the weights are finite any more.
         """
-        found = next((sentence for sentence in gather(self._fault(module)) if sentence), "")
+        found = next((sentence for sentence in gather(self._fault(module, weights)) if sentence), "")
         if found:
             raise (DivergedError if found.startswith("The training diverged") else ValueError)(found)
 
-    def _fault(self, module: nn.Module) -> str:
+    def _fault(self, module: nn.Module, weights: bool) -> str:
         noted, self._noted = self._noted, []
         for where, flags in noted:
             for name, flag in flags.items():
@@ -88,12 +95,11 @@ class LostTraining(L.Callback):
                     return not_finite_sentence(where, name)
             if LOSS in flags:
                 self._lost_since = "" if bool(flags[LOSS]) else self._lost_since or where
-        if not self._lost_since:
+        if not self._lost_since and not weights:
             return ""
+        self._steps_without_loss = 0
+        since = f"the loss is not finite since {self._lost_since}, and " if self._lost_since else ""
         for name, parameter in module.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                return (
-                    f"The training diverged: the loss is not finite since {self._lost_since}, and {name} holds NaN or "
-                    f"infinity: {self._remedy}."
-                )
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                return f"The training diverged: {since}{name} holds NaN or infinity: {self._remedy}."
         return ""  # of mixed precision, which skips such steps

@@ -60,9 +60,51 @@ def test_a_training_that_diverges_ends_and_is_reported(tmp_path: Path) -> None:
         trainer(tmp_path, quantization(), Report(tmp_path)).fit(Logged(lr=1e30), DataLoader(images(128), 16))
     results = json.loads((tmp_path / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == ["float"]
+    assert results["verdict"]["outcome"] == "diverged"
     assert results["verdict"]["text"].startswith(
         "NO VERDICT. The training diverged: the loss is not finite since training batch"
     )
+
+
+class WithoutLoss(Logged):
+    """Manual optimization that returns nothing, whose weights are lost in one step."""
+
+    def __init__(self, lost_in: int) -> None:
+        super().__init__()
+        self.automatic_optimization, self.lost_in = False, lost_in
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        loss = super().training_step(batch, batch_idx)
+        self.optimizers().zero_grad()  # type: ignore[union-attr]
+        self.manual_backward(loss)
+        self.optimizers().step()  # type: ignore[union-attr]
+        if batch_idx == self.lost_in:
+            with torch.no_grad():
+                self.net.head.weight[0, 0] = torch.nan
+
+
+@pytest.mark.parametrize(("batches", "lost_in", "ended"), [(8, 7, 8), (120, 3, STEPS_BETWEEN_CHECKS)])
+def test_weights_that_are_lost_without_a_loss_are_found(batches: int, lost_in: int, ended: int, tmp_path: Path) -> None:
+    """At the end of the epoch, or after some steps."""
+    fitting = trainer(tmp_path, quantization(), Report(tmp_path), epochs=3)
+    with pytest.raises(DivergedError, match=r"^The training diverged: \S+ holds NaN or infinity: lower the"):
+        fitting.fit(WithoutLoss(lost_in), DataLoader(images(4 * batches), 4))
+    assert fitting.global_step == ended
+    assert json.loads((tmp_path / "results.json").read_text())["verdict"]["outcome"] == "diverged"
+
+
+class LostInTheLastStep(Logged):
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            with torch.no_grad():
+                self.net.head.weight[0, 0] = torch.inf
+
+
+def test_weights_that_the_last_step_lost_are_found(tmp_path: Path) -> None:
+    """No later step has a loss that tells."""
+    with pytest.raises(DivergedError, match=r"^The training diverged: \S+ holds NaN or infinity: lower the"):
+        trainer(tmp_path, quantization(), Report(tmp_path)).fit(LostInTheLastStep(), DataLoader(images(32), 16))
+    assert json.loads((tmp_path / "results.json").read_text())["verdict"]["outcome"] == "diverged"
 
 
 def test_an_accelerator_is_not_waited_for_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +113,7 @@ def test_an_accelerator_is_not_waited_for_in_every_step(monkeypatch: pytest.Monk
 
     checked: list[int] = []
     lost = LostTraining(None, lambda module: module)
-    monkeypatch.setattr(lost, "_check", lambda module: checked.append(len(lost._noted)))
+    monkeypatch.setattr(lost, "_check", lambda module, weights: checked.append(len(lost._noted)))
     elsewhere = {"loss": torch.ones((), device="meta")}
     for index in range(STEPS_BETWEEN_CHECKS):
         lost.on_train_batch_end(Step(), Classifier(), elsewhere, None, index)  # type: ignore[arg-type]
