@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -40,6 +41,12 @@ def part(options: Any, name: str, /, **given: Any) -> Any:
         return instantiate(options, _partial_=True, _convert_="all")(**given)
     except TypeError as error:
         raise ValueError(f"{name} cannot be built: {error}.") from error
+    except InstantiationException as error:
+        if error.__cause__ is not None:
+            raise
+        raise ValueError(
+            f"{name} cannot be built: {str(error).splitlines()[0]}"
+        ) from error  # what Hydra itself refuses
     except MisconfigurationException as error:
         raise ValueError(f"{name} cannot be built: {str(error).rstrip('.')}.") from error
 

@@ -11,8 +11,10 @@ import lightning as L
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder
 from omegaconf import DictConfig, OmegaConf
 
+from qat.experiment.configuration import CONFIG_NAME, CONFIGS
 from qat.experiment.recorded_configuration import read_configuration
 from qat.experiment.schema.configuration import METRICS
+from qat.training.callbacks import ExportONNX, OscillationControl, Pruning, PTQBaselines, Report
 
 KEYS_THAT_DETERMINE_THE_FIT = (
     "seed",
@@ -41,6 +43,16 @@ EXCEPTIONS = (
     "callbacks.qat.compile",
 )
 """Keys below them that may differ: where files are, how the learning rate continues, how the same numbers are computed."""
+LESS_IS_BETTER = ("train/loss", "val/loss", "val/calibration_error")
+"""Those of METRICS of which the lowest is the best; of `step` and `epoch` it is the newest."""
+MADE_BY_THE_RUN: Mapping[type[L.Callback], str] = {
+    Report: "nothing: every run has a report",
+    ExportONNX: "export=NAME",
+    PTQBaselines: "ptq=NAME",
+    Pruning: "pruning.sparsity=SHARE",
+    OscillationControl: "oscillation=NAME",
+}
+"""Callbacks that a run has by other keys, and those keys."""
 HIGH_LEARNING_RATE_FOR_ADAM = 0.005
 """Recipes set a learning rate for their own optimizer, SGD; it stays when another optimizer is chosen."""
 HIGH_DECAY = 1e-3
@@ -103,6 +115,7 @@ def check_callbacks(callbacks: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one is none, or waits for a metric that never comes.
     """
+    kinds: dict[type[Any], str] = {}
     logs = [c for c in callbacks.values() if not type(c).__module__.startswith(("qat.", "lightning."))]  # anything
     for name, callback in callbacks.items():
         key = f"callbacks.{name}"
@@ -115,17 +128,56 @@ def check_callbacks(callbacks: Mapping[str, Any]) -> None:
                 f"{key} is a {type(callback).__name__}, which changes what the configuration says: leave it out, and write a "
                 "sweep over optim.lr or batch_size."
             )
+        if type(callback) in MADE_BY_THE_RUN:
+            raise ValueError(
+                f"{key} is a {type(callback).__name__}, which the run makes itself: leave it out, and write "
+                f"{MADE_BY_THE_RUN[type(callback)]}."
+            )
+        if (first := kinds.setdefault(type(callback), key)) != key and type(callback).__module__.startswith("qat."):
+            raise ValueError(f"{key} is a second {type(callback).__name__}, beside {first}: change that one.")
         monitor = getattr(callback, "monitor", None)
         if monitor not in (None, *METRICS) and not logs:
             raise ValueError(f"{key}.monitor={monitor!r} is not logged: write one of {', '.join(METRICS)}.")
+        best = "min" if monitor in LESS_IS_BETTER else "max"
+        mode = getattr(callback, "mode", best)
+        if monitor in METRICS and mode != best:
+            better = "less" if best == "min" else "more"
+            raise ValueError(
+                f"{key}.mode={mode} takes the worst for the best, because of {monitor} {better} is better: write "
+                f"{key}.mode={best}."
+            )
         if isinstance(callback, EarlyStopping) and callback.patience < 0:
             raise ValueError(
                 f"{key}.patience={callback.patience} is not possible: write how many validations it waits."
             )
 
 
+COUNTS_ONLY_WITH = {
+    "pruning": ("sparsity", "pattern", "channels"),
+    "budget": ("size", "bops", "mean_bits", "latency"),
+    "distillation": ("weight", "features"),
+}
+"""Sections that do nothing unless one of these keys is set."""
+
+
+def _warn_of_values_without_effect(config: DictConfig) -> None:
+    """Warn of values that were changed in a section that is switched off."""
+    defaults: Any = OmegaConf.load(CONFIGS / f"{CONFIG_NAME}.yaml")
+    for section, switches in COUNTS_ONLY_WITH.items():
+        if any(config[section][switch] for switch in switches):
+            continue
+        for key, value in config[section].items():
+            if key not in switches and value != defaults[section][key]:
+                warnings.warn(
+                    f"{section}.{key}={value} counts for nothing without one of "
+                    f"{', '.join(f'{section}.{switch}' for switch in switches)}.",
+                    stacklevel=3,
+                )
+
+
 def warn_of_unwise_values(config: DictConfig) -> None:
     """Warn of values that are possible but rarely sensible."""
+    _warn_of_values_without_effect(config)
     if config.distillation.weight and config.distillation.temperature > 1:
         warnings.warn(
             f"distillation.temperature={config.distillation.temperature}: above 1 small networks were seen to collapse "

@@ -11,13 +11,15 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from qat.experiment.errors import composition_sentence, exit_with, sentence
+from qat.experiment.errors import composition_sentence, exit_with, groups, sentence
 from qat.experiment.schema import Configuration, check_configuration
 from qat.experiment.suggestion import unknown_key
 from qat.experiment.sweep.grid import grid
 from qat.experiment.sweep.space import Space
 
 INSTEAD_OF_DELETING = {group: f"write {group}=none" for group in ("ptq", "export", "oscillation")}
+SEVERAL = ("export", "policy", "ptq", "callbacks")
+"""Groups of which several files make one configuration."""
 HYDRA_KEYS = {*HydraConf.__dataclass_fields__, "env"}
 """What a configuration can set under `hydra`."""
 MOST_RUNS = 50
@@ -81,6 +83,18 @@ def _check_override(override: str, config: DictConfig) -> None:
     if key.startswith("~") and group in (*Configuration.model_fields, "recipe"):
         hint = INSTEAD_OF_DELETING.get(group, "leave it out")
         raise ValueError(f"~{group} deletes what every run needs: {hint}, or choose another with {group}=NAME.")
+    if (
+        not key.startswith(("+", "~"))
+        and group in groups()
+        and value.startswith("[")
+        and OmegaConf.is_dict(config[group])
+    ):
+        names = [name.strip() for name in value.strip("[]").split(",")]
+        if group not in SEVERAL and len(names) > 1:
+            raise ValueError(f"{key}={value} would be the last of them alone: write {key}={names[-1]}.")
+        if "none" in names and len(names) > 1:
+            names.remove("none")
+            raise ValueError(f"{key}={value} has none beside others: write {key}=[{','.join(names)}], or {key}=none.")
     if value.replace(" ", "") == "{}" and OmegaConf.select(config, key.lstrip("+")):
         top = key.lstrip("+").partition(".")[0]
         hint = INSTEAD_OF_DELETING.get(top, f"write the keys to change, or ~{key.lstrip('+')}.NAME to remove one")

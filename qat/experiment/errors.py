@@ -145,7 +145,7 @@ def _argument_sentence(reason: str, words: Sequence[str]) -> str:
     if reason.startswith("Config group override must be a string or a list"):
         for word in words:
             key, _, value = word.partition("=")
-            if key in _groups() and not re.match(r"[\w\[]", value.replace("null", "", 1)):
+            if key in groups() and not re.match(r"[\w\[]", value.replace("null", "", 1)):
                 return f"{word} is not possible: write {key}=NAME with one of {', '.join(_options(key))}."
     if "--resolve" in reason:
         return "--resolve shows a configuration with all values filled in: write --cfg job --resolve, or leave it out."
@@ -154,7 +154,7 @@ def _argument_sentence(reason: str, words: Sequence[str]) -> str:
 
 def _missing_option(error: MissingConfigException) -> str:
     group, _, name = str(error.missing_cfg_file).rpartition("/")
-    in_group = _options(group) if group in _groups() else []
+    in_group = _options(group) if group in groups() else []
     error.options = error.options or in_group  # of a list, export=[onnxruntime,nme], Hydra gives none
     if not error.options:
         return (
@@ -165,7 +165,7 @@ def _missing_option(error: MissingConfigException) -> str:
         return f"sweep={name} needs a package that is not installed: pip install 'qat-lightning[{extra}]'."
     options = ", ".join(sorted(error.options))
     top, _, path = str(error.missing_cfg_file).lstrip("/").partition("/")
-    if top in _groups() and ("/" in path or path.endswith((".yaml", ".yml"))):
+    if top in groups() and ("/" in path or path.endswith((".yaml", ".yml"))):
         return (
             f"{top}={path} is a path, and {top} takes names: write --config-dir=DIR {top}=NAME for DIR/{top}/NAME.yaml, or one "
             f"of {options}."
@@ -200,7 +200,7 @@ def _unknown_key(key: str) -> str:
         return f"{key} is not in the {top} that you chose: leave it out."
     if key in possible:
         return f"{key} is not in the {top} that you chose: leave it out, or choose another with {top}=NAME."
-    return unknown_key(key, [*present, *possible, *_groups()])
+    return unknown_key(key, [*present, *possible, *groups()])
 
 
 def _options(group: str) -> list[str]:
@@ -208,7 +208,8 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (RECIPES if group == "recipe" else CONFIGS / group).glob("*.yaml"))
 
 
-def _groups() -> list[str]:
+def groups() -> list[str]:
+    """The groups of the configuration, of which `GROUP=NAME` chooses a file."""
     return ["recipe", *(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra")]
 
 

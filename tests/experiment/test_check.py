@@ -4,10 +4,12 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
 from omegaconf import OmegaConf
 
-from qat.experiment.check import check_callbacks, check_lengths, check_same_run
+from qat.experiment import build
+from qat.experiment.check import check_callbacks, check_lengths, check_same_run, warn_of_unwise_values
+from qat.training.callbacks import ExportONNX, Freeze, PTQBaselines, Report
 from tests.experiment.configurations import composed
 
 
@@ -83,3 +85,59 @@ def test_callbacks_are_callbacks_and_wait_for_what_comes() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             check_callbacks(callbacks)
+
+
+@pytest.mark.parametrize(
+    ("kind", "monitor", "mode"),
+    [
+        (ModelCheckpoint, "val/top1", "min"),
+        (ModelCheckpoint, "step", "min"),
+        (EarlyStopping, "val/top1", "min"),  # what it does if nothing is said
+        (EarlyStopping, "val/calibration_error", "max"),
+    ],
+)
+def test_the_worst_is_not_taken_for_the_best(kind: type[L.Callback], monitor: str, mode: str) -> None:
+    right = "max" if mode == "min" else "min"
+    with pytest.raises(
+        ValueError, match=f"callbacks.mine.mode={mode} takes the worst for the best.* {monitor} .*mode={right}"
+    ):
+        check_callbacks({"mine": kind(monitor=monitor, mode=mode)})  # type: ignore[call-arg]
+    check_callbacks({"mine": kind(monitor=monitor, mode=right)})  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", [Report, ExportONNX, PTQBaselines])
+def test_what_the_run_makes_itself_is_no_callback_of_its_own(kind: type[L.Callback]) -> None:
+    with pytest.raises(
+        ValueError, match=f"callbacks.mine is a {kind.__name__}, which the run makes itself: leave it out"
+    ):
+        check_callbacks({"mine": kind()})
+
+
+def test_two_callbacks_of_one_kind_are_refused() -> None:
+    check_callbacks({"a": EarlyStopping("val/loss"), "b": EarlyStopping("train/loss")})
+    with pytest.raises(ValueError, match=r"callbacks.b is a second Freeze, beside callbacks.a: change that one"):
+        check_callbacks({"a": Freeze(0.5), "b": Freeze(0.7)})
+
+
+def test_values_without_effect_are_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    warn_of_unwise_values(composed())
+    assert not recwarn.list
+    overrides = (
+        "pruning.begin=0.3",
+        "budget.weight_bits=[2,8]",
+        "distillation.weight=0",
+        "distillation.temperature=0.5",
+    )
+    warn_of_unwise_values(composed(*overrides))
+    said = [str(found.message) for found in recwarn.list]
+    assert [text.partition(" counts")[0] for text in said] == [
+        "pruning.begin=0.3",
+        "budget.weight_bits=[2, 8]",
+        "distillation.temperature=0.5",
+    ]
+    assert said[0].endswith("counts for nothing without one of pruning.sparsity, pruning.pattern, pruning.channels.")
+
+
+def test_a_target_that_hydra_refuses_is_named() -> None:
+    with pytest.raises(ValueError, match=r"distillation.teacher cannot be built: .*os.system"):
+        build.part({"_target_": "os.system", "command": "true"}, "distillation.teacher")

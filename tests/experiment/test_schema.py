@@ -146,6 +146,11 @@ REFUSED = {
     "+optim.optimizer.maximize=true": "maximize=true is not possible: write false: losses are minimized",
     "+trainer.check_val_every_n_epoch=1000": "is more than trainer.max_epochs=100, so nothing is validated",
     "optim.lr=${nope}": "optim.lr refers to something that does not exist",
+    "logger=[csv,tensorboard]": "logger=[csv,tensorboard] would be the last of them alone: write logger=tensorboard.",
+    "export=[onnxruntime,none]": "has none beside others: write export=[onnxruntime], or export=none.",
+    "freeze=null": "freeze=null is not possible: write keys, {batch_norm: ..., scales: ...}.",
+    "trainer.accelerator=tpu": "trainer.accelerator='tpu' is not possible: write auto, cpu, gpu, cuda or mps.",
+    "logger.version=../x": "write the name of something in the run's folder, a whole number from 0 to 1,000,000,000, or null.",
 }
 
 
@@ -177,6 +182,17 @@ def test_a_value_that_is_not_possible_is_named(key: str, value: Any, said: str) 
     OmegaConf.update(config, key, value, merge=False, force_add=True)
     with pytest.raises(ValueError, match=re.escape(said)):
         check_configuration(config)
+
+
+def test_arguments_beside_any_others_have_their_types(capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorBoard's logger takes whatever its writer takes."""
+    wrong = {
+        "+logger.log_graph=maybe": "logger.log_graph='maybe' is not possible: .*TensorBoardLogger takes bool",
+        "+logger.sub_dir=../..": "logger.sub_dir='../..' is not possible: write the name of something in the run's folder",
+    }
+    for override, said in wrong.items():
+        assert re.search(said, refusal(("logger=tensorboard", override), capsys) or "")
+    assert refusal(("logger=tensorboard", "+logger.flush_secs=5", "+logger.log_graph=true"), capsys) is None
 
 
 ACCEPTED = [

@@ -77,7 +77,10 @@ class Node(Section):
         parameters = self.parameters(found)
         if parameters is None:
             return
+        takes_others = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name, value in given.items():
+            if name not in parameters and takes_others:
+                continue
             if name not in parameters:
                 raise unknown(name, [*parameters, *self.NO_ARGUMENTS], self.target_.rpartition(".")[2])
             if not fits(value, _annotation(parameters[name], found)):
@@ -110,8 +113,6 @@ class Node(Section):
         try:
             parameters = inspect.signature(found).parameters
         except (TypeError, ValueError):  # some classes in C have no signature
-            return None
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return None
         return {name: p for name, p in parameters.items() if name not in self.GIVEN}
 

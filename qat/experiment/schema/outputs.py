@@ -29,6 +29,8 @@ class Logger(Node):
     """the folder of its files, inside the run's folder"""
     version: InFolder | Literal[""] | CountOrZero | None = None
     """a folder inside that one"""
+    sub_dir: InFolder | None = None
+    """a folder inside that one, of TensorBoard"""
     prefix: str = ""
     """is put in front of the names of metrics"""
     flush_logs_every_n_steps: Count = 100

@@ -184,7 +184,7 @@ class Trainer(Node):
     """epochs before which no callback may end the run"""
     min_steps: CountOrZero | None = None
     """steps before which no callback may end the run"""
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """the kind of device"""
     devices: Annotated[
         Literal["auto", -1] | Annotated[int, Field(ge=1, le=128)] | list[Annotated[int, Field(ge=0, le=127)]] | str,

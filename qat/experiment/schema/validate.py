@@ -11,6 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from qat.experiment.schema.configuration import Configuration
+from qat.experiment.schema.values import Section
 from qat.experiment.schema.words import at, keys_of, sections_in, values_of
 from qat.experiment.suggestion import unknown_key
 
@@ -62,7 +63,17 @@ def _resolved(config: DictConfig) -> Any:
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} has no value (???): write {error.full_key}=VALUE.") from None
     except OmegaConfBaseException as error:
-        raise ValueError(_unresolved(config) or str(error)) from None
+        raise ValueError(_without_keys(config) or _unresolved(config) or str(error)) from None
+
+
+def _without_keys(config: DictConfig) -> str:
+    """What to say of a section that has a value in place of its keys, to which others refer."""
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    for name, field in keys_of(Configuration).items():
+        value, section = content[name], field.annotation
+        if isinstance(section, type) and issubclass(section, Section) and not isinstance(value, dict | str):
+            return f"{name}={_written(value)} is not possible: write {values_of(section)}."
+    return ""
 
 
 def _unresolved(config: DictConfig) -> str:

@@ -33,7 +33,8 @@ def values_of(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         if isinstance(item, OneOf):
             return _node_values(item)
     if origin in (typing.Union, types.UnionType):
-        return _any_of([values_of(one) for one in sorted(inner, key=lambda one: one is type(None))])
+        said = [values_of(one) for one in sorted(inner, key=lambda one: one is type(None))]
+        return _any_of([one for one in said if one])  # "" cannot be said
     if origin is Literal:
         return _any_of([str(value).lower() if isinstance(value, bool) else str(value) for value in inner])
     if annotation in (int, float):

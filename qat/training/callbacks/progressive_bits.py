@@ -201,7 +201,9 @@ def _parse_stages(stages: Sequence[int] | Mapping[float, int]) -> dict[float, in
     parsed = dict(stages) if isinstance(stages, Mapping) else {i / len(stages): b for i, b in enumerate(stages)}
     shares, bits = list(parsed), list(parsed.values())
     if not all(map(is_fraction, shares)) or shares[0] != 0 or shares != sorted(shares) or shares[-1] == 1:
-        raise ValueError(f"stages begin at {shares}: write shares of the fit, rising from 0.0 and below 1.0.")
+        raise ValueError(
+            f"stages={stages!r} begin at {shares}: write shares of the fit, rising from 0.0 and below 1.0."
+        )
     for width in bits:
         if not isinstance(width, int) or isinstance(width, bool) or not (2 <= width <= 8 or width == FLOAT):
             raise ValueError(f"stages have {width!r} bits: write whole numbers from 2 to 8, or {FLOAT} for float.")
