@@ -30,9 +30,11 @@ def _described(node: fx.Node, describe: Describer) -> list[Any]:
     if node.op == "call_function":
         target = name_of_function(node.target)
         if target is None:
-            raise NotPlainError(
-                f"{node.name} calls {path_of(node.target)}, which is not a function of torch on tensors"
-            )
+            raise NotPlainError(f"{node.name} calls {path_of(node.target)}, which a file may not name")
+    try:
+        _target(node.op, str(target), node.args)
+    except ValueError as error:
+        raise NotPlainError(f"{node.name}: {error}") from error
     args = [describe(list(node.args), node.name), describe(dict(node.kwargs), node.name)]
     return [node.op, node.name, str(target), *args]
 

@@ -35,8 +35,14 @@ _BUILTINS = "abs bool float getattr int len max min round slice sum tuple"
 _FACTORIES = (
     "arange empty empty_like eye full full_like linspace logspace ones ones_like rand rand_like randint randn randn_like "
     "randperm scalar_tensor tensor tril_indices triu_indices zeros zeros_like _assert finfo iinfo is_tensor numel "
-    "broadcast_shapes promote_types is_floating_point"
+    "broadcast_shapes promote_types is_floating_point result_type can_cast as_tensor normal randint_like range vander "
+    "bartlett_window blackman_window hamming_window hann_window kaiser_window"
 )
+_NOT_OVERRIDABLE = {
+    F: "hardsigmoid hardswish sigmoid tanh upsample upsample_bilinear upsample_nearest",
+    torch.fft: "fftfreq rfftfreq",
+}
+"""Functions on tensors that `get_overridable_functions` leaves out."""
 _REFUSED = {
     "from_file",
     "load",
@@ -74,6 +80,9 @@ ATTRIBUTES = {
     "is_cuda",
 }
 ATTRIBUTES |= {"layout", "itemsize", "nbytes", "is_sparse", "min", "max", "eps", "tiny"}
+ATTRIBUTES |= {
+    name for kind in vars(torch.return_types).values() if hasattr(kind, "n_fields") for name in kind.__match_args__
+}
 """What `getattr` in a graph may read."""
 
 
@@ -189,6 +198,13 @@ def _functions() -> dict[str, Any]:
     for space in (torch.fft, torch.linalg, torch.special):
         for function in overridable.get(space, ()):
             found |= {f"{space.__name__}.{name}": f for name, f in _named(space, function)}
+    for space, names in _NOT_OVERRIDABLE.items():
+        found |= {f"{space.__name__}.{name}": getattr(space, name) for name in names.split()}
+    for space in (F, torch):
+        prefix = f"{space.__name__}."
+        bare = [path.removeprefix(prefix) for path in found if path.rpartition(".")[0] == space.__name__]
+        in_place = {f"{prefix}{name}_": getattr(space, f"{name}_", None) for name in bare if f"{name}_" not in _REFUSED}
+        found |= {path: function for path, function in in_place.items() if callable(function)}
     return found
 
 
