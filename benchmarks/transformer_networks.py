@@ -120,8 +120,7 @@ def measure(subject: Subject, policy: Any, options: argparse.Namespace) -> dict[
         found = qat.verify(path, integer, [batch], prepared)
     with torch.no_grad():
         fake = prepared(**inputs).logits.argmax(-1)
-        codes = integer(**inputs)
-        codes = next(x for x in (codes if isinstance(codes, tuple | list) else codes.values()) if x.ndim > 1).argmax(-1)
+        codes = integer(**inputs).logits.argmax(-1)
     row = {
         "loss": [before, after],
         "weights_in_integers": share.weights,

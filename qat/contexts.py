@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
@@ -100,15 +100,28 @@ def same_attention() -> Iterator[None]:
 
 
 class _MeanWithoutKeys(TorchFunctionMode):
-    """Attention with a bool mask gives queries without a key the mean of all values, where torch's function gives 0."""
+    """Attention gives queries without a key the mean of all values, where torch's function gives 0."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func is not F.scaled_dot_product_attention or kwargs.get("enable_gqa"):
-            return result  # with fewer keys than queries, a captured graph keeps torch's function
-        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-        if mask is None or mask.dtype is not torch.bool:
-            return result
-        value = args[2] if len(args) > 2 else kwargs["value"]
-        return torch.where(mask.any(-1, keepdim=True), result, value.mean(-2, keepdim=True))
+        if func is _ATTENTION:
+            return _mean_without_keys(*args, **kwargs)
+        if func is not F.multi_head_attention_forward:
+            return func(*args, **kwargs)
+        F.scaled_dot_product_attention = _mean_without_keys  # no mode sees what a function calls
+        try:
+            return func(*args, **kwargs)
+        finally:
+            F.scaled_dot_product_attention = _ATTENTION
+
+
+_ATTENTION = F.scaled_dot_product_attention
+
+
+def _mean_without_keys(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    result = _ATTENTION(query, key, value, *args, **kwargs)
+    mask = args[0] if args else kwargs.get("attn_mask")
+    if mask is None or kwargs.get("enable_gqa"):
+        return result  # with fewer keys than queries, a captured graph keeps torch's function
+    allowed = mask if mask.dtype is torch.bool else mask != -torch.inf
+    return torch.where(allowed.any(-1, keepdim=True), result, value.mean(-2, keepdim=True))

@@ -5,6 +5,7 @@ from qat.capture.call_format import CallFormat
 from qat.capture.capture import Captured, can_be_captured, capture, needs_example_inputs
 from qat.capture.copying import copy_model
 from qat.capture.errors import CaptureError, StatefulError
+from qat.capture.export import is_plain
 from qat.capture.following import stop_following
 from qat.capture.in_place import make_out_of_place, works_in_place
 from qat.capture.install import graph_inputs, implied_arguments, install, installed_graph, serves_call
@@ -24,6 +25,7 @@ __all__ = [
     "implied_arguments",
     "install",
     "installed_graph",
+    "is_plain",
     "make_out_of_place",
     "needs_example_inputs",
     "serves_call",

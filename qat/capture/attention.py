@@ -52,10 +52,12 @@ def decompose_attention(model: nn.Module, graph: fx.Graph, rates: DropoutRates |
 
 
 def add_mask(scores: Tensor, mask: Tensor) -> Tensor:
-    """scores where a bool mask is true, or scores + mask. scores: [..., queries, keys]."""
+    """scores where a bool mask is true, or scores + mask, at least the lowest finite number: softmax of nothing but -inf is
+    NaN. scores: [..., queries, keys]."""
+    lowest = torch.finfo(scores.dtype).min
     if mask.dtype is torch.bool:
-        return scores.masked_fill(mask.logical_not(), torch.finfo(scores.dtype).min)
-    return scores + mask
+        return scores.masked_fill(mask.logical_not(), lowest)
+    return (scores + mask).clamp(min=lowest)
 
 
 def add_causal_mask(scores: Tensor) -> Tensor:

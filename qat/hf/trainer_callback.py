@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from qat.capture import serves_call
 from qat.files import write_atomically
 from qat.hf.parameter_groups import groups_are_made, split_groups_of
 from qat.hf.private_api import keep_names_in_checkpoints
@@ -174,7 +175,13 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
 
         def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             counted[:] = [kwargs.get(ITEMS) is not None]
-            return args, {key: value for key, value in kwargs.items() if key != ITEMS}
+            rest = {key: value for key, value in kwargs.items() if key != ITEMS}
+            if module.training and not serves_call(module, args, rest):
+                raise ValueError(
+                    f"Trainer calls {type(module).__name__} with {', '.join(rest)}, and the first of batches=... has other "
+                    "arguments, so that its quantizers would not run: make batches with the data collator of Trainer."
+                )
+            return args, rest
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
             if counted == [True] and steps > 1 and module.training:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from qat.capture import CaptureError, capture, copy_model, stop_following
+from qat.capture import CaptureError, capture, copy_model, is_plain, stop_following
 from qat.integer.convert_layer import weight_only
 from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
@@ -23,7 +23,7 @@ def convert(model: nn.Module) -> nn.Module:
     Quantized segments become integer modules: uint8 activations, int8 weight codes, int32 bias, BatchNorm absorbed, one
     float32 multiplier per output channel. What `prepare` left in float stays float. Layers quantized per group or in their
     weight alone keep integer weights and compute in float. Layers with dynamic inputs multiply integers and return float.
-    A loss that forward calculates of labels is left out, and so are the labels. A model that has no graph gets weight-only
+    A loss that forward calculates of labels is left out, and labels are ignored. A model that has no graph gets weight-only
     layers, and its input quantizers stay as they are.
 
     Args:
@@ -48,17 +48,24 @@ def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
     _check_ready(model)
     source = copy_model(model).eval().float()  # of a half or double model, too: the artefact is float32
     try:
-        graph = capture(source).graph
+        captured = capture(source)
     except CaptureError:
         return with_weight_only_layers(source)
-    if not with_loss:
-        graph = without_labels(graph) or graph
+    graph, form = captured.graph, captured.form
+    if not with_loss and (deployed := without_labels(graph)) is not None:
+        graph, form = deployed, None if form is None else form.without_labels
     stop_following(source, graph)
     with torch.no_grad():
         integer = GraphConverter(source, graph).convert()
+    integer.result = None if form is None or is_plain(form.output) else form.output
+    integer.left_out = tuple(name for name in _inputs(captured.graph) if name not in _inputs(graph))
     record = record_of(model)
     integer.policy = None if record is None else plain_data(record.policy)
     return integer
+
+
+def _inputs(graph: fx.Graph) -> list[str]:
+    return [str(node.target) for node in graph.nodes if node.op == "placeholder"]
 
 
 def _check_ready(model: nn.Module) -> None:

@@ -10,23 +10,29 @@ from torch import Tensor, fx, nn
 
 from qat.capture.graph_record import NodeRecord, graph_of_record, record_graph
 from qat.integer.modules import IntegerModule
-from qat.torch_private import tree_map
+from qat.torch_private import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 
 class IntegerModel(fx.GraphModule):
     """A network on integer codes, float in and float out. `codes(x)` also returns the codes of every site.
 
-    Its floats are float32: inputs of other precisions are converted.
+    Its floats are float32: inputs of other precisions are converted. It returns what forward of the prepared network returns,
+    in the same classes, and takes its keyword arguments; labels of a loss that it leaves out are ignored.
 
     It can be copied and pickled (`torch.save`, and `torch.load(..., weights_only=False)`) and comes back as what it was.
     """
 
     policy: Any = None
     """The policy of the prepared network as plain data, if it is known."""
+    result: TreeSpec | None = None
+    """The structure of what it returns, where it has classes that a graph cannot return; None: as the graph returns it."""
+    left_out: tuple[str, ...] = ()
+    """The labels that a prepared network takes, and this one does not."""
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "IntegerModel") -> None:
         super().__init__(root, graph, class_name)
-        self.register_forward_pre_hook(_in_float32, with_kwargs=True)
+        self.register_forward_pre_hook(_as_the_graph_takes, with_kwargs=True)
+        self.register_forward_hook(_as_forward_returns)
 
     def codes(self, *inputs: Any, values: dict[str, Tensor] | None = None) -> tuple[Any, dict[str, Tensor]]:
         """(output, {site: uint8 codes}) for one batch. values: gets what the codes of dynamic sites stand for."""
@@ -59,7 +65,8 @@ class IntegerModel(fx.GraphModule):
             root.register_parameter(name, parameter)
         for name, buffer in self._buffers.items():
             root.register_buffer(name, buffer)
-        return _restore, (root, record_graph(self.graph), self._get_name(), self.policy, self.training)
+        own = {name: getattr(self, name) for name in ("policy", "result", "left_out", "training")}
+        return _restore, (root, record_graph(self.graph), self._get_name(), own)
 
     def __deepcopy__(self, memo: Any) -> IntegerModel:
         restore, arguments = self.__reduce__()
@@ -72,18 +79,24 @@ class IntegerModel(fx.GraphModule):
         return result
 
 
-def _in_float32(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs of half and double precision as float32."""
+def _as_the_graph_takes(
+    model: IntegerModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs of half and double precision as float32, and no labels."""
 
     def converted(x: Any) -> Any:
         other = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float32
         return x.float() if other else x
 
-    return tree_map(converted, args), tree_map(converted, kwargs)
+    taken = {name: value for name, value in kwargs.items() if name not in model.left_out}
+    return tree_map(converted, args), tree_map(converted, taken)
 
 
-def _restore(root: nn.Module, records: list[NodeRecord], name: str, policy: Any, training: bool) -> IntegerModel:
+def _as_forward_returns(model: IntegerModel, _: Any, outputs: Any) -> Any:
+    return outputs if model.result is None else tree_unflatten(tree_flatten(outputs)[0], model.result)
+
+
+def _restore(root: nn.Module, records: list[NodeRecord], name: str, own: dict[str, Any]) -> IntegerModel:
     model = IntegerModel(root, graph_of_record(records), name)
-    model.policy = policy
-    model.training = training
+    vars(model).update(own)
     return model

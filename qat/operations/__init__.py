@@ -13,7 +13,7 @@ from qat.operations.integer_form import (
     is_computed_on_codes,
     tensors_with_codes,
 )
-from qat.operations.labels import is_label, loss_nodes, without_labels
+from qat.operations.labels import is_label, loss_nodes, reached_by_labels, without_labels
 from qat.operations.layers import BatchNormalization, Layer, has_form_alone
 from qat.operations.movement import AdaptiveMaxPool, MaxPool, Move, PadZeros
 from qat.operations.pooling import AveragePool, Mean
@@ -60,6 +60,7 @@ __all__ = [
     "is_fixed",
     "is_label",
     "loss_nodes",
+    "reached_by_labels",
     "tensors_with_codes",
     "without_labels",
 ]

@@ -22,17 +22,21 @@ def is_label(argument: str) -> bool:
     return _LABEL.fullmatch(argument) is not None
 
 
+def reached_by_labels(graph: fx.Graph) -> set[fx.Node]:
+    """The labels, and everything that is calculated of them."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_one = node.op == "placeholder" and is_label(str(node.target))
+        if is_one or (node.op != "output" and any(n in found for n in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
 def loss_nodes(graph: fx.Graph) -> set[fx.Node]:
     """The labels, what is calculated of them, and what nothing else reads. Empty if every output depends on labels."""
-    labels = {n for n in graph.nodes if n.op == "placeholder" and is_label(str(n.target))}
-    found = set(labels)
-    results: list[fx.Node] = []
-    for node in graph.nodes:
-        if node.op == "output":
-            results = node.all_input_nodes
-        elif any(n in found for n in node.all_input_nodes):
-            found.add(node)
-    if not labels or all(n in found for n in results):
+    found = reached_by_labels(graph)
+    results = next(reversed(graph.nodes)).all_input_nodes
+    if not found or all(n in found for n in results):
         return set()
     for node in reversed(graph.nodes):
         if node.op not in ("placeholder", "output") and node.users and all(user in found for user in node.users):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,12 +24,13 @@ from qat.capture import (
 from qat.contexts import same_attention, training_mode
 from qat.messages import type_of
 from qat.nn import is_layer
-from qat.operations import CHECKS, is_label, loss_nodes
+from qat.operations import CHECKS
 from qat.quantizers import Mode, Quantizer
 from qat.structure import describe_architecture
 from qat.torch_private import tree_leaves
 from qat.transform.example import Example, LazyExample, arguments_of, describe_example
 from qat.transform.inspect import weights_in_float
+from qat.transform.labels import check_labels, sentences_on_labels
 from qat.transform.layers import quantize_by_rule, quantize_matrices_by_rule, swap_layers
 from qat.transform.mode import mode
 from qat.transform.multiply_adds import count_multiply_adds
@@ -109,10 +111,11 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
         notes = ["layers own their input quantizers.", *notes]
     else:
         way, reason, exact, differs = captured.way, captured.reason, captured.exact, captured.differs_in_training
+        check_labels(model, captured.graph)
         planned = plan(model, captured.graph, policy)
         rules = planned.layers
         float_edges = planned.float_edges
-        notes = [*_insert_quantizers(model, captured, planned), *_on_labels(captured.graph)]
+        notes = [*_insert_quantizers(model, captured, planned), *sentences_on_labels(captured.graph)]
         if captured.only_in_training:
             notes.append(f"{', '.join(captured.only_in_training)}: run in training alone, in float; no file has them.")
         if differs:
@@ -149,18 +152,6 @@ def _captured(
         return capture(model, *arguments_of(example)), example
     except CaptureError as reason:
         return reason, example
-
-
-def _on_labels(graph: fx.Graph) -> list[str]:
-    """At most one sentence, about a loss that the artefact leaves out."""
-    names = [str(n.target) for n in graph.nodes if n.op == "placeholder" and is_label(str(n.target))]
-    if not names:
-        return []
-    if loss_nodes(graph):
-        return [f"{', '.join(names)}: for training alone; convert leaves out the loss that forward calculates of it."]
-    return [
-        f"forward returns nothing without {', '.join(names)}: give it a default of None, and return predictions too."
-    ]
 
 
 def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> list[str]:
@@ -222,24 +213,38 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: 
     """Check that the prepared copy, with quantizers off, computes what the model computes."""
     args, kwargs = arguments_of(example)
     kwargs = {**implied_arguments(prepared), **kwargs}
-    outputs = []
-    for candidate in (model, prepared):
-        try:
-            with torch.no_grad(), training_mode(candidate, False), mode(candidate, Mode.OFF), same_attention():
-                outputs.append(tree_leaves(candidate(*args, **kwargs)))
-        except Exception as error:
-            if candidate is prepared:
-                raise
-            said = str(error).partition("\n")[0]
-            raise ValueError(
-                f"{type(model).__name__} itself cannot run on the example inputs ({said}): write them as its forward is called."
-            ) from error
-    if len(outputs[0]) != len(outputs[1]) or not all(map(_same if exact else _close, *outputs)):
+    expected = _leaves_of_the_float_model(model, args, kwargs)
+    with _as_in_a_graph(prepared), mode(prepared, Mode.OFF):
+        found = tree_leaves(prepared(*args, **kwargs))
+    if len(expected) == len(found) and all(map(_same if exact else _close, expected, found)):
+        return
+    if not all(map(_same, expected, _leaves_of_the_float_model(model, args, kwargs))):
         raise ValueError(
-            f"the captured graph of {type(model).__name__} does not compute what its forward computes on the example inputs: "
-            "its forward depends on values, or changes in place (x *= 2) what it reads again under another name; move such "
-            "branches out of forward, write x = x * 2, or prepare its submodules one by one."
+            f"{type(model).__name__} returns something else each time it gets the same example inputs, in evaluation, too: let "
+            "what is random, as F.dropout(x, p), follow self.training, as F.dropout(x, p, self.training)."
         )
+    raise ValueError(
+        f"the captured graph of {type(model).__name__} does not compute what its forward computes on the example inputs: "
+        "its forward depends on values, or changes in place (x *= 2) what it reads again under another name; move such "
+        "branches out of forward, write x = x * 2, or prepare its submodules one by one."
+    )
+
+
+def _leaves_of_the_float_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    try:
+        with _as_in_a_graph(model):
+            return tree_leaves(model(*args, **kwargs))
+    except Exception as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{type(model).__name__} itself cannot run on the example inputs ({said}): write them as its forward is called."
+        ) from error
+
+
+@contextmanager
+def _as_in_a_graph(model: nn.Module) -> Iterator[None]:
+    with torch.no_grad(), training_mode(model, False), same_attention():
+        yield
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -116,7 +116,7 @@ def test_sizes_that_labels_share_with_inputs_need_no_labels() -> None:
     assert torch.equal(prepared(pixel_values=batch["pixel_values"]).logits, expected)
     integer = qat.convert(prepared)
     for n in (6, 2):
-        (logits,) = integer(pixel_values=batch["pixel_values"][:n])  # without the loss
+        logits = integer(pixel_values=batch["pixel_values"][:n]).logits  # without the loss
         torch.testing.assert_close(logits, expected[:n], atol=0.05, rtol=0)
 
 

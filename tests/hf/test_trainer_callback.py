@@ -183,3 +183,13 @@ def test_a_checkpoint_has_the_names_that_trainer_restores(tmp_path: Path) -> Non
     CallbackHandler([callback], model, None, None, None).on_init_end(object(), None, None)  # type: ignore[arg-type]
     model.save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+
+
+def test_a_training_that_would_not_run_the_quantizers_ends(tmp_path: Path) -> None:
+    """A network of transformers serves other calls by its own forward, in which activations are floats."""
+    events = Events(tmp_path)
+    events.callback.on_train_begin(events.args, events.state, events.control, model=events.model)
+    batch = {name: x for name, x in events.batches[0].items() if name != "attention_mask"}
+    with pytest.raises(ValueError, match=r"with input_ids, labels, and the first of batches=... has other arguments"):
+        events.model.train()(**batch)
+    events.model.eval()(**batch)

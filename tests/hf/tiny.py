@@ -29,3 +29,10 @@ def bert(**options: Any) -> nn.Module:
 def words(batch: int = 4, labels: bool = False) -> dict[str, Tensor]:
     found = {"input_ids": torch.randint(1, 64, (batch, 8)), "attention_mask": torch.ones(batch, 8, dtype=torch.long)}
     return {**found, "labels": torch.randint(3, (batch,))} if labels else found
+
+
+def t5() -> nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+    return T5ForConditionalGeneration(T5Config(vocab_size=64, decoder_start_token_id=0, pad_token_id=0, **sizes)).eval()
