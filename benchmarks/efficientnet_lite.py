@@ -4,6 +4,8 @@ Its convolutions are a subclass that pads and calls F.conv2d. One half of the im
 labels; the other half is the test: top-1 of the file in ONNX Runtime, and how often it predicts what the float network does.
 The first `--verified` images of the test are compared code by code.
 
+Rows with mixed bits have those that `qat.search.allocate` chooses on the images that calibrate, at the size of w4a8.
+
 Distilled training begins with the rounding of the row of post-training quantization whose file agrees most often with the
 float network on the images that calibrated it, so that no image of the test chooses.
 
@@ -38,11 +40,15 @@ import qat
 from benchmarks.command_line import argument_parser, parse_options
 from benchmarks.coverage.file_contents import multiply_adds
 from benchmarks.measurement_file import RESULTS, write_measurement
+from qat.integer import stored_bytes
 from qat.ptq import BRECQ, GPTQ, AdaRound, BatchNormReestimation, Calibrate, Pass, apply_passes
+from qat.search import Allocation, allocate
 from qat.training.optimization.parameter_groups import split_parameter_groups
-from qat.transform import quantizers
+from qat.transform import Policy, quantizers
 
 SIZE = 224
+MIXED = "mixed"
+"""Stands for the policy that is searched."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,7 @@ class Subject:
             return {
                 "top1": _share(of_test, self.test.labels),
                 "agreement": _share(of_test, self.expected[1]),
+                "agrees": "".join(str(int(same)) for same in of_test == self.expected[1]),
                 "agreement_calibration": _share(of_chosen, self.expected[0]),
                 "verified_images": found.images,
                 "codes": found.codes_compared,
@@ -163,6 +170,7 @@ class Subject:
                 "operators": found.operators,
                 "integer_share": count.layers_in_integers / count.layers,
                 "file_bytes": path.stat().st_size,
+                "stored_bytes": stored_bytes(prepared),
             }
 
 
@@ -170,19 +178,34 @@ def _share(found: Tensor, expected: Tensor) -> float:
     return (found == expected).double().mean().item()
 
 
-def rows(options: argparse.Namespace) -> dict[str, tuple[str, list[Pass]]]:
+def rows(options: argparse.Namespace) -> dict[str, tuple[Policy | str, list[Pass]]]:
     """Name of a row of post-training quantization -> policy and passes."""
     steps: dict[str, Any] = {"iterations": options.iterations, "batch_size": options.ptq_batch, "lr": options.ptq_lr}
     return {
         "w8a8": ("w8a8", [Calibrate("MSE")]),
         "w4a8": ("w4a8", [Calibrate("MSE")]),
         "w4a8 GPTQ": ("w4a8", [Calibrate("MSE"), GPTQ(), BatchNormReestimation()]),
+        "mixed": (MIXED, [Calibrate("MSE")]),
+        "mixed GPTQ": (MIXED, [Calibrate("MSE"), GPTQ(), BatchNormReestimation()]),
         "w4a8 AdaRound": ("w4a8", [Calibrate("MSE"), AdaRound(**steps)]),
         "w4a8 BRECQ": ("w4a8", [Calibrate("MSE"), BRECQ(**steps)]),
     }
 
 
 QAT_ROW = "w4a8 distilled QAT"
+
+
+def mixed_policy(subject: Subject, options: argparse.Namespace) -> Policy:
+    """The bits of every layer at the size of w4a8, searched once and kept in the folder of networks."""
+    path = options.networks / "mixed.json"
+    if not path.is_file():
+        images = subject.chosen[: options.searched]
+        size = stored_bytes(qat.prepare(subject.network, "w4a8", images[:1]))
+        options.networks.mkdir(parents=True, exist_ok=True)
+        allocate(subject.network, "w4a8", images.split(16), size=size, points=0).save(path)
+    allocation = Allocation.load(path)
+    print(allocation, flush=True)
+    return allocation.policy
 
 
 def trained(subject: Subject, recorded: dict[str, Any], folder: Path, options: argparse.Namespace) -> nn.Module:
@@ -214,6 +237,7 @@ def measure(name: str, subject: Subject, recorded: dict[str, Any], options: argp
         prepared = trained(subject, recorded, options.networks, options)
     else:
         policy, passes = rows(options)[name]
+        policy = mixed_policy(subject, options) if policy == MIXED else policy
         prepared = apply_passes(passes, subject.network, policy, list(subject.chosen.split(16)))
     minutes = round((time.process_time() - start) / 60, 2)
     options.networks.mkdir(parents=True, exist_ok=True)
@@ -228,6 +252,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="names of rows; all by default")
     parser.add_argument("--limit", type=int, help="number of images, to try the program")
     parser.add_argument("--calibration", type=int, default=128, help="images that calibrate and round")
+    parser.add_argument("--searched", type=int, default=32, help="of these, images on which mixed bits are searched")
     parser.add_argument("--verified", type=int, default=32, help="images of the test that are compared code by code")
     parser.add_argument("--iterations", type=int, default=200, help="steps per layer or block of AdaRound and BRECQ")
     parser.add_argument("--ptq-batch", type=int, default=32, help="images in each of these steps")

@@ -239,4 +239,9 @@ def test_efficientnet_lite():
         "| w8a8 | 98.0 % | 86.0 | -1.0 | 49 | 0 of 1,000 | 4.8 MB | 0.5 |",
     ]
     assert "128 of these calibrate" in text
+    for name, agrees in (("w4a8", "0" * 9 + "1"), ("mixed", "1" * 10)):
+        rows[name] = {"processor_minutes": 1.0, "file": {**file, "agrees": agrees, "stored_bytes": 4096}}
+    text = network_tables.efficientnet_table({**ABOUT, **about, "rows": rows})
+    assert "Mixed bits agree with float +90.0 points more often than uniform ones" in text
+    assert "GPTQ" not in text
     assert network_tables.efficientnet_table(None) == NOT_MEASURED
