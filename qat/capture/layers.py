@@ -33,10 +33,8 @@ def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
     by_weight: dict[
         tuple[fx.Node, fx.Node | None, type[nn.Module]], list[FunctionalCall]
     ] = {}  # an embedding may be tied
-    for node in graph.nodes:
-        call = functional_call(node)
-        if call is not None and all(parameter_nodes(n, parameters) for n in (call.weight, call.bias) if n is not None):
-            by_weight.setdefault((call.weight, call.bias, call.layer), []).append(call)
+    for call in _calls_with_parameters(graph, parameters):
+        by_weight.setdefault((call.weight, call.bias, call.layer), []).append(call)
     changed = False
     for calls in by_weight.values():
         owner = owner_of(calls[0].weight)
@@ -59,6 +57,21 @@ def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
                 if name is not None:
                     _replace(call, name)
     return changed
+
+
+def _calls_with_parameters(graph: fx.Graph, parameters: set[str]) -> list[FunctionalCall]:
+    """The calls whose weight depends on parameters alone, without those that only calculate the weight of another (LoRA)."""
+    calls: list[FunctionalCall] = []
+    calculating: set[fx.Node] = set()
+    for node in graph.nodes:
+        call = functional_call(node)
+        if call is None:
+            continue
+        sources = [parameter_nodes(n, parameters) for n in (call.weight, call.bias) if n is not None]
+        if None not in sources:
+            calls.append(call)
+            calculating.update(n for nodes in sources for n in nodes or ())
+    return [call for call in calls if call.node not in calculating]
 
 
 def _holders(model: nn.Module, weight: fx.Node) -> list[str]:

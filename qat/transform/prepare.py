@@ -24,7 +24,7 @@ from qat.capture import (
 from qat.contexts import same_attention, training_mode
 from qat.messages import type_of
 from qat.nn import is_layer
-from qat.operations import CHECKS
+from qat.operations import CHECKS, call_of
 from qat.quantizers import Mode, Quantizer
 from qat.structure import describe_architecture
 from qat.torch_private import tree_leaves
@@ -118,9 +118,10 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
         notes = [*_insert_quantizers(model, captured, planned), *sentences_on_labels(captured.graph)]
         if captured.only_in_training:
             notes.append(f"{', '.join(captured.only_in_training)}: run in training alone, in float; no file has them.")
-        if differs:
-            notes.append(differs)
-            warnings.warn(differs, stacklevel=2)
+        said = [differs, _in_no_file(model, captured.graph)]
+        for sentence in filter(None, said):
+            notes.append(sentence)
+            warnings.warn(sentence, stacklevel=2)
     notes += weights_in_float(model)
     description = None if example is None else describe_example(example)
     write_record(
@@ -152,6 +153,18 @@ def _captured(
         return capture(model, *arguments_of(example)), example
     except CaptureError as reason:
         return reason, example
+
+
+def _in_no_file(model: nn.Module, graph: fx.Graph) -> str:
+    """A sentence about a convolution with as many groups as the batch has samples, whose weights are made of them; or ""."""
+    calls = {node: call_of(model, node) for node in graph.nodes if node.op == "call_function"}
+    found = [n.name for n, c in calls.items() if "conv" in c.name and isinstance(c.get("groups"), fx.Node)]
+    if not found:
+        return ""
+    return (
+        f"{found[0]} has groups of channels for each sample, with weights that are made of the input: no file can hold it; "
+        "write it as F.unfold and a product, or add up convolutions with the weights of each expert."
+    )
 
 
 def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import qat
 from qat.capture import capture
 from qat.capture.compiled import CompiledGraph
+from qat.nn import is_quantized
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -117,6 +118,48 @@ def test_stacks_of_matrices_are_stored_in_integers_and_verified(policy: str, tmp
     integer = qat.convert(prepared)
     qat.export_onnx(integer, batches[0], tmp_path / "model.onnx")
     assert qat.verify(tmp_path / "model.onnx", integer, batches, prepared=prepared).passed
+
+
+class LowRank(nn.Module):
+    """A weight with a product of two parameters added to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.a, self.b = nn.Linear(6, 4), nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.layer.weight + self.b @ self.a, self.layer.bias)
+
+
+def test_a_product_that_calculates_a_weight_is_part_of_the_weight() -> None:
+    model, x = LowRank().eval(), torch.randn(3, 6)
+    prepared = qat.prepare(model, "w8a8", x)
+    qat.calibrate(prepared, [x])
+    assert [m.weight.shape for m in prepared.modules() if is_quantized(m)] == [(4, 6)]
+    prepared(x).sum().backward()
+    assert all(p.grad is not None for p in (prepared.a, prepared.b, prepared.layer.weight))  # type: ignore[union-attr]
+
+
+class OfEachSample(nn.Module):
+    """A convolution whose weights are made of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make, self.last = nn.Linear(4, 4 * 4 * 9), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.make(x.mean((2, 3))).reshape(-1, 4, 3, 3)
+        y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weights, padding=1, groups=x.shape[0])
+        return self.last(y.reshape(x.shape))
+
+
+def test_weights_of_each_sample_are_refused_a_file_when_prepared() -> None:
+    with pytest.warns(
+        UserWarning, match="conv2d has groups of channels for each sample, .*: no file can hold it; write it as"
+    ):
+        prepared = qat.prepare(OfEachSample(), "w8a8", torch.randn(3, 4, 6, 6))
+    with pytest.warns(UserWarning, match="multiply-adds are in integers"):
+        assert "no file can hold it" in qat.inspect(prepared).notes[0]
 
 
 def test_without_example_inputs_what_depends_on_axes_stays_in_float() -> None:
