@@ -22,6 +22,7 @@ from benchmarks import (
     run_tables,
     scale,
     smaller,
+    start_up,
     targets,
 )
 from benchmarks.coverage import table as coverage_table
@@ -50,6 +51,7 @@ def tables_of_programs(results: Path) -> dict[str, str]:
     tables["artefact"] = program_tables.candidate_table(artefact, "the float export")
     tables["oscillation"] = program_tables.oscillation_table(read_measurement(results / "oscillation/cpu.json"))
     tables["scale"] = scale.table(read_measurement(results / "scale/cpu.json"))
+    tables["start-up"] = start_up.table(read_measurement(results / "start_up/cpu.json"))
     tables["large model"] = large_model.table(read_measurement(results / "large_model/cpu.json"))
     before, now = (read_measurement(results / f"reconstruction/{name}.json") for name in ("before", "cpu"))
     tables["reconstruction"] = reconstruction.table(before, now)

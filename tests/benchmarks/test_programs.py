@@ -80,6 +80,13 @@ def test_a_large_model_is_prepared_in_its_own_memory(run):
 
 
 @pytest.mark.slow
+def test_start_up(run):
+    measurement = run("start_up", "--rounds", 1, "--threads", 1)
+    assert list(measurement["seconds"])[-1] == "train.py to its first step"
+    assert all(len(times) == 1 for times in measurement["seconds"].values())
+
+
+@pytest.mark.slow
 def test_channels_last_steps_are_measured(run):
     arguments = ["--networks", "ResNet-20", "--modes", "eager", "--precisions", "float32", "--policies", "w8a8"]
     measurement = run("step_time", *arguments, "--layout", "channels_last", "--rounds", 1, "--batch", 2, "--threads", 1)
