@@ -30,6 +30,7 @@ def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None,
     Returns:
         Whether modules were recast, so that from now on only the graph, and not the user's forward, is right.
     """
+    transposes_as_methods(graph)
     dropouts_as_modules(model, graph, rates)
     _positional_arguments(model, graph)
     norms_as_modules(model, graph)
@@ -39,6 +40,13 @@ def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None,
     erase_unused([node for node in graph.nodes if node.op == "get_attr"])
     graph.lint()
     return recast_norms or recast_layers or padded
+
+
+def transposes_as_methods(graph: fx.Graph) -> None:
+    """Write the attribute x.mT as a method, in place."""
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is getattr and node.args[1] == "mT":
+            node.op, node.target, node.args = "call_method", "transpose", (node.args[0], -2, -1)
 
 
 def dropouts_as_modules(model: nn.Module, graph: fx.Graph, rates: DropoutRates | None) -> None:

@@ -102,7 +102,7 @@ class Experts(nn.Module):
         x = F.relu(torch.einsum("bti,eio->bteo", x, self.stack)).mean(2)
         x = F.relu((x.transpose(0, 1) @ self.of_position).transpose(0, 1))
         h = torch.einsum("bti,ihe->bhte", x, self.heads)
-        scores = torch.einsum("bhte,bhse->bhts", h, h).softmax(-1)
+        scores = (torch.einsum("bhte,bhse->bhts", h, h) + h @ h.mT).softmax(-1)
         return self.last(torch.einsum("bhts,bhse->bthe", scores, h).flatten(2))
 
 
