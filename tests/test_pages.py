@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
+import functools
 import importlib.util
+import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -163,3 +168,47 @@ def test_the_hooks_of_the_site_are_in_the_repository() -> None:
     found = subprocess.run(["git", "check-ignore", *hooks], cwd=ROOT, capture_output=True, text=True, check=False)
     assert [hook for hook in hooks if not (ROOT / hook).is_file()] == []
     assert found.stdout == ""
+
+
+def shown_commands(path: Path) -> list[list[str]]:
+    """The words of every `qat` command in a block of sh; those of `qat train` are Hydra's, which recipes' tests read."""
+    lines = (
+        "\n".join(re.findall(r"```sh\n(.*?)```", path.read_text(), flags=re.DOTALL)).replace("\\\n", " ").splitlines()
+    )
+    words = [shlex.split(line, comments=True) for line in lines if line.startswith("qat ")]
+    return [found[1:] for found in words if found[1] != "train"]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_that_are_shown_parse(page: Path) -> None:
+    for command, *arguments in shown_commands(page):
+        importlib.import_module(f"qat.cli.{command}").parser().parse_args(arguments)
+
+
+def called(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """The calls of members of qat, with their dotted names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func)).startswith("qat."):
+            yield name, node
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_called_exists_and_takes_these_arguments(page: Path) -> None:
+    wrong = []
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        if block.startswith(">>>"):
+            continue  # a doctest
+        for name, call in called(ast.parse(block)):
+            if name.startswith("qat.hf.") and importlib.util.find_spec("transformers") is None:
+                continue
+            function = functools.reduce(getattr, name.split(".")[1:], cast(Any, qat))
+            positional = [None for argument in call.args if not isinstance(argument, ast.Constant | ast.Starred)]
+            constants = [
+                None for argument in call.args if isinstance(argument, ast.Constant) and argument.value is not ...
+            ]
+            named = {keyword.arg: None for keyword in call.keywords if keyword.arg is not None}
+            try:
+                inspect.signature(function).bind_partial(*positional, *constants, **named)
+            except TypeError as error:
+                wrong.append(f"{ast.unparse(call)}: {error}")
+    assert wrong == []

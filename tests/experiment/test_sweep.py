@@ -103,6 +103,17 @@ def test_the_code_is_named_by_its_commit_or_its_version(tmp_path: Path, commit: 
     assert notes(grouped([Entry(one, job_state(tmp_path / one.name))])).endswith(said)
 
 
+def test_a_float_network_that_was_not_trained_is_named(tmp_path: Path) -> None:
+    one = job(seed="0")
+    record(tmp_path / one.name, "digits_w8a8")
+    path = tmp_path / one.name / "results.json"
+    content = json.loads(path.read_text())
+    content["verdict"]["outcome"] = "float_untrained"
+    path.write_text(json.dumps(content))
+    said = notes(grouped([Entry(one, job_state(tmp_path / one.name))]))
+    assert said.endswith("The float network of 1 of 1 run was not trained: differences to it say nothing.")
+
+
 def test_the_csv_has_a_row_for_each_job(entries: list[Entry]) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(entries))))
     assert [row["status"] for row in rows] == ["finished"] * 4 + ["failed", "finished"]

@@ -87,12 +87,18 @@ def notes(groups: Sequence[Group]) -> str:
         return "No job has results."
     metric = first.metric
     environment = first.environment
+    outcomes = [results.verdict.outcome for group in groups for results in group.results]
+    untrained = outcomes.count("float_untrained")
+    warning = (
+        f" The float network of {untrained} of {format_count(len(outcomes), 'run')} was not trained: differences to it "
+    )
     code = f"commit {environment.commit[:10]}" if environment.commit else f"qat {environment.versions.get('qat', '')}"
     return (
         f"Mean ± standard deviation over seeds. {metric.heading} on {first.data.test:,} test {first.data.samples}; validation: "
         f"of the epoch that was kept, on {first.data.val:,}. Differences are those within each run, to its float network and "
         f"its best PTQ row. Size of the file; milliseconds per call; minutes of the whole run. {environment.cpu}, "
         f"{format_count(environment.threads, 'thread')}, {code}."
+        f"{f'{warning}say nothing.' if untrained else ''}"
     )
 
 
