@@ -134,7 +134,7 @@ class _Sums:
     """What a model's outputs add up to."""
 
     def __init__(self) -> None:
-        self.samples = self.value = self.same = self.decided = 0.0
+        self.counted = self.value = self.same = self.decided = 0.0
         self.signal = self.noise = 0.0
 
     def add(self, output: Tensor, reference: Tensor, batch: Batch, metric: Metric | None) -> None:
@@ -144,9 +144,9 @@ class _Sums:
                 f"the models return {tuple(reference.shape[1:])} and {tuple(output.shape[1:])} for a sample: "
                 "compare models of one task."
             )
-        self.samples += len(batch)
-        if metric is not None and batch.labels is not None:
-            self.value += len(batch) * metric.score(output, batch.labels)
+        if metric is not None and batch.labels is not None and (counted := metric.count(batch.labels)):
+            self.counted += counted
+            self.value += counted * metric.score(output, batch.labels)
         mine, first = decisions(output), decisions(reference)
         self.same, self.decided = self.same + int((mine == first).sum()), self.decided + first.numel()
         self.signal += float(reference.double().square().sum())
@@ -154,7 +154,7 @@ class _Sums:
 
     def write(self, result: Measurement, metric: Metric | None) -> None:
         """Write the means."""
-        result.value = self.value / self.samples if metric is not None else None
+        result.value = self.value / self.counted if metric is not None and self.counted else None
         result.agreement = self.same / self.decided
         result.sqnr_db = 10 * math.log10(self.signal / self.noise) if self.noise and self.signal else None
 

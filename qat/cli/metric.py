@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qat.cli.errors import UsageError
@@ -19,12 +20,21 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Metric:
-    """What is measured with labels. score: (outputs, labels) -> mean over the samples. percent: it is a fraction."""
+    """What is measured with labels.
+
+    Attributes:
+        name: in tables.
+        score: (outputs, labels) -> mean over what counts.
+        mode: which way is better.
+        percent: it is a fraction.
+        count: (labels) -> how many count.
+    """
 
     name: str
     score: Callable[[Tensor, Tensor], float]
     mode: str = "max"
     percent: bool = False
+    count: Callable[[Tensor], int] = len
 
 
 def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
@@ -48,7 +58,7 @@ def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
         function = from_python_file(name)
         return Metric(name.rpartition(":")[2], partial(_own_score, name, function))
     known: dict[str, Metric] = {
-        "accuracy": Metric("accuracy", _accuracy, percent=True),
+        "accuracy": Metric("accuracy", _accuracy, percent=True, count=lambda labels: int((labels != IGNORED).sum())),
         "mae": Metric("mae", lambda x, y: float((x.double() - y.reshape(x.shape).double()).abs().mean()), "min"),
         "mse": Metric("mse", lambda x, y: float((x.double() - y.reshape(x.shape).double()).square().mean()), "min"),
     }
@@ -61,7 +71,7 @@ def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
             "one for each answer of the model: give such labels, or none."
         )
     if name == "accuracy":
-        check_classes(data, labels, output)
+        check_all_classes(data, output)
     return known[name]
 
 
@@ -85,6 +95,20 @@ def check_classes(data: Data, labels: Tensor, output: Tensor) -> None:
             f"a label of --data {data.name} is {wrong[0].item()}, and the model has {outputs} outputs: give data of "
             "its classes, such as --model torchvision:resnet18,num_classes=10."
         )
+
+
+def check_all_classes(data: Data, output: Tensor) -> None:
+    """`check_classes` of all test samples; images in folders are not read for it.
+
+    Raises:
+        UsageError: a label is not a class.
+    """
+    if data.classes is not None:
+        check_classes(data, torch.arange(data.classes), output)
+        return
+    for batch in data.test:
+        if batch.labels is not None:
+            check_classes(data, batch.labels, output)
 
 
 def _own_score(name: str, function: Callable[[Tensor, Tensor], Any], outputs: Tensor, labels: Tensor) -> float:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qat.cli.errors import UsageError
+from qat.cli.measure import measure
 from qat.cli.metric import metric_named
 from qat.cli.sources.data import Batch, Batches, Data
+from qat.cli.sources.model import Model
 
 
-def data(labels: Tensor) -> Data:
-    batches = Batches(lambda: iter([Batch(torch.zeros(len(labels), 2), labels)]))
+def data(*labels: Tensor) -> Data:
+    batches = Batches(lambda: iter([Batch(torch.zeros(len(part), 2), part) for part in labels]))
     return Data("mine", batches, batches)
 
 
@@ -26,3 +30,24 @@ def test_labels_that_do_not_count_are_left_out() -> None:
     metric = metric_named("accuracy", data(labels), outputs)
     assert metric is not None
     assert metric.score(outputs, labels) == 1.0
+
+
+@pytest.mark.parametrize("wrong", [9, -1])
+def test_a_label_behind_the_first_batch_is_looked_at(wrong: int) -> None:
+    """Else it counts as an answer that is wrong."""
+    later = torch.tensor([1, wrong])
+    with pytest.raises(UsageError, match=f"a label of --data mine is {wrong}, and the model has 3 outputs"):
+        metric_named(None, data(torch.tensor([0, 1]), torch.tensor([2, 2]), later), torch.zeros(2, 3))
+
+
+def test_a_mean_is_over_the_labels_that_count() -> None:
+    """One of one, none of three, and a batch in which nothing counts."""
+    labels = [torch.tensor(part) for part in ([0, -100, -100], [1, 1, 1], [-100, -100, -100])]
+
+    class AlwaysFirst(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.eye(2)[0].expand(len(x), 2)
+
+    given = data(*labels)
+    [found] = measure([Model("mine", AlwaysFirst())], given, metric_named("accuracy", given, torch.zeros(3, 2)))
+    assert found.value == 0.25

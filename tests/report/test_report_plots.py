@@ -110,3 +110,10 @@ def test_no_whisker_hides_another(points: list[tuple[float, float, float]]) -> N
     for i, j in itertools.combinations(range(len(spans)), 2):
         overlap = spans[i][1] <= spans[j][2] and spans[j][1] <= spans[i][2]
         assert not overlap or abs(moved[i] - moved[j]) >= 0.49
+
+
+def test_dollars_in_names_are_no_formulas(results: Results) -> None:
+    """$7*7}$ is one that matplotlib cannot read, and would stop the report behind the training."""
+    rows = [dataclasses.replace(results.rows[0], name="a $7*7}$"), *results.rows[1:]]
+    strange = dataclasses.replace(results, recipe="from 3 $ to 5 $_^", rows=rows)
+    assert set(draw_all(strange)) == set(draw_all(results))

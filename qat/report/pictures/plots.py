@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -49,6 +50,11 @@ ROW_STYLES: dict[RowKind, RowStyle] = {
 
 def draw_all(results: Results) -> dict[str, bytes]:
     """Draw every picture that `results` has data for: file name -> PNG bytes."""
+    with rc_context({"text.parse_math": False}):  # names and units are the user's: $ is no formula
+        return _draw_all(results)
+
+
+def _draw_all(results: Results) -> dict[str, bytes]:
     pictures = {}
     rows = [row for row in results.rows if math.isfinite(row.score)]
     if rows:
