@@ -161,3 +161,13 @@ def test_schema_error_is_a_value_error() -> None:
     with pytest.raises(ValueError, match=r"write top1=0\.9$") as caught:
         Row("PTQ", "ptq", 90.0, size_bytes=1, size_kind="file")
     assert isinstance(caught.value, SchemaError)
+
+
+def test_tags_in_names_are_text(results: Results) -> None:
+    """`results.json` may come from somebody else."""
+    tag = "<script>alert(1)</script>"
+    verdict = dataclasses.replace(results.verdict, text=f"{tag} p < 0.0001")
+    rows = [dataclasses.replace(results.rows[0], name=tag), *results.rows[1:]]
+    said = markdown(dataclasses.replace(results, recipe=tag, verdict=verdict, rows=rows), ["accuracy.png"])
+    assert said.count("<script>") == said.count(r"\<script>") > 2
+    assert "p < 0.0001" in said

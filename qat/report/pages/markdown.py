@@ -52,8 +52,8 @@ def markdown(results: Results, pictures: Iterable[str] = ()) -> str:
     """
     available = set(pictures)
     sections = [
-        f"# {results.recipe}",
-        f"> {SIGNS[results.verdict.outcome]} **{results.verdict.text}**",
+        f"# {_escape(results.recipe)}",
+        f"> {SIGNS[results.verdict.outcome]} **{_without_tags(results.verdict.text)}**",
         *comparison(results, available),
         *_verification(results),
         *_quantized(results),
@@ -185,7 +185,7 @@ def _reproduce(results: Results) -> list[str]:
 
 
 def _pictures(available: Collection[str], *captions: tuple[str, str]) -> list[str]:
-    return [f"![{caption}]({name})" for name, caption in captions if name in available]
+    return [f"![{_escape(caption)}]({name})" for name, caption in captions if name in available]
 
 
 def _table(table: tables.TextTable, code_columns: int = 0) -> str:
@@ -210,3 +210,8 @@ def _escape(text: str) -> str:
     True
     """
     return " ".join(re.sub(r"[\\|*<`]|\b_|_\b", r"\\\g<0>", text).split())
+
+
+def _without_tags(text: str) -> str:
+    """Text whose tags are shown, not obeyed; "p < 0.05" stays as it is."""
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", text)
