@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from typing import Any
 
@@ -34,6 +35,7 @@ class EarlyCheck(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_order(config)
+        _check_repetition([str(o) for o in OmegaConf.to_container(config.hydra.overrides.task, resolve=False) or ()])
         for overrides in islice(_runs_of_sweep(config), MOST_RUNS):
             try:
                 composed = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
@@ -74,6 +76,20 @@ def _check_order(config: DictConfig) -> None:
         exit_with(
             f"{mixed[0]} searches nothing, because the last one decides: write sweep=[{','.join([*others, 'optuna'])}]."
         )
+
+
+def _check_repetition(overrides: list[str]) -> None:
+    """Refuse values that a sweep lists twice, and a key that is listed and then set again, of which the last alone counts."""
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in given and "," in given[key] + value:
+            exit_with(f"{given[key]} and {override} are of one key, and the last alone would count: write one of them.")
+        given[key] = override
+        values = value.split(",") if re.fullmatch(r"[\w.,+-]+", value) else []
+        for repeated in [v for v in values if values.count(v) > 1][:1]:
+            once = ",".join(dict.fromkeys(values))
+            exit_with(f"{override} has {repeated} twice, which is one run: write {key}={once}.")
 
 
 def _check_override(override: str, config: DictConfig) -> None:

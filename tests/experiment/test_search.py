@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.configuration import CONFIGS, register_recipes
-from qat.experiment.early_check import EarlyCheck
+from qat.experiment.early_check import EarlyCheck, _check_repetition
 from qat.experiment.folders import folder_of_one_run
 from qat.experiment.schema import check_configuration
 from qat.experiment.sweep.grid import Job
@@ -196,3 +197,21 @@ def test_the_sweep_file_of_wandb_drives_the_program_as_it_is() -> None:
     config: DictConfig = composed(*command[3:-1], *words)
     check_configuration(config)
     assert (config.policy.preset, config.optim.lr, config.seed) == ("w4a4", 0.1, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["seed=1,2", "seed=3"],
+            "seed=1,2 and seed=3 are of one key, and the last alone would count: write one of them.",
+        ),
+        (["seed=0,1,0"], "seed=0,1,0 has 0 twice, which is one run: write seed=0,1."),
+        (["seed=0,1", "policy=w4a4,w8a8", "progressive=[8,8]", "optim.lr=choice(1,1)"], ""),
+        (["seed=1", "seed=3"], ""),
+    ],
+)
+def test_a_sweep_lists_every_run_once(overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2") if said else nullcontext():
+        _check_repetition(overrides)
+    assert capsys.readouterr().err == (f"error: {said}\n" if said else "")
