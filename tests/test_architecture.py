@@ -36,8 +36,11 @@ FLOORS: list[set[str]] = [
     {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-TRAINING_ROOMS = ["lightning", "optimization", "checkpoint", "loggers", "comparison", "callbacks"]
-"""The rooms of qat/training: each may import those before it."""
+INNER_ROOMS = {
+    "training": ["lightning", "optimization", "checkpoint", "loggers", "comparison", "callbacks"],
+    "capture": ["graphs", "state", "canonical", "traced", "exported", "training"],
+}
+"""The rooms inside of a room: each may import those before it."""
 ROOMS_WITHOUT_QUANTIZATION = {"data", "models", "report"}
 ONLY = {  # package -> rooms that may know it
     "lightning": {"training", "experiment"},
@@ -87,12 +90,12 @@ def violations(room: str, source: str) -> list[str]:
     return found
 
 
-def training_violations(room: str, source: str) -> list[str]:
-    """What a file in the room `room` of qat/training imports from a later room."""
+def inner_violations(outer: str, room: str, source: str) -> list[str]:
+    """What a file in qat/`outer`/`room` imports from a later room of `outer`."""
     parts = [name.split(".") for name in imports(source)]
-    imported = {part[2] for part in parts if part[:2] == ["qat", "training"] and len(part) > 2}
-    later = TRAINING_ROOMS[TRAINING_ROOMS.index(room) + 1 :]
-    return [f"training/{room} imports training/{other}, which is above it" for other in later if other in imported]
+    imported = {part[2] for part in parts if part[:2] == ["qat", outer] and len(part) > 2}
+    later = INNER_ROOMS[outer][INNER_ROOMS[outer].index(room) + 1 :]
+    return [f"{outer}/{room} imports {outer}/{other}, which is above it" for other in later if other in imported]
 
 
 def room_of(path: Path) -> str:
@@ -113,12 +116,14 @@ def test_imports_only_go_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "training").rglob("*/*.py")), ids=lambda p: str(p.relative_to(ROOT / "training"))
+    "path",
+    sorted(path for outer in INNER_ROOMS for path in (ROOT / outer).rglob("*/*.py")),
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
-def test_imports_between_the_rooms_of_training_only_go_down(path: Path) -> None:
-    room = path.relative_to(ROOT / "training").parts[0]
-    assert room in TRAINING_ROOMS, f"training/{room} has no place: name it in this test and in qat/training/README.md"
-    assert training_violations(room, path.read_text(encoding="utf-8")) == []
+def test_imports_between_inner_rooms_only_go_down(path: Path) -> None:
+    outer, room = path.relative_to(ROOT).parts[:2]
+    assert room in INNER_ROOMS[outer], f"{outer}/{room} has no place: name it in this test and in qat/{outer}/README.md"
+    assert inner_violations(outer, room, path.read_text(encoding="utf-8")) == []
 
 
 def imported_files(sources: dict[str, str]) -> dict[str, set[str]]:
@@ -171,10 +176,10 @@ def test_this_test_finds_what_is_wrong(room: str, source: str, expected: str) ->
     "source", ["from qat.training.callbacks.report import Report", "from qat.training import callbacks"]
 )
 def test_this_test_finds_an_upward_import_inside_training(source: str) -> None:
-    assert training_violations("checkpoint", source) == [
+    assert inner_violations("training", "checkpoint", source) == [
         "training/checkpoint imports training/callbacks, which is above it"
     ]
-    assert training_violations("callbacks", source) == []
+    assert inner_violations("training", "callbacks", source) == []
 
 
 def test_this_test_lets_pass_what_is_right() -> None:

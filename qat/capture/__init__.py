@@ -1,13 +1,13 @@
 """From a module to one canonical graph, and back into the same module."""
 
-from qat.capture.arguments import argument_names, call_arguments, called_by_name
-from qat.capture.call_format import CallFormat
 from qat.capture.capture import Captured, can_be_captured, capture, needs_example_inputs
 from qat.capture.copying import copy_model
 from qat.capture.errors import CaptureError, StatefulError
-from qat.capture.export import is_plain
-from qat.capture.following import stop_following
-from qat.capture.in_place import make_out_of_place, works_in_place
+from qat.capture.exported.export import is_plain
+from qat.capture.exported.following import stop_following
+from qat.capture.graphs.arguments import argument_names, call_arguments, called_by_name
+from qat.capture.graphs.call_format import CallFormat
+from qat.capture.graphs.in_place import make_out_of_place, works_in_place
 from qat.capture.install import graph_inputs, implied_arguments, install, installed_graph, serves_call
 
 __all__ = [

@@ -10,27 +10,27 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
-from qat.capture.arguments import Arguments, call_arguments, take_all_arguments
-from qat.capture.around_forward import around_forward
-from qat.capture.attention import decompose_attention
-from qat.capture.call_format import CallFormat
-from qat.capture.canonical import batch_norms_of_modules, make_canonical
-from qat.capture.compiled import CompiledGraph
-from qat.capture.dropout_rates import WithoutDropout, rates_in_graph
+from qat.capture.canonical.attention import decompose_attention
+from qat.capture.canonical.canonical_form import batch_norms_of_modules, make_canonical
+from qat.capture.canonical.dropout_rates import WithoutDropout, rates_in_graph
+from qat.capture.canonical.products import has_products, products_as_layers, shapes_in_run, shapes_of_export
+from qat.capture.canonical.recurrent import recurrent_as_modules
 from qat.capture.errors import CaptureError, StatefulError
-from qat.capture.export import exported
-from qat.capture.following import follow_the_model
-from qat.capture.hidden import hiding_functions, hiding_modules
-from qat.capture.hooks import drop_traced_hooks, watched_hooks, without_traced_hooks
-from qat.capture.in_place import overwritten_and_read_again
-from qat.capture.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
+from qat.capture.exported.export import exported
+from qat.capture.exported.following import follow_the_model
+from qat.capture.graphs.arguments import Arguments, call_arguments, take_all_arguments
+from qat.capture.graphs.call_format import CallFormat
+from qat.capture.graphs.compiled import CompiledGraph
+from qat.capture.graphs.in_place import overwritten_and_read_again
 from qat.capture.install import install, installed_graph
-from qat.capture.only_in_training import add_only_in_training, drop_only_in_training, result_of
-from qat.capture.products import has_products, products_as_layers, shapes_in_run, shapes_of_export
-from qat.capture.recurrent import recurrent_as_modules
-from qat.capture.statistics import add_updates, updated_in_training
-from qat.capture.stored import remember
-from qat.capture.traces import Traces
+from qat.capture.state.stored import remember
+from qat.capture.traced.around_forward import around_forward
+from qat.capture.traced.hidden import hiding_functions, hiding_modules
+from qat.capture.traced.hooks import drop_traced_hooks, watched_hooks, without_traced_hooks
+from qat.capture.traced.traces import Traces
+from qat.capture.training.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
+from qat.capture.training.only_in_training import add_only_in_training, drop_only_in_training, result_of
+from qat.capture.training.statistics import add_updates, updated_in_training
 from qat.contexts import training_mode
 from qat.operations import is_label
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from qat.capture.arguments import call_arguments
-from qat.capture.call_format import CallFormat
-from qat.capture.compiled import CompiledGraph
-from qat.capture.only_in_training import has_only_in_training, result_of
+from qat.capture.graphs.arguments import call_arguments
+from qat.capture.graphs.call_format import CallFormat
+from qat.capture.graphs.compiled import CompiledGraph
+from qat.capture.training.only_in_training import has_only_in_training, result_of
 from qat.nn import with_class
 from qat.operations import without_labels
 

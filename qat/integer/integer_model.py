@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qat.capture.graph_record import NodeRecord, graph_of_record, record_graph
+from qat.capture.graphs.graph_record import NodeRecord, graph_of_record, record_graph
 from qat.integer.modules import IntegerModule
 from qat.torch_private import TreeSpec, tree_flatten, tree_map, tree_unflatten
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import qat
 from qat.capture import capture
-from qat.capture.compiled import CompiledGraph
+from qat.capture.graphs.compiled import CompiledGraph
 from qat.nn import is_quantized
 
 Product = Callable[[Tensor, Tensor], Tensor]

@@ -157,7 +157,7 @@ def _file(text: str, path: Path, target: Target, threads: int | None) -> Model:
 
 def _program(text: str, path: Path) -> Model:
     """A program of torch.export."""
-    from qat.capture.program import module_of_program
+    from qat.capture.exported.program import module_of_program
     from qat.torch_private import tree_leaves
 
     _check_file(path, "a file that torch.export.save wrote")

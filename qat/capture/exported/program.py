@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from qat.capture.aten import to_torch
-from qat.capture.export import is_plain
-from qat.capture.rewriting import owner_of
+from qat.capture.exported.aten import to_torch
+from qat.capture.exported.export import is_plain
+from qat.capture.graphs.rewriting import owner_of
 from qat.torch_private import tree_flatten, tree_unflatten
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qat.capture.dropout_rates import DropoutRates, attention_arguments
+from qat.capture.canonical.dropout_rates import DropoutRates, attention_arguments
 
 ADDED_DROPOUT = "attention_dropout_of_graph_"
 """The beginning of the names of dropout modules that are added."""

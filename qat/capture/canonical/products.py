@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qat.capture.equations import Factors, equation_of, factors_of
-from qat.capture.functional_call import functional_call
-from qat.capture.rewriting import erase_unused, lookup, parameter_nodes
+from qat.capture.canonical.equations import Factors, equation_of, factors_of
+from qat.capture.canonical.functional_call import functional_call
+from qat.capture.graphs.rewriting import erase_unused, lookup, parameter_nodes
 from qat.contexts import training_mode
 
 Shapes = Mapping[fx.Node, tuple[Any, ...]]

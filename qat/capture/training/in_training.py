@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat.capture.attributes import Attributes, NotInGraphError
-from qat.capture.dropout_rates import DropoutRates, RecordedRates
+from qat.capture.canonical.dropout_rates import DropoutRates, RecordedRates
+from qat.capture.state.attributes import Attributes, NotInGraphError
 from qat.contexts import quiet, same_attention, training_mode
 from qat.torch_private import own_buffers, tree_leaves
 

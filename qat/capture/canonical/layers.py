@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from qat.capture.functional_call import FunctionalCall, functional_call, template
-from qat.capture.rewriting import (
+from qat.capture.canonical.functional_call import FunctionalCall, functional_call, template
+from qat.capture.graphs.rewriting import (
     attribute_of,
     common_owner,
     erase_unused,

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from qat.capture.canonical import DROPOUTS
-from qat.capture.compiled import CompiledGraph
-from qat.capture.in_place import overwriting_buffers
-from qat.capture.traces import operations
+from qat.capture.canonical.canonical_form import DROPOUTS
+from qat.capture.graphs.compiled import CompiledGraph
+from qat.capture.graphs.in_place import overwriting_buffers
+from qat.capture.traced.traces import operations
 from qat.nn import SideEffect
 
 _COUNTER = "num_batches_tracked"

@@ -8,12 +8,12 @@ from functools import cached_property
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qat.capture.arguments import Arguments
-from qat.capture.attributes import Attributes, NotInGraphError
-from qat.capture.canonical import ADDED_DROPOUT, DROPOUTS
+from qat.capture.canonical.canonical_form import ADDED_DROPOUT, DROPOUTS
 from qat.capture.errors import CaptureError, StatefulError
-from qat.capture.stored import Stored
-from qat.capture.tracer import traced
+from qat.capture.graphs.arguments import Arguments
+from qat.capture.state.attributes import Attributes, NotInGraphError
+from qat.capture.state.stored import Stored
+from qat.capture.traced.tracer import traced
 
 
 class Traces:

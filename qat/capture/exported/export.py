@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from qat.capture.arguments import call_arguments, called_by_name, nest_inputs, take_all_arguments
-from qat.capture.aten import dropout_function, to_torch
-from qat.capture.attributes import Attributes
-from qat.capture.autograd_functions import functions_that_are_called
-from qat.capture.call_format import CallFormat
-from qat.capture.rewriting import erase_unused
+from qat.capture.exported.aten import dropout_function, to_torch
+from qat.capture.graphs.arguments import call_arguments, called_by_name, nest_inputs, take_all_arguments
+from qat.capture.graphs.call_format import CallFormat
+from qat.capture.graphs.rewriting import erase_unused
+from qat.capture.state.attributes import Attributes
+from qat.capture.traced.autograd_functions import functions_that_are_called
 from qat.contexts import quiet, training_mode
 from qat.operations import is_label, without_labels
 from qat.torch_private import (

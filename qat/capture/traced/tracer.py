@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qat.capture.arguments import Arguments, called_by_name, is_fixed_value, required_arguments
-from qat.capture.attributes import NotInGraphError
-from qat.capture.autograd_functions import functions_as_nodes
-from qat.capture.hooks import call_with_hooks
-from qat.capture.rewriting import erase_unused
+from qat.capture.graphs.arguments import Arguments, called_by_name, is_fixed_value, required_arguments
+from qat.capture.graphs.rewriting import erase_unused
+from qat.capture.state.attributes import NotInGraphError
+from qat.capture.traced.autograd_functions import functions_as_nodes
+from qat.capture.traced.hooks import call_with_hooks
 from qat.contexts import training_mode
 from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized
 from qat.quantizers import Quantizer

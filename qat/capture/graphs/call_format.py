@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qat.capture.arguments import Arguments
+from qat.capture.graphs.arguments import Arguments
 from qat.torch_private import TreeSpec, tree_flatten, tree_unflatten
 
 

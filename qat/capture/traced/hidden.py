@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from qat.capture.autograd_functions import Applied
+from qat.capture.traced.autograd_functions import Applied
 
 _HIDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _SHOWN = ("torch", "_operator", "operator", "builtins", "math")

@@ -9,9 +9,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
-from qat.capture.dropout_rates import DROPOUTS, DropoutRates
-from qat.capture.layers import layers_as_modules
-from qat.capture.rewriting import erase_unused, owner_of, replace_by_module
+from qat.capture.canonical.dropout_rates import DROPOUTS, DropoutRates
+from qat.capture.canonical.layers import layers_as_modules
+from qat.capture.graphs.rewriting import erase_unused, owner_of, replace_by_module
 from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized, recast
 from qat.nn.padding import padding_of_every_side
 from qat.torch_private import BatchNorm

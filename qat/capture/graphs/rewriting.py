@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qat.capture.compiled import CompiledGraph
+from qat.capture.graphs.compiled import CompiledGraph
 
 _PARAMETRIZATIONS = ".parametrizations."
 """In the names of the modules of torch.nn.utils.parametrize, which are called without arguments."""

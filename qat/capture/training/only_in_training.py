@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from qat.capture.compiled import CompiledGraph
-from qat.capture.in_place import make_out_of_place, overwritten_and_read_again, works_in_place
-from qat.capture.rewriting import owner_of
-from qat.capture.statistics import twins_of
-from qat.capture.stored import Stored, remember
+from qat.capture.graphs.compiled import CompiledGraph
+from qat.capture.graphs.in_place import make_out_of_place, overwritten_and_read_again, works_in_place
+from qat.capture.graphs.rewriting import owner_of
+from qat.capture.state.stored import Stored, remember
+from qat.capture.training.statistics import twins_of
 from qat.nn import SideEffect
 
 NAME = "only_in_training"

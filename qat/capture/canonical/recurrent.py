@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from qat.capture.rewriting import erase_unused, owner_of
+from qat.capture.graphs.rewriting import erase_unused, owner_of
 from qat.nn import matrices_of
 
 _LAYERS: dict[str, type[nn.RNNBase]] = {

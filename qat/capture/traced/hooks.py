@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
-from qat.capture.in_place import works_in_place
+from qat.capture.graphs.in_place import works_in_place
 from qat.torch_private import hooks_of, tensor_version, tree_leaves
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import fx, nn
 
-from qat.capture.snapshot import Snapshot, replace_contents
+from qat.capture.state.snapshot import Snapshot, replace_contents
 from qat.nn import SideEffect
 from qat.torch_private import tree_leaves, tree_map
 

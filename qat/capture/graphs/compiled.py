@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from qat.capture.graph_record import NodeRecord, graph_of_record, record_graph
+from qat.capture.graphs.graph_record import NodeRecord, graph_of_record, record_graph
 
 _number = itertools.count()
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from qat.capture.snapshot import Snapshot, replace_contents, same
-from qat.capture.stored import Marker, Stored, has_proxies, stored_value
+from qat.capture.state.snapshot import Snapshot, replace_contents, same
+from qat.capture.state.stored import Marker, Stored, has_proxies, stored_value
 from qat.torch_private import tree_leaves
 
 

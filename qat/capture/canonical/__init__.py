@@ -1,0 +1,1 @@
+"""The canonical form of a graph: products are layers, dropout follows training."""

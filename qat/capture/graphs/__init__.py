@@ -1,0 +1,1 @@
+"""Graphs as such: their inputs, their nodes, and the forward that runs them."""

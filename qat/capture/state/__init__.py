@@ -1,0 +1,1 @@
+"""What forward stores on its modules."""

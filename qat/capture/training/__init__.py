@@ -1,0 +1,1 @@
+"""What forward does in training alone."""
