@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qat.capture import CaptureError, capture, copy_model
-from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, owns_weight
+from qat.capture import CaptureError, capture, copy_model, training_graph
+from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, owns_weight, parameters_of_weight
 from qat.operations import Operations, Role, call_of, describe_graph
 from qat.operations.layers import Layer
 
@@ -68,14 +68,28 @@ class ChannelGroup:
 def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     """The channels that can be taken out of a float network, layer by layer, in the order in which they run.
 
+    What training alone computes counts, too: an auxiliary head that reads channels has them as inputs.
+
     Raises:
-        ValueError: torch.fx cannot trace the model.
+        ValueError: torch.fx cannot trace the model, in evaluation or in training.
     """
-    traced = copy_model(model)
+    evaluated, trained = copy_model(model), copy_model(model)
     try:
-        graph = capture(traced).graph
+        in_evaluation = _groups_of(model, evaluated, capture(evaluated).graph)
+        in_training = _groups_of(model, trained, training_graph(trained))
     except CaptureError as error:
         raise ValueError(f"channels cannot be taken out of {type(model).__name__}: {error}") from error
+    groups = []
+    for name, group in in_evaluation.items():
+        if (other := in_training.get(name)) is not None:
+            same = list(dict.fromkeys(group.same_channels + other.same_channels))
+            consumers = list(dict.fromkeys(group.consumers + other.consumers))
+            groups.append(ChannelGroup(name, group.channels, same, consumers))
+    return groups
+
+
+def _groups_of(model: nn.Module, traced: nn.Module, graph: fx.Graph) -> dict[str, ChannelGroup]:
+    """The groups of one graph, by producer. traced: the copy of `model` whose modules the graph names."""
     operations = describe_graph(traced, graph)
     calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
     groups = []
@@ -86,7 +100,7 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
             axis = ChannelAxis.LAST if isinstance(layer, nn.Linear) else ChannelAxis.MIDDLE
             if _follow(node, axis, traced, operations, group, calls) and group.consumers:
                 groups.append(group)
-    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # past their forward
+    read = _read_past_their_forward(traced, graph)
     own, owners = dict(model.named_modules()), Counter(map(id, _parameters_of_all(model)))
 
     def is_free(name: str) -> bool:
@@ -95,7 +109,15 @@ def channel_groups(model: nn.Module) -> list[ChannelGroup]:
             name not in read and tensors.keys() <= set(OF_OUTPUTS) and all(owners[id(p)] == 1 for p in tensors.values())
         )
 
-    return [g for g in groups if all(map(is_free, (g.producer, *g.same_channels, *g.consumers)))]
+    return {g.producer: g for g in groups if all(map(is_free, (g.producer, *g.same_channels, *g.consumers)))}
+
+
+def _read_past_their_forward(traced: nn.Module, graph: fx.Graph) -> set[str]:
+    """The modules whose tensors the graph reads itself, or a layer that borrows them."""
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    borrowing = [module for module in traced.modules() if "lender" in vars(module)]
+    lent = {id(p) for module in borrowing for p in (*parameters_of_weight(module), getattr(module, "bias", None))}
+    return read | {name.rpartition(".")[0] for name, p in traced.named_parameters() if id(p) in lent}
 
 
 def _parameters_of_all(model: nn.Module) -> list[nn.Parameter]:

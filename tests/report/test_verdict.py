@@ -210,10 +210,10 @@ def test_a_file_of_an_untrained_network_that_does_not_pass_says_why() -> None:
     untrained = verdict(
         [row("float", "float", 0.1), ptq(0.1), qat(0.1)], 1_000, dataclasses.replace(ACCURACY, chance=0.1)
     )
-    text = not_verified(untrained, found).text
+    text = not_verified(untrained, found.file, found.failure).text
     assert text.startswith("NOT VERIFIED, do not deploy model.unverified.onnx: ")
     assert "the float network was not trained: 10.00 %" in text
-    assert "not trained" not in not_verified(verdict([ptq(0.9), qat(0.9)], 1_000), found).text
+    assert "not trained" not in not_verified(verdict([ptq(0.9), qat(0.9)], 1_000), found.file, found.failure).text
 
 
 def test_an_infinite_value_is_not_called_nan() -> None:

@@ -190,3 +190,80 @@ class ReadBeside(nn.Module):
 )
 def test_channels_of_tensors_that_are_read_beside_their_layer_stay(reads: Callable[[nn.Module], Tensor]) -> None:
     assert not channel_groups(ReadBeside(reads))
+
+
+class OnlyInTraining(nn.Module):
+    """Reads the channels of `first` in training in a way of its own. kind: how."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.first, self.norm = kind, nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.second, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+        self.noise, self.auxiliary = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.training and self.kind == "noise":
+            x = x + 0.1 * torch.randn_like(x)  # no call behind it has the inputs of evaluation
+        y = F.relu(self.norm(self.first(x)))
+        if self.training and self.kind == "add":
+            y = y + self.noise(x)
+        z = self.head(F.dropout(F.relu(self.second(y)), 0.1, self.training).mean((2, 3)))
+        if self.training and self.kind in ("head", "noise"):
+            return z, self.auxiliary(y.mean((2, 3)))
+        if (self.training and self.kind == "weight") or self.kind == "weight, always":
+            return z, F.conv2d(x, self.first.weight)
+        return z
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [
+        ("head", {"first": (8, 5), "second": (8, 5)}),
+        ("noise", {"first": (8, 5), "second": (8, 5)}),
+        ("add", {"second": (8, 5)}),
+        ("weight", {"second": (8, 5)}),
+        ("weight, always", {"second": (8, 5)}),
+    ],
+)
+def test_what_training_alone_reads_counts(kind: str, lost: dict[str, tuple[int, int]]) -> None:
+    """Oracle: the whole network with zero inputs of what reads the channels, in training."""
+    whole, small = OnlyInTraining(kind), OnlyInTraining(kind)
+    assert remove_channels(small, 0.4) == lost
+    if "first" in lost:
+        left = [bool((small.first.weight == one).all((1, 2, 3)).any()) for one in whole.first.weight]
+        with torch.no_grad():
+            whole.second.weight[:, [not stays for stays in left]] = 0
+            whole.auxiliary.weight[:, [not stays for stays in left]] = 0
+    results = []
+    for network in (whole, small):
+        torch.manual_seed(1)
+        results.append(network.train()(torch.ones(4, 3, 8, 8).cumsum(3)))
+    if "first" in lost:  # the main head has another dropout: it drops other channels
+        torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-5)
+    small.eval()(torch.zeros(1, 3, 8, 8))
+
+
+def test_a_network_that_cannot_be_traced_in_training_is_refused() -> None:
+    class Branching(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y * 0 if self.training and y.sum() > 0 else y
+
+    with pytest.raises(ValueError, match=r"channels cannot be taken out of Branching: .*in training"):
+        remove_channels(Branching(), 0.4)
+
+
+def test_blocks_that_training_skips_at_random_are_the_same_in_every_call() -> None:
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.head = nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training or float(torch.rand(1)) < 0.5:
+                x = x + self.down(F.relu(self.up(x)))
+            return self.head(x)
+
+    model = Skipping()
+    assert len({str(channel_groups(model)) for _ in range(8)}) == 1

@@ -8,7 +8,7 @@ from qat.report.judgement.differences import Comparison, difference_of
 from qat.report.judgement.no_verdict import diverged_training, untrained_float
 from qat.report.judgement.paired import LEVEL, PairedDifference
 from qat.report.results.metric import ACCURACY, MetricInfo
-from qat.report.results.schema import Outcome, Row, Verdict, VerificationResult
+from qat.report.results.schema import Outcome, Row, Verdict
 from qat.report.text_of_numbers import format_size
 
 NEAREST_TO_ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
@@ -178,13 +178,12 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{seconds / 60:.1f} minutes"
 
 
-def not_verified(found: Verdict, verification: VerificationResult) -> Verdict:
-    """The verdict of a run whose file is not what was trained: whatever its accuracy, it may not be deployed."""
-    why = verification.alarm or (
-        f"{verification.code_mismatches:,} of {verification.codes_compared:,} codes and stored numbers differ from the "
-        "integer model"
-    )
-    text = f"NOT VERIFIED, do not deploy {verification.file or 'the file'}: {why.rstrip('.')}."
+def not_verified(found: Verdict, what: str, why: str) -> Verdict:
+    """The verdict of a run whose file is not what was trained: whatever its accuracy, it may not be deployed.
+
+    what: the file. why: a sentence.
+    """
+    text = f"NOT VERIFIED, do not deploy {what or 'the file'}: {why.rstrip('.')}."
     if found.outcome == "float_untrained":  # then this is why
         text += f" {found.text}"
     return replace(found, outcome="not_verified", text=text)

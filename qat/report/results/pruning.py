@@ -46,7 +46,24 @@ class PruningResult(Record):
     @property
     def proven(self) -> bool:
         """Whether every pruned weight is zero in the integers, and no group breaks the pattern."""
-        return all(layer.masked_not_zero == 0 and not layer.violations for layer in self.layers)
+        return not self.failure
+
+    @property
+    def failure(self) -> str:
+        """Why the integers are not pruned as they were to be, in one sentence; "" if they are."""
+        if wrong := [layer for layer in self.layers if layer.masked_not_zero]:
+            codes, masked = (sum(getattr(layer, name) for layer in wrong) for name in ("masked_not_zero", "masked"))
+            return (
+                f"{codes:,} of {masked:,} pruned weights of {', '.join(layer.layer for layer in wrong)} are not zero in the "
+                "integer model, so something changed them after they were pruned: let no other callback write weights."
+            )
+        if broken := [layer for layer in self.layers if layer.violations]:
+            groups = sum(layer.violations or 0 for layer in broken)
+            return (
+                f"{groups:,} groups of {', '.join(layer.layer for layer in broken)} break the pattern {self.pattern} in the "
+                "integer model, so something changed them after they were pruned: let no other callback write weights."
+            )
+        return ""
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,14 @@ class VerificationResult(Record):
     @property
     def exact(self) -> bool:
         """Whether something was compared, nothing differs but ties of float sums, and it is what was trained."""
-        clean = self.code_mismatches == 0 and self.not_a_number == 0 and not self.alarm
-        return self.codes_compared > 0 and clean
+        return not self.failure
+
+    @property
+    def failure(self) -> str:
+        """Why the file is not what was trained, in a sentence; "" if it is."""
+        clean = self.code_mismatches == 0 and self.not_a_number == 0 and self.codes_compared > 0
+        differ = f"{self.code_mismatches:,} of {self.codes_compared:,} codes and stored numbers differ from the integer model"
+        return self.alarm or ("" if clean else f"{differ}.")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from qat.export import TARGETS
 from qat.export.targets import target_named
 from qat.export.verification import unverified_path
 from qat.integer import convert
+from qat.training.callbacks.pruning import Pruning
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison.artefact import Artefact, positional_test_inputs, write_artefact
@@ -45,7 +46,8 @@ class ExportONNX(L.Callback):
         ValueError: there is no such target, or two files have one name; or, when the fit begins, there are no test data, the
             network has no ONNX form, or a target cannot run the policy.
         ImportError: when the fit begins: the runtime of a target is not installed.
-        VerificationError: the file differs from the integer model, or that from what was trained (when the fit ends).
+        VerificationError: the file differs from the integer model, or that from what was trained, or weights that `Pruning`
+            pruned are not zero in it (when the fit ends).
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class ExportONNX(L.Callback):
                 find_callback(trainer, PTQBaselines),
             )
             outside = ptq.outside_networks if ptq is not None else {}
+            pruning = find_callback(trainer, Pruning)
             self.artefact = write_artefact(
                 best_model(trainer, qat.network_of(pl_module), qat.network_name or "", qat.staged).network,
                 self._test_inputs(trainer, pl_module),
@@ -141,6 +144,7 @@ class ExportONNX(L.Callback):
                 self.float_path,
                 other_files={name: network.path for name, network in outside.items()},
                 targets=self.targets,
+                failure=(lambda integer: "") if pruning is None else (lambda integer: pruning.report(integer).failure),
             )
         return self.artefact
 

@@ -17,7 +17,6 @@ from qat.report import (
     Data,
     Results,
     Verdict,
-    not_verified,
     print_sites,
     verdict,
 )
@@ -28,7 +27,7 @@ from qat.training.callbacks.oscillation_control import OscillationControl
 from qat.training.callbacks.pruning import Pruning
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.callbacks.report_entries import early_entries, entries_of_fit, timings_of_fit, verify_ptq
+from qat.training.callbacks.report_entries import early_entries, entries_of_fit, timings_of_fit, verify_ptq, with_faults
 from qat.training.callbacks.report_files import measure_and_write
 from qat.training.comparison import row_names
 from qat.training.comparison.batch_parts import batch_targets
@@ -200,9 +199,8 @@ class Report(FitReport):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.results = measure_and_write(trainer, self.folder, partial(self._measure, trainer, pl_module))
-        for found in self.results.verifications:
-            if not found.exact:
-                raise VerificationError(not_verified(self.results.verdict, found).text)
+        if self.results.verdict.outcome == "not_verified":
+            raise VerificationError(self.results.verdict.text)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Report what was measured before a training that diverged."""
@@ -236,16 +234,15 @@ class Report(FitReport):
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Results:
         qat = require_callback(trainer, QuantizationAwareTraining, self)
         network_name = qat.network_name or ""
-        export, oscillations = find_callback(trainer, ExportONNX), find_callback(trainer, OscillationControl)
-        pruning = find_callback(trainer, Pruning)
+        export, pruning = find_callback(trainer, ExportONNX), find_callback(trainer, Pruning)
+        oscillations = find_callback(trainer, OscillationControl)
         artefact = export.export(trainer, pl_module) if export is not None else None
+        assert self._measurements is not None
         start = time.perf_counter()
         best = best_model(trainer, qat.network_of(pl_module), network_name, qat.staged)
-        assert self._measurements is not None
         seconds = qat.calibration_seconds + self.history.seconds
         entries = entries_of_fit(trainer, qat, self.step0, best.network, artefact, seconds, self.other_runs)
         measured = self._measurements.measure(entries)
-        metric = self._measurements.metric
         evaluations = {entry.name: evaluation for entry, evaluation in measured}
         notes = note_step0(qat.policy, evaluations) | note_precision(
             trainer,
@@ -253,10 +250,10 @@ class Report(FitReport):
             network_name,
             best.network,
             evaluations[row_names.FAKE_QUANT],
-            metric,
+            self._measurements.metric,
             self.dataloaders,
         )
-        info = metric_info(metric, measured)
+        info = metric_info(self._measurements.metric, measured)
         has_classes = evaluations[row_names.FAKE_QUANT].labels is not None or info.percent
         data = self.data or self._describe_data(trainer, pl_module, has_classes)
         rows = report_rows(measured, info, self.extras, notes)
@@ -264,7 +261,10 @@ class Report(FitReport):
         verifications = describe_verifications(artefact) if artefact is not None else []
         exploded = divergence(best.network, qat.original_network or qat.float_network)
         found = verdict(rows, data.test, info, data.samples, partial(compare_rows, measured), exploded)
-        found = next((not_verified(found, v) for v in verifications if not v.exact), found)
+        zeros = (
+            None if pruning is None else pruning.report(entries[-1].network if artefact is None else artefact.integer)
+        )
+        found = with_faults(found, verifications, zeros)
         return Results(
             **self._names(trainer, pl_module),
             data=data,
@@ -280,9 +280,7 @@ class Report(FitReport):
             oscillations=oscillations.report if oscillations is not None else None,
             allocation=None if self.allocation is None else self.allocation.record,
             other_runs=compare_with_others(measured, info),
-            pruning=None
-            if pruning is None
-            else pruning.report(entries[-1].network if artefact is None else artefact.integer),
+            pruning=zeros,
             files=[] if artefact is None else file_sizes([artefact.float_path, artefact.path], artefact.integer),
             tensors=tensor_details(best.network, self.recorder.samples),
             trajectories=self.recorder.summary(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import lightning as L
 from torch import nn
 
 from qat.export.file_network import FileNetwork, ReturnsAs
-from qat.report import Verdict, VerificationResult
+from qat.report import Verdict, VerificationResult, not_verified
+from qat.report.results.pruning import PruningResult
 from qat.training.callbacks.export_onnx import ExportONNX
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
@@ -88,3 +89,9 @@ def verify_ptq(trainer: L.Trainer, pl_module: L.LightningModule, found: Verdict)
     if ptq is None or export is None or found.ptq is None or found.outcome not in ("no_difference", "qat_lost"):
         return None
     return describe_verifications(export.export_ptq(trainer, pl_module, ptq.networks[found.ptq]))[0]
+
+
+def with_faults(found: Verdict, verifications: Sequence[VerificationResult], zeros: PruningResult | None) -> Verdict:
+    """The verdict, unless a file is not what was trained, or weights that were pruned are not zero."""
+    faults = [(v.file, v.failure) for v in verifications] + ([("this network", zeros.failure)] if zeros else [])
+    return next((not_verified(found, what, why) for what, why in faults if why), found)

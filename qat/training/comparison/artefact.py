@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from qat.export import (
     export_float_onnx,
     latency,
 )
+from qat.export.onnx.proof import record_verification
 from qat.export.onnx.runtime import operator_shares
 from qat.export.onnx.saturation import EXACT
 from qat.export.verification import unverified_path
@@ -94,10 +96,12 @@ def write_verified(
     path: Path,
     target: Target = TARGETS[0],
     diverged: str = "",
+    unproven: str = "",
 ) -> tuple[Path, Verification, dict[str, float]]:
     """Write a file under the name `unverified_path`, verify it, and rename it to `path` if it passed.
 
-    diverged: a sentence, if the training did; it is the reason then why a file does not pass.
+    diverged: a sentence, if the training did; it is the reason then why a file does not pass. unproven: a sentence, if the
+    integer model itself is not what was to be trained; no file of it passes.
 
     Returns:
         Where the file is, what was found, and the durations of "export" and "verification".
@@ -108,6 +112,10 @@ def write_verified(
     written = time.perf_counter()
     verification = target.verify(unverified, integer, test_inputs(), prepared)
     seconds = {"export": written - start, "verification": time.perf_counter() - written}
+    if verification.passed and unproven:
+        verification.alarm = unproven
+        if target.runs_in == TARGETS[0].runs_in:
+            record_verification(unverified, verification)
     if not verification.passed:
         verification.alarm = diverged or verification.alarm
         return unverified, verification, seconds
@@ -124,6 +132,7 @@ def write_artefact(
     other_files: Mapping[str, str] | None = None,
     time_it: bool = True,
     targets: Mapping[Target, Path] | None = None,
+    failure: Callable[[nn.Module], str] = lambda integer: "",
 ) -> Artefact:
     """Convert a prepared network to integers, write the ONNX file, verify it, and measure the latency.
 
@@ -139,6 +148,7 @@ def write_artefact(
         other_files: further ONNX files whose latency is measured, by name.
         time_it: whether to measure latencies at all.
         targets: further targets, and where to write their files.
+        failure: a sentence, if the integer model is not what was to be trained: then no file passes.
 
     Raises:
         ValueError: the network cannot be converted, written or run; if its training diverged, the message says so.
@@ -146,7 +156,8 @@ def write_artefact(
     diverged = divergence(prepared, float_network)
     try:
         integer = convert(prepared)
-        path, verification, seconds = write_verified(prepared, integer, test_inputs, path, diverged=diverged)
+        write = partial(write_verified, prepared, integer, test_inputs, diverged=diverged, unproven=failure(integer))
+        path, verification, seconds = write(path)
     except ValueError as error:
         if not diverged:
             raise
@@ -159,22 +170,26 @@ def write_artefact(
     elif float_path is not None:
         export_float_onnx(float_network, example, float_path)
         files = {"float": float_path, **files}
-    timed = files | dict(other_files or {})
-    latency_ms: dict[str, dict[int, float]] = {}
-    shares: dict[str, float] = {}
-    if time_it:
-        threads = torch.get_num_threads()  # as many as the report says
-        latency_ms = latency(timed, example, batch_sizes=LATENCY_BATCH_SIZES, threads=threads)
-        shares = operator_shares(path, example, LATENCY_BATCH_SIZES[-1], threads=threads)
+    files |= dict(other_files or {})
+    latency_ms, shares = _timed(files, path, example) if time_it else ({}, {})
     seconds["latency"] = time.perf_counter() - start
     artefact = Artefact(path, integer, verification, float_path, latency_ms, seconds, latency_shares=shares)
     for target, of_target in (targets or {}).items():
-        written, verification, took = write_verified(prepared, integer, test_inputs, of_target, target, diverged)
+        written, verification, took = write(of_target, target)
         artefact.targets.append(TargetFile(target, written, verification))
         for stage in took:
             seconds[stage] += took[stage]
     _log_verification(artefact)
     return artefact
+
+
+def _timed(
+    files: Mapping[str, str | Path], quantized: Path, example: tuple[Tensor, ...]
+) -> tuple[dict[str, dict[int, float]], dict[str, float]]:
+    """The latency of each file, and where the time of the quantized one goes."""
+    threads = torch.get_num_threads()  # as many as the report says
+    times = latency(files, example, batch_sizes=LATENCY_BATCH_SIZES, threads=threads)
+    return times, operator_shares(quantized, example, LATENCY_BATCH_SIZES[-1], threads=threads)
 
 
 def _log_verification(artefact: Artefact) -> None:

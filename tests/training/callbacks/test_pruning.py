@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -346,3 +347,27 @@ def test_the_last_batch_decides_whether_a_fit_is_too_short(tmp_path: Path) -> No
     assert int((module.net.conv2.weight == 0).sum()) == 108
     with pytest.raises(ValueError, match="its last batch begins at 0%"):
         trainer(tmp_path, Pruning(0.5), quantization()).fit(Classifier(), DataLoader(Stream(), 16))
+
+
+class BringsBack(L.Callback):
+    """Writes one pruned weight when the fit has ended."""
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        weight = module.net.conv2.weight.data
+        weight[tuple((weight == 0).nonzero()[0])] = weight.abs().max()
+
+
+@pytest.mark.parametrize("others", ["file", "file and report", "report"])
+def test_zeros_that_are_not_proven_end_like_a_file_that_is_not_verified(others: str, tmp_path: Path) -> None:
+    callbacks: list[Any] = [Pruning(0.5, every=1), BringsBack(), quantization()]
+    callbacks += [ExportONNX(tmp_path / "model.onnx")] if "file" in others else []
+    callbacks += [Report(folder=tmp_path, metric="test/top1")] if "report" in others else []
+    message = r"^NOT VERIFIED, do not deploy .*: 1 of 108 pruned weights of conv2 are not zero in the integer model"
+    with pytest.raises(qat.export.VerificationError, match=message):
+        trainer(tmp_path, *callbacks).fit(Classifier(), datamodule=Data())
+    written = {path.name for path in tmp_path.rglob("*.onnx")}
+    assert written == ({"model.unverified.onnx"} if "file" in others else set())
+    if "file" in others:
+        assert not qat.verify(tmp_path / "model.unverified.onnx").passed
+    if "report" in others:
+        assert json.loads((tmp_path / "results.json").read_text())["verdict"]["outcome"] == "not_verified"

@@ -82,3 +82,52 @@ def test_a_layer_that_is_called_twice_counts_once() -> None:
     qat.calibrate(prepared, [x])
     found = zeros_of_layers(qat.convert(prepared), {}, None)
     assert sum(layer.weights for layer in found) == 4 * 6 + 6 * 6
+
+
+class Inside(nn.Module):
+    """One layer under a name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule(self.name)(x).relu()
+
+
+class OneName(nn.Module):
+    """Layers that have the same name in a graph, one of them called twice. branches: on values, so that there is no graph."""
+
+    def __init__(self, branches: bool) -> None:
+        super().__init__()
+        self.branches = branches
+        self.a, self.a_b, self.twice, self.x = Inside("b_c"), Inside("c"), nn.Linear(4, 4), Inside("layer")
+        self.twice_2, self.both = nn.Linear(4, 4), nn.Bilinear(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.branches and x.sum() > 1e9:
+            x = -x
+        x = self.x(self.twice_2(self.twice(self.twice(self.a_b(self.a(x))).relu()).relu()))
+        return self.both(x, x)
+
+
+@pytest.mark.parametrize(("policy", "branches"), [("w8a8", False), ("w8_dynamic", False), ("w4", False), ("w4", True)])
+def test_masks_of_layers_with_one_name_are_each_held_against_their_own(policy: str, branches: bool) -> None:
+    """Oracle: one pruned weight after the other is brought back, and is one code that is not zero."""
+    torch.manual_seed(0)
+    model, x = OneName(branches), torch.randn(8, 4)
+    names = ["a.b_c", "a_b.c", "twice", "twice_2", "x.layer", "both.weight"]
+    weights = {name: model.get_parameter(name.removesuffix(".weight") + ".weight") for name in names}
+    masks = {name: torch.rand(weight.shape) < 0.5 for name, weight in weights.items()}
+    for brought_back in ["", *names]:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.uniform_(0.5, 1.0).mul_(masks[name])
+            if brought_back:
+                weights[brought_back][tuple((~masks[brought_back]).nonzero()[0])] = 1.0
+        prepared = qat.prepare(model, policy, x)
+        qat.calibrate(prepared, [x])
+        found = zeros_of_layers(qat.convert(prepared), masks, None)
+        assert sum(zeros.masked for zeros in found) == sum(int((~mask).sum()) for mask in masks.values())
+        assert sum(zeros.masked_not_zero for zeros in found) == bool(brought_back), brought_back
