@@ -94,3 +94,18 @@ def test_the_prepared_network_keeps_what_the_float_network_keeps(name: str) -> N
     expected = _kept(model, x)
     assert type(prepared.kept) is type(model.kept)
     torch.testing.assert_close(found, expected)
+
+
+class AttentionBesideLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.lstm = nn.MultiheadAttention(8, 2, batch_first=True), nn.LSTM(8, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(self.attention(x, x, x, need_weights=False)[0])[0]
+
+
+def test_lists_that_torch_export_builds_again_are_no_change() -> None:
+    prepared = qat.prepare(AttentionBesideLSTM(), "w8a8", torch.randn(2, 3, 8))
+    assert record_of(prepared).way == "torch.export"
+    assert prepared.get_submodule("attention.out_proj").weight_quantizer is not None

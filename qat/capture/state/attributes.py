@@ -132,7 +132,7 @@ def _is_cache(before: Snapshot, value: Any) -> bool:
 def _counts(before: Snapshot, value: Any) -> bool:
     """Whether forward changes this attribute in every call, as a counter or a growing list; a cache is filled only once."""
     if isinstance(value, list | deque | set):
-        return not before.is_now(value)
+        return not before.is_now(value, identical=False)
     if isinstance(value, dict):
         contents = before.contents()
         kept = dict(zip(contents[::2], contents[1::2], strict=True))

@@ -14,15 +14,18 @@ class Snapshot:
         self.value = value
         self.parts = None if contents is None else [Snapshot(part, (*around, id(value))) for part in contents]
 
-    def is_now(self, value: Any) -> bool:
-        """Whether an attribute that has this value now is as it was."""
+    def is_now(self, value: Any, identical: bool = True) -> bool:
+        """Whether an attribute that has this value now is as it was.
+
+        identical: whether lists, dicts, sets and deques must be the same objects, too. torch.export rebuilds those of an LSTM.
+        """
         if self.parts is None or type(value) is not type(self.value):
             return same(value, self.value)
-        if value is not self.value and not isinstance(value, tuple):
+        if identical and value is not self.value and not isinstance(value, tuple):
             return False
         contents = contents_of(value) or []
         return len(contents) == len(self.parts) and all(
-            part.is_now(now) for part, now in zip(self.parts, contents, strict=True)
+            part.is_now(now, identical) for part, now in zip(self.parts, contents, strict=True)
         )
 
     def grows(self, value: Any) -> bool:

@@ -253,7 +253,8 @@ class TwoHeads(Classifier):
 @pytest.mark.slow
 def test_files_return_what_the_module_reads_by_name(tmp_path: Path) -> None:
     report = Report(tmp_path)
-    callbacks = [QuantizationAwareTraining("w8a8", calibration_images=64), report, ExportONNX(tmp_path / "model.onnx")]
+    quantization = QuantizationAwareTraining("w8a8", calibration_images=64, quantizer_lr_ratio=1e-3)
+    callbacks = [quantization, report, ExportONNX(tmp_path / "model.onnx")]
     trainer(tmp_path, *callbacks).fit(TwoHeads(), datamodule=Strange())
     assert report.results is not None
     rows = {row.kind: row for row in report.results.rows}
