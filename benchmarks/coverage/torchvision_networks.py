@@ -18,7 +18,7 @@ LARGE = ("vgg11", "vgg16_bn")
 """Larger ones, whose family has no smaller one."""
 SIZES = {"inception_v3": 299, "maxvit_t": 224, "vit_b_16": 224, "vit_b_32": 224, "swin_v2": 128}
 """Pixels per side, by the beginning of the name, where 64 is not enough."""
-VIDEO = {"mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224), "swin3d_t": (8, 64), "s3d": (16, 64)}
+VIDEO = {"mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224), "swin3d_t": (8, 64), "s3d": (16, 224)}
 """Frames and pixels per side; 8 frames of 64 pixels otherwise."""
 VIDEOS = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s", "swin3d_t")
 SEGMENTATIONS = (

@@ -1,4 +1,4 @@
-"""A copy of a model, also of one that keeps results of its last forward."""
+"""A copy of a model, also of one that keeps results of its last forward, or what cannot be copied."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def copy_model(model: Model, share_parameters: bool = False) -> Model:
     """A deep copy, of all but the parameters if these are shared. Tensors with a history (a weight under weight_norm or a mask,
-    a stored loss), which torch refuses to copy, become tensors without one: each forward computes them anew.
+    a stored loss), which torch refuses to copy, become tensors without one: each forward computes them anew. What else cannot
+    be copied (a lock, a function of `torch.jit.script`, an open file) belongs to both.
 
     Raises:
-        ValueError: its parameters are split among processes (`fully_shard`, FSDP, tensor parallelism).
+        ValueError: its parameters are split among processes (`fully_shard`, FSDP, tensor parallelism), or a module of it has no
+            copy.
     """
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "placements"):  # a DTensor, which torch.distributed need not be imported to know
@@ -31,7 +33,30 @@ def copy_model(model: Model, share_parameters: bool = False) -> Model:
             for leaf in _leaves(value):
                 if isinstance(leaf, Tensor) and not leaf.is_leaf:
                     memo[id(leaf)] = leaf.detach().clone()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except Exception:  # whatever an attribute says that has no copy
+        memo |= {id(value): value for value in _without_a_copy(model, memo)}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{type(model).__name__} cannot be copied ({said}): let copy.deepcopy(model) work, with a __deepcopy__ of its own "
+            "or without what has no copy."
+        ) from error
+
+
+def _without_a_copy(model: nn.Module, memo: dict[int, object]) -> list[Any]:
+    """The values in attributes that cannot be copied."""
+    found = []
+    for leaf in (leaf for module in model.modules() for value in vars(module).values() for leaf in _leaves(value)):
+        if not isinstance(leaf, nn.Module | Tensor):
+            try:
+                copy.deepcopy(leaf, dict(memo))
+            except Exception:  # whatever it says
+                found.append(leaf)
+    return found
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from qat.nn import (
 )
 from qat.quantizers import Quantizer, ScaledFloat
 from qat.quantizers.codebook import Codebook
-from qat.transform.integer_share import IntegerShare, integer_share
+from qat.transform.integer_share import IntegerShare, integer_share, parameters_of_artefact
 from qat.transform.record import LAYERS, PreparedRecord, record_of
 
 
@@ -123,14 +123,14 @@ def weights_in_float(model: nn.Module, named: int = 3) -> list[str]:
     layers = [module for module in model.modules() if is_layer(module) or is_quantized(module)]
     in_table = {id(parameter) for layer in layers for parameter in parameters_of_weight(layer)}
     in_table |= {id(weight) for module in model.modules() for _, weight, _ in quantized_weights(module)}
-    found = {
-        name: parameter.numel()
-        for name, parameter in model.named_parameters()
-        if parameter.ndim > 1 and id(parameter) not in in_table and "quantizer" not in name
+    in_artefact = parameters_of_artefact(model)
+    matrices = {
+        n: p for n, p in model.named_parameters() if p.ndim > 1 and "quantizer" not in n and id(p) in in_artefact
     }
+    found = {name: parameter.numel() for name, parameter in matrices.items() if id(parameter) not in in_table}
     if not found:
         return []
-    share = sum(found.values()) / sum(p.numel() for p in model.parameters() if p.ndim > 1)
+    share = sum(found.values()) / sum(p.numel() for p in matrices.values())
     largest = sorted(found, key=lambda name: -found[name])
     more = f" and {len(found) - named} more" if len(found) > named else ""
     return [f"weights of other layers stay in float, {share:.0%} of all: {', '.join(largest[:named])}{more}."]

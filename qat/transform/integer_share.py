@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from qat.capture import installed_graph
 from qat.granularity import PerGroup
-from qat.nn import as_quantized, is_quantized, parameters_of_weight, quantized_weights
+from qat.nn import as_quantized, is_layer, is_quantized, parameters_of_weight, quantized_weights
 from qat.operations import (
     Layer,
     MatMul,
@@ -18,6 +18,7 @@ from qat.operations import (
     describe_graph,
     is_computed_on_codes,
     tensors_with_codes,
+    without_labels,
 )
 from qat.quantizers import ScaledFloat
 from qat.transform.policy import Policy
@@ -71,8 +72,25 @@ def multiply_adds_in_float(model: nn.Module, record: PreparedRecord) -> dict[str
     return _in_float(model, installed[0], record)
 
 
+def parameters_of_artefact(model: nn.Module) -> set[int]:
+    """The ids of the parameters that an artefact is made of: without those of heads that only training runs, of losses of
+    labels, and of layers that forward does not call."""
+    installed = installed_graph(model)
+    if installed is None:
+        return {id(p) for p in model.parameters()}
+    graph, found = without_labels(installed[0]) or installed[0], dict(model.named_parameters(remove_duplicate=False))
+    read = [found[str(n.target)] for n in graph.nodes if n.op == "get_attr" and n.target in found]
+    for module in (model.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"):
+        read += module.parameters()
+        for part in module.modules():
+            if is_layer(part) or is_quantized(part):
+                read += parameters_of_weight(part)  # which a layer may borrow
+    return {id(p) for p in read}
+
+
 def _share_of_weights(model: nn.Module) -> float:
     """Tied and borrowed weights count once."""
+    in_artefact = parameters_of_artefact(model)
     stored = {
         id(parameter): parameter.numel()
         for module in model.modules()
@@ -80,7 +98,8 @@ def _share_of_weights(model: nn.Module) -> float:
         for parameter in (parameters_of_weight(module) if is_quantized(module) else [weight])
         if parameter.ndim > 1
     }
-    total = {id(p): p.numel() for name, p in model.named_parameters() if p.ndim > 1 and "quantizer" not in name}
+    matrices = [p for name, p in model.named_parameters() if p.ndim > 1 and "quantizer" not in name]
+    total = {id(p): p.numel() for p in matrices if id(p) in in_artefact}
     return sum(n for key, n in stored.items() if key in total) / sum(total.values()) if total else 0.0
 
 

@@ -28,6 +28,7 @@ from qat.operations import CHECKS, call_of
 from qat.quantizers import Mode, Quantizer
 from qat.structure import describe_architecture
 from qat.torch_private import tree_leaves
+from qat.transform.check_model import check_model
 from qat.transform.example import Example, LazyExample, arguments_of, describe_example
 from qat.transform.inspect import weights_in_float
 from qat.transform.labels import check_labels, sentences_on_labels
@@ -64,16 +65,16 @@ def prepare(
             leave it changed in part.
 
     Raises:
-        ValueError: a rule matches no layer, nothing can be quantized, the target cannot run a rule, the model cannot run on the
-            example inputs, or the copy computes something else.
+        ValueError: the model is compiled, scripted or has weights without a size, a rule matches no layer, nothing can be
+            quantized, the target cannot run a rule, the model cannot run on the example inputs, or the copy computes something
+            else.
     """
     if not isinstance(example_inputs, Tensor | tuple | dict | None):
         raise ValueError(
             f"example_inputs is {type_of(example_inputs)}: write a tensor, a tuple of forward's arguments in order, or "
             "a dict of keyword arguments."
         )
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model={model!r} is not a torch.nn.Module: write the network itself, as MyNetwork().")
+    check_model(model)
     given = load_policy(policy) if target is None else load_policy(policy, target=target)
     copied = copy_model(model, share_parameters=inplace)
     original, prepared = (copied, model) if inplace else (model, copied)
@@ -94,6 +95,7 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
         Whether the copy computes to the bit, with quantizers off, what the float model computes.
     """
     exact = True
+    check_model(model)
     if is_prepared(model):
         record = record_of(model)
         if record is not None and record.policy != policy:

@@ -128,6 +128,9 @@ def test_auxiliary_heads_train_beside_the_quantized_trunk_and_no_file_has_them(t
     assert (
         qat.inspect(prepared).notes[0] == "auxiliary.0, auxiliary.1: run in training alone, in float; no file has them."
     )
+    share = qat.inspect(prepared).share
+    assert share is not None
+    assert share.weights == 1.0
     prepared.train()(x)[1].sum().backward()
     assert prepared.first[0].weight.grad is not None  # type: ignore[union-attr,index]
     integer = qat.convert(prepared.eval())

@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 import qat
+from qat.export.onnx import example_inputs
 from qat.export.onnx.proof import renamed_sites
 from qat.export.onnx.runtime import session
 
@@ -132,6 +134,35 @@ class Resized(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.last(F.interpolate(F.relu(self.first(x)), scale_factor=2, mode="bilinear"))
         return x, x.mean((2, 3), keepdim=True).squeeze()
+
+
+class OverPositions(nn.Module):
+    """Attention over all positions of an image: the product of two free sizes is an axis, and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        n, c, height, width = x.shape
+        rows = x.flatten(2).transpose(1, 2)
+        products = rows @ rows.transpose(1, 2) / (height * width)
+        return (products.softmax(-1) @ rows).transpose(1, 2).reshape(n, c, height, width)
+
+
+def test_the_product_of_two_free_sizes_is_free(tmp_path: Path) -> None:
+    example = torch.randn(2, 3, 6, 6)
+    integer = written(OverPositions(), (example,), tmp_path / "m.onnx", dynamic={"x": (0, 2, 3)})
+    for other in (example, torch.randn(3, 3, 4, 7)):
+        found = torch.as_tensor(run(tmp_path / "m.onnx", x=other)["output"])
+        assert_close(found, integer(other).detach(), rtol=0, atol=0.02)
+
+
+def test_a_file_for_the_sizes_of_two_trials_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example_inputs, "OTHER_SIZES", ((2, 3, 1), (3, 2, 1)))  # their product is the same
+    with pytest.raises(ValueError, match="ONNX Runtime cannot run the file with other sizes of its free axes"):
+        written(OverPositions(), (torch.randn(2, 3, 6, 6),), tmp_path / "m.onnx", dynamic={"x": (0, 2, 3)})
 
 
 def test_free_height_and_width_and_an_example_of_one_sample(tmp_path: Path) -> None:

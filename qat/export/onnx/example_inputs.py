@@ -21,35 +21,38 @@ Examples = Tensor | tuple[Any, ...] | Mapping[str, Any]
 FreeAxes = Mapping[str, Sequence[int] | Mapping[int, str]]
 """Input -> its free axes; a mapping also names them, and axes of one name have one size."""
 BATCH = "batch"
-OTHER_SIZES = ((2, 3), (3, 2), (2, 4), (4, 3), (3, 4))
-"""Factors by which two trials multiply the sizes of free axes; neighbouring axes get different ones."""
+OTHER_SIZES = ((2, 3, 1), (3, 4, 1), (2, 4, 1), (4, 5, 1), (3, 5, 1))
+"""Factors by which trials multiply the sizes of free axes. Neighbouring axes get different ones, and all grow from the first
+trial to the second, so that no sum or product of sizes is the same in both. The third trial checks the file."""
+BATCHES = (2, 3, 4)
+"""Sizes of the batch in the trials."""
 
 
 @dataclass(frozen=True)
 class ExampleInputs:
-    """Arguments of a graph, their names in the file, and two sets of values with different sizes along free axes.
+    """Arguments of a graph, their names in the file, and three sets of values with different sizes along free axes.
 
     Attributes:
         names: argument -> the names of its tensors in the file, nested as the argument is.
         axes: name of a tensor -> {free axis: its name}.
         values: argument -> its value.
-        batches: sizes of the batch in the two trials.
+        batches: sizes of the batch in the trials.
     """
 
     names: dict[str, Any]
     axes: dict[str, dict[int, str]]
     values: dict[str, Any]
-    batches: tuple[int, int]
+    batches: tuple[int, ...]
 
     def trial(self, number: int) -> tuple[Any, ...]:
-        """The arguments with the sizes of trial 0 or 1."""
+        """The arguments with the sizes of trial 0, 1 or 2."""
         factors = dict(zip(sorted(self._other_axes()), itertools.cycle(OTHER_SIZES), strict=False))
 
         def in_trial(x: Tensor, name: str) -> Tensor:
             shape = list(x.shape)
             for axis, of_axis in self.axes.get(name, {}).items():
-                is_batch = of_axis == BATCH
-                shape[axis] = self.batches[number] if is_batch else shape[axis] * factors[of_axis][number]
+                size = self.batches[number] if of_axis == BATCH else shape[axis] * factors[of_axis][number]
+                shape[axis] = max(size, 2)  # an axis of 1 would be lost to squeeze()
             return resized(x, shape)
 
         return tuple(
@@ -108,7 +111,7 @@ def bind(graph: fx.Graph, examples: Examples, dynamic: FreeAxes | None) -> Examp
     tensor_names = {n: _names(n, value, unique) for n, value in values.items()}
     tensors = dict(named_tensors(values.values(), tensor_names.values()))
     axes = _default_axes(tensors) if dynamic is None else _named_axes(tensors, dynamic)
-    return ExampleInputs(tensor_names, axes, values, (2, 3))
+    return ExampleInputs(tensor_names, axes, values, BATCHES)
 
 
 def _by_name(names: list[str], examples: Examples) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from torch import Tensor, fx
 
-from qat.export.onnx.example_inputs import ExampleInputs, named_tensors
+from qat.export.onnx.example_inputs import BATCHES, ExampleInputs, named_tensors
 from qat.export.onnx.example_outputs import ExampleOutputs, example_outputs
 from qat.export.onnx.runtime import session
 from qat.export.outputs import named_outputs
@@ -57,12 +57,14 @@ class Trials:
         return [a if a == b else known.get((a, b), f"{name}_axis_{i}") for i, (a, b) in sizes]
 
     def check(self, file: onnx.ModelProto) -> None:
-        """Run the file on the second trial.
+        """Run the file on the second trial, and on a third one, whose sizes had no part in it.
 
         Raises:
             ValueError: it cannot run with these sizes, or returns something else than the model.
         """
-        check_outputs(file, self._other_inputs, named_outputs(self.with_data({self.output})[1][self.output]))
+        for inputs in (self.inputs.trial(1), self.inputs.trial(2)):
+            expected = example_outputs(self.model, inputs, {self.output})[self.output]
+            check_outputs(file, dict(named_tensors(inputs, self.inputs.names.values())), named_outputs(expected))
 
 
 def check_outputs(file: onnx.ModelProto, inputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -91,7 +93,7 @@ def _error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def run_twice(model: fx.GraphModule, inputs: ExampleInputs) -> tuple[ExampleInputs, ExampleOutputs, ExampleOutputs]:
-    """Two trials, of 2 and 3 samples; or of twice and three times the example's, if the network accepts no others.
+    """Trials of 2, 3 and 4 samples; or of as many times the example's, if the network accepts no others. Two are run.
 
     Returns:
         The inputs with these batches, and what every node returned in both trials.
@@ -100,7 +102,7 @@ def run_twice(model: fx.GraphModule, inputs: ExampleInputs) -> tuple[ExampleInpu
         ValueError: the model cannot run on the example inputs, or with other sizes of the free axes.
     """
     samples = max(inputs.samples, 1)
-    for batches in ((2, 3), (2 * samples, 3 * samples)):
+    for batches in (BATCHES, tuple(samples * n for n in BATCHES)):
         sized = dataclasses.replace(inputs, batches=batches)
         try:
             one = example_outputs(model, sized.trial(0))

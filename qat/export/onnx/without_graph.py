@@ -43,17 +43,18 @@ def onnx_model_without_graph(
     """
     single = copy.deepcopy(model).float().cpu().eval()
     inputs = bind(_arguments(single, example_inputs), example_inputs, dynamic)
-    one, other = inputs.trial(0), inputs.trial(1)
+    trials = [inputs.trial(i) for i in (1, 2)]
     with torch.no_grad(), called_by_name(single, list(inputs.values), {}):
-        expected = named_outputs(single(**dict(zip(inputs.values, other, strict=True))))
+        expected = [named_outputs(single(**dict(zip(inputs.values, trial, strict=True)))) for trial in trials]
     parts = {name: part for name, part in single.named_modules() if isinstance(part, Quantizer | StoredWeight)}
     marked = _with_markers(copy.deepcopy(single))
     with called_by_name(marked, list(inputs.values), {}):
-        exported = _torch_export(marked, inputs, one)
-    file = _Writer(exported, inputs, list(expected), parts, dialect.packs_weights).model_proto()
+        exported = _torch_export(marked, inputs, inputs.trial(0))
+    file = _Writer(exported, inputs, list(expected[0]), parts, dialect.packs_weights).model_proto()
     if dialect.rewrite is not None:
         dialect.rewrite(file, {})
-    check_outputs(file, dict(named_tensors(other, inputs.names.values())), expected)
+    for trial, outputs in zip(trials, expected, strict=True):
+        check_outputs(file, dict(named_tensors(trial, inputs.names.values())), outputs)
     tensors = [x for x in tree_leaves(tuple(inputs.values.values())) if isinstance(x, Tensor)]
     describe(file, model, tensors, None if dynamic is None else inputs.axes, dialect=dialect.name)
     return file

@@ -1,0 +1,37 @@
+"""What no quantizer can be put into, refused before anything is changed."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from qat.messages import type_of
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no module, compiled, scripted, or has weights without a size.
+
+    Raises:
+        ValueError: it is; in one sentence that says what to write instead.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model={model!r} is not a torch.nn.Module: write the network itself, as MyNetwork().")
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise ValueError(
+            f"the model is compiled (torch.compile of a {type(model._orig_mod).__name__}): give qat the network itself, "
+            "model._orig_mod, and compile what becomes of it."
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and (not name or any(True for _ in module.parameters())):
+            raise ValueError(
+                f"{name or 'the model'} is {type_of(module)} of torch.jit, whose layers cannot be changed: give qat the "
+                "network as it was before it was scripted or traced."
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            raise ValueError(
+                f"{name} of a {type(owner).__name__} has no size yet: run the model once on a batch, model(x), before it "
+                "is prepared."
+            )
