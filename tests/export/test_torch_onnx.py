@@ -128,6 +128,19 @@ class Filter(nn.Module):
         return self.last(x + torch.fft.irfft(spectrum, n=x.shape[1], dim=1, norm="ortho"))
 
 
+class Mixed(nn.Module):
+    """Mixes the channels of spectra, as Fourier neural operators do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.weight = nn.Parameter(torch.randn(8, 8, 3, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.einsum("bti,iot->bto", torch.fft.rfft(self.first(x), dim=1), self.weight)
+        return self.last(torch.fft.irfft(spectrum, n=x.shape[1], dim=1))
+
+
 class Doubled(nn.Module):
     """Its results have double precision, which few kernels of the runtime take."""
 
@@ -250,6 +263,14 @@ def test_an_operation_that_cannot_be_written_is_named_where_there_are_two(tmp_pa
     )
     with pytest.raises(ValueError, match=r"special_bessel_j0 \(.*\) stays in float and has no ONNX form: quantize"):
         written(model, batch(4, IMAGES), tmp_path / "model.onnx")
+
+
+def test_an_operation_on_complex_numbers_is_named_at_once(tmp_path: Path) -> None:
+    """Operations cannot be written one by one between which there are complex numbers."""
+    with pytest.raises(
+        ValueError, match=r"^einsum of complex numbers \(.*\) has no ONNX form: compute it with their real"
+    ):
+        written(Mixed(), batch(4, SEQUENCES), tmp_path / "model.onnx")
 
 
 def test_an_operation_that_torch_writes_wrong_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     with (
         training_mode(model, False),
         torch.enable_grad(),
-        quiet(("torch.export", "torch.fx"), drop_output=False),
+        quiet(("torch.export", "torch._export", "torch.fx"), drop_output=False),
         called_by_name(model, [*named, *implied], {}),
     ):
         ranks = _observed(model, named)

@@ -30,6 +30,16 @@ class NoOnnxFormError(ValueError):
         )
 
 
+class NoComplexFormError(ValueError):
+    """torch.onnx cannot write an operation on complex numbers, and no runtime takes them from one operation to the next."""
+
+    def __init__(self, operation: str, name: str) -> None:
+        super().__init__(
+            f"{operation or 'an operation'} of complex numbers ({name}) has no ONNX form: compute it with their real and "
+            "imaginary parts, or run the result of qat.convert in torch."
+        )
+
+
 class GraphWriter:
     """Collects nodes and constants; equal constants are stored once. No two tensors get the same name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import onnx
@@ -11,7 +12,7 @@ from torch import nn
 from qat.contexts import quiet
 from qat.torch_private import one_onnx_registry
 
-QUIET = ("root", "torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes")
+QUIET = ("root", "torch.onnx", "torch.export", "torch._export", "torch.fx.experimental.symbolic_shapes")
 """Loggers whose warnings are not for the user of a model: what is written is checked afterwards."""
 
 
@@ -34,6 +35,15 @@ def export_with_torch(model: nn.Module, arguments: tuple[Any, ...], **options: A
         del function.metadata_props[:]
     _remove_graph_notes(file.graph)
     return file
+
+
+def complex_operation_in(error: BaseException | None) -> str:
+    """The operation on complex numbers that an error of `export_with_torch` names; "" if it names none."""
+    while error is not None:
+        if found := re.search(r"op='aten\.(\w+)'.*complex-valued", str(error), re.DOTALL):
+            return found[1]
+        error = error.__cause__
+    return ""
 
 
 def _remove_graph_notes(graph: onnx.GraphProto) -> None:

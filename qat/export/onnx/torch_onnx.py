@@ -15,11 +15,11 @@ from torch import Tensor, fx, nn
 from qat.export.onnx.equivalents import WritableFunctions
 from qat.export.onnx.example_outputs import ExampleOutputs, tensors_in
 from qat.export.onnx.float_subgraphs import FloatSubgraph, find_float_subgraphs
-from qat.export.onnx.graph_writer import OPSET, NoOnnxFormError
+from qat.export.onnx.graph_writer import OPSET, NoComplexFormError, NoOnnxFormError
 from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.runtime import session
 from qat.export.onnx.templates import Instance, Template, templates_of
-from qat.export.onnx.torch_exporter import export_with_torch
+from qat.export.onnx.torch_exporter import complex_operation_in, export_with_torch
 from qat.torch_private import tree_leaves
 
 TOLERANCE = 1e-4
@@ -51,11 +51,16 @@ def written_before(model: nn.Module) -> Before:
 
 
 class UnusableExportError(Exception):
-    """What torch.onnx wrote computes something else, or cannot be copied. templates: those at fault, if that is known."""
+    """What torch.onnx wrote computes something else, or cannot be copied.
 
-    def __init__(self, templates: Sequence[Template] = ()) -> None:
+    Args:
+        templates: those at fault, if that is known.
+        operation: on complex numbers, which torch.onnx cannot write, if that is known.
+    """
+
+    def __init__(self, templates: Sequence[Template] = (), operation: str = "") -> None:
         super().__init__()
-        self.templates = templates
+        self.templates, self.operation = templates, operation
 
 
 def export_templates(templates: Sequence[Template]) -> list[Written]:
@@ -114,7 +119,7 @@ def _torch_export(templates: Sequence[Template]) -> onnx.ModelProto:
             shapes = (tuple(free),)
             return export_with_torch(_Functions(templates), tuple(inputs), opset_version=OPSET, dynamic_shapes=shapes)
     except torch.onnx.errors.OnnxExporterError as error:
-        raise UnusableExportError from error
+        raise UnusableExportError(operation=complex_operation_in(error)) from error
 
 
 def _separated(graph: onnx.GraphProto, templates: Sequence[Template]) -> list[Written]:
@@ -190,6 +195,8 @@ class TorchOnnxWriter:
         before: Before,
     ) -> None:
         self.graph, self.model, self.run, self.before = graph, model, run, before
+        self.refused: dict[Any, str] = {}
+        """The operation on complex numbers that torch.onnx cannot write, by the identity of the template."""
 
     def write(self, subgraphs: Sequence[FloatSubgraph]) -> None:
         """Write all subgraphs.
@@ -223,6 +230,7 @@ class TorchOnnxWriter:
         except UnusableExportError as error:
             at_fault = error.templates or templates[: len(templates) == 1]
             self.before |= dict.fromkeys((t.identity for t in at_fault), None)
+            self.refused |= dict.fromkeys((t.identity for t in at_fault), error.operation)
             rest = [t for t in templates if t.identity not in self.before]
             half = 0 if at_fault else len(rest) // 2
             self._export(rest[:half])
@@ -236,12 +244,24 @@ class TorchOnnxWriter:
         if len(nodes) == len(template.instances):  # each is one operation
             target = self.model.get_submodule(str(nodes[0].target)) if nodes[0].op == "call_module" else nodes[0].target
             raise NoOnnxFormError(target, tensor_name(nodes[0]))
+        self._refuse_complex(template)
         return self._templates(
             [
                 find_float_subgraphs(self.model.graph, [n], self.graph.names.__contains__, lambda _: True)[0]
                 for n in nodes
             ]
         )
+
+    def _refuse_complex(self, template: Template) -> None:
+        """Refuse to take a subgraph apart between whose operations there are complex numbers.
+
+        Raises:
+            NoComplexFormError: there are.
+        """
+        outputs, _ = self.run(())
+        nodes = [n for n in template.instances[0].subgraph.nodes if n.op != "get_attr"]
+        if nodes := [n for n in nodes if any(x.is_complex() for x in tensors_in(outputs[n]))]:
+            raise NoComplexFormError(self.refused.get(template.identity, ""), tensor_name(nodes[0]))
 
     def _copy(self, instance: Instance, written: Written, weights: Sequence[Tensor]) -> None:
         """Copy all nodes and constants of a subgraph into the graph."""
