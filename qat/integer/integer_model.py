@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,6 +56,23 @@ class IntegerModel(fx.GraphModule):
             for hook in hooks:
                 hook.remove()
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Refuse other numbers than its own: the scales of its codes are no tensors, and stay.
+
+        Raises:
+            ValueError: there are some.
+        """
+        own = self.state_dict()
+        others = [
+            name for name in own if (new := state_dict.get(prefix + name)) is not None and not _equal(new, own[name])
+        ]
+        if others:
+            raise ValueError(
+                f"a state dict of another integer model ({others[0]} differs) lacks the scales of its codes: load the state "
+                "dict of the prepared network and convert that, or save the integer model itself with qat.save_quantized."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A GraphModule pickles as source code that is traced again, as a plain GraphModule.
         root = nn.Module()
@@ -100,3 +118,7 @@ def _restore(root: nn.Module, records: list[NodeRecord], name: str, own: dict[st
     model = IntegerModel(root, graph_of_record(records), name)
     vars(model).update(own)
     return model
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.to(b.device), b)

@@ -215,17 +215,40 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         super()._apply(moved, recurse)
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Be ready only if every value came: a state dict that fits in part leaves a quantizer without a range."""
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Note the bits that the values are of, where torch notes the versions of modules: `state_dict` has no key for them."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata.setdefault(prefix[:-1], {})["bits"] = self.policy_grid.bits
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Be ready only if every value came: a state dict that fits in part, or is of other bits, leaves a quantizer without
+        a range."""
+        bits, of_other_bits = self.policy_grid.bits, local_metadata.get("bits", self.policy_grid.bits)
+        if of_other_bits != bits:
+            missing_keys.append(
+                f"{prefix[:-1]} of {bits} bits (in the state dict it has {of_other_bits}: prepare the network with its policy)"
+            )
         if prefix + "initialized" in state_dict:
             self.set_passes(prefix + "passes_all" in state_dict)
         if self.sign is not None and prefix + "initialized" in state_dict:
             state_dict.setdefault(prefix + "signed", torch.tensor(True))  # a checkpoint from before the buffer
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         values = {**self._parameters, **self._buffers}.items()
         mine = {prefix + k: v for k, v in values if v is not None and k not in self._non_persistent_buffers_set}
         came = [key for key, value in mine.items() if key in state_dict and state_dict[key].shape == value.shape]
-        if len(came) == len(mine):
+        if len(came) == len(mine) and of_other_bits == bits:
             self._adopt_buffers()
         elif came:
             self.initialized = torch.zeros_like(self.initialized)  # not in place: with assign=True it is the caller's

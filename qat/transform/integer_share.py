@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qat.capture import installed_graph
 from qat.granularity import PerGroup
@@ -79,7 +79,7 @@ def parameters_of_artefact(model: nn.Module) -> set[int]:
     if installed is None:
         return {id(p) for p in model.parameters()}
     graph, found = without_labels(installed[0]) or installed[0], dict(model.named_parameters(remove_duplicate=False))
-    read = [found[str(n.target)] for n in graph.nodes if n.op == "get_attr" and n.target in found]
+    read: list[Tensor] = [found[str(n.target)] for n in graph.nodes if n.op == "get_attr" and n.target in found]
     for module in (model.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"):
         read += module.parameters()
         for part in module.modules():

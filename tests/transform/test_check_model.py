@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ class Locked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = network()
-        self.shared = {"lock": threading.Lock(), "last": torch.ones(2), "parts": [self.layers]}
+        self.shared: dict[str, Any] = {"lock": threading.Lock(), "last": torch.ones(2), "parts": [self.layers]}
         self.numbers = (i for i in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class Locked(nn.Module):
 
 def test_what_cannot_be_copied_belongs_to_both() -> None:
     model, x = Locked(), torch.randn(3, 4)
-    prepared = qat.prepare(model, "w8a8", x)
+    prepared: Any = qat.prepare(model, "w8a8", x)
     assert prepared.shared["lock"] is model.shared["lock"]
     assert prepared.numbers is model.numbers
     assert prepared.shared["parts"][0] is prepared.layers
