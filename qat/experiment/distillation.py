@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,10 @@ from torch import Tensor, nn
 
 from qat.capture import copy_model
 from qat.experiment.feature_hints import FeatureHints, watching
+from qat.messages import type_of
 
+COLDEST = 0.01
+"""Below this temperature float32 has no room for the logits."""
 HOTTEST = 10.0
 """Above this temperature all classes are about as likely, and the loss says nothing."""
 
@@ -31,7 +36,7 @@ class Distillation:
         hint_weight: their weight.
 
     Raises:
-        ValueError: weight or temperature is out of range.
+        ValueError: a number is out of range, or a weight of the teacher is none.
     """
 
     def __init__(
@@ -42,12 +47,19 @@ class Distillation:
         hints: FeatureHints | None = None,
         hint_weight: float = 1.0,
     ) -> None:
-        if not 0 <= weight <= 1 or not (weight or hints):
-            raise ValueError(f"distillation.weight={weight} is not in (0, 1]: write 0.5, or 0 for no distillation.")
-        if not 0 < temperature <= HOTTEST:
+        if not _is_number(weight) or not 0 <= weight <= 1 or not (weight or hints):
+            raise ValueError(f"distillation.weight={weight!r} is not in (0, 1]: write 0.5, or 0 for no distillation.")
+        if not _is_number(temperature) or not COLDEST <= temperature <= HOTTEST:
             raise ValueError(
-                f"distillation.temperature={temperature} is not in (0, {HOTTEST:g}], above which all classes are alike: write "
-                "1.0."
+                f"distillation.temperature={temperature!r} is not in [{COLDEST:g}, {HOTTEST:g}], above which all classes are "
+                "alike: write 1.0."
+            )
+        if not _is_number(hint_weight) or not 0 < hint_weight < math.inf:
+            raise ValueError(f"distillation.feature_weight={hint_weight!r} is not above 0: write 1.0.")
+        if broken := [name for name, p in teacher.named_parameters() if not bool(p.isfinite().all())]:
+            raise ValueError(
+                f"the teacher of distillation, {type_of(teacher)}, has NaN or infinity in {broken[0]!r}: give it the weights "
+                "of a training that did not diverge."
             )
         self.teacher = copy_model(teacher).eval().requires_grad_(False)
         self.weight = weight
@@ -70,12 +82,17 @@ class Distillation:
             features: of the student, by the names of their layers; needed if there are hints.
 
         Raises:
-            ValueError: the teacher knows other classes.
+            ValueError: the teacher knows other classes, or returns no tensor.
         """
         self.teacher.to(images.device)
         theirs = [] if self.hints is None else [name for _, name in self.hints.pairs]
         with torch.no_grad(), watching(self.teacher, theirs) as of_teacher:
-            taught = self.teacher(images.float()).to(logits.dtype)  # it is float32, whatever the precision of the fit
+            taught = self.teacher(images.float())
+        if not isinstance(taught, Tensor):
+            raise ValueError(
+                f"the teacher returns {type_of(taught)}: give one that returns logits, a tensor (N, classes)."
+            )
+        taught = taught.to(logits.dtype)  # it is float32, whatever the precision of the fit
         if taught.shape != logits.shape:
             raise ValueError(
                 f"the teacher gives {tuple(taught.shape)}, the network {tuple(logits.shape)}: use a teacher of the same "
@@ -90,3 +107,7 @@ class Distillation:
         if self.hints is not None:
             loss = loss + self.hint_weight * self.hints(features or {}, of_teacher)
         return loss
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -73,7 +73,7 @@ def allocate(
     bops: float | None = None,
     mean_bits: float | None = None,
     latency: float | None = None,
-    latency_table: LatencyTable | str | Path | None = None,
+    latency_table: LatencyTable | Mapping[str, Mapping[str, float]] | str | Path | None = None,
     weight_bits: Iterable[int] = WIDTHS,
     activation_bits: Iterable[int] = (),
     keep: Iterable[str] = KEEP,
@@ -94,7 +94,7 @@ def allocate(
         policy: how tensors are quantized, but for the bits that are searched.
         batches: as for `qat.calibrate`; labels at their end count only for `loss`.
         size, bops, mean_bits, latency: limits, at least one; see `Budget`.
-        latency_table: measured times of layers, or the path of a YAML or JSON file with them.
+        latency_table: measured times of layers, layer -> format -> milliseconds, or the path of a YAML or JSON file with them.
         weight_bits: the widths of weights among which is chosen.
         activation_bits: those of the inputs of layers; none: the policy's. `residual_bits` stays.
         keep: layers that keep the bits of the policy: the match of their rule, or globs on their names.
@@ -108,7 +108,7 @@ def allocate(
     """
     start = time.perf_counter()
     _check_options(sensitivity, loss, points)
-    times = latency_table if isinstance(latency_table, LatencyTable | None) else LatencyTable.read(latency_table)
+    times = latency_table if isinstance(latency_table, LatencyTable | None) else _times(latency_table)
     budget = Budget(size, bops, mean_bits, latency, times)
     kept, chosen = _checked(batches), load_policy(policy)
     widths = (weight_bits, activation_bits)
@@ -130,6 +130,10 @@ def _checked(batches: Iterable[Any]) -> list[Any]:
     if not (kept := list(batches)):
         raise ValueError("batches is empty: give a batch or two.")
     return kept
+
+
+def _times(given: Any) -> LatencyTable:
+    return LatencyTable.read(given) if isinstance(given, str | Path) else LatencyTable.checked(given)
 
 
 def _check_options(sensitivity: Any, loss: Any, points: Any) -> None:

@@ -1,3 +1,6 @@
+import math
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,7 +46,26 @@ def test_the_teacher_is_a_frozen_copy_in_evaluation_mode() -> None:
     assert all(p.requires_grad for p in teacher.parameters())
 
 
-@pytest.mark.parametrize(("weight", "temperature"), [(0.0, 1.0), (1.1, 1.0), (0.5, 0.0)])
-def test_impossible_options_are_refused(weight: float, temperature: float) -> None:
-    with pytest.raises(ValueError, match=r"distillation\.(weight|temperature)="):
-        Distillation(nn.Linear(1, 1), weight, temperature)
+@pytest.mark.parametrize("value", [0.0, -1.0, 11.0, math.nan, math.inf, "1", True, None])
+@pytest.mark.parametrize("option", ["weight", "temperature", "feature_weight"])
+def test_impossible_options_are_refused(option: str, value: Any) -> None:
+    if option == "feature_weight" and value == 11.0:
+        value = -math.inf
+    options = {"weight": 0.5, "temperature": 1.0, "feature_weight": 1.0} | {option: value}
+    with pytest.raises(ValueError, match=rf"^distillation\.{option}={value!r} is not "):
+        Distillation(nn.Linear(1, 1), options["weight"], options["temperature"], None, options["feature_weight"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_teacher_that_diverged_is_refused_before_training(value: float) -> None:
+    teacher = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 5))
+    nn.init.constant_(teacher[1].bias, value)
+    with pytest.raises(
+        ValueError, match=r"^the teacher of distillation, a Sequential, has NaN or infinity in '1\.bias'"
+    ):
+        Distillation(teacher)
+
+
+def test_a_teacher_that_returns_no_tensor_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^the teacher returns a tuple: give one that returns logits"):
+        Distillation(nn.LSTM(3, 5))(torch.randn(7, 3), torch.randn(7, 5), torch.tensor(0.0))

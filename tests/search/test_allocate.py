@@ -6,6 +6,7 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,6 +151,11 @@ def test_latency_comes_from_a_table_of_measured_times(tmp_path: Path, batches: l
     widths = [layer.weight_bits for layer in allocation.record.layers]
     assert 4 not in widths
     assert widths.count(2) == 2
+    plain = {name: {"w8a8": 1.0, "w4a8": 2.0, "w2a8": 0.25} for name in names}
+    options: dict[str, Any] = {"latency": 4.6, "weight_bits": (2, 4, 8), "points": 0}
+    assert allocate(model, "w4a8", batches, latency_table=plain, **options).record.layers == allocation.record.layers
+    with pytest.raises(ValueError, match="latency_table is not a table of layer times: write for example"):
+        allocate(model, "w4a8", batches, latency_table=[plain], **options)
     with pytest.raises(ValueError, match="has no time of left in w3a8"):
         allocate(model, "w4a8", batches, latency=3, latency_table=LatencyTable.read(path), weight_bits=(3, 8))
     path.write_text("left: fast")
