@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.capture import copy_model
 from qat.contexts import training_mode
 from qat.export.outputs import named_outputs
 from qat.export.verification import SQNR_ALARM
-from qat.integer import arithmetic
+from qat.integer import arithmetic, convert
+from qat.integer.fingerprint import first_difference
 from qat.integer.modules import IntegerModule
 from qat.quantizers import Mode
 from qat.transform.mode import mode, quantizers
@@ -174,13 +176,26 @@ class PreparedAgreement:
             n for n, p in self._power.items() if p.sqnr_db < SQNR_ALARM and self._restarted[n].sqnr_db < SQNR_ALARM
         ]
         if not wrong:
-            return ""
+            return self._converted_from_another()
         power = self._restarted[wrong[0]]
         found = f"has {power.wrong}" if power.wrong else f"is {power.sqnr_db:.1f} dB"
         return (
             f"The integer model does not compute what was trained: its {wrong[0]} {found} beside the prepared network's, from "
             f"the same codes, where {SQNR_ALARM:g} dB are the least that rounding explains; it is the first of {len(wrong)} "
             "such tensors."
+        )
+
+    def _converted_from_another(self) -> str:
+        """A sentence, if the prepared network gives another integer model: it has changed since, if only by little."""
+        device = next(self.prepared.parameters()).device
+        found = ""
+        for place in dict.fromkeys((device, torch.device("cpu"))):  # scales may differ by a bit between devices
+            source = self.prepared if place == device else copy_model(self.prepared).to(place)
+            if not (found := first_difference(self.integer, convert(source))):
+                return ""
+        return (
+            f"The integer model was not converted from the prepared network as it is now: its {found} differs; convert and "
+            "export it again, or pass the network as it was."
         )
 
 

@@ -1,4 +1,4 @@
-"""One hash for everything that decides what an integer model computes."""
+"""Everything that decides what an integer model computes: one hash of it, and where two models differ."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
-from qat.integer.integer_model import IntegerModel
 from qat.quantizers import Quantizer
 
 
@@ -18,7 +18,7 @@ def fingerprint(model: nn.Module) -> str:
     Ranges of the last tensor, which dynamic quantizers keep, do not count.
     """
     digest = hashlib.sha256()
-    operations = _operations(model) if isinstance(model, IntegerModel) else ()
+    operations = _operations(model) if isinstance(model, fx.GraphModule) else ()
     for line in (*operations, *_settings(model)):
         digest.update(f"{line}\n".encode())
     dynamic = {name for name, m in model.named_modules() if isinstance(m, Quantizer) and m.is_dynamic}
@@ -30,7 +30,34 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _operations(model: IntegerModel) -> Iterator[str]:
+def first_difference(model: nn.Module, other: nn.Module) -> str:
+    """The name of the first part in which two integer models differ; "" if they compute the same.
+
+    Buffers of modules that stay in float do not count, which may change with every call.
+    """
+    ours, theirs = dict(_parts(model)), dict(_parts(other))
+    return next((name for name in ours | theirs if not _equal(ours.get(name), theirs.get(name))), "")
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, Tensor | str]]:
+    for name, module in model.named_modules():
+        of_integers = module is not model and type(module).__module__.startswith("qat.integer.")
+        if of_integers:
+            yield name, "\n".join(_settings_of(name, module))
+        tensors = dict(module.named_parameters(recurse=False))
+        for key, tensor in (tensors | (dict(module.named_buffers(recurse=False)) if of_integers else {})).items():
+            yield f"{name}.{key}", tensor
+    if isinstance(model, fx.GraphModule):
+        yield "graph", "\n".join(_operations(model))
+
+
+def _equal(x: Tensor | str | None, y: Tensor | str | None) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x.shape == y.shape and torch.equal(x.detach().cpu(), y.detach().cpu().to(x.dtype))
+    return type(x) is type(y) and x == y
+
+
+def _operations(model: fx.GraphModule) -> Iterator[str]:
     for node in model.graph.nodes:
         yield f"{node.op} {node.name} {_described(node.target)} {node.args} {sorted(node.kwargs.items())}"
 
@@ -39,9 +66,13 @@ def _settings(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         yield f"{name} {type(module).__qualname__}"
         if module is not model:
-            for key, value in sorted(vars(module).items()):
-                if not key.startswith("_") and key != "training" and not isinstance(value, Tensor | nn.Module):
-                    yield f"{name}.{key} {_described(value)}"
+            yield from _settings_of(name, module)
+
+
+def _settings_of(name: str, module: nn.Module) -> Iterator[str]:
+    for key, value in sorted(vars(module).items()):
+        if not key.startswith("_") and key != "training" and not isinstance(value, Tensor | nn.Module):
+            yield f"{name}.{key} {_described(value)}"
 
 
 def _described(value: Any) -> str:

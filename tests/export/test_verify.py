@@ -272,3 +272,25 @@ def test_the_format_of_a_file_for_devices_tells_damage_without_its_runtime(tmp_p
             path.write_bytes(damaged)
             with pytest.raises(DamagedFileError, match=f"model{suffix} is not a {suffix} file, or is damaged"):
                 qat.verify(path)
+
+
+CHANGES = {
+    "one weight": lambda net: net.head.weight[0, 0].mul_(0.9),
+    "a bias": lambda net: net.conv3.bias[1].add_(0.01),
+    "a statistic": lambda net: net.bn.running_mean[0].add_(0.01),
+    "a range": lambda net: net.get_submodule("conv1.weight_quantizer").scale.mul_(1.001),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_an_integer_model_of_an_earlier_state_of_the_network_is_seen(change, written):
+    prepared, integer, path = written
+    later = copy.deepcopy(prepared)
+    with torch.no_grad():
+        change(later)
+    with pytest.warns(match="was not converted from the prepared network as it is now: its .* differs"):
+        result = qat.verify(path, integer, [batch(8)], later)
+    assert result.exact
+    assert not result.passed
+    assert qat.verify(path, integer, [batch(8)], copy.deepcopy(prepared).train()).passed
+    assert qat.verify(path, copy.deepcopy(integer), [batch(8)], prepared).passed

@@ -153,6 +153,11 @@ class ExportONNX(L.Callback):
         return write_artefact(network, self._test_inputs(trainer, pl_module), self._ptq_path, time_it=False)
 
     @property
+    def reads_float_network(self) -> bool:
+        """Whether the float network is written, too."""
+        return self.float_path is not None
+
+    @property
     def _ptq_path(self) -> Path:
         return self.path.with_name(f"{self.path.stem}_ptq{self.path.suffix}")
 

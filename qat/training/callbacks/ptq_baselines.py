@@ -45,6 +45,8 @@ class PTQBaselines(L.Callback):
         ValueError: there are no passes, their order is impossible, an observer does not exist, or two rows have one name.
     """
 
+    reads_float_network = True
+
     def __init__(
         self,
         ladder: Mapping[str, Sequence[Pass]] | Sequence[Part] = ("MinMax", "MSE"),

@@ -18,8 +18,8 @@ from torch import nn
 from qat.capture import copy_model
 from qat.quantizers import Mode
 from qat.training.callbacks.options import check_options
+from qat.training.checkpoint import policy_check
 from qat.training.checkpoint.checked_reading import check_reading
-from qat.training.checkpoint.policy_check import check_policy, restore_bits
 from qat.training.checkpoint.resume import RESUME_KEY, Resume
 from qat.training.lightning.calibration import calibrate_in_module, calibration_inputs, first_inputs
 from qat.training.lightning.callback_lookup import change_float_network, extend_network
@@ -197,7 +197,7 @@ class QuantizationAwareTraining(L.Callback):
         network = self.network_of(pl_module)
         bits = bits_in_force(network) if self.staged else None
         record = describe_prepared(network, self.policy, self.network_name, bits)
-        checkpoint[CHECKPOINT_KEY] = record | ({"channels": self.channels} if self.channels else {})
+        checkpoint[CHECKPOINT_KEY] = record | policy_check.what_was_prepared(self.float_network, self.channels)
         if trainer.state.fn == TrainerFn.FITTING:
             checkpoint[RESUME_KEY] = self._resume.record(trainer, pl_module)
 
@@ -206,12 +206,13 @@ class QuantizationAwareTraining(L.Callback):
             self._resume.load(trainer, checkpoint)
 
     def _check_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        bits, capture = check_policy(checkpoint, self.policy), checkpoint[CHECKPOINT_KEY].get("capture")
+        bits, capture = policy_check.check_policy(checkpoint, self.policy), checkpoint[CHECKPOINT_KEY].get("capture")
         network, fitting = self.network_of(pl_module), trainer.state.fn == TrainerFn.FITTING
+        policy_check.check_float_network(trainer, checkpoint[CHECKPOINT_KEY], self.float_network)
         if prepare_as_in_checkpoint(network, self.float_network, self.policy, capture):
             extend_network(trainer, pl_module, network)
             repeat_averaging_setup(trainer, pl_module, "fit" if fitting else "test")
-        restore_bits(network, bits, self.staged, fitting)
+        policy_check.restore_bits(network, bits, self.staged, fitting)
         if isinstance(trainer.precision_plugin, DoublePrecision):
             pl_module.double()  # Lightning does it after weights are restored, which would be rounded to float32
 

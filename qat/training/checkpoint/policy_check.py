@@ -5,9 +5,13 @@ Afterwards the only error left would be a list of names that do not match.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from qat.reading.bounds import check_nesting
@@ -60,3 +64,36 @@ def restore_bits(network: nn.Module, bits: int | None, staged: bool, fitting: bo
         )
     if bits is not None or staged:
         set_bits(network, bits)
+
+
+def what_was_prepared(float_network: nn.Module | None, channels: Mapping[str, int]) -> dict[str, Any]:
+    """What a checkpoint keeps of the network before it was prepared: its sha256, and the channels that are left."""
+    found: dict[str, Any] = {"channels": channels} if channels else {}
+    return found if float_network is None else {**found, "float_network": _sha256(float_network)}
+
+
+def check_float_network(trainer: L.Trainer, record: Mapping[str, Any], float_network: nn.Module | None) -> None:
+    """Check that a resumed fit compares with the float network that it began with, if a callback compares at all.
+
+    The module's weights are those of the checkpoint afterwards, so nothing else would tell.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    reading = [type(c).__name__ for c in callbacks if getattr(c, "reads_float_network", False)]
+    recorded = record.get("float_network") if trainer.state.fn == TrainerFn.FITTING else None
+    if reading and recorded is not None and float_network is not None and recorded != _sha256(float_network):
+        raise ValueError(
+            f"the fit of this checkpoint began with other float weights than the module has now, which {reading[0]} would "
+            "measure: load those weights into the module before trainer.fit(module, ckpt_path=...), as that fit did."
+        )
+
+
+def _sha256(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

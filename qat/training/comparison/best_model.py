@@ -10,6 +10,7 @@ from torch import nn
 
 from qat.capture import copy_model
 from qat.reading.checkpoint import read_without_objects
+from qat.training.lightning.selection import NEWEST_MONITORS
 from qat.transform import bits_in_force
 from qat.transform.policy_record import CHECKPOINT_KEY
 
@@ -27,7 +28,8 @@ class BestModel(NamedTuple):
 def best_model(trainer: L.Trainer, network: nn.Module, network_name: str, staged: bool) -> BestModel:
     """A copy of the prepared network with the weights of the best checkpoint, or with its own if there is none.
 
-    A checkpoint written at other bits than the policy's (`ProgressiveBits`) does not count.
+    A callback that monitors no metric keeps the newest checkpoint, not the best, so it does not count; nor does a checkpoint
+    written at other bits than the policy's (`ProgressiveBits`).
 
     Args:
         trainer: the Trainer whose fit has ended.
@@ -44,8 +46,7 @@ def best_model(trainer: L.Trainer, network: nn.Module, network_name: str, staged
             "bits of the policy."
         )
     best = copy_model(network).cpu().float().eval()
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if not path:
+    if not (path := _best_path(trainer)):
         return BestModel(best, 0)
     # A fit that was resumed has this path from a file, and the user's hyperparameters in it may be any objects.
     checkpoint = read_without_objects(Path(path))
@@ -55,3 +56,11 @@ def best_model(trainer: L.Trainer, network: nn.Module, network_name: str, staged
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     best.load_state_dict(state)
     return BestModel(best, int(checkpoint["epoch"]) + 1)
+
+
+def _best_path(trainer: L.Trainer) -> str:
+    """The best checkpoint of the first callback that monitors a metric; "" if there is none."""
+    for callback in trainer.checkpoint_callbacks:
+        if getattr(callback, "monitor", None) not in NEWEST_MONITORS and getattr(callback, "best_model_path", ""):
+            return str(callback.best_model_path)  # type: ignore[attr-defined]
+    return ""

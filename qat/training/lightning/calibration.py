@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +15,8 @@ import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from qat.contexts import training_mode
 from qat.messages import type_of
@@ -21,10 +24,12 @@ from qat.torch_private import tree_leaves
 from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, batch_as_in_evaluation, move_inputs
 from qat.training.lightning.private_api import data_source
 from qat.transform import calibrate
-from qat.transform.distributed import shard
+from qat.transform.distributed import gather, shard
 
 CALIBRATION_BATCH = 32
 """The largest number of images in a batch, whatever a training step has: so several processes get a share each."""
+SAMPLERS_OF_ALL = (SequentialSampler, RandomSampler, DistributedSampler)
+"""Samplers that draw from all that they are given, whatever a single pass or process leaves out."""
 
 
 def calibrate_in_module(module: L.LightningModule, network: nn.Module, batches: Iterable[NetworkInputs]) -> int:
@@ -55,9 +60,9 @@ def calibration_inputs(
 ) -> Iterator[NetworkInputs]:
     """About `n_images` network inputs from the train dataloader of a running fit, without its augmentation.
 
-    A loader over a map-style dataset is not iterated: `seed` draws images from its dataset. Transfer hooks run as in
-    validation. Equal seeds give equal batches. The random state of torch, numpy and Python is restored between two batches
-    and afterwards.
+    A loader over a map-style dataset is not iterated: `seed` draws from the images that its sampler can give. Transfer hooks
+    run as in validation. Equal seeds give equal batches. The random state of torch, numpy and Python is restored between two
+    batches and afterwards.
 
     Args:
         trainer: the Trainer of the fit.
@@ -142,14 +147,42 @@ def _draw_batches(loader: DataLoader[Any], n_images: int, seed: int) -> Iterator
             if drawn >= n_images:
                 return
         return
-    order = torch.randperm(len(dataset), generator=Generator().manual_seed(seed))[:n_images].tolist()
+    indices = training_indices(loader)
+    order = torch.randperm(len(indices), generator=Generator().manual_seed(seed))[:n_images].tolist()
     yield from DataLoader(
         dataset,
         batch_size=min(loader.batch_size or CALIBRATION_BATCH, CALIBRATION_BATCH),
-        sampler=order,
+        sampler=[indices[i] for i in order],
         collate_fn=loader.collate_fn,
         generator=Generator().manual_seed(seed),
     )
+
+
+def training_indices(loader: DataLoader[Any]) -> Sequence[Any]:
+    """What the sampler of a loader draws from its dataset, which may hold validation images as well.
+
+    It is the same in all processes, which must all call it. Integers are sorted, so that the order in which they are drawn
+    does not matter. The sampler itself is left as it is.
+    """
+    in_batches = type(loader.batch_sampler) is not BatchSampler
+    sampler: Any = loader.batch_sampler if in_batches else loader.sampler
+    source = getattr(sampler, "data_source", getattr(sampler, "dataset", None))
+    if type(sampler) in SAMPLERS_OF_ALL or (isinstance(sampler, DistributedSampler) and isinstance(source, range)):
+        return range(len(source))  # type: ignore[arg-type]
+    drawn: Iterable[Any] = _copy_of_sampler(sampler, loader.dataset)
+    drawn = itertools.chain.from_iterable(drawn) if in_batches else drawn
+    n: int = len(loader.dataset)  # type: ignore[arg-type]
+    indices = [int(i) if isinstance(i, np.integer | Tensor) else i for i in itertools.islice(drawn, n)]
+    found = dict.fromkeys(itertools.chain.from_iterable(gather(indices)))
+    return sorted(found) if all(isinstance(i, int) for i in found) else list(found)
+
+
+def _copy_of_sampler(sampler: Any, dataset: Any) -> Any:
+    """A copy that can be iterated without changing what the fit draws: some samplers count their passes."""
+    try:
+        return copy.deepcopy(sampler, {id(dataset): dataset})
+    except (TypeError, RuntimeError):  # it holds what cannot be copied, such as an iterator that is under way
+        return sampler
 
 
 def _batch_size(batch: Any, default: int) -> int:

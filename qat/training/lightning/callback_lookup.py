@@ -35,6 +35,8 @@ def require_callback(trainer: Any, kind: type[C], needed_by: L.Callback) -> C:
 class FitReport(L.Callback):
     """A callback that reports a fit at its end, and then raises what else `ExportONNX` would: that its file differs."""
 
+    reads_float_network = True
+
 
 class NetworkExtension(L.Callback):
     """A callback that adds to the structure of the prepared network. It runs right after `QuantizationAwareTraining`."""

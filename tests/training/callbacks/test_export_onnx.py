@@ -16,7 +16,8 @@ from tests.training.user_modules import LIGHTNING, Classifier, Data, trainer
 pytestmark = LIGHTNING
 
 
-def test_the_best_checkpoint_is_what_is_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [{}, {"every_n_epochs": 1}, {"monitor": "step", "mode": "max"}])
+def test_the_best_checkpoint_is_what_is_exported(others: dict[str, Any], tmp_path: Path) -> None:
     class Spoiled(Classifier):
         """After its first epoch it knows nothing any more."""
 
@@ -32,13 +33,23 @@ def test_the_best_checkpoint_is_what_is_exported(tmp_path: Path) -> None:
     model = Spoiled()
     with torch.no_grad():
         model.net.head.weight.copy_(torch.eye(4).repeat_interleave(6, dim=1))
-    callbacks = [*(make(tmp_path) for make in MAKERS.values()), checkpoint]
+    newest = [ModelCheckpoint(tmp_path / "newest", **others)] if others else []
+    callbacks = [*(make(tmp_path) for make in MAKERS.values()), *newest, checkpoint]
     fitting = trainer(tmp_path, *callbacks, epochs=2, enable_checkpointing=True)
     fitting.fit(model, datamodule=Data())
     results = callback_of(fitting, Report).results
     assert results.training.best_epoch == 1
     exported = callback_of(fitting, ExportONNX).artefact.network()
     assert len(exported(Data().test.tensors[0]).argmax(1).unique()) > 1
+
+
+def test_without_a_best_checkpoint_the_last_weights_are_exported(tmp_path: Path) -> None:
+    callbacks = [MAKERS["qat"](tmp_path), ModelCheckpoint(tmp_path, every_n_epochs=2), MAKERS["export"](tmp_path)]
+    fitting, module = trainer(tmp_path, *callbacks, epochs=3, enable_checkpointing=True), Classifier()
+    fitting.fit(module, datamodule=Data())
+    artefact = callback_of(fitting, ExportONNX).artefact
+    x = Data().test.tensors[0]
+    assert torch.equal(artefact.integer(x), qat.convert(module.net)(x))
 
 
 def test_each_target_gets_a_verified_file_and_a_row(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The report of a fit, with all callbacks of the comparison."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qat.report import read_results
-from qat.training.callbacks import PTQBaselines, QuantizationAwareTraining, Report
+from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from qat.transform import load_policy, prepare, quantizers
 from tests.training.callbacks.comparison_fits import MAKERS, ROW_NAMES, callback_of, fit
 from tests.training.user_modules import LIGHTNING, Classifier, Data, ModuleAsNetwork, images, trainer
@@ -157,3 +158,23 @@ def test_a_network_that_was_prepared_before_is_reported_on_and_stays_in_training
     fit(model, tmp_path, ("qat", "report"))
     assert read_results(tmp_path / "results.json").data.classes == 4
     assert all(module.training for module in model.net.modules())
+
+
+def test_a_resumed_fit_compares_with_the_float_network_that_it_began_with(tmp_path: Path) -> None:
+    def resume(module: Classifier, *callbacks: L.Callback, epochs: int = 2) -> None:
+        qat_ = QuantizationAwareTraining("w8a8", calibration_images=64, quantizer_lr_ratio=0.01)
+        path = None if epochs == 1 else tmp_path / "first.ckpt"
+        fitting = trainer(tmp_path, qat_, *callbacks, epochs=epochs)
+        fitting.fit(module, datamodule=Data(), ckpt_path=path)
+        if path is None:
+            fitting.save_checkpoint(tmp_path / "first.ckpt")
+
+    resume(Classifier(), epochs=1)
+    resume(Classifier(), PTQBaselines(["MinMax"]))
+    other = Classifier()
+    with torch.no_grad():
+        other.net.head.bias[0] += 1
+    for callback in (PTQBaselines(["MinMax"]), Report(tmp_path), ExportONNX(tmp_path / "m.onnx", tmp_path / "f.onnx")):
+        with pytest.raises(ValueError, match=r"began with other float weights than the module has now, which \w+ would"):
+            resume(copy.deepcopy(other), callback)
+    resume(other)  # nothing compares
