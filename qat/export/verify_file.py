@@ -54,7 +54,8 @@ def verify(
         integer: the result of `qat.convert`.
         batches: model inputs: each a tensor, or a sequence that begins with them (labels are ignored).
         prepared: the network that was converted. With it, its sites (fake-quantized, in evaluation mode) are compared with
-            those of the integer model: below 20 dB, from equal codes, `Verification.alarm` and a warning say so.
+            those of the integer model, and it is converted anew: below 20 dB, from equal codes, or if one number differs,
+            `Verification.alarm` and a warning say so.
         record: whether to write the result into the file's metadata.
         runtime: what runs the file, a name of `qat.export.RUNTIMES`; None: that of the file's suffix, ONNX Runtime for .onnx.
             One that is not exact has a tolerance, which the result states.

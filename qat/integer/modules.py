@@ -39,6 +39,8 @@ class Quantize(IntegerModule):
     output: Encoding
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            raise TypeError(f"a tensor to quantize is {x.dtype}: write x.float()")
         return arithmetic.quantize(x, self.output)
 
 

@@ -7,8 +7,11 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from qat.messages import type_of
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -26,6 +29,10 @@ class Call(NamedTuple):
         return [*float_parts(alone), *float_parts(self.kwargs)]
 
 
+class UnfitBatchError(ValueError, RuntimeError):
+    """A network cannot run on a batch: bad input, and an error of a forward that ran."""
+
+
 def call_of(model: nn.Module, batch: Any) -> Call:
     """What `model` is called with for this batch: what its forward takes; the rest, such as labels, is ignored.
 
@@ -37,10 +44,21 @@ def call_of(model: nn.Module, batch: Any) -> Call:
             numbers.
 
     Raises:
-        ValueError: an argument that forward requires is missing.
+        ValueError: an argument that forward requires is missing, is a numpy array, or the batch is none.
     """
     if isinstance(batch, Tensor):
         return Call((batch,), {})
+    if batch is None or isinstance(batch, np.ndarray | int | float | str):
+        what = {np.ndarray: "a numpy array", type(None): "None"}.get(type(batch), type_of(batch))
+        raise UnfitBatchError(f"a batch is {what}: write a tensor, torch.as_tensor(x), or a list of arguments.")
+    call = _call_of_parts(model, batch)
+    for name, value in [*enumerate(call.args), *call.kwargs.items()]:
+        if isinstance(value, np.ndarray):
+            raise UnfitBatchError(f"argument {name} of a batch is a numpy array: write torch.as_tensor(x).")
+    return call
+
+
+def _call_of_parts(model: nn.Module, batch: Any) -> Call:
     parameters = inspect.signature(model.forward).parameters
     named = named_parts(batch)
     if named is None or (isinstance(batch, tuple) and not parameters.keys() & named.keys()):

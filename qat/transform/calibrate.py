@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qat.contexts import training_mode
 from qat.nn import quantized_weights
 from qat.quantizers import Mode, Quantizer
-from qat.transform.batches import call_model, call_of, float_parts, is_usable, not_finite_sentence
+from qat.transform.batches import UnfitBatchError, call_model, call_of, float_parts, is_usable, not_finite_sentence
 from qat.transform.distributed import check_same_quantizers, gather, merge_observers
 from qat.transform.guessed_ranges import guess_ranges
 from qat.transform.mode import mode, quantizers
@@ -85,9 +85,25 @@ def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Mod
             if not bool(is_usable(part)):
                 return not_finite_sentence(f"calibration batch {index}", name)
         with counting_first_call(model) as count:
-            (forward or call_model)(model, batch)
+            _run(model, batch, index, forward)
             count()
     return ""
+
+
+def _run(model: nn.Module, batch: Any, index: int, forward: Callable[[nn.Module, Any], object] | None) -> None:
+    if forward is not None:
+        forward(model, batch)
+        return
+    try:
+        call_model(model, batch)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        said = str(error).partition("\n")[0]
+        raise UnfitBatchError(
+            f"{type(model).__name__} cannot run on calibration batch {index} ({said}): write batches as its forward takes "
+            "them, of its dtype and on its device."
+        ) from error
 
 
 def _set_ranges(

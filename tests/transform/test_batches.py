@@ -2,6 +2,7 @@ from collections import UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,3 +94,27 @@ def test_a_missing_argument_is_named() -> None:
         ValueError, match=r"a batch has 'attention_mask', 'labels', but forward of Encoder needs 'input_ids'"
     ):
         call_model(Encoder(), {"attention_mask": mask, "labels": label})
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (np.zeros((2, 4), np.float32), r"a batch is a numpy array: write a tensor, torch.as_tensor\(x\)"),
+        (None, "a batch is None"),
+        (3, "a batch is an int"),
+        ("x", "a batch is a str"),
+        ([np.zeros((2, 4))], r"argument 0 of a batch is a numpy array: write torch.as_tensor\(x\)"),
+        ({"input": np.zeros((2, 4))}, "argument input of a batch is a numpy array"),
+        (
+            torch.zeros(2, 4, dtype=torch.float64),
+            r"Linear cannot run on calibration batch 1 \(.*\): write batches as its",
+        ),
+        (torch.zeros(2, 5), "Linear cannot run on calibration batch 1"),
+        ([[1.0, 2.0, 3.0, 4.0]], "Linear cannot run on calibration batch 1"),
+    ],
+)
+def test_a_batch_that_the_network_cannot_take_is_one_sentence(batch: Any, message: str) -> None:
+    prepared = qat.prepare(nn.Linear(4, 2), "w8a8")
+    with pytest.raises(ValueError, match=message) as caught:
+        qat.calibrate(prepared, [torch.ones(2, 4), batch])
+    assert "\n" not in str(caught.value)

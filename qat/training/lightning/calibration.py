@@ -24,6 +24,7 @@ from qat.torch_private import tree_leaves
 from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, batch_as_in_evaluation, move_inputs
 from qat.training.lightning.private_api import data_source
 from qat.transform import calibrate
+from qat.transform.batches import UnfitBatchError
 from qat.transform.distributed import gather, shard
 
 CALIBRATION_BATCH = 32
@@ -47,8 +48,8 @@ def calibrate_in_module(module: L.LightningModule, network: nn.Module, batches: 
         dtype = next(network.parameters()).dtype  # bfloat16 with Trainer(precision="bf16-true")
         try:
             return calibrate(network, (move_inputs(batch, dtype=dtype) for batch in shard(batches)))
-        except (RuntimeError, TypeError) as error:
-            said = str(error).partition("\n")[0]
+        except (RuntimeError, TypeError, UnfitBatchError) as error:
+            said = str(error.__cause__ or error).partition("\n")[0]
             raise ValueError(
                 f"{type(network).__name__} cannot run on the batches that calibrate it ({said}): say how a batch becomes its "
                 "inputs, QuantizationAwareTraining(policy, inputs=lambda batch: ...), or pass them, batches=[...]."

@@ -175,6 +175,8 @@ def test_a_resumed_fit_compares_with_the_float_network_that_it_began_with(tmp_pa
     with torch.no_grad():
         other.net.head.bias[0] += 1
     for callback in (PTQBaselines(["MinMax"]), Report(tmp_path), ExportONNX(tmp_path / "m.onnx", tmp_path / "f.onnx")):
-        with pytest.raises(ValueError, match=r"began with other float weights than the module has now, which \w+ would"):
+        with pytest.raises(
+            ValueError, match=r"began with other float weights than the module has now, which \w+ would"
+        ):
             resume(copy.deepcopy(other), callback)
     resume(other)  # nothing compares
