@@ -77,9 +77,7 @@ def is_in_evaluation_mode(network: nn.Module) -> bool:
 
 
 def learned_scale_fault(quantizer: Quantizer) -> str:
-    """The fault of a learned scale or range, as the end of a sentence; "" if there is none."""
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in quantizer.parameters()):
-        return "is no longer finite: this training is lost; lower the learning rate, or look for NaN in the loss."
+    """The fault of a learned scale that is finite, as the end of a sentence; "" if there is none."""
     scale, floor = getattr(quantizer, "scale", None), getattr(quantizer, "floor", None)
     if not isinstance(scale, nn.Parameter) or not isinstance(floor, torch.Tensor):
         return ""

@@ -216,24 +216,16 @@ def test_a_network_that_was_prepared_otherwise_is_refused(tmp_path: Path) -> Non
         trainer(tmp_path, qat("w8a8")).fit(model, datamodule=Data())
 
 
-@pytest.mark.parametrize(
-    ("value", "epochs", "message"),
-    [
-        (
-            -1.0,
-            2,
-            r"epoch 1: the learned scale of 'conv1.weight' has fallen to its floor \(4 of 4\): lower the learning rate",
-        ),
-        (torch.nan, 1, r"epoch 1: the learned scale of 'conv1.weight' is no longer finite: this training is lost"),
-    ],
-)
-def test_a_scale_at_its_floor_or_nan_is_named_once(value: float, epochs: int, message: str, tmp_path: Path) -> None:
+def test_a_scale_at_its_floor_is_named_once(tmp_path: Path) -> None:
     class Breaking(Classifier):
         def on_train_batch_end(self, *_: Any) -> None:
             with torch.no_grad():
-                quantizers(self)["net.conv1.weight_quantizer"].scale.fill_(value)  # type: ignore[operator, union-attr]
+                quantizers(self)["net.conv1.weight_quantizer"].scale.fill_(-1.0)  # type: ignore[operator, union-attr]
 
-    fitting = trainer(tmp_path, qat(), epochs=epochs, limit_train_batches=1)
+    fitting = trainer(tmp_path, qat(), epochs=2, limit_train_batches=1)
+    message = (
+        r"epoch 1: the learned scale of 'conv1.weight' has fallen to its floor \(4 of 4\): lower the learning rate"
+    )
     with pytest.warns(UserWarning, match=message) as warned:
         fitting.fit(Breaking(lr=1e-6), DataLoader(images(64), 32))
     assert len([w for w in warned if "learned scale" in str(w.message)]) == 1
