@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.messages import type_of
+from qat.operations import is_label
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -75,23 +76,38 @@ def call_model(model: nn.Module, batch: Any) -> object:
     return model(*args, **kwargs)
 
 
-def positional_arguments(model: nn.Module, batch: Any) -> tuple[Any, ...]:
+def positional_arguments(model: nn.Module, batch: Any, labels: bool = True) -> tuple[Any, ...]:
     """The same arguments in the order of forward; one that was left out before another has its default.
+
+    Args:
+        model: any module.
+        batch: see `call_of`.
+        labels: whether labels that forward takes by name and does not require count; a file has none.
 
     Raises:
         ValueError: an argument that forward requires is missing, or an argument has no position.
     """
     args, kwargs = call_of(model, batch)
+    parameters = list(inspect.signature(model.forward).parameters.values())[len(args) :]
+    if not labels:
+        required = {p.name for p in parameters if p.default is p.empty}
+        kwargs = {name: value for name, value in kwargs.items() if name in required or not is_label(name)}
     if not kwargs:
         return args
-    parameters = list(inspect.signature(model.forward).parameters.values())[len(args) :]
-    last = max(i for i, p in enumerate(parameters) if p.name in kwargs or p.kind not in _POSITIONAL)
-    if any(p.kind not in _POSITIONAL for p in parameters[: last + 1]):
+    by_position = [p for p in parameters if p.kind in _POSITIONAL]
+    names = [p.name for p in by_position]
+    if alone := [name for name in kwargs if name not in names]:
         raise ValueError(
-            f"forward of {type(model).__name__} takes keyword arguments alone ({', '.join(kwargs)}), which have no position: "
+            f"forward of {type(model).__name__} takes {', '.join(map(repr, alone))} by name alone, so that it has no position: "
             "write forward(self, x, y) with a name for each."
         )
-    return (*args, *(kwargs.get(p.name, p.default) for p in parameters[: last + 1]))
+    until = by_position[: 1 + max(names.index(name) for name in kwargs)]
+    if missing := [p.name for p in until if p.name not in kwargs and p.default is p.empty]:
+        raise ValueError(
+            f"a batch has {', '.join(map(repr, kwargs))}, but forward of {type(model).__name__} needs "
+            f"{', '.join(map(repr, missing))}, too: add it."
+        )
+    return (*args, *(kwargs.get(p.name, p.default) for p in until))
 
 
 def named_parts(batch: Any) -> dict[str, Any] | None:

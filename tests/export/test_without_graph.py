@@ -129,3 +129,31 @@ def test_a_model_that_counts_its_calls_is_still_the_one_that_was_written(tmp_pat
     qat.export_onnx(integer, (x,), tmp_path / "model.onnx")
     integer(x)
     assert qat.verify(tmp_path / "model.onnx", integer, [x], prepared).passed
+
+
+class WithLoss(nn.Module):
+    """As Wav2Vec2ForCTC: forward looks at the labels, and takes options that it does not name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, labels: Tensor | None = None, **options: object
+    ) -> dict[str, Tensor]:
+        logits = self.head(self.linear(x).relu())
+        if labels is not None and labels.max() >= 3:
+            raise ValueError("a label is no class")
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_labels_in_the_batches_of_a_verification_are_ignored(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batch = {"labels": torch.arange(16) % 3, "x": torch.randn(16, 4)}
+    prepared = qat.prepare(WithLoss().eval(), "w8a8", batch)
+    qat.calibrate(prepared, [batch])
+    path, integer = tmp_path / "m.onnx", qat.convert(prepared)
+    qat.export_onnx(integer, batch, path)
+    check = qat.verify(path, integer, [batch], prepared)
+    assert check.passed, check
+    assert [v.name for v in onnx.load(path).graph.output] == ["output_logits"]

@@ -84,7 +84,12 @@ def test_an_onnx_file_has_the_constants_that_it_declares(tmp_path: Path) -> None
     elsewhere.graph.initializer[0].external_data.add(key="location", value="../secret")
     shape = numpy_helper.from_array(np.array([1 << 20, 1 << 20]), "shape")
     asks = network(helper.make_node("ConstantOfShape", ["shape"], ["y"]), constants=(shape,))
-    for reason, model in {"has 16 bytes": large, "stored in another file": elsewhere, "asks for more": asks}.items():
+    path.write_bytes(elsewhere.SerializeToString())
+    with pytest.raises(
+        ValueError, match=r"a\.onnx keeps 'w' in another file, .*: write one file with .*external_data=False"
+    ):
+        read_onnx(path)
+    for reason, model in {"has 16 bytes": large, "asks for more": asks}.items():
         path.write_bytes(model.SerializeToString())
         with pytest.raises(ValueError, match=rf"a\.onnx is not an ONNX file, or is damaged \(.*{reason}"):
             read_onnx(path)

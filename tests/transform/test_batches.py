@@ -118,3 +118,30 @@ def test_a_batch_that_the_network_cannot_take_is_one_sentence(batch: Any, messag
     with pytest.raises(ValueError, match=message) as caught:
         qat.calibrate(prepared, [torch.ones(2, 4), batch])
     assert "\n" not in str(caught.value)
+
+
+class WithOptions(nn.Module):
+    """As the networks of transformers: names first, anything behind."""
+
+    def forward(self, input_ids: torch.Tensor, mask: Any = None, labels: Any = None, **options: Any) -> torch.Tensor:
+        return input_ids if mask is None else input_ids * mask
+
+
+class ByName(nn.Module):
+    def forward(self, x: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+        return scale * x
+
+
+def test_names_before_further_options_have_a_position() -> None:
+    found = positional_arguments(WithOptions(), {"labels": label, "input_ids": ids})
+    assert [x is y for x, y in zip(found, (ids, None, label), strict=True)] == [True] * 3
+    with pytest.raises(
+        ValueError, match=r"forward of WithOptions takes 'other' by name alone, so that it has no position"
+    ):
+        positional_arguments(WithOptions(), {"input_ids": ids, "other": 1})
+    with pytest.raises(
+        ValueError, match=r"a batch has 'mask', but forward of WithOptions needs 'input_ids', too: add it"
+    ):
+        positional_arguments(WithOptions(), {"mask": mask})
+    with pytest.raises(ValueError, match=r"forward of ByName takes 'scale' by name alone"):
+        positional_arguments(ByName(), {"x": image, "scale": 2.0})

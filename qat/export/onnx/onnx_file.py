@@ -38,7 +38,7 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
         if not model.graph.output:
             raise ValueError("it has no graph with an output")
         for graph in _graphs(model.graph):
-            _check(graph)
+            _check(graph, path)
     return model
 
 
@@ -51,16 +51,16 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(inner)
 
 
-def _check(graph: onnx.GraphProto) -> None:
+def _check(graph: onnx.GraphProto, path: Path) -> None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         for attribute in node.attribute:
             for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
-                _check_tensor(tensor, attribute.name)
+                _check_tensor(tensor, attribute.name, path)
                 if node.op_type == "Constant" and node.output:
                     constants[node.output[0]] = tensor
     for tensor in graph.initializer:
-        _check_tensor(tensor, tensor.name)
+        _check_tensor(tensor, tensor.name, path)
     for sparse in graph.sparse_initializer:
         raise ValueError(f"{sparse.values.name!r} is sparse")
     for node in graph.node:
@@ -70,10 +70,13 @@ def _check(graph: onnx.GraphProto) -> None:
             raise ValueError(f"{node.op_type} {node.name!r} asks for more than {MAX_ELEMENTS:,} elements")
 
 
-def _check_tensor(tensor: TensorProto, name: str) -> None:
+def _check_tensor(tensor: TensorProto, name: str, path: Path) -> None:
     """Check that a tensor has as many values as its shape says."""
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-        raise ValueError(f"{name!r} is stored in another file")
+        raise DamagedFileError(
+            f"{path} keeps {name!r} in another file, and no other file is read: write one file with "
+            "torch.onnx.export(..., external_data=False), or make one of both with onnx.save(onnx.load(path), path)."
+        )
     if any(size < 0 for size in tensor.dims):
         raise ValueError(f"{name!r} has the shape {list(tensor.dims)}")
     elements = math.prod(tensor.dims)

@@ -56,7 +56,7 @@ def verify_without_graph(
     agreement = None if prepared is None else PreparedAgreement(prepared, model)
     same = answers = 0
     for batch in batches:
-        inputs = positional_arguments(model, batch)
+        inputs = positional_arguments(model, batch, labels=False)
         examples = examples or inputs
         exercise.see_inputs([x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim])
         with torch.no_grad():
