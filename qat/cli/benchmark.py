@@ -56,10 +56,11 @@ def run(given: list[str]) -> int:
 
     from qat.cli import measure
     from qat.cli.measure import check_fits
-    from qat.cli.metric import metric_named
+    from qat.cli.metric import check_metric, metric_named
     from qat.cli.sources.data import Sizes, load_data
     from qat.cli.sources.model import load_model
 
+    check_metric(options.metric)
     arguments.use_threads(options.threads)
     torch.manual_seed(0)  # of random weights
     for place, option in enumerate(("weights", "architecture")):

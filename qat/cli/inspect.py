@@ -39,7 +39,11 @@ def run(given: list[str]) -> int:
     import torch
 
     from qat.cli.sources.model import load_model
+    from qat.transform import load_policy
 
+    if options.policy is not None:
+        with usage_errors():
+            load_policy(options.policy)
     arguments.use_threads(options.threads)
     torch.manual_seed(0)  # of random weights
     arguments.say(f"loading {options.model} ...")

@@ -37,6 +37,22 @@ class Metric:
     count: Callable[[Tensor], int] = len
 
 
+METRICS = ("accuracy", "mae", "mse")
+
+
+def check_metric(text: str | None) -> None:
+    """Check that there is a metric of this name, before anything is loaded.
+
+    Raises:
+        UsageError: there is none, or its file does not have it.
+    """
+    if text is None or text in METRICS:
+        return
+    if not names_python(text):
+        raise UsageError(f"--metric {text} does not exist: write {', '.join(METRICS)}, or file.py:function.")
+    from_python_file(text)
+
+
 def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
     """The metric of this name; by default the accuracy of classes, the mean absolute error of other targets.
 
@@ -62,8 +78,7 @@ def metric_named(text: str | None, data: Data, output: Tensor) -> Metric | None:
         "mae": Metric("mae", lambda x, y: float((x.double() - y.reshape(x.shape).double()).abs().mean()), "min"),
         "mse": Metric("mse", lambda x, y: float((x.double() - y.reshape(x.shape).double()).square().mean()), "min"),
     }
-    if name not in known:
-        raise UsageError(f"--metric {name} does not exist: write accuracy, mae, mse, or file.py:function.")
+    check_metric(name)
     answers = decisions(output) if name == "accuracy" else output
     if answers.numel() != labels.numel():
         raise UsageError(

@@ -101,6 +101,8 @@ def run(given: list[str]) -> int:
     from qat.cli.quantize_report import metric_of
     from qat.cli.sources.model import load_model
 
+    if options.policy is not None and not options.model.endswith(".onnx"):
+        policy_for(options.method, options.policy, _constraint(target))
     arguments.use_threads(options.threads)
     torch.manual_seed(options.seed)
     command = shlex.join(["qat", "quantize", *given])

@@ -49,6 +49,16 @@ MISTAKES = {
     ),
     "batches end early": (f"{POST_TRAINING} --data net.py:yields_once", "gives no batch (KeyError: 'image')"),
     "metric": ("benchmark net.py:make --data data.npz --metric net.py:make", "--metric net.py:make gives no number"),
+    "metric without labels": ("benchmark net.py:make --metric acc", "--metric acc does not exist: write accuracy, mae"),
+    "metric first": ("benchmark nowhere.py:make --metric acc", "--metric acc does not exist"),
+    "metric's file first": ("benchmark nowhere.py:make --metric none.py:f", "none.py does not exist"),
+    "policy first": ("quantize --output x.onnx --model nowhere.py:make --method dynamic --policy w8b", "w8b"),
+    "policy of a diagnosis first": ("inspect nowhere.py:make --policy w8b", "w8b"),
+    "policy of layers first": ("latency nowhere.py:make --output t.yaml --policy w8b", "w8b"),
+    "widths first": (
+        "latency nowhere.py:make --output t.yaml --weight-bits 4,99",
+        "weight_bits=[4, 99] is not possible",
+    ),
     "shape": ("benchmark net.py:make --data net.py:grey_images", "does not run on --data net.py:grey_images"),
     "no shape": ("benchmark net.py:make --input-shape 3,x,8", "3,x,8 is not a shape"),
     "shape of data": (
