@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from qat.granularity import PerBlock
 from qat.nn import as_quantized, compute_with
 from qat.quantizers import ScaledFloat
+
+
+def of_wrapped(wrapper: nn.Module, name: str, wrapped: str, own: Callable[[str], Any]) -> Any:
+    """An attribute of a module, or that of the module inside it that is called `wrapped`. own: finds those of the module."""
+    parts = (vars(wrapper).get(kind, ()) for kind in ("_buffers", "_modules", "_parameters"))
+    is_own = name == wrapped or name.startswith("__") or any(name in part for part in parts)
+    return own(name) if is_own else getattr(own(wrapped), name)
 
 
 class StoredWeight(nn.Module):
@@ -26,7 +33,6 @@ class StoredWeight(nn.Module):
             in the bits of its format, and those given here do not count.
     """
 
-    weight: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor
     scaled_float: ScaledFloat | None
@@ -48,18 +54,25 @@ class StoredWeight(nn.Module):
             self.register_buffer("weight_scale", scale.float())
             self.register_buffer("weight_zero_point", zero_point)
 
+    @property
+    def codes(self) -> Tensor:
+        """The weight codes, in the shape of the layer's weight; the buffer `weight`."""
+        codes = self._buffers["weight"]
+        assert codes is not None
+        return codes
+
     def in_blocks(self) -> Tensor:
         """The codes as a file stores them: a row for each block, if scales are shared in blocks; otherwise in their view."""
         if self.scaled_float is not None and isinstance(granularity := self.scaled_float.spec.granularity, PerBlock):
-            return granularity.rows(self.weight)
-        return self.weight.reshape(self.view)
+            return granularity.rows(self.codes)
+        return self.codes.reshape(self.view)
 
     def dequantized(self) -> Tensor:
         """The float weight, in the shape of the layer's weight."""
         if self.scaled_float is not None:
-            return self.scaled_float.dequantize(self.weight.float())
-        codes = self.weight.reshape(self.view).float()
-        return ((codes - self.weight_zero_point) * self.weight_scale).reshape(self.weight.shape)
+            return self.scaled_float.dequantize(self.codes.float())
+        codes = self.codes.reshape(self.view).float()
+        return ((codes - self.weight_zero_point) * self.weight_scale).reshape(self.codes.shape)
 
 
 class WeightOnlyLayer(StoredWeight):
@@ -73,6 +86,13 @@ class WeightOnlyLayer(StoredWeight):
     def __init__(self, layer: nn.Module, *stored: Any) -> None:
         super().__init__(*stored)
         self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        """What code around a layer reads of it: `weight` is the float weight, other options are those of the layer."""
+        if name == "weight" and "weight" in self._buffers:
+            return self.dequantized()
+        own = super().__getattr__
+        return own(name) if name.endswith("quantizer") else of_wrapped(self, name, "layer", own)
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         layer = as_quantized(self.layer)
@@ -107,12 +127,7 @@ class WeightOnlyModule(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Its own, or the module's: code around a module reads its options (`self_attn.batch_first`), not how it is copied."""
-        own = (
-            name == "module"
-            or name.startswith("__")
-            or any(name in vars(self).get(kind, ()) for kind in ("_buffers", "_modules", "_parameters"))
-        )
-        return super().__getattr__(name) if own else getattr(super().__getattr__("module"), name)
+        return of_wrapped(self, name, "module", super().__getattr__)
 
     def forward(self, *args: Any, given: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
         """given: the matrices by name, in place of the stored ones."""

@@ -39,7 +39,8 @@ def count_zeros(integer: nn.Module, pattern: Pattern | None = None) -> dict[str,
 
 def values_of_codes(module: nn.Module) -> Tensor | None:
     """The codes of a module's weight less their zero-points, int64 [out, in / groups, ...]; None without such a weight."""
-    codes, zero_point = getattr(module, "weight", None), getattr(module, "weight_zero_point", None)
+    tensors = dict(module.named_buffers(recurse=False))
+    codes, zero_point = tensors.get("weight"), tensors.get("weight_zero_point")
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.ndim < 2:
         return None
     values, view = codes.long(), getattr(module, "view", codes.shape)

@@ -157,3 +157,33 @@ def test_labels_in_the_batches_of_a_verification_are_ignored(tmp_path: Path) -> 
     check = qat.verify(path, integer, [batch], prepared)
     assert check.passed, check
     assert [v.name for v in onnx.load(path).graph.output] == ["output_logits"]
+
+
+class Reading(nn.Module):
+    """Reads the type, the numbers and the options of its layers, as networks of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x.to(self.conv.weight.dtype)).mean((2, 3)) / self.conv.kernel_size[0]
+        h = self.linear(h) + F.linear(h, self.linear.weight)
+        return h.reshape(-1, self.linear.out_features)
+
+
+def test_what_forward_reads_of_a_layer_is_there_when_its_weight_is_codes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 6, 6)
+    prepared = qat.prepare(Reading().eval(), "w8", x)
+    qat.calibrate(prepared, [x])
+    path, integer = tmp_path / "m.onnx", qat.convert(prepared)
+    with torch.no_grad():
+        weight = prepared.linear.weight_quantizer(prepared.linear.weight)
+        h = prepared.conv(x).mean((2, 3)) / 3
+        torch.testing.assert_close(integer(x), prepared.linear(h) + F.linear(h, weight))
+    assert integer.conv.state_dict()["weight"].dtype == torch.int8
+    qat.export_onnx(integer, x, path)
+    check = qat.verify(path, integer, [x])
+    assert check.passed, check
+    np.testing.assert_allclose(OnnxRuntimeNetwork(path)(x).numpy(), integer(x).detach().numpy(), rtol=1e-4, atol=1e-5)

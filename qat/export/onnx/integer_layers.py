@@ -144,8 +144,8 @@ def dequantized_once(graph: QdqGraph, module: StoredWeight, name: str) -> str:
     matrix products by MatMulNBits, which rounds their inputs to 8 bits.
     """
     if module.scaled_float is not None:
-        return dequantized_floats(graph, module.weight, module.scaled_float, name)
-    codes, scale, zero_point = module.weight, module.weight_scale, module.weight_zero_point
+        return dequantized_floats(graph, module.codes, module.scaled_float, name)
+    codes, scale, zero_point = module.codes, module.weight_scale, module.weight_zero_point
     real = graph.stored_weight(codes.reshape(module.view).numpy(), f"{name}_codes", TensorProto.FLOAT)
     if zero_point.any():
         real = graph.node("Sub", [real, graph.constant(zero_point.float().numpy())], f"{name}_centred")

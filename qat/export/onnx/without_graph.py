@@ -24,7 +24,7 @@ from qat.export.onnx.torch_exporter import export_with_torch
 from qat.export.onnx.trials import check_outputs
 from qat.export.outputs import named_outputs
 from qat.integer import Encoding, IntegerModel
-from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer, WeightOnlyModule
+from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer, WeightOnlyModule, of_wrapped
 from qat.nn import as_quantized, compute_with, is_quantized
 from qat.quantizers import Dynamic, Quantizer
 from qat.torch_private import tree_leaves, tree_map
@@ -103,12 +103,15 @@ class _MarkedLayer(nn.Module):
         self.input = nn.Identity() if quantizer is None else _Marked(f"{owner}.input_quantizer")
         self.register_buffer("anchor", torch.zeros(1))
 
+    def __getattr__(self, name: str) -> Any:
+        """As `WeightOnlyLayer`: code around a layer may read its weight, and its options."""
+        if name == "weight" and vars(self).get("stored"):
+            return _marked_weight(self.name, self.layer.weight.shape, self.anchor)
+        return of_wrapped(self, name, "layer", super().__getattr__)
+
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self.layer
-        weight = layer.weight
-        if self.stored:
-            weight = _marked_weight(self.name, layer.weight.shape, self.anchor)
-        result: Tensor = layer.compute(self.input(x), weight)
+        result: Tensor = layer.compute(self.input(x), self.weight)
         return result
 
 
@@ -129,8 +132,7 @@ class _MarkedModule(nn.Module):
         self.register_buffer("anchor", torch.zeros(1))
 
     def __getattr__(self, name: str) -> Any:
-        own = name in ("module", "anchor")
-        return super().__getattr__(name) if own else getattr(super().__getattr__("module"), name)
+        return of_wrapped(self, name, "module", super().__getattr__)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         weights = {key: _marked_weight(name, shape, self.anchor) for key, (name, shape) in self.shapes.items()}

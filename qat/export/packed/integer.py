@@ -88,7 +88,7 @@ class _Written:
     def write_tensors(self) -> None:
         """Everything that was not written yet."""
         codes = {
-            f"{name}.weight": (module.weight, module.weight_bits)
+            f"{name}.weight": (module.codes if isinstance(module, StoredWeight) else module.weight, module.weight_bits)
             for name, module in self.model.named_modules()
             if isinstance(module, IntegerLayer | StoredWeight)
         }

@@ -53,7 +53,7 @@ def describe_weight_only(model: nn.Module, record: PreparedRecord, writer: Tenso
         if isinstance(module, WeightOnlyLayer):
             skip.add(f"{name}.layer.weight")  # it is not read
         if isinstance(module, StoredWeight):
-            writer.add_codes(f"{name}.weight", module.weight, module.weight_bits)
+            writer.add_codes(f"{name}.weight", module.codes, module.weight_bits)
             skip.add(f"{name}.weight")
     return _common(model, record, writer, skip) | {"architecture": None}
 
