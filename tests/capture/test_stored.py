@@ -109,3 +109,27 @@ def test_lists_that_torch_export_builds_again_are_no_change() -> None:
     prepared = qat.prepare(AttentionBesideLSTM(), "w8a8", torch.randn(2, 3, 8))
     assert record_of(prepared).way == "torch.export"
     assert prepared.get_submodule("attention.out_proj").weight_quantizer is not None
+
+
+class OfRecords(nn.Module):
+    """Records that nobody changes, as timm's `feature_info` and transformers' `_weight_conversions`; torch.export traces it."""
+
+    def __init__(self, records: Any) -> None:
+        super().__init__()
+        self.linear, self.records = nn.Linear(4, 4), records
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        return y if x.shape[1] == 4 else y[:1]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [[object()], [{"stage": 1, "part": object()}], {"parts": [object()]}, deque([[object()]]), [(1, [torch.ones(2)])]],
+    ids=["list", "list of dicts", "dict of lists", "deque of lists", "tuple in a list"],
+)
+def test_records_that_torch_export_rebuilds_are_no_change(records: Any) -> None:
+    model = OfRecords(records)
+    prepared = qat.prepare(model, "w8a8", torch.randn(2, 4))
+    assert record_of(prepared).way == "torch.export"  # type: ignore[union-attr]
+    assert model.records is records
