@@ -8,7 +8,8 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, Model
 from omegaconf import OmegaConf
 
 from qat.experiment import build
-from qat.experiment.check import check_callbacks, check_lengths, check_same_run, warn_of_unwise_values
+from qat.experiment.check import check_callbacks, check_images, check_lengths, check_same_run, warn_of_unwise_values
+from qat.experiment.schema.training import QUICK
 from qat.training.callbacks import ExportONNX, Freeze, PTQBaselines, Report
 from tests.experiment.configurations import composed
 
@@ -141,3 +142,10 @@ def test_values_without_effect_are_warned_of(recwarn: pytest.WarningsRecorder) -
 def test_a_target_that_hydra_refuses_is_named() -> None:
     with pytest.raises(ValueError, match=r"distillation.teacher cannot be built: .*os.system"):
         build.part({"_target_": "os.system", "command": "true"}, "distillation.teacher")
+
+
+def test_the_quick_run_that_is_proposed_is_possible() -> None:
+    overrides = [word for word in QUICK.text.split() if "=" in word]
+    config = composed(*overrides)
+    check_images(config, config.data.limit_train)
+    assert "data.limit_train=1000" in overrides

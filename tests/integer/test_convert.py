@@ -127,7 +127,8 @@ def test_groups_keep_integer_weights_and_calculate_in_float():
     integer = qat.convert(prepared)
     layers = [m for m in integer.children() if isinstance(m, WeightOnlyLayer)]
     assert len(layers) == 1
-    assert layers[0].weight.dtype == torch.int8
+    assert layers[0].codes.dtype == torch.int8
+    assert layers[0].weight.dtype == torch.float32
     with torch.no_grad():
         assert torch.allclose(prepared.eval()(images(8)), integer(images(8)), atol=1e-5)
 

@@ -156,7 +156,7 @@ class Freeze(Section):
     """freezes everything that quantizers learn; null: never"""
 
 
-QUICK = Says("false; for a quick run trainer.max_steps=1 float.max_steps=1 data.limit_train=500")
+QUICK = Says("false; for a quick run trainer.max_steps=1 float.max_steps=1 data.limit_train=1000")
 Precision = (
     Literal["32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true"]
     | Literal["transformer-engine", "transformer-engine-float16", "32", "16", "bf16", "64", 32, 16, 64]

@@ -106,7 +106,8 @@ class _MarkedLayer(nn.Module):
     def __getattr__(self, name: str) -> Any:
         """As `WeightOnlyLayer`: code around a layer may read its weight, and its options."""
         if name == "weight" and vars(self).get("stored"):
-            return _marked_weight(self.name, self.layer.weight.shape, self.anchor)
+            layer: Any = self.layer
+            return _marked_weight(self.name, layer.weight.shape, self.anchor)
         return of_wrapped(self, name, "layer", super().__getattr__)
 
     def forward(self, x: Tensor) -> Tensor:
