@@ -61,6 +61,7 @@ def best_model(trainer: L.Trainer, network: nn.Module, network_name: str, staged
 def _best_path(trainer: L.Trainer) -> str:
     """The best checkpoint of the first callback that monitors a metric; "" if there is none."""
     for callback in trainer.checkpoint_callbacks:
-        if getattr(callback, "monitor", None) not in NEWEST_MONITORS and getattr(callback, "best_model_path", ""):
-            return str(callback.best_model_path)  # type: ignore[attr-defined]
+        path: str = getattr(callback, "best_model_path", "")
+        if path and getattr(callback, "monitor", None) not in NEWEST_MONITORS:
+            return path
     return ""
