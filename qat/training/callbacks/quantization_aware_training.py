@@ -37,6 +37,7 @@ from qat.training.lightning.strategies import check_strategy, check_trains_in_th
 from qat.training.optimization.averaging import (
     copy_integers_into_averages,
     copy_ranges_to_averages,
+    live_copies,
     repeat_averaging_setup,
 )
 from qat.training.optimization.fit_warnings import warn_before_fit
@@ -212,7 +213,8 @@ class QuantizationAwareTraining(L.Callback):
         if prepare_as_in_checkpoint(network, self.float_network, self.policy, capture):
             extend_network(trainer, pl_module, network)
             repeat_averaging_setup(trainer, pl_module, "fit" if fitting else "test")
-        policy_check.restore_bits(network, bits, self.staged, fitting)
+        for each in (network, *live_copies(trainer, pl_module, network)):
+            policy_check.restore_bits(each, bits, self.staged, fitting)
         if isinstance(trainer.precision_plugin, DoublePrecision):
             pl_module.double()  # Lightning does it after weights are restored, which would be rounded to float32
 
@@ -248,8 +250,6 @@ class QuantizationAwareTraining(L.Callback):
         else:
             for batch in self.batches:
                 yield move_inputs(batch, pl_module.device)
-
-    # Measured before the first fit -----------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Turn quantizers off if they have no ranges, which evaluation data must not give; or validate integers."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from qat.training.callbacks import Freeze, ProgressiveBits, QuantizationAwareTraining
 from tests.training.checkpoint.interrupted_fits import CheckpointInEveryHook, Fit, differences, loader_with_generator
@@ -63,3 +63,14 @@ def test_stages_of_bits_and_the_best_score_are_resumed(length: dict[str, Any], t
         resumed, again = fit(f"from_{path.stem}", seed=99)
         assert differences(end, resumed.run(path).end()) == [], path.name
         assert again.best_model_score == best.best_model_score, path.name
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_an_average_has_the_bits_of_the_checkpoint_before_the_next_stage(tmp_path: Path) -> None:
+    def fit(*callbacks: Any, seed: int = 0) -> Fit:
+        schedules = [EMAWeightAveraging(decay=0.9), ProgressiveBits({0.0: 8, 0.5: 4})]
+        return Fit(tmp_path, loader_with_generator, seed=seed, epochs=2, callbacks=[*schedules, *callbacks])
+
+    end = fit(CheckpointInEveryHook(tmp_path)).run().end()
+    (path,) = tmp_path.glob("*_batch_2.ckpt")
+    assert differences(end, fit(seed=99).run(path).end()) == []
