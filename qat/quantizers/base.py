@@ -82,6 +82,7 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         self.register_module("oscillations", None)
         self._ready = self.saw_floats = self.saw_others = False
         self.sign = None
+        self.register_state_dict_post_hook(_note_bits)
         self._build()
 
     def _build(self) -> None:
@@ -215,12 +216,6 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         super()._apply(moved, recurse)
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Note the bits that the values are of, where torch notes the versions of modules: `state_dict` has no key for them."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if hasattr(destination, "_metadata"):
-            destination._metadata.setdefault(prefix[:-1], {})["bits"] = self.policy_grid.bits
-
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -253,3 +248,8 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         elif came:
             self.initialized = torch.zeros_like(self.initialized)  # not in place: with assign=True it is the caller's
             self._ready = False
+
+
+def _note_bits(quantizer: Quantizer, _state: Any, _prefix: str, metadata: dict[str, Any]) -> None:
+    """Note the bits that the values are of, where torch notes the versions of modules: `state_dict` has no key for them."""
+    metadata["bits"] = quantizer.policy_grid.bits

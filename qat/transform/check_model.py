@@ -17,9 +17,9 @@ def check_model(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={model!r} is not a torch.nn.Module: write the network itself, as MyNetwork().")
-    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+    if (compiled := dict(model.named_children()).get("_orig_mod")) is not None:
         raise ValueError(
-            f"the model is compiled (torch.compile of a {type(model._orig_mod).__name__}): give qat the network itself, "
+            f"the model is compiled (torch.compile of a {type(compiled).__name__}): give qat the network itself, "
             "model._orig_mod, and compile what becomes of it."
         )
     for name, module in model.named_modules():
