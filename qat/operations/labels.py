@@ -35,7 +35,7 @@ def reached_by_labels(graph: fx.Graph) -> set[fx.Node]:
 def loss_nodes(graph: fx.Graph) -> set[fx.Node]:
     """The labels, what is calculated of them, and what nothing else reads. Empty if every output depends on labels."""
     found = reached_by_labels(graph)
-    results = next(reversed(graph.nodes)).all_input_nodes
+    results = next(iter(reversed(graph.nodes))).all_input_nodes
     if not found or all(n in found for n in results):
         return set()
     for node in reversed(graph.nodes):
