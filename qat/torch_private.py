@@ -91,7 +91,6 @@ TENSOR_FROM_PARTS: dict[str, Callable[..., Any]] = {
 FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
 """Where a recurrent layer keeps its parameters a second time, in the order of cuDNN."""
 
-
 PLAIN = frozenset({Tensor, nn.Parameter, bool, int, float, str, type(None), torch.dtype, torch.device})
 """Types of what is one leaf, the most frequent ones."""
 
@@ -218,6 +217,12 @@ def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
 def buffers_not_saved(module: nn.Module) -> set[str]:
     """The names of its own buffers that are in no state dict."""
     return module._non_persistent_buffers_set
+
+
+def note_beside_state(state: Any, prefix: str, **facts: Any) -> None:
+    """Note facts of a module where torch notes its version; a state dict that is a plain dict has no room for them."""
+    if hasattr(state, "_metadata"):
+        state._metadata.setdefault(prefix[:-1], {}).update(facts)
 
 
 def attention_implementation(config: object) -> str | None:

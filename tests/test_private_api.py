@@ -211,6 +211,9 @@ MEMBERS = [
     Member(
         BELOW_TRAINING, "transformers", "PretrainedConfig", "_attn_implementation", configuration, "keep the attention"
     ),
+    of_torch(
+        "a state dict", "_metadata", lambda: nn.Identity().state_dict(), "note the bits of values", BELOW_TRAINING
+    ),
     of_torch("Module", "_non_persistent_buffers_set", nn.Identity, "save a network's structure", BELOW_TRAINING),
     of_torch("Tensor", "_version", lambda: torch.zeros(1), "see that a tensor was changed in place", BELOW_TRAINING),
     of_torch("a constant function", "_dynamo_marked_constant", constant, "mark it without a compiler", BELOW_TRAINING),

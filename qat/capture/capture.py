@@ -42,7 +42,7 @@ class Captured:
     Attributes:
         graph: its nodes name submodules and parameters of the model.
         way: how it was found.
-        reason: why an earlier way was not taken; "".
+        reason: why an earlier way, or a better one, was not taken; "".
         form: how calls of forward become inputs of the graph; None: they are its inputs.
         exact: whether the graph computes what forward does to the bit; attention in products does not.
         differs_in_training: a sentence to show if forward has other operations in training, which the graph does not have.
@@ -92,13 +92,15 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
 
 def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
     given = _arguments(model, args, kwargs) if args or kwargs else None
-    traces = Traces(model, given)
+    traces, failed = Traces(model, given), ""
     if given is not None and (unfit := _unfit_for_fx(traces, given)):
-        with suppress(CaptureError):
+        try:
             return _from_export(model, args, kwargs, CaptureError(unfit))
+        except CaptureError as error:
+            failed = str(error)
         traces = Traces(model, given)  # the attempt may have changed it
     try:
-        return _from_fx(traces, lambda graph: graph(model, *args, **kwargs))
+        return replace(_from_fx(traces, lambda graph: graph(model, *args, **kwargs)), reason=failed)
     except StatefulError:
         raise
     except CaptureError as reason:

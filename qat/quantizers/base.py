@@ -22,6 +22,7 @@ from qat.quantizers.requirements import Requirements
 from qat.quantizers.stored_form import StoredForm
 from qat.quantizers.table import LookupTable
 from qat.spec import QParams, QuantSpec
+from qat.torch_private import note_beside_state
 
 
 class Quantizer(Requirements, StoredForm, ObservedRange):
@@ -82,7 +83,6 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         self.register_module("oscillations", None)
         self._ready = self.saw_floats = self.saw_others = False
         self.sign = None
-        self.register_state_dict_post_hook(_note_bits)
         self._build()
 
     def _build(self) -> None:
@@ -216,6 +216,11 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         super()._apply(moved, recurse)
         return self
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Note the bits that the values are of, where torch notes the versions of modules: `state_dict` has no key for them."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        note_beside_state(destination, prefix, bits=self.policy_grid.bits)
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -248,8 +253,3 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         elif came:
             self.initialized = torch.zeros_like(self.initialized)  # not in place: with assign=True it is the caller's
             self._ready = False
-
-
-def _note_bits(quantizer: Quantizer, _state: Any, _prefix: str, metadata: dict[str, Any]) -> None:
-    """Note the bits that the values are of, where torch notes the versions of modules: `state_dict` has no key for them."""
-    metadata["bits"] = quantizer.policy_grid.bits

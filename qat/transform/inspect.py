@@ -106,7 +106,7 @@ def table(model: nn.Module) -> Inspection:
 
 
 def _capture(record: PreparedRecord) -> str:
-    why = f", because {record.reason}" if record.reason else ""
+    why = f", {'although' if record.way == 'torch.fx' else 'because'} {record.reason}" if record.reason else ""
     return f"captured {'' if record.way == LAYERS else 'with '}{record.way}{why}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
@@ -133,3 +134,14 @@ def test_records_that_torch_export_rebuilds_are_no_change(records: Any) -> None:
     prepared = qat.prepare(model, "w8a8", torch.randn(2, 4))
     assert record_of(prepared).way == "torch.export"  # type: ignore[union-attr]
     assert model.records is records
+
+
+def test_inspect_says_why_torch_export_did_not_see_into_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("a guard on values")
+
+    monkeypatch.setattr(importlib.import_module("qat.capture.capture"), "exported", fails)
+    prepared = qat.prepare(AttentionBesideLSTM(), "w8a8", torch.randn(2, 3, 8))
+    said = "captured with torch.fx, although torch.fx sees no layers in 'attention'; torch.export: a guard on values"
+    with pytest.warns(UserWarning, match="only 0% of the multiply-adds are in integers"):
+        assert said in str(qat.inspect(prepared))

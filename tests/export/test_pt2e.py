@@ -227,7 +227,7 @@ def test_weights_alone_are_proven_by_the_stored_numbers(tmp_path: Path) -> None:
     found = qat.verify(path, integer, [x], prepared)
     assert found.passed, found
     assert found.constants_compared > 0
-    integer.get_submodule("0").weight[0, 0] ^= 1
+    integer.get_submodule("0").codes[0, 0] ^= 1
     assert not qat.verify(path, integer, [x]).passed
 
 
