@@ -31,11 +31,12 @@ class EarlyCheck(Callback):
     """A callback of Hydra's, in configs/config.yaml. A mistake ends the program with one sentence and status 2."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _check_is_no_sweep(config)
         _check(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         _check_order(config)
-        _check_repetition([str(o) for o in OmegaConf.to_container(config.hydra.overrides.task, resolve=False) or ()])
+        _check_repetition(_overrides(config))
         for overrides in islice(_runs_of_sweep(config), MOST_RUNS):
             try:
                 composed = GlobalHydra.instance().config_loader().load_sweep_config(config, list(overrides))
@@ -63,9 +64,22 @@ def _check(config: DictConfig, mode: str) -> None:
         exit_with(sentence(error))
 
 
+def _overrides(config: DictConfig) -> list[str]:
+    """As they were written."""
+    return [str(o) for o in OmegaConf.to_container(config.hydra.overrides.task, resolve=False) or ()]
+
+
+def _check_is_no_sweep(config: DictConfig) -> None:
+    """Refuse a choice of sweep that one run would ignore."""
+    for chosen in _overrides(config):
+        if chosen.startswith("sweep=") and chosen != "sweep=wandb":
+            exit_with(f"{chosen} says how several runs are made, and this is one: write -m before it, or leave it out.")
+    _check_order(config)
+
+
 def _check_order(config: DictConfig) -> None:
     """Refuse the file of W&B, and a list of sweeps whose last one takes the search back."""
-    chosen = [str(o) for o in OmegaConf.to_container(config.hydra.overrides.task, resolve=False) or ()]
+    chosen = _overrides(config)
     if "sweep=wandb" in chosen:
         exit_with(
             "sweep=wandb is none of Hydra's, and W&B's agent drives it: write wandb sweep configs/sweep/wandb.yaml."

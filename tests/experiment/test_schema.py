@@ -128,6 +128,7 @@ REFUSED = {
     "export.path=nowhere/model.onnx": "export.path='nowhere/model.onnx' is not possible",
     "ptq.ladder={}": "ptq.ladder={} deletes nothing, because keys are added to those that are there: write ptq=none",
     "+ptq.ladder.mine=[]": "ptq.ladder.mine=[] is not possible: write a list of passes",
+    "sweep=optuna": "sweep=optuna says how several runs are made, and this is one: write -m before it",
     "hydra.run.dir=": "hydra.run.dir is empty: write the name of a new folder",
     "~ptq": "~ptq deletes what every run needs: write ptq=none",
     "~callbacks.qat": "callbacks.qat is missing, and nothing would be quantized",
