@@ -69,6 +69,8 @@ def to_torch(node: fx.Node) -> None:
         node.op, node.target = "call_method", "reshape"
     elif base in _WITH_INDICES:
         node.target = _WITH_INDICES[base]
+        for unread in [user for user in node.users if user.target is operator.getitem and not user.users]:
+            node.graph.erase_node(unread)  # torch 2.12 takes both results out, read or not
         if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
             node.kwargs = {**node.kwargs, "return_indices": True}
         else:
