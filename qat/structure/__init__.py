@@ -2,7 +2,8 @@
 
 from qat.structure.graphs import build_graph, describe_graph
 from qat.structure.modules import Description, ModuleBuilder, describe_architecture, describe_module, tensor_names
-from qat.structure.names import Names
+from qat.structure.names import Names, NotAllowedError
+from qat.structure.results import build_result, describe_result
 from qat.structure.values import Describer, NotPlainError
 
 __all__ = [
@@ -10,10 +11,13 @@ __all__ = [
     "Description",
     "ModuleBuilder",
     "Names",
+    "NotAllowedError",
     "NotPlainError",
     "build_graph",
+    "build_result",
     "describe_architecture",
     "describe_graph",
     "describe_module",
+    "describe_result",
     "tensor_names",
 ]

@@ -7,7 +7,9 @@ import importlib
 import math
 import operator
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
 from functools import cache
 from typing import Any
 
@@ -26,6 +28,9 @@ OWN_PACKAGES = (
 """Where classes of modules and of their attributes come from: objects that compute, and neither read nor write files."""
 OWN_FUNCTIONS = ("qat.capture.", "qat.functional", "qat.operations.", "qat.integer.")
 """Where functions in graphs come from, besides torch."""
+
+_OUTPUTS = re.compile(r"transformers(\.modeling_\w+|\.models(\.\w+)?\.\w+\.modeling_\w+)")
+"""The modules where transformers defines what its networks return."""
 
 _OPERATORS = (
     "abs add and_ contains eq floordiv ge getitem gt iadd iand ifloordiv imul index inv invert ior isub itruediv le lshift lt "
@@ -86,6 +91,10 @@ ATTRIBUTES |= {
 """What `getattr` in a graph may read."""
 
 
+class NotAllowedError(ValueError):
+    """A class that the caller has to pass. The message goes on from the name of the folder."""
+
+
 class Names:
     """From names to classes and functions, and back.
 
@@ -121,6 +130,22 @@ class Names:
         raise ValueError(
             f"{path} is not a class of torch.nn, of torchvision's models or of qat, and a file may name no others"
         )
+
+    def find_output(self, path: str) -> type:
+        """The class of what a network returns, of this path.
+
+        Raises:
+            NotAllowedError: a file may not name it, or there is no such class.
+        """
+        module, _, name = path.rpartition(".")
+        found: Any = self._allowed.get(path) or (OrderedDict if path == path_of(OrderedDict) else None)
+        if found is None and _OUTPUTS.fullmatch(module):
+            found = _attribute(module, name)
+        made_of_fields = isinstance(found, type) and (issubclass(found, OrderedDict | tuple) or is_dataclass(found))
+        if made_of_fields and (path in self._allowed or issubclass(found, OrderedDict)):
+            output: type = found
+            return output
+        raise NotAllowedError(f"returns {path}, which a file may not name: import it, and pass it, allow=[{name}]")
 
 
 def path_of(named: Any) -> str:

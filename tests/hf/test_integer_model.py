@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("labels", [False, True], ids=["plain example", "example with labels"])
-def test_it_returns_what_the_network_returns_and_ignores_labels(labels: bool) -> None:
+def test_it_returns_what_the_network_returns_and_ignores_labels(labels: bool, tmp_path: Path) -> None:
     batch, answers = words(), words(labels=True)["labels"]
     prepared = qat.prepare(bert(), "transformer_w8a8", batch | ({"labels": answers} if labels else {}))
     qat.calibrate(prepared, [batch])
@@ -36,6 +37,9 @@ def test_it_returns_what_the_network_returns_and_ignores_labels(labels: bool) ->
     written.seek(0)
     again = torch.load(written, weights_only=False)
     assert torch.equal(again(**batch).logits, found.logits)
+    packed = qat.load_quantized(qat.save_quantized(integer, tmp_path))
+    assert type(packed(**batch)) is type(found)
+    assert torch.equal(packed(**batch, **({"labels": answers} if labels else {})).logits, found.logits)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from qat.files import write_atomically
+from qat.structure import NotAllowedError
 
 MANIFEST = "manifest.json"
 FORMAT = "qat packed weights"
@@ -86,6 +87,8 @@ def damaged(folder: Path, what: str = "cannot be read", remedy: str = "save the 
     """
     try:
         yield
+    except NotAllowedError as error:
+        raise ValueError(f"{folder} {error}.") from error
     except Exception as error:
         if isinstance(error, OSError) or str(folder) in str(error):
             raise

@@ -12,7 +12,17 @@ from qat.integer.integer_model import IntegerModel
 from qat.integer.layers import IntegerLayer
 from qat.integer.weight_only import StoredWeight
 from qat.nn import LAYERS, as_quantized, has_quantized_matrices, is_quantized, layer_type, options, quantize_matrices
-from qat.structure import Describer, Description, ModuleBuilder, Names, build_graph, describe_graph, describe_module
+from qat.structure import (
+    Describer,
+    Description,
+    ModuleBuilder,
+    Names,
+    build_graph,
+    build_result,
+    describe_graph,
+    describe_module,
+    describe_result,
+)
 from qat.structure.modules import CONTAINER, attributes_of, description_of
 from qat.structure.names import path_of
 from qat.torch_private import own_modules
@@ -40,6 +50,8 @@ def describe_integer(model: IntegerModel, names: Names, writer: TensorWriter) ->
         "policy": model.policy,
         "modules": root,
         "graph": describe_graph(model.graph, names),
+        "result": describe_result(model.result),
+        "left_out": list(model.left_out),
         "aliases": aliases_of(model),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
     }
@@ -65,6 +77,8 @@ def build_integer(manifest: dict[str, Any], tensors: TensorReader, names: Names)
     graph: fx.Graph = build_graph(manifest["graph"], names)
     model = IntegerModel(root, graph, manifest["class"])
     model.policy = manifest["policy"]
+    model.result = build_result(manifest.get("result"), names)
+    model.left_out = tuple(manifest.get("left_out", ()))
     return model.eval()
 
 

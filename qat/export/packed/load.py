@@ -24,14 +24,15 @@ def load_quantized(
 ) -> nn.Module:
     """The network that `qat.save_quantized` wrote, bit for bit, on the CPU and in evaluation mode.
 
-    Nothing in the folder is executed, and no module that it names is imported, but those of torch.nn, torchvision's models and
-    qat. Its weights and its manifest are compared with their hashes.
+    Nothing in the folder is executed, and no module that it names is imported, but those of torch.nn, torchvision's models,
+    qat, and the outputs of transformers. Its weights and its manifest are compared with their hashes.
 
     Args:
         folder: what `save_quantized` wrote.
         model: the float network, which is not changed, or a function or class that makes it. Needed for prepared networks of
             other classes than those; its values do not count.
-        allow: your own quantizers and observers that the policy names, and modules inside an integer model.
+        allow: your own quantizers and observers that the policy names, modules inside an integer model, and the dataclass or
+            named tuple that it returns.
 
     Returns:
         A prepared network, or an integer model, as it was saved.
