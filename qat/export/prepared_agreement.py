@@ -18,6 +18,7 @@ from qat.export.verification import SQNR_ALARM
 from qat.integer import arithmetic, convert
 from qat.integer.fingerprint import first_difference
 from qat.integer.modules import IntegerModule
+from qat.integer.order import OneOrder
 from qat.quantizers import Mode
 from qat.transform.mode import mode, quantizers
 
@@ -139,7 +140,7 @@ class PreparedAgreement:
             for name, quantizer in self._quantizers.items()
         ]
         try:
-            with torch.no_grad(), training_mode(self.prepared, False), mode(self.prepared, Mode.QUANTIZE):
+            with torch.no_grad(), OneOrder(), training_mode(self.prepared, False), mode(self.prepared, Mode.QUANTIZE):
                 returned = dict(zip(outputs, named_outputs(self._call(inputs)).values(), strict=True))
         finally:
             for hook in hooks:

@@ -9,6 +9,7 @@ from qat.capture import CaptureError, capture, copy_model, is_plain, stop_follow
 from qat.integer.convert_layer import weight_only
 from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
+from qat.integer.order import fix_order
 from qat.nn import quantized_weights
 from qat.operations import without_labels
 from qat.transform.batches import is_usable
@@ -55,6 +56,7 @@ def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
     if not with_loss and (deployed := without_labels(graph)) is not None:
         graph, form = deployed, None if form is None else form.without_labels
     stop_following(source, graph)
+    fix_order(source, graph)
     with torch.no_grad():
         integer = GraphConverter(source, graph).convert()
     integer.result = None if form is None or is_plain(form.output) else form.output

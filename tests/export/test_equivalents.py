@@ -14,9 +14,6 @@ from qat.export.onnx.runtime import session
 X = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0))
 CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     **{f"cumprod {dim}": (Tensor.cumprod, (X, dim)) for dim in (0, 1, -1)},
-    **{f"median {dim}, {keep}": (torch.median, (X, dim, keep)) for dim in (0, 1, -1) for keep in (False, True)},
-    **{f"median of an even number {dim}": (torch.median, (X[:2, :4], dim)) for dim in (0, 1)},
-    "median of all": (torch.median, (X,)),
     **{f"cdist {p}": (torch.cdist, (X, X[:, :4] + 1, p)) for p in (1.0, 2.0, float("inf"))},
     **{f"fill_diagonal {size}": (Tensor.fill_diagonal_, (X[0, :, :size], 2.0)) for size in (3, 5)},
     "fill_diagonal of columns": (Tensor.fill_diagonal_, (X[0, :3], 2.0)),

@@ -90,19 +90,10 @@ def fill_diagonal(input: Tensor, fill_value: float, wrap: bool = False) -> Tenso
     return input.masked_fill(rows.unsqueeze(1) == columns, fill_value)
 
 
-def median(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
-    """torch.median along an axis: the lower one of two."""
-    if dim is None:
-        return torch.median(input)
-    values, indices = (part.narrow(dim, (input.shape[dim] - 1) // 2, 1) for part in torch.sort(input, dim))
-    return torch.return_types.median((values, indices) if keepdim else (values.squeeze(dim), indices.squeeze(dim)))
-
-
 EQUIVALENTS: dict[Any, Callable[..., Any]] = {
     F.embedding_bag: embedding_bag,
     F.rrelu: rrelu,
     torch.cdist: cdist,
     **dict.fromkeys((torch.cumprod, Tensor.cumprod), cumprod),
     Tensor.fill_diagonal_: fill_diagonal,
-    **dict.fromkeys((torch.median, Tensor.median), median),
 }

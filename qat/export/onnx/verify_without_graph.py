@@ -21,6 +21,7 @@ from qat.export.onnx.without_graph import onnx_model_without_graph
 from qat.export.outputs import named_outputs
 from qat.export.prepared_agreement import PreparedAgreement
 from qat.export.verification import OtherModelError, SiteAgreement, Verification
+from qat.integer.order import OneOrder
 from qat.integer.weight_only import stored_weights
 from qat.torch_private import tree_leaves
 from qat.transform.batches import positional_arguments
@@ -59,7 +60,7 @@ def verify_without_graph(
         inputs = positional_arguments(model, batch, labels=False)
         examples = examples or inputs
         exercise.see_inputs([x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim])
-        with torch.no_grad():
+        with torch.no_grad(), OneOrder():
             expected = named_outputs(model.eval()(*inputs))
         if agreement is not None:
             agreement.see(inputs, {}, expected)
