@@ -121,6 +121,12 @@ def compose_config(row: str, policy: str, seed: int, checkpoint: Path, data: Pat
 
 def measure_training(config: DictConfig, data: ImageData, network: nn.Module) -> dict[str, Any]:
     """Accuracy and minutes of quantization-aware training, on a copy of the float network."""
+    trained, seconds = train(config, data, network)
+    return {**test_metrics(trained, config, data), "minutes": round(seconds / 60, 2)}
+
+
+def train(config: DictConfig, data: ImageData, network: nn.Module) -> tuple[nn.Module, float]:
+    """Train a copy of the float network; the result has the weights of the last step. Also the seconds that it took."""
     L.seed_everything(config.seed, workers=True, verbose=False)
     batches = build.datamodule(config, data)
     teacher = build.distillation(config, network, data)
@@ -136,7 +142,7 @@ def measure_training(config: DictConfig, data: ImageData, network: nn.Module) ->
         start = time.perf_counter()
         trainer.fit(module, datamodule=batches)
         seconds = time.perf_counter() - start
-    return {**test_metrics(module.network, config, data), "minutes": round(seconds / 60, 2)}
+    return module.network, seconds
 
 
 def measure_ptq(row: str, config: DictConfig, data: ImageData, network: nn.Module) -> dict[str, Any]:

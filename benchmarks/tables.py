@@ -14,6 +14,7 @@ from benchmarks import (
     float_control,
     large_model,
     network_tables,
+    number_formats,
     program_tables,
     reconstruction,
     reduce_range,
@@ -120,6 +121,8 @@ def main() -> None:
     fill(ROOT / "docs/oscillations.md", "oscillation", tables["oscillation"], check)
     language = read_measurement(RESULTS / "language_model/cpu.json")
     fill(ROOT / "docs/formats.md", "language model", program_tables.language_model_table(language), check)
+    formats = number_formats.table(read_measurement(RESULTS / "number_formats/cpu.json"))
+    fill(ROOT / "docs/formats.md", "number formats", formats, check)
     transformers = read_measurement(RESULTS / "transformer_networks/cpu.json")
     for marker, text in (
         ("transformers", network_tables.transformer_table(transformers)),

@@ -297,6 +297,19 @@ def test_language_model(run):
         assert found["bytes"] < 0.35 * 4 * measurement["network"]["parameters"]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_number_formats(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("QAT_CACHE_DIR", str(tmp_path))
+    overrides = ["--overrides", "trainer.max_epochs=1", "float.epochs=3"]
+    measurement = run("number_formats", "--formats", "nvfp4", "mxfp8", "--seeds", 0, *overrides)
+    for case in measurement["cases"]:
+        assert case["read_back"] == case["qat"]
+        assert all(0.2 < case[key] <= 1 for key in ("float", "ptq", "qat"))
+    nvfp4, mxfp8 = (case["bytes"] for case in measurement["cases"])
+    assert nvfp4 < mxfp8 < measurement["cases"][0]["float_bytes"]
+
+
 def test_targets(run, monkeypatch):
     from benchmarks import targets
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import menu, network_tables, pages, program_tables, reconstruction, reproduce, tables
+from benchmarks import menu, network_tables, number_formats, pages, program_tables, reconstruction, reproduce, tables
 from benchmarks.program_tables import NOT_MEASURED
 from benchmarks.published import Published
 from tests.quantizers.catalogue import OF_FORMATS
@@ -173,6 +173,14 @@ def test_ranks_are_those_of_scipy():
     found = reproduce.order_of_methods(published, {n: row(n, t) for n, t in (("a", 0.3), ("b", 0.1), ("c", 0.2))})
     assert "| W2A2 | a, b, c | a, c, b | 0.50 (p = 0.67) |" in lines(found)  # 1 - 6 * (0 + 1 + 1) / (3 * 8)
     assert sum(NOT_MEASURED in line for line in lines(found)) == 2
+
+
+def test_number_formats():
+    about = {"format": "mxfp4", "float": 0.98, "bytes": 20, "float_bytes": 100}
+    cases = [{**about, "ptq": 0.5 + 0.1 * i, "qat": 0.9, "read_back": 0.9} for i in range(3)]
+    (row,) = lines(number_formats.table({**ABOUT, "cases": cases}))
+    assert row == "| `mxfp4` | 98.00 ± 0.00 | 60.00 ± 10.00 | 90.00 ± 0.00 | 90.00 ± 0.00 | 0.20 |"
+    assert number_formats.table(None) == "not measured"
 
 
 def test_language_model():
