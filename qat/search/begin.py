@@ -114,9 +114,10 @@ def begin(
         try:
             prepared = prepare(model, with_bits(policy, rules, dict.fromkeys(rules, fewest), policy.name), example)
         except ValueError as error:
+            of_inputs = f" and {fewest[1]} of activation_bits" if inputs else ""
             raise ValueError(
-                f"the search gave {fewest[0]} bits to every layer, which is not possible ({error}) Write weight_bits that all "
-                "quantizers have, or the layer in keep."
+                f"the fewest bits of the search, {fewest[0]} of weight_bits{of_inputs}, are not possible ({error}) Leave out a "
+                "width that a quantizer lacks, or write the layer in keep."
             ) from None
     smallest = find_layers(prepared)  # where layers that share an input have the same quantizer, and sites are most
     one = next((x.shape[0] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim), 1)

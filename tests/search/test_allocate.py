@@ -132,8 +132,10 @@ def test_limits_that_exclude_each_other_are_refused_with_what_is_possible_beside
 def test_what_is_no_allocation_is_one_sentence(batches: list[Tensor]) -> None:
     with pytest.raises(ValueError, match="batches is one tensor"):
         allocate(Branches(), "w4a8", batches[0], size=720)
-    with pytest.raises(ValueError, match=r"the search gave 2 bits to every layer.*FP8 has 8 bits"):
+    with pytest.raises(ValueError, match=r"fewest bits of the search, 2 of weight_bits, are .*FP8 has 8 bits"):
         allocate(Branches(), "fp8", batches, size=720)
+    with pytest.raises(ValueError, match=r"2 of weight_bits and 1 of activation_bits, are .*bits=1 is not"):
+        allocate(Branches(), "w4a8", batches, size=720, activation_bits=(1, 8))
 
 
 def test_one_name_to_keep_is_a_list_of_one(batches: list[Tensor]) -> None:
