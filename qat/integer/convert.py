@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
 from qat.capture import CaptureError, capture, copy_model, is_plain, stop_following
 from qat.integer.convert_layer import weight_only
@@ -56,6 +59,7 @@ def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
     if not with_loss and (deployed := without_labels(graph)) is not None:
         graph, form = deployed, None if form is None else form.without_labels
     stop_following(source, graph)
+    _compute_in_float32(graph, {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32})
     fix_order(source, graph)
     with torch.no_grad():
         integer = GraphConverter(source, graph).convert()
@@ -64,6 +68,21 @@ def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
     record = record_of(model)
     integer.policy = None if record is None else plain_data(record.policy)
     return integer
+
+
+_CASTS = {"double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _compute_in_float32(graph: fx.Graph, widths: set[torch.dtype]) -> None:
+    """Let a graph cast to float32 where it casts to one of these widths, in place."""
+
+    def as_float32(leaf: Any) -> Any:
+        return torch.float32 if isinstance(leaf, torch.dtype) and leaf in widths else leaf
+
+    for node in graph.nodes if widths else ():
+        if node.op == "call_method" and _CASTS.get(str(node.target)) in widths:
+            node.target = "float"
+        node.args, node.kwargs = map_aggregate(node.args, as_float32), map_aggregate(node.kwargs, as_float32)
 
 
 def _inputs(graph: fx.Graph) -> list[str]:

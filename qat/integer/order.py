@@ -44,9 +44,9 @@ def median(input: Tensor, dim: int, keepdim: bool = False) -> Any:
     return torch.return_types.median(_one_of_sorted(input, (input.shape[dim] - 1) // 2, dim, keepdim))
 
 
-def _one_of_sorted(input: Tensor, index: int, dim: int, keepdim: bool) -> tuple[Tensor, ...]:
-    parts = tuple(part.narrow(dim, index, 1) for part in sort(input, dim))
-    return parts if keepdim else tuple(part.squeeze(dim) for part in parts)
+def _one_of_sorted(input: Tensor, index: int, dim: int, keepdim: bool) -> tuple[Tensor, Tensor]:
+    values, indices = (part.narrow(dim, index, 1) for part in sort(input, dim))
+    return (values, indices) if keepdim else (values.squeeze(dim), indices.squeeze(dim))
 
 
 ORDERED = {function.__name__: function for function in (sort, argsort, topk, kthvalue, median)}

@@ -318,3 +318,24 @@ def test_max_pools_of_torch_export_return_values_unless_indices_are_read(indices
     if not indices:  # which ONNX Runtime does not compute for adaptive pools
         qat.export_onnx(integer, x, tmp_path / "model.onnx")
         assert qat.verify(tmp_path / "model.onnx", integer, [x], prepared).passed
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        y: Tensor = torch.empty_like(self.layer(x), memory_format=torch.preserve_format).zero_() + self.layer(x)
+        return y.to(memory_format=torch.contiguous_format)
+
+
+def test_memory_formats_in_a_graph_are_saved(tmp_path: Path) -> None:
+    """torch.save pickles by protocol 2, by which torch cannot pickle them."""
+    x = torch.randn(2, 3, 4, 4)
+    prepared = qat.prepare(ChannelsLast(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    for model in (prepared.eval(), qat.convert(prepared)):
+        torch.save(model, tmp_path / "model.pt")
+        assert torch.equal(torch.load(tmp_path / "model.pt", weights_only=False)(x), model(x))

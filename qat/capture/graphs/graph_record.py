@@ -27,6 +27,13 @@ class _FunctionName:
     path: str
 
 
+@dataclass(frozen=True)
+class _MemoryFormat:
+    """A torch.memory_format, which torch.save cannot pickle."""
+
+    name: str
+
+
 class NodeRecord(NamedTuple):
     """One node, with a `NodeName` for each node that it reads."""
 
@@ -41,6 +48,8 @@ def record_graph(graph: fx.Graph) -> list[NodeRecord]:
     """The nodes in order."""
 
     def named(argument: Any) -> Any:
+        if isinstance(argument, torch.memory_format):
+            return _MemoryFormat(str(argument).removeprefix("torch."))
         return NodeName(argument.name) if isinstance(argument, fx.Node) else argument
 
     return [
@@ -61,6 +70,8 @@ def graph_of_record(records: list[NodeRecord]) -> fx.Graph:
     nodes: dict[str, fx.Node] = {}
 
     def node_of(argument: Any) -> Any:
+        if isinstance(argument, _MemoryFormat):
+            return getattr(torch, argument.name)
         return nodes[argument.name] if isinstance(argument, NodeName) else argument
 
     for op, name, target, args, kwargs in records:
