@@ -16,7 +16,7 @@ import torch.utils._python_dispatch
 import torch.utils._pytree
 from lightning.fabric.utilities import cloud_io
 from lightning.pytorch.callbacks import StochasticWeightAveraging
-from lightning.pytorch.loops import loop, utilities
+from lightning.pytorch.loops import fetchers, loop, utilities
 from lightning.pytorch.strategies import DDPStrategy, launchers
 from lightning.pytorch.trainer.connectors.logger_connector import result
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -129,6 +129,11 @@ MEMBERS = [
     of_lightning("_FitLoop", "_combined_loader", lambda: trainer().fit_loop, "find the train dataloaders"),
     of_lightning("_FitLoop", "_data_source", lambda: trainer().fit_loop, "wrap the train dataloaders"),
     of_lightning("_FitLoop", "_last_train_dl_reload_epoch", lambda: trainer().fit_loop, "reload dataloaders on time"),
+    of_lightning("loops.fetchers", "_DataFetcher", lambda: fetchers, "draw ahead of data of unknown length"),
+    of_lightning(
+        "_PrefetchDataFetcher", "batches", fetchers._PrefetchDataFetcher, "draw ahead of data of unknown length"
+    ),
+    of_lightning("Trainer", "_val_check_time_interval", trainer, "see that it validates by the clock"),
     of_lightning("loops.loop", "_Loop", lambda: loop, "end a restart of all loops"),
     of_lightning("Trainer", "_checkpoint_connector", trainer, "check what checkpoints restore"),
     of_lightning(

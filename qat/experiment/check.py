@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,6 +105,23 @@ def check_lengths(config: DictConfig, train: int, val: int) -> None:
             f"trainer.val_check_interval={interval} is more than the {used} batches of an epoch: write 1 to {used}, or "
             "trainer.check_val_every_n_epoch=N."
         )
+
+
+def steps_of_fit(config: DictConfig, train: int) -> float:
+    """The optimizer steps of QAT; infinite if time alone limits it.
+
+    Args:
+        config: the configuration.
+        train: training batches of an epoch in each process.
+    """
+    options = config.trainer
+    limit = options.get("limit_train_batches")
+    used = train if limit is None else int(limit * train) if isinstance(limit, float) else min(limit, train)
+    of_epoch = math.ceil(used / (options.get("accumulate_grad_batches") or 1))
+    epochs, steps = options.get("max_epochs"), options.get("max_steps")
+    limits = [steps] if steps is not None and steps > 0 else []
+    limits += [epochs * of_epoch] if epochs is not None and epochs > 0 else []
+    return min(limits, default=math.inf)
 
 
 def check_callbacks(callbacks: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.errors import composition_sentence, exit_with, groups, sentence
+from qat.experiment.repeated_keys import check_each_key_once
 from qat.experiment.schema import Configuration, check_configuration
 from qat.experiment.suggestion import unknown_key
 from qat.experiment.sweep.grid import grid
@@ -107,12 +108,14 @@ def _check_repetition(overrides: list[str]) -> None:
 
 
 def _check_override(override: str, config: DictConfig) -> None:
-    """Refuse what Hydra composes although it cannot be meant: a group that is deleted, and {}, which deletes nothing."""
+    """Refuse what Hydra composes although it cannot be meant: a key given twice, a deleted group, {}, which deletes nothing."""
+    check_each_key_once(override)
     key, _, value = override.partition("=")
     group = key.removeprefix("~").partition("@")[0]
     if key.startswith("~") and group in (*Configuration.model_fields, "recipe"):
         hint = INSTEAD_OF_DELETING.get(group, "leave it out")
-        raise ValueError(f"~{group} deletes what every run needs: {hint}, or choose another with {group}=NAME.")
+        other = f"choose another with {group}=NAME" if group in groups() else f"write {group}=VALUE"
+        raise ValueError(f"~{group} deletes what every run needs: {hint}, or {other}.")
     if (
         not key.startswith(("+", "~"))
         and group in groups()

@@ -120,6 +120,8 @@ def composition_sentence(error: BaseException) -> str:
         return (
             f"{match[1]} has several values: add -m for a sweep over them, or write {match[2]}=[{match[3]}] for a list."
         )
+    if match := re.search(r"Sweep parameters '(.+)' requires --multirun", text):
+        return f"{match[1]} stands for several values: add -m for a sweep over them, or write one."
     if match := re.search(r"An item is already at '([^']+)'", text):
         return f"{match[1]} is in this configuration already: write {match[1]}=VALUE, without the plus."
     if match := re.search(r"Could not delete '([^']+)'", text):
@@ -145,6 +147,8 @@ def _argument_sentence(reason: str, words: Sequence[str]) -> str:
     if reason.startswith("Config group override must be a string or a list"):
         for word in words:
             key, _, value = word.partition("=")
+            if not key:
+                return f"{word} has no key: write key=value."
             if key in groups() and not re.match(r"[\w\[]", value.replace("null", "", 1)):
                 return f"{word} is not possible: write {key}=NAME with one of {', '.join(_options(key))}."
     if "--resolve" in reason:

@@ -18,7 +18,14 @@ from torch import nn
 
 from qat.data import ImageData
 from qat.experiment import build, float_network, loggers, mixed_precision
-from qat.experiment.check import check_callbacks, check_images, check_lengths, check_same_run, warn_of_unwise_values
+from qat.experiment.check import (
+    check_callbacks,
+    check_images,
+    check_lengths,
+    check_same_run,
+    steps_of_fit,
+    warn_of_unwise_values,
+)
 from qat.experiment.checkpoint_on_signal import CheckpointOnSignal
 from qat.experiment.console import Progress, simplify_output
 from qat.experiment.datamodule import ImageDataModule
@@ -152,16 +159,18 @@ def _check_parts(config: DictConfig, folder: Path, network: nn.Module, data: Ima
         build.classifier(network, training, data)
     build.distillation(config, network, data)
     batches.calibration_batches(config.calibration_images)
+    trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
     for callback in callbacks:
         if isinstance(callback, NetworkExtension):
             callback.on_prepared(prepared, prepared)
         if isinstance(callback, ProgressiveBits):
-            callback.check_bits(prepared)
+            with _of_key("progressive"):
+                callback.check_bits(prepared)
+                callback.check_length(steps_of_fit(config, len(batches.train_dataloader()) // process_count(trainer)))
         if isinstance(callback, ExportONNX):
             callback.check_policy(policy)
             ptq = next((c for c in callbacks if isinstance(c, PTQBaselines)), None)
             callback.check_names({} if ptq is None else ptq.outside_files(folder))
-    trainer = build.trainer(config, folder, callbacks, False, enable_checkpointing=True)
     check_launched_processes(trainer)
     check_machine(trainer)
     processes = process_count(trainer)
@@ -189,7 +198,8 @@ def _checkpoint_to_resume(config: DictConfig) -> Path | None:
             return None
         log.info("%s was interrupted before its first checkpoint: %s, which it resumed, is resumed", given, before)
         given = before
-    checkpoint = checkpoint_to_resume(given)
+    with _of_key(f"resume={config.resume}"):
+        checkpoint = checkpoint_to_resume(given)
     check_same_run(config, run_folder_of(checkpoint))
     return checkpoint
 
@@ -253,6 +263,15 @@ def _data_record(data: ImageData) -> Data:
         classes=data.num_classes,
         note="A copy, not the original files: accuracies differ from published ones." if is_copy else "",
     )
+
+
+@contextmanager
+def _of_key(key: str) -> Iterator[None]:
+    """Inside the `with` block, an error that does not name the key of the configuration gets its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def unknown_key(key: str, known: Sequence[str], owner: str = "") -> str:
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == prefix}
     by_name = {k.rpartition(".")[2]: k for k in sorted(known, key=lambda k: -k.count("."))}  # of equals, the shortest
     near = [siblings[n] for n in difflib.get_close_matches(name, siblings, n=1)]
-    near += [by_name[n] for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.75)]
+    near += [by_name[n] for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.9 if siblings else 0.75)]
     if near:
         return f"unknown key {key}{whose}; did you mean {near[0]}?"
     where = f"{prefix} has the keys" if prefix and siblings else "the top-level keys are"

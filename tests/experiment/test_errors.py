@@ -81,7 +81,11 @@ MISTAKES = {
     ),
     "stages": (
         ["progressive=[8,3]"],
-        "the stages end with 3 bits, the policy's fewest are 2: write stages that end with 2,",
+        "progressive: the stages end with 3 bits, the policy's fewest are 2: write stages that end with 2,",
+    ),
+    "stage without a step": (
+        ["progressive={0.0: 8, 0.999: 2}"],
+        "progressive: a fit of 900 steps is too short for the stages {0.0: 8, 0.999: 2}: give it more steps.",
     ),
     "nothing that oscillates": (
         ["oscillation=track", "policy=w8a8"],
@@ -96,7 +100,7 @@ MISTAKES = {
 }
 
 ALSO_TESTED_WHERE_RAISED = {
-    "preset", "image folder", "order of passes", "ratio", "share", "stages",
+    "preset", "image folder", "order of passes", "ratio", "share", "stages", "stage without a step",
     "nothing that oscillates", "format without a file", "too many calibration images",
 }  # fmt: skip
 """Sentences that a test of the part itself reads, which take the same way through the front door as others."""

@@ -34,6 +34,8 @@ def test_yaml_is_plain_and_its_aliases_are_counted(tmp_path: Path) -> None:
         "a: &a [*a]": "it contains itself",
         "a: '" + "x" * (1 << 20) + "'": "more than 1,048,576 bytes",
         "[" * 1000: "maximum recursion depth",
+        "a: 1\nb: {c: 1,\n c: 2}": "line 3 has the key 'c' again, and the last alone would count",
+        "a: {0: 1, 0.0: 2}": "line 1 has the key 0.0 again",
     }.items():
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"policy\.yaml is not a YAML file of keys and values \(.*{reason}"):
@@ -43,6 +45,8 @@ def test_yaml_is_plain_and_its_aliases_are_counted(tmp_path: Path) -> None:
         read_yaml(path)
     path.write_text("")
     assert read_yaml(path) == {}
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: [*a, *a]}")
+    assert read_yaml(path) == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 1, "y": 2}}
 
 
 def png(width: int, height: int) -> bytes:

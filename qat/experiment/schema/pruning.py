@@ -49,5 +49,5 @@ class Pruning(Section):
         if self.scope == "global" and self.pattern is not None:
             raise wrong("{key}=global beside a pattern, which holds in every group: write layer.", "scope")
         if not self.begin < self.end:
-            raise wrong(f"{{key}}={{value}} is not before end={self.end}: write shares that rise.", "begin")
+            raise wrong(f"{{key}}={{value}} is not before pruning.end={self.end}: write shares that rise.", "begin")
         return self

@@ -275,9 +275,10 @@ AnyOscillation = Annotated[Any, OneOf((Oscillation, Off))]
 
 
 def stages_are_possible(stages: list[int] | Mapping[float, int]) -> Any:
-    """Bits of the stages fall."""
+    """Bits of the stages fall, and their shares of the run rise from 0.0."""
     bits = list(stages if isinstance(stages, list) else stages.values())
-    if not bits or bits != sorted(set(bits), reverse=True):
+    shares = [0.0] if isinstance(stages, list) else list(stages)
+    if not bits or bits != sorted(set(bits), reverse=True) or shares[0] != 0 or shares != sorted(shares):
         raise ValueError
     return stages
 
@@ -286,5 +287,8 @@ StageBits = Bits | Literal[32]  # 32: in float
 Stages = Annotated[
     list[StageBits] | dict[ShareBelowOne, StageBits],
     AfterValidator(stages_are_possible),
-    Says("falling bits from 2 to 8 (32: in float), [8, 4, 2], or {0.0: 32, 0.3: 4, 0.6: 2}"),
+    Says(
+        "falling bits from 2 to 8 (32: in float), [8, 4, 2], or by rising shares of the run from 0.0 on, "
+        "{0.0: 32, 0.3: 4, 0.6: 2}"
+    ),
 ]

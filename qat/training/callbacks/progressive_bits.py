@@ -89,7 +89,8 @@ class ProgressiveBits(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.stages:
             self.check_bits(self._network(trainer, pl_module))
-            self._check_length(trainer)
+            self.check_length(trainer.estimated_stepping_batches)
+            self._check_strategy(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """In a resumed fit: suspend the selection again if it was suspended."""
@@ -174,13 +175,19 @@ class ProgressiveBits(L.Callback):
                 f"{min(widths)}, such as {[b for b in bits if b > min(widths)] + [min(widths)]}."
             )
 
-    def _check_length(self, trainer: L.Trainer) -> None:
-        steps = trainer.estimated_stepping_batches
-        shortest = min(end - begin for begin, end in pairwise([*self.stages, 1.0]))
+    def check_length(self, steps: float) -> None:
+        """Check that every stage of a fit of so many optimizer steps has one.
+
+        Raises:
+            ValueError: one has none.
+        """
+        shortest = min((end - begin for begin, end in pairwise([*self.stages, 1.0])), default=1.0)
         if steps * shortest < 1:
             raise ValueError(
                 f"a fit of {steps:.0f} steps is too short for the stages {self.stages}: give it more steps."
             )
+
+    def _check_strategy(self, trainer: L.Trainer) -> None:
         strategy: Any = trainer.strategy
         expects_all_gradients = isinstance(strategy, DDPStrategy) and not finds_unused_parameters(strategy)
         if FLOAT in self.stages.values() and expects_all_gradients:

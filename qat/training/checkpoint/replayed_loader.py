@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Generator
 from torch.utils.data import (
@@ -37,7 +38,7 @@ class InterruptedEpoch:
         at_start: the random state right before the pass began; None: it had not begun.
         at_first_batch: the random state right before its first batch; in a first epoch, hooks run between the two.
         batches: the number of its batches that were trained.
-        afterwards: the random state to continue in; None: that of the process.
+        afterwards: the random state in which the next batch is drawn; None: that of the process.
         loader_states: states of the dataloaders that keep one themselves (torchdata's StatefulDataLoader).
     """
 
@@ -53,11 +54,12 @@ class InterruptedEpoch:
         if record["began"] is None:
             return cls()
         first = record["first_draw"]
+        drawn_in = record.get("drawn_ahead") or (record["random"] if record["where"]["in_step"] else None)
         return cls(
             at_start=RandomState.from_plain(record["began"]),
             at_first_batch=None if first is None else RandomState.from_plain(first),
             batches=record["batches"],
-            afterwards=RandomState.from_plain(record["random"]) if record["where"]["in_step"] else None,
+            afterwards=None if drawn_in is None else RandomState.from_plain(drawn_in),
             loader_states=record["loaders"],
         )
 
@@ -72,7 +74,8 @@ class ReplayedLoader(CombinedLoader):
     Args:
         loaders: the CombinedLoader that Lightning would have used.
         take_interrupted: called before every batch; returns the epoch to go back into, or None.
-        records_draws: whether to record `before_draw` for every batch, for checkpoints that are written when a step raises.
+        records_draws: whether to record `before_draw` for every batch, for checkpoints that are written when a step raises;
+            that of data of unknown length, of which Lightning draws a batch ahead, always is.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class ReplayedLoader(CombinedLoader):
     ) -> None:
         super().__init__(loaders.iterables, combination_mode(loaders))
         self.take_interrupted = take_interrupted
-        self.records_draws = records_draws
+        self._records_draws = records_draws
         self.at_start: RandomState | None = None
         """The random state right before this pass."""
         self.at_first_batch: RandomState | None = None
@@ -103,11 +106,15 @@ class ReplayedLoader(CombinedLoader):
     def __next__(self) -> Any:
         if (interrupted := self.take_interrupted()) is not None:
             self._go_back(interrupted)
-        if self.records_draws or self.at_first_batch is None:
+        if self.at_first_batch is None or self._records_draws or sized_len(self) is None:
             self.before_draw = RandomState.current(self.generators)
             self.at_first_batch = self.at_first_batch or self.before_draw
         self.requested += 1
-        return super().__next__()
+        try:
+            return super().__next__()
+        except StopIteration:  # of data of unknown length, which only say so when there is no batch left
+            self.requested -= 1
+            raise
 
     @property
     def generators(self) -> list[Generator]:

@@ -22,10 +22,13 @@ from qat.training.checkpoint.best_checkpoints import copy_best_checkpoints
 from qat.training.checkpoint.checked_reading import check_reading, stop_checking
 from qat.training.checkpoint.logged_metrics import record_logged_metrics, restore_logged_metrics
 from qat.training.checkpoint.loop_position import LoopPosition
+from qat.training.checkpoint.not_exact import warn_if_not_exact
 from qat.training.checkpoint.random_state import RandomState
 from qat.training.checkpoint.replayed_loader import InterruptedEpoch, ReplayedLoader
 from qat.training.lightning.hooks import run_after, unwrap_hook, wrap_hook
 from qat.training.lightning.private_api import (
+    batches_ahead,
+    draw_ahead_again,
     end_restart,
     get_reload_epoch,
     set_reload_epoch,
@@ -56,11 +59,14 @@ class Resume:
         """`max_epochs` and `max_steps` of the Trainer, while they are extended."""
         self._interrupted: InterruptedEpoch | None = None
         self._before_validation: RandomState | None = None
+        self._draws_ahead = False
+        """Whether the first epoch has yet to draw ahead again, as others do when they begin."""
 
     def attach(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Wrap the hooks, before the train dataloaders are requested."""
         self._fit_begins = True
         self._record = self._interrupted = self._before_validation = None
+        self._draws_ahead = False
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         saves_on_exception = any(_saves_on_exception(callback) for callback in callbacks)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -71,12 +77,14 @@ class Resume:
         if saves_on_exception:
             run_after(module, "on_validation_model_zero_grad", partial(self._note_validation, trainer))
         run_after(module, "on_train_start", partial(self._resume, trainer, module))
+        run_after(module, "on_train_epoch_start", partial(self._begin_epoch, trainer))
 
     def detach(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Undo `attach`."""
         stop_checking(trainer)
         unwrap_hook(train_data_source(trainer), "dataloader")
         unwrap_hook(module, "on_train_start")
+        unwrap_hook(module, "on_train_epoch_start")
         unwrap_hook(module, "on_validation_model_zero_grad")
 
     # Writing a checkpoint --------------------------------------------------------------------------------------------
@@ -97,7 +105,7 @@ class Resume:
         return records
 
     def _record_process(self, trainer: L.Trainer, module: L.LightningModule, loader: ReplayedLoader) -> dict[str, Any]:
-        position = LoopPosition.current(trainer, loader.requested)
+        position = LoopPosition.current(trainer, loader.requested - batches_ahead(trainer))
         batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         before_validation = self._before_validation if position.in_validation else None
         random = loader.before_draw if position.in_step else before_validation
@@ -108,6 +116,7 @@ class Resume:
             "random": (random or RandomState.current(loader.generators)).to_plain(),
             "began": loader.at_start.to_plain() if begun and loader.at_start else None,
             "first_draw": loader.at_first_batch.to_plain() if begun and loader.at_first_batch else None,
+            "drawn_ahead": loader.before_draw.to_plain() if loader.before_draw and batches_ahead(trainer) else None,
             "reloaded": get_reload_epoch(trainer),
             "batches": batches.processed,
             "accumulated": trainer.accumulate_grad_batches,
@@ -169,12 +178,23 @@ class Resume:
         if record["where"]["in_epoch"]:  # GradientAccumulationScheduler sets it when an epoch begins, and this one has
             trainer.accumulate_grad_batches = record.get("accumulated", trainer.accumulate_grad_batches)
         self._interrupted = InterruptedEpoch.from_record(record)
+        if record["where"]["in_epoch"]:
+            draw_ahead_again(trainer)
+        elif batches_ahead(trainer):
+            self._draws_ahead = True
         restore_logged_metrics(trainer, module, record["metrics"])
         parameters = dict(module.named_parameters())
         for name, gradient in record["gradients"].items():
             parameters[name].grad = gradient.to(parameters[name].device)
         RandomState.from_plain(record["random"]).restore(_generators(trainer))
-        LoopPosition(**record["where"]).resume(trainer)
+        position = LoopPosition(**record["where"])
+        position.resume(trainer)
+        warn_if_not_exact(trainer, module, position, record["batches"])
+
+    def _begin_epoch(self, trainer: L.Trainer) -> None:
+        if self._draws_ahead:
+            self._draws_ahead = False
+            draw_ahead_again(trainer)
 
     def end_epoch(self, trainer: L.Trainer) -> None:
         """The interrupted epoch is over, whether or not a batch of it was left."""

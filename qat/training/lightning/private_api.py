@@ -1,7 +1,6 @@
 """The private members of Lightning, torchmetrics and torch that training uses, under public names.
 
-No other file of `qat/training` or `qat/experiment` touches one. `tests/test_private_api.py` names each member and says which
-one a new version lacks.
+No other file of `qat/training` or `qat/experiment` touches one. `tests/test_private_api.py` says which one a new version lacks.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.training_epoch_loop import RestartStage
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
@@ -62,6 +62,11 @@ def validation_follows_batch(trainer: L.Trainer) -> bool:
     """Whether Lightning will validate after the batch that it is at."""
     fetcher = trainer.fit_loop._data_fetcher
     return fetcher is not None and bool(trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher))
+
+
+def validates_by_the_clock(trainer: L.Trainer) -> bool:
+    """Whether `val_check_interval` is a time."""
+    return trainer._val_check_time_interval is not None  # type: ignore[attr-defined]
 
 
 def end_batch(trainer: L.Trainer, validate: bool) -> None:
@@ -163,6 +168,22 @@ def index_batches(loader: CombinedLoader) -> Iterator[Any]:
     assert loader._iterator is not None
     indices: Iterator[Any] = loader._iterator.iterators[0]._sampler_iter  # type: ignore[attr-defined]
     return indices
+
+
+def batches_ahead(trainer: L.Trainer) -> int:
+    """The train batches that were drawn and not handed out: of data of unknown length, Lightning draws one ahead."""
+    return len(getattr(trainer.fit_loop._data_fetcher, "batches", ()))
+
+
+def draw_ahead_again(trainer: L.Trainer) -> None:
+    """Replace the train batches that were drawn ahead by those that the loaders give now."""
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    for _ in range(batches_ahead(trainer)):
+        fetcher.batches.pop(0)
+        try:
+            fetcher.batches.append(_DataFetcher.__next__(fetcher))
+        except StopIteration:
+            break
 
 
 def transfer_batch(module: L.LightningModule, batch: Any, device: torch.device | None) -> Any:

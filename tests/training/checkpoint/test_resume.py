@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, OnExceptionCheckpoint
 from torch import Generator
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from qat.training.callbacks import OscillationControl, QuantizationAwareTraining
 from qat.training.checkpoint.random_state import RandomState
@@ -96,6 +96,18 @@ class LiveLoader(StatefulLoader):
                 return
 
 
+class Stream(IterableDataset[Any]):
+    """Images of unknown length, in a random order, with noise that is drawn as they are read."""
+
+    def __iter__(self) -> Iterator[Any]:
+        images = AugmentedImages()
+        yield from (images[i] for i in torch.randperm(37).tolist())
+
+
+def stream() -> DataLoader[Any]:
+    return DataLoader(Stream(), 8)
+
+
 class AccumulatingByHand(RandomClassifier):
     """Two optimizers that step after every other batch."""
 
@@ -146,6 +158,10 @@ CASES: dict[
     ),
     "a loader that goes on from its place": (LiveLoader, {"epochs": 2}, slice(6, None, 9)),
     "in double precision": (shuffled, {"epochs": 2, "precision": "64-true"}, slice(4, 5)),
+    "unknown length": (stream, {"epochs": 2}, slice(0, None, 3)),
+    "unknown length, validated within epochs": (stream, {"epochs": 2, "val_check_interval": 2}, slice(2, None, 4)),
+    "unknown length, gradients accumulate by hand": (stream, {"kind": AccumulatingByHand}, slice(4, None, 5)),
+    "unknown length, counted in steps": (stream, {"val_check_interval": 4, **BY_STEPS}, slice(3, None, 6)),
     "loading in workers": (loader_with_workers, {"epochs": 2}, slice(6, 7)),
 }
 
@@ -315,7 +331,7 @@ def test_random_state_survives_a_checkpoint(tmp_path: Path) -> None:
 
 def test_after_the_fit_no_hook_stays_wrapped(tmp_path: Path) -> None:
     fit = Fit(tmp_path, shuffled, epochs=1).run()
-    assert not {"on_train_start", "on_validation_model_zero_grad"} & vars(fit.module).keys()
+    assert not {"on_train_start", "on_train_epoch_start", "on_validation_model_zero_grad"} & vars(fit.module).keys()
     assert "dataloader" not in vars(fit.trainer.fit_loop._data_source)
     assert "load_checkpoint" not in vars(fit.trainer.strategy.checkpoint_io)
     assert isinstance(fit.qat, QuantizationAwareTraining)
