@@ -196,6 +196,7 @@ def _from_fx(traces: Traces, called: Callable[[Callable[..., Any]], Any]) -> Cap
     optional = [n for n in given or () if n in (p := signature.parameters) and p[n].default is not p[n].empty]
     if optional:
         raise CaptureError(f"{type(model).__name__} is called with {optional[0]!r}, which has a default")
+    traces.keep_dropout()
     (graph, stored), (training, of_training) = traces.in_evaluation, traces.in_training or (None, {})
     updates = _updates(model, graph, training)
     same = updates or traces.are_the_same

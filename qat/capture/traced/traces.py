@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
 
-import torch.nn.functional as F
 from torch import fx, nn
 
-from qat.capture.canonical.canonical_form import ADDED_DROPOUT, DROPOUTS
+from qat.capture.canonical.canonical_form import DROPOUTS
 from qat.capture.errors import CaptureError, StatefulError
 from qat.capture.graphs.arguments import Arguments
 from qat.capture.state.attributes import Attributes, NotInGraphError
 from qat.capture.state.stored import Stored
+from qat.capture.traced.conditional_dropout import add_dropout
+from qat.capture.traced.operations import operations
 from qat.capture.traced.tracer import traced
 
 
@@ -35,6 +36,11 @@ class Traces:
             raise
         except CaptureError:
             return None
+
+    def keep_dropout(self) -> None:
+        """Let the graph of evaluation have the dropout that forward calls in training alone."""
+        if self.in_training is not None:
+            add_dropout(self.model, self.in_evaluation[0], self.in_training[0])
 
     @property
     def are_the_same(self) -> bool:
@@ -81,35 +87,3 @@ def _counting(model: nn.Module, before: Attributes, trace: Callable[[], object])
     once = Attributes(model)
     trace()
     return once.growing(filled)
-
-
-def operations(nodes: Iterable[fx.Node]) -> list[str]:
-    """The operations of nodes in order, and which of them are returned, without dropout and BatchNorm's flags and counters,
-    which modules decide."""
-
-    def numbers(node: fx.Node) -> list[float]:
-        values = () if node.target is F.batch_norm else (*node.args, *node.kwargs.values())
-        return [value for value in values if isinstance(value, int | float)]
-
-    def is_dropout(node: fx.Node) -> bool:
-        return node.target in DROPOUTS or str(node.target).startswith(ADDED_DROPOUT)
-
-    counted = [
-        node
-        for node in nodes
-        if node.op != "get_attr"
-        and not is_dropout(node)
-        and not any("num_batches_tracked" in str(n.target) for n in node.all_input_nodes)
-    ]
-    positions = {node: i for i, node in enumerate(counted)}
-
-    def returned(node: fx.Node) -> int | None:
-        while is_dropout(node):
-            node = node.all_input_nodes[0]
-        return positions.get(node)
-
-    return [
-        f"{node.op} {node.target} {len(node.all_input_nodes)} {numbers(node)}"
-        + (f" {[returned(n) for n in node.all_input_nodes]}" if node.op == "output" else "")
-        for node in counted
-    ]

@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 from qat.capture.canonical.canonical_form import DROPOUTS
 from qat.capture.graphs.compiled import CompiledGraph
 from qat.capture.graphs.in_place import overwriting_buffers
-from qat.capture.traced.traces import operations
+from qat.capture.traced.operations import operations
 from qat.nn import SideEffect
 
 _COUNTER = "num_batches_tracked"
