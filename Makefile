@@ -2,7 +2,7 @@
 .PHONY: help train test quick slow lowest docs check bench menu
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-train: ## the default recipe: digits, 4-bit weights, 8-bit activations
+train: ## the default recipe: digits, 2-bit weights, 2-bit activations
 	./dev train
 test: ## the tests, 3 to 7 minutes on two cores
 	./dev test

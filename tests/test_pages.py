@@ -158,6 +158,22 @@ def test_the_messages_in_troubleshooting_are_those_of_the_program() -> None:
     assert [part for part in parts if part not in messages and part not in foreign] == []
 
 
+def test_sizes_and_latencies_in_choosing_bits_are_recorded() -> None:
+    text = " ".join((DOCS / "choosing_bits.md").read_text().split())
+    measured = (ROOT / "benchmarks" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| .* \| ([\d.]+) \| [\d.–]+ \|$", measured, flags=re.MULTILINE)
+    latency = {(network, policy): of_float for network, policy, of_float in rows}
+    eight = {network: latency[network, "w8a8"] for network in ("resnet20", "resnet18", "lenet5")}
+    assert f"[{eight['resnet20']} of the latency]" in text
+    assert f"for ResNet-20, {eight['resnet18']} for ResNet-18, {eight['lenet5']} for LeNet-5" in text
+    said = f"ResNet-20: {eight['resnet20']} of float's latency with `w8a8`, {latency['resnet20', 'w2a2']} with `w2a2`"
+    assert said in text
+    for policy, recipe in (("`w4a8` |", "cifar10_w4a8"), ("`w2a2`, trained |", "cifar10_w2a2")):
+        found = json.loads((ROOT / "benchmarks" / "results" / f"{recipe}.json").read_text())["rows"]
+        size = {row["name"]: row["size_bytes"] for row in found}
+        assert f"| {policy} {size['QAT in ONNX Runtime'] / size['float']:.2f} of the size" in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_the_readme_links_every_page(page: Path) -> None:
     assert f"(docs/{page.name}" in (ROOT / "README.md").read_text()

@@ -171,7 +171,7 @@ def _print(found: list[Measurement], metric: Metric | None, data: Data, options:
     print(arguments.text_table(tuple(header), rows, text_columns=2))
     samples = data.test.samples
     print(
-        f"\n{samples:,} samples of {data.name}; latency: median [quartiles], in turns, "
+        f"\n{format_count(samples, 'sample')} of {data.name}; latency: median [quartiles], in turns, "
         f"{format_count(options.threads or usable_cores(), 'thread')}, {cpu_name()}; agrees: decides as the first model."
     )
     for note in [*data.notes, *(f"{m.name}: {note}" for m in found for note in m.notes)]:

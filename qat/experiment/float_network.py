@@ -177,8 +177,8 @@ def _digest_images(digest: Any, images: ImageDataset) -> None:
 
 def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path) -> float | None:
     """Train `network` in place. Returns its accuracy on the validation images; None if there are none."""
-    limit = "" if config.float.max_steps is None else f", at most {config.float.max_steps:,} steps"
-    log.info("training the float network first: %d epochs%s", config.float.epochs, limit)
+    limit = "" if config.float.max_steps is None else f", at most {format_count(config.float.max_steps, 'step')}"
+    log.info("training the float network first: %s%s", format_count(config.float.epochs, "epoch"), limit)
     L.seed_everything(config.seed, workers=True, verbose=False)
     module, before = classifier(network, config.float, data), copy.deepcopy(network)
     fitting = trainer(

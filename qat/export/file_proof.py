@@ -54,7 +54,7 @@ class FileProof:
             v = self.verification
             runtime = v.get("runtime") or f"ONNX Runtime {v['onnxruntime']}"
             found.append(
-                f"When it was verified, over {v['samples']:,} samples in {runtime}, "
+                f"When it was verified, over {v['samples']:,} sample{'s' * (v['samples'] != 1)} in {runtime}, "
                 f"{v['code_mismatches']:,} of {v['codes_compared']:,} codes and {v['constants_compared']:,} stored numbers "
                 "differed from the integer model."
             )

@@ -220,9 +220,10 @@ class Verification:
     @property
     def sentences(self) -> list[str]:
         """What was found, worst first; never empty."""
+        over = f"{self.images:,} sample{'s' * (self.images != 1)}{'' if self.exact_runtime else f' in {self.runtime}'}"
         first = (
             f"{self.code_mismatches:,} of {self.codes_compared:,} codes and {self.constants_compared:,} stored numbers differ "
-            f"from the integer model, over {self.images:,} samples{'' if self.exact_runtime else f' in {self.runtime}'}."
+            f"from the integer model, over {over}."
         )
         found = [self.alarm] if self.alarm else []
         if self.nothing_quantized:
@@ -243,9 +244,10 @@ class Verification:
         if ties:
             worst = max(ties, key=lambda s: s.float_ties / s.codes_compared)
             why = "behind float operations " if self.exact_runtime else ""
+            sites = f"{len(ties)} site{'s' * (len(ties) != 1)}"
             found.append(
-                f"{self.float_ties:,} codes {why}in {len(ties)} sites are rounded to the next code, most in {worst.name} "
-                f"({100 * worst.float_ties / worst.codes_compared:.4f} %): float operations in another order."
+                f"{self.float_ties:,} codes {why}in {sites} are rounded to the next code, most in "
+                f"{worst.name} ({100 * worst.float_ties / worst.codes_compared:.4f} %): float operations in another order."
             )
         if self.propagated:
             found.append(f"{self.propagated:,} more differ only because of those before them.")

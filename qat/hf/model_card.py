@@ -13,6 +13,7 @@ from qat.nn import quantized_weights
 from qat.quantizers.codebook import Codebook
 from qat.report.pages.markdown import comparison
 from qat.report.results.schema import Results
+from qat.report.text_of_numbers import format_count
 from qat.transform.record import record_of
 
 
@@ -61,5 +62,7 @@ def _widths(model: nn.Module) -> str:
         for _, weight, quantizer in quantized_weights(module):
             bits: Any = quantizer.bits if isinstance(quantizer, Codebook) else quantizer.spec.grid.bits
             counts[bits] += weight.numel()
-    parts = [f"{number:,} weights of {bits} bits" for bits, number in sorted(counts.items())]
+    parts = [
+        f"{format_count(number, 'weight')} of {format_count(bits, 'bit')}" for bits, number in sorted(counts.items())
+    ]
     return f"{', '.join(parts)}." if parts else "Its weights are integers."

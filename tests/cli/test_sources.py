@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from qat.cli.errors import UsageError
 from qat.cli.sources.data import Sizes, load_data
+from qat.cli.sources.libraries import _made
 from qat.cli.sources.model import Model, load_model
 from tests.cli.user_files import made, write_user_files
 
@@ -149,6 +153,26 @@ def test_noise_has_the_shape_of_the_example_and_is_said() -> None:
     assert data.notes[0].startswith("NOISE")
     with pytest.raises(UsageError, match="--input-shape"):
         load_data("random", Model("m", torch.nn.Identity()), Sizes())
+
+
+@pytest.mark.parametrize("kind", [socket.gaierror, ConnectionResetError, TimeoutError])
+@pytest.mark.parametrize("prefix", ["", "hf:"])
+def test_without_a_connection_it_says_what_to_give_instead(kind: type[OSError], prefix: str) -> None:
+    def make() -> None:
+        try:
+            try:
+                raise kind("no route")
+            except kind as error:
+                raise URLError(error) from None
+        except URLError as error:
+            raise OSError("see the documentation") from error
+
+    instead = "its folder, hf:FOLDER" if prefix else "a file of its weights, --weights FILE"
+    said = f"{prefix}net cannot be downloaded ({kind.__name__}: no route): connect this machine, or write {instead}."
+    with pytest.raises(UsageError, match=f"^{re.escape(said)}$"):
+        _made(f"{prefix}net", make)
+    with pytest.raises(UsageError, match=r"^net cannot be made: ZeroDivisionError"):
+        _made("net", lambda: 1 / 0)
 
 
 def test_a_file_that_is_no_image_is_named(folder: Path, tmp_path: Path) -> None:

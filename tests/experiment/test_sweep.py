@@ -92,6 +92,25 @@ def test_means_and_differences_are_those_of_the_recorded_runs(entries: list[Entr
     assert text.count("python train.py recipe=") == 5
 
 
+def test_of_equal_accuracies_the_smaller_file_is_best(tmp_path: Path) -> None:
+    jobs = [job(policy=policy) for policy in ("w8a8", "w4a8", "w2a2")]
+    for one, val, size in zip(jobs, (0.98, 0.98, 0.97), (86_000, 51_000, 34_000), strict=True):
+        record(tmp_path / one.name, "digits_w8a8")
+        path = tmp_path / one.name / "results.json"
+        content = json.loads(path.read_text())
+        content["training"]["val_top1"] = [val]
+        trained = next(row for row in content["rows"] if row["name"] == "QAT in ONNX Runtime")
+        trained["size_bytes"], trained["latency_ms_batch1"] = size, 0.0324
+        path.write_text(json.dumps(content))
+    entries = [Entry(one, job_state(tmp_path / one.name)) for one in jobs]
+    groups = grouped(entries)
+    best = best_group(groups, "accuracy")
+    assert best is groups[1]
+    text = markdown(tmp_path, entries, groups, best, ["accuracy"])
+    assert "policy=w4a8, by the mean of its validation accuracy and, of 2 with the same, by its size, is " in text
+    assert "| 51.0 kB | 0.032 |" in text
+
+
 @pytest.mark.parametrize(("commit", "said"), [("0123456789abcdef", "commit 0123456789."), (None, "qat 9.8.")])
 def test_the_code_is_named_by_its_commit_or_its_version(tmp_path: Path, commit: str | None, said: str) -> None:
     one = job(seed="0")

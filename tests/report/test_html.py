@@ -61,6 +61,14 @@ def test_page_is_whole_and_needs_no_network(results: Results) -> None:
     assert f"<td>{shape}</td>" in text  # a narrow column does not break it
 
 
+def test_the_legend_names_what_is_drawn(results: Results) -> None:
+    text = html(results).partition('id="verification"')[0]
+    named = re.findall(r'<i class="(\w+)"></i>', text)
+    drawn = set(re.findall(r'<circle class="dot (\w+)', text))
+    assert named
+    assert set(named) == drawn
+
+
 def test_nothing_in_the_results_becomes_markup(results: Results) -> None:
     rows = [dataclasses.replace(results.rows[0], name="<script>alert(1)</script>"), *results.rows[1:]]
     odd = dataclasses.replace(results, rows=rows, recipe="a & <b>", command="echo '</script>'")

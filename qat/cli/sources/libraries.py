@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +113,7 @@ def timm_network(text: str, weights: str | None) -> Loaded:
         raise UsageError(
             f"--weights {weights} is not known for timm: write DEFAULT or a file, or a tag in the name, NAME.TAG."
         )
-    network = _made(text, timm.create_model, name, pretrained=weights is not None, **options)
+    network = _made(f"timm:{text}", timm.create_model, name, pretrained=weights is not None, **options)
     config = timm.data.resolve_model_data_config(network)
     channels, size, _ = config["input_size"]
     mean, std = tuple(config["mean"]), tuple(config["std"])
@@ -191,4 +193,17 @@ def _made(text: str, make: Any, *args: Any, **options: Any) -> Any:
     try:
         return make(*args, **options)
     except Exception as error:  # of libraries, whose errors are of any kind
+        if (reason := _of_connection(error)) is not None:
+            instead = "its folder, hf:FOLDER" if text.startswith("hf:") else "a file of its weights, --weights FILE"
+            raise UsageError(
+                f"{text} cannot be downloaded ({with_kind(reason)}): connect this machine, or write {instead}."
+            ) from error
         raise UsageError(f"{text} cannot be made: {with_kind(error)}") from error
+
+
+def _of_connection(error: BaseException | None) -> BaseException | None:
+    """What a connection failed of, behind whatever a library makes of it; None: it was something else."""
+    while error is not None and not isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
+        error = error.__cause__ or error.__context__ or getattr(error, "reason", None)
+        error = error if isinstance(error, BaseException) else None
+    return error

@@ -110,21 +110,31 @@ def grouped(entries: Sequence[Entry]) -> list[Group]:
 
 
 def best_group(groups: Sequence[Group], objective: Objective) -> Group | None:
-    """The group with the best mean of an objective; one with a job that failed only if there is no other.
+    """The group with the best mean of an objective, of equal ones that with the smallest file; one with a job that failed only
+    if there is no other.
 
     Where the objective was not measured (an accuracy without validation images), the test value decides.
     """
+    return min(
+        best_groups(groups, objective), key=lambda group: -_rank(group, of_row("size_bytes"), False), default=None
+    )
+
+
+def best_groups(groups: Sequence[Group], objective: Objective) -> list[Group]:
+    """All groups with the best mean: on few validation images, several may have the same accuracy."""
     whole = [group for group in groups if len(group.results) == len(group.entries)]
     candidates = [group for group in whole or groups if group.results]
     meaning = OBJECTIVES[objective]
     measured = all(group.spread(meaning.value) for group in candidates)
     value, higher = (meaning.value, meaning.higher) if measured else (score, True)
+    ranks = [_rank(group, value, higher) for group in candidates]
+    return [group for group, rank in zip(candidates, ranks, strict=True) if rank == max(ranks)]
 
-    def rank(group: Group) -> float:
-        spread = group.spread(value)
-        return -math.inf if spread is None else spread.mean if higher else -spread.mean
 
-    return max(candidates, key=rank, default=None)
+def _rank(group: Group, value: Callable[[Results], float | None], higher: bool) -> float:
+    """More is better; without the last digits, in which the order of the seeds shows."""
+    spread = group.spread(value)
+    return -math.inf if spread is None else float(f"{spread.mean if higher else -spread.mean:.9g}")
 
 
 def pareto_groups(groups: Sequence[Group], objectives: Sequence[Objective]) -> list[Group]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from qat.experiment.schema.values import Objective
 from qat.experiment.sweep.best_recipe import RECIPE, best_command
-from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread, pareto_groups, short
+from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread, best_groups, pareto_groups, short
 from qat.report.judgement.objectives import best_ptq, float_row
 from qat.report.results.metric import ACCURACY, MetricInfo
-from qat.report.text_of_numbers import format_count, format_size
+from qat.report.text_of_numbers import format_count, format_milliseconds, format_size
 
 ABSENT = "–"
 
@@ -150,7 +150,7 @@ def _numbers(group: Group, metric: MetricInfo) -> list[str]:
         f"{len(group.results)} of {len(group.entries)}",
         *percent,
         ABSENT if size is None else format_size(round(size.mean)),
-        *(_text(spread[name]) for name in ("latency_ms_batch1", "latency_ms_batch32")),
+        *(_milliseconds(spread[name]) for name in ("latency_ms_batch1", "latency_ms_batch32")),
         _text(spread["minutes"]),
     ]
 
@@ -165,10 +165,20 @@ def _text(spread: Spread | None, factor: float = 1.0, sign: str = "") -> str:
     return f"{mean:{sign}.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
+def _milliseconds(spread: Spread | None) -> str:
+    if spread is None:
+        return ABSENT
+    mean = format_milliseconds(spread.mean)
+    decimals = len(mean.partition(".")[2])
+    return mean if spread.deviation is None else f"{mean} ± {spread.deviation:.{decimals}f}"
+
+
 def _best_sentence(groups: Sequence[Group], best: Group, objectives: Sequence[Objective]) -> str:
     said = {"accuracy": "validation accuracy", "latency_32": "latency at batch 32"}
     names = [said.get(name, name) for name in objectives]
-    text = f"{best.name}, by the mean of its {names[0]}, is `{RECIPE}`:"
+    equals = len(best_groups(groups, objectives[0]))
+    reason = f"by the mean of its {names[0]}" + (f" and, of {equals} with the same, by its size" if equals > 1 else "")
+    text = f"{best.name}, {reason}, is `{RECIPE}`:"
     if len(objectives) == 1:
         return text
     found = "\n".join(f"- {group.name}" for group in pareto_groups(groups, objectives))

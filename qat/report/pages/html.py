@@ -134,8 +134,9 @@ def _comparison(results: Results) -> dict[str, Any]:
     drawn = [row for row in rows if math.isfinite(row.score)]
     y_label = f"test {metric.heading}"
     charts = []
-    if any(row.kind in SHIPPABLE for row in drawn):
-        points = [_point(results, row, row.size_bytes) for row in drawn if row.kind in SHIPPABLE]
+    shown = [row for row in drawn if row.kind in SHIPPABLE]
+    if shown:
+        points = [_point(results, row, row.size_bytes) for row in shown]
         picture = svg.scatter(points, "size", y_label, lambda value: format_size(round(value)))
         charts.append(
             (
@@ -145,6 +146,7 @@ def _comparison(results: Results) -> dict[str, Any]:
         )
     timed = [(row, row.latency_ms_batch1) for row in drawn if row.latency_ms_batch1 is not None]
     if len(timed) > 1:
+        shown += [row for row, _ in timed]
         points = [_point(results, row, latency) for row, latency in timed]
         charts.append(
             ("In ONNX Runtime, whiskers as ± in the table", svg.scatter(points, "ms per call, batch 1", y_label))
@@ -156,7 +158,7 @@ def _comparison(results: Results) -> dict[str, Any]:
         "stored": tables.STORED_NOTE if any(row.size_kind == "stored" for row in rows) else "",
         "notes": notes,
         "charts": charts,
-        "legend": list(dict.fromkeys(KINDS[row.kind] for row in rows)),
+        "legend": list(dict.fromkeys(KINDS[row.kind] for row in rows if row in shown)),
     }
 
 

@@ -14,6 +14,7 @@ from qat.report.results.schema import Outcome, Results, SiteInfo, VerificationRe
 from qat.report.text import tables
 from qat.report.text.allocation_tables import other_run_sentence
 from qat.report.text.pruning_tables import pruning_sentence
+from qat.report.text_of_numbers import format_count
 
 LOG_WIDTH = 110
 STYLES: dict[Outcome, str] = {
@@ -41,7 +42,7 @@ def print_sites(
 ) -> None:
     """Print which sites are quantized, to which formats, sentences about the whole, and which edges stay in float."""
     console = console or make_console()
-    console.print(_rich_table(tables.site_table(sites), f"What is quantized: {len(sites)} sites"))
+    console.print(_rich_table(tables.site_table(sites), f"What is quantized: {format_count(len(sites), 'site')}"))
     console.print()
     for fact in facts:
         console.print(Text(f"{fact[:1].upper()}{fact[1:].rstrip('.')}."))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from qat.report.results.pruning import FileSize, PruningResult
 from qat.report.text.tables import ABSENT, TextTable
-from qat.report.text_of_numbers import format_size
+from qat.report.text_of_numbers import format_count, format_size
 
 
 def zeros_table(found: PruningResult) -> TextTable:
@@ -50,7 +50,9 @@ def pruning_sentence(found: PruningResult) -> str:
         said.append(f"{masked:,} of {weights:,} weights were pruned ({wanted}); {proof}{groups}.")
     if found.removed:
         removed, kept = (sum(getattr(layer, name) for layer in found.removed) for name in ("removed", "kept"))
-        said.append(f"{removed:,} of {removed + kept:,} channels of {len(found.removed)} layers were taken out.")
+        said.append(
+            f"{removed:,} of {removed + kept:,} channels of {format_count(len(found.removed), 'layer')} were taken out."
+        )
     return " ".join(said)
 
 

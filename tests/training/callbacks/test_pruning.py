@@ -221,7 +221,7 @@ def test_channels_are_taken_out_of_network_file_and_checkpoint(tmp_path: Path) -
     assert report.results is not None
     assert report.results.pruning is not None
     assert [(c.layer, c.removed, c.kept) for c in report.results.pruning.removed] == [("conv1", 2, 2)]
-    assert "2 of 4 channels of 1 layers were taken out" in (tmp_path / "report.md").read_text()
+    assert "2 of 4 channels of 1 layer were taken out" in (tmp_path / "report.md").read_text()
     assert report.results.rows[0].size_bytes == stored_bytes(Classifier().net)  # the float network is the whole one
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]["net.conv2.weight"]
     assert torch.equal(qat.load_checkpoint(tmp_path / "last.ckpt", Classifier()).net.conv2.weight, saved)
