@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from qat.export.onnx.recurrent import RECURRENT
+
 
 class WritableFunctions(TorchFunctionMode):
     """Inside the `with`, functions of `EQUIVALENTS` are computed by their equivalents."""
@@ -96,4 +98,5 @@ EQUIVALENTS: dict[Any, Callable[..., Any]] = {
     torch.cdist: cdist,
     **dict.fromkeys((torch.cumprod, Tensor.cumprod), cumprod),
     Tensor.fill_diagonal_: fill_diagonal,
+    **RECURRENT,
 }
