@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
-from qat.capture.canonical.attention import decompose_attention
+from qat.capture.canonical.attention import add_dropout_of_weights, decompose_attention
 from qat.capture.canonical.canonical_form import batch_norms_of_modules, make_canonical
 from qat.capture.canonical.dropout_rates import WithoutDropout, rates_in_graph
 from qat.capture.canonical.products import has_products, products_as_layers, shapes_in_run, shapes_of_export
@@ -168,6 +168,7 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     forward = seen_in_training(model, call)
     rates = None if forward is None else forward.rates
     recurrent_as_modules(model, graph)
+    add_dropout_of_weights(model, graph)
     in_products = decompose_attention(model, graph, rates)
     in_layers = products_as_layers(model, graph, lambda: shapes_of_export(graph))
     recast = make_canonical(model, graph, None, rates)

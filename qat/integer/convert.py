@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
 
-from qat.capture import CaptureError, capture, copy_model, is_plain, stop_following
+from qat.capture import CaptureError, call_arguments, capture, copy_model, is_plain, stop_following
 from qat.integer.convert_layer import weight_only
 from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
 from qat.integer.order import fix_order
 from qat.nn import quantized_weights
-from qat.operations import without_labels
+from qat.operations import is_fixed, without_labels
 from qat.transform.batches import is_usable
+from qat.transform.example import arguments_of, zeros_like_example
 from qat.transform.mode import quantizers
 from qat.transform.policy_record import plain_data
-from qat.transform.record import record_of
+from qat.transform.record import LAYERS, record_of
 
 
 def convert(model: nn.Module) -> nn.Module:
@@ -55,6 +57,8 @@ def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
         captured = capture(source)
     except CaptureError:
         return with_weight_only_layers(source)
+    if not _serves_its_example(model, captured.graph):
+        return with_weight_only_layers(copy_model(model).eval().float())
     graph, form = captured.graph, captured.form
     if not with_loss and (deployed := without_labels(graph)) is not None:
         graph, form = deployed, None if form is None else form.without_labels
@@ -68,6 +72,17 @@ def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
     record = record_of(model)
     integer.policy = None if record is None else plain_data(record.policy)
     return integer
+
+
+def _serves_its_example(model: nn.Module, graph: fx.Graph) -> bool:
+    """Whether the graph of a model that was prepared layer by layer has the optional arguments of its example inputs."""
+    record = record_of(model)
+    if record is None or record.way != LAYERS or record.example is None:
+        return True
+    args, kwargs = arguments_of(zeros_like_example(record.example))
+    given = call_arguments(inspect.signature(model.forward), args, kwargs)
+    optional = [node for node in graph.nodes if node.op == "placeholder" and node.args and is_fixed(node)]
+    return all(node.args[0] is not None or given.get(str(node.target)) is None for node in optional)
 
 
 _CASTS = {"double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}

@@ -73,3 +73,30 @@ def test_training_is_that_of_the_float_network(network: type[Layers]) -> None:
     qat.calibrate(prepared, [x])
     integer = qat.convert(prepared.eval())
     assert (integer(x) - prepared(x)).abs().max() < 0.05
+
+
+class ReturnsWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention = nn.Linear(6, 8), nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True)
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.dropout(self.first(x), 0.2, self.training)
+        y, weights = self.attention(h, h, h)
+        return self.last(h + y), weights
+
+
+def test_attention_that_returns_its_weights_has_its_dropout() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 6)
+    model = ReturnsWeights().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepared = qat.prepare(model, "w8a8", x)
+    with qat.mode(prepared, qat.Mode.OFF), torch.no_grad():
+        for training in (False, True):
+            torch.manual_seed(1)
+            expected = model.train(training)(x)
+            torch.manual_seed(1)
+            torch.testing.assert_close(prepared.train(training)(x), expected)

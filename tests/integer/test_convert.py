@@ -283,3 +283,26 @@ def test_codes_have_the_type_of_the_floats_that_they_stand_for():
         trained, deployed = prepared(x), qat.convert(prepared)(x)
     assert (trained[0] - deployed[0]).abs().mean() < 0.02 * trained[0].std()
     assert trained[1:] == deployed[1:] == (torch.float32, True, True)
+
+
+class BranchesOnItsMask(nn.Module):
+    """Without its optional argument, forward has a graph; with it, forward depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x, mask=None):
+        h = self.first(x).relu()
+        if mask is not None:
+            h = h * mask.unsqueeze(1).float() * (2 if bool(mask.all()) else 1)
+        return self.last(h)
+
+
+def test_an_integer_model_takes_the_optional_arguments_of_its_example():
+    x, mask = torch.randn(8, 6), torch.arange(8) > 2
+    prepared = qat.prepare(BranchesOnItsMask().eval(), "w8a8", (x, mask))
+    qat.calibrate(prepared, [(x, mask)])
+    integer = qat.convert(prepared)
+    for given in (mask, mask | True):
+        torch.testing.assert_close(integer(x, given), prepared(x, given))

@@ -51,6 +51,16 @@ def decompose_attention(model: nn.Module, graph: fx.Graph, rates: DropoutRates |
     return changed
 
 
+def add_dropout_of_weights(model: nn.Module, graph: fx.Graph) -> None:
+    """Let the weights that an nn.MultiheadAttention returns go through its dropout, which it leaves out in evaluation."""
+    for node in list(graph.nodes):
+        owner = _owner(model, node) if node.target is torch.softmax else None
+        if isinstance(owner, nn.MultiheadAttention) and owner.dropout:
+            with graph.inserting_after(node):
+                dropped = graph.call_function(F.dropout, (node, owner.dropout, False))
+            node.replace_all_uses_with(dropped, lambda user, new=dropped: user is not new)
+
+
 def add_mask(scores: Tensor, mask: Tensor) -> Tensor:
     """scores where a bool mask is true, or scores + mask, at least the lowest finite number: softmax of nothing but -inf is
     NaN. scores: [..., queries, keys]."""
@@ -85,12 +95,17 @@ def _as_products(graph: fx.Graph, arguments: dict[str, Any], dropout: str) -> fx
 
 def _rate_of_owner(model: nn.Module, node: fx.Node) -> float:
     """The rate of the dropout of the module whose forward calls the attention; 0 if it has none."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = str(list(stack.values())[-1][0]) if stack else ""
-    owner = model.get_submodule(path) if path else model
+    owner = _owner(model, node)
     for name in _RATES:
         found = getattr(owner, name, None)
         rate = found.p if isinstance(found, nn.Dropout) else found
         if isinstance(rate, float):
             return rate
     return 0.0
+
+
+def _owner(model: nn.Module, node: fx.Node) -> nn.Module:
+    """The module whose forward makes this call, as torch.export knows it."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    return model.get_submodule(path) if path else model
