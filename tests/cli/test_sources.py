@@ -151,7 +151,7 @@ def test_noise_has_the_shape_of_the_example_and_is_said() -> None:
     assert bool((batches[0].inputs["mask"] == 1).all())
     assert isinstance(batches[0].inputs["input_ids"], Tensor)
     assert data.notes[0].startswith("NOISE")
-    with pytest.raises(UsageError, match="--input-shape"):
+    with pytest.raises(UsageError, match=r"--input-shape 3,224,224, or give the module an attribute example_inputs\.$"):
         load_data("random", Model("m", torch.nn.Identity()), Sizes())
 
 

@@ -161,7 +161,10 @@ def noise(model: Model, sizes: Sizes, shape: tuple[int, ...] | None = None) -> D
     """Normally distributed numbers in the shape of the model's example."""
     example = model.example if shape is None else torch.zeros(1, *shape)
     if example is None:
-        raise UsageError(f"what {model.name} takes is not known: add --input-shape, such as --input-shape 3,224,224.")
+        raise UsageError(
+            f"what {model.name} takes is not known: add --input-shape, such as --input-shape 3,224,224, or give the module an "
+            "attribute example_inputs."
+        )
 
     def make(seed: int, samples: int | None) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
