@@ -14,7 +14,7 @@ ROOT = Path(qat.__file__).parent
 # Rooms on one floor do not know each other. Ground-floor rooms know nothing of the project but themselves.
 FLOORS: list[set[str]] = [
     {"files", "contexts", "messages", "torch_private", "version"},
-    {"reading"},
+    {"arguments", "reading"},
     {"grid", "granularity", "floating_point", "kernels", "data", "models", "report", "structure"},
     {"spec"},
     {"functional"},

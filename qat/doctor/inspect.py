@@ -9,10 +9,12 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
+from qat.arguments import check_network
 from qat.doctor.diagnosis import Diagnosis
 from qat.doctor.findings import find_all
 from qat.doctor.ranges import watch_ranges
 from qat.doctor.sensitivity import measure_sensitivity
+from qat.integer import IntegerModel
 from qat.transform import Policy, calibrate, is_prepared, load_policy, prepare
 from qat.transform.batches import call_of
 from qat.transform.inspect import Inspection, table
@@ -57,8 +59,12 @@ def inspect(
         loss: what a batch costs. None: cross-entropy if a batch is (inputs, classes), else how far outputs are from float's.
 
     Raises:
-        ValueError: the model is prepared already, there is a policy without batches, or the policy does not fit.
+        ValueError: the model is no network, an integer model or prepared already, there is a policy without batches, or the
+            policy does not fit.
     """
+    check_network(model)
+    if isinstance(model, IntegerModel):
+        raise ValueError("the model is an integer model: inspect what qat.prepare returned, before qat.convert.")
     if policy is None:
         if batches is not None:
             raise ValueError("there are batches and no policy: write qat.inspect(model, 'w8a8', batches).")

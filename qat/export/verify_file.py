@@ -10,6 +10,7 @@ from typing import Any, overload
 
 from torch import nn
 
+from qat.arguments import as_path
 from qat.export.file_format import check_format
 from qat.export.file_proof import FileProof
 from qat.export.onnx.proof import check_proof
@@ -71,7 +72,7 @@ def verify(
         FileNotFoundError: there is no such file.
         ImportError: the runtime is not installed.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}: write it with qat.export_onnx(integer, example_inputs, path).")

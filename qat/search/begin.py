@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qat.arguments import check_network
 from qat.search.budget import UNITS, Budget, check_widths
 from qat.search.costs import constant_costs, float_costs
 from qat.search.harm import Harms, with_bits
@@ -93,6 +94,7 @@ def begin(
     keep: tuple[str, ...],
 ) -> Search:
     """Find the layers and check that the budget is possible."""
+    check_network(model)
     if is_prepared(model):
         raise ValueError("the model is prepared already: allocate bits for the float model.")
     weights, inputs = check_widths(widths[0], "weight_bits"), widths[1]

@@ -6,17 +6,17 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from qat.arguments import check_network
 from qat.messages import type_of
 
 
-def check_model(model: object) -> None:
+def check_model(model: nn.Module) -> None:
     """Refuse what is no module, compiled, scripted, or has weights without a size.
 
     Raises:
         ValueError: it is; in one sentence that says what to write instead.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model={model!r} is not a torch.nn.Module: write the network itself, as MyNetwork().")
+    check_network(model)
     if (compiled := dict(model.named_children()).get("_orig_mod")) is not None:
         raise ValueError(
             f"the model is compiled (torch.compile of a {type(compiled).__name__}): give qat the network itself, "

@@ -7,11 +7,17 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from qat.arguments import check_network
 from qat.quantizers import Mode, Quantizer
 
 
 def quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    """All quantizers of a model by module name."""
+    """All quantizers of a model by module name.
+
+    Raises:
+        ValueError: this is no network.
+    """
+    check_network(model)
     return {name: m for name, m in model.named_modules() if isinstance(m, Quantizer)}
 
 

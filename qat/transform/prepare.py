@@ -76,10 +76,11 @@ def prepare(
         )
     check_model(model)
     given = load_policy(policy) if target is None else load_policy(policy, target=target)
+    prepared_before = is_prepared(model)
     copied = copy_model(model, share_parameters=inplace)
     original, prepared = (copied, model) if inplace else (model, copied)
     exact = prepare_(prepared, given, example_inputs)
-    if example_inputs is not None:
+    if example_inputs is not None and not prepared_before:
         _check_same(original, prepared, example_inputs, exact)
         count_multiply_adds(prepared, *arguments_of(example_inputs))
     return prepared

@@ -20,6 +20,7 @@ import torch
 from onnx import helper
 from torch import Tensor, fx, nn
 
+from qat.arguments import as_path, check_network
 from qat.export.onnx.data_movement import DATA_MOVEMENT, write_adaptive_max_pool
 from qat.export.onnx.dialect import DEFAULT, Dialect, dialect_of
 from qat.export.onnx.example_inputs import Examples, FreeAxes, bind, in_float32, without_constants
@@ -73,7 +74,8 @@ def export_onnx(
         ValueError: the model is not an integer model with a graph, it cannot run with other sizes of the free axes, an
             operation has no ONNX form here, or there is no such target; the message names it.
     """
-    dialect = dialect_of(target)
+    check_network(model)
+    path, dialect = as_path(path), dialect_of(target)
     if isinstance(example_inputs, str | Path):
         raise ValueError(
             f"example_inputs={str(example_inputs)!r} is not a batch: write export_onnx(model, example_inputs, path)."
@@ -84,7 +86,7 @@ def export_onnx(
         file = onnx_model_without_graph(model, example_inputs, dynamic, dialect)
     else:
         raise ValueError(f"{type(model).__name__} cannot be exported: pass the result of qat.convert(prepared).")
-    write_atomically(Path(path), file.SerializeToString())
+    write_atomically(path, file.SerializeToString())
 
 
 def export_portable(model: nn.Module, example_inputs: Examples, path: str | Path) -> None:

@@ -37,8 +37,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     tensor([141,   1], dtype=torch.uint8)
     """
     _check_bits(bits)
+    _check_codes(codes, bits)
     flat = codes.detach().reshape(-1)
-    _check_codes(flat, bits)
     parts = [_pack(chunk, bits) for chunk in flat.split(_CHUNK)]
     return torch.cat(parts) if parts else flat.new_zeros(0, dtype=torch.uint8)
 
@@ -107,6 +107,10 @@ def _check_bits(bits: int) -> None:
 
 
 def _check_codes(codes: Tensor, bits: int) -> None:
+    if not isinstance(codes, Tensor):
+        raise ValueError(
+            f"{type(codes).__name__} is not a tensor: give codes, as a quantizer's quantize(x) returns them."
+        )
     if not codes.numel():
         return
     if codes.is_floating_point() and not bool((codes == codes.round()).all()):  # NaN is not equal to itself

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from qat.arguments import as_path
 from qat.capture import copy_model
 from qat.export.packed.folder import damaged, read_folder
 from qat.export.packed.integer import build_integer
@@ -41,7 +42,7 @@ def load_quantized(
         FileNotFoundError: there is no such folder, or it holds no quantized network.
         ValueError: the folder is damaged, names what it may not name, or does not fit `model`.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder, "folder")
     manifest, stored = read_folder(folder)
     allow = [*allow]
     with damaged(folder):

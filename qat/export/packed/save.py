@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from qat.arguments import as_path, check_network
 from qat.export.packed.folder import write_folder
 from qat.export.packed.integer import describe_integer
 from qat.export.packed.prepared import describe_prepared, describe_weight_only
@@ -45,7 +46,8 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
     Warns:
         UserWarning: weights that stay float32, because codes do not say enough to go on learning.
     """
-    folder = Path(folder).expanduser()
+    check_network(model)
+    folder = as_path(folder, "folder")
     if folder.is_file():
         raise FileExistsError(
             f"{folder} is a file: write the name of a folder, new or one that qat.save_quantized wrote."

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
+from qat.arguments import as_path
 from qat.capture import copy_model
 from qat.export import TARGETS
 from qat.export.targets import target_named
@@ -57,7 +58,7 @@ class ExportONNX(L.Callback):
         dataloaders: Any = None,
         targets: str | Iterable[str] | Mapping[str, str | None] = (),
     ) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         listed = [targets] if isinstance(targets, str) else targets
         names = dict(listed) if isinstance(listed, Mapping) else dict.fromkeys(listed)
         if (named := names.pop(TARGETS[0].name, None)) is not None:
@@ -66,7 +67,7 @@ class ExportONNX(L.Callback):
             (target := target_named(name)): target.path(self.path) if file is None else self.path.parent / file
             for name, file in names.items()
         }
-        self.float_path = None if float_path is None else Path(float_path)
+        self.float_path = None if float_path is None else as_path(float_path, "float_path")
         for target, file in self.targets.items():
             target.check_suffix(file)
         self.check_names({})

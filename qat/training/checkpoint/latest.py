@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qat.arguments import as_path
 from qat.reading.archive import check_archive
 
 DAMAGES = ("is empty", "is damaged")
@@ -37,7 +38,7 @@ def latest_checkpoint(folder: str | Path) -> Path:
         FileNotFoundError: there is no checkpoint.
         ValueError: none is readable; the message says why.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder, "folder")
     paths = [*sorted(folder.glob("*.ckpt")), *sorted((folder / "checkpoints").glob("*.ckpt"))]
     if not paths:
         raise FileNotFoundError(
@@ -53,7 +54,7 @@ def checkpoint_to_resume(path: str | Path) -> Path:
         FileNotFoundError: `path` does not exist, or is a folder without checkpoints.
         ValueError: none is readable, or `path` is not damaged, but not a checkpoint of a fit.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if path.is_dir():
         return latest_checkpoint(path)
     if not path.is_file():

@@ -1,0 +1,72 @@
+"""Public functions say in a sentence that an argument is of another kind than they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import qat
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+X = torch.rand(2, 1, 4, 4)
+OF_NETWORKS: dict[str, Callable[[Any], object]] = {
+    "prepare": lambda model: qat.prepare(model, "w8a8"),
+    "calibrate": lambda model: qat.calibrate(model, [X]),
+    "convert": qat.convert,
+    "inspect": qat.inspect,
+    "inspect with data": lambda model: qat.inspect(model, "w8a8", [X]),
+    "export_onnx": lambda model: qat.export_onnx(model, X, "model.onnx"),
+    "save_quantized": lambda model: qat.save_quantized(model, "folder"),
+    "mode": lambda model: qat.mode(model, qat.Mode.OFF).__enter__(),
+    "allocate": lambda model: qat.search.allocate(model, "w4a8", [X], size=1000),
+}
+OF_PATHS: dict[str, Callable[[Any], object]] = {
+    "load_checkpoint": qat.load_checkpoint,
+    "latest_checkpoint": qat.latest_checkpoint,
+    "load_quantized": qat.load_quantized,
+    "save_quantized": lambda path: qat.save_quantized(small(), path),
+    "verify": qat.verify,
+    "export_onnx": lambda path: qat.export_onnx(small(), X, path),
+    "ExportONNX": qat.callbacks.ExportONNX,
+}
+
+
+@pytest.mark.parametrize("value", [None, 3, "resnet18", X], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", OF_NETWORKS)
+def test_what_is_no_network_is_called_that(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"^model=.{1,60} is not a torch.nn.Module: write the network itself"):
+        OF_NETWORKS[name](value)
+
+
+@pytest.mark.parametrize("value", [None, 3, X], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", OF_PATHS)
+def test_what_is_no_path_is_called_that(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"^(path|folder)=.{1,60} is not a path: write a string or a pathlib.Path"):
+        OF_PATHS[name](value)
+
+
+def test_an_integer_model_is_not_inspected() -> None:
+    prepared = qat.prepare(small(), "w8a8", X)
+    qat.calibrate(prepared, [X])
+    with pytest.raises(ValueError, match=r"is an integer model: inspect what qat\.prepare returned"):
+        qat.inspect(qat.convert(prepared))
+
+
+def test_a_prepared_network_is_prepared_again_as_a_copy() -> None:
+    """Its quantizers, with or without ranges, are no fault of its forward."""
+    prepared = qat.prepare(small(), "w4a4", X)
+    assert type(qat.prepare(prepared, "w4a4", X)) is type(prepared)
+    qat.calibrate(prepared, [X])
+    again = qat.prepare(prepared, "w4a4", X)
+    assert again is not prepared
+    torch.testing.assert_close(again(X), prepared(X), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="already prepared with policy 'w4a4', not 'w8a8'"):
+        qat.prepare(prepared, "w8a8", X)
