@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -25,6 +27,9 @@ from qat.models import check_model, load_weights
 from qat.training.lightning.progress_bar import EpochBar, has_terminal
 from qat.transform import Policy, load_policy
 
+ACCELERATORS = {"gpu": (CUDAAccelerator, MPSAccelerator), "cuda": (CUDAAccelerator,), "mps": (MPSAccelerator,)}
+"""trainer.accelerator -> Lightning's kinds of it."""
+
 
 def part(options: Any, name: str, /, **given: Any) -> Any:
     """The object that a part of the configuration describes by its `_target_`.
@@ -39,6 +44,11 @@ def part(options: Any, name: str, /, **given: Any) -> Any:
     """
     try:
         return instantiate(options, _partial_=True, _convert_="all")(**given)
+    except ValueError as error:
+        argument = re.match(r"(\w+)=", str(error))
+        if argument is None or argument[1] not in options:
+            raise
+        raise ValueError(f"{name}.{error}") from error
     except TypeError as error:
         raise ValueError(f"{name} cannot be built: {error}.") from error
     except InstantiationException as error:
@@ -48,7 +58,7 @@ def part(options: Any, name: str, /, **given: Any) -> Any:
             f"{name} cannot be built: {str(error).splitlines()[0]}"
         ) from error  # what Hydra itself refuses
     except MisconfigurationException as error:
-        raise ValueError(f"{name} cannot be built: {str(error).rstrip('.')}.") from error
+        raise ValueError(f"{name} cannot be built: {str(error).rstrip('.!')}.") from error
 
 
 def policy(config: DictConfig) -> Policy:
@@ -149,6 +159,11 @@ def trainer(
         logger: a Lightning logger; False for none.
         changes: arguments that replace those of the configuration.
     """
+    accelerator = config.trainer.get("accelerator")
+    if accelerator in ACCELERATORS and not any(kind.is_available() for kind in ACCELERATORS[accelerator]):
+        raise ValueError(
+            f"trainer.accelerator={accelerator} is not in this machine: write trainer.accelerator=cpu, or auto."
+        )
     bar = bool(config.trainer.get("enable_progress_bar", True)) and has_terminal()
     built: L.Trainer = part(
         config.trainer,

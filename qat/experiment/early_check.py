@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from qat.experiment.errors import composition_sentence, exit_with, groups, sentence
 from qat.experiment.repeated_keys import check_each_key_once
 from qat.experiment.schema import Configuration, check_configuration
+from qat.experiment.schema.validate import references
 from qat.experiment.suggestion import unknown_key
 from qat.experiment.sweep.grid import grid
 from qat.experiment.sweep.space import Space
@@ -116,6 +117,10 @@ def _check_override(override: str, config: DictConfig) -> None:
         hint = INSTEAD_OF_DELETING.get(group, "leave it out")
         other = f"choose another with {group}=NAME" if group in groups() else f"write {group}=VALUE"
         raise ValueError(f"~{group} deletes what every run needs: {hint}, or {other}.")
+    if key.startswith("~") and key[1:] in references(OmegaConf.to_container(config, resolve=False)):
+        raise ValueError(f"{key} deletes what other keys refer to: leave it out, or write {key[1:]}=VALUE.")
+    if key == "recipe" and value.startswith("["):
+        raise ValueError(f"{override} mixes recipes, and a run has one: write recipe=NAME.")
     if (
         not key.startswith(("+", "~"))
         and group in groups()

@@ -130,7 +130,7 @@ def begin(
     searched = [layer for layer in layers if layer.name in rules]
     if budget.bops is not None and not any(layer.multiply_adds for layer in layers):
         raise ValueError(
-            f"budget bops={budget.bops:,g} is not possible: {type(model).__name__} has no graph, so the multiply-adds of its "
+            f"budget.bops={budget.bops:,g} is not possible: {type(model).__name__} has no graph, so the multiply-adds of its "
             "layers are not known: write size or mean_bits."
         )
     constant, in_float = constant_costs(prepared, layers), float_costs(model, layers, budget)
@@ -150,7 +150,7 @@ def _check_limits(problem: Problem, limits: Mapping[str, float], in_float: Mappi
             highest, of_what = problem.costs(most)[name], f"; the float network has {highest:,.6g}"
         if not lowest <= limit <= highest:
             raise ValueError(
-                f"budget {name}={limit:,.10g} is not possible: with these layers and widths it goes from "
+                f"budget.{name}={limit:,.10g} is not possible: with these layers and widths it goes from "
                 f"{at_least(lowest)} to {at_most(highest)} {UNITS[name]}{of_what}."
             )
     try:

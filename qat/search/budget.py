@@ -99,7 +99,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name, limit in self.limits.items():
             if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
-                raise ValueError(f"budget {name}={limit!r} is not possible: write a number of {UNITS[name]} above 0.")
+                raise ValueError(f"budget.{name}={limit!r} is not possible: write a number of {UNITS[name]} above 0.")
         if not self.limits:
             raise ValueError("the budget limits nothing: write one of size, bops, mean_bits or latency.")
         if (self.latency is None) != (self.latency_table is None):

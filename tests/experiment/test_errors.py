@@ -52,7 +52,7 @@ MISTAKES = {
         "/nowhere has neither train/ nor test/: set data.root=",
     ),
     "input shape": (["model=lenet5"], "LeNet5 cannot take images of shape (1, 8, 8)"),
-    "depth": (["model.depth=9"], "depth=9 is not 6n + 2: write 8, 14, 20"),
+    "depth": (["model.depth=9"], "model.depth=9 is not 6n + 2: write 8, 14, 20"),
     "no float network": (["float.epochs=0"], "there is no float network: set model.checkpoint=PATH"),
     "too many calibration images": (
         ["calibration_images=5000"],

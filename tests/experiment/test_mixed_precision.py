@@ -39,7 +39,7 @@ def test_a_budget_out_of_range_is_refused_with_the_range_before_training() -> No
     config = changed("budget.size=100")
     data = digits(limit_train=20)
     network = float_network.build(config.model, data)
-    with pytest.raises(ValueError, match=r"budget size=100 is not possible: .* it goes from 7,\d\d\d to .* bytes"):
+    with pytest.raises(ValueError, match=r"budget.size=100 is not possible: .* it goes from 7,\d\d\d to .* bytes"):
         mixed_precision.check(config, network, qat.load_policy("w4a8"), data)
 
 

@@ -83,7 +83,7 @@ def test_the_size_is_that_of_the_prepared_network_and_keeps_the_limit(batches: l
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"size": 10}, r"budget size=10 is not possible: with these layers and widths it goes from .* to .* bytes"),
+        ({"size": 10}, r"budget.size=10 is not possible: with these layers and widths it goes from .* to .* bytes"),
         ({"size": 1e9}, "that of the float network"),
         ({"mean_bits": 1.5}, r"it goes from 3.40426 to 32 bits a weight"),
         ({"mean_bits": True}, "write a number of bits a weight above 0"),

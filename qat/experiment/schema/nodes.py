@@ -130,7 +130,10 @@ class Node(Section):
             instantiate(self.model_dump(by_alias=True, exclude_unset=True, warnings=False), _convert_="all")
         except (InstantiationException, TypeError, ValueError) as error:
             cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-            raise wrong(f"{{key}}: {' '.join(str(cause).split())}") from None
+            text = " ".join(str(cause).split())
+            if isinstance(cause, AttributeError | TypeError):  # it says what went wrong inside, and not what to write
+                raise wrong(f"{{key}} cannot be built ({text}): write arguments that {self.target_} takes.") from None
+            raise wrong(f"{{key}}: {text}") from None
 
 
 class Off(Section):

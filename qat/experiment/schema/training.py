@@ -275,10 +275,12 @@ class Trainer(Node):
         steps, epochs = self.max_steps > 0, (self.max_epochs or 0) > 0
         if not steps and not epochs:
             raise wrong("the run has no length: set trainer.max_epochs or trainer.max_steps to 1 or more.")
-        if steps and self.val_check_interval is not None:
-            raise wrong(
-                "{key}={value} is not for a run with trainer.max_steps: write validations=N.", "val_check_interval"
-            )
+        for key, given in (
+            ("val_check_interval", self.val_check_interval is not None),
+            ("check_val_every_n_epoch", self.check_val_every_n_epoch not in (1, None)),
+        ):
+            if steps and given:
+                raise wrong("{key}={value} is not for a run with trainer.max_steps: write validations=N.", key)
         every, most_epochs = self.check_val_every_n_epoch or 1, self.max_epochs or 0
         if epochs and every > most_epochs:
             raise wrong(

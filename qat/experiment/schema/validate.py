@@ -11,6 +11,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from qat.experiment.schema.configuration import Configuration
+from qat.experiment.schema.nodes import Off
 from qat.experiment.schema.values import Section
 from qat.experiment.schema.words import at, keys_of, sections_in, values_of
 from qat.experiment.suggestion import unknown_key
@@ -25,7 +26,7 @@ def check_configuration(config: DictConfig) -> None:
         ValueError: a key is unknown, or its value is not possible; the message says what to write instead.
     """
     content = _resolved(config)
-    referred = set(_references(OmegaConf.to_container(config, resolve=False)))
+    referred = set(references(OmegaConf.to_container(config, resolve=False)))
     for may_import in (False, True):
         mistakes = [
             (key, details)
@@ -71,7 +72,11 @@ def _without_keys(config: DictConfig) -> str:
     content: Any = OmegaConf.to_container(config, resolve=False)
     for name, field in keys_of(Configuration).items():
         value, section = content[name], field.annotation
-        if isinstance(section, type) and issubclass(section, Section) and not isinstance(value, dict | str):
+        if (
+            isinstance(section, type)
+            and issubclass(section, Section)
+            and not (isinstance(value, dict) or "${" in str(value))
+        ):
             return f"{name}={_written(value)} is not possible: write {values_of(section)}."
     return ""
 
@@ -132,6 +137,9 @@ def _sentence(key: list[str | int], details: Any, content: Any) -> str:
     if details["type"] == "extra_forbidden":
         kind = next(iter(sections_in(*parent)), None)
         kind = next((item.kind(container) for item in parent[1] if hasattr(item, "kind")), kind)
+        if kind is Off:
+            group = name.rpartition(".")[0]
+            return f"{name} is not possible with {group}=none: choose another with {group}=NAME."
         return unknown_key(name, [_sibling(name, k) for k in keys_of(kind or Configuration)])
     if details["type"] == "missing":
         beside = f" beside {', '.join(map(str, container))}" if isinstance(container, Mapping) and container else ""
@@ -155,14 +163,14 @@ def _written(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _references(content: Any, key: tuple[str, ...] = ()) -> Iterator[str]:
+def references(content: Any, key: tuple[str, ...] = ()) -> Iterator[str]:
     """The keys that `${...}` names in a configuration that is not resolved, and the keys above them."""
     if isinstance(content, Mapping):
         for name, inner in content.items():
-            yield from _references(inner, (*key, str(name)))
+            yield from references(inner, (*key, str(name)))
     elif isinstance(content, list):
         for i, inner in enumerate(content):
-            yield from _references(inner, (*key, str(i)))
+            yield from references(inner, (*key, str(i)))
     elif isinstance(content, str):
         for dots, name in re.findall(r"\$\{(\.*)([\w.]+)\}", content):
             path = [*key[: len(key) - len(dots)], *name.split(".")] if dots else name.split(".")
