@@ -66,16 +66,26 @@ class SignalHandler:
             for number in SIGNALS:
                 signal.signal(number, self._handle)
 
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a process that loads data: whoever started it says what happened
             os._exit(128 + number)
         first, self.received = self.received is None, number
         if not (self.waits and first):
             self.waits = False
+            if _in_finalizer(frame):  # Python ignores what that raises: the signal comes again when it is over
+                threading.Timer(0.1, os.kill, (self._process, number)).start()
+                return
             raise Interrupted(number)
         name = signal.Signals(number).name
         text = f"{name}: the run ends when this step or validation is done; another signal ends it at once.\n"
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())  # print is not reentrant
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    """Whether a `__del__` runs."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def continuing_command(command: Sequence[str], folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,18 @@ def test_the_command_starts_the_same_python(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_lost_is_said(tmp_path: Path) -> None:
     assert "the float network, calibration and PTQ begin anew" in what_is_kept(tmp_path, "the float training")
     assert "(the float network is kept)" in what_is_kept(tmp_path, "calibration and PTQ")
+
+
+def test_a_signal_in_a_finalizer_is_not_lost() -> None:
+    class Dying:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(100))
+
+    def run() -> None:
+        dying = Dying()
+        del dying
+        time.sleep(20)
+
+    with SignalHandler(), pytest.raises(Interrupted):
+        run()
