@@ -18,6 +18,7 @@ from qat.cli.sources.data import Batch, Data, cut, first_tensor, map_tensors, te
 from qat.cli.sources.model import Model
 from qat.export.stopwatch import Timing, time_in_turns
 from qat.messages import type_of
+from qat.report import IDENTICAL_DB
 from qat.torch_private import tree_leaves
 from qat.transform.batches import call_model
 
@@ -35,7 +36,8 @@ class Measurement:
         size_kind: "file" or "stored".
         value: of the metric; None without labels.
         agreement: share of samples (or pixels, or words) for which it decides as the first model does.
-        sqnr_db: signal-to-noise ratio of its first output against that of the first model, in dB; None: equal.
+        sqnr_db: signal-to-noise ratio of its first output against that of the first model, in dB; None: equal;
+            -999: it is not finite, or that of the first model is zero everywhere.
         latency: batch size -> Timing.
         notes: sentences.
     """
@@ -156,7 +158,14 @@ class _Sums:
         """Write the means."""
         result.value = self.value / self.counted if metric is not None and self.counted else None
         result.agreement = self.same / self.decided
-        result.sqnr_db = 10 * math.log10(self.signal / self.noise) if self.noise and self.signal else None
+        result.sqnr_db = _decibels(self.signal, self.noise)
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    if noise == 0:
+        return None
+    ratio = signal / noise
+    return 10 * math.log10(ratio) if ratio > 0 and math.isfinite(ratio) else -IDENTICAL_DB
 
 
 def described(model: Model) -> Measurement:

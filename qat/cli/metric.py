@@ -13,6 +13,7 @@ from torch import Tensor
 from qat.cli.errors import UsageError
 from qat.cli.sources.data import Data
 from qat.cli.sources.python_file import from_python_file, names_python, users_code
+from qat.report.text_of_numbers import format_count
 
 IGNORED = -100
 """The label of what does not count, as torch's losses have it."""
@@ -101,14 +102,14 @@ def check_classes(data: Data, labels: Tensor, output: Tensor) -> None:
     Raises:
         UsageError: one is not.
     """
-    outputs = output.shape[1 if output.ndim != 3 else -1]
+    outputs = 1 if _is_binary(output) else output.shape[_class_axis(output)]
     count = 2 if _is_binary(output) else outputs
     counted = labels[labels != IGNORED]
     wrong = counted[(counted < 0) | (counted >= count)]
     if wrong.numel():
         raise UsageError(
-            f"a label of --data {data.name} is {wrong[0].item()}, and the model has {outputs} outputs: give data of "
-            "its classes, such as --model torchvision:resnet18,num_classes=10."
+            f"a label of --data {data.name} is {wrong[0].item()}, and the model has "
+            f"{format_count(outputs, 'output')}: give data of its classes, such as --model torchvision:resnet18,num_classes=10."
         )
 
 
@@ -144,4 +145,9 @@ def decisions(output: Tensor) -> Tensor:
     """The largest class: of maps (N, C, H, W) along the second axis, else along the last; of (N,), whether it is positive."""
     if _is_binary(output):
         return output > 0
-    return output.argmax(1 if output.ndim > 3 else -1)
+    return output.argmax(_class_axis(output))
+
+
+def _class_axis(output: Tensor) -> int:
+    """The axis of the classes: the second one of maps (N, C, H, W), else the last."""
+    return 1 if output.ndim > 3 else -1

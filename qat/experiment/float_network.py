@@ -30,9 +30,12 @@ from qat.version import version
 
 log = logging.getLogger(__name__)
 
-REMEDY = "lower float.optim.lr"
+TORCHVISION = "qat.models.torchvision_model"
+"""The `_target_` whose `weights` are torchvision's, with a number of classes that is known."""
+RATE = "float.optim.lr"
+"""The learning rate of the float training."""
 MUCH_ABOVE_CHANCE = 1.5
-"""A network with weights that grew tenfold, and fewer right answers than so many times those of chance, learned nothing."""
+"""Times the accuracy of chance below which a network whose weights grew tenfold counts as diverged."""
 
 
 def build(model: DictConfig, data: ImageData) -> nn.Module:
@@ -82,7 +85,9 @@ def check_source(config: DictConfig, data: ImageData) -> None:
             "there is no float network: set model.checkpoint=PATH, or float.epochs to train one first, for example "
             "float.epochs=20."
         )
-    if epochs == 0 and (known := _classes_of(config.model.name, weights)) != data.num_classes:
+    if epochs > 0 or config.model.get("_target_") != TORCHVISION:
+        return
+    if (known := _classes_of(config.model.name, weights)) != data.num_classes:
         raise ValueError(
             f"{config.model.name}'s weights have {known} classes, the data {data.num_classes}, so its head is new: set "
             "float.epochs to train it first, for example float.epochs=3."
@@ -102,7 +107,8 @@ def load_or_train(network: nn.Module, config: DictConfig, data: ImageData, folde
         _load_checkpoint(network, config.model.checkpoint)
         return f"from {config.model.checkpoint}"
     if config.float.epochs == 0:
-        return f"torchvision's {config.model.weights}"
+        owner = "torchvision's" if config.model.get("_target_") == TORCHVISION else "the model's own"
+        return f"{owner} {config.model.weights}"
     path = cache_folder() / "float" / f"{fingerprint(config, data)}.safetensors"
     if path.is_file():
         try:
@@ -164,6 +170,7 @@ def fingerprint(config: DictConfig, data: ImageData) -> str:
 
 
 def _digest_images(digest: Any, images: ImageDataset) -> None:
+    """Add the training images to a hash: their content, or of large files in a folder, names and sizes."""
     if isinstance(images, TensorImages):
         digest.update(str(tuple(images.images.shape)).encode())
         digest.update(images.images.contiguous().numpy().data)
@@ -173,6 +180,11 @@ def _digest_images(digest: Any, images: ImageDataset) -> None:
         for path, label in zip(images.files.paths, images.files.labels, strict=True):
             file = Path(path)
             digest.update(f"{file.relative_to(images.files.folder)}\0{file.stat().st_size}\0{label}\n".encode())
+    else:  # a dataset of the user's own; one that draws at random is never the same, and its network never cached
+        for index in range(len(images)):
+            image, of_class = images[index]
+            digest.update(f"{tuple(image.shape)} {int(of_class)}\n".encode())
+            digest.update(image.cpu().contiguous().numpy().data)
 
 
 def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path) -> float | None:
@@ -184,7 +196,10 @@ def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path
     fitting = trainer(
         config,
         folder,
-        callbacks=[LostTraining(first_tensor, lambda _: network, f"{REMEDY}, or clip gradients"), Progress("float")],
+        callbacks=[
+            LostTraining(first_tensor, lambda _: network, f"lower {RATE}, or clip gradients"),
+            Progress("float"),
+        ],
         logger=False,
         devices=1,  # also if several train afterwards: one float network for all
         num_nodes=1,
@@ -199,7 +214,7 @@ def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path
     value = fitting.callback_metrics.get("val/top1")
     module.cpu().float()  # as it comes from the cache, whatever the precision of the training
     top1 = None if value is None else float(value)
-    lost = divergence(network, before, "before", REMEDY.removeprefix("lower "))
+    lost = divergence(network, before, "before", RATE)
     if lost and (top1 is None or top1 < MUCH_ABOVE_CHANCE / data.num_classes):
         reached = "" if top1 is None else f" Its validation accuracy is {100 * top1:.2f} %."
         raise DivergedError(f"{lost.replace('The training', 'The float training')}{reached}")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from qat.cli.errors import UsageError
 from qat.cli.sources.data import Sizes, load_data
-from qat.cli.sources.libraries import _made
+from qat.cli.sources.libraries import _huggingface_example, _made
 from qat.cli.sources.model import Model, load_model
 from tests.cli.user_files import made, write_user_files
 
@@ -140,6 +141,13 @@ def test_known_data_are_normalised_and_fitted_to_the_model() -> None:
     assert float((originals - image).abs().amax((1, 2)).min()) < 0.01  # it is one of scikit-learn's
     rgb = Model("m", torch.nn.Identity(), example=torch.zeros(1, 3, 8, 8))
     assert next(iter(load_data("digits", rgb, Sizes()).train)).inputs.shape[1] == 3
+
+
+def test_a_network_of_neither_images_nor_words_asks_for_the_shape_of_its_inputs() -> None:
+    network, config = SimpleNamespace(main_input_name="input_values"), SimpleNamespace()
+    model = Model("hf:sound", nn.Identity(), example=_huggingface_example(network, config))
+    with pytest.raises(UsageError, match="what hf:sound takes is not known: add --input-shape"):
+        load_data("random", model, Sizes(4, 4, 2))
 
 
 def test_noise_has_the_shape_of_the_example_and_is_said() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from qat.data import TensorImages, digits
 from qat.experiment import float_network
@@ -80,6 +80,34 @@ def test_the_hash_covers_what_decides_the_weights_and_nothing_else() -> None:
     ):
         assert float_network.fingerprint(composed(*QUICK), altered) != reference
     assert float_network.fingerprint(composed(*QUICK), replace(data, test=data.val)) == reference
+
+
+class Repeated:
+    """A data set of the user's own: one image, again and again."""
+
+    def __init__(self, grey: int, label: int = 1) -> None:
+        self.sample = torch.full((1, 8, 8), grey, dtype=torch.uint8), torch.tensor(label)
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.sample
+
+
+def test_the_hash_covers_the_images_of_a_data_set_of_the_users_own() -> None:
+    data = digits(limit_train=50)
+    hashes = [
+        float_network.fingerprint(composed(*QUICK), replace(data, train=train))
+        for train in (Repeated(1), Repeated(1), Repeated(2), Repeated(1, label=2))
+    ]
+    assert [hashes[0] == other for other in hashes] == [True, True, False, False]
+
+
+def test_weights_of_a_model_of_the_users_own_are_a_source() -> None:
+    """Only of torchvision's weights is it known how many classes they have."""
+    config = composed(*QUICK, "model={_target_: my_module.Network}", "+model.weights=best", "float.epochs=0")
+    float_network.check_source(config, digits(limit_train=50))
 
 
 def test_a_checkpoint_comes_before_training(tmp_path: Path) -> None:

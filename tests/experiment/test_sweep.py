@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from qat.experiment.sweep.job import JobFailed, own_process, run_job
 from qat.experiment.sweep.job_state import FAILURE, job_state, set_aside
 from qat.experiment.sweep.names import job_name
 from qat.experiment.sweep.picture import draw_front
+from qat.experiment.sweep.space import Space
 from qat.experiment.sweep.summary import Entry, best_group, grouped
 from qat.experiment.sweep.text import csv_text, failure_sentence, markdown, notes, pipe_table
 from qat.report import read_results
@@ -264,6 +267,15 @@ def test_a_grid_is_every_combination() -> None:
     assert len({one.name for one in jobs}) == 8
     with pytest.raises(HydraException, match=r"optim.lr=interval\(0,1\) is an interval.* add sweep=optuna"):
         grid(["optim.lr=interval(0,1)"])
+
+
+@pytest.mark.parametrize("override", ["seed=range(0)", "seed=range(3,1)", "policy=glob(nothing*)"])
+@pytest.mark.parametrize("read", [grid, Space.of])
+def test_a_sweep_without_values_is_refused(override: str, read: Callable[[list[str]], object]) -> None:
+    """Else a grid ends well after no job, and a search in a traceback."""
+    start_hydra()
+    with pytest.raises(HydraException, match=f"{re.escape(override)} stands for no value: list at least one"):
+        read([override])
 
 
 def test_the_recipe_of_a_job_composes_to_its_configuration(entries: list[Entry], tmp_path: Path) -> None:

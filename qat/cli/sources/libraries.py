@@ -145,15 +145,17 @@ def huggingface_network(text: str, weights: str | None) -> Loaded:
     return Loaded(network.float(), _huggingface_example(network, config), _huggingface_images(config), notes)
 
 
-def _huggingface_example(network: Any, config: Any) -> dict[str, Any]:
-    """One sample of inputs, as keyword arguments."""
+def _huggingface_example(network: Any, config: Any) -> dict[str, Any] | None:
+    """One sample of images or of words, as keyword arguments; None for other inputs, such as sound."""
     main = getattr(network, "main_input_name", "input_ids")
     if main == "pixel_values":
         size = getattr(config, "image_size", 224)
         height, width = size if isinstance(size, list | tuple) else (size, size)
         return {main: torch.randn(1, getattr(config, "num_channels", 3), height, width)}
+    if main != "input_ids":
+        return None
     words = torch.randint(0, getattr(config, "vocab_size", 100), (1, 16))
-    return {"input_ids": words, "attention_mask": torch.ones_like(words)} if main == "input_ids" else {}
+    return {"input_ids": words, "attention_mask": torch.ones_like(words)}
 
 
 def _huggingface_images(config: Any) -> Preprocessing | None:

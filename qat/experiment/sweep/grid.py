@@ -39,9 +39,17 @@ class Job:
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
-    """The overrides of a sweep, each key once: the last one counts."""
+    """The overrides of a sweep, each key once: the last one counts.
+
+    Raises:
+        HydraException: an override lists no value at all.
+    """
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    return list({override.get_key_element(): override for override in parser.parse_overrides(list(arguments))}.values())
+    found = {override.get_key_element(): override for override in parser.parse_overrides(list(arguments))}
+    for key, override in found.items():
+        if override.is_discrete_sweep() and next(override.sweep_string_iterator(), None) is None:
+            raise HydraException(f"{override.input_line} stands for no value: list at least one, {key}=A,B,C.")
+    return list(found.values())
 
 
 def grid(arguments: Sequence[str]) -> list[Job]:

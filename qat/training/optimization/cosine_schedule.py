@@ -30,7 +30,8 @@ def parse_schedule(name: str, schedule: Any, highest: float, example: str) -> Pa
         return None
     is_pair = isinstance(schedule, Sequence) and not isinstance(schedule, str)
     values = tuple(schedule) if is_pair else (schedule,)
-    valid = all(isinstance(v, int | float) and not isinstance(v, bool) and 0 <= v <= highest for v in values)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    valid = numbers and all(0 <= v <= highest and math.isfinite(v) for v in values)
     if not valid or len(values) != 1 + is_pair:
         span = "0 or more" if highest == math.inf else f"from 0 to {highest:g}"
         raise ValueError(f"{name}={schedule!r} is not possible: write a number, {span}, as {example}.")

@@ -1,5 +1,6 @@
 """OscillationControl in fits of small networks, against formulas in numpy and double precision."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -340,6 +341,10 @@ def test_results_and_report_have_the_counts_and_frozen_codes_are_exported(tmp_pa
         ({"momentum": 0.0}, "momentum=0.0 is not between 0 and 1: write 0.01"),
         ({"threshold": 1.5}, "threshold=1.5 is not a frequency between 0 and 1"),
         ({"dampening": -0.1}, "dampening=-0.1 is not possible: write a number, 0 or more, as 0.1, or"),
+        (
+            {"dampening": [0.0, math.inf]},
+            r"dampening=\[0.0, inf\] is not possible: write a number, 0 or more, as 0.1, or",
+        ),
         ({"freezing": "0.1"}, "freezing='0.1' is not possible: write a number, from 0 to 1, as 0.02, or"),
         ({"freezing": [0.1]}, r"freezing=\[0.1\] is not possible"),
         ({"freezing": [0.1, 0.05, 0.01]}, r"freezing=\[0.1, 0.05, 0.01\] is not possible"),
