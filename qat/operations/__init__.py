@@ -3,7 +3,7 @@
 from qat.operations.activations import Elementwise, Rectify
 from qat.operations.arithmetic import Add, Concatenate, MatMul, Multiply
 from qat.operations.base import Constant, Float, Input, Operation, Output, Role, Site, Size
-from qat.operations.call import Call, call_of
+from qat.operations.call import Call, call_of, is_of_torch, operation_name
 from qat.operations.describe import Operations, describe_graph
 from qat.operations.fixed_arguments import CHECKS, PLAIN, check_fixed_argument, check_given_argument, is_fixed
 from qat.operations.integer_form import (
@@ -59,7 +59,9 @@ __all__ = [
     "is_computed_on_codes",
     "is_fixed",
     "is_label",
+    "is_of_torch",
     "loss_nodes",
+    "operation_name",
     "reached_by_labels",
     "tensors_with_codes",
     "without_labels",

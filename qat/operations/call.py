@@ -85,7 +85,7 @@ def call_of(model: nn.Module, node: fx.Node) -> Call:
     name = operation_name(node)
     args = _one_list(name, node.args) if node.op == "call_method" else node.args
     if isinstance(node.target, Operator):
-        return Call(name, _bind((schemas_of(node.target)), args, node.kwargs) or _by_position(node))
+        return Call(name, _bind(schemas_of(node.target), args, node.kwargs) or _by_position(node))
     bound = _bind(schemas_of(name), args, node.kwargs)
     if bound is None or name in _PREFER_SIGNATURE:
         bound = _bind_signature(node.target, args, node.kwargs) or bound
@@ -93,15 +93,28 @@ def call_of(model: nn.Module, node: fx.Node) -> Call:
 
 
 def operation_name(node: fx.Node) -> str:
-    """The name of the operation that a call_function or call_method node calls."""
+    """The name of the operation that a call_function or call_method node calls.
+
+    A function from outside torch has its import path: one that is called `relu` may compute anything.
+    """
     target = node.target
     if isinstance(target, Operator):
         name = target.name().partition("::")[2].partition(".")[0]
+    elif isinstance(target, str):
+        name = target
     else:
-        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        name = getattr(target, "__name__", str(target))
+        if not is_of_torch(target):
+            return f"{target.__module__}.{name}"
     if not name.startswith("_"):
         name = name.removesuffix("_")
     return ALIASES.get(name, name)
+
+
+def is_of_torch(function: Any) -> bool:
+    """Whether a function of a graph is torch's or Python's own."""
+    package = (getattr(function, "__module__", None) or "torch").partition(".")[0]
+    return package in ("torch", "_operator", "operator", "builtins", "math")
 
 
 def _arguments_of_module(name: str, module: nn.Module, node: fx.Node) -> dict[str, Any]:
@@ -116,8 +129,7 @@ def _arguments_of_module(name: str, module: nn.Module, node: fx.Node) -> dict[st
     else:
         names = list(dict.fromkeys(a.name for schema in schemas_of(name) for a in schema))[1:]
     names += ["return_indices", "ceil_mode"]
-    own = {"negative_slope": "negative_slope", "dims": "dims", "lambd": "lambd"}
-    return arguments | {n: getattr(module, own.get(n, n)) for n in names if hasattr(module, own.get(n, n))}
+    return arguments | {name: getattr(module, name) for name in names if hasattr(module, name)}
 
 
 def _by_position(node: fx.Node) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -43,6 +44,11 @@ _ELEMENTWISE = _NEVER_NEGATIVE | frozenset(
      "threshold"),
 )  # fmt: skip
 """Functions of one tensor, with numbers as further arguments."""
+_SIGN_OF_INPUT = frozenset(
+    ("hardswish", "silu", "gelu", "leaky_relu", "tanh", "elu", "selu", "celu", "mish", "round", "softsign", "erf", "floor",
+     "ceil", "sign"),
+)  # fmt: skip
+"""Functions that are not negative where their input is not."""
 _OF_TWO = frozenset(("add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum"))
 _FILLED = frozenset(
     f"{prefix}{kind}{suffix}"
@@ -50,7 +56,7 @@ _FILLED = frozenset(
     for prefix, suffix in (("", ""), ("new_", ""), ("", "_like"))
 )
 """Functions that take no more than a size and a type from the tensor that they are given."""
-_NEVER_NEGATIVE_IN_FLOAT = frozenset(("softmax", "one_hot", "norm", "linalg_vector_norm", "var", "std", "logaddexp"))
+_NEVER_NEGATIVE_IN_FLOAT = frozenset(("softmax", "one_hot", "norm", "linalg_vector_norm", "var", "std"))
 
 
 def describe_graph(model: nn.Module, graph: fx.Graph) -> dict[fx.Node, Operation]:
@@ -181,24 +187,25 @@ def _elementwise(call: Call, inputs: tuple[fx.Node, ...], before: Operations) ->
 
 def _sign(call: Call) -> bool | None:
     """`Elementwise.nonnegative` of a call."""
-    number = next(
-        (v for k, v in call.arguments.items() if k in ("other", "exponent") and not isinstance(v, fx.Node)), 0
-    )
+    first, second = (*call.arguments.values(), None)[:2]
+    number_is_second = isinstance(first, fx.Node)
+    number: Any = second if number_is_second else first
     match call.name:
-        case "add" | "mul":
+        case "add":
+            alpha = call.get("alpha", 1)  # multiplies the second operand
+            return None if (number * alpha if number_is_second else min(number, alpha)) >= 0 else False
+        case "mul":
             return None if number >= 0 else False
         case "div":
-            return None if number > 0 else False
+            return None if number_is_second and number > 0 else False
         case "pow":
-            return number % 2 == 0
-        case "clamp" | "hardtanh" | "clamp_min":
-            lowest = call.get("min", call.get("min_val"))
-            return True if lowest is not None and lowest >= 0 else None if call.get("min_val", -1) is None else False
-        case "hardswish" | "silu" | "gelu" | "leaky_relu" | "tanh" | "elu" | "selu" | "celu" | "mish" | "round":
-            return None  # positive where its input is
-        case "clamp_max" | "softsign" | "erf" | "floor" | "ceil" | "sign":
-            return None if call.name != "clamp_max" else False
-    return call.name in _NEVER_NEGATIVE
+            return bool(number % 2 == 0 if number_is_second else number >= 0)
+        case "clamp" | "clamp_min" | "hardtanh":
+            lowest, highest = call.get("min", call.get("min_val")), call.get("max", call.get("max_val"))
+            return lowest is not None and lowest >= 0 and (highest is None or highest >= 0)
+        case "softplus":
+            return bool(call.get("beta", 1) > 0)
+    return None if call.name in _SIGN_OF_INPUT else call.name in _NEVER_NEGATIVE
 
 
 def _two_tensors(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operation | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.nn import is_layer, owns_weight
-from qat.operations import Move, Operation, Role, describe_graph
+from qat.operations import Move, Operation, Role, describe_graph, operation_name
 from qat.ptq.base import Pass, Stage
 from qat.ptq.side_by_side import TensorStore
 from qat.ptq.state import PTQState
@@ -97,8 +97,7 @@ def _gain_and_bias(
             return (norm.weight,) if norm.bias is None else (norm.weight, norm.bias)
         return None
     gains = [n for n in node.all_input_nodes if n.op == "get_attr"]
-    multiplies = getattr(node.target, "__name__", str(node.target)) in ("mul", "imul")
-    if not multiplies or len(gains) != 1 or operations[node].role is not Role.FLOAT:
+    if len(gains) != 1 or operations[node].role is not Role.FLOAT or operation_name(node) != "mul":
         return None
     owner, _, name = str(gains[0].target).rpartition(".")
     gain = getattr(network.get_submodule(owner), name)

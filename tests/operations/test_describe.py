@@ -172,12 +172,52 @@ def test_what_has_no_integer_form_stays_in_float(function: Callable[[Tensor], Te
     ],
 )
 def test_the_sign_of_the_result(function: Callable[[Tensor], Tensor], nonnegative: bool) -> None:
+    assert is_called_nonnegative(function) is nonnegative
+
+
+def is_called_nonnegative(function: Callable[[Tensor], Tensor]) -> bool:
     graph = fx.Tracer().trace(network := Network(function))
     known: dict[fx.Node, bool] = {}
     for node, operation in describe_graph(network, graph).items():
         known[node] = operation.is_nonnegative([known[n] for n in operation.inputs])
-    result = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
-    assert known[result] is nonnegative
+    return known[next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]]
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.parametrize("number", [-2.0, -0.5, 0.0, 0.5, 2.0, 3.0])
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(lambda x, n: x + n, lambda x, n: n + x, lambda x, n: x * n, lambda x, n: n * x, lambda x, n: x - n),
+        *(lambda x, n: n - x, lambda x, n: x / n, lambda x, n: n / x, lambda x, n: x**n, lambda x, n: n**x),
+        *(lambda x, n: torch.add(x, 1.0, alpha=n), lambda x, n: torch.add(x, n, alpha=-2.0)),
+        *(lambda x, n: torch.rsub(x, n), lambda x, n: torch.sub(x, n, alpha=-1.0)),
+        *(lambda x, n: x.clamp(n), lambda x, n: x.clamp(max=n), lambda x, n: x.clamp(0.1, n)),
+        *(lambda x, n: F.hardtanh(x, n - 1, n), lambda x, n: F.softplus(x, beta=n or 1.0), lambda x, n: F.elu(x, n)),
+        *(lambda x, n: F.celu(x, n or 1.0), lambda x, n: F.leaky_relu(x, n), lambda x, n: F.threshold(x, 0.3, n)),
+        *(lambda x, n: torch.logaddexp(x - n, x - n), lambda x, n: torch.maximum(x, x - n)),
+    ],
+)
+def test_no_result_that_is_called_nonnegative_is_negative(
+    function: Callable[[Tensor, float], Tensor], number: float, absolute: bool
+) -> None:
+    def computed(x: Tensor) -> Tensor:
+        return function(x.abs() if absolute else x.flatten(), number)
+
+    smallest = computed(torch.linspace(-4, 4, 63)).nan_to_num(0.0).min()
+    assert smallest >= 0 or not is_called_nonnegative(computed)
+
+
+@pytest.mark.parametrize("name", ["relu", "exp", "softmax", "flatten", "add"])
+def test_a_function_of_the_user_is_not_the_operation_of_torch_that_is_called_so(name: str) -> None:
+    def function(x: Tensor) -> Tensor:
+        return -x
+
+    function.__name__ = name
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    call = graph.call_function(function, (x,))
+    assert describe_graph(nn.Module(), graph)[call] == Float((x,))
 
 
 def test_a_function_of_one_tensor_is_one_region() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from qat.capture.traced.autograd_functions import Applied
+from qat.operations import is_of_torch
 
 _HIDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-_SHOWN = ("torch", "_operator", "operator", "builtins", "math")
-"""Packages whose functions are operations; others are in a graph because `torch.fx.wrap` keeps them whole."""
 
 
 def hiding_modules(model: nn.Module) -> list[str]:
@@ -22,9 +21,9 @@ def hiding_functions(model: nn.Module, graph: fx.Graph) -> list[str]:
 
 
 def _is_wrapped(node: fx.Node) -> bool:
-    package = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    """Whether the node calls a function that `torch.fx.wrap` keeps whole."""
     is_function = node.op == "call_function" and not isinstance(node.target, Applied)
-    return is_function and package not in _SHOWN and hasattr(node.target, "__name__")
+    return is_function and not is_of_torch(node.target) and hasattr(node.target, "__name__")
 
 
 def _takes_weights(model: nn.Module, node: fx.Node) -> bool:
