@@ -58,6 +58,7 @@ HIGH_LEARNING_RATE_FOR_ADAM = 0.005
 """Recipes set a learning rate for their own optimizer, SGD; it stays when another optimizer is chosen."""
 HIGH_DECAY = 1e-3
 """A step that takes more than this share of every weight takes more than training gives back."""
+USUAL_DECAY = 1e-4
 
 
 def check_images(config: DictConfig, images: int) -> None:
@@ -212,9 +213,10 @@ def warn_of_unwise_values(config: DictConfig) -> None:
             )
         decay = OmegaConf.select(config, f"{key}.weight_decay") or 0.0
         if lr * decay > HIGH_DECAY:
+            instead = "lr=0.1" if lr * USUAL_DECAY > HIGH_DECAY else f"weight_decay={USUAL_DECAY}"
             warnings.warn(
                 f"{key}.weight_decay={decay} with {key}.lr={lr} takes {lr * decay:.2g} of every weight in each step, so that "
-                f"training is likely to collapse: write {key}.weight_decay=0.0001.",
+                f"training is likely to collapse: write {key}.{instead}.",
                 stacklevel=3,
             )
 

@@ -75,8 +75,9 @@ def composition_errors(words: Sequence[str] = ()) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         exit_with(composition_sentence(error))
-    except OSError as error:  # before the program starts, Hydra creates the run's folder and nothing else
-        exit_with(f"the run's folder cannot be created ({sentence(error)}): set hydra.run.dir to a new folder.")
+    except OSError as error:  # outside of runs, the folder of the run or of the sweep is written, and nothing else
+        kind = "sweep" if {"-m", "--multirun"} & {*words} else "run"
+        exit_with(f"the {kind}'s folder cannot be written ({sentence(error)}): set hydra.{kind}.dir to a new folder.")
     except Exception as error:
         if not _raised_by_hydra(error):
             raise

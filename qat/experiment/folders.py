@@ -16,6 +16,9 @@ from qat.experiment.worker_processes import is_worker
 CONTENT = ("results.json", "metrics", "checkpoints")
 """What tells that a folder holds a run that has begun to train."""
 
+LOG = "train.log"
+"""What Hydra opens in the folder before the run begins."""
+
 
 def register_new_folder() -> None:
     """Let configurations write `${new_folder:PATH}`: a folder that did not exist, PATH or PATH_2, PATH_3, ..."""
@@ -89,6 +92,18 @@ def is_in_use(folder: Path) -> bool:
         return True
 
 
+def obstacle(folder: Path) -> str | None:
+    """Why no job of a sweep can write into a folder, which need not exist, in one sentence; None if nothing is in its way."""
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    log = folder / LOG
+    if not place.is_dir():
+        return f"{place} is no folder: move it away, or write hydra.sweep.dir=FOLDER with a new one."
+    if log.is_dir():
+        return f"{log} is a folder, where a file belongs: move it away."
+    blocked = next((path for path in (place, log) if path.exists() and not os.access(path, os.W_OK)), None)
+    return None if blocked is None else f"{blocked} cannot be written: change its permissions."
+
+
 def check_folder(folder: Path) -> None:
     """Check that the run overwrites no other run.
 
@@ -105,7 +120,7 @@ def check_folder(folder: Path) -> None:
 
 def was_interrupted_early(path: Path) -> bool:
     """Whether this is the folder of a run that wrote no checkpoint."""
-    begun = path.is_dir() and any((path / name).exists() for name in ("config.yaml", "train.log"))
+    begun = path.is_dir() and any((path / name).exists() for name in ("config.yaml", LOG))
     return (
         begun and not [*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")] and not (path / "results.json").exists()
     )

@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -59,6 +61,19 @@ def test_a_weight_decay_that_outweighs_training_is_warned_of(part: str) -> None:
     with pytest.warns(match=said):
         warn_of_unwise_values(changed(f"{part}.weight_decay=5", f"{part}.lr=0.1"))
     warn_of_unwise_values(changed(f"{part}.weight_decay=0.005", f"{part}.lr=0.1"))
+
+
+@pytest.mark.parametrize(("decay", "lr"), [(5, 0.1), (1e-4, 100), (1, 100), (0.01, 5)])
+def test_what_is_to_be_written_instead_ends_the_warning(decay: float, lr: float) -> None:
+    values = [f"optim.weight_decay={decay}", f"optim.lr={lr}"]
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            warn_of_unwise_values(changed(*values))
+        if not said:
+            return
+        values.append(str(said[0].message).rpartition(" write ")[2].rstrip("."))
+    warn_of_unwise_values(changed(*values))
 
 
 def test_a_safe_temperature_is_not() -> None:

@@ -152,6 +152,17 @@ def test_a_trial_that_another_process_runs_is_left_to_it(tmp_path: Path, monkeyp
     assert states(tmp_path) == ["RUNNING", "COMPLETE"]
 
 
+def test_a_file_in_place_of_a_trials_folder_is_a_trial_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = sweeper(tmp_path, monkeypatch, "hydra.sweeper.n_trials=1")
+    monkeypatch.setattr(made, "launch", lambda *_: None)
+    for policy in POLICIES:
+        (tmp_path / f"0,policy={policy}").touch()
+    made.sweep([f"policy={','.join(POLICIES)}"])
+    assert states(tmp_path) == ["FAIL"]
+
+
 def test_several_objectives_have_directions_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     optuna = pytest.importorskip("optuna", reason="the extra optuna is not installed")
     made = sweeper(tmp_path, monkeypatch, "hydra.sweeper.n_trials=1", "objective=[accuracy,size]")

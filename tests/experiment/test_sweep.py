@@ -21,11 +21,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.configuration import CONFIGS, compose, register_recipes
+from qat.experiment.errors import composition_errors
 from qat.experiment.folders import folder_of_one_run
 from qat.experiment.signals import SignalHandler
 from qat.experiment.sweep import job as job_module
 from qat.experiment.sweep.best_recipe import recipe_text
 from qat.experiment.sweep.grid import Job, grid
+from qat.experiment.sweep.grid_sweeper import GridSweeper
 from qat.experiment.sweep.job import JobFailed, own_process, run_job
 from qat.experiment.sweep.job_state import FAILURE, job_state, set_aside
 from qat.experiment.sweep.names import job_name
@@ -192,6 +194,55 @@ def test_results_that_are_damaged_or_not_verified_are_no_results(tmp_path: Path)
     assert state.status == "failed"
     assert "is not complete JSON" in state.reason
     assert job_state(tmp_path / "nothing").status == "not finished"
+
+
+@pytest.mark.parametrize(
+    ("blocked", "said"),
+    [
+        ("a file", "{job} is no folder: move it away"),
+        ("a dangling link", "{job} is no folder: move it away"),
+        ("a folder for the log", "{job}/train.log is a folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_a_row_and_ends_no_other_job(
+    blocked: str, said: str, tmp_path: Path
+) -> None:
+    jobs = [job(policy=policy) for policy in ("w8a8", "w4a8", "w2a2")]
+    place = tmp_path / jobs[1].name
+    if blocked == "a file":
+        place.touch()
+    elif blocked == "a dangling link":
+        place.symlink_to(tmp_path / "gone")
+    else:
+        (place / "train.log").mkdir(parents=True)
+    sweeper = GridSweeper()
+    launched: list[Any] = []
+
+    class Hydra:
+        def launch(self, overrides: list[Any], initial_job_idx: int) -> None:
+            launched.extend(overrides)
+
+    sweeper.launcher = Hydra()  # type: ignore[assignment]
+    sweeper.launch(tmp_path, jobs)
+    assert launched == [jobs[0].launched(tmp_path), jobs[2].launched(tmp_path)]
+    states = [job_state(tmp_path / one.name) for one in jobs]
+    assert [state.status for state in states] == ["not finished", "failed", "not finished"]
+    assert states[1].reason.startswith(said.format(job=place))
+
+
+def test_an_error_of_a_sweeps_folder_names_the_key_of_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, key in ((["-m", "seed=0,1"], "hydra.sweep.dir"), (["seed=0"], "hydra.run.dir")):
+        with pytest.raises(SystemExit), composition_errors(words):
+            raise FileExistsError(17, "File exists", "out")
+        assert capsys.readouterr().err.endswith(f"cannot be written (out: File exists): set {key} to a new folder.\n")
+
+
+def test_folders_of_the_user_beside_earlier_starts_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    (folder / "earlier_1_kept").mkdir(parents=True)
+    (folder / "metrics").mkdir()
+    set_aside(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["earlier_1", "earlier_1_kept"]
 
 
 def test_a_job_that_another_process_runs_is_left_alone(tmp_path: Path) -> None:

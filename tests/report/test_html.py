@@ -132,6 +132,8 @@ window.addEventListener("load", () => {
   found.sideways = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   found.empty = [...document.querySelectorAll("svg")].filter((svg) => !(svg.getBoundingClientRect().height > 20)).length;
   found.pictures = document.querySelectorAll("svg").length;
+  found.tall = [...document.querySelectorAll("table.sortable tbody tr")].filter((row) =>
+    [...row.cells].every((cell) => cell.textContent.length < 30) && row.getBoundingClientRect().height > 40).length;
   const report = document.createElement("pre");
   report.id = "found";
   report.textContent = JSON.stringify(found);
@@ -172,3 +174,4 @@ def test_in_a_browser(look: str, results: Results, tmp_path: Path) -> None:
     assert found["sideways"] <= 0, "the page scrolls sideways"
     assert found["pictures"] > 8
     assert found["empty"] == 0
+    assert found["tall"] == 0, "short cells wrap, whose table scrolls sideways anyway"

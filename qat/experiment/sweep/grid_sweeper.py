@@ -68,10 +68,22 @@ class GridSweeper(Sweeper):
         return [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
 
     def launch(self, folder: Path, jobs: Sequence[Job]) -> None:
-        """Run jobs. Their folders tell how they ended; if a launcher's processes end without an answer, it is logged."""
+        """Run the jobs whose folders can be written, which Hydra does before a job begins: it would end the others, too.
+
+        The folders tell how the jobs ended; if a launcher's processes end without an answer, it is logged.
+        """
+        from qat.experiment.folders import obstacle
+
         assert self.launcher is not None
+        possible = []
+        for job in jobs:
+            if reason := obstacle(folder / job.name):
+                log.error("%s: %s", job.name, reason)
+            else:
+                possible.append(job.launched(folder))
         try:
-            self.launcher.launch([job.launched(folder) for job in jobs], initial_job_idx=0)
+            if possible:
+                self.launcher.launch(possible, initial_job_idx=0)
         except Exception as error:
             log.error("the launcher ended with an error (%s): %s", type(error).__name__, error)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qat.experiment.folders import is_in_use
+from qat.experiment.folders import LOG, is_in_use, obstacle
 from qat.experiment.recorded_configuration import read_configuration
 from qat.files import write_atomically
 from qat.report import Results, SchemaError, read_results
@@ -18,7 +18,7 @@ from qat.report import Results, SchemaError, read_results
 FAILURE, PRUNED, RESULTS = "failure.txt", "pruned.txt", "results.json"
 EARLIER = "earlier_"
 """How the names of folders begin that hold what an earlier start of the job left."""
-STAYS = ("train.log", "trial.json")
+STAYS = (LOG, "trial.json")
 """Files of all starts of a job."""
 WITHOUT_INFLUENCE = ("resume", "objective", "debug")
 """Keys of a configuration that change no number."""
@@ -42,6 +42,8 @@ def job_state(folder: Path, config: DictConfig | None = None, locked: bool = Fal
         config: what the job is to compute; a folder with the results of another configuration is "other". None: any.
         locked: whether this process has the folder.
     """
+    if reason := obstacle(folder):
+        return JobState("failed", reason)
     if (folder / FAILURE).is_file():
         return JobState("failed", (folder / FAILURE).read_text().strip())
     if (folder / RESULTS).is_file():
@@ -137,4 +139,5 @@ def _difference(found: str | None, wanted: str) -> str:
 
 
 def _earlier(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{EARLIER}*"), key=lambda path: int(path.name.removeprefix(EARLIER)))
+    numbers = {path: path.name.removeprefix(EARLIER) for path in folder.glob(f"{EARLIER}*")}
+    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))

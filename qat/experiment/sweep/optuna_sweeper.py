@@ -126,9 +126,10 @@ class OptunaSweeper(GridSweeper):
 
     def _note_trial(self, folder: Path, study: optuna.Study, trial: optuna.trial.Trial) -> None:
         """Leave in the job's folder what its process needs to be pruned."""
+        from qat.experiment.folders import obstacle
         from qat.files import write_atomically
 
-        if self.pruner is None or len(self.objectives) > 1:
+        if self.pruner is None or len(self.objectives) > 1 or obstacle(folder):
             return
         storage = self.storage or str(folder.parent / "optuna.journal")
         pruner = OmegaConf.to_container(self.pruner, resolve=True)
