@@ -138,6 +138,17 @@ def test_a_float_network_that_was_not_trained_is_named(tmp_path: Path) -> None:
     assert said.endswith("The float network of 1 of 1 run was not trained: differences to it say nothing.")
 
 
+def test_jobs_that_a_search_drew_twice_are_no_further_seeds(tmp_path: Path) -> None:
+    """Equal configurations have equal numbers: a standard deviation of 0 would claim two seeds."""
+    jobs = [Job(("policy=w4a8",), {"policy": "w4a8"}, f"{number},policy=w4a8") for number in range(3)]
+    for one in jobs[1:]:
+        record(tmp_path / one.name, "digits_w8a8")
+    (group,) = grouped([Entry(one, job_state(tmp_path / one.name)) for one in jobs])
+    assert [entry.job for entry in group.entries] == [jobs[1]]
+    assert "| w4a8 | 1 of 1 |" in pipe_table([group])
+    assert "±" not in pipe_table([group])
+
+
 def test_the_csv_has_a_row_for_each_job(entries: list[Entry]) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_text(entries))))
     assert [row["status"] for row in rows] == ["finished"] * 4 + ["failed", "finished"]

@@ -101,12 +101,15 @@ VALUES: dict[str, Callable[[Results], float | None]] = {
 
 
 def grouped(entries: Sequence[Entry]) -> list[Group]:
-    """The groups, in the order of their first jobs."""
-    found: dict[tuple[tuple[str, str], ...], list[Entry]] = {}
+    """The groups, in the order of their first jobs. Of equal jobs, which a search may draw, one with results counts."""
+    found: dict[tuple[tuple[str, str], ...], dict[str | None, Entry]] = {}
     for entry in entries:
         choices = tuple((key, value) for key, value in entry.job.choices.items() if key != SEED)
-        found.setdefault(choices, []).append(entry)
-    return [Group(dict(choices), tuple(members)) for choices, members in found.items()]
+        members = found.setdefault(choices, {})
+        seed = entry.job.choices.get(SEED)
+        if seed not in members or members[seed].state.results is None:
+            members[seed] = entry
+    return [Group(dict(choices), tuple(members.values())) for choices, members in found.items()]
 
 
 def best_group(groups: Sequence[Group], objective: Objective) -> Group | None:
