@@ -89,7 +89,7 @@ _HOME = {
     "unpack": "qat.export.packed",
     "verify": "qat.export",
 }
-"""Name -> module that defines it."""
+"""Public name -> the module that it is imported from."""
 _MODULES = {
     "callbacks",
     "data",

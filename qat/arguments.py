@@ -1,4 +1,4 @@
-"""Arguments of public functions that are of another kind than the function takes, refused in a sentence."""
+"""Type checks of arguments that several public functions share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qat.messages import type_of
 
 
 def check_network(value: object, name: str = "model") -> None:
-    """Refuse what is no network.
+    """Refuse a value that is not a network.
 
     Raises:
         ValueError: it is not a torch.nn.Module.
@@ -21,7 +21,7 @@ def check_network(value: object, name: str = "model") -> None:
 
 
 def as_path(value: object, name: str = "path") -> Path:
-    """The path that was meant; `~` is the home folder.
+    """The value as a Path, with `~` expanded to the home folder.
 
     Raises:
         ValueError: it is not a path.

@@ -86,9 +86,10 @@ def no_output() -> Iterator[None]:
 
 @contextmanager
 def same_attention() -> Iterator[None]:
-    """Inside the `with` block, attention of torch.nn computes in evaluation what it computes in training, to the last bit:
-    without its fused kernel, which sums in another order. A query that may look at no key, as behind padding on the left,
-    gets the mean of all values, as in a captured graph.
+    """Inside the `with` block, attention of torch.nn computes in evaluation what it computes in training, to the last bit.
+
+    Its fused kernel, which sums in another order, is off. A query that may look at no key, as in left padding, gets the mean of
+    all values, as in a captured graph.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -108,7 +109,7 @@ class _MeanWithoutKeys(TorchFunctionMode):
             return _mean_without_keys(*args, **kwargs)
         if func is not F.multi_head_attention_forward:
             return func(*args, **kwargs)
-        F.scaled_dot_product_attention = _mean_without_keys  # no mode sees what a function calls
+        F.scaled_dot_product_attention = _mean_without_keys  # a mode does not see what `func` calls inside
         try:
             return func(*args, **kwargs)
         finally:
@@ -122,6 +123,6 @@ def _mean_without_keys(query: Tensor, key: Tensor, value: Tensor, *args: Any, **
     result = _ATTENTION(query, key, value, *args, **kwargs)
     mask = args[0] if args else kwargs.get("attn_mask")
     if mask is None or kwargs.get("enable_gqa"):
-        return result  # with fewer keys than queries, a captured graph keeps torch's function
+        return result  # with fewer heads of keys than of queries, a captured graph keeps torch's function
     allowed = mask if mask.dtype is torch.bool else mask != -torch.inf
     return torch.where(allowed.any(-1, keepdim=True), result, value.mean(-2, keepdim=True))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".writing-"
-"""How the names of folders begin in which files are written before they are complete."""
+"""Prefix of the temporary folders in which unfinished files are written."""
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
             unfinished.replace(path)
-    except OSError as error:  # of a full disk: it names no file, or the temporary one
+    except OSError as error:  # a full disk, for example: the error names no file, or the temporary one
         if error.errno is None or (error.filename is not None and TEMPORARY not in str(error.filename)):
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error

@@ -5,8 +5,7 @@ version 1.0). Rounding is half to even and saturates: what is beyond the largest
 
 Here a code is the rank of a value: 0 for 0, 1 for the smallest positive value, -1 for its negative, and so on. Codes are
 ordered as their values are. The bits of the format are the magnitude of the code, with the sign in the highest bit
-(`bit_patterns`).
-Negative zero is stored as zero.
+(`bit_patterns`). Negative zero is stored as zero.
 
 | format | bits | exponent, mantissa | largest | smallest normal | smallest |
 |---|---|---|---|---|---|
@@ -68,7 +67,7 @@ class FloatFormat:
         return int(self.codes(torch.tensor(self.largest)))
 
     def round(self, x: Tensor) -> Tensor:
-        """The nearest value of the format, the even one of two, float32: at most `largest` in magnitude."""
+        """The nearest value of the format, ties to even, float32; at most `largest` in magnitude."""
         clamped = x.float().clamp(-self.largest, self.largest)
         step = power_of_two(self._exponents(clamped) - self.mantissa_bits)
         return torch.round(clamped / step) * step
@@ -104,7 +103,7 @@ FORMATS = {found.name: found for found in (E4M3, E5M2, E3M2, E2M3, E2M1, INT8)}
 
 
 def _all_values(element: FloatFormat) -> Tensor:
-    """All values, ascending."""
+    """All values of the format, ascending: float32 (2 * highest_code + 1,)."""
     magnitudes = torch.arange(element.highest_code + 1, dtype=torch.int32)
     above = ((magnitudes >> element.mantissa_bits) - 1).clamp(min=0)
     steps = magnitudes - above * 2**element.mantissa_bits
@@ -125,8 +124,8 @@ def power_of_two(exponent: Tensor) -> Tensor:
 def shared_exponents(largest: Tensor, element: FloatFormat) -> Tensor:
     """The E8M0 scales of blocks: the power of two of the largest magnitude, divided by that of the largest element.
 
-    2^(floor(log2(largest)) - emax), as its exponent + 127 in 0..254, uint8 (MX specification, section 6.3). Where it is out of
-    range, the nearest; for a block of zeros, the lowest. A block with an infinite value or NaN gets 255, NaN.
+    2^(floor(log2(largest)) - emax), as its exponent + 127 in 0..254, uint8 (MX specification, section 6.3), clamped to that
+    range; a block of zeros gets 0. A block with an infinite value or NaN gets 255, which is NaN.
 
     Args:
         largest: float32, >= 0, any shape: the largest magnitude of each block.
@@ -173,8 +172,8 @@ def two_level_values(of_blocks: Tensor, of_tensor: Tensor) -> Tensor:
 SMALLEST_TENSOR_SCALE = 2.0**-60
 """The tensor's scale where all values are zero."""
 E4M3_NAN = 127
-"""Its bits."""
+"""The bits of NaN in E4M3."""
 TABLES = {element.name: _all_values(element) for element in FORMATS.values()}
 """All values of each format, ascending."""
 E8M0 = torch.tensor([2.0**exponent for exponent in range(-EXPONENT_BIAS, 128)] + [torch.nan])
-"""The values of all bytes."""
+"""The value of each byte as an E8M0 number: float32 (256,)."""

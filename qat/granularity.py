@@ -3,12 +3,12 @@
 qparams are vectors of shape (n_qparams,). `view(x)` reshapes a tensor and `broadcastable(p, shape)` reshapes such a vector so
 that the two broadcast. `rows(x)` groups the elements in the same way for observers.
 
-| granularity | x          | n_qparams | view(x)        | broadcastable(p)    |
-|-------------|------------|-----------|----------------|--------------|
-| PerTensor() | [N, C, H]  | 1         | [N, C, H]      | []           |
-| PerChannel()| [O, I, K]  | O         | [O, I, K]      | [O, 1, 1]    |
-| PerGroup(g) | [O, I, K]  | O*I*K/g   | [O*I*K/g, g]   | [O*I*K/g, 1] |
-| PerBlock(b) | [O, I, K]  | O*K*ceil(I/b) | [O, I, K]  | [O, I, K]    |
+| granularity    | x         | n_qparams     | view(x)      | broadcastable(p) |
+|----------------|-----------|---------------|--------------|------------------|
+| PerTensor()    | [N, C, H] | 1             | [N, C, H]    | []               |
+| PerChannel()   | [O, I, K] | O             | [O, I, K]    | [O, 1, 1]        |
+| PerGroup(g)    | [O, I, K] | O*I*K/g       | [O*I*K/g, g] | [O*I*K/g, 1]     |
+| PerBlock(b, 1) | [O, I, K] | O*K*ceil(I/b) | [O, I, K]    | [O, I, K]        |
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PerTensor:
     """One scale for the whole tensor."""
 
     def n_qparams(self, shape: tuple[int, ...]) -> int:
-        """1."""
+        """Always 1."""
         return 1
 
     def rows(self, x: Tensor) -> Tensor:
@@ -48,7 +48,11 @@ class PerChannel:
     axis: int = 0
 
     def n_qparams(self, shape: tuple[int, ...]) -> int:
-        """The length of `axis`."""
+        """The length of `axis`.
+
+        Raises:
+            ValueError: a tensor of this shape does not have the axis.
+        """
         if not -len(shape) <= self.axis < len(shape):
             raise ValueError(f"per_channel axis={self.axis} does not exist in a tensor of shape {shape}.")
         return shape[self.axis]
@@ -80,7 +84,11 @@ class PerGroup:
             )
 
     def n_qparams(self, shape: tuple[int, ...]) -> int:
-        """Number of groups; a group never crosses an output channel."""
+        """The number of groups; a group never crosses an output channel.
+
+        Raises:
+            ValueError: `size` does not divide the weights of an output channel.
+        """
         row = prod(shape[1:])
         if len(shape) < 2 or row % self.size:
             divisors = [d for d in range(1, row + 1) if row % d == 0]
@@ -106,24 +114,25 @@ class PerGroup:
 
 @dataclass(frozen=True)
 class PerBlock:
-    """One scale for each block of `size` consecutive elements along `axis` (None: all); the last block may be shorter.
+    """One scale for each block of `size` consecutive elements along `axis`; the last block may be shorter.
 
-    In a weight, `axis` is that of the inputs, over which products are summed. The scales of an activation are as many as its
-    shape says.
+    size: None makes the whole axis one block.
+    axis: in a weight that of the inputs, over which products are summed. The number of an activation's scales depends on its
+    shape.
     """
 
     size: int | None
     axis: int = -1
 
     def n_qparams(self, shape: tuple[int, ...]) -> int:
-        """Number of blocks; 1 for an activation, whose shape () is not known yet."""
+        """The number of blocks; 1 for the shape (), which stands for an activation of unknown shape."""
         if not shape:
             return 1
         length = shape[self.axis]
         return prod(shape) // length * self._blocks(length)
 
     def rows(self, x: Tensor) -> Tensor:
-        """[..., I, ...] -> [blocks, size], or less if there is but one; a shorter block is filled with zeros."""
+        """[..., I, ...] -> [blocks, min(size, I)]; a shorter last block is filled with zeros."""
         x = x.movedim(self.axis, -1)
         length = x.shape[-1]
         size = min(self.size or length, length)

@@ -1,10 +1,10 @@
-"""Words of error messages."""
+"""Words that error messages share."""
 
 from __future__ import annotations
 
 
 def with_article(noun: str) -> str:
-    """A noun behind its article.
+    """A noun with its indefinite article.
 
     >>> with_article("int"), with_article("list"), with_article("UNet")
     ('an int', 'a list', 'a UNet')
@@ -13,7 +13,7 @@ def with_article(noun: str) -> str:
 
 
 def type_of(value: object) -> str:
-    """What a value is, by the name of its class.
+    """The name of a value's class, with its article.
 
     >>> type_of(3), type_of([])
     ('an int', 'a list')

@@ -48,13 +48,15 @@ class QuantSpec:
             lo, hi: float32 (n_qparams,).
 
         Returns:
-            Qparams of shape (n_qparams,).
+            Scale and zero-point, each (n_qparams,).
 
         Raises:
             ValueError: lo or hi is NaN or infinite, or hi - lo is infinite on an affine grid.
         """
         finite = torch.isfinite(lo) & torch.isfinite(hi) & (self.symmetric | torch.isfinite(hi - lo))
-        if not torch.compiler.is_exporting() and not bool(finite.all()):  # a program has no such branch
+        if not torch.compiler.is_exporting() and not bool(
+            finite.all()
+        ):  # an exported program has no branches on values
             first = int(finite.flatten().logical_not().nonzero()[0])
             where = f" of scale {first}" if finite.numel() > 1 else ""
             ends = [float(bound.flatten()[first]) for bound in (lo, hi)]

@@ -72,13 +72,13 @@ BatchNorm = _BatchNorm
 """Base class of BatchNorm1d, 2d, 3d and SyncBatchNorm, and of what Lightning leaves behind of the latter."""
 
 DispatchMode = TorchDispatchMode
-"""Base class of what sees every operation of ATen inside its `with`."""
+"""Base class of modes that see every operation of ATen inside their `with` block."""
 
 Operator = OpOverload
-"""An operation of torch.ops with its types of arguments, whose text is its path: "aten.conv2d.default"."""
+"""One overload of an operation of torch.ops; `str` gives its path, "aten.conv2d.default"."""
 
 assert_function = torch._assert
-"""The `assert` of networks that want to be traced: (condition, message)."""
+"""torch._assert(condition, message): the `assert` of networks that are written to be traced."""
 
 TENSOR_FROM_PARTS: dict[str, Callable[..., Any]] = {
     "_rebuild_tensor": torch._utils._rebuild_tensor,
@@ -92,11 +92,11 @@ FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
 """Where a recurrent layer keeps its parameters a second time, in the order of cuDNN."""
 
 PLAIN = frozenset({Tensor, nn.Parameter, bool, int, float, str, type(None), torch.dtype, torch.device})
-"""Types of what is one leaf, the most frequent ones."""
+"""The most frequent types of leaves in nested values."""
 
 
 def _sees_dataclasses(walk: Function, position: int) -> Function:
-    """A function of torch.utils._pytree that looks into dataclasses, too, as torch.export does once they are registered."""
+    """`walk`, a function of torch.utils._pytree, that registers dataclasses with tensors. position: of its nested values."""
 
     @wraps(walk)
     def walked(*args: Any, **kwargs: Any) -> Any:
@@ -121,7 +121,7 @@ def _names_of_fields(kind: type[Any]) -> list[str]:
 
 
 def _register(kind: type[Any]) -> bool:
-    """Register a dataclass, unless it is registered; whether it was not."""
+    """Register a dataclass. Returns False if it was registered before."""
     if kind in SUPPORTED_NODES:
         return False
     names = _names_of_fields(kind)
@@ -146,14 +146,14 @@ tree_map_only = _sees_dataclasses(map_only_registered, 2)
 
 
 def constant_for_compiler(function: Function) -> Function:
-    """`torch.compiler.assume_constant_result`, which imports the whole compiler, and that takes as long as torch itself."""
+    """`torch.compiler.assume_constant_result` without the import of the compiler, which takes as long as that of torch."""
     vars(function)["_dynamo_marked_constant"] = True
     return function
 
 
 @contextmanager
 def one_onnx_registry() -> Iterator[None]:
-    """Inside the `with` block, torch.onnx.export does not read its functions again, which is half of a small export."""
+    """Inside the `with` block, torch.onnx.export reads its registry of functions once, which takes half of a small export."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     read, original = _onnx_registry_reader(), vars(ONNXRegistry)["from_torchlib"]
@@ -190,49 +190,49 @@ def flat_weights(module: nn.Module) -> list[Tensor | None]:
 
 
 def tensor_version(tensor: Tensor) -> int:
-    """How often the tensor was changed in place; autograd compares it, too."""
+    """How often the tensor was changed in place."""
     return tensor._version
 
 
 def set_contents(module: nn.Module, source: nn.Module) -> None:
-    """Make the submodules, parameters and buffers of `source` those of `module`, which has no others afterwards."""
+    """Replace the submodules, parameters and buffers of `module` by those of `source`."""
     module._modules, module._parameters, module._buffers = source._modules, source._parameters, source._buffers
 
 
 def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
-    """A module's own submodules by name, None among them, as it keeps them: what is written there is in the module."""
+    """A module's own submodules by name, with those that are None. A change of this dict changes the module."""
     return module._modules
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """A module's own parameters by name, as it keeps them."""
+    """A module's own parameters by name; likewise."""
     return module._parameters
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """A module's own buffers by name, as it keeps them."""
+    """A module's own buffers by name; likewise."""
     return module._buffers
 
 
 def buffers_not_saved(module: nn.Module) -> set[str]:
-    """The names of its own buffers that are in no state dict."""
+    """The names of a module's own buffers that no state dict has."""
     return module._non_persistent_buffers_set
 
 
 def note_beside_state(state: Any, prefix: str, **facts: Any) -> None:
-    """Note facts of a module where torch notes its version; a state dict that is a plain dict has no room for them."""
+    """Add facts about a module to the metadata of a state dict, beside the module's version; a plain dict has no metadata."""
     if hasattr(state, "_metadata"):
         state._metadata.setdefault(prefix[:-1], {}).update(facts)
 
 
 def attention_implementation(config: object) -> str | None:
-    """Which attention a configuration of transformers stands for; None if it does not say."""
+    """The attention that a configuration of transformers names; None if it names none."""
     found: str | None = getattr(config, "_attn_implementation", None)
     return found
 
 
 def hooks_of(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any], set[int]]:
-    """Its hooks before and after forward, by number, and the numbers of those that take keyword arguments."""
+    """A module's hooks before and after forward, by number, and the numbers of those that take keyword arguments."""
     with_kwargs = {*module._forward_pre_hooks_with_kwargs, *module._forward_hooks_with_kwargs}
     return module._forward_pre_hooks, module._forward_hooks, with_kwargs
 
@@ -267,9 +267,7 @@ class SchemaArgument:
             case "number" | "float":
                 return isinstance(value, int | float)
             case "List[int]" | "List[Tensor]":
-                return isinstance(value, list | tuple | int) and not (
-                    self.kind == "List[Tensor]" and isinstance(value, int)
-                )
+                return isinstance(value, list | tuple) or (self.kind == "List[int]" and isinstance(value, int))
         return True
 
 

@@ -22,7 +22,7 @@ class Estimator(nn.Module):
     """
 
     def round(self, v: Tensor) -> Tensor:
-        """The nearest whole numbers, ties to even; same shape."""
+        """v as whole numbers, here the nearest ones, ties to even; same shape."""
         return torch.round(v)
 
     @property

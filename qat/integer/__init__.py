@@ -1,4 +1,4 @@
-"""`convert` and the integer modules it builds: what the artefact must compute, in torch."""
+"""`convert` and the integer modules that it builds: what the artefact must compute, in torch."""
 
 from qat.integer.arithmetic import Encoding
 from qat.integer.convert import convert, convert_with_loss

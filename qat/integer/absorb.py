@@ -11,7 +11,7 @@ from qat.integer.arithmetic import Encoding
 from qat.nn import QuantizedLayer, gain_and_shift, outputs_first
 
 BIAS_LIMIT = 2.0**30
-"""Bound of |bias| in units of the accumulator: half of int32, the other half is for the products."""
+"""Bound of |bias| in units of the accumulator: half of the range of int32; the other half is for the products."""
 
 
 class IntegerWeights(NamedTuple):
@@ -35,8 +35,9 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Encoding) -> Intege
 
     With y = gamma * (w * x + b - mean) / sigma + beta, the scale becomes scale * |gamma| / sigma, the bias
     (b - mean) * gamma / sigma + beta, and a negative gamma flips the sign of the codes, which is exact on a narrow grid.
-    The scale of a dead channel (gamma near 0) is raised until its bias fits int32; its codes shrink in proportion. One whose
-    codes are all 0 gets the finest scale with which its bias fits. The unit of the bias is x.scale * scale / product_units.
+    The scale of a dead channel (gamma near 0) is raised until its bias fits int32; its codes shrink in proportion. A channel
+    whose codes are all 0 gets the finest scale with which its bias fits. One unit of the bias is
+    x.scale * scale / product_units.
 
     No input can make products and bias together leave int32: where they could, products get fewer units.
 
@@ -50,7 +51,7 @@ def absorb(layer: QuantizedLayer, norm: nn.Module | None, x: Encoding) -> Intege
 
 
 def in_units_of_the_accumulator(exact: IntegerWeights, x: Encoding) -> IntegerWeights:
-    """The same weights with a whole bias, in the finest units with which products and bias together fit int32."""
+    """The weights with a whole bias, in the finest units of the accumulator with which products and bias fit int32 together."""
     units = product_units_for(int(exact.weight.abs().max()), x.highest)
     while not fits_int32(weights := _in_units(exact, x, units), x) and units > 1:
         units //= 2
@@ -58,9 +59,9 @@ def in_units_of_the_accumulator(exact: IntegerWeights, x: Encoding) -> IntegerWe
 
 
 def _in_units(exact: IntegerWeights, x: Encoding, product_units: int) -> IntegerWeights:
-    """The same weights with a whole bias, in units of the accumulator; scales are raised where it would not fit."""
+    """The weights with a whole bias, in units of the accumulator; scales are raised where it would not fit."""
     codes, bias, scale, _ = exact
-    scale = torch.where((bias != 0) & ~codes.flatten(1).any(dim=1), 0.0, scale)  # of no code: the bias decides
+    scale = torch.where((bias != 0) & ~codes.flatten(1).any(dim=1), 0.0, scale)  # without codes the bias alone decides
     smallest = (bias.abs() * product_units / (x.scale * BIAS_LIMIT)).clamp(min=2.0**-60)
     raised = torch.maximum(scale, smallest)
     shrink = (scale / raised).reshape(-1, *[1] * (codes.dim() - 1))
@@ -71,7 +72,7 @@ def _in_units(exact: IntegerWeights, x: Encoding, product_units: int) -> Integer
 
 
 def fits_int32(weights: IntegerWeights, x: Encoding) -> bool:
-    """Whether products and bias together stay in int32, for all codes that the input can have."""
+    """Whether products and bias together fit int32 for all codes that the input can have."""
     codes = weights.product_units * weights.weight.double().flatten(1)
     lo, hi = min(x.lowest - x.zero_point, 0), max(x.highest - x.zero_point, 0)
     largest = torch.maximum(codes * lo, codes * hi).sum(dim=1) + weights.bias
@@ -80,7 +81,7 @@ def fits_int32(weights: IntegerWeights, x: Encoding) -> bool:
 
 
 def check_fits_int32(layer: QuantizedLayer, weights: IntegerWeights, x: Encoding) -> None:
-    """Raise ValueError, which names the layer, if `fits_int32` is false."""
+    """Raise ValueError, naming the layer, if `fits_int32` is false."""
     if not fits_int32(weights, x):
         assert layer.weight_quantizer is not None
         raise ValueError(
@@ -138,7 +139,7 @@ def absorb_batch_norm(layer: QuantizedLayer, norm: nn.Module | None) -> IntegerW
 
 
 def check_finite(layer: QuantizedLayer, *numbers: Tensor) -> None:
-    """Raise ValueError, which names the layer, if numbers are too large for the float32 in which files store them."""
+    """Raise ValueError, naming the layer, if a number is not finite in float32, in which files store it."""
     if not all(bool(torch.isfinite(x.float()).all()) for x in numbers):
         assert layer.weight_quantizer is not None
         raise ValueError(

@@ -62,7 +62,7 @@ class Encoding:
         return cls(float(scale.item()), int(zero_point.item()) + shift, grid.qmin + shift, grid.qmax + shift)
 
     def after_relu(self, ceiling: float | None = None) -> Encoding:
-        """The encoding after max(x, 0) and, if there is a `ceiling`, min(x, ceiling): only the bounds change."""
+        """The encoding after max(x, 0) and, with a `ceiling`, min(x, ceiling): only the bounds change."""
         highest = self.highest
         if ceiling is not None:
             steps = torch.round(torch.tensor(ceiling) / torch.tensor(self.scale))
@@ -131,8 +131,8 @@ def add(a: Tensor, b: Tensor, a_encoding: Encoding, b_encoding: Encoding, y: Enc
     """Codes of a + b: rint(a * ra + (b * rb + c)), where c gathers the zero-points.
 
     ra = a.scale / y.scale, rb = b.scale / y.scale, c = y.zero_point - (ra * a.zero_point + rb * b.zero_point). Products are
-    exact in float32 where `convert` could choose the scales so (`short_ratios`). Elsewhere they are rounded together with their
-    sums, as by processors with fused multiply-adds; that is computed in float64.
+    exact in float32 where `convert` could choose such scales (`short_ratios`). Elsewhere they are rounded together with their
+    sums, as processors with fused multiply-adds do; that is computed in float64.
     """
     ratio_a, ratio_b = _f32(a_encoding.scale) / _f32(y.scale), _f32(b_encoding.scale) / _f32(y.scale)
     shift = (ratio_a.double() * a_encoding.zero_point + (ratio_b * b_encoding.zero_point).double()).float()

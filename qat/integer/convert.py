@@ -29,7 +29,7 @@ def convert(model: nn.Module) -> nn.Module:
     Quantized segments become integer modules: uint8 activations, int8 weight codes, int32 bias, BatchNorm absorbed, one
     float32 multiplier per output channel. What `prepare` left in float stays float. Layers quantized per group or in their
     weight alone keep integer weights and compute in float. Layers with dynamic inputs multiply integers and return float.
-    A loss that forward calculates of labels is left out, and labels are ignored. A model that has no graph gets weight-only
+    A loss that forward calculates from labels is left out, and labels are ignored. A model that has no graph gets weight-only
     layers, and its input quantizers stay as they are.
 
     Args:
@@ -46,13 +46,13 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def convert_with_loss(model: nn.Module) -> nn.Module:
-    """`convert`, with the loss that forward calculates of labels, in float: what validation calls."""
+    """`convert`, but with the loss that forward calculates from labels, in float, for validation."""
     return _converted(model, with_loss=True)
 
 
 def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
     _check_ready(model)
-    source = copy_model(model).eval().float()  # of a half or double model, too: the artefact is float32
+    source = copy_model(model).eval().float()  # the artefact is float32, also that of a half or double model
     try:
         captured = capture(source)
     except CaptureError:
@@ -88,14 +88,14 @@ def _serves_its_example(model: nn.Module, graph: fx.Graph) -> bool:
 _CASTS = {"double": torch.float64, "half": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def _compute_in_float32(graph: fx.Graph, widths: set[torch.dtype]) -> None:
-    """Let a graph cast to float32 where it casts to one of these widths, in place."""
+def _compute_in_float32(graph: fx.Graph, dtypes: set[torch.dtype]) -> None:
+    """Let a graph cast to float32 where it casts to one of these dtypes, in place."""
 
     def as_float32(leaf: Any) -> Any:
-        return torch.float32 if isinstance(leaf, torch.dtype) and leaf in widths else leaf
+        return torch.float32 if isinstance(leaf, torch.dtype) and leaf in dtypes else leaf
 
-    for node in graph.nodes if widths else ():
-        if node.op == "call_method" and _CASTS.get(str(node.target)) in widths:
+    for node in graph.nodes if dtypes else ():
+        if node.op == "call_method" and _CASTS.get(str(node.target)) in dtypes:
             node.target = "float"
         node.args, node.kwargs = map_aggregate(node.args, as_float32), map_aggregate(node.kwargs, as_float32)
 

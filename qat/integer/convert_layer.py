@@ -47,9 +47,9 @@ def norm_layer(norm: nn.Module | None, x: Encoding, output: Encoding) -> Integer
 
 
 def weight_only(module: nn.Module) -> nn.Module:
-    """The module with stored weight codes and float arithmetic; the module itself if it has no quantized weight.
+    """A module with stored weight codes and float arithmetic; the module itself if it has no quantized weight.
 
-    It is taken apart: it loses its weight quantizers.
+    The module loses its weight quantizers.
     """
     stored = {name: _codes(weight.detach(), quantizer) for name, weight, quantizer in quantized_weights(module)}
     if not stored:
@@ -65,9 +65,9 @@ def weight_only(module: nn.Module) -> nn.Module:
 
 
 def _codes(weight: Tensor, quantizer: Quantizer) -> tuple[Tensor, Tensor, Tensor, torch.Size, int, ScaledFloat | None]:
-    """What `StoredWeight` takes."""
+    """The arguments of `StoredWeight`."""
     granularity, shape = quantizer.spec.granularity, tuple(weight.shape)
-    codes = quantizer.quantize(weight)  # first: some quantizers take their scale from the weight they see
+    codes = quantizer.quantize(weight)  # first, because some quantizers take their scale from the weight that they see
     scale, zero_point = (granularity.broadcastable(p, shape) for p in quantizer.qparams())
     scaled_float = quantizer if isinstance(quantizer, ScaledFloat) else None
     return codes, scale, zero_point, granularity.view(weight).shape, quantizer.spec.grid.bits, scaled_float

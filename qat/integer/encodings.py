@@ -1,4 +1,4 @@
-"""How the codes of each tensor are read that lies on a grid fixed before the tensor is known."""
+"""The encodings of all tensors whose grid does not depend on their values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _of_site(source: nn.Module, site: fx.Node, operations: Operations) -> Encodi
 
 
 def _additions(operations: Operations, sites: Mapping[fx.Node, Encoding]) -> list[Addition]:
-    """The adds of codes whose results are codes, by the sites that give them their scales."""
+    """The adds of codes whose results are codes, as the sites that own their scales."""
     found = []
     for site in (node for node in operations if node in sites):
         head = operations[site].inputs[0]
@@ -63,7 +63,7 @@ def _additions(operations: Operations, sites: Mapping[fx.Node, Encoding]) -> lis
 
 
 def _origin(node: fx.Node, operations: Operations) -> fx.Node:
-    """The site whose codes this tensor has, if it has any."""
+    """The site whose codes this tensor has; the tensor itself if it is not moved."""
     while _moves(node, operations):
         node = operations[node].inputs[0]
     return node

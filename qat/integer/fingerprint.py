@@ -33,7 +33,7 @@ def fingerprint(model: nn.Module) -> str:
 def first_difference(model: nn.Module, other: nn.Module) -> str:
     """The name of the first part in which two integer models differ; "" if they compute the same.
 
-    Buffers of modules that stay in float do not count, which may change with every call.
+    Buffers of modules that stay in float may change with every call, and do not count.
     """
     ours, theirs = dict(_parts(model)), dict(_parts(other))
     return next((name for name in ours | theirs if not _equal(ours.get(name), theirs.get(name))), "")
@@ -76,7 +76,7 @@ def _settings_of(name: str, module: nn.Module) -> Iterator[str]:
 
 
 def _described(value: Any) -> str:
-    """What a value is, the same in every process."""
+    """A text for a value that is the same in every process."""
     if callable(value):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     text = repr(value)

@@ -45,7 +45,7 @@ class Value(NamedTuple):
 
 
 class Step(NamedTuple):
-    """How a value is made: from which others, and by what, given their nodes in the new graph. What is known is no node."""
+    """How a value is made: the values that it needs, and a function of their nodes in the new graph, which makes its node."""
 
     needs: tuple[Value, ...]
     build: Callable[..., Any]
@@ -152,7 +152,7 @@ class GraphConverter:
         return Step((Value(end, "float"),), lambda x: self._call(name, Quantize(encoding), x))
 
     def _layer_to(self, node: fx.Node, name: str, output: Encoding | None) -> Step | None:
-        """Layer + BatchNorm on codes; float32 out if `output` is None. None if `node` is no such thing."""
+        """Layer + BatchNorm on codes; float32 out if `output` is None. None if `node` does not end such a pair."""
         norm = node if isinstance(self.operations[node], BatchNormalization) else None
         layer = node if norm is None else self.operations[norm].inputs[0]
         norm_module = None if norm is None else self._module(norm)
@@ -268,7 +268,7 @@ class GraphConverter:
                 return call
             target = node.target
             if target == "view" and not isinstance(args[1], torch.dtype):
-                target = "reshape"  # the contiguous() in front of it is gone
+                target = "reshape"  # the contiguous() before it is gone
             return self.new_graph.create_node(node.op, target, args, kwargs, name=node.name)
 
         return Step(needs, build)

@@ -26,9 +26,9 @@ class IntegerModel(fx.GraphModule):
     policy: Any = None
     """The policy of the prepared network as plain data, if it is known."""
     result: TreeSpec | None = None
-    """The structure of what it returns, where it has classes that a graph cannot return; None: as the graph returns it."""
+    """The structure of the result if it has classes that a graph cannot return; None: the graph's own result."""
     left_out: tuple[str, ...] = ()
-    """The labels that a prepared network takes, and this one does not."""
+    """The labels that the prepared network takes and this one does not."""
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "IntegerModel") -> None:
         super().__init__(root, graph, class_name)
@@ -57,10 +57,10 @@ class IntegerModel(fx.GraphModule):
                 hook.remove()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Refuse other numbers than its own: the scales of its codes are no tensors, and stay.
+        """Refuse numbers of another model, because the scales of activations are not in a state dict.
 
         Raises:
-            ValueError: there are some.
+            ValueError: a tensor differs from that of this model.
         """
         own = self.state_dict()
         others = [
@@ -76,7 +76,7 @@ class IntegerModel(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         # A GraphModule pickles as source code that is traced again, as a plain GraphModule.
         root = nn.Module()
-        # Not named_children and its like, which leave out what a layer that is called twice, or tied weights, repeat.
+        # Not named_children and the like, which leave out repeated modules (a layer that is called twice) and tied weights.
         for name, child in self._modules.items():
             root.add_module(name, child)
         for name, parameter in self._parameters.items():

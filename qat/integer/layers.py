@@ -1,4 +1,4 @@
-"""Convolution and linear layers on codes and on dynamic inputs. `weight_only.py` has those with integer weights alone."""
+"""Convolutions and linear layers on codes and on dynamic inputs. `weight_only.py` has those that compute in float."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class IntegerLayer(IntegerModule):
 
     @property
     def may_saturate(self) -> bool:
-        """Whether two neighbouring products can exceed 16 bits, in which x86 processors without VNNI would add them."""
+        """Whether two neighbouring products can exceed 16 bits, in which x86 processors without VNNI add them."""
         rows = self.product_units * self.weight.long().abs().flatten(1)
         pairs = rows.topk(min(2, rows.shape[1]), dim=1).values.sum(dim=1)
         return int(pairs.max()) * self.input.highest > 2**15 - 1
@@ -129,7 +129,7 @@ class IntegerConvTranspose(IntegerConv):
         return super().accumulate(self.with_zeros(codes), zero_point)
 
     def with_zeros(self, codes: Tensor) -> Tensor:
-        """The codes with `stride - 1` codes of zero between two neighbours on every spatial axis."""
+        """The codes with `stride - 1` zeros (the zero-point) between two neighbours on every spatial axis."""
         sizes = [(size - 1) * step + 1 for size, step in zip(codes.shape[2:], self.insert, strict=True)]
         spread = codes.new_full((*codes.shape[:2], *sizes), self.input.zero_point)
         every_step: tuple[Any, ...] = tuple(slice(None, None, step) for step in self.insert)
@@ -162,7 +162,7 @@ class DynamicLayer(IntegerModule):
     """A layer on the output of `DynamicQuantize`: float32(accumulator) * (scale * weight_scale) + bias, in this order.
 
     With a scale per token: (float32(accumulator) * weight_scale) * scale + bias. ONNX Runtime would fuse the other order as if
-    there were one scale.
+    the tensor had one scale.
 
     Args:
         layer: int8 weight codes and their scales, with a bias of 0; takes any uint8 code.

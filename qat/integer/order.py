@@ -1,6 +1,6 @@
-"""Sorting and choosing with one order of equal values, that of ONNX: the one with the lower index comes first.
+"""Sorting and choosing with a fixed order of equal values, that of ONNX: the one with the lower index comes first.
 
-torch leaves the order open, and values of 256 codes are often equal: a file would choose others than the model.
+torch leaves that order open, and among 256 codes many values are equal: a file would choose others than the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qat.torch_private import DispatchMode
 
 def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool | None = True) -> Any:
     """torch.sort, always stable."""
-    if torch.compiler.is_exporting():  # torch.onnx cannot write it as stable, and ONNX has no other
+    if torch.compiler.is_exporting():  # torch.onnx cannot write a stable sort, but those of ONNX are stable
         return torch.sort(input, dim, descending)
     return torch.sort(input, dim=dim, descending=descending, stable=True)
 
@@ -50,13 +50,13 @@ def _one_of_sorted(input: Tensor, index: int, dim: int, keepdim: bool) -> tuple[
 
 
 ORDERED = {function.__name__: function for function in (sort, argsort, topk, kthvalue, median)}
-"""Operation -> what computes it with one order of equal values."""
+"""Operation -> the function that computes it with a fixed order of equal values."""
 OF_ATEN = {"sort": sort, "sort.stable": sort, "topk": topk, "kthvalue": kthvalue, "median.dim": median}
-"""The same by overload of ATen; its other operations are made of these."""
+"""The same by overload of ATen, whose other operations call these."""
 
 
 def fix_order(model: nn.Module, graph: fx.Graph) -> None:
-    """Give equal values one order in all operations of a graph that sort or choose. In place."""
+    """Give equal values a fixed order in all operations of a graph that sort or choose. In place."""
     for node in graph.nodes:
         if node.op not in ("call_function", "call_method"):
             continue
@@ -68,7 +68,7 @@ def fix_order(model: nn.Module, graph: fx.Graph) -> None:
 
 
 class OneOrder(DispatchMode):
-    """Inside the `with`, torch's operations that sort or choose have this order of equal values, too."""
+    """Inside the `with` block, torch's operations that sort or choose keep this order of equal values, too."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch in place of every operation."""

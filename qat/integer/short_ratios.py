@@ -22,7 +22,7 @@ Tensor = TypeVar("Tensor")
 
 
 class Addition(NamedTuple):
-    """An add of tensors, whatever stands for them."""
+    """An add: its inputs and its result, as the keys of `scales`."""
 
     inputs: tuple[object, ...]
     output: object
@@ -49,7 +49,7 @@ def with_short_ratios(
     Args:
         scales: float32 numbers.
         additions: in the order in which they are computed.
-        movable: tensors whose scale may not be moved: False.
+        movable: tensor -> whether its scale may be moved; a missing tensor may.
     """
     moved = dict(scales)
     bound = {tensor for tensor, may in (movable or {}).items() if not may}

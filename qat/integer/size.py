@@ -8,8 +8,8 @@ from qat.nn import quantized_weights
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers. Quantized weights count with their bits, plus four bytes per scale, or the bits
-    that the scales of its format have.
+    """Bytes of all parameters and buffers. Quantized weights count with their bits, and their scales with the bits that a file
+    needs for them, four bytes unless the format has smaller ones.
 
     >>> stored_bytes(nn.Linear(4, 2))
     40

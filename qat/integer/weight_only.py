@@ -14,7 +14,7 @@ from qat.quantizers import ScaledFloat
 
 
 def of_wrapped(wrapper: nn.Module, name: str, wrapped: str, own: Callable[[str], Any]) -> Any:
-    """An attribute of a module, or that of the module inside it that is called `wrapped`. own: finds those of the module."""
+    """The attribute `name` of a module, or of its submodule `wrapped` if it has none. own: finds attributes of the module."""
     parts = (vars(wrapper).get(kind, ()) for kind in ("_buffers", "_modules", "_parameters"))
     is_own = name == wrapped or name.startswith("__") or any(name in part for part in parts)
     return own(name) if is_own else getattr(own(wrapped), name)
@@ -29,8 +29,8 @@ class StoredWeight(nn.Module):
         zero_point: likewise.
         view: shape of the weight in which scale and zero_point broadcast.
         bits: how many bits the codes need.
-        scaled_float: the quantizer whose codes they are, if their values are not multiples of a scale; it has the scales then,
-            in the bits of its format, and those given here do not count.
+        scaled_float: the quantizer of the codes, if their values are not multiples of a scale; it then has the scales, in the
+            bits of its format, and `scale` and `zero_point` are ignored.
     """
 
     weight_scale: Tensor
@@ -62,7 +62,7 @@ class StoredWeight(nn.Module):
         return codes
 
     def in_blocks(self) -> Tensor:
-        """The codes as a file stores them: a row for each block, if scales are shared in blocks; otherwise in their view."""
+        """The codes as a file stores them: a row for each block if blocks share scales, otherwise in the shape `view`."""
         if self.scaled_float is not None and isinstance(granularity := self.scaled_float.spec.granularity, PerBlock):
             return granularity.rows(self.codes)
         return self.codes.reshape(self.view)
@@ -80,7 +80,7 @@ class WeightOnlyLayer(StoredWeight):
 
     Args:
         layer: the float layer; its own weight is not used.
-        stored: as `StoredWeight` takes them.
+        stored: the arguments of `StoredWeight`.
     """
 
     def __init__(self, layer: nn.Module, *stored: Any) -> None:
@@ -88,7 +88,7 @@ class WeightOnlyLayer(StoredWeight):
         self.layer = layer
 
     def __getattr__(self, name: str) -> Any:
-        """What code around a layer reads of it: `weight` is the float weight, other options are those of the layer."""
+        """`weight` is the float weight; attributes that this module does not have are those of the layer."""
         if name == "weight" and "weight" in self._buffers:
             return self.dequantized()
         own = super().__getattr__
@@ -96,7 +96,7 @@ class WeightOnlyLayer(StoredWeight):
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         layer = as_quantized(self.layer)
-        x = x.float() if x.is_floating_point() else x  # of a half or double network without a graph, too
+        x = x.float() if x.is_floating_point() else x  # half and double networks without a graph pass their own dtype
         x = x if layer.input_quantizer is None else layer.input_quantizer(x)
         return layer.compute(x, self.dequantized(), *others, **named)
 
@@ -116,8 +116,8 @@ class WeightOnlyModule(nn.Module):
     """A module with matrices (`qat.nn.MATRICES`) that are stored as codes; its arithmetic is float32.
 
     Args:
-        module: with quantized matrices, which it loses.
-        stored: the name of each matrix -> what is stored; empty if every call is given the matrices.
+        module: the module without its matrices (`drop_matrices`).
+        stored: name of a matrix -> its codes; empty if every call is given the matrices.
     """
 
     def __init__(self, module: nn.Module, stored: Mapping[str, StoredMatrix]) -> None:
@@ -126,7 +126,7 @@ class WeightOnlyModule(nn.Module):
         self.stored = nn.ModuleList(stored.values())
 
     def __getattr__(self, name: str) -> Any:
-        """Its own, or the module's: code around a module reads its options (`self_attn.batch_first`), not how it is copied."""
+        """Attributes that this module does not have are those of the wrapped one: callers read its options (`batch_first`)."""
         return of_wrapped(self, name, "module", super().__getattr__)
 
     def forward(self, *args: Any, given: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
@@ -138,7 +138,7 @@ class WeightOnlyModule(nn.Module):
 
 
 def stored_weights(model: nn.Module) -> dict[str, tuple[str, StoredWeight]]:
-    """All weights whose layers compute in float: what their codes are called in a file -> (name in the model, weight)."""
+    """All weights whose layers compute in float: name of the codes in a file -> (name in the model, weight)."""
     return {
         name if isinstance(m, StoredMatrix) else f"{name}_weight": (
             m.label if isinstance(m, StoredMatrix) else f"{name}.weight",

@@ -1,4 +1,4 @@
-"""BatchNorm: what is one, and its gain and shift per channel in evaluation mode."""
+"""BatchNorm: which modules count as one, and their gain and shift per channel in evaluation mode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from qat.torch_private import BatchNorm
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether forward is that of BatchNorm or SyncBatchNorm: subclasses may do more (an activation), and are none then.
+    """Whether the module computes what BatchNorm or SyncBatchNorm does; a subclass with a forward of its own may do more.
 
     Lightning reverts SyncBatchNorm to a class of its own, whose forward is BatchNorm's.
     """

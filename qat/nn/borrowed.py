@@ -1,4 +1,4 @@
-"""Layers without a weight of their own: it is another module's parameter, or computed from parameters."""
+"""Layers without a weight of their own: the weight is another module's parameter, or is computed from parameters."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qat.nn.layers import COMPUTING, layer_type
 from qat.nn.rebuilt import with_class
 
 Lookup = Callable[[nn.Module], Tensor]
-"""From the module that owns the parameters to the tensor; an object that can be pickled."""
+"""Finds the tensor in the module that owns the parameters; can be pickled."""
 
 
 def borrowing_layer(template: nn.Module, lender: nn.Module, weight: Lookup, bias: Lookup | None) -> nn.Module:
-    """A layer that computes as `template`, with a weight and a bias that are looked up at every call.
+    """A layer that computes as `template` does, with a weight and a bias that are looked up at every call.
 
     It registers no parameter, so a state_dict keeps the names of the float model.
 

@@ -14,8 +14,9 @@ from qat.torch_private import hooks_of, pruned_tensor
 
 
 def compute_hooked_weight(layer: nn.Module) -> None:
-    """Let a layer whose weight a hook sets compute it whenever it is read, in place: what the hook has left is out of date as
-    soon as a checkpoint is loaded, and cannot be copied. Without effect on other layers.
+    """Let a layer whose weight is set by a hook compute it whenever it is read, in place. Without effect on other layers.
+
+    The tensor that the hook stored is out of date as soon as a checkpoint is loaded, and cannot be copied.
     """
     if _hook(layer) is not None:
         with_class(layer, _with_computed_weight)
@@ -24,7 +25,7 @@ def compute_hooked_weight(layer: nn.Module) -> None:
 
 def _with_computed_weight(base: type[nn.Module]) -> type[nn.Module]:
     def as_before(layer: nn.Module) -> None:
-        layer.__class__ = base  # torch.nn.utils.prune.remove and its like delete the weight, and then set a parameter
+        layer.__class__ = base  # torch.nn.utils.prune.remove and the like delete the weight, and then set a parameter
 
     weight = property(_computed, lambda self, value: None, as_before)  # the hook's own value is dropped
     return type(base.__name__, (base,), {"weight": weight, "__module__": base.__module__})
@@ -56,5 +57,5 @@ def _hooks(module: nn.Module) -> dict[str, Any]:
 
 
 def sources_of_hooks(module: nn.Module) -> set[str]:
-    """The names of the parameters from which hooks compute the tensors that forward reads in their place."""
+    """The names of the parameters that hooks compute weights from: forward reads those weights, not these parameters."""
     return {f"{name}_{kind}" for name in _hooks(module) for kind in ("orig", "g", "v")}

@@ -3,7 +3,7 @@
 A layer is what it computes, not what its class is called: a subclass of nn.Conv2d that leaves forward alone is a Conv2d, one
 with a forward of its own is not. `quantize_layer(layer, ...)` changes the class of the user's own module object: parameters,
 hooks and state_dict names stay, and only `weight_quantizer` (and, if no graph was captured, `input_quantizer`) is added. A new
-layer type costs one class here and one line in `LAYERS`.
+layer type needs a class here and a line in `LAYERS`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class QuantizedLayer(Protocol):
     """A layer with a quantized weight and, if no graph could be captured, a quantized input."""
 
     weight: Tensor
-    """The weight that the layer computes with now: after its parametrization, if it has one."""
+    """The weight that the layer computes with: the result of its parametrization, if it has one."""
     bias: Tensor | None
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
@@ -42,7 +42,7 @@ class _FakeQuantized:
     input_quantizer: Quantizer | None
 
     def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:
-        """input: as the float layer takes it, and so are the others (`output_size` of a transposed convolution)."""
+        """Takes what the float layer takes; `others` may hold the `output_size` of a transposed convolution."""
         x, weight = (
             _quantize_if_given(self.input_quantizer, input),
             _quantize_if_given(self.weight_quantizer, self.weight),
@@ -108,7 +108,7 @@ class Linear(_FakeQuantized, nn.Linear):
 class Embedding(_FakeQuantized, nn.Embedding):
     """`nn.Embedding` whose weight is fake-quantized once per forward. x: integers of any shape."""
 
-    bias = None  # a layer has one, or None
+    bias = None  # `QuantizedLayer` promises the attribute
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(x, weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
@@ -131,7 +131,7 @@ COMPUTING = ("__call__", "forward", "_conv_forward", "_output_padding")
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether the module is a float layer: its forward is that of a key of `LAYERS`, whoever subclasses it."""
+    """Whether the module is a float layer: a key of `LAYERS`, or a subclass that computes the same."""
     base = _torch_class(module)
     if base is None or is_quantized(module):
         return False
@@ -166,9 +166,9 @@ def layer_type(module: nn.Module) -> type[nn.Module]:
 
 
 def channel_axis(layer: nn.Module) -> int:
-    """The axis of the weight with one scale per output channel: 0, but 1 in a transposed convolution, [in, out / groups, ...].
+    """The axis of the weight's output channels: 0, but 1 in a transposed convolution, [in, out / groups, ...].
 
-    With several groups, outputs of the same number in each group share a scale. A depthwise one has axis 0 again.
+    With several groups, outputs at the same place of each group share a scale. A depthwise one has axis 0 again.
     """
     if not isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         return 0

@@ -1,7 +1,7 @@
-"""Modules that compute with weight matrices in ways of their own: recurrent layers, bilinear ones, bags of embeddings, ...
+"""Modules that compute with weight matrices in their own ways: recurrent and bilinear layers, bags of embeddings, ...
 
-Such a module keeps its class and its forward. Only the matrices that the forward reads are other ones: fake-quantized in a
-prepared model, dequantized from stored codes in an integer one. A new class costs one line in `MATRICES`.
+Such a module keeps its class and its forward. Only the matrices that the forward reads are replaced: by fake-quantized ones in
+a prepared model, by ones dequantized from stored codes in an integer one. A new class needs a line in `MATRICES`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class QuantizedWeight(NamedTuple):
 
 
 def matrices_of(module: nn.Module) -> list[str]:
-    """The names of the weight matrices of a module in the table that its forward reads as they are: none of which a hook
-    computes another one (torch.nn.utils.prune, weight_norm), none of a module that changes them as it reads (`max_norm`).
+    """The names of the module's weight matrices that can be quantized: those that its forward reads as they are stored.
+
+    A matrix from which a hook computes the weight (torch.nn.utils.prune, weight_norm) is not read itself, and a module with
+    `max_norm` changes its matrices as it reads them.
     """
     patterns: tuple[str, ...] = ("weight",) if is_layer_of_its_own(module) else ()
     patterns = next((names for cls, names in MATRICES.items() if isinstance(module, cls)), patterns)
@@ -58,14 +60,14 @@ def matrices_of(module: nn.Module) -> list[str]:
 
 
 def is_layer_of_its_own(module: nn.Module) -> bool:
-    """Whether this is a subclass of a layer, with a weight of its own and a forward that does more than that of its base."""
+    """Whether this is a subclass of a layer that owns its weight and computes something else than the layer."""
     if not isinstance(module, tuple(LAYERS)) or is_quantized(module) or is_layer(module):
         return False
     return owns_weight(module) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def matrix_type(module: nn.Module) -> str:
-    """The name of the class of torch.nn that such a module is, or a subclass of."""
+    """The name of the module's class in torch.nn, or of the one that it subclasses."""
     return next(cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn."))
 
 
@@ -98,7 +100,7 @@ def has_quantized_matrices(module: nn.Module) -> bool:
 
 
 def quantized_weights(module: nn.Module) -> list[QuantizedWeight]:
-    """Every weight of this very module that has a quantizer: of a layer, or of one with matrices. Submodules do not count."""
+    """The weights of this module that have quantizers, whether it is a layer or has matrices. Submodules do not count."""
     if is_quantized(module):
         quantizer = as_quantized(module).weight_quantizer
         return [] if quantizer is None else [QuantizedWeight("weight", as_quantized(module).weight, quantizer)]
@@ -113,12 +115,12 @@ def quantized_weights(module: nn.Module) -> list[QuantizedWeight]:
 
 
 def drop_matrices(module: nn.Module) -> None:
-    """Take the quantized matrices and their quantizers away, in place: from now on `compute_with` gives other ones."""
+    """Remove the quantized matrices and their quantizers, in place; from then on the matrices come from `compute_with`."""
     for path, _, _ in quantized_weights(module):
         owner, _, name = path.rpartition(".")
         module.get_submodule(owner).register_parameter(name, None)
     module.add_module("weight_quantizers", nn.ModuleDict())
-    module.float()  # recurrent layers make the list of their weights again
+    module.float()  # makes recurrent layers rebuild the list of their weights
 
 
 def compute_with(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -134,8 +136,8 @@ def compute_with(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, *
 def _reading(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside the `with`, attributes of `module` hide parameters of the same names, which stay registered.
 
-    Recurrent layers keep a list of their weights as well. They get a new one here and the old one back, so that nothing of a
-    forward stays behind in copies.
+    Recurrent layers also keep a list of their weights. It is replaced for the block and restored afterwards, so that copies of
+    the module hold no tensors of a forward.
     """
     flat = {name: vars(module)[name] for name in FLAT_WEIGHTS if name in vars(module)}
     owners = []

@@ -1,4 +1,4 @@
-"""The padding of convolutions in numbers."""
+"""The padding of convolutions as numbers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def explicit_padding(conv: Convolution) -> tuple[tuple[int, ...], tuple[int, ...
 
 
 def padding_of_every_side(conv: Convolution) -> list[int]:
-    """The padding as `F.pad` wants it: the last axis first, before and after it."""
+    """The padding in the order of `F.pad`: before and after the last axis, then the last but one, ..."""
     sides = zip(*explicit_padding(conv), strict=True)
     return [side for both in reversed(list(sides)) for side in both]
 
 
 def transposed_padding(conv: Convolution) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Padding (before, after) of the convolution that computes a transposed one on its input with zeros in between."""
+    """Padding (before, after) of the convolution that computes a transposed one, on its input with zeros inserted."""
     options = zip(conv.kernel_size, conv.dilation, explicit_padding(conv)[0], conv.output_padding, strict=True)
     sides = [(d * (k - 1) - p, d * (k - 1) - p + more) for k, d, p, more in options]
     return tuple(before for before, _ in sides), tuple(after for _, after in sides)

@@ -1,4 +1,4 @@
-"""Objects of classes that are made at run time: they can be copied and pickled, which makes the class again."""
+"""Modules whose classes are made at run time, and which can still be copied and pickled: unpickling makes the class again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ ClassFactory = Callable[..., type[nn.Module]]
 def with_class(module: nn.Module, make: ClassFactory, *arguments: Any) -> None:
     """Give `module` the class `make(type(module), *arguments)`, a subclass of its own, in place.
 
-    make: an importable function, which `pickle` names; it returns a new class each time.
-    arguments: what it needs; they are pickled with the module.
+    Args:
+        module: any module.
+        make: an importable function, which is pickled by its name; returns a new class each time.
+        arguments: of `make`, pickled with the module.
     """
     base = type(module)
     made = make(base, *arguments)
@@ -51,7 +53,7 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 def _deepcopy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A copy of the same class: to make it again would take long, and change nothing."""
+    """A copy with the same class, which need not be made again."""
     cls = type(module)
     duplicate = cls.__new__(cls)
     memo[id(module)] = duplicate

@@ -6,4 +6,4 @@ from torch import nn
 
 
 class SideEffect(nn.Module):
-    """Returns nothing, and is not part of the artefact."""
+    """Base class of modules that return nothing and are left out of integer models and files."""

@@ -1,6 +1,6 @@
 """Observers: the first range of a tensor, from data, one per file.
 
-A new one costs a file here, a YAML in `configs/observer/` and a row in `docs/observers.md`.
+A new one needs a file here, a YAML in `configs/observer/` and a row in `docs/observers.md`.
 """
 
 from qat.observers.base import Observer

@@ -13,8 +13,7 @@ from qat.spec import QuantSpec
 class Observer(ABC):
     """Finds the first range of a tensor from data. It sees rows, not axes: the elements of a row share qparams.
 
-    Its state is temporary: the quantizer stores the range that it finds. After `merge`, an observer has the statistics of the
-    data of several processes.
+    Its state is temporary: the quantizer stores the range that it finds. `merge` adds what another process observed.
 
     Args:
         spec: the spec of the tensor, which decides what range is best.
@@ -51,7 +50,7 @@ class Observer(ABC):
         """Add the data that `other` saw."""
 
     def _require_data(self, statistic: Tensor | None) -> Tensor:
-        """`statistic`; raise RuntimeError if it is None, before the first update."""
+        """`statistic`; raises RuntimeError if it is None, as before the first update."""
         if statistic is None:
             raise RuntimeError(
                 f"{type(self).__name__} has seen no data: call update(x), or qat.calibrate(model, batches)."

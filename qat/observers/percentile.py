@@ -10,7 +10,7 @@ from qat.spec import QuantSpec
 
 
 class Percentile(Histogram):
-    """Leaves out (100 - percentile) / 2 percent of the values on each side; all of it at the top if the grid starts at 0.
+    """Leaves out (100 - percentile) / 2 percent of the values at each end, or twice that at the top if the grid starts at 0.
 
     Args:
         percentile: share of the values to keep, in %.

@@ -41,10 +41,14 @@ def search(
     """The range with the smallest loss for each row, among the fractions 1 / candidates, 2 / candidates, ..., 1 of [lo, hi].
 
     Symmetric grids shrink both bounds together; affine grids shrink one bound at a time, the upper one first, `rounds` times
-    in turn. Of ranges with equal losses, the widest.
+    in turn. Among ranges with equal losses the widest wins.
 
     Args:
+        spec: of the tensor.
         lo, hi: the full range, float32 (n_qparams,).
+        loss: to minimise.
+        candidates: number of fractions.
+        rounds: how often an affine grid searches each of its bounds.
         at_once: number of ranges of each row that `loss` gets in one call, at most.
     """
     lo, hi = full_range(spec, lo, hi)
@@ -79,7 +83,7 @@ def cumulative(x: Tensor) -> Tensor:
 def _best_fraction(
     loss: Loss, lo: Tensor, hi: Tensor, shrinks: tuple[bool, bool], candidates: int, at_once: int
 ) -> Tensor:
-    """The fraction in (0, 1] of the bounds that shrink with the smallest loss for each row: float32 (n_qparams,)."""
+    """The fraction in (0, 1] with the smallest loss for each row: float32 (n_qparams,). shrinks: which bounds it scales."""
     fractions = (torch.arange(candidates, 0, -1, dtype=torch.float64, device=lo.device) / candidates).float()
     best, smallest = torch.ones_like(lo), torch.full_like(lo, torch.inf, dtype=torch.float64)
     for tried in fractions.split(at_once):

@@ -11,7 +11,7 @@ from qat.operations.base import Operation, Role
 
 @dataclass(frozen=True)
 class Rectify(Operation):
-    """min(max(x, 0), ceiling). ceiling: None if there is none."""
+    """min(max(x, 0), ceiling); max(x, 0) if the ceiling is None."""
 
     ceiling: float | None = None
     role: ClassVar[Role] = Role.RECTIFY
@@ -26,7 +26,7 @@ class Elementwise(Operation):
 
     Attributes:
         name: name of the function.
-        nonnegative: its values are never negative, whatever the input; None: if those of the input are not.
+        nonnegative: whether its values are never negative; None: they are not where the input is not.
     """
 
     name: str

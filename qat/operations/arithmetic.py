@@ -41,7 +41,7 @@ class MatMul(Operation):
 
 @dataclass(frozen=True)
 class Concatenate(Operation):
-    """The inputs one behind the other along `dim`; stacked: along a new axis `dim`."""
+    """The inputs joined along `dim`; stacked: along a new axis `dim`."""
 
     dim: int
     stacked: bool = False

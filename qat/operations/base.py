@@ -29,7 +29,7 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a graph, with its arguments read once and for all.
+    """One operation of a graph. Its arguments have been read; nothing else parses them.
 
     Attributes:
         inputs: the nodes whose tensors it reads, in order.
@@ -42,7 +42,7 @@ class Operation:
         """Whether no value of the result is negative.
 
         Args:
-            inputs: the same about each input.
+            inputs: the same for each input.
         """
         return False
 
@@ -63,14 +63,14 @@ class Output(Operation):
 
 @dataclass(frozen=True)
 class Loss(Operation):
-    """Part of a loss that forward calculates of labels: nothing that is deployed."""
+    """Part of a loss that forward calculates from labels, which is not deployed."""
 
     role: ClassVar[Role] = Role.OUTPUT
 
 
 @dataclass(frozen=True)
 class Constant(Operation):
-    """A tensor that no activation takes part in: a parameter, a buffer, a mask, or calculated from such."""
+    """A tensor that depends on no activation: a parameter, a buffer, a mask, or what is calculated from these."""
 
     role: ClassVar[Role] = Role.CONSTANT
 
@@ -80,7 +80,7 @@ class Size(Operation):
     """A size, or a number calculated from sizes only.
 
     Attributes:
-        of_type: it is read of the type of a tensor, which codes do not share with the floats that they stand for.
+        of_type: whether it depends on the dtype of a tensor, which codes do not share with the floats that they stand for.
     """
 
     of_type: bool = False
@@ -102,8 +102,8 @@ class Float(Operation):
     """An operation that has no description of its own.
 
     Attributes:
-        nonnegative: its result is never negative.
-        elementwise: it is computed value by value.
+        nonnegative: whether its result is never negative.
+        elementwise: whether it is computed value by value.
     """
 
     nonnegative: bool = False

@@ -118,7 +118,7 @@ def is_of_torch(function: Any) -> bool:
 
 
 def _arguments_of_module(name: str, module: nn.Module, node: fx.Node) -> dict[str, Any]:
-    """The call's own arguments, then the module's attributes that are called like arguments of the operation."""
+    """The input of the call, then the module's attributes that have the names of the operation's arguments."""
     arguments = {"input": next(iter((*node.args, *node.kwargs.values())), None)}
     if name == "pad":
         modes = {"Reflection": "reflect", "Replication": "replicate", "Circular": "circular"}
@@ -155,7 +155,7 @@ _ONLY_IN_PYTHON = ("inplace", "return_indices")
 
 
 def _bind_signature(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Bind by the function's own signature; None if it has none, or one that says nothing."""
+    """Bind by the function's own signature; None if it has none, or one with *args or **kwargs."""
     try:
         signature = _signature(function)
         kinds = {p.kind for p in signature.parameters.values()}

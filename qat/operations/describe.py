@@ -55,23 +55,23 @@ _FILLED = frozenset(
     for kind in ("zeros", "ones", "full", "empty")
     for prefix, suffix in (("", ""), ("new_", ""), ("", "_like"))
 )
-"""Functions that take no more than a size and a type from the tensor that they are given."""
+"""Functions that read only the size and the dtype of the tensor that they are given."""
 _NEVER_NEGATIVE_IN_FLOAT = frozenset(("softmax", "one_hot", "norm", "linalg_vector_norm", "var", "std"))
 
 
 def describe_graph(model: nn.Module, graph: fx.Graph) -> dict[fx.Node, Operation]:
-    """The description of every node. An operation that is not known is `Float`."""
+    """The description of every node; `Float` for an unknown operation."""
     found: dict[fx.Node, Operation] = {}
     loss = loss_nodes(graph)
     for node in graph.nodes:
         is_loss = node in loss and node.op != "placeholder"
         described = Loss(tuple(node.all_input_nodes)) if is_loss else _describe(model, node, found)
-        found[node] = _constant_if_calculated_from_such(described, found)
+        found[node] = _constant_if_of_constants(described, found)
     return merge_regions(found)
 
 
-def _constant_if_calculated_from_such(operation: Operation, before: Operations) -> Operation:
-    """A mask, a position or another tensor that no activation takes part in is a constant to quantization."""
+def _constant_if_of_constants(operation: Operation, before: Operations) -> Operation:
+    """The operation, or `Constant` if all its inputs are: a mask, a position, another tensor that depends on no activation."""
     if operation.role in (Role.FLOAT, Role.ARITHMETIC, Role.MOVE, Role.RECTIFY) and all(
         before[n].role is Role.CONSTANT for n in operation.inputs
     ):
@@ -103,7 +103,7 @@ def _describe(model: nn.Module, node: fx.Node, before: Operations) -> Operation:
 
 
 def _may_be_real(node: fx.Node) -> bool:
-    """Whether a tensor can be one of real numbers, as far as the capture knows. Masks and indices are none."""
+    """Whether the result can be a tensor of real numbers, as far as the capture knows; masks and indices are not."""
     value = node.meta.get("val")
     return not isinstance(value, torch.Tensor) or value.is_floating_point()
 
@@ -118,9 +118,7 @@ def _module_with_state(module: nn.Module, inputs: tuple[fx.Node, ...]) -> Operat
         return Move(inputs, identity=True, passes_numbers=True) if module.passes else Site(inputs)
     if is_layer(module) or is_quantized(module):
         return Layer(inputs, module, takes_indices=isinstance(module, nn.Embedding))
-    if (
-        is_batch_norm(module) and module.running_mean is not None
-    ):  # else each batch has its own mean, also in evaluation
+    if is_batch_norm(module) and module.running_mean is not None:  # otherwise each batch has a mean of its own
         return BatchNormalization(inputs, module)
     return Move(inputs, identity=True) if is_identity_in_evaluation(module) else None
 
@@ -134,7 +132,7 @@ def _is_size(node: fx.Node, inputs: tuple[fx.Node, ...], before: Operations) -> 
 
 
 def _makes_a_tensor(node: fx.Node) -> bool:
-    """Whether a function of sizes alone makes a tensor of them (zeros, arange, ...)."""
+    """Whether a function of sizes makes a tensor (arange, ...), not a number."""
     return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins", "torch")
 
 

@@ -1,4 +1,4 @@
-"""Arguments of forward that are not tensors (None, numbers, flags, texts): a graph was made with their values."""
+"""Arguments of forward without tensors (None, numbers, flags, texts), whose values a graph has fixed, and their checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PLAIN = (type(None), bool, int, float, complex, str)
 
 
 def check_fixed_argument(value: Any, fixed: Any, name: str) -> None:
-    """The only reader of such an argument in a graph.
+    """Check that an argument has the value that the graph was made with; nothing else in a graph reads it.
 
     Raises:
         ValueError: the value is not the one that the graph was made with.
@@ -25,7 +25,7 @@ def check_fixed_argument(value: Any, fixed: Any, name: str) -> None:
 
 
 def check_given_argument(value: Any, name: str) -> None:
-    """The first reader of an argument with tensors that stands behind optional ones, and so has a default in Python.
+    """Check that an argument with tensors was given: it comes after optional ones, so Python gives it a default, None.
 
     Raises:
         ValueError: the call lacks it.
@@ -35,7 +35,7 @@ def check_given_argument(value: Any, name: str) -> None:
 
 
 CHECKS = (check_fixed_argument, check_given_argument)
-"""Functions in graphs that read arguments, and compute nothing."""
+"""Functions in graphs that check arguments and compute nothing."""
 
 
 def is_fixed(argument: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""What is computed on codes: facts that the plan, the table of a prepared model and the integer model share."""
+"""What is computed on codes: the plan, the table of a prepared model and the integer model agree on it here."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def can_take_codes(layer: nn.Module) -> bool:
 
 
 def has_dynamic_form(layer: nn.Module) -> bool:
-    """Whether the layer, which has an integer form, can take inputs that are quantized on their own range."""
+    """Whether a layer with an integer form also has one for inputs that are quantized on their own range."""
     return not isinstance(layer, _TRANSPOSED)
 
 
 def takes_input_alone(node: fx.Node, layer: Layer) -> bool:
-    """Whether nothing but its input decides what this call of a layer returns (no `output_size`)."""
+    """Whether this call of a layer has no other argument than its input (no `output_size`)."""
     return len(layer.inputs) == 1 and len(node.args) + len(node.kwargs) == 1
 
 
 def tensors_with_codes(model: nn.Module, operations: Operations) -> set[fx.Node]:
-    """The tensors that lie on a grid that is fixed before they are known: sites, and what moves their values."""
+    """The tensors on a grid that does not depend on their values: static sites, and what moves their values."""
     found: set[fx.Node] = set()
     for node, operation in operations.items():
         if operation.role is Role.SITE:
@@ -87,5 +87,5 @@ def _ends_in_site(node: fx.Node, operations: Operations, with_codes: set[fx.Node
 
 
 def computes_products(operation: Operation) -> bool:
-    """Whether the operation is a layer with a weight that it multiplies with, or a product of two activations."""
+    """Whether the operation multiplies: a layer with a weight, or a product of two activations; not an embedding."""
     return isinstance(operation, MatMul) or (isinstance(operation, Layer) and not operation.takes_indices)

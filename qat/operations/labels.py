@@ -1,6 +1,6 @@
-"""Inputs that only a loss reads: many networks (Hugging Face's) compute one in forward if they are given labels.
+"""Labels: inputs that only a loss reads. Many networks (Hugging Face's) compute a loss in forward if they are given labels.
 
-It is part of training, and neither of the integer model nor of its file.
+The loss belongs to training, not to the integer model or its file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _LABEL = re.compile(r"(\w+_)?(label|labels|label_ids)|(start|end)_positions")
 
 
 def is_label(argument: str) -> bool:
-    """Whether an argument of forward is called as labels are.
+    """Whether an argument of forward has the name of labels.
 
     >>> [name for name in ("labels", "next_sentence_label", "start_positions", "label_embedding") if is_label(name)]
     ['labels', 'next_sentence_label', 'start_positions']
@@ -23,7 +23,7 @@ def is_label(argument: str) -> bool:
 
 
 def reached_by_labels(graph: fx.Graph) -> set[fx.Node]:
-    """The labels, and everything that is calculated of them."""
+    """The labels, and everything that is calculated from them."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         is_one = node.op == "placeholder" and is_label(str(node.target))
@@ -33,7 +33,7 @@ def reached_by_labels(graph: fx.Graph) -> set[fx.Node]:
 
 
 def loss_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """The labels, what is calculated of them, and what nothing else reads. Empty if every output depends on labels."""
+    """The labels, what is calculated from them, and what only these read. Empty if every output depends on labels."""
     found = reached_by_labels(graph)
     results = next(iter(reversed(graph.nodes))).all_input_nodes
     if not found or all(n in found for n in results):
@@ -61,7 +61,7 @@ def without_labels(graph: fx.Graph) -> fx.Graph | None:
 
 
 def _without(value: Any, dropped: set[fx.Node]) -> Any:
-    """Nested outputs without some."""
+    """Nested outputs without those in `dropped`."""
     if isinstance(value, dict):
         return {key: _without(item, dropped) for key, item in value.items() if not _is_dropped(item, dropped)}
     if isinstance(value, list | tuple):

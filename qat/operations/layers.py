@@ -16,7 +16,7 @@ class Layer(Operation):
 
     Attributes:
         module: the layer.
-        takes_indices: its input are whole numbers that are never quantized.
+        takes_indices: whether its input is indices, which are never quantized.
     """
 
     module: nn.Module
@@ -26,12 +26,12 @@ class Layer(Operation):
 
 @dataclass(frozen=True)
 class BatchNormalization(Operation):
-    """BatchNorm over axis 1. module: with weight, bias and running statistics."""
+    """BatchNorm over axis 1. module: the BatchNorm, with running statistics."""
 
     module: nn.Module
     role: ClassVar[Role] = Role.NORM
 
 
 def has_form_alone(operation: Operation) -> bool:
-    """Whether this is a BatchNorm that has an integer form without a layer before it: a depthwise convolution of 1 x 1."""
+    """Whether this is a BatchNorm with an integer form of its own: a depthwise convolution of 1 x 1."""
     return isinstance(operation, BatchNormalization) and isinstance(operation.module, nn.BatchNorm2d)

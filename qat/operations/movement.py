@@ -14,10 +14,10 @@ class Move(Operation):
     """Moves, drops or repeats values.
 
     Attributes:
-        identity: it changes nothing in evaluation mode (dropout, contiguous).
-        on_bytes: torch can do it on uint8 tensors.
-        several: it returns several tensors.
-        passes_numbers: it is a quantizer that only numbers reach.
+        identity: whether it changes nothing in evaluation mode (dropout, contiguous).
+        on_bytes: whether torch can do it on uint8 tensors.
+        several: whether it returns several tensors.
+        passes_numbers: whether it is a quantizer that only numbers reach.
     """
 
     identity: bool = False

@@ -1,4 +1,4 @@
-"""How pools and means are spelled: from calls to descriptions."""
+"""From calls of pools and means, in all their spellings, to descriptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qat.operations.pooling import AveragePool, Mean
 
 
 def read_mean(call: Call, inputs: tuple[fx.Node, ...], before: object) -> Operation | None:
-    """A mean or sum over fixed axes, in integers."""
+    """The mean or sum over fixed axes that a call is; None if it is another operation."""
     if call.name not in ("mean", "sum") or len(inputs) != 1 or call.get("dtype") is not None:
         return None
     dims = call.get("dim")
@@ -24,7 +24,7 @@ def read_mean(call: Call, inputs: tuple[fx.Node, ...], before: object) -> Operat
 
 
 def read_pool(call: Call, inputs: tuple[fx.Node, ...], before: object) -> Operation | None:
-    """A pool of fixed size."""
+    """The pool of fixed size that a call is; None if it is another operation."""
     name, _, axes = call.name.rpartition("pool")
     if len(inputs) != 1 or axes not in ("1d", "2d", "3d"):
         return None
@@ -57,7 +57,7 @@ def read_pool(call: Call, inputs: tuple[fx.Node, ...], before: object) -> Operat
 
 
 def sizes(value: Any, count: int) -> tuple[int, ...] | None:
-    """One number for each axis; None if there are none, or others than fixed ones."""
+    """One number for each axis; None if the value is not that many fixed numbers."""
     if isinstance(value, int):
         return (value,) * count
     numbers = tuple(value) if isinstance(value, list | tuple) else ()

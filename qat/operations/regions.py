@@ -33,7 +33,7 @@ class Region(Elementwise):
 
 
 def merge_regions(found: Mapping[fx.Node, Operation]) -> dict[fx.Node, Operation]:
-    """The same descriptions, with every function of one tensor that several operations compute as one `Region`."""
+    """The descriptions, with one `Region` for every function of one tensor that several operations compute."""
     roots = _roots(found)
     merged = dict(found)
     for node in found:

@@ -1,4 +1,4 @@
-"""Post-training quantization as lists of passes over one float network. A new pass costs one file here."""
+"""Post-training quantization as lists of passes over one float network. A new pass needs a file here."""
 
 from qat.ptq.ada_round import AdaRound
 from qat.ptq.base import Pass, Stage, apply_passes, check_order

@@ -55,7 +55,10 @@ def apply_passes(
 
     Args:
         passes: applied in this order; see `check_order`.
+        network: the float network.
+        policy: a Policy, the name of a preset or the path of a YAML file.
         batches: calibration inputs, as for `qat.calibrate`.
+        seed: of all random numbers.
         on_progress: called with the progress of each pass.
 
     Raises:

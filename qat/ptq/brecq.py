@@ -16,7 +16,7 @@ class BRECQ(Pass):
 
     Differs from the papers: the error is not weighted with the Fisher information (the authors' default,
     too); weights and step sizes are learned together, as QDrop does, and not one after the other; step sizes have a learning
-    rate relative to themselves; blocks need not be the author's: a chain without shortcuts is cut behind every layer; fewer
+    rate relative to themselves; blocks need not be the authors': a chain without shortcuts is cut behind every layer; fewer
     iterations (20,000 there) at a higher learning rate (1e-3), and beta falls on a cosine.
 
     Args:

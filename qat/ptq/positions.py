@@ -26,19 +26,19 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class LayerAtPositions:
-    """A convolution or linear layer, and the functions of every value or channel behind it.
+    """A convolution or linear layer, with the elementwise functions and BatchNorms behind it.
 
     Args:
         layer: quantized; see `takes`.
-        behind: what follows it, of (positions, channels, 1, ...), or (positions, features) of a linear layer.
-        inputs: of the layer, all images: (N, C, ...), or (..., features).
-        target: output of `behind` in the float network, all images.
+        behind: what follows it; takes (positions, channels, 1, ...), or (positions, features) of a linear layer.
+        inputs: the inputs of the layer for all images: (N, C, ...), or (..., features).
+        target: the output of `behind` in the float network for all images.
     """
 
     def __init__(self, layer: nn.Module, behind: Callable[[Tensor], Tensor], inputs: Tensor, target: Tensor) -> None:
         self.layer, self.behind = layer, behind
         self.groups, self.images = 1, len(inputs)
-        self.pool: list[int] = []  # where the next steps start in what is gathered
+        self.pool: list[int] = []  # where the next steps begin in what was gathered
         quantizer = as_quantized(layer).input_quantizer
         with torch.no_grad():
             inputs = inputs if quantizer is None else quantizer(inputs)
@@ -56,7 +56,7 @@ class LayerAtPositions:
 
     @staticmethod
     def takes(layer: nn.Module, others: list[nn.Module], inputs: Tensor) -> bool:
-        """Whether a layer can be computed so; `others` are the modules behind it."""
+        """Whether a layer can be computed at positions; `others` are the modules behind it."""
         norms = [module for module in others if isinstance(module, BatchNorm)]
         if any(norm.training or norm.running_mean is None for norm in norms):
             return False  # statistics of a batch need whole images
@@ -65,9 +65,9 @@ class LayerAtPositions:
         return isinstance(layer, nn.Linear) and inputs.is_floating_point() and (inputs.ndim == 2 or not norms)
 
     def sample(self, images: int, positions: int) -> tuple[Tensor, Tensor]:
-        """As many random positions of all images as `positions` of each of `images` are, or all that these have.
+        """images * positions random positions of all images, but at most images * (the positions that one image has).
 
-        What is gathered serves `REUSED` steps, in other parts each time: gathering takes as long as computing.
+        What is gathered serves `REUSED` steps, each time in other parts, because gathering takes as long as computing.
 
         Returns:
             What the layer reads there, (n, inputs) or (n, ..., C), and the target, (n, outputs).
@@ -104,7 +104,7 @@ class LayerAtPositions:
 
 
 def _windows(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """What each output reads, as a view: (N, ..., kernel ..., C), with an axis of outputs for each axis of the kernel."""
+    """The inputs of each output, as a view: (N, *outputs, *kernel, C)."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     x = F.pad(x, padding_of_every_side(layer), mode).movedim(1, -1).contiguous()
     sizes, strides = [len(x)], [x.stride(0)]

@@ -134,7 +134,7 @@ class Reconstruction:
 
 
 def at_positions(network: nn.Module, segment: Segment, inputs: Tensor, target: Tensor) -> LayerAtPositions | None:
-    """A segment of `layer_segments`, to be computed at positions of its output; None if its layer cannot be."""
+    """A segment of `layer_segments` at positions of its output; None if its layer cannot be computed so."""
     first, *others = segment.nodes
     layer = network.get_submodule(str(first.target))
     modules = [network.get_submodule(str(n.target)) for n in others if n.op == "call_module"]
@@ -145,14 +145,14 @@ def at_positions(network: nn.Module, segment: Segment, inputs: Tensor, target: T
 
 
 class WholeImages:
-    """A segment on whole images. All tensors: of all images; 4-D ones are kept channels-last, where the segment can read that:
-    convolutions are faster there.
+    """A segment on whole images. Tensors hold all images; 4-D ones are channels-last if the segment takes that, because
+    convolutions are faster then.
 
     Args:
         module: the segment.
         inputs, float_inputs: its input, quantized and in float.
         target: its float output.
-        drop: probability with which each value of an input is that in float.
+        drop: probability with which a value of the input is taken from `float_inputs`.
     """
 
     def __init__(self, module: nn.Module, inputs: Tensor, float_inputs: Tensor, target: Tensor, drop: float) -> None:

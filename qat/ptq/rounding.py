@@ -1,4 +1,4 @@
-"""Soft rounding: whether a weight is rounded up or down is learned."""
+"""Soft rounding: learns whether each weight is rounded up or down."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SoftRounding(nn.Module):
         above = (steps - self.below).clamp(1e-4, 1 - 1e-4)
         self.v = nn.Parameter(-torch.log((ZETA - GAMMA) / (above - GAMMA) - 1.0))
         self.regularization, self.beta = 0.0, 2.0
-        """Weight and beta of the regularizer whose gradient V gets with that of the weight."""
+        """Weight and exponent of the regularizer, whose gradient is added to that of V."""
 
     def forward(self, _weight: Tensor) -> Tensor:
         """The weight with soft rounding, in its own dtype."""

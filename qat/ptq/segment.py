@@ -60,8 +60,8 @@ def layer_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
 def block_segments(network: nn.Module, graph: fx.Graph) -> list[Segment]:
     """The graph, cut at tensors through which all data flow, in front of their sites: residual blocks and single layers.
 
-    A block ends behind its last activation function, and holds the sites of its own input. A block with
-    a layer of an earlier block (a module that runs twice) is left out.
+    A block ends behind its last activation function, and holds the sites of its own input. A block with a layer of an earlier
+    block (a module that runs twice) is left out.
     """
     found: list[Segment] = []
     seen: set[nn.Module] = set()

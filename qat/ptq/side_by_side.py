@@ -41,14 +41,13 @@ class SideBySideRun:
 
 
 def layers_in_order(state: PTQState, name: str) -> Iterator[tuple[nn.Module, list[Any]]]:
-    """Quantized linear layers and convolutions of one or two axes, from first to last, with their inputs in the quantized
-    network.
+    """Quantized linear layers and convolutions of one or two axes, from first to last, with their inputs.
 
-    An input is a list with one value per batch.
-
-    Later layers see the changes that are made to a layer when it is yielded.
+    Inputs are those in the quantized network, a list with one value per batch. If a pass changes a layer when it is yielded,
+    later layers see the change.
 
     Args:
+        state: the networks and batches.
         name: the name of the pass, for the progress callback.
     """
     networks = SideBySideRun(state)

@@ -105,7 +105,7 @@ def _gain_and_bias(
 
 
 def _readers(node: fx.Node, operations: Mapping[fx.Node, Operation]) -> list[fx.Node]:
-    """The nodes that read the tensor, looking through what changes nothing in evaluation."""
+    """The nodes that read the tensor, looking through operations that change nothing in evaluation."""
     found: list[fx.Node] = []
     pending = list(node.users)
     while pending:

@@ -20,11 +20,11 @@ ProgressCallback = Callable[[str, int, int], None]
 
 
 class NoGraphError(ValueError):
-    """A pass needs the graph of a network that cannot be traced."""
+    """A pass needs a graph, and the network has none."""
 
 
 def ignore_progress(_what: str, _done: int, _total: int) -> None:
-    """The on_progress that does nothing."""
+    """An `on_progress` that does nothing."""
 
 
 @dataclass

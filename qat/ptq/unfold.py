@@ -12,7 +12,7 @@ UNFOLDED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
 def unfold_inputs(layer: nn.Module, x: Tensor) -> Tensor:
-    """The vector that each output is a product with, one per row: (rows, inputs of all groups)."""
+    """For each output position, the inputs that weights are multiplied with: (rows, inputs of all groups)."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])
     assert isinstance(layer, nn.Conv1d | nn.Conv2d)

@@ -1,6 +1,6 @@
 """Quantizers: how scale and rounding learn, one paper per file.
 
-A new one costs a file here, a YAML in `configs/quantizer/` and a section in `docs/quantizers.md`.
+A new one needs a file here, a YAML in `configs/quantizer/` and a section in `docs/quantizers.md`.
 """
 
 from qat.quantizers.apot import APoT

@@ -177,8 +177,11 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         return float((self.elements_per_scale(x) * self.spec.grid.qmax) ** -0.5)
 
     def elements_per_scale(self, x: Tensor) -> int:
-        """The number of elements that share a scale: in a weight, those of one channel or group; in an activation, those
-        of one sample, so that the gradient does not depend on the batch size."""
+        """The number of elements that share a scale.
+
+        In a weight, those of one channel or group; in an activation, those of one sample, so that the gradient does not depend
+        on the batch size.
+        """
         return max(1, x.numel() // self.n_qparams if self.is_weight else prod(x.shape[1:]))
 
     def lookup_table(self) -> LookupTable | None:
@@ -206,8 +209,10 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         return f"{sign}int{self.spec.grid.bits}, {self.n_qparams} scale{plural}, ready={self.ready}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
-        """Let `.to`, `.half()`, ... move a quantizer but never change its dtypes: a scale in bfloat16 could not learn, because
-        its updates are smaller than its last bit."""
+        """Let `.to`, `.half()`, ... move a quantizer but never change its dtypes.
+
+        A scale in bfloat16 could not learn, because its updates are smaller than its last bit.
+        """
 
         def moved(tensor: Tensor) -> Tensor:
             new = fn(tensor)
@@ -217,7 +222,7 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Note the bits that the values are of, where torch notes the versions of modules: `state_dict` has no key for them."""
+        """Keep the bits beside the module's version, in the metadata of the state dict: its tensors do not tell them."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         note_beside_state(destination, prefix, bits=self.policy_grid.bits)
 
@@ -231,8 +236,7 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Be ready only if every value came: a state dict that fits in part, or is of other bits, leaves a quantizer without
-        a range."""
+        """Be ready only if the state dict has every value, at the same bits; otherwise this quantizer has no range."""
         bits, of_other_bits = self.policy_grid.bits, local_metadata.get("bits", self.policy_grid.bits)
         if of_other_bits != bits:
             missing_keys.append(
@@ -240,8 +244,6 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
             )
         if prefix + "initialized" in state_dict:
             self.set_passes(prefix + "passes_all" in state_dict)
-        if self.sign is not None and prefix + "initialized" in state_dict:
-            state_dict.setdefault(prefix + "signed", torch.tensor(True))  # a checkpoint from before the buffer
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -251,5 +253,7 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         if len(came) == len(mine) and of_other_bits == bits:
             self._adopt_buffers()
         elif came:
-            self.initialized = torch.zeros_like(self.initialized)  # not in place: with assign=True it is the caller's
+            self.initialized = torch.zeros_like(
+                self.initialized
+            )  # not in place: with assign=True it belongs to the caller
             self._ready = False

@@ -16,8 +16,8 @@ class FP8Static(FP8):
     Differs from the paper: infinity of E5M2 is not used, values beyond the largest saturate.
 
     Args:
-        observer: finds the range. MinMax keeps every value that was seen, which a format of this range can afford; those that
-            search for the best clipping search it for integers.
+        observer: finds the range. MinMax keeps every value that was seen, which a format with this range can afford; observers
+            that search for the best clipping assume integers.
 
     Raises:
         ValueError: a weight, a grid that is not symmetric and signed, or bits other than 8.

@@ -60,8 +60,9 @@ class KMeans(Codebook):
             self._observed_weight = None
 
     def _cluster(self, weight: Tensor) -> None:
-        """Run k-means from evenly spaced levels (linear initialization, the paper's best). Of a weight with fewer values
-        than levels, each takes the place of the level nearest to it.
+        """Run k-means from evenly spaced levels (linear initialization, the paper's best).
+
+        If the weight has fewer distinct values than levels, each value replaces the level nearest to it.
         """
         granularity, shape = self.spec.granularity, tuple(weight.shape)
         v = granularity.view(weight) / granularity.broadcastable(self.qparams().scale, shape)

@@ -16,8 +16,8 @@ class LSQPlus(Quantizer):
     (section 3.1). For activations with a short negative part, such as SiLU. With a symmetric spec it is LSQ.
 
     Gradient, with v = (x - lo) / scale: inside dx = g, dscale = g * (round(v) - v), dlo = 0; at the lower bound or
-    below dscale = 0, dlo = g; at the upper or above dscale = g * (qmax - qmin), dlo = g. Both are multiplied by LSQ's
-    g = 1 / sqrt(N * qmax).
+    below dscale = 0, dlo = g; at the upper or above dscale = g * (qmax - qmin), dlo = g. dscale and dlo are multiplied by
+    LSQ's 1 / sqrt(N * qmax).
 
     Differs from the paper: the offset in force is lo rounded to a whole number of steps, (qmin - zero_point) * scale, so
     that 0.0 is a code and the integer runtime needs no float offset; lo <= 0 <= hi always holds; the first range comes from the

@@ -113,8 +113,9 @@ def _boundaries(segments: Tensor, signed: bool) -> Tensor:
 
 
 def _interpolated_codes(v: Tensor, segments: Tensor, boundaries: Tensor) -> Tensor:
-    """The line through the codes, up to a constant per segment; only its gradient is used. Lengths are given because
-    differences of `boundaries` would lose short segments far from 0.
+    """The line through the codes, up to a constant per segment; only its gradient is used.
+
+    segments: the lengths, because differences of `boundaries` would lose short segments far from 0.
     """
     segment = torch.bucketize(v.detach(), boundaries.detach()[1:-1])
     inside = (v > boundaries[0]) & (v < boundaries[-1])

@@ -1,4 +1,4 @@
-"""How a quantizer finds its range in the data: what calibration has seen, and what it decides from it."""
+"""How a quantizer finds its range: what it observes during calibration, and what it decides from that."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class ObservedRange(nn.Module):
 
     @property
     def ready(self) -> bool:
-        """Whether it has a range. One that arrives in the buffers of a copy (AveragedModel, EMA) counts."""
+        """Whether it has a range. One that was written into its buffers (AveragedModel, EMA) counts."""
         if not self._ready and not self.initialized.is_meta and bool(self.initialized):
             self._adopt_buffers()
         return self._ready or self.passes
 
     def _adopt_buffers(self) -> None:
-        """Follow the buffers `initialized` and `signed` after somebody else has written them."""
+        """Follow the buffers `initialized` and `signed` after other code has written them."""
         self._ready = bool(self.initialized)
         if self.sign is not None:
             self._set_signed(bool(self.signed))
@@ -50,7 +50,7 @@ class ObservedRange(nn.Module):
         return "passes_all" in self._buffers
 
     def set_passes(self, passes: bool) -> None:
-        """Set `passes`. It travels with the checkpoint, as a buffer that others do not have."""
+        """Set `passes`. It travels with the checkpoint, as a buffer that exists only where it is true."""
         if passes:
             self.register_buffer("passes_all", torch.tensor(True))
         else:
@@ -76,7 +76,7 @@ class ObservedRange(nn.Module):
             self.oscillations.reset()
 
     def finish_observing(self) -> bool:
-        """Set the range that the observer found, if this has none yet. Returns whether there was more than zeros to find."""
+        """Set the range that the observer found, unless there is one. Returns whether it saw more than zeros."""
         if self.ready:
             return True
         if self.sign is not None:
@@ -87,11 +87,11 @@ class ObservedRange(nn.Module):
         return not self.spec.is_empty(lo, hi)
 
     def observers(self) -> list[Observer]:
-        """Everything that sees the data: the observer and, if the data decide on the sign, one of their extremes."""
+        """The observer and, if the data decide on the sign, the one of their extremes."""
         return [self.observer] if self.sign is None else [self.observer, self.sign.extremes]
 
     def reset_observers(self) -> None:
-        """Forget observed data that no range was set from."""
+        """Forget all observed data."""
         self.saw_floats = self.saw_others = False
         for observer in self.observers():
             observer.reset()
@@ -99,7 +99,7 @@ class ObservedRange(nn.Module):
     def read_sign_from_data(self) -> bool:
         """Let the observed data decide whether the grid is signed: for activations of which nothing is known. In place.
 
-        The decision is the buffer `signed`, which travels with the checkpoint; one from before it means a signed grid.
+        The decision is the buffer `signed`, which travels with the checkpoint.
 
         Returns:
             Whether it will. Affine grids need no sign, and quantizers with levels of their own stay signed.
@@ -110,7 +110,7 @@ class ObservedRange(nn.Module):
         return self.sign is not None
 
     def _set_signed(self, signed: bool) -> None:
-        """Make the grid signed or not, at the bits in force."""
+        """Make the grid signed or unsigned, at the bits in force."""
         assert self.sign is not None
         self.policy_grid = self.sign.grid(self.policy_grid.bits, signed)
         self.spec = self.observer.spec = replace(self.spec, grid=self.sign.grid(self.spec.grid.bits, signed))

@@ -30,9 +30,9 @@ class ScaledFloat(Quantizer):
 
     Args:
         spec, shape: as for every quantizer; the grid must have the bits of the format.
-        observer: not used where the format defines the scale: only by static activations.
+        observer: used by static activations only; elsewhere the format defines the scale.
         element: the name of the format, one of `elements`.
-        axis: of an activation, along which scales are shared; set by the rule (the inputs of linear layers: -1).
+        axis: of an activation: the axis along which elements share a scale; set by the rule (-1 for linear layers).
 
     Raises:
         ValueError: an affine grid, an unsigned one, other bits than those of the format, or an unknown format.
@@ -107,7 +107,7 @@ class ScaledFloat(Quantizer):
         return QParams(self.scale_from(*self._stored()), self.zero_point)
 
     def set_range(self, lo: Tensor, hi: Tensor) -> None:
-        self.spec.qparams(lo, hi)  # which refuses what is not finite
+        self.spec.qparams(lo, hi)  # refuses ranges that are not finite
         with torch.no_grad():
             self._keep(self.scales_of(torch.maximum(-lo, hi).clamp(min=0.0).float()))
             self.initialized.fill_(True)
@@ -121,7 +121,7 @@ class ScaledFloat(Quantizer):
         scale = self.spec.granularity.broadcastable(self.qparams().scale, tuple(codes.shape))
         return (self.format.values(self.spec.granularity.view(codes)) * scale).reshape(codes.shape)
 
-    @torch.compiler.disable  # inductor compiles the bits of shorter blocks to values that are not there
+    @torch.compiler.disable  # inductor miscompiles the bit operations on shorter blocks
     def fake_quantize(self, x: Tensor) -> Tensor:
         values = x.detach().float()
         if self.is_weight and self.training:
@@ -139,7 +139,7 @@ class ScaledFloat(Quantizer):
         return self.spec.granularity.broadcastable(scale, tuple(x.shape))
 
     def _largest(self, x: Tensor) -> Tensor:
-        """The largest magnitude of each row: (n_qparams,); of nothing it is 0."""
+        """The largest magnitude of each row: (n_qparams,); 0 for an empty one."""
         rows = self.spec.granularity.rows(x)
         return rows.abs().amax(dim=1) if rows.numel() else rows.new_zeros(rows.shape[0])
 
@@ -161,8 +161,10 @@ class ScaledFloat(Quantizer):
 
 
 class BlockScaledFloat(ScaledFloat):
-    """`ScaledFloat` in blocks of `block_size` along the axis over which products are summed: the inputs of a weight (its input
-    channels, at each position of a kernel), the features or channels of an activation. The last block may be shorter.
+    """`ScaledFloat` in blocks of `block_size` along the axis over which products are summed.
+
+    That is the input axis of a weight (its input channels, at each position of a kernel), and the features or channels of an
+    activation. The last block may be shorter.
     """
 
     block_size: ClassVar[int]

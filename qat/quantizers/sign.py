@@ -14,7 +14,7 @@ NEGLIGIBLE = 2.0**-12
 
 @dataclass
 class SignFromData:
-    """Observes the extremes of an activation, and makes its grid unsigned, one bit finer, if it is never negative.
+    """Decides from the extremes of an activation whether its grid is signed; an unsigned one is one bit finer.
 
     spec: the spec of the signed form.
     """
@@ -26,7 +26,7 @@ class SignFromData:
         self.extremes = MinMax(self.spec)
 
     def is_signed(self) -> bool:
-        """Whether a negative value was seen, or nothing but zeros, which tell nothing.
+        """Whether a negative value was seen, or only zeros, which prove nothing.
 
         Raises:
             RuntimeError: no data yet.
@@ -35,5 +35,5 @@ class SignFromData:
         return not (hi > 0.0 and lo >= -NEGLIGIBLE * hi)
 
     def grid(self, bits: int, signed: bool) -> Grid:
-        """The grid of this width."""
+        """The grid with these bits and this sign."""
         return Grid(bits, signed, narrow=self.spec.grid.narrow and signed)

@@ -1,4 +1,4 @@
-"""The codes of an activation as a table."""
+"""The table from which an integer runtime reads the codes of an activation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qat.spec import QParams
 
 
 class LookupTable(NamedTuple):
-    """How an integer runtime finds the codes of an activation: it rounds to a fine grid and looks the result up."""
+    """How an integer runtime finds the codes of an activation: it rounds to a fine grid and looks up the result."""
 
     grid: Grid
     """The fine grid."""

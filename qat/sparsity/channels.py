@@ -27,14 +27,14 @@ ELEMENTWISE = frozenset(
         *("leaky_relu", "elu", "softplus", "identity"),
     )
 )
-"""Operations that keep channels apart, whichever axis is theirs."""
+"""Operations that keep channels apart, whichever axis the channels are on."""
 POOLS = frozenset(
     (
         *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d"),
         *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d"),
     )
 )
-"""Operations that keep channels apart if theirs is the axis after the batch, and others follow."""
+"""Operations that keep channels apart if these are on the axis after the batch, and other axes follow."""
 OF_OUTPUTS = ("weight", "bias", "running_mean", "running_var")
 """The tensors of a layer or a normalization that have an entry for each output. A layer that learns others, such as the bias
 that torch.nn.utils.prune masks, keeps its channels."""
@@ -68,10 +68,10 @@ class ChannelGroup:
 def channel_groups(model: nn.Module) -> list[ChannelGroup]:
     """The channels that can be taken out of a float network, layer by layer, in the order in which they run.
 
-    What training alone computes counts, too: an auxiliary head that reads channels has them as inputs.
+    Layers that only training runs count, too: an auxiliary head that reads channels has them as inputs.
 
     Raises:
-        ValueError: torch.fx cannot trace the model, in evaluation or in training.
+        ValueError: the model has no graph, in evaluation or in training.
     """
     evaluated, trained = copy_model(model), copy_model(model)
     try:
@@ -113,7 +113,7 @@ def _groups_of(model: nn.Module, traced: nn.Module, graph: fx.Graph) -> dict[str
 
 
 def _read_past_their_forward(traced: nn.Module, graph: fx.Graph) -> set[str]:
-    """The modules whose tensors the graph reads itself, or a layer that borrows them."""
+    """The modules whose tensors are read by the graph itself, or by a layer that borrows them."""
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     borrowing = [module for module in traced.modules() if "lender" in vars(module)]
     lent = {id(p) for module in borrowing for p in (*parameters_of_weight(module), getattr(module, "bias", None))}
@@ -128,7 +128,7 @@ def _parameters_of_all(model: nn.Module) -> list[nn.Parameter]:
 def remove_channels(
     model: nn.Module, share: float, chosen: Callable[[str], bool] = lambda name: True, multiple: int = 1
 ) -> dict[str, tuple[int, int]]:
-    """Take out this share of the channels of every layer that has such, in place: those of the smallest filters.
+    """Take out this share of the channels of every layer that can lose some, in place: those of the smallest filters.
 
     A filter counts by the sum of its magnitudes (Li et al. 2017, https://arxiv.org/abs/1608.08710, section 3.1), times the gain
     of its BatchNorm. At least one channel stays.
@@ -137,13 +137,13 @@ def remove_channels(
         model: a float network.
         share: in [0, 1).
         chosen: whether a layer of this name may lose channels.
-        multiple: the number that stays is rounded up to a multiple, as patterns of neighbours and some processors want it.
+        multiple: the number of channels that stay is rounded up to a multiple of this, for N:M patterns and some processors.
 
     Returns:
-        Layer -> channels before and now, of those that lost some.
+        Layer -> (channels before, channels now), for the layers that lost some.
 
     Raises:
-        ValueError: torch.fx cannot trace the model, or no layer can lose channels.
+        ValueError: the model has no graph, no layer can lose channels, or the share is too small for a single one.
     """
     groups = [group for group in channel_groups(model) if chosen(group.producer)]
     if not groups:
@@ -165,7 +165,7 @@ def remove_channels(
 
 
 def shrink(model: nn.Module, kept: Mapping[str, int], groups: list[ChannelGroup] | None = None) -> None:
-    """Let each layer keep so many output channels, in place; a layer that has no more than these stays as it is.
+    """Let each layer keep `kept[name]` output channels, in place; a layer that has no more than these stays as it is.
 
     Raises:
         ValueError: a layer has no channels that can be taken out.
@@ -180,7 +180,7 @@ def shrink(model: nn.Module, kept: Mapping[str, int], groups: list[ChannelGroup]
 
 @torch.no_grad()
 def _strongest(model: nn.Module, group: ChannelGroup, number: int) -> Tensor:
-    """The places of the channels that stay, in their order."""
+    """The indices of the channels that stay, ascending."""
     strength = model.get_submodule(group.producer).get_parameter("weight").abs().flatten(1).sum(1).double()
     for name in group.same_channels:
         norm = model.get_submodule(name)
@@ -198,7 +198,10 @@ def _select(model: nn.Module, group: ChannelGroup, places: Tensor) -> None:
 
 @torch.no_grad()
 def _select_entries(module: Any, axis: int, places: Tensor) -> None:
-    """Keep these entries of one axis of the weight, and of all else that has one for each output. Parameters stay the same."""
+    """Keep these entries along one axis of the weight and, for axis 0, of the other tensors with an entry for each output.
+
+    Parameters stay the same objects.
+    """
     for name in ["weight"] if axis else OF_OUTPUTS:
         tensor = getattr(module, name, None)
         if isinstance(tensor, Tensor):
@@ -230,9 +233,9 @@ def _is_depthwise(operation: Any) -> bool:
 
 
 def _axis_behind(model: nn.Module, node: fx.Node, axis: ChannelAxis, space: int) -> ChannelAxis | None:
-    """Where the channels are behind an operation that keeps each apart from all others; None if it does not.
+    """Where the channels are after an operation that keeps each apart from all others; None if it does not.
 
-    space: axes behind the channels in the producer's result, if they are in the middle.
+    space: the number of axes after the channels in the producer's result, if these are in the middle.
     """
     if node.op == "call_module" and is_identity_in_evaluation(model.get_submodule(str(node.target))):
         return axis
@@ -261,7 +264,7 @@ def _axis_behind(model: nn.Module, node: fx.Node, axis: ChannelAxis, space: int)
 def _follow(
     node: fx.Node, axis: ChannelAxis, model: nn.Module, operations: Operations, group: ChannelGroup, calls: list[str]
 ) -> bool:
-    """Note what uses the channels of `node`; False if something does that needs them all, or may have them on another axis."""
+    """Add what uses the channels of `node` to the group; False if a user mixes them, or may have them on another axis."""
     space = model.get_submodule(group.producer).get_parameter("weight").ndim - 2
     for user in node.users:
         operation, behind = operations[user], axis
@@ -290,5 +293,5 @@ def _follow(
 
 
 def _has_channels(layer: nn.Module, channels: int) -> bool:
-    """Whether a normalization or depthwise convolution is for so many channels."""
+    """Whether a normalization or depthwise convolution has this number of channels."""
     return int(getattr(layer, "num_features", getattr(layer, "in_channels", 0))) == channels

@@ -1,6 +1,6 @@
 """Masks of weights: True where a weight stays, False where it is zero.
 
-A mask never brings a weight back: what is zero has the smallest magnitude, and stays among the smallest.
+A mask never brings a weight back: a weight that is zero has the smallest magnitude, so it is dropped again.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def keep_pattern(weight: Tensor, pattern: Pattern, sparsity: float | None = None
 
     Args:
         weight: (out, in) or (out, in, *kernel); `in` is a multiple of `pattern.group`.
-        pattern: of the finished mask.
-        sparsity: share of zeros so far, at most that of the pattern: of the weights that the pattern drops, the smallest go
-            first. None: all of them.
+        pattern: that of the finished mask.
+        sparsity: share of zeros now, at most that of the pattern; of the weights that the pattern drops, the smallest go first.
+            None: all of them go.
 
     >>> keep_pattern(torch.tensor([[1.0, -3.0, 0.5, 2.0]]), Pattern(2, 4))
     tensor([[False,  True, False,  True]])

@@ -1,4 +1,4 @@
-"""How many weights are zero at which time."""
+"""The share of weights that are zero, over the time of a fit."""
 
 from __future__ import annotations
 

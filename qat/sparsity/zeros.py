@@ -12,7 +12,7 @@ from qat.sparsity.masks import Pattern, pattern_axis_fits, violations
 
 
 class Zeros(NamedTuple):
-    """The codes of one weight that mean zero, of all; and groups that break a pattern, None without one that fits."""
+    """How many codes one weight has, how many of them mean zero, and how many groups break the pattern (None: none fits)."""
 
     weights: int
     zeros: int
@@ -24,7 +24,7 @@ def count_zeros(integer: nn.Module, pattern: Pattern | None = None) -> dict[str,
 
     Args:
         integer: from `qat.convert`.
-        pattern: whether its groups are counted, too.
+        pattern: counts the groups that break it, too; None: no pattern.
     """
     found = {}
     for name, module in integer.named_modules():

@@ -45,7 +45,7 @@ def call_of(model: nn.Module, batch: Any) -> Call:
             numbers.
 
     Raises:
-        ValueError: an argument that forward requires is missing, is a numpy array, or the batch is none.
+        ValueError: an argument that forward requires is missing or a numpy array, or the batch is no tensor and has no parts.
     """
     if isinstance(batch, Tensor):
         return Call((batch,), {})
@@ -77,7 +77,7 @@ def call_model(model: nn.Module, batch: Any) -> object:
 
 
 def positional_arguments(model: nn.Module, batch: Any, labels: bool = True) -> tuple[Any, ...]:
-    """The same arguments in the order of forward; one that was left out before another has its default.
+    """The arguments of `call_of` in the order of forward; one that was left out before another has its default.
 
     Args:
         model: any module.
@@ -120,7 +120,7 @@ def named_parts(batch: Any) -> dict[str, Any] | None:
 
 
 def not_finite_sentence(where: str, name: str) -> str:
-    """What to say of a batch that holds NaN or infinity."""
+    """The sentence about a batch that holds NaN or infinity."""
     return f"{where[0].upper()}{where[1:]} holds NaN or infinity{name and ' in '}{name}: mend these samples, or leave them out."
 
 

@@ -79,7 +79,7 @@ def calibrate(
 
 
 def _observe(model: nn.Module, batches: Iterable[Any], forward: Callable[[nn.Module, Any], object] | None) -> str:
-    """Show all batches to the observers, up to one with NaN or infinity. Returns a sentence about that one."""
+    """Show all batches to the observers, up to one with NaN or infinity. Returns a sentence about that one, or ""."""
     for index, batch in enumerate(batches):
         for name, part in call_of(model, batch).float_parts if forward is None else float_parts(batch):
             if not bool(is_usable(part)):
@@ -109,7 +109,7 @@ def _run(model: nn.Module, batch: Any, index: int, forward: Callable[[nn.Module,
 def _set_ranges(
     model: nn.Module, chosen: Mapping[str, Quantizer], weights: Mapping[Quantizer, Sequence[Tensor]]
 ) -> int:
-    """Set the ranges, except where only integers and numbers came in any process. Returns how many."""
+    """Set the ranges, except where every process saw only integers and numbers. Returns how many were set."""
     floats, others = (
         set().union(*gather([name for name, q in chosen.items() if getattr(q, flag)]))
         for flag in ("saw_floats", "saw_others")
@@ -159,7 +159,7 @@ def _chosen(found: Mapping[str, Quantizer], again: bool | str | Sequence[str]) -
 
 @contextmanager
 def _observing_anew(repeated: Iterable[Quantizer]) -> Iterator[None]:
-    """Inside the `with` these quantizers wait for a range. If it fails, all have their old ones afterwards."""
+    """Inside the `with` these quantizers wait for a range. If the block fails, all get their old ones back."""
     ranges = {quantizer: copy.deepcopy(quantizer.state_dict()) for quantizer in repeated}
     for quantizer in ranges:
         quantizer.forget_range()
@@ -172,7 +172,7 @@ def _observing_anew(repeated: Iterable[Quantizer]) -> Iterator[None]:
 
 
 def check_batches(batches: Any) -> None:
-    """Raise ValueError for a tensor, whose samples would count as batches, and for what holds none."""
+    """Raise ValueError for a tensor, whose samples would count as batches, and for a value that is no collection of batches."""
     if isinstance(batches, Tensor):
         raise ValueError(f"batches is one tensor of shape {tuple(batches.shape)}: write a list of batches, [tensor].")
     if isinstance(batches, str | bytes | Path) or not isinstance(batches, Iterable):

@@ -1,4 +1,4 @@
-"""What no quantizer can be put into, refused before anything is changed."""
+"""Checks that quantizers can be put into a model, before anything is changed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from qat.messages import type_of
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what is no module, compiled, scripted, or has weights without a size.
+    """Refuse models that cannot be prepared.
 
     Raises:
-        ValueError: it is; in one sentence that says what to write instead.
+        ValueError: it is not a module, is compiled or scripted, or has weights without a size.
     """
     check_network(model)
     if (compiled := dict(model.named_children()).get("_orig_mod")) is not None:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the network in it: checked as data from a stranger."""
+"""What a checkpoint says about its network, checked as untrusted data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NETWORKS = (qat.models.LeNet5, qat.models.ResNetCifar, qat.models.torchvision_mo
 """What a file may name as its network."""
 MAX_PLAIN_VALUES = 100_000
 LARGEST_OPTION = 1 << 16
-"""The largest number among the options of quantizers and observers: some of them count what is allocated."""
+"""The largest number among the options of quantizers and observers: some options decide how much is allocated."""
 
 MOST_TAKEN_OUT = 64
 """How many times smaller a network can be without some of its channels."""
@@ -34,10 +34,10 @@ class CheckpointRecord:
     """A checkpoint of a prepared network.
 
     Attributes:
-        content: the whole file, without what Lightning would call.
-        policy: with which the network was prepared.
+        content: the whole file, without the entries that Lightning would import and call.
+        policy: the policy that the network was prepared with.
         network: its name in the LightningModule, "" for the module itself.
-        bits: in force, if they are not the policy's.
+        bits: the bits in force, if they are not the policy's.
         capture: how its graph was captured.
         channels: layer -> output channels, where some were taken out before it was prepared.
     """
@@ -91,7 +91,7 @@ class CheckpointRecord:
 
         Args:
             path: the file, for messages.
-            options: of the caller, beside those in the file.
+            options: arguments of the network that the caller gives, beside those in the file.
             allow: classes and functions of the caller that the file may name.
 
         Raises:
@@ -120,7 +120,7 @@ class CheckpointRecord:
         return built
 
     def _check_size(self, make: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
-        """Check, before anything is allocated, that the network is no larger than its weights and what was taken out."""
+        """Check, before anything is allocated, that the network is no larger than the stored weights allow."""
         if options.get("depth", 0) > 3 * len(self.state):
             raise ValueError(f"depth={options['depth']} with {len(self.state)} tensors")
         with torch.device("meta"):

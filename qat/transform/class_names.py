@@ -32,7 +32,7 @@ _PACKAGES: dict[type, str] = {
 """Where a name without a module is looked up."""
 
 _permitted: ContextVar[Mapping[str, Any] | None] = ContextVar("permitted", default=None)
-"""What names may stand for while a foreign policy is read; None: anything that can be imported."""
+"""What names may stand for while a policy from a file is read; None: anything that can be imported."""
 
 _GIVEN_BY_POLICY = ("spec", "shape", "observer")
 """Arguments of quantizers and observers that are not options."""
@@ -59,7 +59,7 @@ def import_path(named: Any) -> str:
 
 
 def plain_part(part: Part, base: type) -> PlainPart:
-    """`part` with the name of each class in its place: a short name inside this project, else an import path.
+    """`part` with every class replaced by its name: a short name inside this project, else an import path.
 
     >>> plain_part({"_target_": Quantizer, "estimator": Estimator}, Quantizer)
     {'_target_': 'Quantizer', 'estimator': 'Estimator'}

@@ -116,7 +116,7 @@ def check_quantizers_equal(model: nn.Module, when: str) -> None:
 
 
 def _statistics(observer: Observer) -> dict[str, Any]:
-    """The state of an observer that depends on data; its spec is the same in every process."""
+    """The part of an observer's state that depends on data: all but its spec."""
     return {name: value for name, value in vars(observer).items() if name != "spec"}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 Example = Tensor | tuple[Any, ...] | dict[str, Any]
 """A tensor, a tuple of forward's arguments in order, or a dict of keyword arguments."""
 MAX_ELEMENTS = 1 << 27
-"""Elements of example inputs that a description may ask for."""
+"""The most elements that the tensors of a description may have."""
 LazyExample = Callable[[], Example | None]
 """Makes example inputs when they are needed; None if there are none."""
 ExampleDescription = Mapping[str, Any]
@@ -30,7 +30,7 @@ def arguments_of(example: Example | None) -> tuple[tuple[Any, ...], dict[str, An
 
 
 def describe_example(example: Any) -> ExampleDescription | None:
-    """All that torch.export reads of example inputs: it sees no values of tensors. None if an argument is not plain data.
+    """What torch.export reads of example inputs, which is no values of tensors; None if an argument is not plain data.
 
     >>> describe_example((torch.zeros(2, 3), None))
     {'tuple': [{'tensor': [2, 3], 'dtype': 'float32'}, {'value': None}]}

@@ -1,4 +1,4 @@
-"""First ranges of tensors of which calibration saw nothing but zeros: heads and residual branches that start as nothing."""
+"""First ranges of tensors that were all zeros in calibration: heads and residual branches that are initialized to zero."""
 
 from __future__ import annotations
 

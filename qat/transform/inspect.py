@@ -37,13 +37,13 @@ class Line:
 
 @dataclass
 class Inspection:
-    """What a prepared model is; `str` gives it as text.
+    """What `inspect` found; `str` gives it as text.
 
     Attributes:
         lines: every layer and site.
         float_edges: tensors and operations left in float.
         notes: sentences to show.
-        capture: how the graph was found, and why not in an earlier way; "" if the model is not prepared.
+        capture: how the graph was captured, and why an earlier way did not serve; "" if the model is not prepared.
         share: how much of it is integer; None if the model is not prepared.
     """
 

@@ -1,4 +1,4 @@
-"""How much of a prepared model is really integer, and what keeps the rest in float."""
+"""How much of a prepared model is integer, and what keeps the rest in float."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qat.transform.policy import Policy
 from qat.transform.record import PreparedRecord
 
 ENOUGH = 0.9
-"""A model with a smaller share of its multiply-adds in integers is warned of."""
+"""A smaller share of multiply-adds in integers earns a warning."""
 NAMED = 3
 """How many of the operations that stay in float are named."""
 
@@ -73,8 +73,10 @@ def multiply_adds_in_float(model: nn.Module, record: PreparedRecord) -> dict[str
 
 
 def parameters_of_artefact(model: nn.Module) -> set[int]:
-    """The ids of the parameters that an artefact is made of: without those of heads that only training runs, of losses of
-    labels, and of layers that forward does not call."""
+    """The ids of the parameters that the artefact is made of.
+
+    Heads that only training runs, losses of labels, and layers that forward does not call are not part of it.
+    """
     installed = installed_graph(model)
     if installed is None:
         return {id(p) for p in model.parameters()}
@@ -89,7 +91,7 @@ def parameters_of_artefact(model: nn.Module) -> set[int]:
 
 
 def _share_of_weights(model: nn.Module) -> float:
-    """Tied and borrowed weights count once."""
+    """The share of the elements of weight matrices that are stored as codes; tied and borrowed weights count once."""
     in_artefact = parameters_of_artefact(model)
     stored = {
         id(parameter): parameter.numel()
@@ -104,7 +106,7 @@ def _share_of_weights(model: nn.Module) -> float:
 
 
 def _in_float(model: nn.Module, graph: fx.Graph, record: PreparedRecord) -> dict[str, int]:
-    """What computes in float and why -> its multiply-adds."""
+    """Operations that compute in float, with the reason -> their multiply-adds."""
     operations = describe_graph(model, graph)
     with_codes = tensors_with_codes(model, operations)
     found: dict[str, int] = {}

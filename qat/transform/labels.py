@@ -1,4 +1,4 @@
-"""Labels among the arguments of a network that is prepared."""
+"""Labels among the arguments of a network: what `prepare` says about them, and what it refuses."""
 
 from __future__ import annotations
 

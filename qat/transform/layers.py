@@ -1,4 +1,4 @@
-"""Quantizers of layers and of other modules with weights, as the rules of a policy say; and models without a graph."""
+"""Quantizers of layers and of other modules with weights, by the rules of a policy; and models without a graph."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def quantize_by_rule(layer: nn.Module, name: str, rule: TensorRule | None, input
     Args:
         layer: a convolution, a linear layer or an embedding.
         name: its name in the model, which labels the quantizers and begins an error.
-        rule: of its weight; None leaves the weight in float.
-        input_quantizer: of its input; None leaves the input as it comes.
+        rule: that of its weight; None leaves the weight in float.
+        input_quantizer: quantizer of its input; None leaves the input as it comes.
 
     Raises:
         ValueError: the rule does not fit the weight.

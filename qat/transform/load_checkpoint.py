@@ -53,7 +53,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, holds no prepared network, not one that fits `model`, objects that could run code, or
+        ValueError: the file is damaged, holds no prepared network, does not fit `model`, holds objects that could run code, or
             names a class that is not allowed.
     """
     path = as_path(path)
@@ -83,7 +83,7 @@ def load_checkpoint(
 
 
 def _load_state(path: Path, built: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load the state of the checkpoint, or say that it is that of another module."""
+    """Load the state of the checkpoint, or raise ValueError if it belongs to another module."""
     check_kinds(path, state, built.state_dict())
     try:
         built.load_state_dict(state)

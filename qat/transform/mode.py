@@ -15,7 +15,7 @@ def quantizers(model: nn.Module) -> dict[str, Quantizer]:
     """All quantizers of a model by module name.
 
     Raises:
-        ValueError: this is no network.
+        ValueError: `model` is not a network.
     """
     check_network(model)
     return {name: m for name, m in model.named_modules() if isinstance(m, Quantizer)}

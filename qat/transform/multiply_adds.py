@@ -23,9 +23,9 @@ EVERYTHING = ""
 
 
 def count_multiply_adds(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Run a prepared model once in float and keep what each operation takes in its record, unless it is known already.
+    """Run a prepared model once in float and record the multiply-adds of each operation, unless they are known.
 
-    Random numbers are those that would have come. A call that the graph does not serve (a cache) counts nothing.
+    The state of the random generators is restored. A call that the graph does not serve (with a cache) counts nothing.
     """
     record = record_of(model)
     if record is None or record.multiply_adds:
@@ -48,7 +48,7 @@ def count_multiply_adds(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
 
 @contextmanager
 def counting_first_call(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Yields a function that counts what the first call inside the `with` took, of each prepared model in `model`."""
+    """Yields a function that counts the first call, inside the `with`, of each prepared model in `model`."""
     calls: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     roots = [m for m in model.modules() if (record := record_of(m)) is not None and not record.multiply_adds]
     hooks = [
@@ -80,7 +80,7 @@ def _keep(
 
 
 class _Counter(DispatchMode):
-    """Counts multiply-adds. torch's own FlopCounterMode hooks gradients, which weights that are views do not have here."""
+    """Counts multiply-adds. torch's FlopCounterMode hooks gradients, and fails on weights that are views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _Counter(DispatchMode):
         flops = flop_registry.get(func.overloadpacket)
         if flops is not None:
             self.multiply_adds += flops(*args, **(kwargs or {}), out_val=result) // 2
-        elif "grouped_mm" in str(func):  # of experts, in transformers: each token by the matrix of its group
+        elif "grouped_mm" in str(func):  # experts of transformers: each token is multiplied by the matrix of its group
             self.multiply_adds += result.numel() * args[0].shape[-1]
         return result
 
@@ -121,7 +121,7 @@ class _Counting(fx.Interpreter):
 
 
 def _of_matrices(module: nn.Module, args: tuple[Any, ...]) -> int:
-    """What a recurrent or bilinear layer takes, which torch does not count: each weight once for each position."""
+    """The multiply-adds of a recurrent or bilinear layer, which torch does not count: each weight once for each position."""
     if not isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.Bilinear) or not isinstance(args[0], Tensor):
         return 0
     positions = args[0].numel() // args[0].shape[-1]

@@ -39,7 +39,7 @@ class Site:
     """A planned activation quantizer: behind `node`, or, with `consumers`, between `node` and those consumers only.
 
     signed: whether the tensor has negative values; None leaves it to the data.
-    behind_relu: `node` is a ReLU without a bound above.
+    behind_relu: whether `node` is a ReLU without an upper bound.
     """
 
     name: str
@@ -140,7 +140,7 @@ def _nonnegative(operations: Operations) -> dict[fx.Node, bool]:
 
 
 def _is_signed(operation: Operation, nonnegative: bool) -> bool | None:
-    """Whether a tensor has negative values. Of layers, inputs and sums, which nearly always do, the data are not asked."""
+    """Whether a tensor has negative values; None: the data decide. Layers, inputs and sums nearly always have some."""
     if nonnegative:
         return False
     return None if isinstance(operation, Elementwise | Multiply | MatMul | Float) else True
@@ -191,7 +191,7 @@ def _dynamic_sites(name: str, uses: Iterable[_Use]) -> list[Site]:
 
 
 def _stays_float(node: fx.Node, operations: Operations) -> bool:
-    """Whether the operation is left in float: not known here, or a BatchNorm that no layer absorbs and that has no form."""
+    """Whether the operation stays in float: it has no description, or is a BatchNorm without a layer and without a form."""
     operation = operations[node]
     alone = operation.role is Role.NORM and not has_form_alone(operation) and not _follows_layer(node, operations)
     return operation.role is Role.FLOAT or alone

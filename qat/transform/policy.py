@@ -78,8 +78,8 @@ class Policy:
 
         Args:
             layers: (name, type name) in the order in which they run.
-            others: modules with weight matrices of which the weight's part of a rule holds (recurrent layers, ...). None is
-                the first or the last layer, unless there is no layer.
+            others: other modules with weight matrices (recurrent layers, ...), to which the weight's part of a rule applies.
+                They are never first or last, unless there is no layer.
 
         Raises:
             ValueError: a rule matches no layer.
@@ -104,7 +104,7 @@ class Policy:
         table).
 
         Returns:
-            The rule; None if these tensors stay in float, because the first rule's activation does, or is for inputs alone.
+            The rule; None if these tensors stay in float: the first rule has no activation, or one for inputs of layers only.
         """
         activation = next(iter(self.rules.values())).activation
         if activation is None or activation.quantizer_class.for_layer_inputs:
@@ -133,12 +133,12 @@ class Policy:
         return replace(self, rules=rules)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for checkpoints and YAML; `load_policy` reads it back."""
+        """Plain data, for checkpoints and YAML; `load_policy` reads it back. Some options are left out at their defaults."""
         content = dataclasses.asdict(self)
         for rule in content["rules"].values():
             if rule["required"]:
-                del rule["required"]  # the default, which checkpoints from before it do not have
-        for name in ("target", "quantize_outputs", "reduce_range"):  # the same
+                del rule["required"]
+        for name in ("target", "quantize_outputs", "reduce_range"):
             if not content[name]:
                 del content[name]
         return content

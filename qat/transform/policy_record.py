@@ -33,20 +33,20 @@ def describe_prepared(network: nn.Module, policy: Policy, name: str | None, bits
 
     Args:
         network: the prepared network.
-        policy: with which it was prepared.
-        name: of the network inside the LightningModule.
-        bits: in force, if they are not the policy's.
+        policy: the policy that it was prepared with.
+        name: the name of the network inside the LightningModule.
+        bits: the bits in force, if they are not the policy's.
     """
     return {"policy": plain_data(policy), "network": name, "bits": bits, "capture": capture_of(network)}
 
 
 def prepare_as_recorded(network: nn.Module, policy: Policy, capture: Mapping[str, Any] | None) -> None:
-    """Prepare a float network in the way of another one, in place. One that is prepared is left as it is.
+    """Prepare a float network as another one was prepared, in place. A prepared network is left as it is.
 
     Args:
         network: the float network.
-        policy: of the other one.
-        capture: its `PreparedRecord.capture`; None: it was prepared without example inputs.
+        policy: that of the other one.
+        capture: the other one's `PreparedRecord.capture`; None: it was prepared without example inputs.
 
     Raises:
         ValueError: the network cannot be captured in that way, so the quantizers would be others.

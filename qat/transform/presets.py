@@ -37,11 +37,11 @@ FORMATS: dict[str, dict[str, Any]] = {
     "mxint8": {"bits": 8, "quantizer": {"_target_": "MX", "element": "INT8"}},
     "nvfp4": {"bits": 4, "quantizer": "NVFP4"},
 }
-"""The rules for tensors in the presets that are called after a format."""
+"""Format in the name of a preset -> the rule for its tensors."""
 STATIC_INPUTS = {"fp8_static": {"bits": 8, "quantizer": "FP8Static", "observer": "MinMax"}}
-"""Those for inputs of layers, where they are others."""
+"""Format -> the rule for inputs of layers, where it differs from that for weights."""
 PER_TOKEN = {"bits": 8, "quantizer": "DynamicPerToken"}
-"""The same for one that ends in _dynamic_per_token."""
+"""The rule for the inputs of layers in a preset that ends in _dynamic_per_token."""
 REDUCED = ("w7a8", "transformer_w7a8")
 """Presets whose weights have 7 bits for the sake of processors without VNNI: no layer may have 8."""
 
@@ -175,7 +175,9 @@ def _transformer_rules(
 ) -> dict[str, Any]:
     """Rules for embeddings, which not every transformer has, and for the last layer.
 
+    content: the policy's content.
     own: fields of the weights' rules beside their bits.
+    inputs: the rule for the input of the last layer.
     """
     embeddings, head = content.get("embeddings", 8), content.get("head", 8)
     return {
@@ -211,7 +213,7 @@ def _rule(name: str, content: Mapping[str, Any], defaults: Mapping[str, Mapping[
     if "match" not in content:
         raise ValueError(f"rule {name!r} does not say which layers: add match, for example match: 'layer1.*'.")
     weight, activation = (_tensor_rule(name, key, content.get(key), defaults[key]) for key in defaults)
-    return Rule(str(content["match"]), weight, activation, bool(content.get("required", True)))
+    return Rule(str(content["match"]), weight, activation, _flag(content, "required", default=True))
 
 
 def _tensor_rule(

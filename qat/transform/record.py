@@ -23,15 +23,15 @@ class PreparedRecord:
     """What `prepare` was called with, and what it found.
 
     Attributes:
-        policy: the argument.
+        policy: the policy.
         float_edges: tensors and operations left in float.
         notes: sentences for `inspect` to show.
         way: how the graph was captured: "torch.fx", "torch.export" or "layer by layer".
-        example: the example inputs, if there were any, and if they can be described.
-        reason: why an earlier way of capture was not taken; "".
-        multiply_adds: operation of the graph -> what it takes on the first inputs that the model was run with; empty before.
+        example: the description of the example inputs, if there were any and they have one.
+        reason: why an earlier way of capture was not taken; "" if none was tried.
+        multiply_adds: operation of the graph -> its multiply-adds on the first inputs of the model; empty before these.
         training: whether the float network was in training mode.
-        architecture: how the float network is built (`qat.structure`); None if a file cannot say it.
+        architecture: how the float network is built (`qat.structure`); None if that cannot be described.
         rules: layer, or other module with weights -> the rule of the policy that decided on it.
     """
 

@@ -38,8 +38,9 @@ class Rule:
             )
 
     def input_of(self, layer: type[nn.Module]) -> TensorRule | None:
-        """How the input of a layer of this class is quantized: convolutions have no tokens, so they get a range per tensor, or
-        blocks along the channels.
+        """How the input of a layer of this class is quantized.
+
+        Convolutions have no tokens, so they get a range per tensor, or blocks along the channels.
         """
         rule = self.activation
         if rule is None or issubclass(layer, nn.Linear):
@@ -53,7 +54,7 @@ class Rule:
         return rule
 
     def reduced(self, name: str) -> Rule:
-        """The same rule with weights of which two products with 8-bit inputs fit 16 bits: 7 bits in place of 8. name: of it.
+        """The rule with 7-bit weights in place of 8-bit ones: two products with 8-bit inputs fit 16 bits. name: its name.
 
         Raises:
             ValueError: the weights' levels are codes of an 8-bit grid.

@@ -1,4 +1,4 @@
-"""What each target can run, as far as it is a matter of the policy: open choices are made for it, others are refused."""
+"""What each target can run: it makes the choices that a policy leaves open, and refuses those that it cannot run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from qat.transform.tensor_rule import TensorRule
 class Kernel(Enum):
     """What a target has for a layer.
 
-    INTEGER: sums of codes. FLOAT: products of dequantized codes, enough where the layer returns floats. FLOAT_WEIGHT: those of
-    a layer that is not quantized. NONE: nothing.
+    INTEGER: sums of codes. FLOAT: products of dequantized codes, enough where the layer returns floats. FLOAT_WEIGHT: only a
+    float layer. NONE: nothing.
     """
 
     INTEGER = auto()
@@ -38,6 +38,7 @@ class TargetGrids:
         dynamic: whether it has layers whose inputs are quantized on the range of each batch or token.
         float_layers: whether it has layers with integer weights that compute in float: weight-only, or scaled per group.
         lookup_tables: whether it has activations that are looked up in a table.
+        fp8_inputs: whether it has inputs of layers in FP8 with a static scale.
         kernel: what it has for a layer, whatever the rule.
     """
 
@@ -53,7 +54,7 @@ class TargetGrids:
         """Refuse to quantize what this target cannot compute, or would compute in float between codes.
 
         Args:
-            model: that has the layers.
+            model: the model with the layers.
             rules: layer -> its rule.
             makes_codes: layers whose results are quantized.
 
@@ -80,7 +81,7 @@ class TargetGrids:
         return replace(rule, signed=True) if self.zero_is_code_0 and rule.signed is None and rule.bits == 8 else rule
 
     def faults(self, name: str, rule: Rule) -> Iterable[str]:
-        """What this target cannot run of a rule: sentences that say what to write instead. name: of the rule."""
+        """Sentences about what this target cannot run in a rule, which say what to write instead. name: the rule's name."""
         weight, activation = rule.weight, rule.activation
         who = f"target={self.name} cannot run rule {name!r}"
         formats = [t for t in (weight, activation) if t is not None and issubclass(t.quantizer_class, ScaledFloat)]
@@ -104,7 +105,7 @@ class TargetGrids:
             yield from self.faults_of_activation(who, activation)
 
     def faults_of_activation(self, who: str, activation: TensorRule) -> Iterable[str]:
-        """The same of an activation alone. who: begins the sentence."""
+        """The same for an activation alone. who: the beginning of the sentence."""
         if not self.dynamic and issubclass(activation.quantizer_class, Dynamic):
             yield f"{who}, which quantizes on the range of each batch: write a preset such as w8a8, without _dynamic."
         elif not self.lookup_tables and issubclass(activation.quantizer_class, LookupTableQuantizer):
