@@ -13,26 +13,25 @@ from torch import fx, nn
 from qat.capture.canonical.attention import add_dropout_of_weights, decompose_attention
 from qat.capture.canonical.canonical_form import batch_norms_of_modules, make_canonical
 from qat.capture.canonical.dropout_rates import WithoutDropout, rates_in_graph
-from qat.capture.canonical.products import has_products, products_as_layers, shapes_in_run, shapes_of_export
+from qat.capture.canonical.products import products_as_layers, shapes_in_run, shapes_of_export
 from qat.capture.canonical.recurrent import recurrent_as_modules
 from qat.capture.errors import CaptureError, StatefulError
 from qat.capture.exported.export import exported
 from qat.capture.exported.following import follow_the_model
-from qat.capture.graphs.arguments import Arguments, call_arguments, take_all_arguments
+from qat.capture.graphs.arguments import call_arguments, take_all_arguments
 from qat.capture.graphs.call_format import CallFormat
 from qat.capture.graphs.compiled import CompiledGraph
 from qat.capture.graphs.in_place import overwritten_and_read_again
 from qat.capture.install import install, installed_graph
 from qat.capture.state.stored import remember
 from qat.capture.traced.around_forward import around_forward
-from qat.capture.traced.hidden import hiding_functions, hiding_modules
 from qat.capture.traced.hooks import drop_traced_hooks, watched_hooks, without_traced_hooks
+from qat.capture.traced.limits import unfit_for_fx
 from qat.capture.traced.traces import Traces
 from qat.capture.training.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
 from qat.capture.training.only_in_training import add_only_in_training, drop_only_in_training, result_of
 from qat.capture.training.statistics import add_updates, updated_in_training
 from qat.contexts import training_mode
-from qat.operations import is_label
 
 
 @dataclass
@@ -41,11 +40,11 @@ class Captured:
 
     Attributes:
         graph: its nodes name submodules and parameters of the model.
-        way: how it was found.
-        reason: why an earlier way, or a better one, was not taken; "".
+        way: how it was captured.
+        reason: why another way was not taken; "" if none was tried.
         form: how calls of forward become inputs of the graph; None: they are its inputs.
-        exact: whether the graph computes what forward does to the bit; attention in products does not.
-        differs_in_training: a sentence to show if forward has other operations in training, which the graph does not have.
+        exact: whether the graph computes to the bit what forward does; not with attention written as products.
+        differs_in_training: a sentence to show if forward has operations in training that the graph lacks; otherwise "".
         only_in_training: names of layers that the graph runs in training alone.
     """
 
@@ -81,7 +80,7 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
     if why := around_forward(model, args, kwargs or {}):
         raise CaptureError(why)
     with suppress(NotImplementedError), training_mode(model, True):  # a module of torch.export has no train()
-        pass  # it empties caches of what forward calculates of parameters
+        pass  # it empties caches of what forward calculates from parameters
     with watched_hooks(model) as hooks:
         captured = _captured(model, args, kwargs or {})
     if drop_traced_hooks(model, captured.graph, hooks):
@@ -93,7 +92,7 @@ def capture(model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, A
 def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
     given = _arguments(model, args, kwargs) if args or kwargs else None
     traces, failed = Traces(model, given), ""
-    if given is not None and (unfit := _unfit_for_fx(traces, given)):
+    if given is not None and (unfit := unfit_for_fx(traces, given)):
         try:
             return _from_export(model, args, kwargs, CaptureError(unfit))
         except CaptureError as error:
@@ -109,26 +108,6 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         return _from_export(model, args, kwargs, reason)
 
 
-def needs_example_inputs(model: nn.Module) -> bool:
-    """Whether `capture` without example inputs may give another graph: layers that torch.fx does not see, optional arguments,
-    products whose factors may have any number of axes, what only training computes.
-
-    It is not traced for this: `capture` may still fail without example inputs where this is False.
-    """
-    if installed_graph(model) is not None:
-        return False
-    parameters = inspect.signature(model.forward).parameters.values()
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    if any(p.default is not p.empty or p.kind in several for p in parameters):
-        return True
-    traces = Traces(model)
-    if _hidden(traces):
-        return True
-    with suppress(CaptureError):
-        return has_products(model, traces.in_evaluation[0]) or not traces.are_the_same
-    return False
-
-
 def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return call_arguments(inspect.signature(model.forward), args, kwargs)
@@ -136,28 +115,10 @@ def _arguments(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         raise CaptureError(f"{type(model).__name__} cannot be called with its example inputs: {error}") from error
 
 
-def _unfit_for_fx(traces: Traces, given: Arguments) -> str:
-    """What a graph of torch.fx would lack, although forward may be traced; "" if nothing."""
-    if hidden := _hidden(traces):
-        return f"torch.fx sees no layers in {hidden[0]!r}"
-    parameters = inspect.signature(traces.model.forward).parameters
-    optional = [name for name in given if is_label(name) and name in parameters and parameters[name].default is None]
-    return f"torch.fx would require {optional[0]!r}, which forward does not" if optional else ""
-
-
-def _hidden(traces: Traces) -> list[str]:
-    """Names of modules and functions with layers that torch.fx does not see."""
-    if modules := hiding_modules(traces.model):
-        return modules
-    with suppress(CaptureError):
-        return hiding_functions(traces.model, traces.in_evaluation[0])
-    return []
-
-
 def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: CaptureError) -> Captured:
     try:
         graph, form = exported(model, args, kwargs)
-    except Exception as error:  # whatever torch.export says of somebody's forward
+    except Exception as error:  # torch.export may raise anything for a user's forward
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise CaptureError(f"{reason}; torch.export: {said[0]}") from error
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
@@ -211,7 +172,9 @@ def _from_fx(traces: Traces, called: Callable[[Callable[..., Any]], Any]) -> Cap
 
     def check() -> None:
         forward = seen_in_training(model, lambda: called(type(model).__call__))
-        norms = frozenset(batch_norms_of_modules(model, graph, training).values())  # modules, and alive, before long
+        norms = frozenset(
+            batch_norms_of_modules(model, graph, training).values()
+        )  # BatchNorms that will be modules again
         _refuse_what_stops(model, forward, repeat, norms, [*stored, *of_training])
 
     if given and (updates or not same):
@@ -248,8 +211,12 @@ def can_be_captured(model: nn.Module) -> bool:
 
 
 def _updates(model: nn.Module, graph: fx.Graph, training: fx.Graph | None) -> bool:
-    """Whether the graph updates moving statistics from now on. Refuses graphs that read what they have overwritten, and those
-    that would stop statistics."""
+    """Whether the graph updates moving statistics from now on.
+
+    Raises:
+        CaptureError: the graph reads what it has overwritten.
+        StatefulError: it would no longer update some statistics.
+    """
     if (changed := overwritten_and_read_again(model, graph)) is not None:
         raise CaptureError(f"{type(model).__name__} overwrites {changed.name!r} in place and reads it again")
     if training is None or not (lost := updated_in_training(model, graph, training)):
@@ -266,7 +233,7 @@ def _refuse_what_stops(
     norms: frozenset[str] = frozenset(),
     stored: Iterable[str] = (),
 ) -> InTraining | None:
-    """Refuse a graph that would stop counters and moving statistics. Returns what the graph does in training.
+    """Refuse a graph that would no longer update counters and moving statistics. Returns what it does in training.
 
     Args:
         forward: what the model's forward does in training.
@@ -283,7 +250,7 @@ def _refuse_what_stops(
 def _is_seen_to_differ(
     model: nn.Module, call: Callable[[], Any], forward: InTraining | None, graph: InTraining | None
 ) -> bool:
-    """Whether forward computes something else than its graph in training: it draws more random numbers, or is not random."""
+    """Whether forward computes something else than its graph in training, which random numbers alone do not explain."""
     if forward is None or graph is None or computes_the_same(forward, graph):
         return False
     if forward.drawn != graph.drawn:

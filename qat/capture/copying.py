@@ -1,4 +1,4 @@
-"""A copy of a model, also of one that keeps results of its last forward, or what cannot be copied."""
+"""Copies of models, also of those that keep results of their last forward, or objects that cannot be copied."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def copy_model(model: Model, share_parameters: bool = False) -> Model:
-    """A deep copy, of all but the parameters if these are shared. Tensors with a history (a weight under weight_norm or a mask,
-    a stored loss), which torch refuses to copy, become tensors without one: each forward computes them anew. What else cannot
-    be copied (a lock, a function of `torch.jit.script`, an open file) belongs to both.
+    """A deep copy of a model.
+
+    Tensors with a history (a weight under weight_norm or a mask, a stored loss), which torch refuses to copy, become tensors
+    without one: each forward computes them anew. Other objects that cannot be copied (a lock, a function of
+    `torch.jit.script`, an open file) are shared.
+
+    Args:
+        model: any module.
+        share_parameters: whether both models have the same parameters.
 
     Raises:
-        ValueError: its parameters are split among processes (`fully_shard`, FSDP, tensor parallelism), or a module of it has no
-            copy.
+        ValueError: its parameters are split among processes (`fully_shard`, FSDP, tensor parallelism), or one of its modules
+            cannot be copied.
     """
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "placements"):  # a DTensor, which torch.distributed need not be imported to know
@@ -35,7 +41,7 @@ def copy_model(model: Model, share_parameters: bool = False) -> Model:
                     memo[id(leaf)] = leaf.detach().clone()
     try:
         return copy.deepcopy(model, dict(memo))
-    except Exception:  # whatever an attribute says that has no copy
+    except Exception:  # an attribute that cannot be copied may raise anything
         memo |= {id(value): value for value in _without_a_copy(model, memo)}
     try:
         return copy.deepcopy(model, memo)
@@ -54,13 +60,13 @@ def _without_a_copy(model: nn.Module, memo: dict[int, object]) -> list[Any]:
         if not isinstance(leaf, nn.Module | Tensor):
             try:
                 copy.deepcopy(leaf, dict(memo))
-            except Exception:  # whatever it says
+            except Exception:  # it may raise anything
                 found.append(leaf)
     return found
 
 
 def _leaves(value: Any) -> list[Any]:
-    """What is in an attribute. Nearly all of them are plain values, tensors and empty tables of hooks."""
+    """The values in an attribute. Most attributes are plain values, tensors and empty dicts of hooks, which need no walk."""
     if type(value) in PLAIN or (isinstance(value, dict) and not value):
         return [value]
     leaves: list[Any] = tree_leaves(value)

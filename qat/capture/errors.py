@@ -6,4 +6,4 @@ class CaptureError(Exception):
 
 
 class StatefulError(CaptureError):
-    """Forward changes numbers or buffers of its own, which no graph would repeat."""
+    """Forward changes numbers or buffers of its modules in a way that a graph would not repeat."""

@@ -21,9 +21,9 @@ from qat.operations import without_labels
 def install(model: nn.Module, graph: fx.Graph, form: CallFormat | None = None) -> None:
     """Make `graph` the forward of `model`, in place: same object, same parameters, same other methods.
 
-    form: how calls become inputs of the graph, if they are not its inputs as they are. Other calls (a language model's
+    form: how calls become inputs of the graph; None: the arguments are its inputs. Calls that do not fit (a language model's
     `generate` passes a cache) get the forward that was there before, which calls the same layers: their weights are quantized,
-    and what lies between layers is not.
+    tensors between layers are not.
     """
     if _installing_class(model) is type(model):
         model.__class__ = type(model).__bases__[0]
@@ -51,7 +51,7 @@ def serves_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 def graph_inputs(
     model: nn.Module, graph: fx.Graph, form: CallFormat | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[Any] | None:
-    """What the inputs of the graph of `model` are in this call, in their order; None if it does not serve the call."""
+    """The values of the inputs of the graph of `model` for this call, in order; None if the graph does not serve the call."""
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
     if form is not None:
         return form.flat(arguments)

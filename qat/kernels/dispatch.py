@@ -1,4 +1,4 @@
-"""Which backend computes on a tensor; where there is none, torch's own operations do."""
+"""Which backend computes on a tensor. Without one, torch's own operations do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qat.kernels.operators import Operators
 
 
 def uses_native(x: Tensor) -> bool:
-    """Whether a backend can read `x`. It looks at no values, so it waits for no device."""
+    """Whether a backend can read `x`. Values are not looked at, so no device is waited for."""
     available = {"cpu": cpu.available, "cuda": triton.available}.get(x.device.type)
     return x.dtype is not torch.float64 and x.numel() > 0 and available is not None and available()
 

@@ -50,12 +50,12 @@ def fake_quantize(
 
 
 def _operators(x: Tensor) -> Any:
-    """The operators of torch while torch.compile traces, otherwise the backend's own functions, which have less overhead."""
+    """The registered operators while torch.compile traces, otherwise the backend's own functions, which have less overhead."""
     return registered if torch.compiler.is_compiling() else operators_for(x)
 
 
 class _Native(torch.autograd.Function):
-    """One pass of a compiled kernel each way. Saves a leaf itself, and one byte per element of any other tensor."""
+    """One pass of a compiled kernel each way. Saves x itself if it is a leaf, otherwise one byte per element."""
 
     @staticmethod
     def forward(
@@ -84,7 +84,7 @@ class _Native(torch.autograd.Function):
 
 
 class _NativeOnCpu(torch.autograd.Function):
-    """`_Native` and `Floor` as one node of autograd, and nothing that a step can do without: where Python's own time counts."""
+    """`_Native` and `Floor` as one node of autograd, because on a CPU the time of Python itself counts."""
 
     @staticmethod
     def forward(
@@ -138,9 +138,7 @@ class _Composite(torch.autograd.Function):
         if second_order.is_recorded():
             parts = _inside_and_factor(x.detach(), scale.detach(), lo, hi)
             return *second_order.fake_quantize_backward(grad, *parts, scale, ctx.gradient_scale), None, None, None
-        if (
-            x.element_size() < 4
-        ):  # half precision: the saved y was rounded again, and x must be compared with float32 bounds
+        if x.element_size() < 4:  # half precision: the saved y was rounded again, and the bounds are float32
             x = x.float()
             y = torch.div(x, scale).clamp_(lo, hi).round_().mul_(scale)
         inside = zero_outside(x, lo * scale, hi * scale)
@@ -170,7 +168,7 @@ def zero_outside(x: Tensor, lo: Tensor, hi: Tensor) -> Callable[[Tensor], Tensor
 
 
 def _inside_and_factor(x: Tensor, scale: Tensor, lo: Tensor | float, hi: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Whether x lies inside the bounds, and what g is multiplied with in dscale: round(v) - v, or the bound outside."""
+    """Whether x lies inside the bounds, and the factor of g in dscale: round(v) - v inside, the bound outside."""
     x = x.float()
     v = x / scale
     lowest, highest = lo * scale, hi * scale

@@ -49,5 +49,5 @@ class Floor(torch.autograd.Function):
 
 
 def raised_only(grad: Tensor, below: Tensor) -> Tensor:
-    """The gradient, but where `below` only what raises the value when a step goes against it."""
+    """The gradient; where `below`, only if a step against it raises the value, otherwise 0."""
     return torch.where(below & (grad > 0), 0, grad)

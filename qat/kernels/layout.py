@@ -1,4 +1,4 @@
-"""The memory order of tensors: kernels walk through memory, so all their tensors must have the same order."""
+"""The memory order of tensors: kernels walk through memory, so all their tensors must have the same one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The functions that a backend has."""
+"""The functions that every backend has."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ class Operators(NamedTuple):
     """Functions of a backend on its device's tensors.
 
     `fake_quantize` and its kin take float32, bfloat16 and float16, and their results have the dtype of x or grad; the others
-    take float32.
-    scale, lo and hi (of `clip_and_round`): float32, one value, or one for each row of x. lo, hi of the others: bounds of
-    x / scale. Sums (gradients of scales, bounds and tables) are float32 and the same in every run.
+    take float32. scale, and lo and hi of `clip_and_round`: float32, one value, or one for each row of x. lo and hi of the
+    others: bounds of x / scale. Sums (gradients of scales, bounds and tables) are float32 and the same in every run.
     """
 
     fake_quantize: Callable[..., Tensor]

@@ -1,4 +1,4 @@
-"""Fake quantization as operators of torch, which torch.compile keeps whole. Each runs the backend of its tensors' device."""
+"""Fake quantization as operators of torch, which torch.compile keeps whole. Each runs the backend for its tensors' device."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from qat.kernels.cpu.library import loaded_kernels
 from qat.torch_private import tensor_version
 
 FEWEST_BY_ROWS = 1 << 16
-"""A tensor with a scale for each row is a weight, of which the small ones are not worth the time."""
+"""A tensor with a scale for each row is a weight; smaller ones are not worth the time."""
 
 
 class ByteEncoding(NamedTuple):
-    """How a tensor is saved as bytes: its values are (lo + byte) * scale, as long as its `version` has not changed.
+    """How a tensor is saved as bytes: its values are (lo + byte) * scale, until its `version` changes.
 
     scale: float32, one value, or one for each row.
     """
@@ -28,7 +28,7 @@ class ByteEncoding(NamedTuple):
 
 
 class SavedCodes(NamedTuple):
-    """A tensor that autograd saves as bytes: a view of the memory that `codes` stand for."""
+    """A tensor that autograd saves as bytes: a view (size, stride, offset) of the memory that `codes` stand for."""
 
     codes: Tensor
     encoding: ByteEncoding

@@ -159,7 +159,7 @@ def _captured(
 
 
 def _in_no_file(model: nn.Module, graph: fx.Graph) -> str:
-    """A sentence about a convolution with groups for each sample and weights made from the input: no file can hold it. Or ""."""
+    """A sentence about a convolution with groups for each sample and weights made of the input: no file can hold it; or ""."""
     calls = {node: call_of(model, node) for node in graph.nodes if node.op == "call_function"}
     found = [n.name for n, c in calls.items() if "conv" in c.name and isinstance(c.get("groups"), fx.Node)]
     if not found:

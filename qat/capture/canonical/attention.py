@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from qat.capture.canonical.dropout_rates import DropoutRates, attention_arguments
 
 ADDED_DROPOUT = "attention_dropout_of_graph_"
-"""The beginning of the names of dropout modules that are added."""
+"""Prefix of the names of added dropout modules."""
 
 _RATES = ("dropout_p", "attention_dropout", "attn_dropout", "attn_drop", "dropout_prob", "dropout")
-"""Where the module around an attention keeps the rate of its dropout, which it does not pass on in evaluation."""
+"""Attributes in which modules keep the rate of the dropout of their attention, which they pass on in training only."""
 
 
 def decompose_attention(model: nn.Module, graph: fx.Graph, rates: DropoutRates | None) -> bool:
@@ -36,7 +36,7 @@ def decompose_attention(model: nn.Module, graph: fx.Graph, rates: DropoutRates |
     for i, node in enumerate(found):
         arguments = attention_arguments(node.args, node.kwargs)
         if arguments["enable_gqa"]:
-            continue  # fewer keys than queries
+            continue  # keys have fewer heads than queries
         rate = rates.attention[i] if rates is not None and known else _rate_of_owner(model, node)
         name = ""
         if rate:
@@ -62,8 +62,10 @@ def add_dropout_of_weights(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def add_mask(scores: Tensor, mask: Tensor) -> Tensor:
-    """scores where a bool mask is true, or scores + mask, at least the lowest finite number: softmax of nothing but -inf is
-    NaN. scores: [..., queries, keys]."""
+    """scores where a bool mask is true, or scores + mask; elsewhere the lowest finite number, as softmax of only -inf is NaN.
+
+    scores: [..., queries, keys].
+    """
     lowest = torch.finfo(scores.dtype).min
     if mask.dtype is torch.bool:
         return scores.masked_fill(mask.logical_not(), lowest)
@@ -71,7 +73,7 @@ def add_mask(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 def add_causal_mask(scores: Tensor) -> Tensor:
-    """scores without those of keys behind the query. scores: [..., queries, keys]."""
+    """scores, with those of keys after the query masked. scores: [..., queries, keys]."""
     allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     return add_mask(scores, allowed)
 

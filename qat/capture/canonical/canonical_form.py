@@ -17,11 +17,11 @@ from qat.nn.padding import padding_of_every_side
 from qat.torch_private import BatchNorm
 
 ADDED_DROPOUT = "dropout_of_graph_"
-"""The beginning of the names of dropout modules that are added."""
+"""Prefix of the names of added dropout modules."""
 
 
 def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None, rates: DropoutRates | None) -> bool:
-    """Rewrite the graph of evaluation, and add to the model or recast in it what the new calls need, in place.
+    """Rewrite the graph of evaluation, and add or recast the modules that the new calls need, in place.
 
     Args:
         training: the graph of the same forward in training, if there is one: it says which flags follow `model.training`.
@@ -50,7 +50,7 @@ def transposes_as_methods(graph: fx.Graph) -> None:
 
 
 def dropouts_as_modules(model: nn.Module, graph: fx.Graph, rates: DropoutRates | None) -> None:
-    """Replace F.dropout(x, p, self.training), whose flag tracing froze, by nn.Dropout, which follows train() and eval()."""
+    """Replace F.dropout(x, p, self.training), whose flag tracing fixed, by nn.Dropout, which follows train() and eval()."""
     found = _calls(graph, DROPOUTS)
     known = rates is not None and len(rates.functions) == len(found)
     number = 0
@@ -86,7 +86,7 @@ def batch_norms_of_modules(model: nn.Module, graph: fx.Graph, training: fx.Graph
         name = owner_of(arguments["running_mean"])
         norm = model.get_submodule(name) if name is not None else None
         if not isinstance(norm, BatchNorm) or arguments["training"] or (training is not None and name not in follows):
-            continue  # without statistics of its own, or frozen
+            continue  # without statistics, or frozen
         tensors = ("running_mean", "running_var", "weight", "bias")
         present = [getattr(norm, key) is not None for key in tensors]
         if [owner_of(arguments[key]) == name for key in tensors] == present and arguments["eps"] == norm.eps:
@@ -117,8 +117,11 @@ _NORMS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
 
 
 def paddings_as_operations(model: nn.Module, graph: fx.Graph) -> bool:
-    """Let convolutions with another `padding_mode` than zeros read what F.pad returns, and pad nothing themselves, in place:
-    codes can be padded with other codes as well as floats can. Returns whether there were any."""
+    """Let F.pad pad for convolutions whose `padding_mode` is not zeros, in place: it pads codes as well as floats.
+
+    Returns:
+        Whether there were any.
+    """
     changed: dict[nn.Module, tuple[list[int], str]] = {}
     for node in graph.nodes:
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None

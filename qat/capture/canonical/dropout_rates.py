@@ -24,18 +24,18 @@ DROPOUTS: dict[Any, Callable[[float], nn.Module]] = {
 
 @dataclass(frozen=True)
 class DropoutRates:
-    """In the order of the calls; 0 where dropout is off in training, too.
+    """The rates of dropout, in the order of the calls; 0 where dropout is off in training, too.
 
     Attributes:
-        functions: of `DROPOUTS`, which the modules of torch call, too.
-        attention: of F.scaled_dot_product_attention.
+        functions: those of calls of `DROPOUTS`, which the modules of torch call, too.
+        attention: those of calls of F.scaled_dot_product_attention.
     """
 
     functions: list[float] = field(default_factory=list)
     attention: list[float] = field(default_factory=list)
 
     def see(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Append the rate of a call, if it is one."""
+        """Append the rate of a call, if it has one."""
         if function is F.scaled_dot_product_attention:
             self.attention.append(float(attention_arguments(args, kwargs)["dropout_p"]))
         elif function in DROPOUTS or function is torch.dropout:
@@ -44,7 +44,7 @@ class DropoutRates:
 
 
 class RecordedRates(TorchFunctionMode):
-    """Inside of its `with` block, `rates` gets those of all calls."""
+    """Inside its `with` block, records the rates of all calls in `rates`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class RecordedRates(TorchFunctionMode):
 
 
 class WithoutDropout(TorchFunctionMode):
-    """Inside of its `with` block, dropout returns its input."""
+    """Inside its `with` block, dropout returns its input."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -69,7 +69,7 @@ class WithoutDropout(TorchFunctionMode):
 
 
 def rates_in_graph(training: fx.Graph | None) -> DropoutRates | None:
-    """Those of a graph of torch.fx that was traced in training; None without one."""
+    """The rates in a graph that torch.fx traced in training; None without one."""
     if training is None:
         return None
     rates = DropoutRates()
@@ -94,7 +94,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> None:
-    """torch's function has no signature of its own."""
+    """The signature of torch's function, which has none of its own."""
 
 
 def _dropout_arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ LETTERS = string.ascii_letters
 
 
 class Factors(NamedTuple):
-    """The call of a product. added: what is added to it (baddbmm); equation: of einsum; dims: of tensordot."""
+    """The call of a product. added: the summand of baddbmm. equation: that of einsum. dims: those of tensordot."""
 
     name: str
     first: fx.Node
@@ -54,9 +54,9 @@ def factors_of(model: nn.Module, node: fx.Node) -> Factors | None:
 
 
 def equation_of(factors: Factors, first: int | None, second: int | None) -> Equation | None:
-    """The equation of a product; None if it has none, or is not known without the number of axes.
+    """The equation of a product; None if it has none, or if it depends on an unknown number of axes.
 
-    first, second: how many axes the factors have; None: it is not known.
+    first, second: how many axes the factors have; None: unknown.
     """
     match factors.name:
         case "einsum":
@@ -87,7 +87,7 @@ def _einsum(node: fx.Node) -> Factors | None:
 
 
 def _expanded(equation: str, first: int | None, second: int | None) -> Equation | None:
-    """With letters in the place of the ellipsis, and with the result that an equation without an arrow implies."""
+    """The equation of einsum with letters for its ellipsis, and with the implied result if it has no arrow."""
     inputs, arrow, result = equation.partition("->")
     parts = inputs.split(",")
     unused = [letter for letter in LETTERS if letter not in equation]

@@ -1,4 +1,4 @@
-"""Calls of functions that a layer computes, in all their spellings: parsed once, here."""
+"""Calls of functions that a layer could compute; this is the only place that parses their spellings."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def functional_call(node: fx.Node) -> FunctionalCall | None:
         return None
     if layer is nn.Embedding:
         options.pop("norm_type", None)
-        if options.get("padding_idx") == -1:  # torch.embedding's word for none
+        if options.get("padding_idx") == -1:  # torch.embedding writes None so
             del options["padding_idx"]
     if any(isinstance(value, fx.Node) for value in _flat(options.values())) or {"alpha", "beta"} & set(options):
         return None
@@ -81,7 +81,7 @@ def functional_call(node: fx.Node) -> FunctionalCall | None:
 
 
 def template(call: FunctionalCall, weight: torch.Tensor) -> nn.Module:
-    """A layer of torch.nn with the options of the call and without values (device "meta"). weight: of the layer's own axes."""
+    """A layer of torch.nn with the options of the call and without values (device "meta"). weight: in the layer's axes."""
     shape, bias, groups = tuple(weight.shape), call.bias is not None, call.options.get("groups", 1)
     make: Callable[..., nn.Module] = call.layer
     if call.layer is nn.Linear:

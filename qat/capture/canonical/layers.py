@@ -23,8 +23,8 @@ from qat.nn import borrowing_layer, copy_options, is_layer, is_quantized, layer_
 def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
     """Replace functions whose weight depends on parameters alone by calls of layers, in place.
 
-    The module that owns the weight becomes the layer itself, if it is a convolution that pads on its own, or the like.
-    Otherwise a layer is added under it, which borrows the weight.
+    If the module that owns the weight is a subclass of the layer with a forward of its own (a convolution that pads), it
+    becomes the layer. Otherwise a layer is added under it, which borrows the weight.
 
     Returns:
         Whether a module was recast.
@@ -60,7 +60,7 @@ def layers_as_modules(model: nn.Module, graph: fx.Graph) -> bool:
 
 
 def _calls_with_parameters(graph: fx.Graph, parameters: set[str]) -> list[FunctionalCall]:
-    """The calls whose weight depends on parameters alone, without those that only calculate the weight of another (LoRA)."""
+    """The calls whose weight depends on parameters alone, except those that calculate the weight of another call (LoRA)."""
     calls: list[FunctionalCall] = []
     calculating: set[fx.Node] = set()
     for node in graph.nodes:
@@ -108,7 +108,7 @@ def _is_already_the_layer(model: nn.Module, owner: str, calls: Sequence[Function
 
 
 def _is_the_layer(model: nn.Module, owner: str, calls: Sequence[FunctionalCall]) -> bool:
-    """Whether all calls compute what the owner of their weight is by its base class."""
+    """Whether all calls compute what the base class in torch.nn of the weight's owner computes."""
     first, module = calls[0], model.get_submodule(owner)
     other_uses = [user for user in first.weight.users if user not in [call.node for call in calls]]
     bias = getattr(module, "bias", None)

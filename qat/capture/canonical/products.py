@@ -35,7 +35,7 @@ class _Product(NamedTuple):
 
     @property
     def stacked(self) -> str:
-        """Axes along which each part of x has a matrix of its own."""
+        """Axes along which every slice of x is multiplied by its own matrix."""
         return "".join(c for c in self.weight_axes if c in self.axes and c in self.result)
 
     @property
@@ -45,7 +45,7 @@ class _Product(NamedTuple):
 
     @property
     def outputs(self) -> str:
-        """Axes that the weight brings."""
+        """Axes that only the weight has."""
         return "".join(c for c in self.weight_axes if c not in self.axes)
 
     def count(self, letters: str) -> int:
@@ -231,7 +231,7 @@ def _grouped(graph: fx.Graph, product: _Product) -> fx.Node:
 
 
 def _without_lonely_axes(graph: fx.Graph, product: _Product) -> tuple[fx.Node, tuple[str, str]]:
-    """x, summed over axes that nothing else has; its axes, and those among them that only it and the result have."""
+    """x, summed over axes that neither the weight nor the result has; its axes, and those of them that the weight lacks."""
     lonely = [i for i, c in enumerate(product.axes) if c not in product.result and c not in product.weight_axes]
     x = graph.call_method("sum", (product.x, lonely)) if lonely else product.x
     axes = "".join(c for i, c in enumerate(product.axes) if i not in lonely)

@@ -47,7 +47,7 @@ def recurrent_as_modules(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def _read_layer(graph: fx.Graph, node: fx.Node, call: fx.Node, is_lstm: bool) -> None:
-    """Let who reads part i of (output, h, c) read it from (output, (h, c)), or from (output, h)."""
+    """Let readers of part i of (output, h, c) read it from (output, (h, c)), or from (output, h)."""
     for user in list(node.users):
         index = int(user.args[1])  # type: ignore[arg-type]
         part = graph.call_function(operator.getitem, (call, min(index, 1)))

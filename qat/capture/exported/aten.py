@@ -1,4 +1,4 @@
-"""The vocabulary of torch.export (aten) in that of torch.fx, so that the floors above know one."""
+"""From the vocabulary of torch.export (aten) to that of torch.fx, so that the floors above know only one."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ _BINARY: dict[str, Any] = {
     "add.Tensor": operator.add, "add_.Tensor": operator.iadd, "sub.Tensor": operator.sub, "mul.Tensor": operator.mul,
     "div.Tensor": operator.truediv, "add.Scalar": operator.add, "mul.Scalar": operator.mul,
 }  # fmt: skip
-"""Operation of aten -> operator, if there is no `alpha`."""
+"""Operation of aten -> operator, for calls without `alpha`."""
 
 _DROPOUTS: dict[str, Any] = {
     "dropout": F.dropout, "alpha_dropout": F.alpha_dropout, "feature_alpha_dropout": F.feature_alpha_dropout,
 }  # fmt: skip
 _OF_CHANNELS = {5: F.dropout3d, 4: F.dropout2d, 3: F.dropout1d}
-"""Axes of its input -> what aten calls feature_dropout."""
+"""Number of axes of the input -> function that aten calls feature_dropout."""
 
 _WITH_INDICES: dict[str, Any] = {
     "adaptive_max_pool1d": F.adaptive_max_pool1d, "adaptive_max_pool2d": F.adaptive_max_pool2d,
     "adaptive_max_pool3d": F.adaptive_max_pool3d, "max_pool2d_with_indices": F.max_pool2d,
     "max_pool3d_with_indices": F.max_pool3d,
 }  # fmt: skip
-"""Operation of aten that returns (values, indices) -> function that returns the values, unless it is asked for both."""
+"""Operation of aten that returns (values, indices) -> function that returns the values, or both with `return_indices`."""
 
 _METHODS = frozenset(
     ("reshape", "permute", "transpose", "expand", "contiguous", "unsqueeze", "squeeze", "select", "flip", "repeat", "unflatten",
@@ -65,12 +65,12 @@ def to_torch(node: fx.Node) -> None:
     elif name in _BINARY and not node.kwargs:
         node.target = _BINARY[name]
     elif base in ("view", "_unsafe_view"):
-        # a view of what a layer wrote need not be one of its codes, whose strides may differ
+        # what can be viewed in float need not be in codes, whose strides may differ
         node.op, node.target = "call_method", "reshape"
     elif base in _WITH_INDICES:
         node.target = _WITH_INDICES[base]
         for unread in [user for user in node.users if user.target is operator.getitem and not user.users]:
-            node.graph.erase_node(unread)  # torch 2.12 takes both results out, read or not
+            node.graph.erase_node(unread)  # torch 2.12 unpacks both results, read or not
         if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
             node.kwargs = {**node.kwargs, "return_indices": True}
         else:
@@ -88,7 +88,7 @@ def to_torch(node: fx.Node) -> None:
         x, weight, bias, mean, variance, momentum, eps = node.args
         node.target, node.args = F.batch_norm, (x, mean, variance, weight, bias, False, momentum, eps)
         _is_its_first_result(node)
-    elif name == "copy.default":  # which has no derivative
+    elif name == "copy.default":  # it has no derivative
         _copy_as_expand(node)
     elif base in ("slice_scatter", "select_scatter"):
         _scatter_as_two(node)
@@ -126,7 +126,7 @@ def _copy_as_expand(node: fx.Node) -> None:
 
 
 def _scatter_as_two(node: fx.Node) -> None:
-    """Overwrite real and imaginary parts one by one: of complex numbers it has no derivative."""
+    """Scatter real and imaginary parts one by one: the operation has no derivative for complex numbers."""
     value, scatter = node.meta.get("val"), node.target
     if not isinstance(value, torch.Tensor) or not value.is_complex():
         return

@@ -34,9 +34,9 @@ from qat.torch_private import (
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[fx.Graph, CallFormat]:
     """The graph of forward in evaluation, in torch.fx's vocabulary, with the names of the model's own parameters.
 
-    Tensors that the model does not own become buffers of it, in place. A language model is followed without its cache. Sizes
-    stay free, those besides the batch size unless forward cuts images into windows: reasoning about free sizes takes
-    torch.export minutes there.
+    Tensors that the model does not own become buffers of it, in place. A language model is followed without its cache. All
+    sizes stay free; only the batch size does if forward cuts images into windows, where torch.export would reason about free
+    sizes for minutes.
 
     Raises:
         Exception: anything that torch.export raises.
@@ -94,7 +94,7 @@ def _without_cache(model: nn.Module, arguments: Mapping[str, Any]) -> dict[str, 
 
 
 def _free_sizes(x: Tensor, count: int | None) -> list[Any]:
-    """For each axis whether its size is free; of the first `count` alone, or of all."""
+    """For each axis whether its size is free: the first `count` axes, or all if it is None."""
     return [torch.export.Dim.AUTO if count is None or axis < count else None for axis in range(x.ndim)]
 
 
@@ -111,7 +111,7 @@ class _RankOfViews(TorchFunctionMode):
 
 
 def _observed(model: nn.Module, arguments: Mapping[str, Any]) -> int:
-    """Run forward once; return the most axes that one of its tensors had. Dataclasses that it returns are known from now on.
+    """Run forward once, and return the most axes that one of its tensors had. Registers the dataclasses that it returns.
 
     Raises:
         ValueError: it calls a function whose gradient torch.export would not keep, or stores a tensor that a loss may read.
@@ -121,7 +121,7 @@ def _observed(model: nn.Module, arguments: Mapping[str, Any]) -> int:
         with torch.random.fork_rng(devices=()), _RankOfViews() as ranks, functions_that_are_called() as functions:
             tree_leaves(model(*arguments.values()))
         stored = _stored_in_every_call(attributes, lambda: model(*arguments.values()))
-    except Exception:  # torch.export will say it, in its own words
+    except Exception:  # torch.export will raise it, too
         return 0
     finally:
         attributes.restore(keep_new=False)
@@ -164,7 +164,7 @@ def _form_without_labels(
                 leaves, spec = tree_flatten(model(**others, **dict(form.implied)))
         finally:
             attributes.restore()
-    except Exception:  # a user's forward may say anything where it misses its labels
+    except Exception:  # a user's forward may raise anything without its labels
         return None
     output = next(node for node in rest.nodes if node.op == "output")
     if len(tree_flatten(output.args[0])[0]) != len(leaves):
@@ -212,7 +212,8 @@ def _over_the_model(model: nn.Module, unlifted: fx.GraphModule, form: CallFormat
 def _without_overwriting(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """A program that writes new tensors.
 
-    torch.export decomposes nothing for it, but leaves out dropout in evaluation. So it is told that this is another operation.
+    torch.export makes operations functional without decomposing any, but drops dropout, which does nothing in evaluation. So
+    another operation stands in for it meanwhile.
     """
     native, functions = torch.ops.aten.native_dropout.default, []
     for node in program.graph.nodes:
@@ -267,7 +268,7 @@ def _tensor_at(module: nn.Module, path: str) -> Tensor:
 
 
 def _each_its_own(values: Any) -> Any:
-    """Nested values in which no tensor occurs twice: torch.export takes labels that are the input for one argument."""
+    """Nested values in which no tensor occurs twice: torch.export merges arguments that are one tensor (labels, the input)."""
     seen: set[int] = set()
 
     def own(x: Any) -> Any:
@@ -281,5 +282,5 @@ def _each_its_own(values: Any) -> Any:
 
 
 def _at_least_two(x: Any) -> Any:
-    """Samples of one twice: torch.export takes a size of 1 for a constant."""
+    """A batch of one sample doubled, because torch.export takes a size of 1 for a constant."""
     return torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x

@@ -1,6 +1,6 @@
-"""Tensors that a graph of torch.export makes itself: on the device and in the dtype that the model has now.
+"""Device and dtype of the tensors that a graph of torch.export makes: they follow those of the model.
 
-torch.export writes down those that it had then. Here they are read off a small buffer, which moves with the model.
+torch.export writes down those of the model at capture. Here they are read from a small buffer, which moves with the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ANCHOR = "anchor_of_graph"
 
 
 def follow_the_model(model: nn.Module, graph: fx.Graph) -> None:
-    """Let every constant device and dtype in the graph that is the model's follow the model, in place."""
+    """Replace every device and dtype in the graph that equals the model's by one read from the anchor, in place."""
     like = next((p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()), None)
     if like is None:
         return
@@ -37,7 +37,7 @@ def follow_the_model(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def stop_following(model: nn.Module, graph: fx.Graph) -> None:
-    """Write the device and the dtype that the model has now into the graph, in place."""
+    """Undo `follow_the_model`: write the model's present device and dtype into the graph, in place."""
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is getattr and _is_anchor(node.args[0]):
             value = getattr(getattr(model, ANCHOR), str(node.args[1]))

@@ -47,7 +47,7 @@ def module_of_program(program: ExportedProgram) -> fx.GraphModule:
 
 
 def _structured(program: ExportedProgram, results: list[fx.Node]) -> Any:
-    """Results as the program returned them; a tuple if that was an object of a class of its own."""
+    """Results in the structure that the program returned; a tuple if that has classes that a graph cannot return."""
     spec = program.call_spec.out_spec
     return tree_unflatten(results, spec) if spec is not None and is_plain(spec) else tuple(results)
 

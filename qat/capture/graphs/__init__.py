@@ -1,1 +1,1 @@
-"""Graphs as such: their inputs, their nodes, and the forward that runs them."""
+"""Tools for graphs: their inputs, their nodes, and the function that runs them."""

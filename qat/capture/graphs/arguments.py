@@ -1,4 +1,4 @@
-"""The arguments of one call of forward: by name, back to positions, and as the inputs of a graph."""
+"""The arguments of a call of forward: by name, by position, and as the inputs of a graph."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Arguments = Mapping[str, Any]
 
 
 def call_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of forward by name, without those that are their defaults.
+    """The arguments of a call of forward by name, without those that equal their defaults.
 
-    signature: of the bound method.
+    signature: that of the bound method.
 
     Raises:
         TypeError: forward does not take them.
@@ -43,17 +43,17 @@ def has_tensors(value: Any) -> bool:
 
 
 def is_fixed_value(value: Any) -> bool:
-    """Whether a value has no tensors, and can be written down: None, numbers, flags, texts, nested or not."""
+    """Whether a value consists of None, numbers, flags and texts, nested or not."""
     return all(type(leaf) in PLAIN for leaf in tree_leaves(value))
 
 
 def required_arguments(signature: inspect.Signature, given: Arguments | None) -> list[str]:
     """The names of the arguments that have no default, in order.
 
-    given: the arguments of a call, which say how many `*xs` and `**options` it has.
+    given: the arguments of a call, which tell what `*xs` and `**options` hold.
 
     Raises:
-        TypeError: forward takes such, and there is no call.
+        TypeError: forward takes *args or **kwargs, and no call is given.
     """
     parameters = signature.parameters.values()
     if given is None:
@@ -68,11 +68,11 @@ def required_arguments(signature: inspect.Signature, given: Arguments | None) ->
 def called_by_name(
     model: nn.Module, names: list[str], fixed: Arguments, around: Callable[..., Any] | None = None
 ) -> Iterator[None]:
-    """Inside the `with`, forward takes the arguments `names` and no others; those of `fixed` have these values.
+    """Inside the `with`, forward takes only the arguments `names`; those in `fixed` have their values.
 
     A tracer gives every argument a proxy, which would hide an `x is None`.
 
-    around: is called with the model, forward as a function of (args, kwargs), args and kwargs in place of forward.
+    around: called in place of forward, with the model, forward as a function of (args, kwargs), args and kwargs.
     """
     cls, signature = type(model), inspect.signature(model.forward)
 
@@ -95,14 +95,15 @@ def called_by_name(
 def take_all_arguments(
     graph: fx.Graph, signature: inspect.Signature, given: Arguments, implied: Arguments | None = None
 ) -> list[tuple[str, Any]]:
-    """Give a graph all arguments of forward, in their order, in place. Those that it does not read must have the value of
-    the call that it was made of, or their default.
+    """Give a graph all arguments of forward, in their order, in place.
+
+    The graph checks that arguments that it does not read have the value that they had when it was made.
 
     Args:
         graph: its inputs are arguments of forward by name.
-        signature: of the bound method.
-        given: the arguments of the call that are not defaults.
-        implied: arguments that every call has, even if it does not write them.
+        signature: that of the bound method.
+        given: the arguments of the call that the graph was made with, without defaults.
+        implied: arguments that the graph was made with beside these.
 
     Returns:
         (name, default) of every input.
@@ -126,7 +127,7 @@ def take_all_arguments(
             has_default, default = True, None
             checks.append((check_given_argument, inputs[name], name))
         optional |= has_default
-        if optional:  # Python allows no argument without a default behind one that has it
+        if optional:  # Python allows no argument without a default after one that has one
             inputs[name].args = (default,)
         ordered.append(name)
     for name in reversed(ordered):
@@ -164,7 +165,7 @@ def nest_inputs(graph: fx.Graph, arguments: Arguments) -> None:
 
 
 def argument_names(signature: inspect.Signature, given: Arguments) -> list[str]:
-    """The names of all arguments that a call may have, those of `*xs` and `**options` one by one, as the call has them."""
+    """The names of all arguments that a call may have; those of `*xs` and `**options` as the given call has them."""
     names: list[str] = []
     for p in signature.parameters.values():
         if p.kind is p.VAR_POSITIONAL:

@@ -1,4 +1,4 @@
-"""Between a call of forward, with names, defaults and nested values, and the flat inputs and outputs of a graph."""
+"""From a call of forward, with names, defaults and nested values, to the inputs of a graph, and back from its outputs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class CallFormat:
     Attributes:
         inputs: the structure of the arguments by name.
         names: their names.
-        is_tensor: for each leaf of it, whether it is a tensor.
-        constants: the leaves that are none.
+        is_tensor: for each leaf of `inputs`, whether it is a tensor.
+        constants: the leaves that are not tensors.
         output: the structure of the result.
-        others_allowed: whether forward itself can serve calls of another format.
-        without_labels: the format of calls without labels, if these have some; their graph is a part of the graph.
-        implied: arguments that a call has even if it does not write them, because the graph was made with them.
-        parameters: the inputs of the graph in order, each with the value that it has in calls without it.
+        others_allowed: whether the original forward can serve calls of another format.
+        without_labels: the format of calls without labels, if calls of this one have some; a part of the graph serves them.
+        implied: arguments that the graph was made with, and that calls may leave out.
+        parameters: the inputs of the graph in order, each with its value in calls that leave it out.
     """
 
     inputs: TreeSpec

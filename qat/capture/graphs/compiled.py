@@ -16,10 +16,10 @@ _number = itertools.count()
 
 
 class CompiledGraph:
-    """A graph and its function. Neither is changed any more: copies share it, and a pickled one comes back.
+    """A graph and its function. Neither changes any more, so copies are the same object; it can be pickled.
 
     Args:
-        graph: belongs to this object from now on.
+        graph: owned by this object from then on.
     """
 
     def __init__(self, graph: fx.Graph) -> None:

@@ -7,7 +7,7 @@ import operator
 from torch import Tensor, fx, nn
 
 _FILLING = ("copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_")
-"""Methods that overwrite a tensor, whatever was in it, and have no other form."""
+"""Methods that overwrite a tensor whatever it held, and have no other form."""
 
 
 def works_in_place(model: nn.Module, node: fx.Node) -> bool:
@@ -34,7 +34,7 @@ def make_out_of_place(model: nn.Module, node: fx.Node) -> None:
 
 
 def overwritten_and_read_again(model: nn.Module, graph: fx.Graph) -> fx.Node | None:
-    """The first tensor that is read after it was overwritten: sites sit between a tensor and its readers, and copy it."""
+    """The first tensor that is read after it was overwritten, which a site between it and its readers would break; or None."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if node.op != "output" and node.all_input_nodes and works_in_place(model, node):
@@ -52,7 +52,7 @@ def overwriting_buffers(model: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]
 
 
 def _seen_through(model: nn.Module, node: fx.Node) -> fx.Node:
-    """The tensor whose memory this one is: `x.data`, `x.detach()`, what an operation has overwritten."""
+    """The tensor whose memory this one shares: as `x.data`, as `x.detach()`, as the result of an in-place operation."""
     while node.all_input_nodes:
         is_data = node.target is getattr and node.args[1] == "data"
         if not is_data and node.target != "detach" and not works_in_place(model, node):

@@ -10,7 +10,7 @@ from torch import fx, nn
 from qat.capture.graphs.compiled import CompiledGraph
 
 _PARAMETRIZATIONS = ".parametrizations."
-"""In the names of the modules of torch.nn.utils.parametrize, which are called without arguments."""
+"""Part of the names of modules of torch.nn.utils.parametrize, which are called without arguments."""
 
 
 def replace_by_module(node: fx.Node, name: str, arguments: tuple[Any, ...]) -> fx.Node:
@@ -24,7 +24,7 @@ def replace_by_module(node: fx.Node, name: str, arguments: tuple[Any, ...]) -> f
 
 
 def erase_unused(nodes: Iterable[fx.Node]) -> None:
-    """Erase those of `nodes` that are not read, and what only they read."""
+    """Erase those of `nodes` that nothing reads, and the nodes that only they read."""
     todo = list(nodes)
     while todo:
         node = todo.pop()

@@ -1,1 +1,1 @@
-"""What forward stores on its modules."""
+"""Attributes that forward stores on its modules."""

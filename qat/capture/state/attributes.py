@@ -1,5 +1,7 @@
-"""The attributes of modules before and after a forward: tracing must leave no proxies behind, and a graph must not lose what
-forward stores."""
+"""The attributes of modules before and after a forward.
+
+Tracing must leave no proxies behind, and a graph must store what forward stores.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ class Attributes:
         }
 
     def changed(self) -> Iterator[tuple[str, dict[str, Any], str, Snapshot | None]]:
-        """(path, attributes of the module, key, value before) of every attribute that is another one now."""
+        """(path, attributes of the module, key, value before) of every attribute that has changed."""
         for name, module in self.modules.items():
             now, before = module.__dict__, self.before[name]
             for key in list(now):
@@ -49,23 +51,23 @@ class Attributes:
         return {path: tensors for path, tensors in found.items() if tensors}
 
     def restore(self, keep_new: bool = True) -> dict[str, Stored]:
-        """Set everything back, in place.
+        """Restore all attributes, in place.
 
         Args:
-            keep_new: whether attributes that were not there before stay, unless they hold proxies: what forward caches.
+            keep_new: whether new attributes stay, unless they hold proxies: forward's caches.
 
         Returns:
             What forward stored while it was traced: "module.attribute" -> its value.
 
         Raises:
-            NotInGraphError: forward changed something else. Everything has been set back.
+            NotInGraphError: forward changed something else. Everything has been restored.
         """
         stored: dict[str, Stored] = {}
         lost: list[str] = []
         for path, now, key, before in self.changed():
             value = now[key]
             if before is not None and _is_cache(before, value):
-                pass  # the graph calculates what would be in it
+                pass  # the graph calculates its values itself
             elif has_proxies(value):
                 found = stored_value(before, value)
                 if found is None:
@@ -94,18 +96,17 @@ class Attributes:
         ]
 
     def mark(self, paths: list[str]) -> None:
-        """Let a `Marker` be all that these lists hold."""
+        """Replace the contents of these lists by a `Marker`."""
         for path in paths:
             owner, _, key = path.rpartition(".")
             replace_contents(vars(self.modules[owner])[key], [Marker()])
 
     def filled_with_numbers(self) -> list[str]:
-        """Names of new attributes, and of lists, dicts and sets with something new, without a tensor of tracing: caches, and
-        counters."""
+        """Names of changed attributes without proxies: caches and counters."""
         return [path for path, now, key, _ in self.changed() if not has_proxies(now[key])]
 
     def growing(self, paths: list[str]) -> list[str]:
-        """Those among these attributes that hold other numbers now, or more or less."""
+        """Those of these attributes that hold other numbers now, or another number of values."""
         now = {path: value for path, attributes, key, _ in self.changed() for value in [attributes[key]]}
         return [path for path in paths if path in now and self._at(path).grows(now[path])]
 
@@ -115,7 +116,7 @@ class Attributes:
 
 
 def _is_cache(before: Snapshot, value: Any) -> bool:
-    """Whether forward only added something to a dict that depends on parameters alone."""
+    """Whether forward only added values to a dict that depend on parameters alone."""
     if not isinstance(value, dict) or value is not before.value or _counts(before, value):
         return False
     todo = [leaf.node for leaf in tree_leaves(value) if isinstance(leaf, fx.Proxy)]

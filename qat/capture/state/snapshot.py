@@ -15,9 +15,9 @@ class Snapshot:
         self.parts = None if contents is None else [Snapshot(part, (*around, id(value))) for part in contents]
 
     def is_now(self, value: Any, identical: bool = True) -> bool:
-        """Whether an attribute that has this value now is as it was.
+        """Whether this value of an attribute is the one of the snapshot.
 
-        identical: whether lists, dicts, sets and deques must be the same objects, too. torch.export rebuilds those of an LSTM.
+        identical: whether lists, dicts, sets and deques must be the same objects, too; torch.export rebuilds those of an LSTM.
         """
         if self.parts is None or type(value) is not type(self.value):
             return same(value, self.value)
@@ -29,7 +29,7 @@ class Snapshot:
         )
 
     def grows(self, value: Any) -> bool:
-        """Whether a value now holds other numbers than before, or more or less. Tensors do not count."""
+        """Whether a value holds other numbers than before, or another number of values. Tensors do not count."""
         contents = contents_of(value)
         if self.parts is None or contents is None:
             return type(value) is type(self.value) and isinstance(value, int | float | str) and value != self.value
@@ -38,11 +38,11 @@ class Snapshot:
         )
 
     def contents(self) -> list[Any]:
-        """What was in it; a dict's keys and values in turn."""
+        """What the value held; a dict's keys and values in turn."""
         return [part.value for part in self.parts or ()]
 
     def restored(self) -> Any:
-        """The value, with its contents in place."""
+        """The value, with its contents put back."""
         contents = [part.restored() for part in self.parts or ()]
         if self.parts is not None and not isinstance(self.value, tuple) and not self.is_now(self.value):
             replace_contents(self.value, contents)
@@ -68,7 +68,7 @@ def replace_contents(value: Any, contents: list[Any]) -> None:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are one, or numbers, texts and what contains such that are equal: torch.export rebuilds those."""
+    """Whether two values are one object, or equal numbers, texts or collections of these, which torch.export rebuilds."""
     return a is b or (type(a) is type(b) and isinstance(a, int | float | str | tuple | list | dict) and _equal(a, b))
 
 

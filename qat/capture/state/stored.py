@@ -13,11 +13,11 @@ from qat.nn import SideEffect
 from qat.torch_private import tree_leaves, tree_map
 
 Way = Literal["set", "update", "replace", "extend"]
-"""How an attribute gets a value: as another object, or in place: some keys, all contents, or more contents."""
+"""How an attribute gets its value: it is set, or its contents change: some keys, all of them, or more at the end."""
 
 
 class Stored(NamedTuple):
-    """A value that forward stores. value: with nodes in the place of tensors."""
+    """A value that forward stores. value: has nodes in place of tensors."""
 
     way: Way
     value: Any
@@ -33,7 +33,7 @@ class Stored(NamedTuple):
 
 
 class Remember(SideEffect):
-    """Stores what it is called with as an attribute of another module, as the forward did that it was traced from."""
+    """Stores its argument as an attribute of another module, as the traced forward did."""
 
     def __init__(self, owner: nn.Module, attribute: str, way: Way = "set") -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Remember(SideEffect):
 
 
 class Marker:
-    """Lies in a list while forward is traced, to see whether forward empties the list."""
+    """Put into a list while forward is traced, to see whether forward empties the list."""
 
 
 def stored_value(before: Snapshot | None, value: Any) -> Stored | None:
@@ -86,7 +86,7 @@ def remember(model: nn.Module, graph: fx.Graph, stored: Mapping[str, Stored]) ->
 
 
 def has_proxies(value: Any) -> bool:
-    """Whether there is a tensor of tracing in nested values."""
+    """Whether nested values hold a proxy of tracing."""
     return any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(value))
 
 

@@ -1,4 +1,4 @@
-"""A `__call__` of somebody's own, which a graph of forward does not contain."""
+"""A `__call__` of the user's class, which a graph of forward does not contain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qat.torch_private import tree_leaves
 def around_forward(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Why a graph of forward would lack something that calls of the model compute, as a sentence; "" if it lacks nothing.
 
-    args, kwargs: example inputs, in which a `__call__` that only has type hints is seen to add nothing.
+    args, kwargs: example inputs, which show whether a `__call__` (that only adds type hints) adds nothing.
     """
     call = type(model).__call__
     if call is nn.Module.__call__ or call.__module__.startswith("torch."):
@@ -25,7 +25,7 @@ def around_forward(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     try:
         of_call, of_forward = (_results(model, function, args, kwargs) for function in (call, nn.Module.__call__))
         same = len(of_call) == len(of_forward) and all(map(_equal, of_call, of_forward))
-    except Exception:  # forward may not take what a __call__ of somebody's own takes
+    except Exception:  # forward may not take what the __call__ takes
         same = False
     return "" if same else f"the __call__ of {type(model).__name__} computes something around forward"
 

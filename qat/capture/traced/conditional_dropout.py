@@ -14,7 +14,7 @@ from qat.nn import is_identity_in_evaluation
 
 
 def add_dropout(model: nn.Module, graph: fx.Graph, training: fx.Graph) -> None:
-    """Let a graph of evaluation call, in place, the dropout that only training calls, if they are the same otherwise."""
+    """Add the dropout that only training calls to the graph of evaluation, in place, if the graphs are the same otherwise."""
     of_both = [[n for n in g.nodes if not _is_dropout(model, n)] for g in (graph, training)]
     if operations(of_both[0]) != operations(of_both[1]):
         return

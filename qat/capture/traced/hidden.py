@@ -11,12 +11,12 @@ _HIDING = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDeco
 
 
 def hiding_modules(model: nn.Module) -> list[str]:
-    """Names of modules that calculate with weights inside one operation of torch, as attention does."""
+    """Names of modules whose weights are used inside one operation of torch, such as attention."""
     return [name for name, module in model.named_modules() if isinstance(module, _HIDING)]
 
 
 def hiding_functions(model: nn.Module, graph: fx.Graph) -> list[str]:
-    """Names of functions that are given weights, but that `torch.fx.wrap` keeps from being traced into."""
+    """Names of functions that are given weights, and that `torch.fx.wrap` keeps whole."""
     return [str(node.target.__name__) for node in graph.nodes if _is_wrapped(node) and _takes_weights(model, node)]
 
 

@@ -1,4 +1,4 @@
-"""Hooks that change what a module takes or returns: operations of the graph, and no hooks any more."""
+"""Hooks that change what a module takes or returns: they become operations of the graph, and are removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class WatchedHook:
 
     Attributes:
         changes: whether it returned something, or overwrote a tensor.
-        silent: whether it is not to run.
+        silent: whether its calls do nothing.
     """
 
     def __init__(self, hook: Callable[..., Any]) -> None:
@@ -77,8 +77,13 @@ def without_traced_hooks(model: nn.Module) -> Iterator[None]:
 
 
 def drop_traced_hooks(model: nn.Module, graph: fx.Graph, places: list[_Place]) -> bool:
-    """Take the hooks that change something away from the modules that the graph calls, and from the model, in place: what
-    they compute is in the graph. Returns whether there were any."""
+    """Remove the hooks that change something from the model and the modules that the graph calls, in place.
+
+    The graph computes what they did.
+
+    Returns:
+        Whether there were any.
+    """
     called = {model, *(model.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module")}
     dropped = [place for place in places if place.watched.changes and place.module in called]
     for place in dropped:
@@ -105,7 +110,7 @@ def call_with_hooks(module: nn.Module, call: Callable[..., Any], args: tuple[Any
 
 
 def _traced_hook(hook: Any, *arguments: Any) -> Any:
-    """What a watched hook returns for proxies. Nothing is left in the graph of one that only looks."""
+    """What a watched hook returns for proxies. Nodes of a hook that changes nothing are removed from the graph."""
     proxy: Any = next((x for x in tree_leaves(arguments) if isinstance(x, fx.Proxy)), None)
     if not isinstance(hook, WatchedHook) or proxy is None:
         return None
@@ -113,7 +118,7 @@ def _traced_hook(hook: Any, *arguments: Any) -> Any:
     known = set(graph.nodes)
     try:
         result = hook(*arguments)
-    except Exception:  # it reads values, as one that collects statistics does
+    except Exception:  # it reads values, to collect statistics for example
         result = None
     if result is None:
         made = [node for node in graph.nodes if node not in known]

@@ -1,4 +1,4 @@
-"""The operations of a graph of torch.fx, to be compared with those of another."""
+"""The operations of a graph of torch.fx as texts, to compare graphs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qat.capture.canonical.canonical_form import ADDED_DROPOUT, DROPOUTS
 
 
 def counted(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """Those that `operations` describes."""
+    """The nodes that `operations` describes."""
     return [
         node
         for node in nodes
@@ -23,8 +23,10 @@ def counted(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 
 
 def operations(nodes: Iterable[fx.Node]) -> list[str]:
-    """The operations of nodes in order, and which of them are returned, without dropout and BatchNorm's flags and counters,
-    which modules decide."""
+    """The operations of nodes in order, and which of them are returned.
+
+    Dropout, and the flags and counters of BatchNorm, are left out, because modules decide on them.
+    """
 
     def numbers(node: fx.Node) -> list[float]:
         values = () if node.target is F.batch_norm else (*node.args, *node.kwargs.values())

@@ -25,9 +25,9 @@ from qat.torch_private import assert_function, own_buffers
 
 
 class Tracer(fx.Tracer):
-    """Leaves are what has a known forward; a subclass with a forward of its own is traced into, whatever its class says.
+    """Modules with a known forward are leaves; a subclass with a forward of its own is traced into.
 
-    Parameters and buffers are nodes, so that what forward computes of them is computed again whenever they change.
+    Parameters and buffers are nodes, so that what forward computes from them is computed again whenever they change.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        """A node of the graph, which cannot say that its gradient is switched off. In training, its meta says so."""
+        """A node of the graph. Operations without gradients are refused, or, in training, marked in the node's meta."""
         without_gradient = self.records_gradients and not torch.is_grad_enabled() and kind.startswith("call_")
         if without_gradient and not self.root.training:
             raise fx.proxy.TraceError("its forward uses torch.no_grad, which a graph of torch.fx cannot hold")
@@ -91,7 +91,7 @@ class Tracer(fx.Tracer):
 
 
 class _TensorProxy(fx.Proxy):
-    """A parameter or buffer, whose shape is known. Its values are not: they change."""
+    """A parameter or buffer: its shape is known, its values are not, because they change."""
 
     def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: Tensor) -> None:
         super().__init__(node, tracer)
@@ -143,8 +143,10 @@ def traced(model: nn.Module, training: bool, given: Arguments | None = None) -> 
 
 @contextmanager
 def _buffers_kept() -> Iterator[None]:
-    """Inside the `with`, a forward that assigns a new tensor to a buffer overwrites it in training, and is refused by name in
-    evaluation; torch would only say its type."""
+    """Inside the `with`, a forward that assigns a tensor to a buffer overwrites it in training and is refused in evaluation.
+
+    The error names the buffer; torch's own would only name its type.
+    """
     original = nn.Module.__setattr__
 
     def assign(module: nn.Module, name: str, value: Any) -> None:
@@ -165,7 +167,7 @@ def _buffers_kept() -> Iterator[None]:
 
 
 def _is_asserting(frame: FrameType) -> bool:
-    """Whether the truth that the frame is asking for decides an `assert` statement."""
+    """Whether the frame asks for a truth value to decide an `assert` statement."""
     instructions = list(dis.get_instructions(frame.f_code))
     here = next((i for i, step in enumerate(instructions) if step.offset == frame.f_lasti), None)
     if here is None:

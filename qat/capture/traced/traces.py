@@ -1,4 +1,4 @@
-"""What torch.fx sees of a model in evaluation and in training."""
+"""The graphs that torch.fx traces of a model in evaluation and in training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from qat.capture.traced.tracer import traced
 
 
 class Traces:
-    """What torch.fx sees of a model called with these arguments, traced once in each mode."""
+    """The graphs of a model called with these arguments, traced at most once in each mode."""
 
     def __init__(self, model: nn.Module, given: Arguments | None = None) -> None:
         self.model, self.given = model, given
 
     @cached_property
     def in_evaluation(self) -> tuple[fx.Graph, dict[str, Stored]]:
+        """The graph in evaluation, and what it stores on modules."""
         return _traced(self.model, self.given, training=False)
 
     @cached_property
     def in_training(self) -> tuple[fx.Graph, dict[str, Stored]] | None:
-        """None if only evaluation can be traced."""
+        """The graph in training and what it stores; None if only evaluation can be traced."""
         try:
             return _traced(self.model, self.given, training=True)
         except StatefulError:
@@ -38,7 +39,7 @@ class Traces:
             return None
 
     def keep_dropout(self) -> None:
-        """Let the graph of evaluation have the dropout that forward calls in training alone."""
+        """Add the dropout that forward calls in training alone to the graph of evaluation."""
         if self.in_training is not None:
             add_dropout(self.model, self.in_evaluation[0], self.in_training[0])
 

@@ -1,1 +1,1 @@
-"""What forward does in training alone."""
+"""What forward computes, updates and stores in training only."""

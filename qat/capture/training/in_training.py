@@ -1,4 +1,4 @@
-"""What forward does in training: a graph of evaluation must leave behind the same statistics."""
+"""What a call in training returns and changes: a graph of evaluation must leave the same statistics."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from qat.torch_private import own_buffers, tree_leaves
 
 @dataclass(frozen=True)
 class InTraining:
-    """One call in training.
+    """What one call in training did.
 
     Attributes:
         results: the tensors that it returned.
         changed: names of the buffers that it changed.
         counted: names of the attributes that it changed.
-        drawn: the state of the generators of random numbers afterwards: how many it drew.
-        rates: those of its dropout.
+        drawn: the state of the random generators afterwards, which tells how many numbers it drew.
+        rates: the rates of its dropout.
     """
 
     results: list[Tensor]
@@ -36,9 +36,9 @@ class InTraining:
 
 
 def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -> InTraining | None:
-    """Call a forward in training and set everything back; None if it cannot run (a BatchNorm wants two samples).
+    """Call a forward in training and restore the model; None if it cannot run (a BatchNorm needs two samples).
 
-    Random numbers are the same in every such call with the same seed.
+    Calls with the same seed get the same random numbers.
     """
     attributes, buffers = Attributes(model), _buffers(model)
     copies = {name: value.clone() for name, (_, _, value) in buffers.items()}
@@ -73,9 +73,10 @@ def seen_in_training(model: nn.Module, call: Callable[[], Any], seed: int = 0) -
 def not_repeated(
     forward: InTraining, graph: InTraining, norms: frozenset[str] = frozenset(), stored: Iterable[str] = ()
 ) -> str:
-    """What forward changes in training and its graph does not, as the rest of a sentence; "" if nothing.
+    """What forward changes in training and its graph does not, as part of a sentence; "" if nothing.
 
     Args:
+        forward, graph: what they did.
         norms: names of modules whose buffers do not count.
         stored: names of attributes that the graph will store, too.
     """

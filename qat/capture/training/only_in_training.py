@@ -1,4 +1,4 @@
-"""What forward computes in training alone: auxiliary heads, and results that differ from those of evaluation."""
+"""What forward computes in training only: auxiliary heads, and results that differ from those of evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = "only_in_training"
 
 
 class OnlyInTraining(SideEffect):
-    """Computes in training what forward returns there of tensors of the graph, as the forward did that it was traced from.
+    """Computes in training, from tensors of the graph, what the traced forward returned in training.
 
     Args:
         owner: the module whose submodules and parameters the graph names.
@@ -50,7 +50,7 @@ def add_only_in_training(
 ) -> list[str] | None:
     """Let a graph of evaluation compute, store and return in training what forward does there, in place.
 
-    It cannot where training changes what layers of the graph read, with noise or by leaving blocks out.
+    That fails where training changes what layers of the graph read, with noise or by leaving out blocks.
 
     Args:
         training: the graph of the same forward in training.
@@ -74,7 +74,7 @@ def add_only_in_training(
     model.add_module(NAME, OnlyInTraining(model, CompiledGraph(part)).train(model.training))
     with graph.inserting_before(next(iter(reversed(graph.nodes)))):
         graph.call_module(NAME, tuple(inputs))
-    for node in list(graph.nodes):  # what training reads at the end is not overwritten before
+    for node in list(graph.nodes):  # what training reads at the end must not be overwritten before
         if (
             node.op != "output"
             and node.all_input_nodes
@@ -96,7 +96,7 @@ def drop_only_in_training(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def has_only_in_training(graph: fx.Graph) -> bool:
-    """Whether the graph computes something in training alone."""
+    """Whether the graph computes something in training only."""
     return any(node.op == "call_module" and node.target == NAME for node in graph.nodes)
 
 
@@ -107,7 +107,7 @@ def result_of(model: nn.Module, results: Any) -> Any:
 
 
 def _rest(training: fx.Graph, twins: Mapping[fx.Node, fx.Node]) -> list[fx.Node]:
-    """What only training computes, without the counters of BatchNorms that become modules, which count themselves."""
+    """The nodes that only training has, without the counters of BatchNorms that become modules."""
     norms = {str(owner_of(n.args[1])) for n in twins if n.target is F.batch_norm}
     counters = {n for n in training.nodes if n.op == "get_attr" and str(n.target).rpartition(".")[0] in norms}
     counters = {n for n in counters if str(n.target).endswith("num_batches_tracked")}

@@ -1,4 +1,4 @@
-"""Moving statistics that forward updates in training: a graph of evaluation gets them from that of training."""
+"""Moving statistics that forward updates in training: the updates are copied from the graph of training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from qat.capture.traced.operations import operations
 from qat.nn import SideEffect
 
 _COUNTER = "num_batches_tracked"
-"""What BatchNorm counts itself."""
+"""The counter that BatchNorm modules update themselves."""
 
 
 class UpdateInTraining(SideEffect):
-    """Changes buffers of another module in training, as the forward did that the graph was traced from.
+    """Changes buffers of another module in training, as the traced forward did.
 
     Args:
         owner: the module whose buffers the graph names.
-        update: what is calculated from the inputs.
+        update: the graph from tensors of the main graph to the changes.
     """
 
     def __init__(self, owner: nn.Module, update: CompiledGraph) -> None:
@@ -38,7 +38,7 @@ class UpdateInTraining(SideEffect):
 
 
 def updated_in_training(model: nn.Module, graph: fx.Graph, training: fx.Graph) -> set[str]:
-    """Names of the buffers that forward overwrites in training alone."""
+    """Names of the buffers that forward overwrites only in training."""
     lost = set(overwriting_buffers(model, training).values()) - set(overwriting_buffers(model, graph).values())
     return {name for name in lost if not name.endswith(_COUNTER)}
 
@@ -47,7 +47,7 @@ def add_updates(model: nn.Module, graph: fx.Graph, training: fx.Graph) -> bool:
     """Let the graph of evaluation update the statistics, too, in place.
 
     Returns:
-        Whether it does. It does not if forward computes something else in training, or the update cannot be told from it.
+        Whether it could be done: not if forward computes something else in training, or the update cannot be separated.
     """
     names = updated_in_training(model, graph, training)
     changing = [node for node, name in overwriting_buffers(model, training).items() if name in names]
@@ -90,7 +90,7 @@ def twins_of(graph: fx.Graph, training: fx.Graph) -> dict[fx.Node, fx.Node]:
 
 
 def _key(node: fx.Node, names: dict[fx.Node, fx.Node]) -> str:
-    """What the node computes, in names of the graph of evaluation, but for the flags of dropout and BatchNorm."""
+    """A text for what the node computes, with the names of `names`, without the flags of dropout and BatchNorm."""
     if node.target is F.batch_norm or node.target in DROPOUTS:
         return f"{node.target} {[names[n].name for n in node.all_input_nodes]}"
     arguments = map_arg((node.args, node.kwargs), lambda n: f"%{names[n].name}")
@@ -98,7 +98,7 @@ def _key(node: fx.Node, names: dict[fx.Node, fx.Node]) -> str:
 
 
 def _needed(changing: list[fx.Node], twins: dict[fx.Node, fx.Node]) -> set[fx.Node]:
-    """The nodes that change something, and what is calculated for them alone."""
+    """The nodes that change something, and those that only they need."""
     found: set[fx.Node] = set()
     todo = list(changing)
     while todo:

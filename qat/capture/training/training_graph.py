@@ -1,4 +1,4 @@
-"""The graph of what forward computes in training, to be read: nobody runs it."""
+"""The graph of what forward computes in training, for analysis only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COUNTER = "num_batches_tracked"
 def training_graph(model: nn.Module) -> fx.Graph:
     """The canonical graph of forward in training: its calls of layers and norms, auxiliary heads among them.
 
-    A forward that draws random numbers, as one that skips blocks, is traced with the same ones in every call. Counters of
+    A forward that draws random numbers, for example to skip blocks, is traced with the same ones in every call. Counters of
     BatchNorm are left out. The model is changed as by `capture`, so pass a copy.
 
     Raises:
@@ -39,7 +39,7 @@ def training_graph(model: nn.Module) -> fx.Graph:
     for node in graph.nodes:
         if node.op == "call_function" and (node.target is F.batch_norm or node.target in DROPOUTS):
             bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-            node.args, node.kwargs = (), {**bound.arguments, "training": False}  # as the modules that they become
+            node.args, node.kwargs = (), {**bound.arguments, "training": False}  # so that they become modules
     make_canonical(model, graph, None, None)
     _drop_counters(graph)
     return graph

@@ -14,7 +14,7 @@ def available() -> bool:
 
 
 def operators() -> Operators:
-    """Its functions on tensors; only if they are available."""
+    """The backend's functions on tensors; only if `available()`."""
     from qat.kernels.cpu.functions import OPERATORS
 
     return OPERATORS

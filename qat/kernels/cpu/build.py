@@ -1,4 +1,4 @@
-"""Compiles C source to a shared library, once per machine, and loads nothing else than what it compiled."""
+"""Compiles C source to a shared library, once per machine, and loads only what it compiled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qat.files import cache_folder
 FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp"]
 """None of them changes results: no reassociation, no reciprocals, no fused multiply-add."""
 UNFINISHED = ".writing-"
-"""How the folders begin in which a compilation is under way."""
+"""Prefix of the temporary folders of compilations."""
 TIMEOUT = 300
 """Seconds that a compilation may take."""
 
@@ -33,14 +33,14 @@ class BuildError(Exception):
 
 
 class NoCompilerError(BuildError):
-    """This machine has nothing to build it with."""
+    """This machine has no compiler, or no OpenMP of torch, to build the library with."""
 
 
 def shared_library(source: Path) -> Path:
     """The path of the compiled `source`: native/<hash>-<hash of its content>.so in the cache (`qat.files.cache_folder`).
 
     It is linked with torch's own OpenMP, whose threads it shares: a second OpenMP would compete with torch for the cores. A
-    file whose content is not what was compiled is compiled again, and so is what a killed compilation left behind.
+    file whose content is not what was compiled is compiled again; what a killed compilation left behind is removed.
 
     Raises:
         NoCompilerError: no C compiler (CC, cc, gcc or clang), not Linux, or a torch without its own OpenMP.
@@ -100,7 +100,7 @@ def _library_folder() -> Path:
 
 @functools.cache
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """It is removed when the process ends."""
+    """A temporary folder, removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="qat-native-")
 
 

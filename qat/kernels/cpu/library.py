@@ -37,7 +37,7 @@ NOT_A_NUMBER = -128
 
 @functools.cache
 def load_library(source: str) -> ctypes.CDLL | None:
-    """The compiled C file of this folder; None without a C compiler, or with QAT_NATIVE=0 in the environment.
+    """The compiled form of a C file in this folder; None without a C compiler, or with QAT_NATIVE=0 in the environment.
 
     If it cannot be compiled or loaded, one warning says why.
     """
@@ -63,7 +63,7 @@ def bind(source: str, kernels: Callable[[ctypes.CDLL], T]) -> T | None:
 
 
 _warned: list[str] = []
-"""Why there are no compiled kernels, once it was said."""
+"""The reason of the warning, once it was given."""
 
 
 def _warn_once(reason: str) -> None:
@@ -83,7 +83,7 @@ def load_kernels() -> Kernels | None:
 
 
 def loaded_kernels() -> Kernels:
-    """`load_kernels()`, for callers that know that they are available."""
+    """`load_kernels()`, for callers that know that kernels are available."""
     kernels = load_kernels()
     assert kernels is not None
     return kernels
@@ -178,14 +178,14 @@ class Kernels:
         return dx, sums if n_scales > 1 else sums.sum(dim=1, keepdim=True)
 
     def to_codes(self, x: Tensor, scale: Tensor, lo: float) -> Tensor | None:
-        """uint8 `round(x / scale) - lo` of values that `fake_quantize` returned; None if one of them is not a code, as NaN."""
+        """uint8 `round(x / scale) - lo` of values that `fake_quantize` returned; None if one, such as NaN, has no code."""
         codes = torch.empty_like(x, dtype=torch.uint8)
         arguments = (x.data_ptr(), scale.data_ptr(), _scale_step(scale), lo, codes.data_ptr())
-        strange = self._to_codes(*arguments, *_sizes(x, scale.numel()))
-        return None if strange else codes
+        without_code = self._to_codes(*arguments, *_sizes(x, scale.numel()))
+        return None if without_code else codes
 
     def from_codes(self, codes: Tensor, scale: Tensor, lo: float) -> Tensor:
-        """The values of `to_codes` again, bit for bit."""
+        """The values that `to_codes` was given, bit for bit."""
         x = torch.empty_like(codes, dtype=torch.float32)
         arguments = (codes.data_ptr(), scale.data_ptr(), _scale_step(scale), lo, x.data_ptr())
         self._from_codes(*arguments, *_sizes(codes, scale.numel()))
@@ -201,10 +201,8 @@ class Kernels:
 
     def look_up_backward(self, grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """grad * slopes[codes], and for each slope the sum of grad at its code."""
-        dx, sums = (
-            torch.empty_like(grad),
-            torch.empty(-(-grad.numel() // LOOK_UP_CHUNK), 256, dtype=torch.float32, device=grad.device),
-        )
+        n_chunks = -(-grad.numel() // LOOK_UP_CHUNK)
+        dx, sums = torch.empty_like(grad), torch.empty(n_chunks, 256, dtype=torch.float32, device=grad.device)
         slopes = slopes.contiguous()
         inputs = (grad.data_ptr(), codes.data_ptr(), slopes.data_ptr())
         self._look_up_backward(*inputs, dx.data_ptr(), sums.data_ptr(), grad.numel(), LOOK_UP_CHUNK, threads_for(grad))
@@ -212,7 +210,7 @@ class Kernels:
 
 
 def threads_for(x: Tensor) -> int:
-    """How many threads are worth their start for this many elements."""
+    """The number of threads for this tensor: one if starting more takes longer than they save."""
     return torch.get_num_threads() if x.numel() >= MIN_ELEMENTS_FOR_THREADS else 1
 
 
@@ -230,7 +228,7 @@ def _n_rows(x: Tensor, n_scales: int) -> int:
 
 
 def _scale_step(scale: Tensor) -> int:
-    """How far the scales of two neighbouring rows are apart: 0 if all rows share one."""
+    """The distance between the scales of two neighbouring rows: 1, or 0 if all rows share one."""
     return int(scale.numel() > 1)
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from qat.kernels.cpu.library import bind, threads_for
 
 BINS = 4096
+"""Bins of a histogram; ranges.c has the same number."""
 
 
 @functools.cache
 def range_kernels() -> RangeKernels | None:
-    """The compiled functions; None where `load_kernels` has none."""
+    """The compiled functions of ranges.c; None where `load_library` has none."""
     return bind("ranges.c", RangeKernels)
 
 

@@ -23,10 +23,10 @@ def available() -> bool:
 
 @functools.cache
 def _works() -> bool:
-    """Tries them, once.
+    """Whether a trial of the kernels succeeds; it runs once.
 
-    They cannot with QAT_NATIVE=0, without Triton, on ROCm, or where a trial fails: a warning says why, once, and torch's own
-    operations compute instead.
+    They are not tried with QAT_NATIVE=0, without CUDA or on ROCm. Without Triton, or if the trial fails, one warning says why,
+    and torch's own operations compute instead.
     """
     if os.environ.get("QAT_NATIVE") == "0" or not torch.cuda.is_available() or torch.version.hip:
         return False
@@ -48,7 +48,7 @@ def _works() -> bool:
 
 
 def operators() -> Operators:
-    """Its functions on tensors; only if Triton is installed."""
+    """The backend's functions on tensors; only if Triton is installed."""
     from qat.kernels.triton.functions import OPERATORS
 
     return OPERATORS

@@ -3,7 +3,7 @@
 A tensor is rows of `columns` values in memory order, and row r has the scale scales[r * step]: step 1 is one scale per row,
 step 0 one for all. Each program computes one block of one row, `blocks` of them a row, and writes its own partial sums, so that
 no sum depends on the order in which programs run. Tensors may be float32, bfloat16 or float16; scales, bounds, tables and sums
-are float32. What the forward pass saves in one byte is said in the C file.
+are float32. The C file explains what the forward pass saves in one byte.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import triton.language as tl
 
 BLOCK = 2048
 """Elements of one program."""
-LARGEST_BOUND = 1 << 22
-"""Beyond it `_rint` is wrong."""
 
 _STEPS = tl.constexpr(252.0)
 _OUTSIDE = tl.constexpr(127)
@@ -83,7 +81,7 @@ def fake_quantize_forward(
 def fake_quantize_backward(
     grad: Any, x: Any, scales: Any, dx: Any, sums: Any, lo: Any, hi: Any, columns: Any, blocks: Any, step: Any
 ) -> Any:
-    """dx = grad inside the bounds, else 0; sums: of grad * (the rounding error inside, the bound outside)."""
+    """dx = grad inside the bounds, else 0; sums of grad * (the rounding error inside, the bound outside)."""
     row, at, mask = _block(columns, blocks)
     scale = tl.load(scales + row * step)
     values, g = _load(x, at, mask), _load(grad, at, mask)
@@ -150,7 +148,7 @@ def clip_and_round_backward(
     step: Any,
     points: tl.constexpr,
 ) -> Any:
-    """dx = grad * slope inside the bounds, else 0. sums, three of each program: of grad where x <= lo, of grad where x >= hi,
+    """dx = grad * slope inside the bounds, else 0; three sums of each program: of grad where x <= lo, of grad where x >= hi,
     and of grad * y - dx * x in between.
     """
     row, at, mask = _block(columns, blocks)
@@ -183,7 +181,7 @@ def look_up_forward(
 def look_up_backward(
     grad: Any, codes: Any, slopes: Any, dx: Any, sums: Any, columns: Any, blocks: Any, n: tl.constexpr
 ) -> Any:
-    """dx = grad * slopes[code]; sums, n of each program: of the gradients of each code."""
+    """dx = grad * slopes[code]; n sums of each program: of the gradients of each code."""
     _row, at, mask = _block(columns, blocks)
     g = _load(grad, at, mask)
     code = tl.load(codes + at, mask=mask, other=0).to(tl.int32)
