@@ -300,6 +300,7 @@ def test_a_yaml_file_that_does_not_exist() -> None:
     [
         ({"preset": "w4a8", "activation": {"symmetric": "no"}}, "symmetric='no' is neither true nor false"),
         ({"preset": "w4a8", "weight": {"narrow": "yes"}}, "narrow='yes' is neither true nor false"),
+        ({"rules": {"a": {"match": "*", "required": "no"}}}, "required='no' is neither true nor false"),
         (
             {"preset": "w4a8", "weight": {"bits": 2}},
             "weight.bits=2 cannot stand beside preset=w4a8, which sets the bits",
