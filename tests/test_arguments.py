@@ -27,6 +27,8 @@ OF_NETWORKS: dict[str, Callable[[Any], object]] = {
     "save_quantized": lambda model: qat.save_quantized(model, "folder"),
     "mode": lambda model: qat.mode(model, qat.Mode.OFF).__enter__(),
     "allocate": lambda model: qat.search.allocate(model, "w4a8", [X], size=1000),
+    "measure_latency": lambda model: qat.search.measure_latency(model, "w4a8", X),
+    "export_float_onnx": lambda model: qat.export.export_float_onnx(model, X, "model.onnx"),
 }
 OF_PATHS: dict[str, Callable[[Any], object]] = {
     "load_checkpoint": qat.load_checkpoint,
@@ -36,6 +38,15 @@ OF_PATHS: dict[str, Callable[[Any], object]] = {
     "verify": qat.verify,
     "export_onnx": lambda path: qat.export_onnx(small(), X, path),
     "ExportONNX": qat.callbacks.ExportONNX,
+    "export_float_onnx": lambda path: qat.export.export_float_onnx(small(), X, path),
+    "OnnxRuntimeNetwork": qat.export.OnnxRuntimeNetwork,
+    "LatencyTable.read": qat.search.LatencyTable.read,
+    "Allocation.load": qat.search.Allocation.load,
+}
+OF_BATCHES: dict[str, Callable[[Any], object]] = {
+    "calibrate": lambda batches: qat.calibrate(qat.prepare(small(), "w8a8", X), batches),
+    "inspect": lambda batches: qat.inspect(small(), "w8a8", batches),
+    "allocate": lambda batches: qat.search.allocate(small(), "w4a8", batches, size=1000),
 }
 
 
@@ -51,6 +62,26 @@ def test_what_is_no_network_is_called_that(name: str, value: object) -> None:
 def test_what_is_no_path_is_called_that(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"^(path|folder)=.{1,60} is not a path: write a string or a pathlib.Path"):
         OF_PATHS[name](value)
+
+
+@pytest.mark.parametrize("value", [3, "images", X], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", OF_BATCHES)
+def test_what_is_no_list_of_batches_is_called_that(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"^batches.{1,60}: write (a list of batches, )?\[tensor"):
+        OF_BATCHES[name](value)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda loss: qat.inspect(small(), "w8a8", [X], loss=loss),
+        lambda loss: qat.search.allocate(small(), "w4a8", [X], mean_bits=7, keep=(), loss=loss),
+    ],
+    ids=["inspect", "allocate"],
+)
+def test_what_is_no_loss_is_called_that(function: Callable[[Any], object]) -> None:
+    with pytest.raises(ValueError, match=r"^loss='mse' is not possible: write a function of \(outputs, batch\)"):
+        function("mse")
 
 
 def test_an_integer_model_is_not_inspected() -> None:

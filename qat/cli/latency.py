@@ -44,13 +44,12 @@ def run(given: list[str]) -> int:
     from qat.cli.sources.model import load_model
     from qat.search import measure_latency
     from qat.search.begin import WIDTHS
-    from qat.search.budget import check_widths
+    from qat.search.budget import checked_widths
     from qat.transform import load_policy
 
     with usage_errors():
         load_policy(options.policy)
-        check_widths(options.weight_bits or WIDTHS, "weight_bits")
-        check_widths(options.activation_bits or WIDTHS, "activation_bits")
+        checked_widths(options.weight_bits or WIDTHS, options.activation_bits or ())
     arguments.use_threads(options.threads)
     model = load_model(options.model, options.weights, options.architecture)
     if model.path is not None or model.is_prepared:

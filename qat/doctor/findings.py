@@ -21,12 +21,13 @@ from qat.transform.integer_share import multiply_adds_in_float
 from qat.transform.record import record_of
 
 HARMFUL_DB = 20.0
-"""A tensor whose quantization alone leaves less is named."""
+"""SQNR of the outputs: a tensor is named if quantizing it alone leaves less."""
 FAR = 30.0
-"""Times the magnitude below which 99.9 % lie: a range that reaches so far is one of a few values."""
+"""A range that reaches this many times the magnitude below which 99.9 % of the values lie is set by a few of them."""
 DEAD = 1e-7
-"""A scale below this, relative to the largest of the network, quantizes nothing."""
+"""A channel whose scale is below this, relative to the largest of its weight, is all but zero."""
 NAMED = 5
+"""How many layers or sites a finding names at most."""
 NO_LINE = "no line: write it in a form that has integers (docs/integer_arithmetic.md)"
 
 
@@ -34,9 +35,12 @@ def find_quickly(prepared: nn.Module, batches: Iterable[Any], integer: nn.Module
     """What can be seen without quantizing each tensor alone.
 
     Args:
-        prepared: with ranges.
-        batches: a few.
-        integer: what `qat.convert` made of it, if that is known.
+        prepared: a network whose quantizers have ranges.
+        batches: a few, as for `qat.calibrate`.
+        integer: what `qat.convert` made of it; None: it is converted here.
+
+    Returns:
+        The findings, those that cost accuracy first; none if `prepared` has no record of how it was prepared.
     """
     record = record_of(prepared)
     if record is None:
@@ -118,7 +122,7 @@ def _wrong_signs(found: Mapping[str, Quantizer], ranges: Mapping[str, Range], po
 
 
 def _scales(found: Mapping[str, Quantizer], ranges: Mapping[str, Range]) -> list[Finding]:
-    """Ranges of nothing, and ranges that a few values stretch."""
+    """Scales that are not finite, ranges of zeros alone, and ranges that a few values stretch."""
     findings = []
     for name, quantizer in found.items():
         if not quantizer.ready or quantizer.is_dynamic:
@@ -126,28 +130,20 @@ def _scales(found: Mapping[str, Quantizer], ranges: Mapping[str, Range]) -> list
         scale = quantizer.qparams().scale.float()
         where, kind = plain_name(name), "weight" if quantizer.is_weight else "activation"
         if not bool(torch.isfinite(scale).all()):
-            findings.append(
-                Finding(
-                    "exploding_scale",
-                    where,
-                    f"{where}: a scale of its {kind} is not a number",
-                    f"{kind}: {{observer: MinMax}}",
-                )
-            )
+            text = f"{where}: a scale of its {kind} is not finite"
+            findings.append(Finding("exploding_scale", where, text, f"{kind}: {{observer: MinMax}}"))
         elif quantizer.is_weight and scale.numel() > 1 and int(dead := (scale < DEAD * scale.max()).sum()):
             text = f"{where}: {int(dead)} of {scale.numel()} channels of its weight are dead (all but zero)"
-            findings.append(
-                Finding("dead_scale", where, text, f"{kind}: {{granularity: per_tensor}}, or prune these channels")
-            )
+            mends = f"{kind}: {{granularity: per_tensor}}, or prune these channels"
+            findings.append(Finding("dead_scale", where, text, mends))
         values = ranges.get(name)
         if values is None:
             continue
         reach = max(abs(values.lowest), abs(values.highest))
         if values.lowest == values.highest == 0:
             text = f"{where}: it is zero for all of these data, so its range is a guess"
-            findings.append(
-                Finding("dead_scale", where, text, "calibration with other data (calibration_images, or --data)")
-            )
+            mends = "calibration with other data (calibration_images, or --data)"
+            findings.append(Finding("dead_scale", where, text, mends))
         elif (
             values.usual
             and reach > FAR * values.usual
@@ -179,7 +175,7 @@ def _depthwise_per_tensor(prepared: nn.Module) -> list[Finding]:
 
 
 def _without_rule(inspection: Inspection, policy: Policy) -> list[Finding]:
-    """Layers whose weight stays in float because no rule is theirs."""
+    """Layers whose weight stays in float because no rule quantizes it."""
     bits = next((rule.weight.bits for rule in policy.rules.values() if rule.weight), 8)
     activation = next((rule.activation.bits for rule in policy.rules.values() if rule.activation), None)
     inputs = "null" if activation is None else f"{{bits: {activation}}}"
@@ -226,7 +222,7 @@ def _saturation(prepared: nn.Module, integer: nn.Module | None) -> list[Finding]
     """Layers whose products overflow 16 bits in pairs, as processors without VNNI add them."""
     try:
         integer = convert(prepared) if integer is None else integer
-    except (ValueError, RuntimeError):  # what convert refuses, it says itself
+    except (ValueError, RuntimeError):  # convert itself says what it refuses
         return []
     saturating = {name for name, module in integer.named_modules() if getattr(module, "may_saturate", False)}
     all_layers = [name for name, module in prepared.named_modules() if is_quantized(module)]

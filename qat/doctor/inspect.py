@@ -13,10 +13,11 @@ from qat.arguments import check_network
 from qat.doctor.diagnosis import Diagnosis
 from qat.doctor.findings import find_all
 from qat.doctor.ranges import watch_ranges
-from qat.doctor.sensitivity import measure_sensitivity
+from qat.doctor.sensitivity import check_loss, measure_sensitivity
 from qat.integer import IntegerModel
 from qat.transform import Policy, calibrate, is_prepared, load_policy, prepare
 from qat.transform.batches import call_of
+from qat.transform.calibrate import list_of_batches
 from qat.transform.inspect import Inspection, table
 from qat.transform.inspect import inspect as inspect_prepared
 
@@ -59,8 +60,8 @@ def inspect(
         loss: what a batch costs. None: cross-entropy if a batch is (inputs, classes), else how far outputs are from float's.
 
     Raises:
-        ValueError: the model is no network, an integer model or prepared already, there is a policy without batches, or the
-            policy does not fit.
+        ValueError: the model is not a network, is an integer model or is prepared already; there is a policy without batches;
+            the policy does not fit; or the outputs hold no floats whose change could be measured.
     """
     check_network(model)
     if isinstance(model, IntegerModel):
@@ -73,14 +74,11 @@ def inspect(
         raise ValueError("there is a policy and no data: write qat.inspect(model, policy, batches).")
     if is_prepared(model):
         raise ValueError("the model is prepared already: inspect the float model, or leave out the policy.")
-    kept = list(batches)
-    if not kept:
-        raise ValueError("batches is empty: give a batch or two.")
-    chosen = load_policy(policy)
-    args, kwargs = call_of(model, kept[0])
+    check_loss(loss)
+    kept, chosen = list_of_batches(batches), load_policy(policy)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they say is among the findings
-        prepared = prepare(model, chosen, kwargs if kwargs and not args else args).eval()
+        prepared = prepare(model, chosen, call_of(model, kept[0]).example_inputs).eval()
         calibrate(prepared, kept)
         inspection = table(prepared)
         ranges = watch_ranges(prepared, kept)

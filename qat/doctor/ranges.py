@@ -1,4 +1,4 @@
-"""What each activation quantizer sees of a float run."""
+"""The values that reach each activation quantizer in a float run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from qat.transform import mode, quantizers
 from qat.transform.batches import call_model
 
 KEPT = 20_000
-"""Numbers of a batch from which quantiles are taken."""
+"""About how many values of a batch quantiles and shares are taken from."""
 
 
 @dataclass
 class Range:
-    """The values of one tensor: lowest, highest, the magnitude below which 99.9 % lie, and the share of zeros."""
+    """The values of one tensor: lowest, highest, the magnitude below which 99.9 % lie, and the share of negative ones."""
 
     lowest: float = float("inf")
     highest: float = float("-inf")
     usual: float = 0.0
-    zeros: float = 1.0
     negative: float = 0.0
 
 
@@ -59,5 +58,4 @@ class _Watcher:
         few = x.detach().flatten()[:: max(1, x.numel() // KEPT)].float()
         found.lowest, found.highest = min(found.lowest, float(x.min())), max(found.highest, float(x.max()))
         found.usual = max(found.usual, float(few.abs().quantile(0.999)))
-        found.zeros = min(found.zeros, float((few == 0).float().mean()))
         found.negative = max(found.negative, float((few < 0).float().mean()))

@@ -43,16 +43,19 @@ class Sensitivity:
 def measure_sensitivity(
     prepared: nn.Module, batches: Sequence[Any], loss: Callable[[Any, Any], Tensor] | None = None
 ) -> list[Sensitivity]:
-    """All quantizers, those of weights, those of activations, and each alone; each alone sorted, the most harmful first.
+    """What all quantizers do, those of weights, those of activations, and each one alone, sorted, the most harmful first.
 
     Args:
-        prepared: calibrated.
+        prepared: a calibrated network.
         batches: the same for each.
         loss: of (outputs, batch); None: see `qat.inspect`.
+
+    Raises:
+        ValueError: there is no loss, and the outputs hold no floats.
     """
     found = {name: q for name, q in quantizers(prepared).items() if q.ready}
     with torch.no_grad(), training_mode(prepared, False), mode(prepared, Mode.OFF):
-        run = Runs(prepared, batches, loss)
+        run = PartialRuns(prepared, batches, loss)
         weights = [q for q in found.values() if q.is_weight]
         activations = [q for q in found.values() if not q.is_weight]
         groups = {"all": [*weights, *activations], "weights": weights, "activations": activations}
@@ -80,14 +83,23 @@ def plain_name(name: str) -> str:
     return name.removeprefix("sites.").removesuffix(".weight_quantizer").removesuffix(".input_quantizer")
 
 
-class Runs:
-    """Runs of the network with some quantizers on, against that with none. All of them are off when it is made.
+def check_loss(loss: object) -> None:
+    """Raise ValueError for a loss that is not a function."""
+    if loss is not None and not callable(loss):
+        raise ValueError(f"loss={loss!r} is not possible: write a function of (outputs, batch) that returns a tensor.")
+
+
+class PartialRuns:
+    """Runs of a network with some of its quantizers on, compared with a run with all of them off.
 
     Args:
-        network: prepared and calibrated, in evaluation mode.
+        network: prepared and calibrated, in evaluation mode, with all quantizers off.
         batches: the same for each run.
         loss: of (outputs, batch); None: see `qat.inspect`.
-        labels: whether classes at the end of a batch count, if there is no loss; otherwise the outputs of the float network do.
+        labels: whether, without a loss, classes at the end of a batch count. Otherwise the float network's outputs do.
+
+    Raises:
+        ValueError: there is no loss, and the outputs hold no floats.
     """
 
     def __init__(
@@ -97,10 +109,15 @@ class Runs:
         loss: Callable[[Any, Any], Tensor] | None = None,
         labels: bool = True,
     ) -> None:
-        self.network, self.batches, self.labels = network, batches, labels
-        self.reference = [_outputs(call_model(network, batch)) for batch in batches]
-        self.loss = loss
-        self.float_loss = self._mean_loss([call_model(network, b) for b in batches] if loss else self.reference)
+        self.network, self.batches, self.loss, self.labels = network, batches, loss, labels
+        returned = [call_model(network, batch) for batch in batches]
+        self.reference = [_outputs(r) for r in returned]
+        if loss is None and not any(self.reference):
+            raise ValueError(
+                f"the outputs of {type(network).__name__} hold no floats, so that no change of them can be measured: "
+                "return the scores beside them, or pass loss=..., a function of (outputs, batch)."
+            )
+        self.float_loss = self._mean_loss(returned if loss else self.reference)
 
     def with_quantizers(self, chosen: Iterable[Quantizer]) -> tuple[float, float]:
         """SQNR in dB and change of the loss with these quantizers on."""
@@ -116,13 +133,10 @@ class Runs:
 
     def _mean_loss(self, outputs: Sequence[Any]) -> float:
         losses = [
-            float(self.loss(output, batch) if self.loss is not None else self._own_loss(output, reference, batch))
+            float(self.loss(output, batch) if self.loss else _loss(output, reference, batch if self.labels else None))
             for output, reference, batch in zip(outputs, self.reference, self.batches, strict=True)
         ]
         return sum(losses) / len(losses)
-
-    def _own_loss(self, output: list[Tensor], reference: list[Tensor], batch: Any) -> Tensor:
-        return _loss(output, reference, batch if self.labels else None)
 
 
 def _outputs(returned: Any) -> list[Tensor]:
@@ -131,8 +145,6 @@ def _outputs(returned: Any) -> list[Tensor]:
 
 def _loss(output: list[Tensor], reference: list[Tensor], batch: Any) -> Tensor:
     """Cross-entropy with classes; else the Kullback-Leibler divergence of scores; else the relative squared error."""
-    if not output:
-        return torch.tensor(0.0)
     scores, wanted = output[0], reference[0]
     if scores.ndim == 2 and scores.shape[1] > 1:
         labels = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None

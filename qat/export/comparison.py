@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qat.export.exercise import Exercise
 from qat.export.outputs import named_outputs
 from qat.export.prepared_agreement import PreparedAgreement, predictions
-from qat.export.verification import OtherModelError, SiteAgreement, Verification, differing
+from qat.export.verification import FLOAT_TOLERANCE, OtherModelError, SiteAgreement, Verification, differing
 from qat.integer import IntegerModel
 from qat.integer.layers import IntegerLayer
 from qat.integer.modules import IntegerModule
@@ -19,26 +19,24 @@ from qat.integer.weight_only import StoredWeight
 from qat.torch_private import tree_leaves
 from qat.transform.batches import positional_arguments
 
-FLOAT_TOLERANCE = 1e-5
-"""Allowed difference of float sums in another order, relative to the largest output."""
 DECISIONS = "the class of the largest output"
 """What is compared of a runtime that shows no sites: at most `TIES_ALLOWED` of them may differ."""
 ERROR = 0.3
-"""And its outputs: allowed error, relative to how far outputs lie from their mean over the samples. Codes that differ by one
-step, and what they lead to, stay far below; a layer that does not compute is at 1."""
+"""Allowed error of the outputs of such a runtime, relative to how far they lie from their mean over the samples. Codes that
+differ by one step, and what follows from them, stay far below; a layer that does not compute is at 1."""
 
 
-class Ran(NamedTuple):
+class FileOutputs(NamedTuple):
     """One batch in a runtime: its outputs, and the uint8 codes of the sites that it shows."""
 
     outputs: list[Tensor]
     codes: dict[str, Tensor]
 
 
-class Runs(Protocol):
+class FileRunner(Protocol):
     """A file in its runtime."""
 
-    def __call__(self, inputs: tuple[Any, ...], codes: Mapping[str, Tensor] | None = None) -> Ran:
+    def __call__(self, inputs: tuple[Any, ...], codes: Mapping[str, Tensor] | None = None) -> FileOutputs:
         """One batch. With codes, each site that the runtime shows is computed from these codes in front of it."""
 
 
@@ -46,7 +44,7 @@ def compare(
     integer: IntegerModel,
     batches: Iterable[Any],
     prepared: nn.Module | None,
-    runs: Runs,
+    run: FileRunner,
     runtime: str,
     sites: Iterable[str] = (),
 ) -> Verification:
@@ -58,7 +56,7 @@ def compare(
         integer: what the file was written from.
         batches: inputs.
         prepared: the network that was converted, if it is to be compared, too.
-        runs: the file in its runtime.
+        run: runs the file in its runtime.
         runtime: its name and version.
         sites: whose codes the runtime shows. If there are none, decisions are compared.
 
@@ -68,7 +66,7 @@ def compare(
     Raises:
         ValueError: there are no batches, or the file has outputs of other shapes.
     """
-    comparison = _Comparison(integer.eval(), prepared, runs, list(sites))
+    comparison = _Comparison(integer.eval(), prepared, run, list(sites))
     for batch in batches:
         comparison.see(positional_arguments(integer, batch))
     result = comparison.result()
@@ -77,8 +75,8 @@ def compare(
 
 
 class _Comparison:
-    def __init__(self, integer: IntegerModel, prepared: nn.Module | None, runs: Runs, sites: list[str]) -> None:
-        self.integer, self.runs, self.shown = integer, runs, sites
+    def __init__(self, integer: IntegerModel, prepared: nn.Module | None, run: FileRunner, sites: list[str]) -> None:
+        self.integer, self.run, self.shown = integer, run, sites
         self.prepared = None if prepared is None else PreparedAgreement(prepared, integer)
         self.exercise = Exercise()
         self.sites: dict[str, SiteAgreement] = {}
@@ -95,7 +93,7 @@ class _Comparison:
         if self.prepared is not None:
             self.prepared.see(inputs, codes, expected, dynamic)
         self.exercise.see_codes(codes)
-        whole = self.runs(inputs)
+        whole = self.run(inputs)
         self._check_shapes(expected, whole.outputs)
         if self.shown:
             self._compare_sites(inputs, {name: codes[name] for name in self.shown}, expected, whole)
@@ -108,10 +106,10 @@ class _Comparison:
         self.same_answers, self.answers = self.same_answers + int((ours == theirs).sum()), self.answers + ours.numel()
 
     def _compare_sites(
-        self, inputs: tuple[Any, ...], codes: dict[str, Tensor], expected: dict[str, Tensor], whole: Ran
+        self, inputs: tuple[Any, ...], codes: dict[str, Tensor], expected: dict[str, Tensor], whole: FileOutputs
     ) -> None:
-        """Each site from the integer model's own codes; what differs besides in the whole run is inherited."""
-        local = self.runs(inputs, codes)
+        """Compare each site, computed from the integer model's own codes; what else differs in the whole run is inherited."""
+        local = self.run(inputs, codes)
         for name, ours in codes.items():
             site, different = self._site(name, ours), differing(ours, local.codes[name])
             site.count_compared(ours, local.codes[name])
@@ -138,12 +136,11 @@ class _Comparison:
         if not self.exercise.samples:
             raise ValueError("nothing was verified: batches is empty.")
         errors = [error.agreement(name) for name, error in self.errors.items()]
-        result = Verification(images=self.exercise.samples, sites=[*self.sites.values(), *errors])
+        result = Verification(sites=[*self.sites.values(), *errors])
         for site in result.sites:
             module = dict(self.integer.named_modules()).get(site.name)
             site.exercised = self.exercise.share(site.name, getattr(module, "output", None))
-        result.weak_data = self.exercise.sentences(result.sites)
-        result.weak_inputs = bool(self.exercise.weakness)
+        self.exercise.record(result)
         result.nothing_quantized = not any(
             isinstance(m, IntegerModule | IntegerLayer | StoredWeight) for m in self.integer.modules()
         )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from qat.export.comparison import Ran, compare, with_graph
+from qat.export.comparison import FileOutputs, compare, with_graph
 from qat.export.onnx.example_inputs import resized
 from qat.export.verification import StoredDifference, Verification
 from qat.integer.layers import IntegerLayer
@@ -87,7 +87,9 @@ class Device:
         """
         model, network, kept = with_graph(integer), self.network(path), list(batches)
         version = f"{self.name} {metadata.version(self.package)}"
-        result = compare(model, kept, prepared, lambda inputs, codes=None: Ran(network.outputs(inputs), {}), version)
+        result = compare(
+            model, kept, prepared, lambda inputs, codes=None: FileOutputs(network.outputs(inputs), {}), version
+        )
         example = tree_map_only(
             Tensor, lambda x: resized(x, (network.fixed_batch, *x.shape[1:])), positional_arguments(model, kept[0])
         )

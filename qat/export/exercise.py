@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from qat.export.verification import LITTLE_EXERCISED, SiteAgreement
+from qat.export.verification import LITTLE_EXERCISED, SiteAgreement, Verification
 from qat.integer import Encoding
 
 
@@ -49,6 +49,11 @@ class Exercise:
             return None
         lowest, highest = (encoding.lowest, encoding.highest) if encoding else (0, 255)
         return int(self._seen[name][lowest : highest + 1].sum()) / (highest - lowest + 1)
+
+    def record(self, result: Verification) -> None:
+        """Note in a verification how many samples there were, and what they cannot show of its sites."""
+        result.images = self.samples
+        result.weak_data, result.weak_inputs = self.sentences(result.sites), bool(self.weakness)
 
     @property
     def weakness(self) -> str:

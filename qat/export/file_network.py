@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from qat.arguments import as_path
 from qat.torch_private import tree_flatten, tree_unflatten
 
 
@@ -22,11 +23,13 @@ class FileNetwork(nn.Module):
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: `path` is not a path.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         super().__init__()
-        if not Path(path).is_file():
+        path = as_path(path)
+        if not path.is_file():
             raise FileNotFoundError(
                 f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path), or the writer of "
                 "another target."

@@ -11,6 +11,8 @@ from torch import Tensor
 
 TIES_ALLOWED = 0.01
 """Share of a site's codes that may differ by one step where floats are rounded: their sums are added in another order."""
+FLOAT_TOLERANCE = 1e-5
+"""Allowed difference of float sums in another order, relative to the largest output."""
 SQNR_ALARM = 20.0
 """Decibels. Below this the integer model computes something else than the prepared network."""
 NOTHING_QUANTIZED = (
@@ -29,7 +31,7 @@ class OtherModelError(ValueError):
 
 
 class DamagedFileError(ValueError):
-    """A file is not what it should be, from its first byte on."""
+    """A file is damaged, or is not of the format that it should be."""
 
 
 class StoredDifference(NamedTuple):
@@ -103,7 +105,7 @@ class SiteAgreement:
         self.code_mismatches += int(different.sum()) - ties
         self.max_step_difference = max(self.max_step_difference, distance.nan_to_num(torch.inf).max().item() / largest)
 
-    def refuse_many_ties(self, allowed: float = TIES_ALLOWED) -> None:
+    def refuse_many_ties(self, allowed: float) -> None:
         """Turn ties into mismatches if they are more than the allowed share."""
         if self.float_ties > allowed * self.codes_compared:
             self.code_mismatches, self.float_ties = self.code_mismatches + self.float_ties, 0
@@ -202,9 +204,9 @@ class Verification:
         """Why the file may not be deployed, in one sentence that names it; "" if it passed."""
         if self.passed:
             return ""
-        others = [s for s in self.sentences if s != self.sentences[0]]
+        first, *others = self.sentences
         more = f" {others[0]}" if others and not self.alarm and not self.nothing_quantized else ""
-        return f"NOT VERIFIED, do not deploy {path}: {self.sentences[0]}{more}"
+        return f"NOT VERIFIED, do not deploy {path}: {first}{more}"
 
     def sum_up(self) -> None:
         """Set the sums from `sites` and `stored`."""

@@ -20,8 +20,8 @@ from qat.reading.bounds import check_bytes, check_nesting
 from qat.reading.malformed import malformed, reason
 from qat.torch_private import TENSOR_FROM_PARTS
 
-NEEDLESS = ("builtins bytearray", "__builtin__ bytearray")
-"""What torch would let a checkpoint call, and what only serves to fill the memory."""
+REFUSED_CALLS = ("builtins bytearray", "__builtin__ bytearray")
+"""Calls that torch would allow in a checkpoint, and that only serve to fill the memory."""
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -78,7 +78,7 @@ def read_without_objects(path: Path) -> Any:
 
 
 def check_kinds(path: Path, loaded: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
-    """Check that what becomes real numbers is real numbers: torch would copy codes or complex numbers into them silently.
+    """Check that floating-point tensors get floating-point values: torch would silently copy integers or complex numbers.
 
     Args:
         path: of the file, for the message.
@@ -86,7 +86,7 @@ def check_kinds(path: Path, loaded: Mapping[str, Any], expected: Mapping[str, Te
         expected: name -> tensor, as the model has it.
 
     Raises:
-        ValueError: the file has another kind of numbers under a name.
+        ValueError: the file has numbers of another kind under a name.
     """
     for name, tensor in loaded.items():
         wanted = expected.get(name)
@@ -95,7 +95,7 @@ def check_kinds(path: Path, loaded: Mapping[str, Any], expected: Mapping[str, Te
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise ValueError(
-                f"checkpoint {path} has {name!r} in {kind}, the model in real numbers: give one that holds real numbers."
+                f"checkpoint {path} has {name!r} in {kind}, and the model in floating point: give one that holds floats."
             )
 
 
@@ -121,7 +121,7 @@ def _check(file: BinaryIO, old: bool = True) -> int:
         if not pickles.getbuffer()[pickles.tell() :]:
             break
         for code, value, _ in pickletools.genops(pickles):
-            if code.name == "GLOBAL" and value in NEEDLESS:
+            if code.name == "GLOBAL" and value in REFUSED_CALLS:
                 raise ValueError(f"it calls {str(value).replace(' ', '.')}")
     size = file.seek(0, os.SEEK_END)
     file.seek(0)

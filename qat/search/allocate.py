@@ -12,16 +12,18 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from qat.arguments import as_path
+from qat.doctor.sensitivity import check_loss
 from qat.files import write_atomically
 from qat.report.results.allocation import AllocationResult, CostRange, LayerBits, TensorHarm
 from qat.search.begin import KEEP, WIDTHS, Search, begin, names_to_keep
 from qat.search.budget import UNITS, Budget, LatencyTable
 from qat.search.front import pareto_points
 from qat.search.harm import METHODS, Harms, Method, find_harms, measured_harm, with_bits
-from qat.search.solve import Option, Problem, solve
+from qat.search.solve import Option, Problem, lowest_cost, solve
 from qat.search.table import table
 from qat.transform import Policy, load_policy
-from qat.transform.calibrate import check_batches
+from qat.transform.calibrate import list_of_batches
 from qat.transform.policy_record import plain_data
 
 POINTS = 8
@@ -57,8 +59,9 @@ class Allocation:
             FileNotFoundError: there is no such file.
             ValueError: it is not an allocation.
         """
+        path = as_path(path)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
             return cls(load_policy(content["policy"]), AllocationResult.from_dict(content["record"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an allocation ({error}): write it with Allocation.save.") from error
@@ -100,44 +103,39 @@ def allocate(
         keep: layers that keep the bits of the policy: the match of their rule, or globs on their names.
         sensitivity: how the harm of a tensor at each width is found: "measured" or "fisher"; see `Method`.
         loss: of (outputs, batch), to measure its change instead of the divergence.
-        points: budgets for which the Pareto front is computed and measured; 0: none.
+        points: number of budgets for which the Pareto front is computed and measured; 0: no front.
 
     Raises:
         ValueError: the budget is below the smallest possible, above float, or names nothing; the message has the range. Or the
-            model is prepared already, no layer is searched, or there are no batches.
+            model is prepared already, no layer is searched, there are no batches, or the outputs hold no floats.
     """
     start = time.perf_counter()
     _check_options(sensitivity, loss, points)
-    times = latency_table if isinstance(latency_table, LatencyTable | None) else _times(latency_table)
-    budget = Budget(size, bops, mean_bits, latency, times)
-    kept, chosen = _checked(batches), load_policy(policy)
+    budget = Budget(size, bops, mean_bits, latency, None if latency_table is None else _times(latency_table))
+    kept, chosen = list_of_batches(batches), load_policy(policy)
     widths = (weight_bits, activation_bits)
     search = begin(model, chosen, kept[0], budget, widths, names_to_keep(keep))
     harms = find_harms(model, chosen, search.searched, search.widths, kept, sensitivity, loss)
     problem = search.problem(harms)
     options = solve(problem, budget.limits)
     policy_of = partial(_policy_of, chosen, search)
-    measure = None if not points else lambda options: measured_harm(model, policy_of(options), kept, loss)
-    front = pareto_points(problem, options, next(iter(budget.limits)), search.widths, points, measure)
+    limited, measure = next(iter(budget.limits)), partial(_measured_harm, model, policy_of, kept, loss)
+    front = pareto_points(problem, options, limited, search.widths, points, measure)
     method = METHODS[sensitivity] if loss is None else METHOD_OF_LOSS
     costs, layers = _cost_ranges(problem, options, search), _layer_bits(search, problem, options, harms)
     record = AllocationResult(method, costs, layers, _tensor_harms(harms), front, time.perf_counter() - start)
     return Allocation(policy_of(options), record)
 
 
-def _checked(batches: Iterable[Any]) -> list[Any]:
-    check_batches(batches)
-    if not (kept := list(batches)):
-        raise ValueError("batches is empty: give a batch or two.")
-    return kept
-
-
-def _times(given: Any) -> LatencyTable:
-    return LatencyTable.read(given) if isinstance(given, str | Path) else LatencyTable.checked(given)
+def _times(given: LatencyTable | Mapping[str, Mapping[str, float]] | str | Path) -> LatencyTable:
+    """The table itself, of plain content, or in a file."""
+    if isinstance(given, str | Path):
+        return LatencyTable.read(given)
+    return LatencyTable.checked(given.times if isinstance(given, LatencyTable) else given)
 
 
 def _check_options(sensitivity: Any, loss: Any, points: Any) -> None:
-    """Check what no type checks where Python is not type-checked.
+    """Check the values of options, and that they go together.
 
     Raises:
         ValueError: an option does not exist, or two do not go together.
@@ -146,10 +144,20 @@ def _check_options(sensitivity: Any, loss: Any, points: Any) -> None:
         raise ValueError(f"sensitivity={sensitivity!r} does not exist: write {' or '.join(get_args(Method))}.")
     if isinstance(points, bool) or not isinstance(points, int) or points < 0:
         raise ValueError(f"points={points!r} is not possible: write a whole number of budgets, or 0 for no front.")
-    if loss is not None and not callable(loss):
-        raise ValueError(f"loss={loss!r} is not possible: write a function of (outputs, batch) that returns a tensor.")
+    check_loss(loss)
     if loss is not None and sensitivity != "measured":
         raise ValueError("a loss is measured, not estimated: write sensitivity='measured', or leave it out.")
+
+
+def _measured_harm(
+    model: nn.Module,
+    policy_of: Callable[[Sequence[Option]], Policy],
+    batches: Sequence[Any],
+    loss: Callable[[Any, Any], Tensor] | None,
+    options: Sequence[Option],
+) -> float:
+    """The harm of the whole network in these bits."""
+    return measured_harm(model, policy_of(options), batches, loss)
 
 
 def _policy_of(policy: Policy, search: Search, options: Sequence[Option]) -> Policy:
@@ -166,22 +174,13 @@ def _policy_of(policy: Policy, search: Search, options: Sequence[Option]) -> Pol
 def _cost_ranges(problem: Problem, options: Sequence[Option], search: Search) -> list[CostRange]:
     """Every cost that is known, the limited ones first."""
     value, limits = problem.costs(options), search.budget.limits
-    lowest, highest = (
-        {name: problem.costs(sorted_options)[name] for name, sorted_options in extremes.items()}
-        for extremes in (
-            {name: solve(problem, {}, minimize=name) for name in value},
-            {name: _dearest(problem, name) for name in value},
-        )
-    )
     return [
-        CostRange(name, UNITS[name], value[name], limits.get(name), lowest[name], highest[name], search.in_float[name])
+        CostRange(
+            name, UNITS[name], value[name], limits.get(name), lowest_cost(problem, name), problem.highest(name),
+            search.in_float[name],
+        )
         for name in sorted(value, key=lambda name: (name not in limits, list(UNITS).index(name)))
-    ]
-
-
-def _dearest(problem: Problem, cost: str) -> list[Option]:
-    """The dearest option of each choice, without regard to links."""
-    return [max(choice.options, key=lambda option: option.costs.get(cost, 0.0)) for choice in problem.choices]
+    ]  # fmt: skip
 
 
 def _layer_bits(search: Search, problem: Problem, options: Sequence[Option], harms: Harms) -> list[LayerBits]:

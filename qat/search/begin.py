@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from qat.arguments import check_network
-from qat.search.budget import UNITS, Budget, check_widths
+from qat.search.budget import UNITS, Budget, checked_widths
 from qat.search.costs import constant_costs, float_costs
 from qat.search.harm import Harms, with_bits
 from qat.search.layers import POSITIONS, Layer, find_layers, is_kept
 from qat.search.problem import has_static_input, make_problem
-from qat.search.solve import InfeasibleError, Problem, limits_text, solve
+from qat.search.solve import InfeasibleError, Problem, limits_text, lowest_cost, solve
 from qat.transform import Policy, is_prepared, prepare
 from qat.transform.batches import call_of
 
@@ -28,8 +28,13 @@ KEEP = ("first", "last")
 class Search:
     """The layers of a network, those whose bits are chosen, and what they cost.
 
-    layers: in the order in which they run. widths: of weights and of inputs. constant: costs beside the layers. in_float: costs
-    of the float network.
+    Attributes:
+        layers: all quantized layers, in the order in which they run.
+        searched: those whose bits are chosen.
+        widths: of weights and of inputs; the latter may be empty.
+        constant: costs beside the layers.
+        in_float: costs of the float network.
+        budget: the limits.
     """
 
     layers: Sequence[Layer]
@@ -76,7 +81,7 @@ def names_to_keep(keep: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _check_kept(layers: Sequence[Layer], keep: tuple[str, ...]) -> None:
-    """Raise ValueError for a name of `keep` that is that of no layer; "first" and "last" may be none."""
+    """Raise ValueError for a name in `keep` that matches no layer; "first" and "last" need not match one."""
     for name in keep:
         if name not in POSITIONS and not any(is_kept(layer, (name,)) for layer in layers):
             names = ", ".join(layer.name for layer in layers)
@@ -97,14 +102,11 @@ def begin(
     check_network(model)
     if is_prepared(model):
         raise ValueError("the model is prepared already: allocate bits for the float model.")
-    weights, inputs = check_widths(widths[0], "weight_bits"), widths[1]
-    none = isinstance(inputs, Sized) and not len(inputs)
-    inputs = () if none else check_widths(inputs, "activation_bits")
-    args, kwargs = call_of(model, batch)
+    weights, inputs = checked_widths(*widths)
+    call = call_of(model, batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about training, and this network is not trained
-        example = kwargs if kwargs and not args else args
-        prepared = prepare(model, policy, example)
+        prepared = prepare(model, policy, call.example_inputs)
         found = find_layers(prepared)
         _check_kept(found, keep)
         searched = [layer for layer in found if not is_kept(layer, keep)]
@@ -114,18 +116,18 @@ def begin(
         rules = {layer.name: layer.rule for layer in searched}
         fewest = (weights[0], inputs[0] if inputs else None)
         try:
-            prepared = prepare(model, with_bits(policy, rules, dict.fromkeys(rules, fewest), policy.name), example)
+            smallest = with_bits(policy, rules, dict.fromkeys(rules, fewest), policy.name)
+            prepared = prepare(model, smallest, call.example_inputs)
         except ValueError as error:
             of_inputs = f" and {fewest[1]} of activation_bits" if inputs else ""
             raise ValueError(
                 f"the fewest bits of the search, {fewest[0]} of weight_bits{of_inputs}, are not possible ({error}) Leave out a "
                 "width that a quantizer lacks, or write the layer in keep."
             ) from None
-    smallest = find_layers(prepared)  # where layers that share an input have the same quantizer, and sites are most
-    one = next((x.shape[0] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim), 1)
+    samples = next((x.shape[0] for x in (*call.args, *call.kwargs.values()) if isinstance(x, Tensor) and x.ndim), 1)
     layers = [
-        replace(layer, rule=rules.get(layer.name, layer.rule), multiply_adds=layer.multiply_adds // one)
-        for layer in smallest
+        replace(layer, rule=rules.get(layer.name, layer.rule), multiply_adds=layer.multiply_adds // samples)
+        for layer in find_layers(prepared)  # with equal bits, layers that share an input share its quantizer
     ]
     searched = [layer for layer in layers if layer.name in rules]
     if budget.bops is not None and not any(layer.multiply_adds for layer in layers):
@@ -143,11 +145,10 @@ def begin(
 def _check_limits(problem: Problem, limits: Mapping[str, float], in_float: Mapping[str, float]) -> None:
     """Raise ValueError, with the possible range, for a limit that cannot be kept, alone or beside the others."""
     for name, limit in limits.items():
-        lowest = problem.costs(solve(problem, {}, minimize=name))[name]
+        lowest = lowest_cost(problem, name)
         highest, of_what = in_float[name], ", that of the float network"
         if lowest > highest:  # milliseconds, where the runtime is faster in float
-            most = [max(choice.options, key=lambda option: option.costs[name]) for choice in problem.choices]
-            highest, of_what = problem.costs(most)[name], f"; the float network has {highest:,.6g}"
+            highest, of_what = problem.highest(name), f"; the float network has {highest:,.6g}"
         if not lowest <= limit <= highest:
             raise ValueError(
                 f"budget.{name}={limit:,.10g} is not possible: with these layers and widths it goes from "
@@ -157,7 +158,7 @@ def _check_limits(problem: Problem, limits: Mapping[str, float], in_float: Mappi
         solve(problem, limits)
     except InfeasibleError:
         others = {name: {k: v for k, v in limits.items() if k != name} for name in limits}
-        lowest_of = {n: problem.costs(solve(problem, rest, minimize=n))[n] for n, rest in others.items()}
+        lowest_of = {name: lowest_cost(problem, name, rest) for name, rest in others.items()}
         ways = " or ".join(f"{name} from {at_least(found)}" for name, found in lowest_of.items())
         raise ValueError(
             f"no choice of bits keeps {limits_text(limits)} together: beside the other limits, {ways} is possible."

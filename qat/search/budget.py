@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qat.arguments import as_path
 from qat.files import write_atomically
 from qat.reading.malformed import malformed
 from qat.reading.yaml_file import read_yaml
 
 UNITS = {"size": "bytes", "bops": "bit operations", "mean_bits": "bits a weight", "latency": "ms"}
 """The costs that can be limited, and their units."""
+FLOAT = "float"
+"""The format of a layer that is not quantized."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class LatencyTable:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no such table.
+            ValueError: it is not such a table.
         """
-        path = Path(path)
+        path = as_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"latency table {path} does not exist.")
         with malformed(path, "is not a table of layer times", "correct it"):
@@ -50,10 +53,10 @@ class LatencyTable:
 
     @classmethod
     def checked(cls, content: Any, where: str = "latency_table") -> LatencyTable:
-        """The table of plain content.
+        """The table with this content; `where` names it in the message.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the content is not layer -> format -> milliseconds.
         """
         example = "{conv1: {w4a8: 0.12, w8a8: 0.10}}"
         if not isinstance(content, Mapping):
@@ -118,16 +121,23 @@ def format_name(weight: int | None, activation: int | None) -> str:
     ('w4a8', 'w4', 'float')
     """
     if weight is None:
-        return "float"
+        return FLOAT
     return f"w{weight}" + ("" if activation is None else f"a{activation}")
 
 
-def check_widths(widths: Iterable[Any], what: str) -> tuple[int, ...]:
-    """Widths in ascending order.
+def checked_widths(
+    weight_bits: Iterable[Any], activation_bits: Iterable[Any]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The widths of weights and of inputs in ascending order; those of inputs may be empty.
 
     Raises:
-        ValueError: there is none, or one is none.
+        ValueError: there are none for weights, or one is not a whole number from 1 to 8.
     """
+    inputs = list(activation_bits) if isinstance(activation_bits, Iterable) else activation_bits
+    return _widths(weight_bits, "weight_bits"), () if inputs == [] else _widths(inputs, "activation_bits")
+
+
+def _widths(widths: Any, what: str) -> tuple[int, ...]:
     found = list(widths) if isinstance(widths, Iterable) else widths
     if (
         not isinstance(found, list)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
 from qat.integer import stored_bytes
-from qat.search.budget import Budget
+from qat.search.budget import FLOAT, Budget
 from qat.search.layers import Layer
 from qat.transform.tensor_rule import TensorRule
 
@@ -26,8 +26,8 @@ def layer_costs(
     Args:
         layer: the layer.
         widths: bits of its weight and of its input; None: float.
-        code_bits: in which a code of its weight is stored; None: float.
-        elements: of the weights of all quantized layers.
+        code_bits: bits in which a code of its weight is stored; None: float.
+        elements: number of weights in all quantized layers.
         budget: has the table of latencies, if they are a cost.
     """
     weight, activation = widths
@@ -51,17 +51,15 @@ def constant_costs(prepared: nn.Module, layers: Sequence[Layer]) -> dict[str, fl
 
 
 def float_costs(model: nn.Module, layers: Sequence[Layer], budget: Budget) -> dict[str, float]:
-    """The costs of the network in float."""
+    """The costs of the network in float; a layer without a time in float takes its longest one."""
     costs = {
         "size": float(stored_bytes(model)),
         "bops": float(sum(layer.multiply_adds for layer in layers) * FLOAT_BITS**2),
         "mean_bits": float(FLOAT_BITS),
     }
     if budget.latency_table is not None:
-        times: Mapping[str, Mapping[str, float]] = budget.latency_table.times
-        costs["latency"] = sum(
-            times.get(layer.name, {}).get("float", max(times.get(layer.name, {"": 0.0}).values())) for layer in layers
-        )
+        of_layers = [budget.latency_table.times.get(layer.name, {}) for layer in layers]
+        costs["latency"] = sum(times.get(FLOAT, max(times.values(), default=0.0)) for times in of_layers)
     return costs
 
 

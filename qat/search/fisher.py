@@ -40,6 +40,9 @@ def fisher_harms(
         batches: as for `qat.calibrate`.
         draws: labels for each sample; the more, the less noise.
         seed: of the labels.
+
+    Raises:
+        ValueError: the outputs hold no floats.
     """
     found = dict.fromkeys(chosen, 0.0)
     samples, size = 0, 0.0
@@ -55,7 +58,7 @@ def fisher_harms(
                     gradients = torch.autograd.grad(loss, [x for _, x in tensors], retain_graph=True, allow_unused=True)
                     for total, gradient in zip(squares, gradients, strict=True):
                         total += 0 if gradient is None else gradient.square() / draws
-            samples += len(outputs)
+            samples += len(outputs) if outputs.ndim else 1
             size += float(outputs.detach().square().sum())
             for (quantizer, x), square in zip(tensors, squares, strict=True):
                 found[quantizer] += 0.5 * float((square * _error(quantizer, x.detach()).square()).sum())
@@ -65,7 +68,7 @@ def fisher_harms(
 
 @contextmanager
 def _watching(chosen: Iterable[Quantizer]) -> Iterator[dict[Quantizer, list[Tensor]]]:
-    """Inside the `with`, what each quantizer returns is kept, as a tensor of which there is a gradient."""
+    """Inside the `with`, what each quantizer returns is kept, as a tensor that has a gradient."""
     seen: dict[Quantizer, list[Tensor]] = {quantizer: [] for quantizer in chosen}
 
     def keep(quantizer: nn.Module, inputs: Any, output: Any) -> Any:
@@ -86,8 +89,10 @@ def _watching(chosen: Iterable[Quantizer]) -> Iterator[dict[Quantizer, list[Tens
 
 def _scores(returned: Any) -> Tensor:
     """The first floating-point tensor of the outputs."""
-    found: Tensor = next(x for x in tree_leaves(returned) if isinstance(x, Tensor) and x.is_floating_point())
-    return found
+    for x in tree_leaves(returned):
+        if isinstance(x, Tensor) and x.is_floating_point():
+            return x
+    raise ValueError("the outputs of the network hold no floats, so that nothing can be estimated: return the scores.")
 
 
 def _is_of_classes(outputs: Tensor) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from qat.report.results.allocation import BitsPoint
 from qat.search.budget import format_name
-from qat.search.solve import InfeasibleError, Option, Problem, solve
+from qat.search.solve import InfeasibleError, Option, Problem, lowest_cost, solve
 
 MeasureHarm = Callable[[Sequence[Option]], float]
 
@@ -19,7 +19,7 @@ def pareto_points(
     cost: str,
     widths: tuple[Sequence[int], Sequence[int]],
     points: int,
-    measure: MeasureHarm | None,
+    measure: MeasureHarm,
 ) -> list[BitsPoint]:
     """The chosen bits, the best ones at evenly spaced budgets of one cost, and every uniform choice, sorted by their cost.
 
@@ -29,17 +29,15 @@ def pareto_points(
         cost: the name of the cost.
         widths: of weights and of inputs.
         points: number of budgets; 0: no points.
-        measure: the harm of the whole network in these bits; None: not measured.
+        measure: the harm of the whole network in these bits.
     """
     if not points:
         return []
-    lowest = problem.costs(solve(problem, {}, minimize=cost))[cost]
-    highest = problem.costs([max(c.options, key=lambda o: o.costs.get(cost, 0.0)) for c in problem.choices])[cost]
     found: dict[tuple[object, ...], tuple[str, Sequence[Option]]] = {}
     for name, options in _uniform(problem, widths):
         found[_bits(options)] = (name, options)
     found.setdefault(_bits(chosen), ("mixed", chosen))
-    for limit in np.linspace(lowest, highest, points):
+    for limit in np.linspace(lowest_cost(problem, cost), problem.highest(cost), points):
         try:
             options = solve(problem, {cost: float(limit) * (1 + 1e-9)})
         except InfeasibleError:  # links forbid it
@@ -48,7 +46,7 @@ def pareto_points(
     made = [
         BitsPoint(
             name, name == "mixed", bits == _bits(chosen), problem.costs(options)[cost], sum(o.harm for o in options),
-            None if measure is None else measure(options),
+            measure(options),
         )
         for bits, (name, options) in found.items()
     ]  # fmt: skip

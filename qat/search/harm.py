@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from glob import escape
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.contexts import training_mode
-from qat.doctor.sensitivity import Runs
+from qat.doctor.sensitivity import PartialRuns
 from qat.quantizers import Mode, Quantizer
 from qat.search.fisher import fisher_harms
 from qat.search.layers import Layer, find_layers
@@ -23,8 +23,8 @@ from qat.transform.rule import Rule
 
 Method = Literal["measured", "fisher"]
 """measured: the divergence of the outputs from those of the float network, with this tensor alone quantized. fisher: estimated
-to second order, by the diagonal Fisher information of FIT (Zandonati et al. 2022, https://arxiv.org/abs/2210.08502), for
-HAWQ-V2's mean trace of the Hessian (Dong et al. 2020, https://arxiv.org/abs/1911.03852)."""
+to second order, by the diagonal Fisher information of FIT (Zandonati et al. 2022, https://arxiv.org/abs/2210.08502), in place
+of HAWQ-V2's mean trace of the Hessian (Dong et al. 2020, https://arxiv.org/abs/1911.03852)."""
 METHODS = {
     "measured": "the divergence of the outputs from the float network's with this tensor alone quantized, measured",
     "fisher": "half of the squared rounding errors times the diagonal Fisher information (FIT, Zandonati et al. 2022)",
@@ -37,7 +37,10 @@ Widths = tuple[int | None, int | None]
 class Harms:
     """What each tensor does at each width, and the bits in which its codes are stored.
 
-    weights: (layer, bits) -> harm; inputs: the same of its input; stored: (layer, bits) -> bits of a code, by quantizer.
+    Attributes:
+        weights: (layer, bits) -> the harm of its weight.
+        inputs: (layer, bits) -> the harm of its input.
+        stored: (layer, bits) -> the bits of a stored code; more than `bits` if the quantizer has levels of its own.
     """
 
     weights: Mapping[tuple[str, int], float]
@@ -83,10 +86,9 @@ def exactly(layer: str) -> str:
 @contextmanager
 def prepared_with(model: nn.Module, policy: Policy, batches: Sequence[Any]) -> Iterator[nn.Module]:
     """A prepared, calibrated copy in evaluation mode, with its quantizers off inside the `with`."""
-    args, kwargs = call_of(model, batches[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about training, and these networks are not trained
-        prepared = prepare(model, policy, kwargs if kwargs and not args else args).eval()
+        prepared = prepare(model, policy, call_of(model, batches[0]).example_inputs).eval()
         calibrate(prepared, batches)
     with training_mode(prepared, False), mode(prepared, Mode.OFF):
         yield prepared
@@ -126,7 +128,9 @@ def find_harms(
             tensors = {(layer.name, "weight"): layer.weights for layer in found if own[0] and layer.weights}
             tensors |= {(layer.name, "input"): tuple(layer.inputs.values()) for layer in found if own[1]}
             harms = _of_tensors(prepared, tensors, batches, method, loss)
-            stored |= {(layer.name, bits): _bits_of_codes(layer.weights) for layer in found if layer.weights}
+            stored |= {
+                (layer.name, bits): max(q.spec.grid.bits for q in layer.weights) for layer in found if layer.weights
+            }
         weights |= {(name, bits): harm for (name, tensor), harm in harms.items() if tensor == "weight"}
         inputs |= {(name, bits): harm for (name, tensor), harm in harms.items() if tensor == "input"}
     return Harms(_not_falling(weights), _not_falling(inputs), stored)
@@ -144,7 +148,7 @@ def _of_tensors(
         of_quantizers = fisher_harms(prepared, {q for group in tensors.values() for q in group}, batches)
         return {key: sum(of_quantizers[q] for q in group) for key, group in tensors.items()}
     with torch.no_grad():
-        runs = Runs(prepared, batches, loss, labels=False)
+        runs = PartialRuns(prepared, batches, loss, labels=False)
         known: dict[tuple[int, ...], float] = {}  # layers that share an input have the same quantizers
         for group in tensors.values():
             ids = tuple(map(id, group))
@@ -159,11 +163,7 @@ def measured_harm(
     """What all quantizers of a policy together do to the outputs, without any training."""
     with prepared_with(model, policy, batches) as prepared, torch.no_grad():
         everything = [q for q in prepared.modules() if isinstance(q, Quantizer) and q.ready]
-        return Runs(prepared, batches, loss, labels=False).with_quantizers(everything)[1]
-
-
-def _bits_of_codes(weights: Iterable[Quantizer]) -> int:
-    return max(q.spec.grid.bits for q in weights)
+        return PartialRuns(prepared, batches, loss, labels=False).with_quantizers(everything)[1]
 
 
 def _not_falling(harms: Mapping[tuple[str, int], float]) -> dict[tuple[str, int], float]:

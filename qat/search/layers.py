@@ -1,4 +1,4 @@
-"""The quantized layers of a prepared network: what they weigh, how often they multiply, and which quantizers feed them."""
+"""The quantized layers of a prepared network: their weights, their multiply-adds, and the quantizers that they read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qat.transform.record import record_of
 from qat.transform.rule import Rule
 
 POSITIONS = ("first", "last")
-"""Matches that are not names."""
+"""Matches of rules that are not names of layers."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Layer:
         name: of the module.
         rule: the rule of the policy for it.
         elements: of its quantized weights; 0 if they stay in float.
-        multiply_adds: of one forward of the inputs that the network was counted with.
+        multiply_adds: of one forward on the example inputs.
         weights: the quantizers of its weights.
         inputs: the quantizers of its inputs, by name.
-        stored: what identifies its weights: layers that share some have the same.
+        stored: the identities of its stored weights, by which layers that share one are found.
     """
 
     name: str
@@ -46,12 +46,12 @@ def find_layers(prepared: nn.Module) -> list[Layer]:
     """The layers of a prepared network that have a rule, in the order in which they run."""
     record = record_of(prepared)
     assert record is not None
-    nodes = _nodes(prepared)
+    calls_of = _calls(prepared)
     found = []
     for name, rule in record.rules.items():
         module = prepared.get_submodule(name)
         weights = quantized_weights(module)
-        calls = nodes.get(name, [])
+        calls = calls_of.get(name, [])
         inputs = {key: q for call in calls for key, q in call.sites.items()}
         if not calls and isinstance(own := getattr(module, "input_quantizer", None), Quantizer):
             inputs[f"{name}.input_quantizer"] = own
@@ -85,7 +85,7 @@ class _Call:
     sites: Mapping[str, Quantizer]
 
 
-def _nodes(prepared: nn.Module) -> dict[str, list[_Call]]:
+def _calls(prepared: nn.Module) -> dict[str, list[_Call]]:
     """The calls of each module in the graph; none if there is no graph."""
     installed = installed_graph(prepared)
     if installed is None:

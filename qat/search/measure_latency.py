@@ -13,20 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.arguments import check_network
 from qat.capture import copy_model
 from qat.integer import convert
 from qat.nn import is_quantized, owning_layer
 from qat.quantizers import Mode
 from qat.search.begin import WIDTHS
-from qat.search.budget import LatencyTable, check_widths, format_name
+from qat.search.budget import FLOAT, LatencyTable, checked_widths, format_name
 from qat.search.costs import bits_of
 from qat.search.harm import Widths
 from qat.search.layers import Layer, find_layers
-from qat.transform import Policy, calibrate, load_policy, mode, prepare
+from qat.transform import Policy, calibrate, is_prepared, load_policy, mode, prepare
 from qat.transform.batches import call_model, call_of
 from qat.transform.rule import Rule
-
-FLOAT = format_name(None, None)
 
 
 def measure_latency(
@@ -60,15 +59,18 @@ def measure_latency(
         rounds: how often each file runs.
 
     Raises:
-        ValueError: a layer cannot run alone; impossible widths.
+        ValueError: the model is prepared already, a layer cannot run alone, or widths, threads or rounds are impossible.
     """
-    chosen, weights = load_policy(policy), check_widths(weight_bits, "weight_bits")
-    given = list(activation_bits)
-    inputs = check_widths(given, "activation_bits") if given else ()
-    args, kwargs = call_of(model, batch)
+    check_network(model)
+    if is_prepared(model):
+        raise ValueError("the model is prepared already: measure the layers of the float model.")
+    chosen, (weights, inputs) = load_policy(policy), checked_widths(weight_bits, activation_bits)
+    for name, number in (("threads", threads), ("rounds", rounds)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name}={number!r} is not possible: write a whole number, 1 or more.")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of networks that nobody will train
-        prepared = prepare(model, chosen, kwargs if kwargs and not args else args).eval()
+        warnings.simplefilter("ignore")  # about training, and these networks are not trained
+        prepared = prepare(model, chosen, call_of(model, batch).example_inputs).eval()
         layers = find_layers(prepared)
         seen = _inputs_of_layers(prepared, layers, batch)
         times, own = {}, dict(model.named_modules())
@@ -82,7 +84,7 @@ def measure_latency(
 
 
 def _formats(layer: Layer, weights: tuple[int, ...], inputs: tuple[int, ...]) -> list[Widths]:
-    """Those among which is chosen, and the policy's own."""
+    """The widths of weight and input that can be chosen for a layer, and those of the policy."""
     weight, activation = bits_of(layer.rule.weight), bits_of(layer.rule.activation)
     of_weight = [None] if weight is None else sorted({*weights, weight})
     of_input = [None] if activation is None else sorted({*inputs, activation})
@@ -117,11 +119,7 @@ def _times(
     layer: nn.Module, policy: Policy, rule: Rule, x: Tensor, formats: list[Widths], threads: int, rounds: int
 ) -> dict[str, float]:
     """Format -> milliseconds of this layer."""
-    from qat.export import (
-        export_float_onnx,
-        export_onnx,
-        latency,
-    )  # imported here: `allocate` does not wait for a runtime
+    from qat.export import export_float_onnx, export_onnx, latency  # late: `allocate` does not wait for a runtime
 
     with tempfile.TemporaryDirectory() as folder:
         files = {FLOAT: Path(folder) / "float.onnx"}

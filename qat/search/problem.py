@@ -26,7 +26,7 @@ def make_problem(
         layers: all quantized layers; those that are not searched have one option, their own bits.
         searched: those whose bits are chosen.
         widths: of weights and of inputs; the latter may be empty.
-        harms: of `find_harms`; empty: every harm is 0.
+        harms: what `find_harms` found; a harm that is missing is 0.
         constant: costs beside the layers.
         budget: has the table of latencies, if they are a cost.
     """
@@ -70,7 +70,7 @@ def has_static_input(layer: Layer) -> bool:
 
 
 def _code_bits(layer: Layer, weight: int | None, harms: Harms) -> int | None:
-    """In which a code is stored: more than `weight` if the quantizer has levels of its own."""
+    """Bits in which a code of the weight is stored: more than `weight` if the quantizer has levels of its own."""
     if weight is None:
         return None
     own = layer.weights[0].spec.grid.bits if bits_of(layer.rule.weight) == weight else weight
@@ -78,7 +78,7 @@ def _code_bits(layer: Layer, weight: int | None, harms: Harms) -> int | None:
 
 
 def _links(searched: Sequence[Layer], layers: Sequence[Layer], tensor: str) -> list[Link]:
-    """Each layer with the first one that shares the tensor, directly or over others."""
+    """A link from each layer to the first one that shares the tensor with it, directly or through others."""
     place = {layer.name: i for i, layer in enumerate(layers)}
     group = {layer.name: layer.name for layer in searched}
     for a, b in combinations(searched, 2):

@@ -44,7 +44,7 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """The choices, what ties them together, and a constant part of each cost."""
+    """The choices, what ties them together, and what each cost is beside them."""
 
     choices: Sequence[Choice]
     links: Sequence[Link] = ()
@@ -57,6 +57,14 @@ class Problem:
             name: self.constant.get(name, 0.0) + sum(option.costs.get(name, 0.0) for option in chosen)
             for name in sorted(names)
         }
+
+    def dearest(self, cost: str) -> list[Option]:
+        """The option of each choice that costs most, whatever the links say."""
+        return [max(choice.options, key=lambda option: option.costs.get(cost, 0.0)) for choice in self.choices]
+
+    def highest(self, cost: str) -> float:
+        """The cost of the dearest options."""
+        return self.costs(self.dearest(cost))[cost]
 
 
 class InfeasibleError(ValueError):
@@ -94,6 +102,15 @@ def solve(problem: Problem, limits: Mapping[str, float], minimize: str | None = 
         unit = total / (10 * NEAR)
 
 
+def lowest_cost(problem: Problem, cost: str, limits: Mapping[str, float] | None = None) -> float:
+    """The lowest possible value of a cost, while others keep their limits.
+
+    Raises:
+        InfeasibleError: no choice keeps the limits together.
+    """
+    return problem.costs(solve(problem, limits or {}, minimize=cost))[cost]
+
+
 NEAR = 100.0
 """The sum of harms is at least this many units: the solver's tolerance, 1e-6 units, is 1e-8 of it."""
 SMALLEST_UNIT = 1e-290
@@ -114,7 +131,7 @@ def _solve_exactly(
     possible: NDArray[np.float64],
     limits: Mapping[str, float],
 ) -> NDArray[np.intp]:
-    """The places of the options that keep every limit, as numbers add up."""
+    """The places of the best options whose costs, as floats add up, keep every limit."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     constraints, cuts = _constraints(problem, options, limits), list[Constraint]()

@@ -1,12 +1,11 @@
-"""An allocation as text."""
+"""The text form of an allocation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from qat.report.results.allocation import AllocationResult
-
-FLOAT = "float"
+from qat.search.budget import FLOAT
 
 
 def table(record: AllocationResult) -> str:

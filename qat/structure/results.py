@@ -52,9 +52,10 @@ def _describe(value: Any) -> Any:
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
     else:
         raise NotPlainError(f"it returns a {path_of(type(value))}, which is no mapping, named tuple or dataclass")
+    for key in fields:
+        if not isinstance(key, str | int):
+            raise NotPlainError(f"it returns a {type(value).__name__} with the key {key!r:.80}")
     described = [[key, _describe(item)] for key, item in fields.items()]
-    if not all(isinstance(key, str | int) for key in fields):
-        raise NotPlainError(f"it returns a {type(value).__name__} with the key {next(iter(fields))!r:.80}")
     return {"dict": described} if type(value) is dict else {"made": path_of(type(value)), "fields": described}
 
 

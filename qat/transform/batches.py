@@ -24,6 +24,11 @@ class Call(NamedTuple):
     kwargs: dict[str, Any]
 
     @property
+    def example_inputs(self) -> tuple[Any, ...] | dict[str, Any]:
+        """The same as example inputs of `qat.prepare`; a call has either positional or keyword arguments."""
+        return self.kwargs or self.args
+
+    @property
     def float_parts(self) -> list[tuple[str, Tensor]]:
         """The floating-point tensors among the arguments, see `float_parts`."""
         alone = self.args[0] if len(self.args) == 1 and not self.kwargs else self.args

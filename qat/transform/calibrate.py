@@ -179,6 +179,18 @@ def check_batches(batches: Any) -> None:
         raise ValueError(f"batches={batches!r} is not a list of batches: write [tensor, ...] or a DataLoader.")
 
 
+def list_of_batches(batches: Any) -> list[Any]:
+    """The batches in a list.
+
+    Raises:
+        ValueError: as `check_batches`, or there are none.
+    """
+    check_batches(batches)
+    if not (kept := list(batches)):
+        raise ValueError("batches is empty: give a batch or two.")
+    return kept
+
+
 def _weight_quantizers_off(model: nn.Module) -> Any:
     """Turn weight quantizers off inside the `with`: a weight is observed once, not once per batch."""
     return mode(nn.ModuleList(_weights(model)), Mode.OFF)

@@ -126,6 +126,20 @@ def test_json_picture_and_text(found: Diagnosis, tmp_path: Path) -> None:
     assert "findings for" in str(found)
 
 
+class Classes(Planted):
+    """Returns the classes alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+def test_outputs_without_floats_are_not_called_unharmed(batches: list[tuple[Tensor, Tensor]]) -> None:
+    with pytest.raises(ValueError, match=r"the outputs of Classes hold no floats.* or pass loss=\.\.\."):
+        qat.inspect(Classes(), "w4a8", batches)
+    found = qat.inspect(Classes(), "w4a8", batches, loss=lambda outputs, batch: (outputs != batch[1]).float().mean())
+    assert {s.loss_change for s in found.sensitivity} != {0.0}
+
+
 def test_nothing_is_changed_and_misuse_is_said(batches: list[tuple[Tensor, Tensor]]) -> None:
     network = Planted()
     before = {name: p.clone() for name, p in network.state_dict().items()}
@@ -133,6 +147,8 @@ def test_nothing_is_changed_and_misuse_is_said(batches: list[tuple[Tensor, Tenso
     assert all(torch.equal(p, network.state_dict()[name]) for name, p in before.items())
     with pytest.raises(ValueError, match="no data"):
         qat.inspect(network, "w8a8")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="batches is empty"):
+        qat.inspect(network, "w8a8", [])
     with pytest.raises(ValueError, match="prepared already"):
         qat.inspect(qat.prepare(network, "w8a8"), "w8a8", batches)
     assert qat.inspect(qat.prepare(network, "w8a8")).lines

@@ -106,8 +106,11 @@ def test_all_kinds_of_inputs_and_outputs(tmp_path: Path) -> None:
         (
             (torch.zeros(2, 4), (torch.zeros(2, 4), 0), torch.zeros(2, 4) > 0, 1, None),
             {"x": (2,)},
-            "axis 2 of input 'x'",
+            "axis 2 of input 'x': write a whole number from 0 to 1",
         ),
+        (None, {"x": 2}, "axis 2 of input 'x': write a whole number"),
+        (None, {"x": "batch"}, "axis 'b' of input 'x': write a whole number"),
+        (None, ["x"], r"dynamic=\['x'\] is not possible: write input -> its free axes, \{'x': \(0,\)\}"),
         (
             (torch.zeros(2, 4), (torch.zeros(2, 4), 0), torch.zeros(2, 4) > 0, 1, None),
             {"x": (0,)},
@@ -120,7 +123,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
 ) -> None:
     example = (torch.randn(4, 4), (torch.randn(4, 4), torch.ones(4, 4)), torch.rand(4, 4) < 0.5, 2.0, None)
     with pytest.raises(ValueError, match=sentence):
-        written(Many(), example, tmp_path / "m.onnx", examples=examples, dynamic=dynamic)
+        written(Many(), example, tmp_path / "m.onnx", examples=examples or example, dynamic=dynamic)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -98,6 +98,28 @@ def test_a_file_with_other_outputs_is_one_of_another_model(tmp_path: Path) -> No
             qat.verify(path, integer, [x])
 
 
+class OfPair(nn.Module):
+    """Takes a pair of tensors, and returns a score for each pixel and class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return self.conv(pair[0] - pair[1])
+
+
+def test_samples_are_counted_in_a_pair_and_decisions_for_each_pixel(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pair = torch.randn(16, 3, 6, 6), torch.randn(16, 3, 6, 6)
+    prepared = qat.prepare(OfPair().eval(), qat.load_policy("w8a8", first_last_bits=None), (pair,))
+    qat.calibrate(prepared, [(pair,)])
+    integer = qat.convert(prepared)
+    qat.export_onnx(integer, (pair,), tmp_path / "m.onnx")
+    check = qat.verify(tmp_path / "m.onnx", integer, [(pair,)])
+    assert (check.exact, check.images, check.top1_agreement) == (True, 16, 1.0)
+
+
 def test_control_flow_that_depends_on_values_is_refused(tmp_path: Path) -> None:
     prepared = qat.prepare(Choosing(), "w8a8")
     qat.calibrate(prepared, [torch.rand(4, 4)])

@@ -188,5 +188,5 @@ def test_codes_are_not_taken_for_weights(tmp_path: Path) -> None:
     state = LeNet5().state_dict()
     name = next(name for name in state if name.endswith("weight"))
     save_file(state | {name: state[name].to(torch.int8)}, tmp_path / "codes.safetensors")
-    with pytest.raises(ValueError, match=rf"codes\.safetensors has '{name}' in int8, the model in real numbers"):
+    with pytest.raises(ValueError, match=rf"codes\.safetensors has '{name}' in int8, and the model in floating point"):
         load_weights(LeNet5(), tmp_path / "codes.safetensors")

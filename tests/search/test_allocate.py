@@ -138,6 +138,33 @@ def test_what_is_no_allocation_is_one_sentence(batches: list[Tensor]) -> None:
         allocate(Branches(), "w4a8", batches, size=720, activation_bits=(1, 8))
 
 
+class Decided(nn.Module):
+    """Returns classes, or one number, in place of scores."""
+
+    def __init__(self, one_number: bool) -> None:
+        super().__init__()
+        self.branches, self.one_number = Branches(), one_number
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.branches(x)
+        return scores.square().mean() if self.one_number else scores.argmax(1)
+
+
+@pytest.mark.parametrize("sensitivity", ["measured", "fisher"])
+def test_outputs_without_floats_have_no_harm_and_one_number_has(batches: list[Tensor], sensitivity: Any) -> None:
+    options: dict[str, Any] = {
+        "mean_bits": 6,
+        "weight_bits": (2, 8),
+        "keep": (),
+        "points": 0,
+        "sensitivity": sensitivity,
+    }
+    with pytest.raises(ValueError, match="hold no floats"):
+        allocate(Decided(False), "w8a8", batches, **options)
+    layers = allocate(Decided(True), "w8a8", batches, **options).record.layers
+    assert sum(layer.harm or 0.0 for layer in layers) > 0
+
+
 def test_one_name_to_keep_is_a_list_of_one(batches: list[Tensor]) -> None:
     allocation = allocate(Branches(), "w4a8", batches, size=720, keep="left", weight_bits=(2, 4), points=0)
     assert [layer.layer for layer in allocation.record.layers if layer.kept] == ["left"]
@@ -160,6 +187,10 @@ def test_latency_comes_from_a_table_of_measured_times(tmp_path: Path, batches: l
         allocate(model, "w4a8", batches, latency_table=[plain], **options)
     with pytest.raises(ValueError, match="has no time of left in w3a8"):
         allocate(model, "w4a8", batches, latency=3, latency_table=LatencyTable.read(path), weight_bits=(3, 8))
+    with pytest.raises(ValueError, match=r"has no time of stem in w8a8 \(it has nothing\)"):
+        allocate(model, "w4a8", batches, latency_table=plain | {"stem": {}}, **options)
+    with pytest.raises(ValueError, match="stem=3 is not possible: write milliseconds"):
+        allocate(model, "w4a8", batches, latency_table=LatencyTable({"stem": 3}), **options)  # type: ignore[dict-item]
     path.write_text("left: fast")
     with pytest.raises(ValueError, match="left='fast' is not possible"):
         LatencyTable.read(path)

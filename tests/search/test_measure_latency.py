@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from qat.cli.main import main
 from qat.nn import borrowing_layer, owning_layer
 from qat.search import LatencyTable, allocate, measure_latency
+from qat.transform import prepare
 
 
 class Repeated(nn.Module):
@@ -29,6 +31,27 @@ class Repeated(nn.Module):
         for _ in range(3):
             x = F.relu(x + self.again(x))
         return self.head(self.grouped(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation_bits": 8}, r"activation_bits=8 is not possible: write widths"),
+        ({"weight_bits": ()}, r"weight_bits=\[\] is not possible: write widths"),
+        ({"rounds": 0}, "rounds=0 is not possible: write a whole number, 1 or more"),
+        ({"threads": "two"}, "threads='two' is not possible"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure_latency(Repeated(), "w8a8", torch.rand(2, 2, 6, 6), **options)
+
+
+def test_layers_of_a_prepared_network_have_no_times() -> None:
+    x = torch.rand(2, 2, 6, 6)
+    with pytest.raises(ValueError, match="prepared already: measure the layers of the float model"):
+        measure_latency(prepare(Repeated(), "w8a8", x), "w8a8", x)
 
 
 def test_every_layer_has_a_time_in_every_format_and_a_budget_takes_them(tmp_path: Path) -> None:

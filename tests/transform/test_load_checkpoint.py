@@ -185,7 +185,7 @@ def test_codes_are_not_taken_for_weights(dtype: torch.dtype, saved: Trained, tmp
     content["state_dict"][name] = content["state_dict"][name].to(dtype)
     torch.save(content, tmp_path / "other.ckpt")
     kind = str(dtype).removeprefix("torch.")
-    with pytest.raises(ValueError, match=rf"has '.*weight' in {kind}, the model in real numbers"):
+    with pytest.raises(ValueError, match=rf"has '.*weight' in {kind}, and the model in floating point"):
         qat.load_checkpoint(tmp_path / "other.ckpt", WithHyperparameters(hidden=8))
 
 

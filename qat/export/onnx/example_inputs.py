@@ -1,4 +1,4 @@
-"""The example inputs of an export: which argument gets what, and the same with other sizes along the free axes."""
+"""The example inputs of an export: the value of each argument, and the same with other sizes along the free axes."""
 
 from __future__ import annotations
 
@@ -91,10 +91,11 @@ def as_written(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tupl
 
 
 def bind(graph: fx.Graph, examples: Examples, dynamic: FreeAxes | None) -> ExampleInputs:
-    """Give every argument of a graph its example, its default, or say what is missing.
+    """Give every argument of a graph its example, or its default.
 
     Raises:
-        ValueError: an argument has no example and no default, or there are examples or free axes of unknown arguments.
+        ValueError: an argument has no example and no default, there are examples or free axes of unknown arguments, or
+            `dynamic` is not a mapping from inputs to axes.
     """
     arguments = [n for n in graph.nodes if n.op == "placeholder"]
     names = [str(n.target).lstrip("*") for n in arguments]
@@ -156,14 +157,20 @@ def _default_axes(tensors: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
 
 
 def _named_axes(tensors: Mapping[str, Tensor], dynamic: FreeAxes) -> dict[str, dict[int, str]]:
+    if not isinstance(dynamic, Mapping):
+        raise ValueError(
+            f"dynamic={dynamic!r} is not possible: write input -> its free axes, {{{next(iter(tensors))!r}: (0,)}}."
+        )
     axes: dict[str, dict[int, str]] = {}
     for name, of_tensor in dynamic.items():
         if name not in tensors:
             raise ValueError(f"dynamic names an input {name!r}: write one of {', '.join(tensors)}.")
         rank = tensors[name].ndim
-        named = dict(of_tensor) if isinstance(of_tensor, Mapping) else dict.fromkeys(of_tensor, "")
-        if outside := [axis for axis in named if not -rank <= axis < rank]:
-            raise ValueError(f"dynamic names axis {outside[0]} of input {name!r}, which has {rank} axes.")
+        given = of_tensor if isinstance(of_tensor, Iterable) else (of_tensor,)
+        named = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given, "")
+        if outside := [axis for axis in named if not isinstance(axis, int) or not -rank <= axis < rank]:
+            whole = f"a whole number from 0 to {rank - 1}" if rank else "no axis, because it has none"
+            raise ValueError(f"dynamic names axis {outside[0]!r} of input {name!r}: write {whole}.")
         axes[name] = {a % rank: n or (f"axis_{a % rank}" if a % rank else BATCH) for a, n in named.items()}
     return axes
 

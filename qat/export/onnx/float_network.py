@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qat.arguments import as_path, check_network
 from qat.capture import copy_model
 from qat.export.onnx.torch_exporter import export_with_torch
 from qat.files import write_atomically
@@ -19,11 +20,15 @@ def export_float_onnx(model: nn.Module, example_inputs: Tensor | tuple[Tensor, .
         model: any module; it is copied and exported in evaluation mode.
         example_inputs: one batch of the model's inputs.
         path: the file to write.
+
+    Raises:
+        ValueError: `model` is not a network, or `path` is not a path.
     """
+    check_network(model)
+    path = as_path(path)
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     batch = torch.export.Dim("batch")
     doubled = tuple(torch.cat([x, x]) for x in examples)
     shapes = tuple({0: batch} for _ in examples)
-    write_atomically(
-        Path(path), export_with_torch(copy_model(model).eval(), doubled, dynamic_shapes=shapes).SerializeToString()
-    )
+    file = export_with_torch(copy_model(model).eval(), doubled, dynamic_shapes=shapes)
+    write_atomically(path, file.SerializeToString())

@@ -13,9 +13,10 @@ from qat.export.onnx.example_inputs import BATCHES, ExampleInputs, named_tensors
 from qat.export.onnx.example_outputs import ExampleOutputs, example_outputs
 from qat.export.onnx.runtime import session
 from qat.export.outputs import named_outputs
+from qat.reading.malformed import reason
 
 LARGEST_ERROR = 0.1
-"""Relative error of an output beyond which a file does not fit other sizes; codes at rounding thresholds may differ."""
+"""Relative error of an output beyond which a file does not fit other sizes. Below it, codes at rounding edges may differ."""
 
 
 class Trials:
@@ -76,7 +77,10 @@ def check_outputs(file: onnx.ModelProto, inputs: Mapping[str, Tensor], expected:
     try:
         results = session(file.SerializeToString()).run(None, {name: x.numpy() for name, x in inputs.items()})
     except Exception as error:  # the runtime's exceptions have no common base class
-        raise ValueError(f"ONNX Runtime cannot run the file with other sizes of its free axes: {error}") from error
+        raise ValueError(
+            f"ONNX Runtime cannot run the file with other sizes of its free axes ({reason(error)}): leave out of dynamic those "
+            "that the network does not allow."
+        ) from error
     for (name, ours), theirs in zip(expected.items(), results, strict=True):
         if ours.shape != theirs.shape or _error(ours.double().numpy(), theirs) > LARGEST_ERROR:
             raise ValueError(
@@ -108,7 +112,7 @@ def run_twice(model: fx.GraphModule, inputs: ExampleInputs) -> tuple[ExampleInpu
             one = example_outputs(model, sized.trial(0))
             return sized, one, example_outputs(model, sized.trial(1)) if any(inputs.axes.values()) else one
         except Exception as error:  # a network may raise anything
-            reason = _first_line(error)
+            refusal = _first_line(error)
     try:
         example_outputs(model, dataclasses.replace(inputs, axes={name: {} for name in inputs.axes}).trial(0))
     except Exception as error:
@@ -117,8 +121,8 @@ def run_twice(model: fx.GraphModule, inputs: ExampleInputs) -> tuple[ExampleInpu
             f"the model cannot run on the example inputs ({said}): write them as forward is called."
         ) from error
     raise ValueError(
-        f"the model cannot run with other sizes of its free axes, {inputs.axes}: {reason}; write them in dynamic, or "
-        "dynamic={} if there are none."
+        f"the model cannot run with other sizes of its free axes, {inputs.axes} ({refusal}): write those that are free in "
+        "dynamic, or dynamic={} if there are none."
     )
 
 

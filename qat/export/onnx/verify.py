@@ -30,6 +30,7 @@ from qat.export.onnx.without_graph import is_converted_without_graph
 from qat.export.outputs import named_outputs
 from qat.export.prepared_agreement import PreparedAgreement, predictions
 from qat.export.verification import (
+    FLOAT_TOLERANCE,
     TIES_ALLOWED,
     DamagedFileError,
     OtherModelError,
@@ -46,9 +47,6 @@ from qat.operations import Role, describe_graph
 from qat.reading.malformed import malformed
 from qat.torch_private import tree_leaves
 from qat.transform.batches import positional_arguments
-
-FLOAT_TOLERANCE = 1e-5
-"""Allowed difference of float sums in another order, relative to the largest output."""
 
 
 def verify_onnx(
@@ -69,7 +67,7 @@ def verify_onnx(
         result = _compare(path, integer.eval(), batches, prepared, engine)
     elif is_converted_without_graph(integer):
         with refusals(path):
-            result = verify_without_graph(path, integer, batches, prepared, FLOAT_TOLERANCE, engine)
+            result = verify_without_graph(path, integer, batches, prepared, engine)
     else:
         raise ValueError(f"{type(integer).__name__} is not an integer model: pass the result of qat.convert(prepared).")
     if record:
@@ -92,7 +90,7 @@ def _compare(
         return run.result()
     except (OtherModelError, DamagedFileError):
         raise
-    except Exception as error:  # of a runtime that refuses a changed file, or of data that fit no model
+    except Exception as error:  # a runtime refuses a changed file, or the data do not fit the model
         with suppress(Exception):
             _, stored = _compare_stored(path, integer, inputs)
             if stored:
@@ -202,14 +200,8 @@ class _Run:
         return is_quantize and self.session.rounds_floats(name)
 
     def result(self) -> Verification:
-        """All that was found.
-
-        Raises:
-            ValueError: no batch was seen.
-        """
-        if not self.exercise.samples:
-            raise ValueError("nothing was verified: batches is empty.")
-        result = Verification(operators=self.engine.operators(self.path), images=self.exercise.samples)
+        """All that was found in the batches that were seen."""
+        result = Verification(operators=self.engine.operators(self.path))
         result.runtime, result.exact_runtime = self.engine.version, self.exact
         result.ties_allowed = self.engine.ties or TIES_ALLOWED
         result.saturates = self.engine.saturates(read_onnx(self.path))
@@ -219,8 +211,7 @@ class _Run:
             module = dict(self.integer.named_modules()).get(site.name)
             site.exercised = self.exercise.share(site.name, getattr(module, "output", None))
             site.ties_allowed = self.engine.ties_allowed(isinstance(module, Requantize), site.codes_compared)
-        result.weak_data = self.exercise.sentences(result.sites)
-        result.weak_inputs = bool(self.exercise.weakness)
+        self.exercise.record(result)
         result.nothing_quantized = not self.session.sites and not stored_weights(self.integer)
         result.top1_agreement = self.same_answers / self.answers
         if self.prepared is not None:

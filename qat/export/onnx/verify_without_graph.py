@@ -19,8 +19,8 @@ from qat.export.onnx.runtime import feeds, stored_codes
 from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.without_graph import onnx_model_without_graph
 from qat.export.outputs import named_outputs
-from qat.export.prepared_agreement import PreparedAgreement
-from qat.export.verification import OtherModelError, SiteAgreement, Verification
+from qat.export.prepared_agreement import PreparedAgreement, predictions
+from qat.export.verification import FLOAT_TOLERANCE, OtherModelError, SiteAgreement, Verification
 from qat.integer.order import OneOrder
 from qat.integer.weight_only import stored_weights
 from qat.torch_private import tree_leaves
@@ -32,7 +32,6 @@ def verify_without_graph(
     model: nn.Module,
     batches: Iterable[Any],
     prepared: nn.Module | None,
-    tolerance: float,
     engine: Engine,
 ) -> Verification:
     """Compare a file with the module that `qat.convert` made of a model without a graph.
@@ -42,7 +41,6 @@ def verify_without_graph(
         model: the module.
         batches: its inputs: each a tensor, or a sequence that begins with them.
         prepared: the network that was converted, to compare outputs with; None: not compared.
-        tolerance: allowed difference of outputs, relative to the largest.
         engine: what runs the file.
 
     Raises:
@@ -67,15 +65,15 @@ def verify_without_graph(
         outputs = [torch.from_numpy(x) for x in session.run(None, feeds(session, inputs))]
         _check_shapes(path, expected.values(), outputs)
         for (name, ours), theirs in zip(expected.items(), outputs, strict=True):
-            label = f"{name} (within {tolerance:g} of the largest)"
-            sites.setdefault(label, SiteAgreement(label, tuple(ours.shape[1:]))).compare(ours.cpu(), theirs, tolerance)
-        first = next(iter(expected.values())).cpu()
-        agree = first.argmax(-1) == outputs[0].argmax(-1)
-        same, answers, result.images = same + int(agree.sum()), answers + agree.numel(), result.images + len(inputs[0])
-    if not result.images:
+            label = f"{name} (within {FLOAT_TOLERANCE:g} of the largest)"
+            site = sites.setdefault(label, SiteAgreement(label, tuple(ours.shape[1:])))
+            site.compare(ours.cpu(), theirs, FLOAT_TOLERANCE)
+        agree = predictions(next(iter(expected.values())).cpu()) == predictions(outputs[0])
+        same, answers = same + int(agree.sum()), answers + agree.numel()
+    if not exercise.samples:
         raise ValueError("nothing was verified: batches is empty.")
     result.sites = list(sites.values())
-    result.weak_data, result.weak_inputs = exercise.sentences(result.sites), bool(exercise.weakness)
+    exercise.record(result)
     file = read_onnx(path)
     anew = onnx_model_without_graph(
         model, as_written(examples, example_shapes(file)), free_axes(file), dialect_of_file(path, file)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from qat.export.comparison import Ran, compare, static_sites, with_graph
+from qat.export.comparison import FileOutputs, compare, static_sites, with_graph
 from qat.export.onnx.example_inputs import as_written
 from qat.export.outputs import named_outputs
 from qat.export.pt2e.codes import SHIFT
@@ -61,11 +61,11 @@ class _Sites:
                 f"{path} has no codes for the sites {', '.join(missing)}: it was written from another model."
             )
 
-    def __call__(self, inputs: tuple[Any, ...], codes: Mapping[str, Tensor] | None = None) -> Ran:
+    def __call__(self, inputs: tuple[Any, ...], codes: Mapping[str, Tensor] | None = None) -> FileOutputs:
         interpreter = _Interpreter(self.module, {node: name for name, node in self.nodes.items()}, codes or {})
         with torch.no_grad():
             returned = interpreter.run(*inputs)
-        return Ran(list(named_outputs(returned).values()), interpreter.seen)
+        return FileOutputs(list(named_outputs(returned).values()), interpreter.seen)
 
 
 class _Interpreter(fx.Interpreter):
