@@ -52,14 +52,13 @@ class FileProof:
             found.append("No verification was recorded in it.")
         else:
             v = self.verification
-            runtime = v.get("runtime") or f"ONNX Runtime {v['onnxruntime']}"
             found.append(
-                f"When it was verified, over {v['samples']:,} sample{'s' * (v['samples'] != 1)} in {runtime}, "
+                f"When it was verified, over {v['samples']:,} sample{'s' * (v['samples'] != 1)} in {v['runtime']}, "
                 f"{v['code_mismatches']:,} of {v['codes_compared']:,} codes and {v['constants_compared']:,} stored numbers "
                 "differed from the integer model."
             )
             found += [v["alarm"]] if v["alarm"] else []
-            found += v.get("weak_data", [])
+            found += v["weak_data"]
         found.append(
             "Not known without the model: whether this processor and runtime give the same codes, and who wrote the file "
             f"(a hash is not a signature): {ANEW}"

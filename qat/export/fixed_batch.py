@@ -26,7 +26,7 @@ class FixedBatchNetwork(FileNetwork):
         return int(self.sizes[0])
 
     def run(self, tensors: list[Tensor]) -> Sequence[Tensor]:
-        """The outputs of a batch of the file's size; may use their memory again."""
+        """The outputs of a batch of the file's size; the next call may overwrite them."""
         raise TypeError(f"{type(self).__name__} must define run")
 
     def outputs(self, inputs: tuple[object, ...]) -> list[Tensor]:
@@ -40,7 +40,7 @@ def run_in_parts(
     """The outputs of a batch of any size.
 
     Args:
-        run: runs a batch of the file's size; may use the memory of its outputs again.
+        run: runs a batch of the file's size; the next call may overwrite its outputs.
         inputs: arguments, nested or not; those that are not tensors are constants of the file.
         sizes: the size of the first axis of each input in the file; that of the first input is the batch.
     """

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 WARM_UP = 3
-"""The first calls allocate."""
+"""How many first calls do not count, because they allocate."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of a call: the median, the quartiles, how many calls were measured, and the fastest of them."""
+    """Milliseconds of a call: the median, the lower and upper quartile, how many calls were measured, and the fastest."""
 
     median: float
     low: float
     high: float
     calls: int
-    fastest: float = float("nan")
+    fastest: float
 
 
 def time_in_turns(
@@ -30,7 +30,7 @@ def time_in_turns(
     least: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Call all in turns, a few times without counting.
+    """Call all in turns and measure each call but the first few.
 
     Args:
         calls: by name.
@@ -40,7 +40,7 @@ def time_in_turns(
         clock: returns seconds; `time.process_time` does not count what other programs take.
 
     Returns:
-        By name.
+        Name -> times of its calls.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()

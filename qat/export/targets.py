@@ -154,7 +154,7 @@ RUNTIMES = (
 )
 TARGETS = (
     Target("onnxruntime", (".onnx",), "ONNX, for ONNX Runtime", "qat.export:export_onnx"),
-    Target("portable", (".onnx",), "plain QDQ ONNX of opset 13, for everybody else", "qat.export.onnx:export_portable"),
+    Target("portable", (".onnx",), "plain QDQ ONNX of opset 13, for other runtimes", "qat.export.onnx:export_portable"),
     Target("openvino", (".onnx",), "the same, run in OpenVINO", "qat.export.onnx:export_portable", runs_in="openvino"),
     Target("tensorrt", (".onnx",), "ONNX as TensorRT wants it", "qat.export.onnx:export_tensorrt"),
     Target(

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qat.arguments import as_path
 from qat.files import write_atomically
 from qat.granularity import PerChannel
 from qat.hf.pretrained import CONFIG, configuration_of, without_values
@@ -20,14 +21,14 @@ from qat.transform import quantizers
 from qat.transform.inspect import describe
 
 WEIGHTS = "model.safetensors"
-BLOCKS = {"type": "float", "symmetric": True, "dynamic": False}
+COMMON = {"type": "float", "symmetric": True, "dynamic": False}
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "float-quantized": {"num_bits": 8, "strategy": "channel", **BLOCKS},
+    "float-quantized": {"num_bits": 8, "strategy": "channel", **COMMON},
     "nvfp4-pack-quantized": {
         "num_bits": 4,
         "strategy": "tensor_group",
         "group_size": 16,
-        **BLOCKS,
+        **COMMON,
         "scale_dtype": "torch.float8_e4m3fn",
         "zp_dtype": "torch.float8_e4m3fn",
     },
@@ -35,7 +36,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "num_bits": 4,
         "strategy": "group",
         "group_size": 32,
-        **BLOCKS,
+        **COMMON,
         "scale_dtype": "torch.uint8",
         "zp_dtype": "torch.uint8",
     },
@@ -43,7 +44,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "num_bits": 8,
         "strategy": "group",
         "group_size": 32,
-        **BLOCKS,
+        **COMMON,
         "scale_dtype": "torch.uint8",
         "zp_dtype": "torch.uint8",
     },
@@ -71,9 +72,10 @@ def save_compressed_tensors(model: nn.Module, folder: str | Path) -> Path:
         `folder`.
 
     Raises:
-        ValueError: this is no such network, or a layer has another format, a shorter block, or a shared weight.
+        ValueError: this is not such a network, or a layer has another format, rows that are not whole blocks, or a shared
+            weight.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder, "folder")
     found = quantizers(model)
     if not isinstance(model, PreTrainedModel) or not found:
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 from torch import nn
+from transformers import PreTrainedModel
 
 from qat.nn import quantized_weights
 from qat.quantizers.codebook import Codebook
@@ -22,8 +23,8 @@ def model_card(model: nn.Module, folder: Path, results: Results | None) -> str:
 
     Args:
         model: the network that was saved.
-        folder: where; its size is told.
-        results: of the run that made it; None: there is no table.
+        folder: where it was saved; the card gives the size of its weights.
+        results: of the run that made it; None: the card has no table of results.
     """
     data = ModelCardData(library_name="qat", tags=["quantized", "quantization-aware-training"])
     record = record_of(model)
@@ -45,14 +46,11 @@ def model_card(model: nn.Module, folder: Path, results: Results | None) -> str:
 
 
 def _loading(model: nn.Module) -> str:
-    from transformers import PreTrainedModel
-
-    known = (
-        isinstance(model, PreTrainedModel) or (record := record_of(model)) is None or record.architecture is not None
-    )
-    return (
-        'qat.hf.from_pretrained("OWNER/NAME")' if known else 'qat.hf.from_pretrained("OWNER/NAME", model=MyNetwork())'
-    )
+    """The call that loads the network; one that the folder cannot build is passed."""
+    record = record_of(model)
+    if isinstance(model, PreTrainedModel) or record is None or record.architecture is not None:
+        return 'qat.hf.from_pretrained("OWNER/NAME")'
+    return 'qat.hf.from_pretrained("OWNER/NAME", model=MyNetwork())'
 
 
 def _widths(model: nn.Module) -> str:

@@ -20,14 +20,14 @@ def split_groups_of(network: nn.Module, lr_ratio: float) -> None:
     _renew()
 
 
-def groups_are_made(network: nn.Module) -> None:
-    """The optimizer of this network exists."""
+def stop_splitting_groups_of(network: nn.Module) -> None:
+    """The optimizer of this network exists: later ones are left as they are."""
     _waiting.pop(network, None)
     _renew()
 
 
 def _renew() -> None:
-    """Contexts are left in the opposite order, but trainings begin in any."""
+    """Leave all contexts, and enter one for each waiting network: contexts nest, but trainings begin in any order."""
     _open.close()
     for network, ratio in _waiting.items():
         _open.enter_context(split_parameter_groups(network, ratio))

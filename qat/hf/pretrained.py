@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from qat.arguments import as_path
 from qat.export.packed import load_quantized, save_quantized
 from qat.export.packed.folder import FILES
 from qat.files import write_atomically
@@ -38,15 +39,15 @@ def save_pretrained(
         model: what `qat.prepare` made of a network of transformers, or of any other; calibrated or trained.
         folder: is made, if it is missing.
         results: `results.json` of a run, or its folder, for the model card.
-        processing_class: a tokenizer or processor that belongs to the network; is saved, too.
+        processing_class: a tokenizer or processor that belongs to the network; it is saved, too.
 
     Returns:
         `folder`.
 
     Raises:
-        ValueError: as `qat.save_quantized`; an integer model of a network of transformers, which has no configuration.
+        ValueError: as `qat.save_quantized`; an integer model that does not know its policy.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder, "folder")
     if isinstance(model, IntegerModel) and model.policy is None:
         raise ValueError("the integer model does not know its policy: save the prepared network.")
     found = None if results is None else read_results(_results_file(Path(results)))
@@ -107,8 +108,8 @@ def push_to_hub(
     Args:
         model, results, processing_class: as for `save_pretrained`.
         repository: OWNER/NAME.
-        private: whether a new repository is; None: as your account says.
-        token: None: the one that you are logged in with.
+        private: whether a new repository is private; None: the default of your account.
+        token: that may write; None: the one that you are logged in with.
         message: of the commit.
 
     Returns:
@@ -139,7 +140,11 @@ def _save_configuration(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _built(config: PreTrainedConfig) -> nn.Module:
-    """The float network, without values."""
+    """The float network of this configuration, see `without_values`.
+
+    Raises:
+        ValueError: transformers does not have its class.
+    """
     name = (config.architectures or [""])[0]
     cls = getattr(transformers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
@@ -150,7 +155,7 @@ def _built(config: PreTrainedConfig) -> nn.Module:
 
 
 def without_values(config: PreTrainedConfig, cls: type[nn.Module]) -> nn.Module:
-    """A new network, on the meta device if its class allows."""
+    """A new network of class `cls`, on the meta device (without values) if its constructor reads none."""
     try:
         with torch.device("meta"):
             network: nn.Module = cls(config)

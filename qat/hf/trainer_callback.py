@@ -15,7 +15,7 @@ from transformers.trainer_callback import ExportableState
 
 from qat.capture import serves_call
 from qat.files import write_atomically
-from qat.hf.parameter_groups import groups_are_made, split_groups_of
+from qat.hf.parameter_groups import split_groups_of, stop_splitting_groups_of
 from qat.hf.private_api import keep_names_in_checkpoints
 from qat.quantizers import Mode
 from qat.torch_private import tree_map_only
@@ -23,13 +23,13 @@ from qat.training.optimization.parameter_groups import parameters_without_optimi
 from qat.transform import Policy, calibrate, is_prepared, load_policy, prepare_, quantizers
 from qat.transform.batches import call_of
 from qat.transform.distributed import check_quantizers_equal
-from qat.transform.policy_record import check_same_policy, describe_prepared
+from qat.transform.policy_record import check_same_policy, describe_prepared, plain_data
 from qat.transform.record import record_of
 
 RECORD = "qat.json"
 """The file beside each checkpoint that holds the policy, and how the network was captured."""
 ITEMS = "num_items_in_batch"
-"""What `Trainer` adds to the arguments of a network, and no graph of its example inputs has."""
+"""The argument that `Trainer` adds, and that a graph captured with the example inputs does not have."""
 
 
 class QuantizationAwareTraining(TrainerCallback, ExportableState):
@@ -53,8 +53,8 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
         quantizer_lr_ratio: learning rate of the learned scales over that of the group they come from.
 
     Raises:
-        ValueError: the policy is impossible, or there are no batches; when training starts: the checkpoint was trained with
-            another policy, or without quantizers.
+        ValueError: the policy is impossible, `batches` is a single batch, or the ratio is not positive. When training starts:
+            there are no batches, or the checkpoint was trained with another policy or without quantizers.
     """
 
     def __init__(
@@ -84,9 +84,8 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
                 check_same_policy(record.policy, self.policy, "the network is prepared")
         else:
             if getattr(model, "config", None) is not None:
-                model.config.use_cache = getattr(
-                    args, "use_cache", False
-                )  # as Trainer will; a cache is not an output of a graph
+                # As Trainer will: a cache is not an output of a graph.
+                model.config.use_cache = getattr(args, "use_cache", False)
             prepare_(model, self.policy, self._example(model))
         for quantizer in quantizers(model).values():
             if not quantizer.ready:
@@ -97,15 +96,16 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
     def _example(self, model: nn.Module) -> Any:
         if not self.batches:
             return None
-        call = call_of(model, self.batches[0])
-        return call.kwargs or call.args
+        return call_of(model, self.batches[0]).example_inputs
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What `trainer_state.json` keeps of this callback."""
-        policy = describe_prepared(nn.Module(), self.policy, None, None)["policy"]
-        return {"args": {"policy": policy, "quantizer_lr_ratio": self.quantizer_lr_ratio}, "attributes": {}}
+        return {
+            "args": {"policy": plain_data(self.policy), "quantizer_lr_ratio": self.quantizer_lr_ratio},
+            "attributes": {},
+        }
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -116,7 +116,11 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
             write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
     def _check_resumed(self, state: TrainerState, model: nn.Module) -> None:
-        """The weights are restored already."""
+        """Check that the checkpoint, whose weights are restored already, was trained with this policy.
+
+        Raises:
+            ValueError: it has no quantizers, or another policy.
+        """
         states: Any = state.stateful_callbacks or {}
         recorded = states.get(type(self).__name__)
         recorded = recorded[0] if isinstance(recorded, list) else recorded
@@ -138,7 +142,7 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        groups_are_made(model)
+        stop_splitting_groups_of(model)
         if state.global_step:
             self._check_resumed(state, model)
         found = quantizers(model)
@@ -170,7 +174,7 @@ class QuantizationAwareTraining(TrainerCallback, ExportableState):
         self._hooks.clear()
 
     def _average_losses(self, model: nn.Module, steps: int) -> None:
-        """Calls with the number of items run the graph, which has no such input, and return the mean loss."""
+        """Take the number of items out of calls: the graph has no such input. The loss is then a mean over the batch."""
         counted: list[bool] = []
 
         def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

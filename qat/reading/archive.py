@@ -11,7 +11,7 @@ from qat.reading.bounds import GROWTH, check_bytes
 ZIP_START = b"PK\x03\x04"
 ZIP_END = b"PK\x05\x06"
 END_BYTES = 22
-"""Length of the last record of an archive without a comment; nobody who is read here writes one."""
+"""Length of the last record of an archive without a comment. No archive that is read here has one."""
 
 
 def check_members(file: BinaryIO, growth: int = GROWTH) -> list[str]:
@@ -25,8 +25,8 @@ def check_members(file: BinaryIO, growth: int = GROWTH) -> list[str]:
         The names of its members.
 
     Raises:
-        ValueError: it unpacks to too much, a checksum does not fit, or there is something before or behind it; zipfile raises
-            others for one that is cut off.
+        ValueError: it unpacks to too much, a checksum does not fit, or there is something before or behind it.
+        zipfile.BadZipFile: it is cut off.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(-min(size, END_BYTES), os.SEEK_END)

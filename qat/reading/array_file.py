@@ -1,4 +1,4 @@
-"""numpy's files: no objects in them, and no more memory than their size stands for."""
+"""numpy's files: no objects in them, and arrays of at most a fixed multiple of their size."""
 
 from __future__ import annotations
 

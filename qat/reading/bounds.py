@@ -6,18 +6,18 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 GROWTH = 4
-"""How many times the size of its file something may take in memory, ..."""
+"""How many times the size of its file the content may take in memory."""
 ALWAYS_ALLOWED = 1 << 26
-"""... and how many bytes a file of any size may take."""
+"""Bytes that the content of a file of any size may take."""
 MAX_DEPTH = 100
 MAX_VALUES = 5_000_000
-"""Values in nested data, where what occurs twice counts twice, as it does for whoever walks through them."""
+"""Values in nested data. What occurs twice counts twice: a walk through the data meets it twice."""
 
 
 def check_bytes(found: int, file_bytes: int, growth: int = GROWTH) -> None:
     """Raise ValueError if content of `found` bytes is too much for a file of `file_bytes`."""
     if found > max(growth * file_bytes, ALWAYS_ALLOWED):
-        raise ValueError(f"its {file_bytes:,} bytes declare {found:,}, which no file of this project does")
+        raise ValueError(f"its {file_bytes:,} bytes declare {found:,}, more than a file of this size holds")
 
 
 def check_nesting(value: Any, max_values: int = MAX_VALUES) -> list[Any]:

@@ -63,7 +63,9 @@ MAKERS = re.compile(
 
 
 def read_program(path: str | Path) -> ExportedProgram:
-    """The program in a file. Nothing in the file is executed; `program.module(check_guards=False)`: guards are source code.
+    """The program in a file. Nothing in the file is executed.
+
+    Guards are source code, too: make a module of it with `program.module(check_guards=False)`.
 
     Raises:
         OSError: the file cannot be read.

@@ -16,7 +16,7 @@ from qat.files import write_atomically
 from qat.reading.malformed import malformed
 
 CHECKSUM = "qat.sha256"
-"""The remark in a file that holds the sha256 of its tensors and of its other remarks."""
+"""The metadata entry that holds the sha256 of all tensors and of the other entries."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -25,9 +25,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         OSError: the file cannot be written; the old one, if any, is intact.
     """
-    remarks = dict(metadata or {})
-    remarks[CHECKSUM] = _checksum(tensors, remarks)
-    write_atomically(path, _with_sorted_remarks(save(dict(tensors), metadata=remarks)))
+    entries = dict(metadata or {})
+    entries[CHECKSUM] = _checksum(tensors, entries)
+    write_atomically(path, _with_sorted_metadata(save(dict(tensors), metadata=entries)))
 
 
 def read_tensors(path: Path, needs_checksum: bool = False) -> dict[str, Tensor]:
@@ -44,18 +44,18 @@ def read_tensors(path: Path, needs_checksum: bool = False) -> dict[str, Tensor]:
     path.stat()  # a missing file is an error of the operating system, with its name
     with malformed(path, "is not a safetensors file", "write it again"):
         with safe_open(path, framework="pt") as file:
-            remarks = dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        recorded = remarks.pop(CHECKSUM, None)
+        recorded = metadata.pop(CHECKSUM, None)
         if recorded is None and needs_checksum:
             raise ValueError("it has no checksum")
-        if recorded is not None and recorded != _checksum(tensors, remarks):
+        if recorded is not None and recorded != _checksum(tensors, metadata):
             raise ValueError("its checksum does not fit")
     return tensors
 
 
-def _with_sorted_remarks(content: bytes) -> bytes:
-    """The same file with its remarks in alphabetical order, which `save` writes in any: equal weights are equal files."""
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """The file with its metadata in alphabetical order, so that equal weights are equal files: `save` keeps no order."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -64,8 +64,8 @@ def _with_sorted_remarks(content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
-def _checksum(tensors: Mapping[str, Tensor], remarks: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(remarks, sort_keys=True).encode())
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="surrogatepass"))

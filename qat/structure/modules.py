@@ -15,7 +15,7 @@ Description = dict[str, Any]
 """{"class", "attributes", "parameters", "buffers", "not_persistent", "children", "eval"}, without what is empty. A parameter or
 buffer that is None is a name with a "-" before it."""
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(key for key in vars(nn.Module()) if key.endswith("_hooks"))
 CONTAINER = "torch.nn.modules.module.Module"
 
@@ -33,8 +33,8 @@ def describe_module(
         module: any module.
         describe: describes attributes.
         where: its name.
-        special: describes modules that need more than this; None: it does not.
-        seen: modules that are described already, by their names: one in two places stays one.
+        special: describes modules that need more than this; returns None for all others.
+        seen: module -> its name, of those that are described already: one in two places stays one.
 
     Raises:
         NotPlainError: a class that a file may not name, hooks, or an attribute that is not plain data.
@@ -49,7 +49,7 @@ def describe_module(
     if not describe.names.knows(cls):
         raise NotPlainError(f"{where or 'the network'} is a {path_of(cls)}, which a file may not name")
     if any(vars(module).get(key) for key in _HOOKS) or "forward" in vars(module):
-        raise NotPlainError(f"{where or 'the network'} has hooks")
+        raise NotPlainError(f"{where or 'the network'} has hooks, or a forward of its own")
     children = {
         name: None if child is None else describe_module(child, describe, f"{where}.{name}".lstrip("."), special, seen)
         for name, child in own_modules(module).items()
@@ -83,7 +83,7 @@ def description_of(
 
 def attributes_of(module: nn.Module) -> dict[str, Any]:
     """The attributes of a module that are its own, without its tensors and submodules."""
-    skipped = {*_OF_EVERY_MODULE, "training", *FLAT_WEIGHTS, "_qat"}
+    skipped = {*_OF_EVERY_MODULE, *FLAT_WEIGHTS, "_qat"}
     return {key: value for key, value in vars(module).items() if key not in skipped}
 
 

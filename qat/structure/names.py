@@ -49,50 +49,31 @@ _NOT_OVERRIDABLE = {
 }
 """Functions on tensors that `get_overridable_functions` leaves out."""
 _REFUSED = {
-    "from_file",
-    "load",
-    "save",
-    "numpy",
-    "storage",
-    "untyped_storage",
-    "data_ptr",
-    "share_memory_",
-    "set_",
-    "apply_",
+    *(
+        "from_file",
+        "load",
+        "save",
+        "numpy",
+        "storage",
+        "untyped_storage",
+        "data_ptr",
+        "share_memory_",
+        "set_",
+        "apply_",
+    ),
+    *("map_", "map2_", "register_hook", "backward", "register_post_accumulate_grad_hook", "module_load", "__dlpack__"),
 }
-_REFUSED |= {
-    "map_",
-    "map2_",
-    "register_hook",
-    "backward",
-    "register_post_accumulate_grad_hook",
-    "module_load",
-    "__dlpack__",
-}
+"""Functions and methods that reach files, memory or Python code."""
 ATTRIBUTES = {
-    "shape",
-    "dtype",
-    "device",
-    "ndim",
-    "T",
-    "mT",
-    "H",
-    "mH",
-    "real",
-    "imag",
-    "data",
-    "requires_grad",
-    "is_cuda",
+    *("shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "real", "imag", "data", "requires_grad", "is_cuda"),
+    *("layout", "itemsize", "nbytes", "is_sparse", "min", "max", "eps", "tiny"),
+    *(n for kind in vars(torch.return_types).values() if hasattr(kind, "n_fields") for n in kind.__match_args__),
 }
-ATTRIBUTES |= {"layout", "itemsize", "nbytes", "is_sparse", "min", "max", "eps", "tiny"}
-ATTRIBUTES |= {
-    name for kind in vars(torch.return_types).values() if hasattr(kind, "n_fields") for name in kind.__match_args__
-}
-"""What `getattr` in a graph may read."""
+"""What `getattr` in a graph may read: of tensors, of torch.finfo and torch.iinfo, and of what functions return."""
 
 
 class NotAllowedError(ValueError):
-    """A class that the caller has to pass. The message goes on from the name of the folder."""
+    """A file names a class that the caller has to allow. The message is the end of a sentence that begins with the folder."""
 
 
 class Names:

@@ -41,7 +41,15 @@ class Describer:
     node: Callable[[Any], str | None] = lambda value: None
 
     def __call__(self, value: Any, where: str) -> Any:
-        """Raises NotPlainError."""
+        """The value as plain data.
+
+        Args:
+            value: what is described.
+            where: its name, for the message.
+
+        Raises:
+            NotPlainError: it has no such form, or a file may not name it.
+        """
         if value is None or isinstance(value, bool | str) or type(value) is int:
             return value
         if type(value) is float:
@@ -116,7 +124,11 @@ class Reader:
     node: Callable[[str], Any] | None = None
 
     def __call__(self, data: Any, depth: int = 0) -> Any:
-        """Raises ValueError."""
+        """The value that the data describe; `depth` counts the levels around it.
+
+        Raises:
+            ValueError: they are not of this format, or name what a file may not name.
+        """
         if depth > MAX_DEPTH:
             raise ValueError("it is nested too deeply")
         if data is None or isinstance(data, bool | int | float | str):

@@ -21,7 +21,7 @@ DELEGATED = "XNNPACK"
 NO_OPERATIONS = {"alloc", "executorch_call_delegate", "getitem"}
 """Operators that only allocate memory or unpack results."""
 LAYERS = ("convolution", "linear", "addmm", "mm")
-"""What layers are called in ExecuTorch's graph."""
+"""The names of layers in ExecuTorch's graph."""
 
 
 def export_executorch(integer: nn.Module, example_inputs: Examples, path: str | Path) -> None:
@@ -53,7 +53,7 @@ def lowered(integer: nn.Module, example_inputs: Examples) -> Written:
         try:
             edge = to_edge_transform_and_lower(program, partitioner=[xnnpack()])
             content = bytes(edge.to_executorch().buffer)
-        except Exception as error:  # of a compiler, whose errors are of any kind
+        except Exception as error:  # a compiler may raise anything
             text = " ".join(str(error).split())[:200]
             raise ValueError(f"ExecuTorch cannot write {type(integer).__name__}: {text}.") from error
     module = edge.exported_program().graph_module
@@ -100,7 +100,7 @@ def _executorch() -> tuple[Any, Any]:
 
 
 def _delegates(module: fx.GraphModule) -> Iterator[fx.Graph]:
-    """The operations of each delegate, as they were before."""
+    """The operations of each delegate, as they were before they were delegated."""
     for node in module.graph.nodes:
         delegate: Any = getattr(module, str(node.target), None) if node.op == "get_attr" else None
         if hasattr(delegate, "original_module"):

@@ -50,13 +50,13 @@ def converted(integer: nn.Module, example_inputs: Examples) -> bytes:
             with tempfile.TemporaryDirectory() as folder:
                 found.export(str(Path(folder) / "model.tflite"))
                 return (Path(folder) / "model.tflite").read_bytes()
-        except Exception as error:  # of a compiler, whose errors are of any kind
+        except Exception as error:  # a compiler may raise anything
             text = " ".join(str(error).split())[:200]
             raise ValueError(f"litert-torch cannot convert {type(integer).__name__}: {text}.") from error
 
 
 def _litert_torch() -> tuple[Any, Any]:
-    """The package, and a configuration that only says that quantized_decomposed operations become static int8 kernels."""
+    """The package, and a configuration by which quantized_decomposed operations become static int8 kernels."""
     try:
         import litert_torch
         from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
@@ -68,5 +68,5 @@ def _litert_torch() -> tuple[Any, Any]:
 
 
 def int8_codes(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-    """What a file with an int8 input wants of a float one."""
+    """The codes of a float input, for a file whose input is int8."""
     return (torch.round(x / scale) + zero_point).clamp(-128, 127).to(torch.int8)

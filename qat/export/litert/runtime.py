@@ -42,10 +42,8 @@ class LitertNetwork(FixedBatchNetwork):
         return [self._output(about) for about in self.of_outputs]
 
     def _output(self, about: dict[str, Any]) -> Tensor:
-        value, (scale, zero_point) = (
-            torch.from_numpy(self.interpreter.get_tensor(about["index"])),
-            about["quantization"],
-        )
+        value = torch.from_numpy(self.interpreter.get_tensor(about["index"]))
+        scale, zero_point = about["quantization"]
         return (value.float() - zero_point) * scale if about["dtype"] == np.int8 else value
 
 

@@ -9,6 +9,7 @@ from qat.export.litert.program import converted
 from qat.export.litert.runtime import LitertNetwork, operators
 
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "CONV_3D", "BATCH_MATMUL")
+"""Operators that compute layers."""
 
 
 def _written(integer: nn.Module, example: Any) -> Written:

@@ -1,4 +1,4 @@
-"""Dialects of ONNX: the integer model is one, how a file says it is a matter of who reads it."""
+"""Dialects of ONNX: one integer model, written as the runtime that reads the file wants it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def dialect_of(name: str) -> Dialect:
 
 
 def dialect_of_file(path: str | Path, file: onnx.ModelProto) -> Dialect:
-    """The dialect in which a file says that it is written.
+    """The dialect that a file names in its metadata.
 
     Raises:
         DamagedFileError: there is no such dialect.

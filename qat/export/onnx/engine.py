@@ -24,7 +24,7 @@ class Session(Protocol):
 
 
 def never(model: onnx.ModelProto) -> bool:
-    """Of a runtime that adds exactly, or is told to where it would not: ONNX Runtime."""
+    """Whether sums of the file could saturate: not in ONNX Runtime, which is told to add exactly where it would not."""
     return False
 
 
@@ -53,7 +53,7 @@ class Engine:
     saturates: Callable[[onnx.ModelProto], bool] = never
 
     def ties_allowed(self, requantized: bool, codes: int) -> float | None:
-        """The share of a site's codes, of which there are so many: at least one of them. None: this engine is exact."""
+        """The share of a site's `codes` that may be ties, at least one code of them; None: this engine is exact."""
         share = self.ties_of_requantized if requantized else self.ties
         return max(share, 1 / codes) if self.ties and codes else None
 

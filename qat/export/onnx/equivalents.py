@@ -52,8 +52,8 @@ def embedding_bag(
         member = member & (rows != padding_idx % weight.shape[0])
     embedded = F.embedding(rows, weight)  # (bags, or 1 for all, length, size)
     if mode == "max":
-        lowest = embedded.masked_fill(member.logical_not().unsqueeze(-1), torch.finfo(weight.dtype).min).amax(1)
-        return torch.where(member.any(1, keepdim=True), lowest, 0.0)
+        largest = embedded.masked_fill(member.logical_not().unsqueeze(-1), torch.finfo(weight.dtype).min).amax(1)
+        return torch.where(member.any(1, keepdim=True), largest, 0.0)
     share = member.to(weight.dtype)
     if mode == "mean":
         share = share / share.sum(1, keepdim=True).clamp(min=1)

@@ -68,11 +68,11 @@ def export_onnx(
             `{"words": {0: "batch", 1: "length"}, "mask": {0: "batch", 2: "length"}}`. By default the first axis (the batch) is
             free, of every input that has as many samples as the first one; with {} none is, and the file has the batch of
             the example.
-        target: whose dialect of ONNX is written; "portable" for plain QDQ of opset 13.
+        target: the target in whose dialect of ONNX the file is written; "portable" for plain QDQ of opset 13.
 
     Raises:
-        ValueError: the model is not an integer model with a graph, it cannot run with other sizes of the free axes, an
-            operation has no ONNX form here, or there is no such target; the message names it.
+        ValueError: the model is not what `qat.convert` returned, it cannot run on the example inputs or with other sizes of the
+            free axes, an operation has no ONNX form here, or there is no such target; the message names it.
     """
     check_network(model)
     path, dialect = as_path(path), dialect_of(target)
@@ -121,7 +121,7 @@ def onnx_model(
 
 
 class _Exporter:
-    """Walks over the graph of an integer model: our own writers write what they can, torch.onnx the rest."""
+    """Walks over the graph of an integer model: writers of this package write what they can, torch.onnx the rest."""
 
     def __init__(self, trials: Trials, model: IntegerModel, packs_weights: bool) -> None:
         self.trials, self.model = trials, trials.model
@@ -140,14 +140,14 @@ class _Exporter:
         """The nodes that torch.onnx is to write."""
 
     def model_proto(self) -> onnx.ModelProto:
-        """Write all nodes that are read."""
+        """The whole file: writes all nodes whose results are read."""
         arguments = iter(self.trials.inputs.names.values())
         for node in self.model.graph.nodes:
             if node.op == "placeholder":
                 self.graph.names[node] = next(arguments)
             elif node.op == "get_attr" and isinstance(self.outputs[node], Tensor):
                 value = operator.attrgetter(str(node.target))(self.model)
-                if not value.is_complex():  # else each subgraph that reads it has it
+                if not value.is_complex():  # a subgraph that reads a complex one holds it
                     self.graph.names[node] = self.graph.constant(value.detach().numpy())
             elif node.op != "output" and node.users and tensors_in(self.outputs[node]):
                 self.graph.names[node] = self._write_node(node)
@@ -250,8 +250,7 @@ class _Exporter:
         if node.target in DATA_MOVEMENT:
             return DATA_MOVEMENT[node.target](self.graph, node)
         if len({x.dtype for n in (node, *node.all_input_nodes) for x in tensors_in(self.outputs[n])}) > 1:
-            # ONNX converts nothing by itself
-            raise NoOnnxFormError(node.target, tensor_name(node))
+            raise NoOnnxFormError(node.target, tensor_name(node))  # torch promotes types, ONNX does not
         return write_float_function(self.graph, node)
 
     def _write_reshape(self, node: fx.Node) -> str:

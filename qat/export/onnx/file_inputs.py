@@ -1,4 +1,4 @@
-"""Inputs that an ONNX file takes, as far as the file says."""
+"""The inputs that an ONNX file declares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qat.export.onnx.runtime import session
 
 DTYPES = {"float": torch.float32, "double": torch.float64, "float16": torch.float16, "bool": torch.bool}
 FREE_SIZE = 1
-"""What a free axis is in an example."""
+"""The size of a free axis in an example."""
 
 
 def example_of_file(path: str | Path) -> tuple[Tensor, ...]:

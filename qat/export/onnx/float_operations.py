@@ -1,4 +1,4 @@
-"""ONNX forms of the commonest operations that stay in float; `torch_onnx.py` writes all others."""
+"""ONNX forms of the most common operations that stay in float; `torch_onnx.py` writes all others."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from qat.operations.call import operation_name
 from qat.torch_private import tree_map_only
 
 SIMPLE = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device)
-"""Types of attributes whose text says all about them."""
+"""Types of attributes whose repr says all about their value."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _connected(
 
 
 def _reads_itself(groups: _Groups, sources: Mapping[fx.Node, set[fx.Node]]) -> bool:
-    """Whether a group reads, through operations outside, what it computes: rotary positions that all layers share."""
+    """Whether a group reads, through operations outside, what it computes, as with rotary positions that all layers share."""
     sorter: TopologicalSorter[fx.Node] = TopologicalSorter()
     for node, read in sources.items():
         own, *others = (groups.root(n) if n in groups.parents else n for n in (node, *read))
@@ -92,7 +92,7 @@ def _reads_itself(groups: _Groups, sources: Mapping[fx.Node, set[fx.Node]]) -> b
 
 
 def _depths(members: Collection[fx.Node], sources: Mapping[fx.Node, set[fx.Node]]) -> dict[fx.Node, int]:
-    """How many times the way to a node leads out of the members and in again, at most; -1 before the first one."""
+    """How often the paths to a node leave the members and enter them again, at most; -1 before the first member."""
     inside, depths = set(members), dict[fx.Node, int]()
     for node, read in sources.items():  # in graph order
         entered = [depths.get(s, -1) + (node in inside and s not in inside) for s in read]

@@ -55,7 +55,7 @@ class GraphWriter:
         self.has_int2 = False
         self.tensor_names = names or TensorNames()
         self.owned: dict[str, str] = {}
-        """The name that will be asked for -> the one that was reserved for it, of the tensor that is written next."""
+        """Of the tensor that is written next: the name that will be asked for -> the name that was reserved for it."""
         self._constant_names: dict[Any, str] = {}
 
     def node(
@@ -104,8 +104,9 @@ class GraphWriter:
 
     def unshared_constant(self, value: NDArray[Any], name: str) -> str:
         """Store a constant under this name, even if an equal one exists."""
-        self.constants.append(onnx.numpy_helper.from_array(value, name := self.unique(name)))
-        return name
+        tensor = onnx.numpy_helper.from_array(value, self.unique(name))
+        self.constants.append(tensor)
+        return str(tensor.name)
 
     def stored_weight(self, codes: NDArray[Any], name: str, to: int, times: int = 1) -> str:
         """Store weight codes in 2, 4 or 8 bits each, as few as they need; the runtime widens them once, when it loads.

@@ -18,7 +18,7 @@ from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer
 
 
 def write_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConv) -> str:
-    """Write the integer module for convolution; returns the name of its result."""
+    """Conv between DequantizeLinear and QuantizeLinear; returns the name of its codes, or floats if it has no output grid."""
     name = tensor_name(node)
     x = graph.dequantized(graph.input(node), layer.input)
     # Unfused, because no QuantizeLinear follows, the weight is rewritten to uint8 by the runtime, with its zero-point.
@@ -28,7 +28,7 @@ def write_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConv) -> str
 
 
 def write_transposed_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConvTranspose) -> str:
-    """Write the integer module for transposed convolution; returns the name of its result."""
+    """A transposed convolution as Conv of the codes with zeros between them; returns the name of its codes or floats."""
     name = tensor_name(node)
     spread = _with_zeros(graph, graph.input(node), graph.input_shape(node), layer, name)
     x = graph.dequantized(spread, layer.input)
@@ -59,7 +59,7 @@ def _with_zeros(graph: QdqGraph, codes: str, shape: tuple[int, ...], layer: Inte
 
 
 def write_linear(graph: QdqGraph, node: fx.Node, layer: IntegerLinear) -> str:
-    """Write the integer module for linear; returns the name of its result."""
+    """Gemm of the rows of a tensor of any rank; returns the name of its codes or floats."""
     name, shape, codes = tensor_name(node), graph.input_shape(node), graph.input(node)
     is_matrix, given = len(shape) == 2, codes
     if not is_matrix:
@@ -108,7 +108,7 @@ def _convolution_attributes(layer: IntegerConv) -> dict[str, Any]:
 
 
 def write_dynamic_layer(graph: QdqGraph, node: fx.Node, dynamic: DynamicLayer) -> str:
-    """Write the integer module for dynamic layer; returns the name of its result."""
+    """ConvInteger or MatMulInteger of codes on a dynamic range, scaled to floats; returns their name."""
     name, codes, layer = tensor_name(node), graph.input(node), dynamic.layer
     scale, zero_point = graph.dynamic_qparams[codes]
     weight_scale, bias = (graph.constant(layer.per_channel(p).numpy()) for p in (layer.weight_scale, dynamic.bias))
@@ -127,13 +127,13 @@ def write_dynamic_layer(graph: QdqGraph, node: fx.Node, dynamic: DynamicLayer) -
 
 
 def write_weight_only_layer(graph: QdqGraph, node: fx.Node, module: WeightOnlyLayer) -> str:
-    """Write the integer module for weight only layer; returns the name of its result."""
+    """The float layer, with a weight that is dequantized once; returns the name of its result."""
     weight = dequantized_once(graph, module, f"{tensor_name(node)}_weight")
     return write_float_layer(graph, node, module.layer, weight)
 
 
 def write_stored_matrix(graph: QdqGraph, node: fx.Node, module: StoredMatrix) -> str:
-    """Write a stored matrix; returns the name of its float values."""
+    """A stored matrix; returns the name of its float values."""
     return dequantized_once(graph, module, tensor_name(node))
 
 
@@ -155,7 +155,7 @@ def dequantized_once(graph: QdqGraph, module: StoredWeight, name: str) -> str:
 
 
 def write_float_layer(graph: QdqGraph, node: fx.Node, layer: nn.Module, weight: str | None = None) -> str:
-    """A module that computes in float. weight: name of a tensor to use instead of the module's own weight."""
+    """A layer in float; returns the name of its result. weight: name of a tensor to use instead of the layer's own weight."""
     inputs, name = graph.inputs(node), tensor_name(node)
     if not (isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear) and graph.reads_dequantized(node)):
         return write_float_module(graph, layer, inputs, name, weight)

@@ -1,4 +1,4 @@
-"""ONNX forms of the integer modules without weights, in `qat/integer/modules.py`."""
+"""ONNX forms of the integer modules without weights, in `qat/integer/modules.py`. A writer returns the name of the result."""
 
 from __future__ import annotations
 
@@ -23,38 +23,40 @@ process."""
 
 
 def write_quantize(graph: QdqGraph, node: fx.Node, module: modules.Quantize) -> str:
-    """Write the integer module for quantize; returns the name of its result."""
+    """QuantizeLinear, and a Clip of the codes if they are narrower than 8 bits."""
     return graph.quantized(graph.input(node), module.output, tensor_name(node))
 
 
 def write_dequantize(graph: QdqGraph, node: fx.Node, module: modules.Dequantize) -> str:
-    """Write the integer module for dequantize; returns the name of its result."""
+    """DequantizeLinear."""
     return graph.dequantized(graph.input(node), module.input)
 
 
 def write_requantize(graph: QdqGraph, node: fx.Node, module: modules.Requantize) -> str:
-    # What stands between makes the runtime turn the three nodes into one table of 256 codes. Without it the runtime merges
-    # the two quantizations into one, which changes the result.
-    """Write the integer module for requantize; returns the name of its result."""
+    """DequantizeLinear, an operation that changes nothing, and QuantizeLinear to the other grid.
+
+    Because of the operation between them, the runtime turns the three nodes into one table of 256 codes. Without it, it would
+    merge the two quantizations into one, which changes the result.
+    """
     real = graph.dequantized(graph.input(node), module.input)
     return graph.quantized(graph.unchanged(real, f"{tensor_name(node)}_same"), module.output, tensor_name(node))
 
 
 def write_look_up(graph: QdqGraph, node: fx.Node, module: modules.LookUp) -> str:
-    """Write the integer module for look up; returns the name of its result."""
+    """A table of 256 codes, by Gather."""
     index = graph.node("Cast", [graph.input(node)], f"{tensor_name(node)}_index", to=TensorProto.INT32)
     return graph.node("Gather", [graph.constant(module.table.numpy()), index], tensor_name(node))
 
 
 def write_add(graph: QdqGraph, node: fx.Node, module: modules.IntegerAdd) -> str:
-    """Write the integer module for add; returns the name of its result."""
+    """Add of two dequantized tensors, quantized."""
     a, b = (graph.names[n] for n in node.args if isinstance(n, fx.Node))
     reals = [graph.dequantized(a, module.a), graph.dequantized(b, module.b)]
     return graph.quantized(graph.node("Add", reals, f"{tensor_name(node)}_real"), module.output, tensor_name(node))
 
 
 def write_multiply(graph: QdqGraph, node: fx.Node, module: modules.IntegerMultiply | modules.IntegerMatMul) -> str:
-    """Write the integer module for multiply or matmul; returns the name of its result."""
+    """Mul or MatMul of two dequantized tensors, quantized."""
     a, b = (graph.names[n] for n in node.args if isinstance(n, fx.Node))
     reals = [graph.dequantized(a, module.a), graph.dequantized(b, module.b)]
     operation = "Mul" if isinstance(module, modules.IntegerMultiply) else "MatMul"
@@ -62,7 +64,7 @@ def write_multiply(graph: QdqGraph, node: fx.Node, module: modules.IntegerMultip
 
 
 def write_cat(graph: QdqGraph, node: fx.Node, module: modules.IntegerCat) -> str:
-    """Write the integer module for cat; returns the name of its result."""
+    """Concat of dequantized parts, quantized; of parts with a new axis if they are stacked."""
     name = tensor_name(node)
     parts = [graph.names[n] for n in node.args if isinstance(n, fx.Node)]
     reals = [graph.dequantized(part, x) for part, x in zip(parts, module.inputs, strict=True)]
@@ -74,7 +76,7 @@ def write_cat(graph: QdqGraph, node: fx.Node, module: modules.IntegerCat) -> str
 
 
 def write_mean(graph: QdqGraph, node: fx.Node, module: modules.IntegerMean) -> str:
-    """Write the integer module for mean; returns the name of its result."""
+    """The mean or the sum over axes, from the sum of the codes in int32; over all of an image, GlobalAveragePool."""
     shape = graph.input_shape(node)
     if module.is_global(len(shape)):
         return _global_average(graph, node, module, module.keepdim)
@@ -115,7 +117,7 @@ def _global_average(
 
 
 def write_average_pool(graph: QdqGraph, node: fx.Node, module: modules.IntegerAveragePool) -> str:
-    """Write the integer module for average pool; returns the name of its result."""
+    """AveragePool of dequantized codes, quantized; GlobalAveragePool if one window covers an image."""
     if module.is_global(torch.Size(graph.input_shape(node))):
         return _global_average(graph, node, module, keepdim=True)
     real = graph.dequantized(graph.input(node), module.input)
@@ -132,7 +134,7 @@ def write_average_pool(graph: QdqGraph, node: fx.Node, module: modules.IntegerAv
 
 
 def write_max_pool(graph: QdqGraph, node: fx.Node, module: modules.IntegerMaxPool) -> str:
-    """Write the integer module for max pool; returns the name of its result."""
+    """MaxPool of the codes themselves."""
     return graph.node(
         "MaxPool",
         [graph.input(node)],
@@ -146,20 +148,20 @@ def write_max_pool(graph: QdqGraph, node: fx.Node, module: modules.IntegerMaxPoo
 
 
 def write_pad(graph: QdqGraph, node: fx.Node, module: modules.IntegerPad) -> str:
-    """Write the integer module for pad; returns the name of its result."""
+    """Pad of the codes with the zero-point."""
     pads = graph.constant(pads_of_axes(module.pad, len(graph.shapes[node])))
     zero_point = graph.constant(np.array(module.output.zero_point, dtype=np.uint8))
     return graph.node("Pad", [graph.input(node), pads, zero_point], tensor_name(node))
 
 
 def write_dynamic_quantize(graph: QdqGraph, node: fx.Node, module: modules.DynamicQuantize) -> str:
-    """Codes; `graph.dynamic_qparams` names their scale and zero-point."""
+    """Codes on a range of their own; `graph.dynamic_qparams` names their scale and zero-point."""
     write = _token_codes if module.per_token else _dynamic_codes
     return write(graph, node, tensor_name(node))
 
 
 def write_dynamic_fake_quantize(graph: QdqGraph, node: fx.Node, module: Dynamic) -> str:
-    """Write the integer module for dynamic fake quantize; returns the name of its result."""
+    """The values of codes on a range of their own, in float."""
     name = tensor_name(node)
     if isinstance(module, DynamicPerToken):
         codes = _token_codes(graph, node, f"{name}_codes")

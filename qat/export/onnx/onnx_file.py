@@ -15,10 +15,11 @@ from qat.reading.malformed import malformed
 PACKED_BITS = {TensorProto.INT4: 4, TensorProto.UINT4: 4, TensorProto.FLOAT4E2M1: 4} | {
     getattr(TensorProto, name): 2 for name in ("INT2", "UINT2") if hasattr(TensorProto, name)
 }
-"""Types of which a byte holds several."""
-VALUES = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+"""Types of which a byte holds several elements -> bits of an element."""
+VALUE_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+"""Fields of a tensor that hold its values, if raw_data does not."""
 PER_VALUE = 8
-"""The most elements that one of them holds."""
+"""The most elements that one value of such a field holds."""
 SHAPE_INPUTS = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 """Operators that make tensors as large as one of their inputs says, and which one."""
 MAX_ELEMENTS = 1 << 28
@@ -81,11 +82,11 @@ def _check_tensor(tensor: TensorProto, name: str, path: Path) -> None:
         raise ValueError(f"{name!r} has the shape {list(tensor.dims)}")
     elements = math.prod(tensor.dims)
     if tensor.HasField("raw_data"):
-        if any(getattr(tensor, field) for field in VALUES):
+        if any(getattr(tensor, field) for field in VALUE_FIELDS):
             raise ValueError(f"{name!r} is stored twice")  # of the two, readers take either
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         bits = PACKED_BITS.get(tensor.data_type, 8 * dtype.itemsize)
         if len(tensor.raw_data) != -(-elements * bits // 8):
             raise ValueError(f"{name!r} of shape {list(tensor.dims)} has {len(tensor.raw_data):,} bytes")
-    elif elements > PER_VALUE * sum(len(getattr(tensor, field)) for field in VALUES):
+    elif elements > PER_VALUE * sum(len(getattr(tensor, field)) for field in VALUE_FIELDS):
         raise ValueError(f"{name!r} of shape {list(tensor.dims)} has fewer values")

@@ -19,7 +19,7 @@ from qat.export.onnx.tensor_names import TensorNames
 from qat.integer import Encoding
 
 OLDEST_OPSET = 13
-"""The oldest with scales per channel."""
+"""The oldest opset with scales per channel."""
 NOT_MOVES = {"Cast", "ConvInteger", "DequantizeLinear", "MatMulInteger", "Shape", "Size"}
 """Operators that read codes, and whose results are not codes of the same grid."""
 CHANGED_MEANING = {"GridSample", "GroupNormalization"}
@@ -161,7 +161,7 @@ class Rewriter:
                 node.input.append(self.constant(np.zeros(scale.shape, codes.dtype), f"{node.input[0]}_zero_point"))
 
     def finish(self) -> None:
-        """Leave out what nothing reads, say that the file is of the oldest opset that has its operators, and check it."""
+        """Leave out constants that nothing reads, declare the oldest opset that has the operators, and check the file."""
         read = {name for node in self.graph.node for name in node.input}
         del self.graph.initializer[:]
         self.graph.initializer.extend(t for name, t in self.constants.items() if name in read)

@@ -24,7 +24,7 @@ from qat.transform.record import record_of
 from qat.version import version
 
 EXAMPLE_SHAPES = "qat.example_shapes"
-"""Shapes of the inputs with which the file was written."""
+"""Shapes of the example inputs with which the file was written."""
 MODEL, POLICY, CONTENT, PROOF = "qat.model_sha256", "qat.policy_sha256", "qat.content_sha256", "qat.proof_sha256"
 OWN_HASHES = {"content": CONTENT, "model": MODEL, "policy": POLICY}
 FREE_AXES = "qat.free_axes"
@@ -45,7 +45,7 @@ def describe(
     renamed: Mapping[str, str] | None = None,
     dialect: str = DEFAULT_TARGET,
 ) -> None:
-    """Write into the metadata what the file was made of. In place; the same file gets the same text on every day.
+    """Write into the metadata what the file was made of, in place. It holds no date: the same model gives the same file.
 
     Args:
         file: the file.
@@ -148,7 +148,7 @@ def is_intact(file: onnx.ModelProto) -> bool:
 def differences_of_records(
     expected: onnx.ModelProto, found: onnx.ModelProto, stateless: bool = True
 ) -> list[StoredDifference]:
-    """What a file says of itself that is not so, or does not say.
+    """Entries of the metadata that are wrong or missing.
 
     Args:
         expected: the integer model, written anew in the same way.
@@ -176,7 +176,7 @@ def content_hash(file: onnx.ModelProto) -> str:
 
 
 def _write(file: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    """Replace the metadata, with the hashes of the content and of the metadata themselves."""
+    """Replace the metadata, and add the hashes of the content and of the metadata themselves."""
     complete = {**metadata, CONTENT: content_hash(file)}
     complete[PROOF] = _proof_hash(complete)
     del file.metadata_props[:]
@@ -205,6 +205,6 @@ def _metadata(file: onnx.ModelProto) -> dict[str, str]:
 
 
 def _proof_hash(metadata: Mapping[str, str]) -> str:
-    """Covers what `qat` wrote; others may add entries of their own."""
+    """The hash of all entries that `qat` wrote; others may add entries of their own."""
     ours = {key: value for key, value in metadata.items() if key.startswith("qat.") and key != PROOF}
     return hashlib.sha256(json.dumps(ours, sort_keys=True).encode()).hexdigest()

@@ -21,8 +21,8 @@ class Kind:
     Attributes:
         function: of torch, behind the module.
         operation: of ONNX.
-        gates: where torch has the gates that ONNX reads one after the other.
-        attributes: of the operation, for each direction or for all.
+        gates: the places of the gates in torch, in the order in which ONNX reads them.
+        activation: of an RNN; "" for the others, whose activations are the defaults.
     """
 
     function: Callable[..., Any]

@@ -29,8 +29,8 @@ from qat.export.verification import DamagedFileError
 from qat.reading.malformed import reason
 from qat.torch_private import tree_leaves
 
-GIVEN_BY_RUNTIME = re.compile(r"(_real)?(_nchwc)?(_token_\d+)?$")
-"""What the writer and the runtime append to the name of a layer."""
+APPENDED = re.compile(r"(_real)?(_nchwc)?(_token_\d+)?$")
+"""What the exporter and the runtime append to the name of a layer."""
 
 
 def session(
@@ -42,20 +42,19 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU, with all optimisations on, and exact on every processor.
 
-    Where sums could saturate it sets an option (`saturation.EXACT`) that halves the speed; elsewhere it does not.
+    An option that halves the speed (`saturation.EXACT`) is set only where sums could saturate.
 
     Args:
         model: path of a file, which is checked first; or the bytes of one that was.
         threads: number of threads; None lets the runtime choose.
         spinning: whether idle threads keep a core busy while they wait for work.
         profile: a folder for the times of all operators; None: they are not measured.
-        exact_sums: whether to set the option; None: where it is needed.
+        exact_sums: whether to set the option; None: if it is needed.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised
-    content = (
-        onnx.load_model_from_string(model) if isinstance(model, bytes) else read_onnx(model)
-    )  # shapes before memory
+    # The shapes of a file are checked before the runtime allocates memory for them.
+    content = onnx.load_model_from_string(model) if isinstance(model, bytes) else read_onnx(model)
     if needs_exact_sums(content) if exact_sums is None else exact_sums:
         options.add_session_config_entry(*EXACT)
     if threads is not None:
@@ -201,7 +200,7 @@ def operator_shares(
     total = sum(fastest.values()) or 1.0
     shares: dict[str, float] = {}
     for (name, kind), duration in fastest.items():
-        operator = f"{GIVEN_BY_RUNTIME.sub('', name)} ({kind})"
+        operator = f"{APPENDED.sub('', name)} ({kind})"
         shares[operator] = shares.get(operator, 0.0) + duration / total
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 

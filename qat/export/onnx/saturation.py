@@ -28,9 +28,9 @@ def needs_exact_sums(model: onnx.ModelProto) -> bool:
 def could_saturate(model: onnx.ModelProto) -> bool:
     """Whether two neighbouring products of a file's 8-bit weights could leave 16 bits.
 
-    They fit if the largest weight is small enough for the largest code that it is multiplied with: 64 for codes up to 255. A
-    weight counts by its size alone, wherever its zeros lie, so that the answer may be yes for a file that never saturates; so
-    it is where a weight is read in a way that is not known here.
+    They fit if the largest weight is small enough for the largest code that it is multiplied with: 64 for codes up to 255. Only
+    the magnitude of the largest weight counts, so that the answer may be yes for a file that never saturates. It is also yes if
+    a weight is read in a way that is not known here.
     """
     return _Sums(model.graph).could_saturate()
 
@@ -48,7 +48,7 @@ def adds_in_32_bits() -> bool:
 
 
 class _Sums:
-    """A graph, and who makes and who reads each of its tensors."""
+    """A graph, with the node that makes each of its tensors and the nodes that read it."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.constants = {tensor.name: tensor for tensor in graph.initializer}

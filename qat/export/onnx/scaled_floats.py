@@ -30,9 +30,9 @@ def dequantized_floats(graph: GraphWriter, codes: Tensor, quantizer: ScaledFloat
         scaled = graph.node(
             "Mul", [_values(graph, view, quantizer, name), graph.constant(scale.numpy())], f"{name}_scaled"
         )
-        return (
-            scaled if view.shape == codes.shape else graph.node("Reshape", [scaled, _sizes(graph, codes.shape)], name)
-        )
+        if view.shape == codes.shape:
+            return scaled
+        return graph.node("Reshape", [scaled, _sizes(graph, codes.shape)], name)
     rows = granularity.rows(codes)  # one block each, the axis of the blocks last
     moved = codes.movedim(granularity.axis, -1)
     scaled = graph.node(

@@ -16,9 +16,10 @@ from qat.export.onnx.runtime import feeds, refusals
 from qat.export.verification import DamagedFileError
 from qat.reading.malformed import malformed
 
-SAME_VALUES = (
-    "Cast Clip Concat Constant DepthToSpace DequantizeLinear Expand Flatten Gather GatherElements Identity LeakyRelu Max "
-    "MaxPool Min Neg Pad QuantizeLinear Relu Reshape Shape Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze"
+SAME_VALUES = frozenset(
+    """Cast Clip Concat Constant DepthToSpace DequantizeLinear Expand Flatten Gather GatherElements Identity LeakyRelu Max
+    MaxPool Min Neg Pad QuantizeLinear Relu Reshape Shape Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze
+    """.split()  # noqa: SIM905 (one word a line would be thirty lines)
 )
 """Operators that every runtime computes alike, to the last bit."""
 
@@ -75,7 +76,7 @@ class SiteSession:
         return self.regions[name][0]
 
     def inherits(self, name: str, different: Mapping[str, Tensor], samples: int) -> Tensor:
-        """Which elements are computed from codes that differ: of whole samples, or of all if samples are not independent."""
+        """Which elements are computed from codes that differ: whole samples, or all of them if samples depend on each other."""
         mask = different[name]
         sources = [different[n] for n in self.sources(name)]
         if self.mixes_samples or any(len(m) != samples for m in (mask, *sources) if m.ndim) or not mask.ndim:
@@ -87,7 +88,7 @@ class SiteSession:
 
     def rounds_floats(self, name: str) -> bool:
         """Whether a site is computed through operators whose floats depend on the order of additions."""
-        return not self.regions[name][1] <= set(SAME_VALUES.split())
+        return not self.regions[name][1] <= SAME_VALUES
 
     def _run(self, of_file: Session, inputs: Mapping[str, object]) -> tuple[list[Tensor], dict[str, Tensor]]:
         with refusals(self.path):

@@ -1,4 +1,4 @@
-"""Templates: subgraphs that compute the same function of their inputs and weights, so that torch.onnx writes it once."""
+"""Templates: groups of subgraphs that compute the same function of their inputs and weights."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Template:
     """Float subgraphs that compute the same function of their inputs and weights; torch.onnx writes it once.
 
     Attributes:
-        instances: the subgraphs; the first one is exported.
         key: the key of its subgraphs.
         shapes: of the inputs, as (shape in one trial, shape in the other, dtype).
+        instances: the subgraphs; the first one is exported.
         lifted: whether weights are inputs of the exported function.
     """
 

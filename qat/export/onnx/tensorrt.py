@@ -59,6 +59,7 @@ class _Signed(Rewriter):
         self.replace(nodes)
 
     def _number(self, node: onnx.NodeProto, codes: str) -> Iterator[onnx.NodeProto]:
+        """A Cast of codes to numbers: of the numbers computed from the dequantized value."""
         scale, zero_point = self.grids[codes]
         names = [self.names.new(f"{codes}_{part}") for part in ("value", "steps", "whole", "number")]
         shift = self.constant(self.value(zero_point).astype(np.float32), f"{codes}_shift")
@@ -70,6 +71,7 @@ class _Signed(Rewriter):
         yield node
 
     def _counted(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """A Cast of computed numbers to codes: their values, quantized."""
         codes, (scale, zero_point) = node.output[0], self.grids[node.output[0]]
         names = [self.names.new(f"{codes}_{part}") for part in ("centred", "value")]
         shift = self.constant(self.value(zero_point).astype(np.float32), f"{codes}_shift")
@@ -79,6 +81,7 @@ class _Signed(Rewriter):
         yield helper.make_node("QuantizeLinear", [names[1], scale, zero_point], [codes], codes)
 
     def _looked_up(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """A table of codes: a table of their values, quantized."""
         codes, grid = node.output[0], self.grids[node.output[0]]
         node.input[0] = self.constant(self.real(node.input[0], grid), f"{codes}_table")
         node.output[0] = node.name = self.names.new(f"{codes}_value")

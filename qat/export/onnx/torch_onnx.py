@@ -82,13 +82,13 @@ def export_templates(templates: Sequence[Template]) -> list[Written]:
 
 
 def _reads_its_weights(template: Template, written: Written) -> bool:
-    """Whether no weight is read in another way than by its name."""
+    """Whether every weight that is an input is read: one that is not was made a constant."""
     read = {name for node in written.nodes for name in node.input} | set(written.outputs)
     return not template.lifted or set(written.inputs[len(template.shapes) :]) <= read
 
 
 class _Functions(nn.Module):
-    """All templates side by side: takes their inputs and weights one after the other, and returns all their results."""
+    """All templates side by side. Takes the inputs and weights of each in turn, and returns all their results."""
 
     def __init__(self, templates: Sequence[Template]) -> None:
         super().__init__()

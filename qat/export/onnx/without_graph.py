@@ -1,4 +1,4 @@
-"""A network without a graph as an ONNX file: torch.onnx writes it around its quantizers and stored weights, which are ours."""
+"""A network without a graph as an ONNX file: torch.onnx writes all but its quantizers and stored weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from qat.quantizers import Dynamic, Quantizer
 from qat.torch_private import tree_leaves, tree_map
 
 DOMAIN = "qat"
-"""Domain of the operators that stand for our own parts until they are written."""
+"""Domain of the operators that stand for quantizers and stored weights until those are written."""
 
 
 def onnx_model_without_graph(
@@ -78,7 +78,7 @@ def _arguments(model: nn.Module, examples: Examples) -> fx.Graph:
 
 
 class _Marked(nn.Module):
-    """Stands for a quantizer: an operator of our own domain that names it."""
+    """Stands for a quantizer: an operator of `DOMAIN` that names it."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -91,13 +91,13 @@ class _Marked(nn.Module):
 
 
 class _MarkedLayer(nn.Module):
-    """A layer whose stored weight is an operator of our own domain that names it."""
+    """A layer whose stored weight is an operator of `DOMAIN` that names it."""
 
     anchor: Tensor
 
-    def __init__(self, name: str, layer: nn.Module, stored: WeightOnlyLayer | None) -> None:
+    def __init__(self, name: str, layer: nn.Module, stored: bool) -> None:
         super().__init__()
-        self.name, self.layer, self.stored = name, layer, stored is not None
+        self.name, self.layer, self.stored = name, layer, stored
         quantizer = as_quantized(layer).input_quantizer
         owner = f"{name}.layer" if self.stored else name
         self.input = nn.Identity() if quantizer is None else _Marked(f"{owner}.input_quantizer")
@@ -117,7 +117,7 @@ class _MarkedLayer(nn.Module):
 
 
 class _MarkedModule(nn.Module):
-    """A module whose stored matrices are operators of our own domain that name them."""
+    """A module whose stored matrices are operators of `DOMAIN` that name them."""
 
     anchor: Tensor
 
@@ -147,17 +147,17 @@ def _marked_weight(name: str, shape: torch.Size, anchor: Tensor) -> Tensor:
 
 
 def _with_markers(model: nn.Module) -> nn.Module:
-    """Replace every layer and quantizer of ours, in place."""
+    """Replace every quantized layer and quantizer by its marker, in place."""
     replaced: dict[str, nn.Module] = {}
     for name, part in model.named_modules():
         if any(name.startswith(f"{owner}.") for owner in replaced):
             continue
         if isinstance(part, WeightOnlyLayer):
-            replaced[name] = _MarkedLayer(name, part.layer, part)
+            replaced[name] = _MarkedLayer(name, part.layer, stored=True)
         elif isinstance(part, WeightOnlyModule):
             replaced[name] = _MarkedModule(name, part)
         elif is_quantized(part):
-            replaced[name] = _MarkedLayer(name, part, None)
+            replaced[name] = _MarkedLayer(name, part, stored=False)
         elif isinstance(part, Quantizer):
             replaced[name] = _Marked(name)
     for name, part in replaced.items():
@@ -186,7 +186,7 @@ def _torch_export(model: nn.Module, inputs: ExampleInputs, values: tuple[Any, ..
 
 
 class _Writer:
-    """Copies what torch.onnx wrote, with our own forms of quantizers and weights."""
+    """Copies what torch.onnx wrote, and writes quantizers and weights in place of their markers."""
 
     def __init__(
         self,

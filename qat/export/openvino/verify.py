@@ -12,6 +12,7 @@ from qat.export.openvino.runtime import OpenVinoSession, operators
 TIES = 0.001
 """Share of a site's codes that may differ by one step: OpenVINO requantizes sums with other float operations."""
 TIES_OF_REQUANTIZED = 0.05
+"""The same for codes of another site on another grid, see `Engine`."""
 OPENVINO = Engine(
     "OpenVINO", "openvino", OpenVinoSession, operators, TIES, TIES_OF_REQUANTIZED, saturates=needs_exact_sums
 )

@@ -1,4 +1,4 @@
-"""Stored tensors into a network that has others, or none yet (on the meta device)."""
+"""Put stored tensors into a network that has other values, or none yet (on the meta device)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qat.torch_private import own_buffers, own_parameters
 
 
 def aliases_of(model: nn.Module) -> dict[str, str]:
-    """The names of tied parameters and buffers: each but the first -> the first."""
+    """Tied parameters and buffers: each name but the first -> the first name."""
     first: dict[int, str] = {}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: first[id(t)] for name, t in tensors if first.setdefault(id(t), name) != name}
@@ -54,7 +54,7 @@ def fill(
                     _check(name, tuple(old.shape), shapes.get(stored))
                     made[id(old)] = stored, _replaced(old, tensor(stored))
                 elif made[id(old)][0] != stored:
-                    raise ValueError(f"{name!r} is tied to {made[id(old)][0]!r} in the network alone")
+                    raise ValueError(f"{name!r} is tied to {made[id(old)][0]!r} in the network, and not in the folder")
                 kind[key] = made[id(old)][1]
         if isinstance(module, nn.RNNBase):
             module.cpu()  # makes the lists of its weights again

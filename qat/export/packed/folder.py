@@ -1,11 +1,10 @@
-"""A folder with packed weights: one safetensors file, and a manifest that holds its hash and its own."""
+"""A folder with packed weights: a safetensors file, and a manifest that holds the hash of that file and its own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from qat.files import write_atomically
+from qat.reading.malformed import reason
 from qat.structure import NotAllowedError
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with damaged(folder):
         manifest = json.loads(path.read_bytes())
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ValueError(f"its {MANIFEST} is not one of qat")
+            raise ValueError(f"its {MANIFEST} was not written by qat")
         if manifest.get("version") != VERSION:
             raise ValueError(f"its format has version {manifest.get('version')!r}, this version of qat reads {VERSION}")
         if manifest.pop("sha256", None) != _hash(manifest):
@@ -83,7 +83,7 @@ def damaged(folder: Path, what: str = "cannot be read", remedy: str = "save the 
         remedy: what to do.
 
     Raises:
-        ValueError: anything was raised.
+        ValueError: anything else was raised inside the block.
     """
     try:
         yield
@@ -92,8 +92,7 @@ def damaged(folder: Path, what: str = "cannot be read", remedy: str = "save the 
     except Exception as error:
         if isinstance(error, OSError) or str(folder) in str(error):
             raise
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        raise ValueError(f"{folder} {what} ({textwrap.shorten(reason, 240).rstrip('.')}): {remedy}.") from error
+        raise ValueError(f"{folder} {what} ({reason(error)}): {remedy}.") from error
 
 
 def _hash(manifest: Mapping[str, Any]) -> str:

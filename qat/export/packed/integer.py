@@ -58,7 +58,11 @@ def describe_integer(model: IntegerModel, names: Names, writer: TensorWriter) ->
 
 
 def build_integer(manifest: dict[str, Any], tensors: TensorReader, names: Names) -> IntegerModel:
-    """The integer model."""
+    """The integer model that a manifest describes, in evaluation mode.
+
+    Raises:
+        ValueError: the manifest is not of this format, or names what a file may not name.
+    """
     aliases, made = manifest["aliases"], dict[str, nn.Parameter]()
 
     def tensor(name: str) -> Tensor:
@@ -77,8 +81,8 @@ def build_integer(manifest: dict[str, Any], tensors: TensorReader, names: Names)
     graph: fx.Graph = build_graph(manifest["graph"], names)
     model = IntegerModel(root, graph, manifest["class"])
     model.policy = manifest["policy"]
-    model.result = build_result(manifest.get("result"), names)
-    model.left_out = tuple(manifest.get("left_out", ()))
+    model.result = build_result(manifest["result"], names)
+    model.left_out = tuple(manifest["left_out"])
     return model.eval()
 
 
@@ -89,7 +93,7 @@ class _Written:
         self.model, self.writer = model, writer
         self.describe = Describer(names, self._store)
         self.unused: set[str] = set()
-        """Names of weights that are no longer read."""
+        """Names of tensors that are not stored under their own name: float weights behind codes, and biases stored already."""
 
     def special(self, module: nn.Module, where: str) -> Description | None:
         """Layers and modules that are given their weights, whose classes are made at run time."""
@@ -122,7 +126,7 @@ class _Written:
         described = description_of(nn.Module(), path_of(cls), attributes, self.describe, where)
         self.unused.add(f"{where}.weight")
         described["parameters"] = ["-weight"]
-        bias = getattr(layer, "bias", None)  # no class of embeddings has to have one
+        bias = getattr(layer, "bias", None)  # embeddings have none
         if bias is not None:
             self.writer.add(f"{where}.bias", bias)
             self.unused.add(f"{where}.bias")

@@ -1,4 +1,4 @@
-"""Which parameters of a prepared network can be codes in a file, and how a float parameter is made of codes again.
+"""Which parameters of a prepared network can be stored as codes, and how codes become a float parameter again.
 
 A quantizer maps a cell of float values to each code. A file keeps the code, and the parameter comes back as a value in the
 cell: its codes and what layers compute with it are the same, and training goes on from there.
@@ -25,7 +25,13 @@ STEPS = (*[1.0] * 6, *[0.5] * 6, *[0.25] * 6, *[0.125] * 6)
 
 @dataclass(frozen=True)
 class WeightReader:
-    """A module that computes with a quantized weight. name: of the weight in it."""
+    """A module that computes with a quantized weight.
+
+    Attributes:
+        module: the module.
+        quantizer: of the weight.
+        name: of the weight in the module.
+    """
 
     module: nn.Module
     quantizer: Quantizer
@@ -51,8 +57,8 @@ class Master:
         quantizers: whose codes are stored; two if a tied weight has different codes for its readers.
         codes: those of each.
         transposed: whether the weight is the parameter with its two axes exchanged.
-        shift: for quantizers whose scale is a mean of the weights: what is added to the magnitude of the first one in each row
-            that is not 0, and all have a scale with few bits, so that their mean is the scale again, to the bit.
+        shift: for quantizers whose scale is a mean of the weights: what is added to the magnitude of the first weight in each
+            row that is not 0, so that the mean is the scale again, to the bit. The scales of all have few bits then.
     """
 
     quantizers: list[Quantizer]
@@ -80,7 +86,7 @@ class Master:
 
 
 def _coarse(scale: Tensor, n: int) -> Tensor:
-    """The scales with few significant bits, so that sums of multiples are exact, but enough for their mean not to move far."""
+    """The scales with few significant bits, so that sums of their multiples are exact; enough that the mean moves little."""
     bits = min(24, max(11, (n // len(scale)).bit_length() + 1))
     mantissa, exponent = torch.frexp(scale)
     return torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent)
@@ -88,9 +94,11 @@ def _coarse(scale: Tensor, n: int) -> Tensor:
 
 @dataclass
 class Masters:
-    """Attributes:
-    found: name of a parameter -> how it is stored.
-    kept: name of a quantized weight that stays a float parameter -> why.
+    """The parameters that are stored as codes, and the quantized weights that stay float.
+
+    Attributes:
+        found: name of a parameter -> how it is stored.
+        kept: name of a quantized weight that stays a float parameter -> why.
     """
 
     found: dict[str, Master] = field(default_factory=dict)

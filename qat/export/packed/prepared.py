@@ -89,7 +89,7 @@ def build_weight_only(manifest: Manifest, tensors: TensorReader, network: nn.Mod
 
 
 def _common(model: nn.Module, record: PreparedRecord, writer: TensorWriter, skip: set[str]) -> Manifest:
-    """The manifest without weights. skip: names of tensors that are not stored, or otherwise."""
+    """The entries of every manifest. skip: names of tensors that are not stored here, but as codes or not at all."""
     own = _state_of(quantizers(model))
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
@@ -119,7 +119,7 @@ def _architecture(model: nn.Module, record: PreparedRecord, stored: set[str]) ->
 
 
 def _state_of(found: Mapping[str, Quantizer]) -> dict[str, Tensor]:
-    """What quantizers keep, without counters of oscillations, which start again."""
+    """The state of quantizers, without the counters of oscillations, which start again."""
     return {
         f"{prefix}.{name}": tensor
         for prefix, quantizer in found.items()
@@ -129,7 +129,7 @@ def _state_of(found: Mapping[str, Quantizer]) -> dict[str, Tensor]:
 
 
 def _prepared(manifest: Manifest, tensors: TensorReader, network: nn.Module | None, names: Names) -> nn.Module:
-    """Everything but the packed weights."""
+    """The prepared network with all values but those of the packed weights."""
     aliases, packed = manifest["aliases"], manifest["packed"]
     if network is None:
         network = _built(manifest, tensors, names)

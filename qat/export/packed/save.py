@@ -44,7 +44,7 @@ def save_quantized(model: nn.Module, folder: str | Path) -> Path:
         FileExistsError: `folder` is a file.
 
     Warns:
-        UserWarning: weights that stay float32, because codes do not say enough to go on learning.
+        UserWarning: weights are stored in float, because codes alone do not suffice to go on learning.
     """
     check_network(model)
     folder = as_path(folder, "folder")

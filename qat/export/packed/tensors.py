@@ -1,4 +1,4 @@
-"""Tensors on their way into a file and back: codes packed, equal tensors once, constant ones as one number."""
+"""Tensors in a file: codes are packed, equal tensors are stored once, constant ones as one number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Index = dict[str, Any]
 
 
 class TensorWriter:
-    """Collects tensors. Names are free; a second tensor with the same content costs its name."""
+    """Collects tensors under names of the caller's choice; a second tensor with the same content is only another name."""
 
     def __init__(self) -> None:
         self.stored: dict[str, Tensor] = {}
@@ -45,9 +45,9 @@ class TensorWriter:
         """Store codes that need at most `bits` bits; fewer if few different ones occur. Returns their name.
 
         Args:
-            name: free.
-            codes: whole numbers of any shape, each an int8 or each a uint8.
-            bits: what their grid needs.
+            name: of the caller's choice.
+            codes: whole numbers of any shape, all in the range of int8 or all in that of uint8.
+            bits: the bits of their grid.
         """
         codes = codes.detach().cpu().to(torch.int16).contiguous()
         signed = bool(codes.numel()) and int(codes.min()) < 0

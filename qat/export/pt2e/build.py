@@ -24,7 +24,7 @@ DEPENDENT: dict[type[nn.Module], Callable[..., nn.Module]] = {
     integer_modules.IntegerCat: modules.Cat,
     integer_modules.Requantize: modules.Requantize,
 }
-"""Integer module -> its form, which depends on who reads it."""
+"""Integer module -> its form, which depends on `for_litert`."""
 OPERATIONS: dict[type[nn.Module], Callable[..., nn.Module]] = {
     integer_modules.Quantize: lambda module: modules.Quantize(module.output),
     integer_modules.Dequantize: lambda module: modules.Dequantize(module.input),
@@ -45,8 +45,8 @@ def to_pt2e(integer: nn.Module, for_litert: bool = False) -> fx.GraphModule:
     Activations are int8 codes, which are those of the integer model less 128, and weights int8 codes with a scale for each
     channel. An operation is written dequantize - float operation - quantize; backends fuse that into an integer kernel. torch
     computes it in float32, so that a code may differ by one step from the integer model's, where a sum lies near the middle
-    between two. Look-ups are integers. What the integer model leaves in float, dynamic ranges and layers with integer weights
-    alone are the operations that they were.
+    between two. Look-ups are integers. What the integer model leaves in float stays as it is, as do dynamic ranges and layers
+    whose weights alone are integers.
 
     Args:
         integer: the result of `qat.convert`, of a network with a graph. It is not changed.
@@ -63,7 +63,7 @@ def to_pt2e(integer: nn.Module, for_litert: bool = False) -> fx.GraphModule:
 
 
 class _Builder:
-    """Copies a graph node by node, with modules of its own in place of integer ones, and moves of codes between floats."""
+    """Copies a graph node by node, with PT2E forms in place of integer modules; what moves codes moves floats instead."""
 
     def __init__(self, integer: fx.GraphModule, for_litert: bool) -> None:
         self.integer, self.for_litert = integer, for_litert
@@ -100,7 +100,7 @@ class _Builder:
         return self.integer.get_submodule(str(node.target))
 
     def _call(self, node: fx.Node, module: nn.Module) -> fx.Node:
-        """Call the form of a module."""
+        """Call the form of a module, which is made at its first call."""
         name = str(node.target).replace(".", "_")
         if not hasattr(self.root, name):
             self.root.add_module(name, self._form(node, module))

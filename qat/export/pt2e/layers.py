@@ -24,8 +24,8 @@ class Pt2eLayer(nn.Module):
 
     Args:
         layer: the integer layer.
-        for_litert: whether weights are floats, each the value of its code, that are quantized in the graph: litert-torch wants
-            to fold that itself. Otherwise they are stored as codes.
+        for_litert: whether weights are stored as the float values of their codes and quantized in the graph: litert-torch folds
+            that itself. Otherwise they are stored as codes.
     """
 
     axis: ClassVar[int] = 0

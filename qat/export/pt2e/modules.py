@@ -82,7 +82,7 @@ class TimesOne(nn.Module):
 
 
 class Requantize(OfOne):
-    """Another grid."""
+    """The same values on another grid."""
 
     def __init__(self, module: integer.IntegerModule, for_litert: bool = False) -> None:
         super().__init__(module)

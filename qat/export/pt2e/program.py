@@ -29,7 +29,7 @@ from qat.torch_private import quantized_decomposed, tree_leaves, tree_map
 from qat.version import version
 
 RECORD = "qat.json"
-"""The part of the file that says what it was written from."""
+"""The member of the archive that says what the file was written from."""
 
 
 def export_pt2e(
@@ -91,7 +91,7 @@ def exported_program(
 def traceable(
     module: fx.GraphModule, example_inputs: Examples, dynamic: FreeAxes | None
 ) -> tuple[fx.GraphModule, ExampleInputs]:
-    """A module without arguments that are constants, and its example inputs, on which it has run.
+    """The module with constant arguments put in, and its example inputs, on which it has run.
 
     Raises:
         ValueError: it cannot run on them, or with other sizes of the free axes.
@@ -104,7 +104,7 @@ def load_program(path: str | Path) -> ExportedProgram:
     """The program in a file.
 
     Raises:
-        DamagedFileError: there is none.
+        DamagedFileError: the file holds none that can be read.
     """
     quantized_decomposed()
     try:
@@ -128,7 +128,7 @@ def record_of_file(path: str | Path) -> dict[str, Any]:
 
 
 def is_pt2e(path: str | Path) -> bool:
-    """Whether `export_pt2e` wrote this file: the network of somebody else's program is float."""
+    """Whether `export_pt2e` wrote this file."""
     return zipfile.is_zipfile(path) and record_of_file(path).get("generator") == "qat"
 
 
@@ -149,7 +149,7 @@ class Pt2eNetwork(FileNetwork):
             return list(named_outputs(self.program(*inputs)).values())
 
     def train(self, mode: bool = True) -> Pt2eNetwork:
-        """A program has no training mode."""
+        """Only set the flag: a program has no training mode."""
         self.training = mode
         return self
 
