@@ -205,7 +205,7 @@ def _float_edges(prepared: nn.Module, inspection: Inspection, policy: Policy) ->
         reason, _, mends = why.removesuffix(")").partition(": ")
         if reason == "no rule":  # is a finding of its own
             continue
-        text = f"{name}: {in_float[described] / total:.0%} of all multiply-adds are computed in float here, because of {reason}"
+        text = f"{name}: {in_float[described] / total:.0%} of all multiply-adds are computed in float here: {reason}"
         findings.append(Finding("float_edges", name, text, mends or NO_LINE))
     converts = any(rule.activation is not None and not rule.activation.is_dynamic for rule in policy.rules.values())
     if inspection.float_edges and converts:

@@ -14,7 +14,7 @@ from qat.nn import quantized_weights
 from qat.quantizers.codebook import Codebook
 from qat.report.pages.markdown import comparison
 from qat.report.results.schema import Results
-from qat.report.text_of_numbers import format_count
+from qat.report.text_of_numbers import format_count, format_size
 from qat.transform.record import record_of
 
 
@@ -34,7 +34,7 @@ def model_card(model: nn.Module, folder: Path, results: Results | None) -> str:
     lines = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}, quantized with {policy}",
-        f"{_widths(model)} The weights take {size / 1e6:.2f} MB.",
+        f"{_widths(model)} The weights take {format_size(size)}.",
         "## Use",
         f"```python\nimport qat\n\nnetwork = {_loading(model)}\n```",
         "The network computes with fake-quantized weights and activations, and goes on learning after `network.train()`; "
@@ -54,12 +54,15 @@ def _loading(model: nn.Module) -> str:
 
 
 def _widths(model: nn.Module) -> str:
-    """How many weights have how many bits."""
-    counts: Counter[int] = Counter()
+    """How many weights have how many bits; one that layers share counts once."""
+    found: dict[tuple[int, int], int] = {}
     for module in model.modules():
         for _, weight, quantizer in quantized_weights(module):
             bits: Any = quantizer.bits if isinstance(quantizer, Codebook) else quantizer.spec.grid.bits
-            counts[bits] += weight.numel()
+            found[id(weight), bits] = weight.numel()
+    counts: Counter[int] = Counter()
+    for (_, bits), number in found.items():
+        counts[bits] += number
     parts = [
         f"{format_count(number, 'weight')} of {format_count(bits, 'bit')}" for bits, number in sorted(counts.items())
     ]

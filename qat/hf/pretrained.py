@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
@@ -84,7 +85,19 @@ def from_pretrained(
     folder = Path(source).expanduser()
     if not folder.is_dir():
         patterns = [*FILES, CONFIG, GENERATION]
-        folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+        try:
+            folder = Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
+        except HFValidationError:
+            raise FileNotFoundError(
+                f"{source} is neither a folder nor the name of a repository: write a folder that save_pretrained wrote, or "
+                "OWNER/NAME."
+            ) from None
+        except OSError as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise OSError(
+                f"{source} is no folder, and the Hub gave no repository of that name ({reason}): write a folder that "
+                "save_pretrained wrote, or OWNER/NAME."
+            ) from error
     if model is None and (folder / CONFIG).is_file():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = load_quantized(folder, lambda: _built(config), allow)

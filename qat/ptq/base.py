@@ -88,6 +88,9 @@ def check_order(passes: Sequence[Any]) -> None:
             raise ValueError(
                 f"{step!r} is not a pass: write one of qat.ptq, for example qat.ptq.AdaRound(), or a subclass of qat.ptq.Pass."
             )
+        if not isinstance(step.stage, Stage):
+            stages = ", ".join(f"qat.ptq.Stage.{stage.name}" for stage in Stage)
+            raise ValueError(f"{type(step).__name__}.stage={step.stage!r} is no stage: write one of {stages}.")
     calibrations = [i for i, step in enumerate(passes) if step.stage is Stage.CALIBRATE]
     if len(calibrations) != 1:
         raise ValueError(f"a list of passes has Calibrate once, this one {len(calibrations)} times.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,3 +125,33 @@ def test_a_class_that_transformers_does_not_have(tmp_path: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": [name]}))
         with pytest.raises(ValueError, match=f"has no network '{name}'"):
             qat.hf.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "./folder", "~/no_folder_of_mine"])
+def test_a_folder_that_does_not_exist_is_named(source: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(source)} is neither a folder nor .*: write a folder"):
+        qat.hf.from_pretrained(source)
+
+
+def test_a_repository_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def missing(*_: Any, **__: Any) -> str:
+        raise LocalEntryNotFoundError("Cannot find a snapshot.\nMore of it.")
+
+    monkeypatch.setattr("qat.hf.pretrained.snapshot_download", missing)
+    said = (
+        r"^nowhere is no folder, and the Hub gave no .*\(Cannot find a snapshot\): write a folder .* or OWNER/NAME\.$"
+    )
+    with pytest.raises(OSError, match=said):
+        qat.hf.from_pretrained("nowhere")
+
+
+def test_the_card_counts_tied_weights_once(tmp_path: Path) -> None:
+    model = llama()
+    network = qat.prepare(model, "transformer_w8a8", words())
+    qat.calibrate(network, [words()])
+    qat.hf.save_pretrained(network, tmp_path)
+    number = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 2)
+    card = (tmp_path / "README.md").read_text()
+    assert re.search(rf"^{number:,} weights of 8 bits\. The weights take [\d.]+ kB\.$", card, re.MULTILINE)

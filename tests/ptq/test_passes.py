@@ -22,6 +22,7 @@ from qat.ptq import (
     HessianMSE,
     NoGraphError,
     Pass,
+    PTQState,
     apply_passes,
     check_order,
 )
@@ -206,6 +207,15 @@ def test_a_network_without_a_graph_is_calibrated_and_nothing_more() -> None:
             apply_passes(passes, Untraceable(), "w8a8", batches)
 
 
+class Staged(Pass):
+    """Somebody's first own pass."""
+
+    stage = "after"  # type: ignore[assignment]
+
+    def apply(self, state: PTQState) -> None:
+        """Nothing."""
+
+
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
@@ -214,6 +224,10 @@ def test_a_network_without_a_graph_is_calibrated_and_nothing_more() -> None:
         ([AdaRound(), Calibrate()], "AdaRound belongs after Calibrate: it needs quantizers with ranges"),
         ([Calibrate(), CrossLayerEqualization()], "CrossLayerEqualization belongs before Calibrate"),
         ([Calibrate(), GPTQ(), HessianMSE()], "HessianMSE belongs before GPTQ, whose rounding it would undo"),
+        (
+            [Calibrate(), Staged()],
+            r"^Staged.stage='after' is no stage: write one of qat\.ptq\.Stage\.FLOAT, .*QUANTIZED\.$",
+        ),
         ([Calibrate, AdaRound], "is not a pass: write one of qat.ptq, for example"),
     ],
 )
