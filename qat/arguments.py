@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+from numbers import Integral, Real
 from pathlib import Path
+from typing import TypeGuard
 
 from torch import nn
 
@@ -29,6 +32,24 @@ def as_path(value: object, name: str = "path") -> Path:
     if not isinstance(value, str | os.PathLike):
         raise ValueError(f"{name}={_shown(value)} is not a path: write a string or a pathlib.Path.")
     return Path(value).expanduser()
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite real number; flags and texts are not.
+
+    >>> is_number(0.5), is_number(True), is_number("0.5"), is_number(float("nan"))
+    (True, False, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole_number(value: object, lowest: int = 1) -> bool:
+    """Whether a value is a whole number of at least `lowest`.
+
+    >>> is_whole_number(1), is_whole_number(0), is_whole_number(2.0), is_whole_number(True)
+    (True, False, False, False)
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= lowest
 
 
 def _shown(value: object) -> str:

@@ -19,6 +19,8 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor
 
+from qat.arguments import is_whole_number
+
 
 @dataclass(frozen=True)
 class PerTensor:
@@ -46,6 +48,10 @@ class PerChannel:
     """One scale for each index of `axis` (0: the output channels of a Conv or Linear weight)."""
 
     axis: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.axis, int) or isinstance(self.axis, bool):
+            raise ValueError(f"axis={self.axis!r} of PerChannel is not an axis: write a whole number such as 0.")
 
     def n_qparams(self, shape: tuple[int, ...]) -> int:
         """The length of `axis`.
@@ -78,7 +84,7 @@ class PerGroup:
     size: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
+        if not is_whole_number(self.size):
             raise ValueError(
                 f"group_size={self.size!r} is not a valid group size: write a positive whole number such as 32."
             )

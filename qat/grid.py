@@ -17,7 +17,7 @@ class Grid:
     (-7, 255)
 
     Raises:
-        ValueError: bits outside 2..8 (1..8 for an unsigned grid).
+        ValueError: bits outside 2..8 (1..8 for an unsigned grid), or a flag that is not a bool.
     """
 
     bits: int
@@ -25,6 +25,9 @@ class Grid:
     narrow: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("signed", "narrow"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name}={value!r} of a Grid is neither True nor False: write {name}=False.")
         lowest = 2 if self.signed else 1
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not lowest <= self.bits <= 8:
             kind = "a signed" if self.signed else "an unsigned"

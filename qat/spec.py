@@ -31,11 +31,24 @@ class QuantSpec:
     >>> spec = QuantSpec(Grid(8, narrow=True))
     >>> spec.qparams(torch.tensor([-1.0]), torch.tensor([127.0]))
     QParams(scale=tensor([1.]), zero_point=tensor([0], dtype=torch.int32))
+
+    Raises:
+        ValueError: a field is of another type.
     """
 
     grid: Grid
     granularity: Granularity = field(default_factory=PerTensor)
     symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.grid, Grid):
+            raise ValueError(f"grid={self.grid!r} of a QuantSpec is not a Grid: write qat.Grid(8).")
+        if not isinstance(self.granularity, Granularity):
+            raise ValueError(f"granularity={self.granularity!r} of a QuantSpec is not one: write qat.PerChannel().")
+        if not isinstance(self.symmetric, bool):
+            raise ValueError(
+                f"symmetric={self.symmetric!r} of a QuantSpec is neither True nor False: write symmetric=True."
+            )
 
     def qparams(self, lo: Tensor, hi: Tensor) -> QParams:
         """Scale and zero-point that cover the real range [lo, hi], widened to contain 0.0.

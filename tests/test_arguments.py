@@ -84,6 +84,82 @@ def test_what_is_no_loss_is_called_that(function: Callable[[Any], object]) -> No
         function("mse")
 
 
+SPEC = qat.QuantSpec(qat.Grid(4))
+WHOLE: dict[str, Callable[[Any], object]] = {
+    "candidates of MSE": lambda value: qat.observers.MSE(SPEC, candidates=value),
+    "candidates of KL": lambda value: qat.observers.KL(SPEC, candidates=value),
+    "intervals": lambda value: qat.quantizers.LCQ(SPEC, (2, 2), intervals=value),
+    "group_size": qat.PerGroup,
+    "group_size of a rule": lambda value: qat.TensorRule(4, "per_group", 0 if value is None else value),
+    "bits": qat.Grid,
+    "candidates of HessianMSE": qat.ptq.HessianMSE,
+    "rounds": qat.ptq.CrossLayerEqualization,
+    "iterations": qat.ptq.AdaRound,
+    "batch_size": lambda value: qat.ptq.BRECQ(batch_size=value),
+}
+NUMBERS: dict[str, Callable[[Any], object]] = {
+    "percentile": lambda value: qat.observers.Percentile(SPEC, value),
+    "momentum": lambda value: qat.observers.MovingAverage(SPEC, value),
+    "alpha of DSQ": qat.estimators.DSQ,
+    "delta": qat.estimators.EWGS,
+    "alpha of SmoothQuant": qat.ptq.SmoothQuant,
+    "damping": qat.ptq.GPTQ,
+    "lr": lambda value: qat.ptq.AdaRound(lr=value),
+    "scale_lr": lambda value: qat.ptq.BRECQ(scale_lr=value),
+    "drop": lambda value: qat.ptq.BRECQ(drop=value),
+}
+TYPES: dict[str, Callable[[Any], object]] = {
+    "mode": lambda value: qat.mode(small(), value).__enter__(),
+    "again": lambda value: qat.calibrate(qat.prepare(small(), "w8a8"), [X], again=value),
+    "rules": lambda value: qat.Policy(rules={"a": value}),
+    "match": lambda value: qat.Rule(value, None, None),
+    "match in a dict": lambda value: qat.load_policy({"rules": {"a": {"match": [value], "weight": {"bits": 4}}}}),
+    "weight": lambda value: qat.Rule("*", value, None),
+    "activation": lambda value: qat.Rule("*", None, value),
+    "grid": qat.QuantSpec,
+    "granularity": lambda value: qat.QuantSpec(qat.Grid(8), value),
+    "symmetric": lambda value: qat.QuantSpec(qat.Grid(8), symmetric=value),
+    "axis": lambda value: qat.PerChannel((value,)),  # type: ignore[arg-type]
+    "signed": lambda value: qat.Grid(8, value),
+    "narrow": lambda value: qat.Grid(8, narrow=value),
+    "passes": lambda value: qat.ptq.apply_passes(value, small(), "w8a8", [X]),
+    "network of passes": lambda value: qat.ptq.apply_passes([qat.ptq.Calibrate()], value, "w8a8", [X]),
+    "batches of passes": lambda value: qat.ptq.apply_passes([qat.ptq.Calibrate()], small(), "w8a8", value),
+    "target": lambda value: qat.prepare(small(), "w8a8", target=[value]),  # type: ignore[arg-type]
+    "fields of a policy": lambda value: qat.load_policy(qat.load_policy("w8a8"), weight=value),
+}
+
+
+@pytest.mark.parametrize("value", [None, "3", 2.5, float("nan"), True, 0, -1, [4]], ids=repr)
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_no_whole_number_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"write (a|for example) (positive )?whole number"):
+        WHOLE[name](value)
+
+
+@pytest.mark.parametrize("value", [None, "0.5", float("nan"), float("inf"), True, -1.0, [0.5]], ids=repr)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_no_number_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r": write (a|for example)"):
+        NUMBERS[name](value)
+
+
+@pytest.mark.parametrize("value", [3, 2.5, object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", TYPES)
+def test_values_of_other_types_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"write|known keys|for example"):
+        TYPES[name](value)
+
+
+def test_a_mode_is_not_a_text() -> None:
+    """It turned every quantizer off."""
+    with (
+        pytest.raises(ValueError, match=r"mode 'quantize' is not a qat\.Mode: write qat\.Mode\.OFF"),
+        qat.mode(small(), "quantize"),  # type: ignore[arg-type]
+    ):
+        pass
+
+
 def test_an_integer_model_is_not_inspected() -> None:
     prepared = qat.prepare(small(), "w8a8", X)
     qat.calibrate(prepared, [X])

@@ -8,6 +8,7 @@ from math import log, tanh
 import torch
 from torch import Tensor
 
+from qat.arguments import is_number
 from qat.estimators.base import Estimator, sample_slopes
 
 
@@ -30,8 +31,10 @@ class DSQ(Estimator):
 
     def __init__(self, alpha: float = 0.2) -> None:
         super().__init__()
-        if not 0.0 < alpha < 1.0:
-            raise ValueError(f"DSQ with alpha={alpha}: write a number between 0 (staircase) and 1 (line), such as 0.2.")
+        if not (is_number(alpha) and 0.0 < alpha < 1.0):
+            raise ValueError(
+                f"DSQ with alpha={alpha!r}: write a number between 0 (staircase) and 1 (line), such as 0.2."
+            )
         self.alpha = alpha
 
     def gradient(self, grad: Tensor, v: Tensor) -> Tensor:

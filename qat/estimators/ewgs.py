@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from qat.arguments import is_number
 from qat.estimators.base import Estimator, sample_slopes
 
 
@@ -26,8 +27,8 @@ class EWGS(Estimator):
 
     def __init__(self, delta: float = 1e-3) -> None:
         super().__init__()
-        if not 0.0 <= delta <= 2.0:
-            raise ValueError(f"EWGS with delta={delta}: write a number from 0 (straight-through) to 2, such as 1e-3.")
+        if not (is_number(delta) and 0.0 <= delta <= 2.0):
+            raise ValueError(f"EWGS with delta={delta!r}: write a number from 0 (straight-through) to 2, such as 1e-3.")
         self.delta = delta
 
     def gradient(self, grad: Tensor, v: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from qat.arguments import is_number
 from qat.observers.base import Observer
 from qat.spec import QuantSpec
 
@@ -29,7 +30,7 @@ class MovingAverage(Observer):
     hi: Tensor | None
 
     def __init__(self, spec: QuantSpec, momentum: float = 0.9) -> None:
-        if not 0.0 <= momentum < 1.0:
+        if not (is_number(momentum) and 0.0 <= momentum < 1.0):
             raise ValueError(f"momentum={momentum!r} of MovingAverage must lie in [0, 1): write for example 0.9.")
         self.momentum = momentum
         super().__init__(spec)

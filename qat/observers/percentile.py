@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qat.arguments import is_number
 from qat.observers.histogram import Histogram
 from qat.spec import QuantSpec
 
@@ -20,7 +21,7 @@ class Percentile(Histogram):
     """
 
     def __init__(self, spec: QuantSpec, percentile: float = 99.99) -> None:
-        if not 50.0 < percentile <= 100.0:
+        if not (is_number(percentile) and 50.0 < percentile <= 100.0):
             raise ValueError(f"percentile={percentile!r} must lie in (50, 100]: write for example 99.99.")
         self.percentile = percentile
         super().__init__(spec)

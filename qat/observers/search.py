@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from qat.arguments import is_whole_number
 from qat.observers.histogram import Histogram
 from qat.spec import QuantSpec
 
@@ -25,12 +26,14 @@ class SearchingObserver(Histogram):
         candidates: number of fractions of the full range to try.
 
     Raises:
-        ValueError: candidates < 1.
+        ValueError: candidates is not a whole number, or < 1.
     """
 
     def __init__(self, spec: QuantSpec, candidates: int = 100) -> None:
-        if candidates < 1:
-            raise ValueError(f"candidates={candidates!r} must be at least 1: write for example 100.")
+        if not is_whole_number(candidates):
+            raise ValueError(
+                f"candidates={candidates!r} is not possible: write a whole number, 1 or more, such as 100."
+            )
         self.candidates = candidates
         super().__init__(spec)
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from qat.arguments import check_network
 from qat.capture import copy_model
 from qat.ptq.state import ProgressCallback, PTQState, ignore_progress
 from qat.transform import is_prepared
+from qat.transform.calibrate import check_batches
 from qat.transform.policy import Policy
 from qat.transform.presets import load_policy
 
@@ -62,9 +64,11 @@ def apply_passes(
         on_progress: called with the progress of each pass.
 
     Raises:
-        ValueError: the order is impossible, the network is already prepared, or `batches` is empty.
+        ValueError: the order is impossible, the network is none or is prepared, or `batches` is empty or no list of batches.
     """
     check_order(passes)
+    check_network(network, "network")
+    check_batches(batches)
     if is_prepared(network):
         raise ValueError("the network already has quantizers: apply passes to the float network.")
     state = PTQState(copy_model(network).eval(), load_policy(policy), list(batches), on_progress)
@@ -81,8 +85,10 @@ def check_order(passes: Sequence[Any]) -> None:
     """Check that float passes come first, then one `Calibrate`, then the others.
 
     Raises:
-        ValueError: an element is not a pass, or stands where it cannot work.
+        ValueError: it is not a list, an element is not a pass, or one stands where it cannot work.
     """
+    if not isinstance(passes, Sequence) or isinstance(passes, str):
+        raise ValueError(f"passes={passes!r} is not a list of passes: write [qat.ptq.Calibrate(), ...].")
     for step in passes:
         if not isinstance(step, Pass):
             raise ValueError(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from qat.arguments import is_whole_number
 from qat.nn import gain_and_shift, is_layer, owns_weight
 from qat.operations import BatchNormalization, describe_graph
 from qat.ptq.base import Pass, Stage
@@ -65,7 +66,7 @@ class CrossLayerEqualization(Pass):
     stage = Stage.FLOAT
 
     def __init__(self, rounds: int = 20) -> None:
-        if rounds < 1:
+        if not is_whole_number(rounds):
             raise ValueError(f"rounds={rounds!r} is not possible: write a whole number, 1 or more.")
         self.rounds = rounds
 

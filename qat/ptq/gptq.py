@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from qat.arguments import is_number
 from qat.functional import dequantize, quantize
 from qat.nn import as_quantized
 from qat.ptq.base import Pass
@@ -39,7 +40,7 @@ class GPTQ(Pass):
     rounds_weights = True
 
     def __init__(self, damping: float = 0.01) -> None:
-        if not damping > 0:
+        if not (is_number(damping) and damping > 0):
             raise ValueError(f"damping={damping!r} is not possible: write a positive number, for example 0.01.")
         self.damping = damping
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qat.arguments import is_whole_number
 from qat.functional import dequantize, quantize
 from qat.nn import as_quantized
 from qat.observers.search import one_by_one, search
@@ -29,8 +30,10 @@ class HessianMSE(Pass):
     moves_weight_ranges = True
 
     def __init__(self, candidates: int = 100) -> None:
-        if candidates < 1:
-            raise ValueError(f"candidates={candidates!r} must be at least 1: write for example 100.")
+        if not is_whole_number(candidates):
+            raise ValueError(
+                f"candidates={candidates!r} is not possible: write a whole number, 1 or more, such as 100."
+            )
         self.candidates = candidates
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.optim import Adam
 
+from qat.arguments import is_number, is_whole_number
 from qat.kernels.layout import is_channels_last
 from qat.nn import as_quantized
 from qat.ptq.positions import LayerAtPositions
@@ -59,12 +60,12 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size"):
-            if getattr(self, name) < 1:
+            if not is_whole_number(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)!r} is not possible: write a whole number, 1 or more.")
         for name in ("lr", "scale_lr", "regularization"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not possible: write a number, 0 or more.")
-        if not 0 <= self.drop < 1:
+            if not (is_number(value := getattr(self, name)) and value >= 0):
+                raise ValueError(f"{name}={value!r} is not possible: write a number, 0 or more.")
+        if not (is_number(self.drop) and 0 <= self.drop < 1):
             raise ValueError(f"drop={self.drop!r} is not a probability below 1: write for example 0.5.")
 
     def run(self, state: PTQState, find: Callable[[nn.Module, fx.Graph], list[Segment]], name: str) -> None:

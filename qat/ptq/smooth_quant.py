@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from qat.arguments import is_number
 from qat.nn import is_layer, owns_weight
 from qat.operations import Move, Operation, Role, describe_graph, operation_name
 from qat.ptq.base import Pass, Stage
@@ -44,7 +45,7 @@ class SmoothQuant(Pass):
     stage = Stage.FLOAT
 
     def __init__(self, alpha: float = 0.5) -> None:
-        if not 0.0 <= alpha <= 1.0:
+        if not (is_number(alpha) and 0.0 <= alpha <= 1.0):
             raise ValueError(f"alpha={alpha!r} is not possible: write a number from 0 to 1, for example 0.5.")
         self.alpha = alpha
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qat.arguments import is_whole_number
 from qat.functional import clamp_straight_through, with_gradient_of
 from qat.observers import Observer
 from qat.quantizers.codebook import Codebook
@@ -33,15 +34,18 @@ class LCQ(Codebook):
         intervals: number of pieces of f.
 
     Raises:
-        ValueError: a grid that is not symmetric, an unsigned one for a weight, or intervals < 1.
+        ValueError: a grid that is not symmetric, an unsigned one for a weight, or intervals that is not a whole
+            number >= 1.
     """
 
     def __init__(
         self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None, intervals: int = 16
     ) -> None:
         super().__init__(spec, shape, observer)
-        if intervals < 1:
-            raise ValueError(f"intervals={intervals!r} of LCQ must be at least 1: write for example 16.")
+        if not is_whole_number(intervals):
+            raise ValueError(
+                f"intervals={intervals!r} of LCQ is not possible: write a whole number, 1 or more, such as 16."
+            )
         self.intervals = intervals
         self.highest_level = float(self.fine_grid.qmax)
         self.theta = nn.Parameter(torch.zeros(intervals, dtype=torch.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -144,7 +144,11 @@ def _set_ranges(
 
 def _chosen(found: Mapping[str, Quantizer], again: bool | str | Sequence[str]) -> dict[str, Quantizer]:
     """The quantizers with a range that shall get a new one."""
-    patterns = ["*"] if again is True else [again] if isinstance(again, str) else list(again or ())
+    patterns = ["*"] if again is True else [again] if isinstance(again, str) else again or ()
+    if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(
+            f"again={again!r} names no quantizers: write True, or globs on their names, again=['sites.*']."
+        )
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
             raise ValueError(

@@ -27,7 +27,12 @@ def mode(model: nn.Module, to: Mode) -> Iterator[None]:
 
     >>> with mode(nn.Linear(2, 2), Mode.OFF):
     ...     pass
+
+    Raises:
+        ValueError: `model` is not a network, or `to` is not a mode.
     """
+    if not isinstance(to, Mode):
+        raise ValueError(f"mode {to!r} is not a qat.Mode: write qat.Mode.OFF, qat.Mode.OBSERVE or qat.Mode.QUANTIZE.")
     before = {quantizer: quantizer.mode for quantizer in quantizers(model).values()}
     for quantizer in before:
         quantizer.mode = to

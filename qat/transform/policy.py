@@ -44,6 +44,10 @@ class Policy:
     def __post_init__(self) -> None:
         if not self.rules:
             raise ValueError("a policy without rules quantizes nothing: name a preset such as w4a8, or write rules.")
+        if not isinstance(self.rules, Mapping) or not all(isinstance(rule, Rule) for rule in self.rules.values()):
+            raise ValueError(
+                f"rules={self.rules!r} of a Policy are not rules by name: write a preset such as 'w4a8' instead."
+            )
         if self.residual_bits is not None:
             try:
                 Grid(self.residual_bits)

@@ -67,6 +67,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
         FileNotFoundError: no such YAML file.
     """
     if isinstance(source, Policy):
+        _check_keys(overrides, [field.name for field in dataclasses.fields(Policy)], "a finished policy")
         return replace(source, **overrides)
     if isinstance(source, Mapping):
         content = dict(source)
@@ -210,7 +211,7 @@ def _of_all(preset: re.Match[str]) -> tuple[dict[str, Any], dict[str, Any] | Non
 def _rule(name: str, content: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]]) -> Rule:
     _check_mapping(content, f"rule {name!r}")
     _check_keys(content, ("match", "weight", "activation", "required"), f"rule {name!r}")
-    if "match" not in content:
+    if not isinstance(content.get("match"), str | int):
         raise ValueError(f"rule {name!r} does not say which layers: add match, for example match: 'layer1.*'.")
     weight, activation = (_tensor_rule(name, key, content.get(key), defaults[key]) for key in defaults)
     return Rule(str(content["match"]), weight, activation, _flag(content, "required", default=True))

@@ -31,6 +31,13 @@ class Rule:
     required: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.match, str):
+            raise ValueError(f"match={self.match!r} of a Rule is not a text: write for example 'layer1.*'.")
+        for name in ("weight", "activation"):
+            if not isinstance(value := getattr(self, name), TensorRule | None):
+                raise ValueError(
+                    f"{name}={value!r} of the rule for {self.match!r}: write qat.TensorRule(8), or None for float."
+                )
         if self.activation is not None and self.activation.granularity != "per_tensor":
             raise ValueError(
                 f"activation granularity={self.activation.granularity} of the rule for {self.match!r} is not possible, because "

@@ -158,7 +158,7 @@ def target_grids(name: str) -> TargetGrids:
     Raises:
         ValueError: there is no such target.
     """
-    if name not in TARGET_GRIDS:
+    if not isinstance(name, str) or name not in TARGET_GRIDS:
         close = difflib.get_close_matches(str(name), TARGET_GRIDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(TARGET_GRIDS)}."
         raise ValueError(f"target={name} does not exist: {hint}")

@@ -55,6 +55,7 @@ class TensorRule:
                 f"granularity={self.granularity} with group_size={self.group_size}: per_group needs a group_size such as 32, "
                 "the others take none."
             )
+        self._granularity(0)
         object.__setattr__(self, "quantizer", plain_part(self.quantizer, Quantizer))
         object.__setattr__(self, "observer", plain_part(self.observer, Observer))
         resolve_quantizer(self.quantizer)

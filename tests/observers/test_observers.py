@@ -410,8 +410,14 @@ def test_kl_does_not_mind_how_many_zeros_there_are() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda spec: KL(spec, candidates=0), "candidates=0 must be at least 1: write for example 100"),
-        (lambda spec: MSE(spec, candidates=0), "candidates=0 must be at least 1: write for example 100"),
+        (
+            lambda spec: KL(spec, candidates=0),
+            "candidates=0 is not possible: write a whole number, 1 or more, such as 100",
+        ),
+        (
+            lambda spec: MSE(spec, candidates=0),
+            "candidates=0 is not possible: write a whole number, 1 or more, such as 100",
+        ),
         (lambda spec: Percentile(spec, 50.0), r"percentile=50.0 must lie in \(50, 100\]: write for example 99.99"),
         (lambda spec: Percentile(spec, 100.1), r"percentile=100.1 must lie in"),
         (lambda spec: MovingAverage(spec, 1.0), r"momentum=1.0 of MovingAverage must lie in \[0, 1\): write"),

@@ -92,5 +92,5 @@ def test_inputs_that_are_always_zero_leave_the_full_range() -> None:
 
 
 def test_no_candidates_are_refused() -> None:
-    with pytest.raises(ValueError, match="candidates=0 must be at least 1: write for example 100"):
+    with pytest.raises(ValueError, match="candidates=0 is not possible: write a whole number, 1 or more, such as 100"):
         HessianMSE(candidates=0)

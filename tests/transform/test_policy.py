@@ -312,7 +312,7 @@ def test_a_yaml_file_that_does_not_exist() -> None:
         ({"preset": "w4a8", "weight": {"quantizer": 8}}, "8 is not a quantizer: write the name of a class"),
         (
             {"preset": "w4a8", "weight": {"observer": {"_target_": "Percentile", "percentile": "abc"}}},
-            "Percentile cannot be built with {'percentile': 'abc'}",
+            r"percentile='abc' must lie in \(50, 100\]: write for example 99.99",
         ),
     ],
 )
