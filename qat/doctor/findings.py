@@ -19,6 +19,7 @@ from qat.transform import Policy, quantizers
 from qat.transform.inspect import Inspection, table
 from qat.transform.integer_share import multiply_adds_in_float
 from qat.transform.record import record_of
+from qat.transform.target_grids import target_grids
 
 HARMFUL_DB = 20.0
 """SQNR of the outputs: a tensor is named if quantizing it alone leaves less."""
@@ -96,15 +97,16 @@ def _sensitive(sensitivity: Sequence[Sensitivity], found: Mapping[str, Quantizer
 
 
 def _wrong_signs(found: Mapping[str, Quantizer], ranges: Mapping[str, Range], policy: Policy) -> list[Finding]:
-    """Grids that cut off negative values, or keep codes for negative values that never come."""
+    """Grids that cut off negative values, or keep codes for negative values that never come, unless the target needs them."""
     findings = []
+    signed_by_target = policy.target is not None and target_grids(policy.target).zero_is_code_0
     for name, values in ranges.items():
         grid, spec = found[name].spec.grid, found[name].spec
         if found[name].is_dynamic:
             continue
         cuts = not grid.signed and spec.symmetric and values.negative > 0.01
         wastes = grid.signed and spec.symmetric and values.lowest >= 0 and values.highest > 0
-        if not cuts and not wastes:
+        if not cuts and (not wastes or (signed_by_target and grid.bits == 8)):
             continue
         text = (
             f"{plain_name(name)}: {values.negative:.0%} of its values are negative, and its grid is unsigned"

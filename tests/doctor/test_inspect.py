@@ -88,6 +88,11 @@ def test_the_line_against_saturation_mends_it(preset: str, batches: list[tuple[T
     assert not any(f.kind == "saturation" for f in again.findings)
 
 
+def test_signs_that_the_target_needs_are_no_finding(batches: list[tuple[Tensor, Tensor]]) -> None:
+    found = qat.inspect(Planted(), {"preset": "w8a8", "target": "tensorrt"}, batches[:1])
+    assert not any(finding.kind == "wrong_sign" for finding in found.findings)
+
+
 def test_layers_that_return_float_convert_nothing(batches: list[tuple[Tensor, Tensor]]) -> None:
     found = qat.inspect(Planted(), "w8_dynamic", batches)
     assert found.inspection.float_edges
