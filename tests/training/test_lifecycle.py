@@ -117,7 +117,8 @@ def test_early_stopping_ends_the_fit_and_its_checkpoint_can_be_resumed(tmp_path:
     assert fitting.current_epoch == 2
     fitting.save_checkpoint(tmp_path / "stopped.ckpt")
     again = trainer(tmp_path, qat(batches=NeverRead()), EarlyStopping("val/loss", patience=3), epochs=9)
-    again.fit(Stuck(), datamodule=Data(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
+    with pytest.warns(UserWarning, match="EarlyStopping of 'val/loss' had ended it"):
+        again.fit(Stuck(), datamodule=Data(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=True)
     assert again.current_epoch > 2
 
 
