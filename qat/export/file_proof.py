@@ -49,7 +49,9 @@ class FileProof:
             ]
         found = ["The file is as it was written: graph, constants and metadata have the hash that was recorded."]
         if self.verification is None:
-            found.append("No verification was recorded in it.")
+            found.append(
+                "No verification was recorded in it: qat.verify(path, integer, batches, record=True) records one."
+            )
         else:
             v = self.verification
             found.append(

@@ -228,7 +228,7 @@ def test_a_file_carries_its_proof(written, tmp_path) -> None:
     path = tmp_path / "model.onnx"
     qat.export_onnx(copy.deepcopy(integer), batch(2), path)
     assert path.read_bytes() == original.read_bytes(), "no time stamps"
-    assert "No verification was recorded" in str(qat.verify(path))
+    assert "recorded in it: qat.verify(path, integer, batches, record=True) records one." in str(qat.verify(path))
     qat.verify(path, integer, [batch(4)], prepared=prepared, record=True)
     proof = qat.verify(path)
     assert proof.intact
