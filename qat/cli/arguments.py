@@ -22,7 +22,7 @@ _ANSWERS: ContextVar[Any] = ContextVar("answers", default=None)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes no empty words, as a shell makes of a variable that is not set. With `--json` its errors are JSON."""
+    """A parser that refuses empty words, which a shell makes of variables that are not set. Its errors follow `--json`, too."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         before = "an argument"
@@ -49,13 +49,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="W",
-        help="DEFAULT: the library's pretrained ones; or a name of them, or a file. Else random",
+        help="DEFAULT: the library's pretrained ones; or one of their names, or a file (random)",
     )
     parser.add_argument("--architecture", metavar="M", help="the network that a file of weights belongs to")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, samples: int | None = 128, tests: int | None = 512) -> None:
-    """Data, and how much of them. None: the command has no such number."""
+    """The data, and how many samples. samples, tests: the defaults; None: the command has no such option."""
     group = parser.add_argument_group("data")
     group.add_argument("--data", metavar="D", help=DATA_HELP)
     if samples is not None:
@@ -70,9 +70,15 @@ def add_data_arguments(parser: argparse.ArgumentParser, samples: int | None = 12
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, usual: str = "all cores") -> None:
-    """What all commands have. usual: how many threads there are by default, in words."""
+    """`--json` and `--threads`. usual: how many threads there are by default, in words."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--threads", type=threads, metavar="N", help=f"processor threads (default: {usual})")
+
+
+def add_seconds_argument(parser: argparse.ArgumentParser, default: float) -> None:
+    """`--seconds`, for the measurement of latencies."""
+    text = "for the latency of a batch size (%(default)s)"
+    parser.add_argument("--seconds", type=positive_float, default=default, metavar="S", help=text)
 
 
 MODEL_ARGUMENT: dict[str, Any] = {"metavar": "M", "help": MODEL_HELP}
@@ -187,7 +193,7 @@ def json_alone() -> Iterator[None]:
     A model's own file, a library or another process may print whatever it likes.
     """
     terminal = sys.__stdout__
-    if terminal is None or sys.stdout is not terminal:  # somebody reads it in this process
+    if terminal is None or sys.stdout is not terminal:  # a caller in this process reads it
         with _answering_on(sys.stdout):
             yield
         return

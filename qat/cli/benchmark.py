@@ -35,13 +35,7 @@ Files run in their own runtime, others in torch. Without --data, noise is used: 
     arguments.add_model_arguments(made)
     arguments.add_data_arguments(made, samples=None)
     made.add_argument("--metric", metavar="NAME", help="accuracy, mae, mse, or file.py:function of (outputs, labels)")
-    made.add_argument(
-        "--seconds",
-        type=arguments.positive_float,
-        default=10.0,
-        metavar="S",
-        help="for the latency of a batch size (%(default)s)",
-    )
+    arguments.add_seconds_argument(made, default=10.0)
     made.add_argument("--chart", type=arguments.png, metavar="PNG", help="where to draw a bar chart")
     arguments.add_output_arguments(made)
     return made
@@ -74,8 +68,8 @@ def run(given: list[str]) -> int:
         options.batch_size,
         options.image_size,
     )
-    knows = next((m for m in models if m.example is not None), models[0])
-    data = load_data(options.data or "random", knows, sizes, options.input_shape)
+    with_example = next((m for m in models if m.example is not None), models[0])
+    data = load_data(options.data or "random", with_example, sizes, options.input_shape)
     if options.data is None:
         data.notes = ["no --data: noise, so there is no accuracy"]
     for model in models:
@@ -96,7 +90,9 @@ def run(given: list[str]) -> int:
 
 def _for_weights(options: argparse.Namespace, text: str) -> tuple[str | None, str | None]:
     """Weights and architecture, for the models that they are meant for."""
-    is_weights_file = text.endswith((".safetensors", ".ckpt", ".pt", ".pth"))
+    from qat.cli.sources.model import STATE_SUFFIXES
+
+    is_weights_file = text.endswith(STATE_SUFFIXES)
     of_library = text.partition(":")[0] in ("torchvision", "timm", "hf", "qat")
     return options.weights if of_library else None, options.architecture if is_weights_file else None
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from qat.cli import arguments
 from qat.cli.errors import GOOD, UsageError, usage_errors
+from qat.report.judgement.objectives import ARTEFACT_FIRST
 
 if TYPE_CHECKING:
     from qat.report import Results, Row
 
-BEST_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant", "ptq", "outside", "float")
-"""Which row of a run stands for it: that nearest to what is deployed."""
+BEST_FIRST = (*ARTEFACT_FIRST, "ptq", "outside", "float")
+"""Which row of a run stands for it: the one that is nearest to what is deployed."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -120,7 +121,7 @@ def _flattened(config: Any, prefix: str = "") -> Any:
 
 
 def _print(record: list[dict[str, Any]], differing: dict[str, list[Any]], warning: str) -> None:
-    from qat.report.text.tables import format_size
+    from qat.report.text_of_numbers import format_size
 
     first = record[0]
     header = (

@@ -50,7 +50,7 @@ def one_line_warnings() -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """The message of an error in one line, with the kind of one that is not meant for users.
+    """The message of an error in one line; with its type, if the message was not written for users.
 
     >>> sentence(ValueError("bits=9 is not possible:\\n  write 8."))
     'bits=9 is not possible: write 8.'
@@ -66,7 +66,7 @@ def sentence(error: BaseException) -> str:
 
 
 def with_kind(error: BaseException) -> str:
-    """The message of somebody else's error in one line, behind its kind.
+    """The message of an error that is not qat's own in one line, behind its type.
 
     >>> with_kind(KeyError("x")), with_kind(AssertionError())
     ("KeyError: 'x'", 'AssertionError')

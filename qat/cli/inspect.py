@@ -49,7 +49,9 @@ def run(given: list[str]) -> int:
     arguments.say(f"loading {options.model} ...")
     model = load_model(options.model, options.weights, options.architecture)
     if model.path is not None:
-        raise UsageError(f"{options.model} is a file, which is done: qat verify {options.model}, or qat benchmark.")
+        raise UsageError(
+            f"{options.model} is a file, and inspect takes networks: write qat verify {options.model}, or qat benchmark."
+        )
     if model.is_prepared:
         return _prepared(model.network, options)
     from qat.cli import measure, metric

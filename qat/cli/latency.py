@@ -54,7 +54,7 @@ def run(given: list[str]) -> int:
     model = load_model(options.model, options.weights, options.architecture)
     if model.path is not None or model.is_prepared:
         raise UsageError(
-            f"{options.model} is quantized or a file: give the float network whose layers shall be measured."
+            f"{options.model} is quantized or a file: give the float network whose layers are to be measured."
         )
     size = options.batch_size
     data = load_data(options.data or "random", model, Sizes(size, 1, size, options.image_size), options.input_shape)

@@ -117,10 +117,9 @@ def trained(prepared: nn.Module, teacher: nn.Module | None, data: Data, training
         if step > steps:
             break
         output = _output(prepared, batch)
-        others = (
-            data.classes is not None and output.ndim == 2 and output.shape[1] != data.classes
-        )  # labels of other classes
-        loss = _loss(output, None if teacher is None else _quietly(teacher, batch), None if others else batch.labels)
+        other_classes = data.classes is not None and output.ndim == 2 and output.shape[1] != data.classes
+        taught = None if teacher is None else _without_gradients(teacher, batch)
+        loss = _loss(output, taught, None if other_classes else batch.labels)
         if not bool(loss.isfinite()):
             raise ValueError(f"the loss is {loss.item()} in step {step}: write a smaller --learning-rate.")
         optimizer.zero_grad()
@@ -146,7 +145,7 @@ def _output(network: nn.Module, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def _quietly(teacher: nn.Module, batch: Batch) -> Tensor:
+def _without_gradients(teacher: nn.Module, batch: Batch) -> Tensor:
     return _output(teacher, batch)
 
 

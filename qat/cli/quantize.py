@@ -76,13 +76,7 @@ exit status: 0 verified; 1 the file differs, or it failed; 2 the command line is
     made.add_argument(
         "--seed", type=arguments.seed, default=0, metavar="N", help="of random weights and training (%(default)s)"
     )
-    made.add_argument(
-        "--seconds",
-        type=arguments.positive_float,
-        default=4.0,
-        metavar="S",
-        help="for the latency of a batch size (%(default)s)",
-    )
+    arguments.add_seconds_argument(made, default=4.0)
     arguments.add_output_arguments(made)
     return made
 

@@ -54,9 +54,8 @@ def part(options: Any, name: str, /, **given: Any) -> Any:
     except InstantiationException as error:
         if error.__cause__ is not None:
             raise
-        raise ValueError(
-            f"{name} cannot be built: {str(error).splitlines()[0]}"
-        ) from error  # what Hydra itself refuses
+        said = str(error).splitlines()[0]  # by Hydra itself
+        raise ValueError(f"{name} cannot be built: {said}") from error
     except MisconfigurationException as error:
         raise ValueError(f"{name} cannot be built: {str(error).rstrip('.!')}.") from error
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.configuration import CONFIG_NAME, CONFIGS
 from qat.experiment.recorded_configuration import read_configuration
+from qat.experiment.schema.budget import LIMITS
 from qat.experiment.schema.configuration import METRICS
 from qat.training.callbacks import ExportONNX, OscillationControl, Pruning, PTQBaselines, Report
 
@@ -45,7 +46,7 @@ EXCEPTIONS = (
 )
 """Keys below them that may differ: where files are, how the learning rate continues, how the same numbers are computed."""
 LESS_IS_BETTER = ("train/loss", "val/loss", "val/calibration_error")
-"""Those of METRICS of which the lowest is the best; of `step` and `epoch` it is the newest."""
+"""The METRICS whose lowest value is the best; of `step` and `epoch` it is the highest, the newest."""
 MADE_BY_THE_RUN: Mapping[type[L.Callback], str] = {
     Report: "nothing: every run has a report",
     ExportONNX: "export=NAME",
@@ -54,6 +55,12 @@ MADE_BY_THE_RUN: Mapping[type[L.Callback], str] = {
     OscillationControl: "oscillation=NAME",
 }
 """Callbacks that a run has by other keys, and those keys."""
+COUNTS_ONLY_WITH = {
+    "pruning": ("sparsity", "pattern", "channels"),
+    "budget": LIMITS,
+    "distillation": ("weight", "features"),
+}
+"""Sections that do nothing unless one of these keys is set."""
 HIGH_LEARNING_RATE_FOR_ADAM = 0.005
 """Recipes set a learning rate for their own optimizer, SGD; it stays when another optimizer is chosen."""
 HIGH_DECAY = 1e-3
@@ -82,7 +89,7 @@ def check_images(config: DictConfig, images: int) -> None:
 
 
 def check_lengths(config: DictConfig, train: int, val: int) -> None:
-    """Check that what the Trainer makes of an epoch is a batch at least, and that it is validated.
+    """Check that the limits of the Trainer leave at least one batch of an epoch, and that it is validated.
 
     Args:
         config: the configuration.
@@ -96,10 +103,10 @@ def check_lengths(config: DictConfig, train: int, val: int) -> None:
         share = config.trainer.get(key)
         if isinstance(share, float) and batches and int(share * batches) < 1:
             raise ValueError(
-                f"trainer.{key}={share} of {batches} batches is none: write a number of them, 1 to {batches}, or leave it out."
+                f"trainer.{key}={share} is less than one of {batches} batches: write a number of them, 1 to {batches}, "
+                "or leave it out."
             )
-    limit = config.trainer.get("limit_train_batches")
-    used = train if limit is None else int(limit * train) if isinstance(limit, float) else min(limit, train)
+    used = _batches_of_epoch(config, train)
     interval = config.trainer.get("val_check_interval")
     if isinstance(interval, int) and interval > used and config.trainer.get("check_val_every_n_epoch", 1) is not None:
         raise ValueError(
@@ -116,23 +123,27 @@ def steps_of_fit(config: DictConfig, train: int) -> float:
         train: training batches of an epoch in each process.
     """
     options = config.trainer
-    limit = options.get("limit_train_batches")
-    used = train if limit is None else int(limit * train) if isinstance(limit, float) else min(limit, train)
-    of_epoch = math.ceil(used / (options.get("accumulate_grad_batches") or 1))
+    of_epoch = math.ceil(_batches_of_epoch(config, train) / (options.get("accumulate_grad_batches") or 1))
     epochs, steps = options.get("max_epochs"), options.get("max_steps")
     limits = [steps] if steps is not None and steps > 0 else []
     limits += [epochs * of_epoch] if epochs is not None and epochs > 0 else []
     return min(limits, default=math.inf)
 
 
+def _batches_of_epoch(config: DictConfig, train: int) -> int:
+    """The batches that `limit_train_batches` leaves of `train`."""
+    limit = config.trainer.get("limit_train_batches")
+    return train if limit is None else int(limit * train) if isinstance(limit, float) else min(limit, train)
+
+
 def check_callbacks(callbacks: Mapping[str, Any]) -> None:
-    """Check that what the configuration describes under `callbacks` is callbacks, and that what they watch is logged.
+    """Check the objects that the configuration describes under `callbacks`, and that the metrics they watch are logged.
 
     Args:
         callbacks: name -> object.
 
     Raises:
-        ValueError: one is none, or waits for a metric that never comes.
+        ValueError: one is not a callback, is made by the run itself, or watches a metric that is not logged.
     """
     kinds: dict[type[Any], str] = {}
     logs = [c for c in callbacks.values() if not type(c).__module__.startswith(("qat.", "lightning."))]  # anything
@@ -169,14 +180,6 @@ def check_callbacks(callbacks: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{key}.patience={callback.patience} is not possible: write how many validations it waits."
             )
-
-
-COUNTS_ONLY_WITH = {
-    "pruning": ("sparsity", "pattern", "channels"),
-    "budget": ("size", "bops", "mean_bits", "latency"),
-    "distillation": ("weight", "features"),
-}
-"""Sections that do nothing unless one of these keys is set."""
 
 
 def _warn_of_values_without_effect(config: DictConfig) -> None:

@@ -16,7 +16,7 @@ from qat.experiment.feature_hints import FeatureHints, watching
 from qat.messages import type_of
 
 COLDEST = 0.01
-"""Below this temperature float32 has no room for the logits."""
+"""Below this temperature the logits overflow float32."""
 HOTTEST = 10.0
 """Above this temperature all classes are about as likely, and the loss says nothing."""
 
@@ -36,7 +36,7 @@ class Distillation:
         hint_weight: their weight.
 
     Raises:
-        ValueError: a number is out of range, or a weight of the teacher is none.
+        ValueError: a number is out of range, or a weight of the teacher is NaN or infinite.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def _check(config: DictConfig, mode: str) -> None:
 
 
 def _overrides(config: DictConfig) -> list[str]:
-    """As they were written."""
+    """The overrides of the command line, as they were written."""
     return [str(o) for o in OmegaConf.to_container(config.hydra.overrides.task, resolve=False) or ()]
 
 
@@ -84,7 +84,7 @@ def _check_order(config: DictConfig) -> None:
     chosen = _overrides(config)
     if "sweep=wandb" in chosen:
         exit_with(
-            "sweep=wandb is none of Hydra's, and W&B's agent drives it: write wandb sweep configs/sweep/wandb.yaml."
+            "sweep=wandb is not a sweep of Hydra's but of W&B's agent: write wandb sweep configs/sweep/wandb.yaml."
         )
     mixed = [override for override in chosen if override.startswith("sweep=[") and "optuna" in override]
     if mixed and not str(config.hydra.sweeper.get("_target_")).endswith("OptunaSweeper"):

@@ -103,7 +103,7 @@ def _features(network: nn.Module, names: Sequence[str], example: Tensor, which: 
                 f"distillation.features: {name!r} is not a layer of {which}: write names such as {', '.join(known[-4:])}."
             )
     runs = Counter[str]()
-    for name in dict.fromkeys(names):  # hooks of a copy, which nobody uses afterwards
+    for name in dict.fromkeys(names):  # the network is a copy that is thrown away, hooks and all
         modules[name].register_forward_hook(lambda _m, _i, _o, name=name: runs.update([name]))
     with torch.no_grad(), training_mode(network, False), watching(network, names) as found:
         network(example)

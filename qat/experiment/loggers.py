@@ -21,7 +21,11 @@ SECONDS = 30
 
 
 def check_logger(config: DictConfig) -> None:
-    """Raise ValueError if the package of the logger is not installed, or has no such option: before anything is trained."""
+    """Check, before anything is trained, that the package of the logger is installed and has the options.
+
+    Raises:
+        ValueError: it is not, or it has no such option.
+    """
     if str(config.logger.get("_target_")).endswith(".TensorBoardLogger") and find_spec("tensorboard") is not None:
         from torch.utils.tensorboard import SummaryWriter  # Lightning hands it what it does not know, when it logs
 

@@ -59,10 +59,8 @@ def main(program: str = "qat train") -> None:
         recipe = hydra_config.runtime.choices["recipe"]
         with _explained(signals, folder, program):
             if hydra_config.mode == RunMode.MULTIRUN:
-                overrides: Any = OmegaConf.to_container(
-                    hydra_config.overrides.task, resolve=False
-                )  # as they were written
-                results = _run_job(config, folder, recipe, program, words, overrides, signals)
+                written: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+                results = _run_job(config, folder, recipe, program, words, written, signals)
             else:
                 command = shlex.join([*program.split(), *words])
                 with configuration_errors(signals, debug=config.debug), folder_of_one_run(folder):

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from qat.experiment import build
 from qat.experiment.check import check_callbacks, check_images, check_lengths, check_same_run, warn_of_unwise_values
-from qat.experiment.schema.training import QUICK
+from qat.experiment.schema.trainer import QUICK
 from qat.training.callbacks import ExportONNX, Freeze, PTQBaselines, Report
 from tests.experiment.configurations import composed
 
@@ -57,9 +57,9 @@ def test_an_epoch_has_batches_and_is_validated() -> None:
     for override, said in (
         (
             "+trainer.limit_train_batches=0.01",
-            r"trainer.limit_train_batches=0.01 of 9 batches is none: write a number of them, 1 to 9",
+            r"trainer.limit_train_batches=0.01 is less than one of 9 batches: write a number of them, 1 to 9",
         ),
-        ("+trainer.limit_val_batches=0.1", r"trainer.limit_val_batches=0.1 of 2 batches is none"),
+        ("+trainer.limit_val_batches=0.1", r"trainer.limit_val_batches=0.1 is less than one of 2 batches"),
         ("+trainer.val_check_interval=10", r"trainer.val_check_interval=10 is more than the 9 batches of an epoch"),
     ):
         with pytest.raises(ValueError, match=said):

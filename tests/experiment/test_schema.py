@@ -17,7 +17,7 @@ from qat.experiment.configuration import CONFIG_NAME, register_recipes
 from qat.experiment.early_check import EarlyCheck
 from qat.experiment.errors import composition_errors
 from qat.experiment.schema import check_configuration
-from qat.experiment.schema.training import Trainer
+from qat.experiment.schema.trainer import Trainer
 from qat.experiment.schema.words import all_keys, at, keys_of, values_of
 from tests.experiment.configurations import CONFIGS, composed
 from tests.paths import DOCS

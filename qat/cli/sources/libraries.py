@@ -92,7 +92,7 @@ def torchvision_network(text: str, weights: str | None) -> Loaded:
     enum = torchvision.models.get_model_weights(name)
     if weights is not None and weights not in (*enum.__members__, "DEFAULT"):
         raise UsageError(
-            f"--weights {weights} is none of {name}'s: write {', '.join({'DEFAULT': 0, **enum.__members__})} or a file."
+            f"--weights {weights} is not one of {name}'s: write {', '.join({'DEFAULT': 0, **enum.__members__})} or a file."
         )
     quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") and weights is None else {}
     network = _made(f"torchvision:{name}", torchvision.models.get_model, name, weights=weights, **quiet, **options)
@@ -204,7 +204,7 @@ def _made(text: str, make: Any, *args: Any, **options: Any) -> Any:
 
 
 def _of_connection(error: BaseException | None) -> BaseException | None:
-    """What a connection failed of, behind whatever a library makes of it; None: it was something else."""
+    """The error of a connection among the causes of an error; None: it has another cause."""
     while error is not None and not isinstance(error, ConnectionError | TimeoutError | socket.gaierror | ssl.SSLError):
         error = error.__cause__ or error.__context__ or getattr(error, "reason", None)
         error = error if isinstance(error, BaseException) else None

@@ -73,7 +73,7 @@ def load_model(
     with usage_errors():
         has_weights = path.suffix in STATE_SUFFIXES
         if architecture is not None and not has_weights:
-            raise UsageError(f"--architecture is for a file of weights, and {text} is none: leave it out.")
+            raise UsageError(f"--architecture is for a file of weights, which {text} is not: leave it out.")
         target = target_of_file(path)
         is_file = has_weights or target is not None or path.suffix == ".pt2"
         if weights is not None and (is_file or (names_python(text) and not _is_file(weights))):
@@ -110,7 +110,7 @@ def _built(text: str, weights: str | None) -> Loaded:
     }
     if not colon or prefix not in makers:
         missing = f"{text} does not exist, and is" if "/" in text or "." in text else f"{text} is"
-        raise UsageError(f"{missing} no model: write {', '.join(MODELS)}.")
+        raise UsageError(f"{missing} not a model: write {', '.join(MODELS)}.")
     return makers[prefix](rest, None if _is_file(weights) else weights)
 
 

@@ -9,10 +9,12 @@ from pydantic import model_validator
 from qat.experiment.schema.budget import Budget
 from qat.experiment.schema.nodes import OneOf, wrong
 from qat.experiment.schema.outputs import AnyCallback, AnyExport, AnyLogger, ModelCheckpoint
+from qat.experiment.schema.post_training import AnyPtq
 from qat.experiment.schema.pruning import Pruning
-from qat.experiment.schema.quantization import AnyObserver, AnyOscillation, AnyPtq, AnyQuantizer, Policy, Stages
+from qat.experiment.schema.quantization import AnyObserver, AnyOscillation, AnyQuantizer, Policy, Stages
 from qat.experiment.schema.sources import Data, ImageFolder, KnownData, Network, ResNetCifar, TorchvisionModel
-from qat.experiment.schema.training import Distillation, FloatTraining, Freeze, Optim, Trainer
+from qat.experiment.schema.trainer import Trainer
+from qat.experiment.schema.training import Distillation, FloatTraining, Freeze, Optim
 from qat.experiment.schema.values import (
     BatchSize,
     Count,

@@ -27,7 +27,7 @@ def wrong(sentence: str, *key: str | int) -> PydanticCustomError:
 
 
 def unknown(key: str, known: list[str], owner: str = "") -> PydanticCustomError:
-    """The error for a key that is none."""
+    """The error for an unknown key."""
     return PydanticCustomError("unknown", "unknown", {"key": [key], "known": known, "owner": owner})
 
 
@@ -117,7 +117,7 @@ class Node(Section):
         return {name: p for name, p in parameters.items() if name not in self.GIVEN}
 
     def check_further(self, found: Any) -> None:
-        """What a kind of nodes checks beyond its keys: raises `wrong`."""
+        """What a kind of node checks beyond its keys; raises `wrong`."""
         if self.target_.startswith("lightning.pytorch.callbacks."):
             self.build_once()
 
@@ -222,7 +222,7 @@ def fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, list) and len(value) == len(inner) and all(map(fits, value, inner))
     if origin in (list, tuple) or getattr(origin, "__name__", "") in ("Sequence", "Iterable"):
         return isinstance(value, list) and all(fits(item, inner[0]) for item in value) if inner else True
-    return True  # a class, or nothing that is known
+    return True  # a class, or an annotation that is not known here
 
 
 def _targets(kind: type[Section]) -> tuple[str, ...]:

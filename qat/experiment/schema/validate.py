@@ -47,8 +47,10 @@ def _mistakes(content: Any, may_import: bool) -> list[tuple[list[str | int], Any
 
 
 def _first(mistakes: list[tuple[list[str | int], Any]]) -> tuple[list[str | int], Any]:
-    """The mistake to name: an unknown key, which explains others, or the first. Of the types that a key can have, the one that
-    fits best says most."""
+    """The mistake to name: an unknown key, which explains others, or the first.
+
+    A key that may have several types is a mistake in each of them; the deepest one comes from the type that fits best.
+    """
     key, _ = next((m for m in mistakes if m[1]["type"] in ("extra_forbidden", "unknown")), mistakes[0])
     return max((m for m in mistakes if m[0][: len(key)] == key), key=lambda m: len(m[0]))
 
@@ -82,7 +84,7 @@ def _without_keys(config: DictConfig) -> str:
 
 
 def _unresolved(config: DictConfig) -> str:
-    """The key to name among those that cannot be resolved: the others may refer to it, so the shortest, which is above them."""
+    """A sentence about a key that cannot be resolved; "" if all can. The shortest is named: others may refer to it."""
     found: dict[str, str] = {}
 
     def look(part: Any) -> None:

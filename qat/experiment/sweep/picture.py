@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from qat.experiment.sweep.summary import Group, of_row, score
+from qat.experiment.sweep.summary import Group, score
 from qat.report import Results, Row
-from qat.report.judgement.objectives import best_ptq, float_row
+from qat.report.judgement.objectives import best_ptq, float_row, of_row
 from qat.report.pictures.picture_labels import Label, draw_column
 from qat.report.pictures.plots import FAINT, INK, QAT_BLUE, ROW_STYLES, RowStyle
 from qat.report.results.metric import MetricInfo

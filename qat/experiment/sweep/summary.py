@@ -12,7 +12,15 @@ from qat.experiment.schema.values import Objective
 from qat.experiment.sweep.grid import Job
 from qat.experiment.sweep.job_state import JobState
 from qat.report import Results, Row
-from qat.report.judgement.objectives import OBJECTIVES, best_ptq, float_row, minutes, trained_row, validation_value
+from qat.report.judgement.objectives import (
+    OBJECTIVES,
+    best_ptq,
+    float_row,
+    minutes,
+    of_row,
+    trained_row,
+    validation_value,
+)
 
 SEED = "seed"
 
@@ -68,23 +76,13 @@ def score(results: Results) -> float | None:
 
 
 def over_float(results: Results) -> float | None:
-    """How much higher that is than the float network's."""
+    """How much higher the test value of the trained network is than the float network's."""
     return _difference(trained_row(results), float_row(results))
 
 
 def over_ptq(results: Results) -> float | None:
-    """How much higher it is than the best PTQ row's, that of this very run."""
+    """How much higher it is than that of the best PTQ row of the same run."""
     return _difference(trained_row(results), best_ptq(results))
-
-
-def of_row(name: str) -> Callable[[Results], float | None]:
-    """A number of the trained network's row."""
-
-    def value(results: Results) -> float | None:
-        row = trained_row(results)
-        return None if row is None else getattr(row, name)
-
-    return value
 
 
 VALUES: dict[str, Callable[[Results], float | None]] = {
@@ -113,18 +111,17 @@ def grouped(entries: Sequence[Entry]) -> list[Group]:
 
 
 def best_group(groups: Sequence[Group], objective: Objective) -> Group | None:
-    """The group with the best mean of an objective, of equal ones that with the smallest file; one with a job that failed only
-    if there is no other.
-
-    Where the objective was not measured (an accuracy without validation images), the test value decides.
-    """
-    return min(
-        best_groups(groups, objective), key=lambda group: -_rank(group, of_row("size_bytes"), False), default=None
-    )
+    """The group with the best mean of an objective; of several, the one with the smallest file."""
+    best = best_groups(groups, objective)
+    return max(best, key=lambda group: _rank(group, of_row("size_bytes"), higher=False), default=None)
 
 
 def best_groups(groups: Sequence[Group], objective: Objective) -> list[Group]:
-    """All groups with the best mean: on few validation images, several may have the same accuracy."""
+    """All groups with the best mean of an objective: on few validation images, several may have the same accuracy.
+
+    Groups in which a job failed count only if there is no other. Where the objective was not measured (an accuracy without
+    validation images), the test value decides.
+    """
     whole = [group for group in groups if len(group.results) == len(group.entries)]
     candidates = [group for group in whole or groups if group.results]
     meaning = OBJECTIVES[objective]
@@ -135,7 +132,7 @@ def best_groups(groups: Sequence[Group], objective: Objective) -> list[Group]:
 
 
 def _rank(group: Group, value: Callable[[Results], float | None], higher: bool) -> float:
-    """More is better; without the last digits, in which the order of the seeds shows."""
+    """The mean as a key for `max`, rounded to nine digits: the others depend on the order of the seeds."""
     spread = group.spread(value)
     return -math.inf if spread is None else float(f"{spread.mean if higher else -spread.mean:.9g}")
 

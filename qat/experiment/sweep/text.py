@@ -13,9 +13,11 @@ from qat.experiment.sweep.best_recipe import RECIPE, best_command
 from qat.experiment.sweep.summary import VALUES, Entry, Group, Spread, best_groups, pareto_groups, short
 from qat.report.judgement.objectives import best_ptq, float_row
 from qat.report.results.metric import ACCURACY, MetricInfo
+from qat.report.text.tables import ABSENT
 from qat.report.text_of_numbers import format_count, format_milliseconds, format_size
 
-ABSENT = "–"
+_SIGNS = {"validation": "", "test": "", "over_float": "+", "over_best_ptq": "+"}
+"""Values of a metric -> the sign with which positive ones are written."""
 
 
 def csv_text(entries: Sequence[Entry]) -> str:
@@ -89,16 +91,15 @@ def notes(groups: Sequence[Group]) -> str:
     environment = first.environment
     outcomes = [results.verdict.outcome for group in groups for results in group.results]
     untrained = outcomes.count("float_untrained")
-    warning = (
-        f" The float network of {untrained} of {format_count(len(outcomes), 'run')} was not trained: differences to it "
-    )
+    runs = f"{untrained} of {format_count(len(outcomes), 'run')}"
+    warning = f" The float network of {runs} was not trained: differences to it say nothing." if untrained else ""
     code = f"commit {environment.commit[:10]}" if environment.commit else f"qat {environment.versions.get('qat', '')}"
     return (
         f"Mean ± standard deviation over seeds. {metric.heading} on {first.data.test:,} test {first.data.samples}; validation: "
         f"of the epoch that was kept, on {first.data.val:,}. Differences are those within each run, to its float network and "
         f"its best PTQ row. Size of the file; milliseconds per call; minutes of the whole run. {environment.cpu}, "
         f"{format_count(environment.threads, 'thread')}, {code}."
-        f"{f'{warning}say nothing.' if untrained else ''}"
+        f"{warning}"
     )
 
 
@@ -153,9 +154,6 @@ def _numbers(group: Group, metric: MetricInfo) -> list[str]:
         *(_milliseconds(spread[name]) for name in ("latency_ms_batch1", "latency_ms_batch32")),
         _text(spread["minutes"]),
     ]
-
-
-_SIGNS = {"validation": "", "test": "", "over_float": "+", "over_best_ptq": "+"}
 
 
 def _text(spread: Spread | None, factor: float = 1.0, sign: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from qat.report.results.schema import Results, Row
 
 ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
-"""The rows of the trained network, that nearest to what is deployed first."""
+"""The kinds of rows of the trained network; the one that is nearest to what is deployed comes first."""
 
 
 class Meaning(NamedTuple):
@@ -37,7 +37,7 @@ def float_row(results: Results) -> Row | None:
 
 
 def minutes(results: Results) -> float:
-    """The whole run."""
+    """How long the whole run took, in minutes."""
     return sum(results.timings.values()) / 60
 
 
@@ -49,7 +49,9 @@ def validation_value(results: Results) -> float | None:
     return training.curve[training.best_epoch - 1]
 
 
-def _of_row(name: str) -> Callable[[Results], float | None]:
+def of_row(name: str) -> Callable[[Results], float | None]:
+    """A number of the trained network's row, by the name of its field."""
+
     def value(results: Results) -> float | None:
         row = trained_row(results)
         return None if row is None else getattr(row, name)
@@ -59,9 +61,9 @@ def _of_row(name: str) -> Callable[[Results], float | None]:
 
 OBJECTIVES: dict[str, Meaning] = {
     "accuracy": Meaning(validation_value, True),
-    "size": Meaning(_of_row("size_bytes"), False),
-    "latency": Meaning(_of_row("latency_ms_batch1"), False),
-    "latency_32": Meaning(_of_row("latency_ms_batch32"), False),
+    "size": Meaning(of_row("size_bytes"), False),
+    "latency": Meaning(of_row("latency_ms_batch1"), False),
+    "latency_32": Meaning(of_row("latency_ms_batch32"), False),
     "minutes": Meaning(minutes, False),
 }
 

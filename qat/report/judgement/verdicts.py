@@ -6,12 +6,11 @@ from dataclasses import replace
 
 from qat.report.judgement.differences import Comparison, difference_of
 from qat.report.judgement.no_verdict import diverged_training, untrained_float
+from qat.report.judgement.objectives import ARTEFACT_FIRST
 from qat.report.judgement.paired import LEVEL, PairedDifference
 from qat.report.results.metric import ACCURACY, MetricInfo
 from qat.report.results.schema import Outcome, Row, Verdict
 from qat.report.text_of_numbers import format_size
-
-NEAREST_TO_ARTEFACT_FIRST = ("qat_onnxruntime", "qat_integer", "qat_fake_quant")
 
 
 def verdict(
@@ -191,5 +190,4 @@ def not_verified(found: Verdict, what: str, why: str) -> Verdict:
 
 def _artefact_rank(row: Row) -> int:
     """3 for the artefact in its runtime, 2 for the integer model, 1 for fake-quant, 0 for rows without QAT."""
-    order = NEAREST_TO_ARTEFACT_FIRST
-    return len(order) - order.index(row.kind) if row.kind in order else 0
+    return len(ARTEFACT_FIRST) - ARTEFACT_FIRST.index(row.kind) if row.kind in ARTEFACT_FIRST else 0

@@ -33,7 +33,7 @@ KINDS: dict[RowKind, tuple[str, str]] = {
     "qat_onnxruntime": ("qat", "QAT"),
     "qat_target": ("qat", "QAT"),
 }
-"""Row kind -> the class of its colour, and what it is."""
+"""Row kind -> the class of its colour, and its name in the legend."""
 
 
 def html(results: Results) -> str:
@@ -77,7 +77,7 @@ def first_number(text: str) -> str:
 
 
 def run_code(results: Results) -> str:
-    """Ten lines that run the written file; "" if there is none."""
+    """Code that runs the written file; "" if there is none."""
     if results.verification is None:
         return ""
     shape = ", ".join(map(str, results.data.image_shape))

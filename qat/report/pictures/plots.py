@@ -167,9 +167,8 @@ def draw_latency(results: Results) -> bytes:
 def _scatter(axes: Axes, results: Results, rows: Sequence[Row], values: Sequence[float]) -> None:
     """Points with whiskers; those that would hide each other stand side by side, and all names are right of the axes."""
     metric, widest = results.metric, 1.08 * max(values)
-    order = sorted(
-        range(len(rows)), key=lambda index: rows[index].size_kind
-    )  # files keep their places, others give way
+    # files keep their places, others give way
+    order = sorted(range(len(rows)), key=lambda index: rows[index].size_kind)
     rows, values = [rows[index] for index in order], [values[index] for index in order]
     heights = [metric.scaled(row.score) for row in rows]
     errors = [_error(row, results) for row in rows]
@@ -236,7 +235,6 @@ def _png(figure: Figure, axes: Axes, title: str) -> bytes:
     axes.tick_params(colors=INK, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="png", dpi=150, metadata={"Software": None}
-    )  # no version, so that equal data give equal bytes
+    # no version of matplotlib, so that equal data give equal bytes
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     return buffer.getvalue()

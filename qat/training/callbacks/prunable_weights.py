@@ -25,7 +25,13 @@ from qat.transform.rule import Rule
 
 
 class PrunableWeight(NamedTuple):
-    """The weight of a layer, or a matrix of a recurrent layer and its like. name: of it in its module. kind: for "type:..."."""
+    """The weight of a layer, or a matrix of another module, such as a recurrent layer.
+
+    Attributes:
+        module: what has it.
+        name: its name in the module.
+        kind: the type of the layer, as in "type:Linear".
+    """
 
     module: nn.Module
     name: str
@@ -52,7 +58,7 @@ class PrunableWeight(NamedTuple):
 
     @property
     def is_of_layer(self) -> bool:
-        """Whether its module is a layer, and not a table."""
+        """Whether it is the weight of a layer, and not a table."""
         return (is_layer(self.module) or is_quantized(self.module)) and not self.is_table
 
     @property
@@ -62,7 +68,7 @@ class PrunableWeight(NamedTuple):
 
     @property
     def can_be_set(self) -> bool:
-        """Whether zeros that are written into it stay there: nothing computes it anew from parameters."""
+        """Whether zeros that are written into it stay: it is a parameter, or a view of one, and not computed from some."""
         owners = self.parameters
         return len(owners) == 1 and owners[0].untyped_storage().data_ptr() == self.value.untyped_storage().data_ptr()
 
@@ -88,7 +94,13 @@ def weights_of(network: nn.Module) -> dict[str, PrunableWeight]:
 def chosen_weights(
     weights: Mapping[str, PrunableWeight], match: Sequence[str], exclude: Sequence[str]
 ) -> dict[str, PrunableWeight]:
-    """Those that globs on names, or types, choose. "first" and "last" are layers; a module's name is that of its matrices."""
+    """The weights that `match` chooses, less those that `exclude` does.
+
+    Args:
+        weights: by name.
+        match: globs on names, "type:NAME", or "first" and "last" of the layers; the name of a module stands for its matrices.
+        exclude: the same.
+    """
     layers = [name for name, weight in weights.items() if weight.is_of_layer]
 
     def fits(globs: Sequence[str], name: str, weight: PrunableWeight) -> bool:
@@ -100,7 +112,7 @@ def chosen_weights(
 
 
 def prunable(network: nn.Module, chosen: Mapping[str, PrunableWeight]) -> dict[str, PrunableWeight]:
-    """Those of the chosen weights that can be pruned: nothing else computes them or reads them otherwise."""
+    """The chosen weights that can be pruned: their zeros stay, and no module reads them that is not pruned itself."""
     settable = {n: w for n, w in chosen.items() if not w.is_table and w.can_be_set}
     owners = {id(w.module.get_submodule(w.name.rpartition(".")[0])) for w in settable.values()}
     owners |= {id(lender) for w in settable.values() for lender in vars(w.module).get("lender", ())}

@@ -133,7 +133,11 @@ class Pruning(NetworkExtension):
         return {name: kept for name, (_, kept) in self.removed.items()}
 
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
-        """Raise ValueError if no layer of the prepared network can be pruned, or a name is that of none."""
+        """Check that the options name layers that can be pruned.
+
+        Raises:
+            ValueError: none can, or a name fits no layer.
+        """
         if not self.sparsity:
             return
         weights = weights_of(network)
@@ -149,7 +153,10 @@ class Pruning(NetworkExtension):
             )
 
     def layers(self, network: nn.Module) -> dict[str, PrunableWeight]:
-        """The weights that are pruned, by name, in the order in which they run: one of several layers, if all of them are."""
+        """The weights that are pruned, by name, in the order in which they run.
+
+        A weight that several layers share is pruned if all of them are chosen.
+        """
         found = prunable(network, chosen_weights(weights_of(network), self.match, self.exclude))
         fits = self.pattern
         return {n: w for n, w in found.items() if fits is None or pattern_axis_fits(w.outputs_first(w.value), fits)}
@@ -195,7 +202,7 @@ class Pruning(NetworkExtension):
         chosen = chosen_weights(weights_of(network), self.match, self.exclude) if self.sparsity else {}
         pruned = self.layers(network)
         if dense := [name for name in chosen if name not in pruned]:
-            fits = "" if self.pattern is None else f"inputs that are no multiple of {self.pattern.group}, "
+            fits = "" if self.pattern is None else f"inputs that are not a multiple of {self.pattern.group}, "
             rank_zero_warn(
                 f"Pruning leaves the weights of {', '.join(dense)} as they are: {fits}embeddings, and weights that are "
                 "parametrized, masked already or shared with what is not pruned."

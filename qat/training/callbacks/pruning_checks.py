@@ -34,7 +34,11 @@ def keep_zero(name: str, layer: PrunableWeight) -> None:
 
 
 def check_masks_of_layers(masks: Mapping[str, Tensor], layers: Mapping[str, PrunableWeight]) -> None:
-    """Raise ValueError if a checkpoint has the mask of a layer that is not pruned."""
+    """Check that every mask of a checkpoint is that of a layer that is pruned.
+
+    Raises:
+        ValueError: one is not.
+    """
     if others := [name for name in masks if name not in layers]:
         raise ValueError(
             f"the checkpoint has masks of {', '.join(others)}, which Pruning does not prune here: write the match, exclude and "
@@ -43,7 +47,7 @@ def check_masks_of_layers(masks: Mapping[str, Tensor], layers: Mapping[str, Prun
 
 
 def warn_of_zero_layers(masks: Mapping[str, Tensor]) -> None:
-    """Say of which layers nothing is left."""
+    """Warn of layers in which no weight is left."""
     if empty := [name for name, mask in masks.items() if not bool(mask.any())]:
         rank_zero_warn(
             f"Pruning sets every weight of {', '.join(empty)} to zero: write a smaller sparsity, or exclude them."
@@ -51,7 +55,11 @@ def warn_of_zero_layers(masks: Mapping[str, Tensor]) -> None:
 
 
 def check_same_masks(masks: Mapping[str, Tensor]) -> None:
-    """Raise RuntimeError if the masks of processes differ."""
+    """Check that all processes have the same masks. All must call it.
+
+    Raises:
+        RuntimeError: they differ.
+    """
     digest = hashlib.sha256()
     for mask in masks.values():
         digest.update(mask.cpu().contiguous().numpy().tobytes())

@@ -12,7 +12,11 @@ from qat.training.lightning.fit_progress import is_fraction
 def check_pruning(
     sparsity: Any, pattern: Any, scope: Any, begin: Any, end: Any, every: Any, channels: Any = 0.0
 ) -> None:
-    """Raise ValueError for an impossible option."""
+    """Check the options of `Pruning`.
+
+    Raises:
+        ValueError: one is impossible.
+    """
     if not (is_fraction(channels) and channels < 1):
         raise ValueError(
             f"channels={channels!r} is not possible: write the share to take out, from 0 to below 1, as 0.3."
@@ -34,7 +38,7 @@ def check_pruning(
 
 
 def names_of_layers(option: str, given: Any) -> tuple[str, ...]:
-    """Globs on names; one is a list of one.
+    """The globs of an option; a single one is a list of one.
 
     Raises:
         ValueError: it is not a list of texts, or matches nothing because it is empty.
@@ -48,9 +52,14 @@ def names_of_layers(option: str, given: Any) -> tuple[str, ...]:
 
 
 def check_names_of_layers(options: Mapping[str, Sequence[str]], types: Mapping[str, str]) -> None:
-    """Raise ValueError for a glob on names, or a type, that fits no layer: a slip would prune what was to be left alone.
+    """Check that each glob on names, and each type, fits a layer: a typing error would prune what was to be left alone.
 
-    types: layer -> name of its type.
+    Args:
+        options: name of the option -> its globs.
+        types: layer -> name of its type.
+
+    Raises:
+        ValueError: one fits no layer.
     """
     known = [*types, *sorted({f"type:{kind}" for kind in types.values()}), "first", "last"]
     for option, globs in options.items():

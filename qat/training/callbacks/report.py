@@ -156,9 +156,8 @@ class Report(FitReport):
         qat, ptq = require_callback(trainer, QuantizationAwareTraining, self), find_callback(trainer, PTQBaselines)
         measurements = Measurements(self.metric, self.dataloaders, trainer, pl_module, qat.network_name or "")
         measurements.identify(copy_model(qat.float_network or qat.network_of(pl_module)))
-        if (
-            network := qat.original_network or qat.float_network
-        ) is not None:  # all test data are looked at before training
+        network = qat.original_network or qat.float_network
+        if network is not None:  # all test data are looked at before training
             run_on_rank_zero(trainer, partial(measurements.measure_early, row_names.FLOAT, network))
         self._measurements = measurements
         if ptq is not None:
@@ -261,9 +260,8 @@ class Report(FitReport):
         verifications = describe_verifications(artefact) if artefact is not None else []
         exploded = divergence(best.network, qat.original_network or qat.float_network)
         found = verdict(rows, data.test, info, data.samples, partial(compare_rows, measured), exploded)
-        zeros = (
-            None if pruning is None else pruning.report(entries[-1].network if artefact is None else artefact.integer)
-        )
+        integer = entries[-1].network if artefact is None else artefact.integer
+        zeros = None if pruning is None else pruning.report(integer)
         found = with_faults(found, verifications, zeros)
         return Results(
             **self._names(trainer, pl_module),

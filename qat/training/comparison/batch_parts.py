@@ -9,7 +9,7 @@ TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 
 
 def batch_targets(batch: Any) -> Any:
-    """The targets of a batch: the second part of (inputs, targets), or what is called labels or targets; None.
+    """The targets of a batch: the second part of (inputs, targets), or what is called labels or targets; None if it has none.
 
     >>> batch_targets({"x": 1, "labels": 2}), batch_targets((1, 2)), batch_targets(1)
     (2, 2, None)
@@ -20,7 +20,7 @@ def batch_targets(batch: Any) -> Any:
 
 
 def first_output(output: Any) -> Any:
-    """The tensor of what a network returned: of a mapping its logits, of a tuple its first."""
+    """The output that counts: of a mapping its logits, else its first value; of a tuple the first."""
     if isinstance(output, Mapping):
         return output["logits"] if "logits" in output else next(iter(output.values()))
     return output[0] if isinstance(output, tuple | list) and output else output

@@ -1,4 +1,4 @@
-"""What a metric is worth by chance."""
+"""The value that a metric has by chance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qat.training.comparison.report_metric import ReportMetric
 
 
 def value_by_chance(metric: ReportMetric, found: Metric | None, arguments: Sequence[tuple[Any, ...]]) -> float | None:
-    """The value of these outputs drawn by lot among the samples; None if it cannot be computed.
+    """The value of these outputs in random order; None if it cannot be computed.
 
     Args:
         metric: what is measured.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 MILLION = 1_000_000
 GROWN = 10.0
-"""Weights that are so many times as large as before, and whose file does not pass, come from a training that diverged."""
+"""Weights that are so many times as large as before come from a training that diverged."""
 
 
 def divergence(

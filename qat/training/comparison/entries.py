@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
@@ -12,7 +12,7 @@ from qat.export import OnnxRuntimeNetwork
 from qat.integer import convert, stored_bytes
 from qat.report.results.schema import RowKind, SizeKind
 from qat.training.comparison import row_names
-from qat.training.comparison.artefact import Artefact
+from qat.training.comparison.artefact import Artefact, TargetFile
 
 
 @dataclass(frozen=True)
@@ -92,29 +92,14 @@ def trained_entries(best: nn.Module, artefact: Artefact | None, seconds: float) 
         Entry(row_names.FAKE_QUANT, "qat_fake_quant", best, size, seconds=seconds),
         Entry(row_names.INTEGER, "qat_integer", integer, size, cpu_only=True, seconds=seconds),
     ]
-    if artefact is not None:
-        entries.append(
-            Entry(
-                row_names.ONNX_RUNTIME,
-                "qat_onnxruntime",
-                artefact.network(),
-                artefact.path.stat().st_size,
-                "file",
-                cpu_only=True,
-                seconds=seconds,
-                latency_ms=artefact.latency_ms["quantized"],
-            )
-        )
-        entries += [
-            Entry(
-                row_names.target_row_name(file.target.name),
-                "qat_target",
-                file.network(),
-                file.path.stat().st_size,
-                "file",
-                cpu_only=True,
-                seconds=seconds,
-            )
-            for file in artefact.targets
-        ]
+    if artefact is None:
+        return entries
+    row = _file_entry(row_names.ONNX_RUNTIME, "qat_onnxruntime", artefact, seconds)
+    entries.append(replace(row, latency_ms=artefact.latency_ms["quantized"]))
+    for file in artefact.targets:
+        entries.append(_file_entry(row_names.target_row_name(file.target.name), "qat_target", file, seconds))
     return entries
+
+
+def _file_entry(name: str, kind: RowKind, file: Artefact | TargetFile, seconds: float) -> Entry:
+    return Entry(name, kind, file.network(), file.path.stat().st_size, "file", cpu_only=True, seconds=seconds)

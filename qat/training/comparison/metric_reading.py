@@ -115,7 +115,7 @@ class Reading(L.Callback):
         return found or batch_scores(self.logged, value)
 
     def chance(self) -> float | None:
-        """The value of these outputs drawn by lot among the samples; None if it cannot be computed."""
+        """The value of these outputs in random order; None if it cannot be computed."""
         outputs, targets = self.samples()
         arguments = list(zip(outputs, targets, strict=True)) or self.given
         return value_by_chance(self.metric, self.found, arguments)
@@ -201,5 +201,5 @@ def _computes(metric: Metric, value: float) -> bool:
 
 
 def _decisions(output: Tensor, wanted: bool) -> Tensor:
-    """The classes that (samples, classes) decide, which need less room; any other output as it is."""
+    """The decided classes of outputs (samples, classes), which need less memory; any other output as it is."""
     return output.argmax(1) if wanted and output.ndim == 2 and output.shape[1] > 1 else output

@@ -11,7 +11,7 @@ INTEGER = "QAT integer"
 ONNX_RUNTIME = "QAT in ONNX Runtime"
 
 OURS = (FLOAT, "QAT")
-"""What the names of rows begin with that are not PTQ's."""
+"""First words of the names of the other rows."""
 
 OBSERVER_LABELS = {
     "MinMax": "min-max",
@@ -32,7 +32,7 @@ def ptq_row_name(observer: Any) -> str:
 
 
 def check_row_name(name: str) -> None:
-    """Check that a row of somebody's own cannot be taken for the float network's or for those of training.
+    """Check that the name of a PTQ row cannot be taken for that of the float network or of QAT.
 
     Raises:
         ValueError: it can.

@@ -106,7 +106,8 @@ def metric_scores(metric: Metric, given: Given, value: float) -> SampleScores | 
     """Resampled values of a torchmetrics object; None if its states cannot be resampled.
 
     Most metrics are functions of sums over the samples, so a resample is a weighted sum of the states of units of samples.
-    Those that keep samples in lists get what was drawn. Whether this is so is seen from the whole: it must give `value`.
+    Metrics that keep samples in lists get those that were drawn. The states of all units together must give `value`; if they do
+    not, the metric is of another kind.
 
     Args:
         metric: is not changed.

@@ -23,7 +23,7 @@ from qat.sparsity import Pattern, count_zeros, values_of_codes
 
 PACKED = "packed folder"
 INSIDE = "layer"
-"""What a module that quantizes its input when it runs calls the layer inside."""
+"""The name of the layer inside a module that quantizes its input dynamically."""
 COPY = r"[_\d]*"
 """What a graph appends to a name that another module has, such as a second call of the same layer."""
 
@@ -44,8 +44,8 @@ class Stored(NamedTuple):
 def zeros_of_layers(integer: nn.Module, masks: Mapping[str, Tensor], pattern: Pattern | None) -> list[LayerZeros]:
     """Every layer of an integer model: its zeros, and whether they are where the masks want them.
 
-    A layer that is called twice has a module for each call, with the same codes: it counts once. A mask whose layer is in float
-    there is held against the float weight, and one whose layer is not found against nothing, so that none of it is proven.
+    A layer that is called twice has a module for each call, with the same codes: it counts once. A mask whose layer stays in
+    float is compared with the float weight. A mask whose layer is not found is not proven: all of its zeros count as missing.
 
     Args:
         integer: what the artefact was written from.
@@ -88,8 +88,11 @@ def _stored(name: str, modules: Mapping[str, nn.Module]) -> Stored:
 
 
 def _places(masks: Mapping[str, Tensor], weights: Mapping[str, Stored]) -> dict[str, str]:
-    """Weight -> its mask. Graphs have underscores for dots, so several layers may have one name: each mask gets another of
-    these weights, the one that has most of its zeros."""
+    """Weight -> its mask.
+
+    Graphs have underscores for dots, so several layers may have one name. Each mask then gets a weight of its own: the one with
+    the fewest weights that should be zero and are not.
+    """
     places = dict[str, str]()
     for name, mask in masks.items():
         called = re.compile(re.escape(_flat(name)) + COPY)

@@ -1,4 +1,4 @@
-"""Calibration images from anybody's train dataloader, and the calibration of a network with them."""
+"""Calibration images from the user's train dataloader, and the calibration of a network with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a batch of anybody's dataloader to what the network is called with."""
+"""From a batch of the user's dataloader to what the network is called with."""
 
 from __future__ import annotations
 

@@ -25,8 +25,10 @@ class DivergedError(ValueError):
 
 
 class LostTraining(L.Callback):
-    """Notes which batches hold NaN or infinity, and since which step the loss does; looks at the weights where that is not
-    known: before each validation, at the end of each epoch, and now and then where a step returns no loss.
+    """Looks for NaN and infinity in the batches and the loss of every step, and ends the fit at the first that it finds.
+
+    Where the loss does not tell, it looks at the weights: before each validation, at the end of each epoch, and every 50 steps
+    if steps return no loss.
 
     Args:
         inputs: from a batch to the arguments of the network. None: batches are not looked at.
@@ -71,13 +73,15 @@ class LostTraining(L.Callback):
             return []
         try:
             return call_of(self._network_of(module), self._inputs(batch)).float_parts
-        except ValueError:  # only who calibrates with it has to say how the network is called
+        except ValueError:  # calibration says so, if it needs these inputs
             return []
 
     def _check(self, module: L.LightningModule, weights: bool = False) -> None:
         """Look at what was noted. With several processes all must call it, and all raise.
 
-        weights: look at the weights even if the loss is finite.
+        Args:
+            module: the LightningModule.
+            weights: whether to look at the weights even if the loss is finite.
 
         Raises:
             ValueError: the inputs of a batch hold NaN or infinity.

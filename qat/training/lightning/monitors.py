@@ -45,7 +45,15 @@ class ForwardMonitor:
         self.ran, self.other_call = False, ""
 
     def check(self, module: nn.Module, network_name: str) -> None:
-        """Raise ValueError if the network of `module` was prepared and does not run."""
+        """Check that the prepared network ran.
+
+        Args:
+            module: the LightningModule.
+            network_name: name of the prepared network in it, "" for the module itself.
+
+        Raises:
+            ValueError: it did not run.
+        """
         if self.ran:
             return
         kind = type(module).__name__
@@ -71,7 +79,7 @@ class ForwardMonitor:
 def is_in_evaluation_mode(network: nn.Module) -> bool:
     """Whether a network with BatchNorm is in evaluation mode as a whole.
 
-    Single layers in evaluation mode inside a network in training mode do not count: somebody chose them.
+    Single layers in evaluation mode inside a network in training mode do not count: the user chose them.
     """
     return not network.training and any(isinstance(module, BatchNorm) for module in network.modules())
 

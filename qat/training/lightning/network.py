@@ -79,9 +79,8 @@ def copy_with_network(module: L.LightningModule, name: str, network: nn.Module) 
         duplicate.add_module("network_under_test", network)
         vars(duplicate)["forward"] = network.__call__
     forget_logged_metrics(duplicate)
-    vars(duplicate)["configure_callbacks"] = (
-        list  # a callback that comes with the module would prepare the network again
-    )
+    # a callback that comes with the module would prepare the network again
+    vars(duplicate)["configure_callbacks"] = list
     return duplicate
 
 

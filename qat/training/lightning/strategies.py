@@ -54,7 +54,7 @@ def check_launched_processes(trainer: L.Trainer) -> None:
 
 
 def check_machine(trainer: L.Trainer) -> None:
-    """Check that the processes find room here, and those of other machines a way to them.
+    """Check that this machine has a core for each process, and that processes of other machines can be reached.
 
     Raises:
         ValueError: there are more of them than cores, or this machine would wait for others that cannot know of it.

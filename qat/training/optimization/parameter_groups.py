@@ -34,7 +34,7 @@ def split_parameter_groups(
 
     Such a group has the options of the group that it comes from, except `weight_decay = 0` and lr times `lr_ratio`. With a
     factory it has the options of the optimizer that the factory makes, except `weight_decay = 0`, and that optimizer updates
-    it. Adam and its kin step the scales in proportion to their size (`relative_steps`).
+    it. Adam and its relatives step the scales in proportion to their size (`relative_steps`).
 
     Schedulers that are built inside see the final groups. (A scheduler with an absolute learning rate, such as OneCycleLR,
     applies it to every group; of a list of them, scales get that of the group that they come from.) LBFGS allows one group

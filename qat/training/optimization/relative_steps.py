@@ -1,4 +1,4 @@
-"""Steps of learned scales under Adam and its kin, in proportion to the scale.
+"""Steps of learned scales under Adam and its relatives, in proportion to the scale.
 
 Adam divides a gradient by its own size, so every step moves a parameter by about the learning rate, whatever it is worth. But
 the scale of an 8-bit weight is a hundredth of the weight: 4e-4 in an embedding with a standard deviation of 0.02. At a learning

@@ -23,8 +23,10 @@ def was_split(groups: Sequence[dict[str, Any]], index: int) -> bool:
 
 @contextmanager
 def values_for_split_groups() -> Iterator[None]:
-    """Inside the `with`, schedulers that get a list with one value for each group as the user made them give the scales of a
-    group its value."""
+    """Inside the `with` block, schedulers take lists with one value for each group that the user made.
+
+    The scales that were taken out of a group get its value.
+    """
     originals = {scheduler: scheduler.__init__ for scheduler in SCHEDULERS}
     for scheduler, original in originals.items():
         scheduler.__init__ = _with_values_of_all(original)
