@@ -6,7 +6,7 @@ import math
 import os
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -50,6 +50,23 @@ def is_whole_number(value: object, lowest: int = 1) -> bool:
     (True, False, False, False)
     """
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= lowest
+
+
+def check_kind(name: str, value: object, kinds: tuple[Any, ...], remedy: str) -> None:
+    """Refuse an option of another kind than a function takes.
+
+    Args:
+        name: of the option.
+        value: as it was given.
+        kinds: its types; True and False are no numbers.
+        remedy: what to write instead, for the message.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    is_stray_bool = isinstance(value, bool) and bool not in kinds
+    if is_stray_bool or not isinstance(value, kinds):
+        raise ValueError(f"{name}={_shown(value)} is not possible: write {remedy}.")
 
 
 def _shown(value: object) -> str:

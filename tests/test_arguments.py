@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -158,6 +159,63 @@ def test_a_mode_is_not_a_text() -> None:
         qat.mode(small(), "quantize"),  # type: ignore[arg-type]
     ):
         pass
+
+
+NEEDED: dict[str, dict[str, Any]] = {"QuantizationAwareTraining": {"policy": "w8a8"}, "Pruning": {"sparsity": 0.5}}
+OPTIONS = [
+    (callback, option)
+    for callback in qat.callbacks.__all__
+    for option in inspect.signature(getattr(qat.callbacks, callback)).parameters
+    if option != "dataloaders"  # which may be anything that can be iterated
+]
+
+
+@pytest.mark.parametrize(("callback", "option"), OPTIONS)
+def test_an_option_of_another_kind_is_named_when_a_callback_is_made(callback: str, option: str) -> None:
+    """Not in the middle of a fit, nor in a traceback."""
+    given = NEEDED.get(callback, {}) | {option: object()}
+    with pytest.raises(ValueError, match=rf"\b{option}\b"):
+        getattr(qat.callbacks, callback)(**given)
+
+
+@pytest.mark.parametrize(
+    ("callback", "options", "message"),
+    [
+        (
+            "QuantizationAwareTraining",
+            {"calibration_images": 2.5},
+            "calibration_images=2.5 is not possible: write a number",
+        ),
+        (
+            "QuantizationAwareTraining",
+            {"calibration_seed": True},
+            "calibration_seed=True is not possible: write a whole number",
+        ),
+        (
+            "QuantizationAwareTraining",
+            {"quantizer_lr_ratio": float("inf")},
+            "quantizer_lr_ratio=inf is not finite: write 1.0",
+        ),
+        (
+            "QuantizationAwareTraining",
+            {"batches": "images"},
+            "batches='images' is not possible: write a list of network inputs",
+        ),
+        ("PTQBaselines", {"ladder": "MSE"}, r"ladder='MSE' is not possible: write \['MinMax', 'MSE'\]"),
+        ("PTQBaselines", {"ladder": {"PTQ": [qat.ptq.Calibrate]}}, "ladder 'PTQ': .* is not a pass"),
+        ("ExportONNX", {"path": "model.txt"}, "model.txt is not the name of a file for onnxruntime: write model.onnx"),
+        (
+            "ExportONNX",
+            {"float_path": "float.txt"},
+            "float.txt is not the name of a file for onnxruntime: write float.onnx",
+        ),
+    ],
+)
+def test_an_option_of_a_callback_that_cannot_be_is_refused(
+    callback: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        getattr(qat.callbacks, callback)(**NEEDED.get(callback, {}), **options)
 
 
 def test_an_integer_model_is_not_inspected() -> None:

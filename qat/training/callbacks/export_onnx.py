@@ -11,9 +11,9 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
-from qat.arguments import as_path
+from qat.arguments import as_path, check_kind
 from qat.capture import copy_model
-from qat.export import TARGETS
+from qat.export import TARGETS, Target
 from qat.export.targets import target_named
 from qat.export.verification import unverified_path
 from qat.integer import convert
@@ -59,17 +59,21 @@ class ExportONNX(L.Callback):
         targets: str | Iterable[str] | Mapping[str, str | None] = (),
     ) -> None:
         self.path = as_path(path)
+        TARGETS[0].check_suffix(self.path)
+        check_kind("targets", targets, (str, Iterable), "a list of targets, as ['portable']")
         listed = [targets] if isinstance(targets, str) else targets
         names = dict(listed) if isinstance(listed, Mapping) else dict.fromkeys(listed)
         if (named := names.pop(TARGETS[0].name, None)) is not None:
             raise ValueError(f"targets has {named!r} for {TARGETS[0].name}, whose file is path: write path={named}.")
-        self.targets = {
-            (target := target_named(name)): target.path(self.path) if file is None else self.path.parent / file
-            for name, file in names.items()
-        }
+        self.targets: dict[Target, Path] = {}
+        for name, file in names.items():
+            target = target_named(name)
+            own = target.path(self.path) if file is None else self.path.parent / as_path(file, f"targets.{name}")
+            target.check_suffix(own)
+            self.targets[target] = own
         self.float_path = None if float_path is None else as_path(float_path, "float_path")
-        for target, file in self.targets.items():
-            target.check_suffix(file)
+        if self.float_path is not None:
+            TARGETS[0].check_suffix(self.float_path)
         self.check_names({})
         self.dataloaders = dataloaders
         self.artefact: Artefact | None = None

@@ -1,32 +1,43 @@
-"""Checks of the options of callbacks, before anything runs."""
+"""Checks of the options of `QuantizationAwareTraining`, before anything runs."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from types import NoneType
 from typing import Any
 
-from qat.training.optimization.scale_optimizer import OptimizerFactory, check_optimizer_factory
+from qat.arguments import check_kind
+from qat.training.optimization.scale_optimizer import check_optimizer_factory
 
 
-def check_options(
-    calibration_images: int,
-    quantizer_lr_ratio: float,
-    compile: Any,
-    validate_integers: Any,
-    quantizer_optimizer: OptimizerFactory | None,
-) -> None:
-    """Raise ValueError for an impossible option of QuantizationAwareTraining."""
-    if calibration_images < 1:
-        raise ValueError(f"calibration_images={calibration_images} calibrates nothing: write for example 512.")
-    if not quantizer_lr_ratio >= 0:
-        raise ValueError(f"quantizer_lr_ratio={quantizer_lr_ratio} is negative: write 1.0, or 0.0 to freeze scales.")
-    if not isinstance(compile, bool):
-        raise ValueError(f"compile={compile!r} is not possible: write true or false.")
-    if not isinstance(validate_integers, bool):
-        raise ValueError(f"validate_integers={validate_integers!r} is not possible: write true or false.")
-    if quantizer_optimizer is not None:
-        check_optimizer_factory(quantizer_optimizer)
-        if quantizer_lr_ratio != 1.0:
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the options of `QuantizationAwareTraining`, by name; `load_policy` checks the policy.
+
+    Raises:
+        ValueError: one is of another kind, or out of range, or the scales have two learning rates.
+    """
+    check_kind("network", options["network"], (str, NoneType), "the name of a submodule, as 'backbone'")
+    check_kind("inputs", options["inputs"], (Callable, NoneType), "a function from a batch to the network's inputs")
+    check_kind("calibration_seed", options["calibration_seed"], (Integral,), "a whole number, as 0")
+    for name in ("compile", "validate_integers"):
+        check_kind(name, options[name], (bool,), "true or false")
+    batches = options["batches"]
+    if isinstance(batches, str) or not isinstance(batches, Iterable | None):
+        raise ValueError(f"batches={batches!r} is not possible: write a list of network inputs.")
+    images, ratio = options["calibration_images"], options["quantizer_lr_ratio"]
+    check_kind("calibration_images", images, (Integral,), "a number of images, as 512")
+    if images < 1:
+        raise ValueError(f"calibration_images={images} calibrates nothing: write for example 512.")
+    check_kind("quantizer_lr_ratio", ratio, (Real,), "1.0, or 0.0 to freeze scales")
+    if not 0 <= ratio < math.inf:
+        what = "negative" if ratio < 0 else "not finite"
+        raise ValueError(f"quantizer_lr_ratio={ratio} is {what}: write 1.0, or 0.0 to freeze scales.")
+    if options["quantizer_optimizer"] is not None:
+        check_optimizer_factory(options["quantizer_optimizer"])
+        if ratio != 1.0:
             raise ValueError(
-                f"quantizer_lr_ratio={quantizer_lr_ratio} beside a quantizer_optimizer, which has a learning rate of its "
-                "own: write one of the two."
+                f"quantizer_lr_ratio={ratio} beside a quantizer_optimizer, which has a learning rate of its own: write one of "
+                "the two."
             )

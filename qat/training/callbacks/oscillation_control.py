@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from qat.arguments import check_kind
 from qat.nn import as_quantized, is_quantized
 from qat.quantizers import Mode, Oscillations, Quantizer
 from qat.report import LayerOscillations, OscillationResult
@@ -71,6 +73,9 @@ class OscillationControl(NetworkExtension):
         threshold: float = 0.005,
         max_bits: int = 4,
     ) -> None:
+        for name, value in (("momentum", momentum), ("threshold", threshold)):
+            check_kind(name, value, (Real,), "a number between 0 and 1")
+        check_kind("max_bits", max_bits, (Integral,), "a whole number of bits, as 4")
         if not 0 < momentum < 1:
             raise ValueError(
                 f"momentum={momentum} is not between 0 and 1: write 0.01, which looks back about 100 steps."

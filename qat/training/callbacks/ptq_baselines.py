@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from qat.arguments import check_kind
 from qat.capture import copy_model
 from qat.export import OnnxRuntimeNetwork, QuantizeStatic
 from qat.ptq import Calibrate, NoGraphError, Pass, apply_passes, check_order
@@ -53,6 +56,12 @@ class PTQBaselines(L.Callback):
         seed: int = 0,
         outside: Mapping[str, QuantizeStatic] | None = None,
     ) -> None:
+        if isinstance(ladder, str) or not isinstance(ladder, Mapping | Sequence):
+            raise ValueError(
+                f"ladder={ladder!r} is not possible: write ['MinMax', 'MSE'], or row names with lists of passes."
+            )
+        check_kind("seed", seed, (Integral,), "a whole number, as 0")
+        check_kind("outside", outside, (Mapping, NoneType), "{'ONNX Runtime': qat.export.QuantizeStatic()}")
         if not ladder:
             raise ValueError("PTQBaselines has nothing to compare with: write for example ladder=['MinMax', 'MSE'].")
         named: Mapping[str, Sequence[Pass]] = (

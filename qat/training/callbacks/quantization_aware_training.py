@@ -105,7 +105,7 @@ class QuantizationAwareTraining(L.Callback):
         quantizer_optimizer: OptimizerFactory | None = None,
         validate_integers: bool = False,
     ) -> None:
-        check_options(calibration_images, quantizer_lr_ratio, compile, validate_integers, quantizer_optimizer)
+        check_options(locals())
         self.policy = load_policy(policy)
         self.calibration_images = calibration_images
         self.batches = batches

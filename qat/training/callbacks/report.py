@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from torch import nn
 
+from qat.arguments import as_path
 from qat.capture import copy_model
 from qat.export import VerificationError
 from qat.report import (
@@ -29,6 +30,7 @@ from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.callbacks.report_entries import early_entries, entries_of_fit, timings_of_fit, verify_ptq, with_faults
 from qat.training.callbacks.report_files import measure_and_write
+from qat.training.callbacks.report_options import check_report
 from qat.training.comparison import row_names
 from qat.training.comparison.batch_parts import batch_targets
 from qat.training.comparison.best_model import best_model
@@ -121,7 +123,8 @@ class Report(FitReport):
         allocation: Allocation | None = None,
         other_runs: Mapping[str, Path] | None = None,
     ) -> None:
-        self.folder = folder
+        check_report(locals())
+        self.folder = None if folder is None else as_path(folder, "folder")
         self.metric = ReportMetric(metric, mode, metric_name, unit, targets or batch_targets)
         self.extras = {"top5": top5, "calibration_error": calibration_error}
         if val_metric is None:
