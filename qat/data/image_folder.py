@@ -69,10 +69,9 @@ def image_folder(
     test = splits["test"]
     default_mean, default_std = NORMALISATION[channels]
     height, width = test[0][0].shape[1:]
-    name = root.resolve().name
     return ImageData(
-        name=name,
-        label=name,
+        name=root.resolve().name,
+        label=root.resolve().name,
         classes=files["train"].classes,
         mean=default_mean if mean is None else tuple(mean),
         std=default_std if std is None else tuple(std),
