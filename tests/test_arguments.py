@@ -199,7 +199,7 @@ def test_an_option_of_another_kind_is_named_when_a_callback_is_made(callback: st
         (
             "QuantizationAwareTraining",
             {"batches": "images"},
-            "batches='images' is not possible: write a list of network inputs",
+            "batches='images' is not a list of batches: write",
         ),
         ("PTQBaselines", {"ladder": "MSE"}, r"ladder='MSE' is not possible: write \['MinMax', 'MSE'\]"),
         ("PTQBaselines", {"ladder": {"PTQ": [qat.ptq.Calibrate]}}, "ladder 'PTQ': .* is not a pass"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any
 
 from qat.arguments import check_kind
 from qat.training.optimization.scale_optimizer import check_optimizer_factory
+from qat.transform.calibrate import check_batches
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -23,9 +24,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_kind("calibration_seed", options["calibration_seed"], (Integral,), "a whole number, as 0")
     for name in ("compile", "validate_integers"):
         check_kind(name, options[name], (bool,), "true or false")
-    batches = options["batches"]
-    if isinstance(batches, str) or not isinstance(batches, Iterable | None):
-        raise ValueError(f"batches={batches!r} is not possible: write a list of network inputs.")
+    if options["batches"] is not None:
+        check_batches(options["batches"])
     images, ratio = options["calibration_images"], options["quantizer_lr_ratio"]
     check_kind("calibration_images", images, (Integral,), "a number of images, as 512")
     if images < 1:
