@@ -97,7 +97,7 @@ def _describe(model: nn.Module, node: fx.Node, before: Operations) -> Operation:
     if call.name in _FILLED:
         return Constant(tuple(node.all_input_nodes))
     described = next((d for read in _READERS if (d := read(call, inputs, before)) is not None), None)
-    if described is not None:
+    if described is not None and not (isinstance(described, Move) and described.several and _is_read_as_a_whole(node)):
         return described
     return Float(inputs, call.name in _NEVER_NEGATIVE_IN_FLOAT, elementwise=call.name in _OF_TWO)
 
@@ -136,12 +136,19 @@ def _makes_a_tensor(node: fx.Node) -> bool:
     return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins", "torch")
 
 
+def _is_read_as_a_whole(node: fx.Node) -> bool:
+    """Whether something reads all results of a node at once, as torch.cat(x.chunk(2)) does, which codes cannot be."""
+    return any(user.target is not operator.getitem or not isinstance(user.args[1], int) for user in node.users)
+
+
 def _index(node: fx.Node, inputs: tuple[fx.Node, ...], before: Operations) -> Operation:
     source, index = node.args[0], node.args[1]
     assert isinstance(source, fx.Node)
     described = before[source]
     if isinstance(index, int) and isinstance(described, Move) and described.several:
         return Move(inputs, identity=False)
+    if isinstance(index, slice) and source.op in ("call_function", "call_method") and operation_name(source) in _SPLITS:
+        return Float(inputs)  # some of the tensors
     if isinstance(index, tuple | slice) or index is None or index is Ellipsis:
         parts = index if isinstance(index, tuple) else (index,)
         fixed = all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)

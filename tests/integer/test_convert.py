@@ -285,6 +285,36 @@ def test_codes_have_the_type_of_the_floats_that_they_stand_for():
     assert trained[1:] == deployed[1:] == (torch.float32, True, True)
 
 
+class ReadsAllParts(nn.Module):
+    """Splits a tensor with codes, and reads the parts together."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(6, 8), nn.Linear(8, 2), function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: torch.cat(h.chunk(2, 1), 1),
+        lambda h: torch.cat(h.chunk(2, 1)[::-1], 1),
+        lambda h: torch.cat(torch.split(h, [3, 5], 1)[0:2], 1),
+        lambda h: torch.stack(h.unbind(1), 1),
+    ],
+    ids=["chunk", "reversed", "some", "unbind"],
+)
+def test_parts_that_are_read_together_are_floats(function):
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+    prepared = qat.prepare(build(lambda: ReadsAllParts(function)), "w8a8").eval()
+    qat.calibrate(prepared, [x])
+    with torch.no_grad():
+        trained, deployed = prepared(x), qat.convert(prepared)(x)
+    assert (trained - deployed).abs().mean() < 0.02 * trained.std()
+
+
 class BranchesOnItsMask(nn.Module):
     """Without its optional argument, forward has a graph; with it, forward depends on values."""
 
