@@ -9,7 +9,7 @@ from qat.capture.graphs.arguments import argument_names, call_arguments, called_
 from qat.capture.graphs.call_format import CallFormat
 from qat.capture.graphs.in_place import make_out_of_place, works_in_place
 from qat.capture.install import graph_inputs, implied_arguments, install, installed_graph, serves_call
-from qat.capture.traced.limits import needs_example_inputs
+from qat.capture.limits import needs_example_inputs
 from qat.capture.training.training_graph import training_graph
 
 __all__ = [

@@ -23,10 +23,10 @@ from qat.capture.graphs.call_format import CallFormat
 from qat.capture.graphs.compiled import CompiledGraph
 from qat.capture.graphs.in_place import overwritten_and_read_again
 from qat.capture.install import install, installed_graph
+from qat.capture.limits import unfit_for_fx
 from qat.capture.state.stored import remember
 from qat.capture.traced.around_forward import around_forward
 from qat.capture.traced.hooks import drop_traced_hooks, watched_hooks, without_traced_hooks
-from qat.capture.traced.limits import unfit_for_fx
 from qat.capture.traced.traces import Traces
 from qat.capture.training.in_training import InTraining, computes_the_same, not_repeated, seen_in_training
 from qat.capture.training.only_in_training import add_only_in_training, drop_only_in_training, result_of
