@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -67,6 +68,18 @@ def check_kind(name: str, value: object, kinds: tuple[Any, ...], remedy: str) ->
     is_stray_bool = isinstance(value, bool) and bool not in kinds
     if is_stray_bool or not isinstance(value, kinds):
         raise ValueError(f"{name}={_shown(value)} is not possible: write {remedy}.")
+
+
+def classes_in(value: object, name: str = "allow") -> list[Any]:
+    """The classes and functions in a list.
+
+    Raises:
+        ValueError: it is not a list, or holds something else.
+    """
+    found = list(value) if isinstance(value, Iterable) and not isinstance(value, str | type) else [None]
+    if not all(map(callable, found)):
+        raise ValueError(f"{name}={_shown(value)} is not a list of classes: write {name}=[MyClass].")
+    return found
 
 
 def _shown(value: object) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 def with_article(noun: str) -> str:
     """A noun with its indefinite article.
@@ -19,3 +22,14 @@ def type_of(value: object) -> str:
     ('an int', 'a list')
     """
     return with_article(type(value).__name__)
+
+
+def instead_of(name: object, known: Iterable[str]) -> str:
+    """What to write instead of a name that does not exist: the one that was probably meant, or one of all.
+
+    >>> instead_of("portabel", ["onnx", "portable"]), instead_of(None, ["onnx", "portable"])
+    ('did you mean portable?', 'write one of onnx, portable.')
+    """
+    names = list(known)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    return f"did you mean {close[0]}?" if close else f"write one of {', '.join(names)}."

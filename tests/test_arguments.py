@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ OF_NETWORKS: dict[str, Callable[[Any], object]] = {
     "allocate": lambda model: qat.search.allocate(model, "w4a8", [X], size=1000),
     "measure_latency": lambda model: qat.search.measure_latency(model, "w4a8", X),
     "export_float_onnx": lambda model: qat.export.export_float_onnx(model, X, "model.onnx"),
+    "QuantizeStatic": lambda model: qat.export.QuantizeStatic()(model, [X], "folder"),
 }
 OF_PATHS: dict[str, Callable[[Any], object]] = {
     "load_checkpoint": qat.load_checkpoint,
@@ -41,6 +43,7 @@ OF_PATHS: dict[str, Callable[[Any], object]] = {
     "ExportONNX": qat.callbacks.ExportONNX,
     "export_float_onnx": lambda path: qat.export.export_float_onnx(small(), X, path),
     "OnnxRuntimeNetwork": qat.export.OnnxRuntimeNetwork,
+    "operators": qat.export.operators,
     "LatencyTable.read": qat.search.LatencyTable.read,
     "Allocation.load": qat.search.Allocation.load,
 }
@@ -48,6 +51,11 @@ OF_BATCHES: dict[str, Callable[[Any], object]] = {
     "calibrate": lambda batches: qat.calibrate(qat.prepare(small(), "w8a8", X), batches),
     "inspect": lambda batches: qat.inspect(small(), "w8a8", batches),
     "allocate": lambda batches: qat.search.allocate(small(), "w4a8", batches, size=1000),
+    "QuantizeStatic": lambda batches: qat.export.QuantizeStatic()(small(), batches, "folder"),
+}
+OF_CLASSES: dict[str, Callable[[Any], object]] = {
+    "load_quantized": lambda allow: qat.load_quantized("folder", allow=allow),
+    "load_checkpoint": lambda allow: qat.load_checkpoint("best.ckpt", allow=allow),
 }
 
 
@@ -70,6 +78,36 @@ def test_what_is_no_path_is_called_that(name: str, value: object) -> None:
 def test_what_is_no_list_of_batches_is_called_that(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"^batches.{1,60}: write (a list of batches, )?\[tensor"):
         OF_BATCHES[name](value)
+
+
+@pytest.mark.parametrize("value", [3, "MyQuantizer", nn.Linear, ["MyQuantizer"]], ids=str)
+@pytest.mark.parametrize("name", OF_CLASSES)
+def test_what_is_no_list_of_classes_is_called_that(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"^allow=.{1,60} is not a list of classes: write allow=\[MyClass\]"):
+        OF_CLASSES[name](value)
+
+
+def test_a_file_is_run_with_as_many_tensors_as_it_has_inputs(tmp_path: Path) -> None:
+    qat.export.export_float_onnx(small(), X, tmp_path / "m.onnx")
+    network = qat.export.OnnxRuntimeNetwork(tmp_path / "m.onnx")
+    assert network(X).shape == (2, 3)
+    for arguments, number in (((), 0), ((X, X), 2), ((X.numpy(),), 0)):
+        with pytest.raises(ValueError, match=rf"the file takes 1 tensor \(\w+\), not {number}: write the arguments"):
+            network(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("m.onnx", X), "paths='m.onnx' is not a mapping: write name -> file"),
+        (({"a": "m.onnx"}, X, (0,)), "0 is not a number of rounds or samples"),
+        (({"a": "m.onnx"}, X, (1,), "many"), "'many' is not a number of rounds or samples"),
+    ],
+    ids=["paths", "samples", "rounds"],
+)
+def test_what_cannot_be_timed_is_called_that(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        qat.export.latency(*arguments)
 
 
 @pytest.mark.parametrize(

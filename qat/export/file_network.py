@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,7 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from qat.arguments import as_path
-from qat.torch_private import tree_flatten, tree_unflatten
+from qat.report.text_of_numbers import format_count
+from qat.torch_private import tree_flatten, tree_leaves, tree_unflatten
+
+
+def written_file(path: object) -> Path:
+    """The path of a file that an exporter wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a path.
+    """
+    found = as_path(path)
+    if not found.is_file():
+        what = "is a folder" if found.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"{found} {what}: write the file with qat.export_onnx(integer, example_inputs, path), or the writer of another "
+            "target."
+        )
+    return found
+
+
+def tensors_for(names: Sequence[str], inputs: Sequence[Any]) -> list[Tensor]:
+    """The tensors in the arguments of a network, nested or not, one for each input of a file.
+
+    Raises:
+        ValueError: there are more or fewer.
+    """
+    tensors = [x for x in tree_leaves(list(inputs)) if isinstance(x, Tensor)]
+    if len(tensors) != len(names):
+        raise ValueError(
+            f"the file takes {format_count(len(names), 'tensor')} ({', '.join(names)}), not {len(tensors)}: write the "
+            "arguments of the network, torch.as_tensor(x) for an array."
+        )
+    return tensors
 
 
 class FileNetwork(nn.Module):
@@ -28,13 +62,7 @@ class FileNetwork(nn.Module):
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         super().__init__()
-        path = as_path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: write it with qat.export_onnx(integer, example_inputs, path), or the writer of "
-                "another target."
-            )
-        self.path, self.threads = str(path), threads
+        self.path, self.threads = str(written_file(path)), threads
 
     @property
     def size_bytes(self) -> int:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from qat.export.file_network import FileNetwork
-from qat.torch_private import tree_leaves
+from qat.export.file_network import FileNetwork, tensors_for
 
 
 class FixedBatchNetwork(FileNetwork):
@@ -43,8 +42,11 @@ def run_in_parts(
         run: runs a batch of the file's size; the next call may overwrite its outputs.
         inputs: arguments, nested or not; those that are not tensors are constants of the file.
         sizes: the size of the first axis of each input in the file; that of the first input is the batch.
+
+    Raises:
+        ValueError: there are more or fewer tensors than the file has inputs.
     """
-    tensors = [x for x in tree_leaves(list(inputs)) if isinstance(x, Tensor)]
+    tensors = tensors_for([f"input {i}" for i in range(len(sizes))], inputs)
     samples, size = len(tensors[0]), sizes[0]
     batched = [len(x) == samples and n == size for x, n in zip(tensors, sizes, strict=True)]
     parts = []

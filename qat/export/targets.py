@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from qat.messages import instead_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -191,9 +192,7 @@ def runtime_of(name: str) -> Runtime:
 def _of_name(name: str, table: Sequence[Entry], what: str) -> Entry:
     known = [entry.name for entry in table]
     if name not in known:
-        close = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(known)}."
-        raise ValueError(f"{what.format(name)} does not exist: {hint}")
+        raise ValueError(f"{what.format(name)} does not exist: {instead_of(name, known)}")
     return table[known.index(name)]
 
 

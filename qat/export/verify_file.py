@@ -10,8 +10,8 @@ from typing import Any, overload
 
 from torch import nn
 
-from qat.arguments import as_path
 from qat.export.file_format import check_format
+from qat.export.file_network import written_file
 from qat.export.file_proof import FileProof
 from qat.export.onnx.proof import check_proof
 from qat.export.targets import TARGETS, Runtime, runtime_of, target_of_file
@@ -72,10 +72,7 @@ def verify(
         FileNotFoundError: there is no such file.
         ImportError: the runtime is not installed.
     """
-    path = as_path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{path} {what}: write it with qat.export_onnx(integer, example_inputs, path).")
+    path = written_file(path)
     if integer is None and batches is None:
         if path.suffix != ".onnx" and target_of_file(path) is not None:
             check_format(path)

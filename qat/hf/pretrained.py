@@ -82,7 +82,7 @@ def from_pretrained(
         ValueError: as `qat.load_quantized`; a class that transformers does not have.
         OSError: the repository cannot be read.
     """
-    folder = Path(source).expanduser()
+    folder = as_path(source, "source")
     if not folder.is_dir():
         patterns = [*FILES, CONFIG, GENERATION]
         try:

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from qat.arguments import as_path
+from qat.arguments import as_path, is_whole_number
 from qat.doctor.sensitivity import check_loss
 from qat.files import write_atomically
 from qat.report.results.allocation import AllocationResult, CostRange, LayerBits, TensorHarm
@@ -142,7 +142,7 @@ def _check_options(sensitivity: Any, loss: Any, points: Any) -> None:
     """
     if sensitivity not in get_args(Method):
         raise ValueError(f"sensitivity={sensitivity!r} does not exist: write {' or '.join(get_args(Method))}.")
-    if isinstance(points, bool) or not isinstance(points, int) or points < 0:
+    if not is_whole_number(points, lowest=0):
         raise ValueError(f"points={points!r} is not possible: write a whole number of budgets, or 0 for no front.")
     check_loss(loss)
     if loss is not None and sensitivity != "measured":

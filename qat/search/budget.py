@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qat.arguments import as_path
+from qat.arguments import as_path, is_number, is_whole_number
 from qat.files import write_atomically
 from qat.reading.malformed import malformed
 from qat.reading.yaml_file import read_yaml
@@ -101,7 +100,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, limit in self.limits.items():
-            if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
+            if not is_number(limit) or limit <= 0:
                 raise ValueError(f"budget.{name}={limit!r} is not possible: write a number of {UNITS[name]} above 0.")
         if not self.limits:
             raise ValueError("the budget limits nothing: write one of size, bops, mean_bits or latency.")
@@ -139,14 +138,10 @@ def checked_widths(
 
 def _widths(widths: Any, what: str) -> tuple[int, ...]:
     found = list(widths) if isinstance(widths, Iterable) else widths
-    if (
-        not isinstance(found, list)
-        or not found
-        or any(isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= 8 for b in found)
-    ):
+    if not isinstance(found, list) or not found or not all(is_whole_number(bits) and bits <= 8 for bits in found):
         raise ValueError(f"{what}={found!r} is not possible: write widths from 1 to 8, as [2, 3, 4, 6, 8].")
-    return tuple(sorted(set(found)))
+    return tuple(sorted({int(bits) for bits in found}))
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return is_number(value) and value >= 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qat.arguments import as_path
+from qat.arguments import as_path, classes_in
 from qat.capture import copy_model
 from qat.reading.checkpoint import check_kinds
 from qat.reading.malformed import malformed
@@ -56,7 +56,7 @@ def load_checkpoint(
         ValueError: the file is damaged, holds no prepared network, does not fit `model`, holds objects that could run code, or
             names a class that is not allowed.
     """
-    path = as_path(path)
+    path, allow = as_path(path), classes_in(allow)
     record = CheckpointRecord.read(path, allow)
     built = _build(path, record, model, hyperparameters, allow)
     name, state = record.network, record.content["state_dict"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from torch import nn
 
+from qat.messages import instead_of
 from qat.quantizers import Dynamic, FP8Static, LookupTableQuantizer, ScaledFloat
 from qat.transform.rule import Rule
 from qat.transform.tensor_rule import TensorRule
@@ -159,7 +159,5 @@ def target_grids(name: str) -> TargetGrids:
         ValueError: there is no such target.
     """
     if not isinstance(name, str) or name not in TARGET_GRIDS:
-        close = difflib.get_close_matches(str(name), TARGET_GRIDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"write one of {', '.join(TARGET_GRIDS)}."
-        raise ValueError(f"target={name} does not exist: {hint}")
+        raise ValueError(f"target={name} does not exist: {instead_of(name, TARGET_GRIDS)}")
     return TARGET_GRIDS[name]

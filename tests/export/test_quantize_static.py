@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import Tensor, nn
 
 from qat.export import OnnxRuntimeNetwork, QuantizeStatic
 from qat.export.onnx.quantize_static import METHODS
@@ -46,6 +47,24 @@ def test_the_file_predicts_nearly_what_the_network_predicts(
     assert 0 < (made(x) - expected).abs().mean() < 0.1 * expected.abs().mean()
     assert made.size_bytes == (tmp_path / "mine.onnx").stat().st_size
     assert (*capsys.readouterr(), caplog.messages) == ("", "", [])
+
+
+class Masked(nn.Module):
+    """Takes a mask that may be None, and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+        return self.linear(x if mask is None else x * mask) * factor
+
+
+def test_arguments_that_are_not_tensors_are_constants_of_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, x = Masked().eval(), torch.randn(16, 4)
+    made = OnnxRuntimeNetwork(QuantizeStatic()(network, [[x, None, 2.0]], tmp_path))
+    assert (made(x) - network(x, None, 2.0).detach()).abs().max() < 0.1
 
 
 def test_an_unknown_calibration_and_unusable_batches_are_refused(tmp_path: Path) -> None:

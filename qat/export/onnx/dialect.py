@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from qat.export.onnx.proof import dialect_name
 from qat.export.onnx.tensorrt import make_tensorrt
 from qat.export.verification import DamagedFileError
 from qat.integer import Encoding
+from qat.messages import instead_of
 from qat.reading.malformed import malformed
 
 
@@ -53,10 +53,8 @@ def dialect_of(name: str) -> Dialect:
     Raises:
         ValueError: no ONNX file is written for a target of this name.
     """
-    if name not in DIALECTS:
-        close = difflib.get_close_matches(name, DIALECTS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(DIALECTS)}."
-        raise ValueError(f"target={name!r} is not a dialect of ONNX: {hint}")
+    if not isinstance(name, str) or name not in DIALECTS:
+        raise ValueError(f"target={name!r} is not a dialect of ONNX: {instead_of(name, DIALECTS)}")
     return DIALECTS[name]
 
 

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from qat.arguments import check_network
 from qat.capture import copy_model
 from qat.contexts import quiet
 from qat.export.onnx.float_network import export_float_onnx
 from qat.export.onnx.runtime import feeds, session
 from qat.files import write_atomically
+from qat.torch_private import tree_map_only
 from qat.transform.batches import positional_arguments
+from qat.transform.calibrate import list_of_batches
 
 METHODS = ("MinMax", "Entropy", "Percentile")
 
@@ -54,15 +57,19 @@ class QuantizeStatic:
             folder: the folder to write to; it is created if it does not exist.
 
         Raises:
-            ValueError: there are no batches, or a batch lacks an argument of the network.
+            ValueError: `model` is not a network, there are no batches, or a batch lacks an argument of the network.
         """
-        inputs = [tuple(x.cpu() for x in positional_arguments(model, batch)) for batch in batches]
-        if not inputs:
-            raise ValueError("there is nothing to calibrate with: batches is empty.")
+        check_network(model)
+        inputs = [
+            tree_map_only(Tensor, lambda x: x.cpu(), positional_arguments(model, batch))
+            for batch in list_of_batches(batches)
+        ]
         path = Path(folder) / self.file
         with tempfile.TemporaryDirectory() as temporary:
             source = Path(temporary) / "float.onnx"
-            export_float_onnx(copy_model(model).cpu(), tuple(x[:1] for x in inputs[0]), source)
+            export_float_onnx(
+                copy_model(model).cpu(), tree_map_only(Tensor, lambda x: x[:1] if x.ndim else x, inputs[0]), source
+            )
             quantize_file_statically(source, inputs, path, self.calibration)
         return path
 

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qat.export.file_network import FileNetwork
+from qat.arguments import is_whole_number
+from qat.export.file_network import FileNetwork, tensors_for, written_file
 from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.saturation import EXACT, needs_exact_sums
 from qat.export.stopwatch import Timing, time_in_turns
 from qat.export.verification import DamagedFileError
 from qat.reading.malformed import reason
-from qat.torch_private import tree_leaves
 
 APPENDED = re.compile(r"(_real)?(_nchwc)?(_token_\d+)?$")
 """What the exporter and the runtime append to the name of a layer."""
@@ -114,7 +114,13 @@ def _ranks(floats: NDArray[Any]) -> NDArray[np.int16]:
 
 
 def operators(path: str | Path) -> dict[str, int]:
-    """How often each operator occurs after ONNX Runtime's own optimisations, most frequent first."""
+    """How often each operator occurs after ONNX Runtime's own optimisations, most frequent first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: ONNX Runtime refuses it.
+    """
+    path = written_file(path)
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised
@@ -146,7 +152,16 @@ def latency(
 
     Returns:
         name -> batch size -> milliseconds.
+
+    Raises:
+        ValueError: `paths` is not a mapping, or `rounds` or a size of a batch is not a whole number, 1 or more.
+        FileNotFoundError: there is no such file.
     """
+    if not isinstance(paths, Mapping):
+        raise ValueError(f"paths={paths!r:.60} is not a mapping: write name -> file, {{'int8': 'model.onnx'}}.")
+    for number in (rounds, *batch_sizes):
+        if not is_whole_number(number):
+            raise ValueError(f"{number!r} is not a number of rounds or samples: write a whole number, 1 or more.")
     timings = time_files(paths, example_inputs, batch_sizes, rounds, threads)
     return {name: {size: timing.median for size, timing in of_file.items()} for name, of_file in timings.items()}
 
@@ -208,9 +223,14 @@ def operator_shares(
 def feeds(session: Any, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
     """The tensors of the inputs, which may be nested, by name, as arrays; floats of any width become float32.
 
-    session: of ONNX Runtime, or anything else with `get_inputs`.
+    Args:
+        session: of ONNX Runtime, or anything else with `get_inputs`.
+        inputs: the arguments of the network; what is not a tensor is a constant of the file.
+
+    Raises:
+        ValueError: there are more or fewer tensors than the file has inputs.
     """
     names = [i.name for i in session.get_inputs()]
-    leaves = (x for x in tree_leaves(list(inputs)) if isinstance(x, Tensor))
-    tensors = ((x.float() if x.is_floating_point() else x).detach().cpu() for x in leaves)
-    return {n: x.contiguous().numpy() for n, x in zip(names, tensors, strict=True)}
+    tensors = tensors_for(names, inputs)
+    arrays = ((x.float() if x.is_floating_point() else x).detach().cpu().contiguous().numpy() for x in tensors)
+    return dict(zip(names, arrays, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from qat.arguments import as_path
+from qat.arguments import as_path, classes_in
 from qat.capture import copy_model
 from qat.export.packed.folder import damaged, read_folder
 from qat.export.packed.integer import build_integer
@@ -42,9 +42,8 @@ def load_quantized(
         FileNotFoundError: there is no such folder, or it holds no quantized network.
         ValueError: the folder is damaged, names what it may not name, or does not fit `model`.
     """
-    folder = as_path(folder, "folder")
+    folder, allow = as_path(folder, "folder"), classes_in(allow)
     manifest, stored = read_folder(folder)
-    allow = [*allow]
     with damaged(folder):
         tensors = TensorReader(stored, manifest["tensors"])
         kind, names = manifest["kind"], Names(allow)
@@ -75,6 +74,8 @@ def _network(
                 f"qat.load_quantized(folder, model={manifest['class']}(...))."
             )
         return None
+    if not callable(model):
+        raise ValueError(f"model={model!r:.60} is not a network: pass the float network, or a function that makes one.")
     network = copy_model(model) if isinstance(model, nn.Module) else model()
     if not isinstance(network, nn.Module):
         raise ValueError(f"{folder}: model makes {type_of(network)}: pass a network, or a function that makes one.")
