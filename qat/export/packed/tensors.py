@@ -117,7 +117,10 @@ class TensorReader:
 
 
 def _constant_value(tensor: Tensor) -> bool | int | float | None:
-    """The value that every element has, bit for bit; None if there is none, or JSON cannot write it."""
+    """The value that every element has, bit for bit; None if there is none, if JSON cannot write it, and for -0.0.
+
+    As a key, -0.0 equals 0.0.
+    """
     if not tensor.numel() or tensor.is_complex() or tensor.element_size() > 8:
         return None
     first = tensor.reshape(-1)[0]
@@ -125,4 +128,4 @@ def _constant_value(tensor: Tensor) -> bool | int | float | None:
     value = first.item()
     if not bool((rows == rows[:1]).all()) or value != value or value in (float("inf"), float("-inf")):
         return None
-    return value
+    return None if str(value) == "-0.0" else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import qat
+from qat.export.packed.tensors import TensorReader, TensorWriter
 from qat.integer import IntegerModel
 from qat.nn import quantized_weights
 from qat.quantizers import LSQ
@@ -275,3 +277,17 @@ def test_an_embedding_of_ones_own_in_an_integer_model(tmp_path: Path) -> None:
     integer = qat.convert(prepared)
     assert torch.equal(integer(places), prepared.eval()(places))
     assert torch.equal(qat.load_quantized(qat.save_quantized(integer, tmp_path))(places), integer(places))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8, torch.bool], ids=str)
+def test_constant_tensors_come_back_to_the_bit(dtype: torch.dtype) -> None:
+    """0.0 and -0.0 are equal, and so are 1, 1.0 and true."""
+    writer = TensorWriter()
+    values = (0.0, -0.0, 1.0, float("nan")) if dtype.is_floating_point else (0, 1)
+    tensors = {f"{value}": torch.full((3, 2), value).to(dtype) for value in values}
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    reader = TensorReader(writer.stored, json.loads(json.dumps(writer.index())))
+    for name, tensor in tensors.items():
+        assert reader[name].dtype == dtype
+        assert torch.equal(reader[name].view(torch.uint8), tensor.view(torch.uint8)), name
