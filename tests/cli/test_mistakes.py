@@ -41,7 +41,7 @@ MISTAKES = {
     "weights of a function": ("inspect net.py:make --weights DEFAULT", "net.py:make, which has weights of its own"),
     "weights of none": ("benchmark net.py:make --weights DEFAULT", "--weights is for none"),
     "weights nowhere": ("inspect net.py:make --weights no.pt", "no.pt does not exist: write the path"),
-    "architecture": ("inspect net.py:make --architecture net.py:make", "net.py:make is none"),
+    "architecture": ("inspect net.py:make --architecture net.py:make", "net.py:make is not: leave it out"),
     "damaged weights": ("benchmark bad.ckpt", "bad.ckpt is not a checkpoint"),
     "batches of text": (
         "benchmark net.py:make --data net.py:yields_text",
