@@ -1,7 +1,7 @@
 """LSTM, GRU and RNN as the one operation that ONNX has for each.
 
-torch.onnx follows a recurrent layer step by step, several times: a twentieth of a second for each step of the sequence. Of an
-RNN it also writes every step.
+torch.onnx follows a recurrent layer step by step, several times, so that its time grows with the sequence; of an RNN it also
+writes every step.
 """
 
 from __future__ import annotations
