@@ -161,7 +161,7 @@ class Subject:
                 "agreement": _share(of_test, self.expected[1]),
                 "agrees": "".join(str(int(same)) for same in of_test == self.expected[1]),
                 "agreement_calibration": _share(of_chosen, self.expected[0]),
-                "verified_images": found.images,
+                "verified_images": found.samples,
                 "codes": found.codes_compared,
                 "local_mismatches": found.code_mismatches,
                 "propagated": found.propagated,

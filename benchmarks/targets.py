@@ -118,7 +118,7 @@ def measure(network: Network, policy: str, target: Target, runtime: str, folder:
         "within_tolerance": found.float_ties,
         "propagated": found.propagated,
         "largest_step": found.max_step_difference,
-        "samples": found.images,
+        "samples": found.samples,
         "agreement": found.top1_agreement,
         "size_bytes": path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*")),
         "seconds": time.perf_counter() - start,

@@ -136,7 +136,7 @@ def _counts(found: Verification) -> dict[str, Any]:
     return {
         "exact": found.exact,
         "runtime": found.runtime,
-        "samples": found.images,
+        "samples": found.samples,
         "codes_compared": found.codes_compared,
         "constants_compared": found.constants_compared,
         "code_mismatches": found.code_mismatches,

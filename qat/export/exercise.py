@@ -52,7 +52,7 @@ class Exercise:
 
     def record(self, result: Verification) -> None:
         """Note in a verification how many samples there were, and what they cannot show of its sites."""
-        result.images = self.samples
+        result.samples = self.samples
         result.weak_data, result.weak_inputs = self.sentences(result.sites), bool(self.weakness)
 
     @property

@@ -146,7 +146,7 @@ class Verification:
         code_mismatches: how many of them differ on their own account, and how many stored elements do.
         top1_agreement: fraction of samples (of pixels, if there are any) whose largest output is the same.
         max_step_difference: largest difference of two codes.
-        images: samples seen.
+        samples: how many were compared.
         operators: how often each operator occurs in the graph after the runtime's optimisations.
         sites: the agreement of every site, output and stored weight.
         constants_compared: numbers stored in the file, each compared with the integer model's.
@@ -169,7 +169,7 @@ class Verification:
     code_mismatches: int = 0
     top1_agreement: float = 0.0
     max_step_difference: float = 0.0
-    images: int = 0
+    samples: int = 0
     operators: dict[str, int] = field(default_factory=dict)
     sites: list[SiteAgreement] = field(default_factory=list)
     constants_compared: int = 0
@@ -222,7 +222,7 @@ class Verification:
     @property
     def sentences(self) -> list[str]:
         """What was found, worst first; never empty."""
-        over = f"{self.images:,} sample{'s' * (self.images != 1)}{'' if self.exact_runtime else f' in {self.runtime}'}"
+        over = f"{self.samples:,} sample{'s' * (self.samples != 1)}{'' if self.exact_runtime else f' in {self.runtime}'}"
         first = (
             f"{self.code_mismatches:,} of {self.codes_compared:,} codes and {self.constants_compared:,} stored numbers differ "
             f"from the integer model, over {over}."

@@ -46,7 +46,7 @@ def test_not_one_code_differs(network, policy, tmp_path):
     assert [s for s in result.sites if s.code_mismatches] == []
     assert result.exact
     assert result.top1_agreement == 1.0
-    assert result.images == 100
+    assert result.samples == 100
     assert result.codes_compared == sum(100 * int(np.prod(s.shape)) for s in result.sites)
     assert all(len(set(codes.flatten().tolist())) > 1 for codes in integer.codes(images(50))[1].values())
 
@@ -240,7 +240,7 @@ def test_reading_sites_leaves_the_file_alone(tmp_path):
 def test_batches_may_carry_labels(tmp_path):
     integer, path = exported(OptionA, "w8a8", tmp_path)
     labelled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images(6), torch.arange(6)), batch_size=3)
-    assert qat.verify(path, integer, labelled).images == 6
+    assert qat.verify(path, integer, labelled).samples == 6
     prepared = qat.prepare(build(OptionA), "w8a8")
     assert qat.calibrate(prepared, labelled) > 0
 

@@ -100,7 +100,7 @@ def record_verification(path: str | Path, result: Verification) -> None:
     file = read_onnx(path)
     found = {
         "exact": result.exact,
-        "samples": result.images,
+        "samples": result.samples,
         "codes_compared": result.codes_compared,
         "constants_compared": result.constants_compared,
         "code_mismatches": result.code_mismatches,

@@ -200,7 +200,7 @@ def _log_verification(artefact: Artefact) -> None:
             name,
             f"{found.code_mismatches:,}",
             f"{found.codes_compared:,}",
-            f"{found.images:,}",
+            f"{found.samples:,}",
         )
         for sentence in found.weak_data if found.passed else found.sentences:
             log.warning("%s: %s", name, sentence)

@@ -24,7 +24,7 @@ def verification_record(
         code_mismatches=verification.code_mismatches,
         top1_agreement=verification.top1_agreement,
         max_step_difference=math.ceil(verification.max_step_difference),
-        images=verification.images,
+        images=verification.samples,
         quantized_operators=dict(verification.operators),
         sites=[_describe_agreement(site) for site in verification.sites],
         constants_compared=verification.constants_compared,
