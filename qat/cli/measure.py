@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from qat.cli.errors import UsageError, usage_errors, with_kind
-from qat.cli.metric import Metric, decisions
+from qat.cli.metric import Metric
 from qat.cli.sources.data import Batch, Data, cut, first_tensor, map_tensors, tensors_of
 from qat.cli.sources.model import Model
+from qat.export.decisions import decisions
 from qat.export.stopwatch import Timing, time_in_turns
 from qat.messages import type_of
 from qat.report import IDENTICAL_DB

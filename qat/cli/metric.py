@@ -13,6 +13,7 @@ from torch import Tensor
 from qat.cli.errors import UsageError
 from qat.cli.sources.data import Data
 from qat.cli.sources.python_file import from_python_file, names_python, users_code
+from qat.export.decisions import class_axis, decisions, is_binary
 from qat.report.text_of_numbers import format_count
 
 IGNORED = -100
@@ -102,8 +103,8 @@ def check_classes(data: Data, labels: Tensor, output: Tensor) -> None:
     Raises:
         UsageError: one is not.
     """
-    outputs = 1 if _is_binary(output) else output.shape[_class_axis(output)]
-    count = 2 if _is_binary(output) else outputs
+    outputs = 1 if is_binary(output) else output.shape[class_axis(output)]
+    count = 2 if is_binary(output) else outputs
     counted = labels[labels != IGNORED]
     wrong = counted[(counted < 0) | (counted >= count)]
     if wrong.numel():
@@ -135,19 +136,3 @@ def _own_score(name: str, function: Callable[[Tensor, Tensor], Any], outputs: Te
 def _accuracy(outputs: Tensor, labels: Tensor) -> float:
     counted = labels != IGNORED
     return float((decisions(outputs).reshape(labels.shape) == labels)[counted].double().mean())
-
-
-def _is_binary(output: Tensor) -> bool:
-    return output.ndim < 2 or (output.ndim == 2 and output.shape[1] == 1)
-
-
-def decisions(output: Tensor) -> Tensor:
-    """The largest class: of maps (N, C, H, W) along the second axis, else along the last; of (N,), whether it is positive."""
-    if _is_binary(output):
-        return output > 0
-    return output.argmax(_class_axis(output))
-
-
-def _class_axis(output: Tensor) -> int:
-    """The axis of the classes: the second one of maps (N, C, H, W), else the last."""
-    return 1 if output.ndim > 3 else -1

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from qat.export.decisions import decisions
 from qat.export.exercise import Exercise
 from qat.export.outputs import named_outputs
-from qat.export.prepared_agreement import PreparedAgreement, predictions
+from qat.export.prepared_agreement import PreparedAgreement
 from qat.export.verification import FLOAT_TOLERANCE, OtherModelError, SiteAgreement, Verification, differing
 from qat.integer import IntegerModel
 from qat.integer.layers import IntegerLayer
@@ -97,7 +98,7 @@ class _Comparison:
         self._check_shapes(expected, whole.outputs)
         if self.shown:
             self._compare_sites(inputs, {name: codes[name] for name in self.shown}, expected, whole)
-        ours, theirs = predictions(next(iter(expected.values()))), predictions(whole.outputs[0])
+        ours, theirs = decisions(next(iter(expected.values()))), decisions(whole.outputs[0])
         if not self.shown:
             self._site(DECISIONS, ours).count_compared(ours, theirs)
             self._site(DECISIONS, ours).float_ties += int((ours != theirs).sum())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qat.capture import copy_model
 from qat.contexts import training_mode
+from qat.export.decisions import decisions
 from qat.export.outputs import named_outputs
 from qat.export.verification import SQNR_ALARM
 from qat.integer import arithmetic, convert
@@ -158,7 +159,7 @@ class PreparedAgreement:
         return self.prepared(**arguments) if arguments.keys() <= named else self.prepared(*inputs)
 
     def _see_decisions(self, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
-        ours, its = (predictions(next(iter(x.values())).cpu()) for x in (wanted, got))
+        ours, its = (decisions(next(iter(x.values())).cpu()) for x in (wanted, got))
         self.samples += ours.numel()
         self.changes += int((ours != its).sum()) if ours.shape == its.shape else ours.numel()
 
@@ -203,8 +204,3 @@ class PreparedAgreement:
 def _add(total: dict[str, _Power], batch: Mapping[str, _Power]) -> None:
     for name, power in batch.items():
         total.setdefault(name, _Power()).join(power)
-
-
-def predictions(output: Tensor) -> Tensor:
-    """The class with the largest output, per sample and pixel (if there are any); for (N,), whether it is positive."""
-    return output.argmax(dim=1) if output.ndim > 1 else output > 0

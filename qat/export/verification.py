@@ -222,7 +222,9 @@ class Verification:
     @property
     def sentences(self) -> list[str]:
         """What was found, worst first; never empty."""
-        over = f"{self.samples:,} sample{'s' * (self.samples != 1)}{'' if self.exact_runtime else f' in {self.runtime}'}"
+        over = (
+            f"{self.samples:,} sample{'s' * (self.samples != 1)}{'' if self.exact_runtime else f' in {self.runtime}'}"
+        )
         first = (
             f"{self.code_mismatches:,} of {self.codes_compared:,} codes and {self.constants_compared:,} stored numbers differ "
             f"from the integer model, over {over}."

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.export.decisions import decisions
 from qat.export.exercise import Exercise
 from qat.export.onnx.dialect import dialect_of_file
 from qat.export.onnx.engine import ONNX_RUNTIME, Engine
@@ -28,7 +29,7 @@ from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.verify_without_graph import verify_without_graph
 from qat.export.onnx.without_graph import is_converted_without_graph
 from qat.export.outputs import named_outputs
-from qat.export.prepared_agreement import PreparedAgreement, predictions
+from qat.export.prepared_agreement import PreparedAgreement
 from qat.export.verification import (
     FLOAT_TOLERANCE,
     TIES_ALLOWED,
@@ -154,7 +155,7 @@ class _Run:
         theirs = its_codes | dict(zip(expected, outputs, strict=True))
         self._check_shapes(ours, theirs)
         self._compare(inputs, ours, theirs, set(codes))
-        same = predictions(ours[next(iter(expected))]) == predictions(outputs[0])
+        same = decisions(ours[next(iter(expected))]) == decisions(outputs[0])
         self.same_answers, self.answers = self.same_answers + int(same.sum()), self.answers + same.numel()
 
     def _check_shapes(self, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.export.decisions import decisions
 from qat.export.exercise import Exercise
 from qat.export.onnx.dialect import dialect_of_file
 from qat.export.onnx.engine import Engine
@@ -19,7 +20,7 @@ from qat.export.onnx.runtime import feeds, stored_codes
 from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.without_graph import onnx_model_without_graph
 from qat.export.outputs import named_outputs
-from qat.export.prepared_agreement import PreparedAgreement, predictions
+from qat.export.prepared_agreement import PreparedAgreement
 from qat.export.verification import FLOAT_TOLERANCE, OtherModelError, SiteAgreement, Verification
 from qat.integer.order import OneOrder
 from qat.integer.weight_only import stored_weights
@@ -68,7 +69,7 @@ def verify_without_graph(
             label = f"{name} (within {FLOAT_TOLERANCE:g} of the largest)"
             site = sites.setdefault(label, SiteAgreement(label, tuple(ours.shape[1:])))
             site.compare(ours.cpu(), theirs, FLOAT_TOLERANCE)
-        agree = predictions(next(iter(expected.values())).cpu()) == predictions(outputs[0])
+        agree = decisions(next(iter(expected.values())).cpu()) == decisions(outputs[0])
         same, answers = same + int(agree.sum()), answers + agree.numel()
     if not exercise.samples:
         raise ValueError("nothing was verified: batches is empty.")
