@@ -14,7 +14,7 @@ from qat.operations.integer_form import (
     tensors_with_codes,
 )
 from qat.operations.labels import is_label, loss_nodes, reached_by_labels, without_labels
-from qat.operations.layers import BatchNormalization, Layer, has_form_alone
+from qat.operations.layers import BatchNormalization, Layer, has_form_alone, read_past_their_forward
 from qat.operations.movement import AdaptiveMaxPool, MaxPool, Move, PadZeros
 from qat.operations.pooling import AveragePool, Mean
 from qat.operations.regions import Part, Region
@@ -63,6 +63,7 @@ __all__ = [
     "loss_nodes",
     "operation_name",
     "reached_by_labels",
+    "read_past_their_forward",
     "tensors_with_codes",
     "without_labels",
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qat.nn import is_batch_norm
 from qat.ptq.base import Pass
 from qat.ptq.side_by_side import SideBySideRun
 from qat.ptq.state import PTQState
+from qat.torch_private import BatchNorm
 
 
 class BatchNormReestimation(Pass):
@@ -24,17 +26,18 @@ class BatchNormReestimation(Pass):
 
     def apply(self, state: PTQState) -> None:
         networks, seen = SideBySideRun(state), set()
-        norms = [m for m in state.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        norms = [m for m in state.network.modules() if is_batch_norm(m)]
         for node in networks:
             norm = state.network.get_submodule(str(node.target)) if node.op == "call_module" else None
-            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm not in seen:
+            if norm is not None and is_batch_norm(norm) and norm not in seen:
                 seen.add(norm)
                 source = node.all_input_nodes[0]
                 _move(norm, _statistics(networks.quantized[source]), _statistics(networks.float[source]))
                 state.on_progress("BatchNorm re-estimation", len(seen), len(norms))
 
 
-def _move(norm: nn.BatchNorm1d | nn.BatchNorm2d, after: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> None:
+def _move(norm: nn.Module, after: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> None:
+    assert isinstance(norm, BatchNorm)
     if norm.running_mean is None or norm.running_var is None:
         return
     wider = (after[1] + norm.eps) / (before[1] + norm.eps)

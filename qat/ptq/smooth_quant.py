@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from qat.arguments import is_number
 from qat.nn import is_layer, owns_weight
-from qat.operations import Move, Operation, Role, describe_graph, operation_name
+from qat.operations import Move, Operation, Role, describe_graph, operation_name, read_past_their_forward
 from qat.ptq.base import Pass, Stage
 from qat.ptq.side_by_side import TensorStore
 from qat.ptq.state import PTQState
@@ -74,6 +74,7 @@ def find_smoothings(network: nn.Module, graph: fx.Graph) -> list[Smoothing]:
     """All normalizations that can be smoothed, in graph order."""
     operations = describe_graph(network, graph)
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    read = read_past_their_forward(network, graph)
     holders = Counter(id(p) for module in network.modules() for p in module.parameters(recurse=False))
     found = []
     for node in graph.nodes:
@@ -82,8 +83,9 @@ def find_smoothings(network: nn.Module, graph: fx.Graph) -> list[Smoothing]:
         if scaled is None or layers is None:
             continue
         names = [str(user.target) for user in _readers(node, operations)]
+        names += [str(node.target)] if node.op == "call_module" else []
         parameters = [*scaled, *(layer.weight for layer in layers)]
-        if all(calls[n] == 1 for n in names) and all(holders[id(p)] == 1 for p in parameters):
+        if all(calls[n] == 1 and n not in read for n in names) and all(holders[id(p)] == 1 for p in parameters):
             found.append(Smoothing(node, scaled, tuple(layers)))
     return found
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.capture import CallFormat, CaptureError, capture
+from qat.operations import read_past_their_forward
 from qat.quantizers import Quantizer
 from qat.transform.batches import call_model, call_of
 from qat.transform.policy import Policy
@@ -69,16 +70,20 @@ class PTQState:
     def used_once(self, graph: fx.Graph) -> dict[fx.Node, nn.Module]:
         """The modules that can be changed for one node, because they affect no other.
 
-        They are called once, share their parameters with no other module, and their channels are those of the layer before.
+        They are called once, share their parameters with no other module, nothing reads these past their forward, and their
+        channels are those of the layer before.
         """
         modules = {n: self.network.get_submodule(str(n.target)) for n in graph.nodes if n.op == "call_module"}
         calls = Counter(modules.values())
         holders = Counter(id(p) for m in self.network.modules() for p in m.parameters(recurse=False))
-        tokens = self._token_norms(modules)
+        tokens, read = self._token_norms(modules), read_past_their_forward(self.network, graph)
         return {
             node: module
             for node, module in modules.items()
-            if calls[module] == 1 and module not in tokens and all(holders[id(p)] == 1 for p in module.parameters())
+            if calls[module] == 1
+            and module not in tokens
+            and str(node.target) not in read
+            and all(holders[id(p)] == 1 for p in module.parameters())
         }
 
     @torch.no_grad()

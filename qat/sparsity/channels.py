@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.capture import CaptureError, capture, copy_model, training_graph
-from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, owns_weight, parameters_of_weight
-from qat.operations import Operations, Role, call_of, describe_graph
+from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, owns_weight
+from qat.operations import Operations, Role, call_of, describe_graph, read_past_their_forward
 from qat.operations.layers import Layer
 
 ELEMENTWISE = frozenset(
@@ -100,7 +100,7 @@ def _groups_of(model: nn.Module, traced: nn.Module, graph: fx.Graph) -> dict[str
             axis = ChannelAxis.LAST if isinstance(layer, nn.Linear) else ChannelAxis.MIDDLE
             if _follow(node, axis, traced, operations, group, calls) and group.consumers:
                 groups.append(group)
-    read = _read_past_their_forward(traced, graph)
+    read = read_past_their_forward(traced, graph)
     own, owners = dict(model.named_modules()), Counter(map(id, _parameters_of_all(model)))
 
     def is_free(name: str) -> bool:
@@ -110,14 +110,6 @@ def _groups_of(model: nn.Module, traced: nn.Module, graph: fx.Graph) -> dict[str
         )
 
     return {g.producer: g for g in groups if all(map(is_free, (g.producer, *g.same_channels, *g.consumers)))}
-
-
-def _read_past_their_forward(traced: nn.Module, graph: fx.Graph) -> set[str]:
-    """The modules whose tensors are read by the graph itself, or by a layer that borrows them."""
-    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    borrowing = [module for module in traced.modules() if "lender" in vars(module)]
-    lent = {id(p) for module in borrowing for p in (*parameters_of_weight(module), getattr(module, "bias", None))}
-    return read | {name.rpartition(".")[0] for name, p in traced.named_parameters() if id(p) in lent}
 
 
 def _parameters_of_all(model: nn.Module) -> list[nn.Parameter]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qat.ptq import CrossLayerEqualization, FoldBatchNorm, PTQState
+from qat.ptq import CrossLayerEqualization, FoldBatchNorm, PTQState, SmoothQuant
 from qat.ptq.cross_layer_equalization import find_pairs
 from qat.transform import load_policy
 from tests.networks import OptionA, build, images
@@ -154,13 +154,85 @@ class Tokens(nn.Module):
         return self.b(F.relu(self.bn(self.a(x))))
 
 
-@pytest.mark.parametrize("step", [CrossLayerEqualization, FoldBatchNorm])
-@pytest.mark.parametrize(("network", "shape"), [(Tied, (16, 6)), (Tokens, (16, 6, 6))])
+class Transposed(nn.Module):
+    """Weights of transposed convolutions have their inputs first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn1 = nn.ConvTranspose2d(6, 6, 2, groups=2), nn.BatchNorm2d(6)
+        self.b, self.bn2, self.c = nn.ConvTranspose2d(6, 4, 2), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.relu(self.bn2(self.b(F.relu(self.bn1(self.a(x)))))))
+
+
+class LookedUp(nn.Module):
+    """A BatchNorm behind an embedding, which has no outputs but rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.bn, self.b = nn.Embedding(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6)
+        self.a = self.b
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.bn(self.embedding(x.abs().sum(1).long() % 6))))
+
+
+class ReadTwice(nn.Module):
+    """Parameters that something reads beside their module. what: the name of the parameter."""
+
+    what = "a.weight"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.bn = nn.LayerNorm(6), nn.BatchNorm1d(6)
+        self.first, self.a, self.b, self.last = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn(self.first(x)))
+        y = self.b(F.relu(self.a(self.norm(y))))
+        found = self.get_parameter(self.what)
+        return y @ found if found.ndim > 1 else y + found
+
+
+class Decoder(ReadTwice):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(F.relu(self.a(self.norm(F.relu(self.bn(self.first(x)))))))
+        return F.linear(F.linear(y, self.a.weight.t()), self.first.weight)
+
+
+class NormTwice(ReadTwice):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(self.norm(x)))) * self.norm(self.last(x))
+
+
+READ = {
+    what: type("ReadTwice", (ReadTwice,), {"what": what})
+    for what in ("a.bias", "bn.weight", "norm.weight", "first.bias")
+}
+
+
+@pytest.mark.parametrize("step", [CrossLayerEqualization, FoldBatchNorm, SmoothQuant])
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (Tied, (16, 6)),
+        (Tokens, (16, 6, 6)),
+        (Transposed, (16, 6, 4, 4)),
+        (LookedUp, (16, 6)),
+        *((network, (16, 6)) for network in (ReadTwice, *READ.values(), Decoder, NormTwice)),
+    ],
+    ids=lambda given: getattr(given, "what", getattr(given, "__name__", "")),
+)
 def test_the_function_stays_the_same(network, shape, step) -> None:
     made, x = build(network), torch.randn(shape)
     with torch.no_grad():
         for layer in (made.a, made.b):
-            layer.weight.mul_(torch.logspace(-1, 1, 6)[:, None])
+            layer.weight.mul_(torch.logspace(-1, 1, len(layer.weight)).reshape(-1, *[1] * (layer.weight.ndim - 1)))
     state = PTQState(copy.deepcopy(made), load_policy("w4a4"), [x])
     step().apply(state)
     torch.testing.assert_close(state.network(x), made(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_batchnorm_behind_a_transposed_convolution_is_folded() -> None:
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in worked(build(Transposed), FoldBatchNorm()).modules())

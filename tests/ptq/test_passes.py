@@ -161,6 +161,27 @@ def test_bias_correction_gives_a_bias_to_a_layer_that_has_none() -> None:
     assert all(torch.allclose(a.mean(dim=(0, 2, 3)), b.mean(dim=(0, 2, 3)), atol=1e-4) for a, b in pairs)
 
 
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ((nn.ConvTranspose2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)), (16, 3, 6, 6)),
+        ((nn.ConvTranspose1d(3, 4, 2), nn.ReLU(), nn.ConvTranspose1d(4, 2, 2)), (16, 3, 6)),
+        ((nn.Conv3d(3, 4, 2), nn.ReLU(), nn.Conv3d(4, 2, 1)), (16, 3, 5, 4, 2)),
+        ((nn.Embedding(9, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (16, 5)),
+    ],
+)
+def test_bias_correction_gives_layers_of_every_kind_their_mean(layers: tuple[nn.Module, ...], shape) -> None:
+    torch.manual_seed(0)
+    made = nn.Sequential(*layers).eval()
+    x = torch.randn(shape) if len(shape) != 2 else torch.randint(9, shape)
+    found = apply_passes(LISTS["bias correction"], made, "w2a4", [x[:10], x[10:]])
+    kinds = (nn.modules.conv._ConvNd, nn.Linear)
+    for ours, theirs in zip(outputs(found, kinds, x), outputs(made, kinds, x), strict=True):
+        channels = -1 if isinstance(layers[0], nn.Embedding) else 1
+        means = [y.movedim(channels, -1).flatten(0, -2).mean(0) for y in (ours, theirs)]
+        torch.testing.assert_close(*means, rtol=0, atol=1e-4)
+
+
 def test_bias_correction_takes_batches_of_any_size() -> None:
     """Every position counts alike; a batch may be empty."""
     made, x = build(OptionA), torch.cat(BATCHES)
@@ -181,13 +202,21 @@ def test_networks_of_other_types(name: str, dtype: torch.dtype) -> None:
     assert (ours - theirs).norm() < 0.2 * theirs.norm()
 
 
-def test_reestimated_batchnorms_give_the_statistics_of_the_float_network() -> None:
-    made = build(OptionA)
-    found = apply_passes(LISTS["BatchNorm"], made, "w2a4", BATCHES)
-    x = torch.cat(BATCHES)
-    for ours, theirs in zip(outputs(found, nn.BatchNorm2d, x), outputs(made, nn.BatchNorm2d, x), strict=True):
-        torch.testing.assert_close(ours.mean(dim=(0, 2, 3)), theirs.mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(ours.var(dim=(0, 2, 3)), theirs.var(dim=(0, 2, 3)), rtol=1e-3, atol=1e-3)
+class ThreeAxes(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv3d(3, 6, 1), nn.ReLU(), nn.Conv3d(6, 4, 2), nn.BatchNorm3d(4), nn.Conv3d(4, 2, 1))
+
+
+@pytest.mark.parametrize("network", [OptionA, ThreeAxes])
+def test_reestimated_batchnorms_give_the_statistics_of_the_float_network(network: type[nn.Module]) -> None:
+    made = build(network)
+    x = torch.cat(BATCHES) if network is OptionA else torch.cat(BATCHES).unflatten(3, (-1, 2))
+    found = apply_passes(LISTS["BatchNorm"], made, "w2a4", x.split(32))
+    norms = (nn.BatchNorm2d, nn.BatchNorm3d)
+    for ours, theirs in zip(outputs(found, norms, x), outputs(made, norms, x), strict=True):
+        (ours, theirs) = (y.transpose(0, 1).flatten(1) for y in (ours, theirs))
+        torch.testing.assert_close(ours.mean(dim=1), theirs.mean(dim=1), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours.var(dim=1), theirs.var(dim=1), rtol=1e-3, atol=1e-3)
 
 
 class Untraceable(nn.Module):
