@@ -20,8 +20,9 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from qat.training.checkpoint.epoch_sampler import EpochSampler
-from qat.training.checkpoint.random_state import RandomState
 from qat.training.lightning.private_api import combination_mode, index_batches, load_loader_states
+from qat.training.lightning.random_numbers import generators_of
+from qat.training.lightning.random_state import RandomState
 
 SAMPLERS_INDEPENDENT_OF_LOADING = (
     *(SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler),
@@ -119,14 +120,7 @@ class ReplayedLoader(CombinedLoader):
     @property
     def generators(self) -> list[Generator]:
         """The generators of the loaders and of their samplers, each once."""
-        found: dict[int, Generator] = {}
-        for loader in self.flattened:
-            batch_sampler = getattr(loader, "batch_sampler", None)
-            owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-            for generator in (getattr(owner, "generator", None) for owner in owners):
-                if isinstance(generator, Generator):
-                    found[id(generator)] = generator
-        return list(found.values())
+        return generators_of(self.flattened)
 
     def end_pass(self, interrupted: InterruptedEpoch) -> None:
         """Make loaders that keep their place read the restored one, although no batch of that pass is left.

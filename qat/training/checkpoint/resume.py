@@ -23,7 +23,6 @@ from qat.training.checkpoint.checked_reading import check_reading, stop_checking
 from qat.training.checkpoint.logged_metrics import record_logged_metrics, restore_logged_metrics
 from qat.training.checkpoint.loop_position import LoopPosition
 from qat.training.checkpoint.not_exact import warn_if_not_exact
-from qat.training.checkpoint.random_state import RandomState
 from qat.training.checkpoint.replayed_loader import InterruptedEpoch, ReplayedLoader
 from qat.training.lightning.hooks import run_after, unwrap_hook, wrap_hook
 from qat.training.lightning.private_api import (
@@ -35,6 +34,7 @@ from qat.training.lightning.private_api import (
     train_data_source,
     train_loader,
 )
+from qat.training.lightning.random_state import RandomState
 
 RESUME_KEY = "qat_resume"
 """Key under which a checkpoint keeps what Lightning's part of it lacks, with one entry for each process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from qat.integer import convert
 from qat.training.comparison.divergence import divergence
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation, move_inputs
+from qat.training.lightning.random_numbers import seeded
 from qat.transform.batches import positional_arguments
 
 log = logging.getLogger(__name__)
@@ -228,7 +230,9 @@ def _log_verification(artefact: Artefact) -> None:
 def positional_test_inputs(
     trainer: L.Trainer, module: L.LightningModule, network: nn.Module, inputs: BatchToInputs, dataloaders: Any = None
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Positional network inputs for the whole test set, on the CPU.
+    """Positional network inputs for the whole test set, on the CPU: the samples, in the order, in which `evaluate` measures.
+
+    Random numbers are isolated until the last batch is drawn, or the iterator is closed.
 
     Args:
         trainer: the Trainer of the fit.
@@ -239,7 +243,8 @@ def positional_test_inputs(
     """
     is_reduced = trainer.precision.endswith("-true") and trainer.precision != "32-true"
     dtype = torch.float32 if is_reduced else None  # a hook of the user's may have followed the fit's precision
-    for loader in find_test_dataloaders(trainer, module, dataloaders):
-        for batch in loader:
+    loaders = find_test_dataloaders(trainer, module, dataloaders)
+    with seeded(0, loaders):
+        for batch in itertools.chain.from_iterable(loaders):
             given = inputs(batch_as_in_evaluation(trainer, module, batch))
             yield tuple(move_inputs(positional_arguments(network, given), torch.device("cpu"), dtype))

@@ -16,6 +16,7 @@ from qat.training.comparison.batch_parts import first_output
 from qat.training.comparison.verification_record import verification_record
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation
+from qat.training.lightning.random_numbers import seeded
 from qat.transform.batches import positional_arguments
 from qat.transform.inspect import table
 
@@ -57,7 +58,8 @@ def describe_data(
     """
     source = getattr(trainer, "datamodule", None) or module
     loaders = find_test_dataloaders(trainer, module, dataloaders)
-    given = inputs(batch_as_in_evaluation(trainer, module, next(iter(loaders[0])), torch.device("cpu")))
+    with seeded(0, loaders):
+        given = inputs(batch_as_in_evaluation(trainer, module, next(iter(loaders[0])), torch.device("cpu")))
     arguments = positional_arguments(network, given)
     sample = next(x for x in arguments if isinstance(x, Tensor))
     shape = tuple(sample.shape[1:])

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from qat.contexts import training_mode
@@ -21,6 +20,7 @@ from qat.training.comparison.report_metric import ReportMetric
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.network import copy_with_network
 from qat.training.lightning.quiet import quiet_lightning
+from qat.training.lightning.random_numbers import GeneratorsKept, seeded
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class Evaluation:
             return None
         labels = torch.cat(targets)
         return labels if len(labels) == len(self.predictions) else None
+
+    def same_samples(self, other: Evaluation) -> bool:
+        """Whether the targets of both came in the same order, as far as they are known."""
+        ours, theirs = ([] if e.reading is None else e.reading.samples()[1] for e in (self, other))
+        pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
+        return all(torch.equal(a, b) for a, b in pairs)
 
     def metric(self, name: str) -> float:
         """The value that test_step logged under `name`.
@@ -99,31 +105,25 @@ def evaluate(
     datamodule = getattr(trainer, "datamodule", None)
     if not has_test_data(trainer, module, dataloaders):
         raise ValueError(NO_TEST_DATA)
-    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    own_data = [tensor.data for tensor in own]  # the copy shares them, and its Trainer may move them
-    measured = copy_with_network(module, network_name, network)
-    if precision != trainer.precision and str(trainer.precision).endswith("true"):
-        measured.float()  # the fit has also changed the dtype of the modules around the network
     predictions: list[Tensor] = []
-    handles = [network.register_forward_hook(partial(_note_predictions, predictions))]
     reading = Reading(metric) if metric is not None else None
-    if reading is not None:
-        handles.append(reading.attach(measured, network))
-    try:
-        with training_mode(network, False), quiet_lightning(), isolate_rng(), _kept(datamodule):
-            torch.manual_seed(0)  # a loader that shuffles gives every network the same order
-            tester = _tester(trainer, accelerator, precision, reading, batches)
-            if dataloaders is not None:
-                logged = tester.test(measured, dataloaders, verbose=False)
-            else:
-                logged = tester.test(measured, datamodule=datamodule, verbose=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for tensor, data in zip(own, own_data, strict=True):
-            tensor.data = data
-        if datamodule is not None:
-            datamodule.trainer = trainer
+    # a loader that shuffles, or a dataset that draws noise, gives every network the same samples
+    with _kept(trainer, module) as generators, training_mode(network, False), quiet_lightning(), seeded(0):
+        measured = copy_with_network(module, network_name, network)
+        if precision != trainer.precision and str(trainer.precision).endswith("true"):
+            measured.float()  # the fit has also changed the dtype of the modules around the network
+        handles = [network.register_forward_hook(partial(_note_predictions, predictions))]
+        if reading is not None:
+            handles.append(reading.attach(measured, network))
+        tester = _tester(
+            trainer, accelerator, precision, [generators, *([] if reading is None else [reading])], batches
+        )
+        given = {"datamodule": datamodule} if dataloaders is None else {"dataloaders": dataloaders}
+        try:
+            logged = tester.test(measured, **given, verbose=False)
+        finally:
+            for handle in handles:
+                handle.remove()
     metrics = {name: float(value) for of_dataloader in logged for name, value in of_dataloader.items()}
     found = Evaluation(metrics, torch.cat(predictions) if predictions else None)
     return found if reading is None else _with_metric(found, reading)
@@ -148,20 +148,26 @@ def _with_metric(found: Evaluation, reading: Reading) -> Evaluation:
 
 
 @contextmanager
-def _kept(datamodule: L.LightningDataModule | None) -> Iterator[None]:
-    """Inside the `with` block, the datamodule is not torn down: a fit may still need it."""
-    if datamodule is None:
-        yield
-        return
-    vars(datamodule)["teardown"] = lambda stage: None
+def _kept(trainer: L.Trainer, module: L.LightningModule) -> Iterator[GeneratorsKept]:
+    """Inside the `with` block, nothing that a fit may still need is torn down, moved or used up."""
+    datamodule, generators = getattr(trainer, "datamodule", None), GeneratorsKept()
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    own_data = [tensor.data for tensor in own]  # the copy shares them, and its Trainer may move them
+    if datamodule is not None:
+        vars(datamodule)["teardown"] = lambda stage: None
     try:
-        yield
+        yield generators
     finally:
-        del vars(datamodule)["teardown"]
+        generators.restore()
+        for tensor, data in zip(own, own_data, strict=True):
+            tensor.data = data
+        if datamodule is not None:
+            del vars(datamodule)["teardown"]
+            datamodule.trainer = trainer
 
 
 def _tester(
-    trainer: L.Trainer, accelerator: str | None, precision: Any, reading: Reading | None, batches: int | None
+    trainer: L.Trainer, accelerator: str | None, precision: Any, callbacks: list[L.Callback], batches: int | None
 ) -> L.Trainer:
     """A Trainer that measures and does nothing else, on the accelerator of `trainer` unless one is given."""
     return L.Trainer(
@@ -174,6 +180,6 @@ def _tester(
         inference_mode=False,
         precision=precision,
         default_root_dir=trainer.default_root_dir,
-        callbacks=[] if reading is None else [reading],
+        callbacks=callbacks,
         limit_test_batches=batches,
     )

@@ -35,7 +35,9 @@ def note_step0(policy: Policy, evaluations: Mapping[str, Evaluation]) -> dict[st
         return {}
     ptq_name = next(iter(ptq_names))
     step0, ptq = evaluations.get(row_names.STEP0), evaluations.get(ptq_name)
-    if step0 is None or ptq is None or step0.predictions is None or ptq.predictions is None:
+    if step0 is None or ptq is None or not step0.same_samples(ptq):
+        return {}
+    if step0.predictions is None or ptq.predictions is None:
         return {}
     different = int((step0.predictions != ptq.predictions).sum())
     if not different:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from qat.report import Row
 from qat.report.judgement.paired import PairedDifference, compare
 from qat.report.results.metric import MetricInfo
@@ -74,6 +72,6 @@ def compare_rows(measured: Measured, first: str, second: str) -> PairedDifferenc
     """Two rows on the same samples; None if their scores do not allow it, or the samples came in another order."""
     found = {entry.name: evaluation for entry, evaluation in measured}
     one, other = found[first], found[second]
-    if one.labels is not None and other.labels is not None and not torch.equal(one.labels, other.labels):
+    if one.scores is None or other.scores is None or not one.same_samples(other):
         return None
-    return compare(one.scores, other.scores) if one.scores is not None and other.scores is not None else None
+    return compare(one.scores, other.scores)

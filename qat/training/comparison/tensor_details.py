@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from qat.capture import copy_model
@@ -41,7 +40,7 @@ PATIENCE = 20.0
 
 def first_samples(network: nn.Module, batches: Generator[Any]) -> tuple[Any, ...]:
     """The arguments of a call with the first few samples, on the CPU; () if there are none. `batches` is closed."""
-    with isolate_rng(), closing(batches):  # a generator that is closed early does not give the random state back itself
+    with closing(batches):
         given = next(batches, None)
     arguments = () if given is None else positional_arguments(network, given)
     return tuple(x[:FEW_SAMPLES].detach().cpu() if isinstance(x, Tensor) and x.ndim else x for x in arguments)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
-import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Generator, Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
@@ -23,6 +20,7 @@ from qat.messages import type_of
 from qat.torch_private import tree_leaves
 from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, batch_as_in_evaluation, move_inputs
 from qat.training.lightning.private_api import data_source
+from qat.training.lightning.random_numbers import seeded
 from qat.transform import calibrate
 from qat.transform.batches import UnfitBatchError
 from qat.transform.distributed import gather, shard
@@ -87,15 +85,14 @@ def calibration_inputs(
             f"the train dataloader is {type_of(loader)}: pass the network's inputs yourself, "
             "QuantizationAwareTraining(policy, batches=[...])."
         )
-    with _seeded(seed), _generators_restored(loader):
+    with seeded(seed, [loader]):
         batches = list(_draw_batches(loader, n_images, seed))
     remaining = n_images
     for batch in batches:
         if remaining <= 0:
             return
         remaining -= _batch_size(batch, n_images)
-        with isolate_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             yield inputs(batch_as_in_evaluation(trainer, module, batch))
 
 
@@ -116,26 +113,16 @@ def first_inputs(
     """
     if batches is not None:
         return next(iter(batches))
-    with _seeded(seed):
+    with seeded(seed):
         loader = data_source(trainer).dataloader()
         while isinstance(loader, list | tuple | CombinedLoader) and not isinstance(loader, DataLoader):
             found = loader.flattened if isinstance(loader, CombinedLoader) else loader
             loader = found[0] if found else None
         if not isinstance(loader, DataLoader):
             raise ValueError(f"the first dataloader is {type_of(loader)}: pass one of torch.")
-        with _generators_restored(loader):
+        with seeded(seed, [loader]):
             batch = next(_draw_batches(loader, 2, seed))
         return inputs(batch_as_in_evaluation(trainer, module, batch))
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Inside the `with`, the global random numbers are those of `seed`; afterwards, those that would have come."""
-    with isolate_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (datasets augment with the global state)
-        random.seed(seed)
-        yield
 
 
 def _draw_batches(loader: DataLoader[Any], n_images: int, seed: int) -> Iterator[Any]:
@@ -190,16 +177,3 @@ def _batch_size(batch: Any, default: int) -> int:
     """The length of the first tensor in a batch; `default` if there is none."""
     tensor = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), None)
     return len(tensor) if tensor is not None else default
-
-
-@contextmanager
-def _generators_restored(loader: DataLoader[Any]) -> Iterator[None]:
-    """Restore the generators of a loader after the `with` block, so that the fit shuffles as it would have."""
-    owners = (loader, loader.sampler, loader.batch_sampler)
-    generators = [g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, Generator)]
-    states = [generator.get_state() for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)

@@ -18,8 +18,8 @@ from torch import Generator
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from qat.training.callbacks import OscillationControl, QuantizationAwareTraining
-from qat.training.checkpoint.random_state import RandomState
 from qat.training.checkpoint.resume import RESUME_KEY
+from qat.training.lightning.random_state import RandomState
 from tests.training.checkpoint.interrupted_fits import (
     AugmentedImages,
     CheckpointInEveryHook,
