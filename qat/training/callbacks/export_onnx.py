@@ -22,7 +22,7 @@ from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison.artefact import Artefact, positional_test_inputs, write_artefact
 from qat.training.comparison.best_model import best_model
-from qat.training.lightning.callback_lookup import FitReport, find_callback, require_callback
+from qat.training.lightning.callback_lookup import FitReport, check_alone, find_callback, require_callback
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
 from qat.training.lightning.rank_zero import run_on_rank_zero
 from qat.transform import Policy
@@ -80,6 +80,7 @@ class ExportONNX(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         require_callback(trainer, QuantizationAwareTraining, self)
+        check_alone(trainer, self, "whose targets are all further files")
         if stage == "fit":
             self.artefact = None
             if not has_test_data(trainer, pl_module, self.dataloaders):

@@ -17,7 +17,7 @@ from qat.nn import as_quantized, is_quantized
 from qat.quantizers import Mode, Oscillations, Quantizer
 from qat.report import LayerOscillations, OscillationResult
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.lightning.callback_lookup import NetworkExtension, require_callback
+from qat.training.lightning.callback_lookup import NetworkExtension, check_alone, require_callback
 from qat.training.lightning.private_api import exclude_from_ddp, unscales_gradients
 from qat.training.optimization.cosine_schedule import Schedule, parse_schedule, scheduled_value
 from qat.training.optimization.dampening import dampening_gradient
@@ -96,6 +96,7 @@ class OscillationControl(NetworkExtension):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._qat = require_callback(trainer, QuantizationAwareTraining, self)
+        check_alone(trainer, self, "with dampening and freezing both")
 
     def on_prepared(self, pl_module: nn.Module, network: nn.Module) -> None:
         bits_of = {

@@ -19,7 +19,7 @@ from qat.export import OnnxRuntimeNetwork, QuantizeStatic
 from qat.ptq import Calibrate, NoGraphError, Pass, apply_passes, check_order
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.comparison.row_names import check_row_name, ptq_row_name
-from qat.training.lightning.callback_lookup import require_callback
+from qat.training.lightning.callback_lookup import check_alone, require_callback
 from qat.training.lightning.progress_bar import progress_bar, say
 from qat.training.lightning.rank_zero import run_on_rank_zero
 from qat.transform.class_names import Part
@@ -105,6 +105,9 @@ class PTQBaselines(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         require_callback(trainer, QuantizationAwareTraining, self)
+        check_alone(trainer, self, "whose ladder has all lists of passes")
+        if stage == "fit":
+            self.networks, self.outside_networks, self.seconds, self.measure = {}, {}, {}, None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         qat = require_callback(trainer, QuantizationAwareTraining, self)

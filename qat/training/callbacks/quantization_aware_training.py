@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
@@ -22,18 +21,19 @@ from qat.training.checkpoint import policy_check
 from qat.training.checkpoint.checked_reading import check_reading
 from qat.training.checkpoint.resume import RESUME_KEY, Resume
 from qat.training.lightning.calibration import calibrate_in_module, calibration_inputs, first_inputs
-from qat.training.lightning.callback_lookup import change_float_network, extend_network
+from qat.training.lightning.callback_lookup import change_float_network, check_alone, extend_network
 from qat.training.lightning.callback_order import move_to_front
 from qat.training.lightning.compilation import check_compiler, compile_in_place, remove_compilation
 from qat.training.lightning.hooks import run_after, run_before, run_inside, unwrap_hook
 from qat.training.lightning.inputs import BatchToInputs, NetworkInputs, first_tensor, move_inputs
 from qat.training.lightning.integer_evaluation import IntegerEvaluation
 from qat.training.lightning.lost_training import LostTraining
-from qat.training.lightning.monitors import ForwardMonitor, learned_scale_fault
+from qat.training.lightning.monitors import ForwardMonitor, warn_of_learned_scales
 from qat.training.lightning.network import find_network_name
 from qat.training.lightning.preparation import hook_to_await, prepare_as_in_checkpoint, prepare_in_module
 from qat.training.lightning.rank_zero import copy_from_rank_zero
 from qat.training.lightning.strategies import check_strategy, check_trains_in_this_process
+from qat.training.optimization import learning_rate_callbacks
 from qat.training.optimization.averaging import (
     copy_integers_into_averages,
     copy_ranges_to_averages,
@@ -41,11 +41,6 @@ from qat.training.optimization.averaging import (
     repeat_averaging_setup,
 )
 from qat.training.optimization.fit_warnings import warn_before_fit
-from qat.training.optimization.learning_rate_callbacks import (
-    check_separate_learning_rates,
-    scale_found_learning_rates,
-    scale_swa_learning_rates,
-)
 from qat.training.optimization.parameter_groups import split_parameter_groups
 from qat.training.optimization.scale_optimizer import OptimizerFactory
 from qat.transform import Policy, bits_in_force, is_prepared, load_policy, mode, quantizers
@@ -126,6 +121,7 @@ class QuantizationAwareTraining(L.Callback):
         self.staged = False
         """Whether a `ProgressiveBits` in the same Trainer sets the bits."""
         self.calibration_seconds = 0.0
+        self._network: nn.Module | None = None
         self._warned_quantizers: set[str] = set()
         self._first_step_watch: ForwardMonitor | None = None
         self._evaluation = ExitStack()
@@ -137,10 +133,13 @@ class QuantizationAwareTraining(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         check_strategy(trainer.strategy)
+        check_alone(
+            trainer, self, "network='' for all networks of the LightningModule, and rules that match their names"
+        )
         if self.compile:
             check_compiler(trainer.strategy.root_device.type)
         if self.quantizer_optimizer is not None:
-            check_separate_learning_rates(trainer)
+            learning_rate_callbacks.check_separate_learning_rates(trainer)
         if (awaited := hook_to_await(pl_module, self.network)) is not None:
             run_after(pl_module, awaited, partial(self._prepare, trainer, pl_module, stage))
         else:
@@ -160,6 +159,8 @@ class QuantizationAwareTraining(L.Callback):
         if is_prepared(network):
             if (record := record_of(network)) is not None:
                 check_same_policy(record.policy, self.policy, "the network is prepared")
+            if network is not self._network:  # that of another fit, whose float network says nothing about it
+                self.float_network, self.original_network, self.channels = None, None, {}
         else:
             if stage == "fit":
                 check_trains_in_this_process(trainer.strategy)
@@ -168,11 +169,11 @@ class QuantizationAwareTraining(L.Callback):
             copy_from_rank_zero(trainer, self.float_network)
             draw = partial(first_inputs, trainer, pl_module, self.batches, self.inputs, self.calibration_seed)
             prepare_in_module(trainer, network, self.policy, draw)
+        self._network = network
         extend_network(trainer, pl_module, network)
 
     def _split_groups(self, pl_module: L.LightningModule) -> AbstractContextManager[None]:
-        network = self.network_of(pl_module)
-        return split_parameter_groups(network, self.quantizer_lr_ratio, self.quantizer_optimizer)
+        return split_parameter_groups(self.network_of(pl_module), self.quantizer_lr_ratio, self.quantizer_optimizer)
 
     def network_of(self, pl_module: L.LightningModule) -> nn.Module:
         """The prepared network in `pl_module`.
@@ -215,8 +216,7 @@ class QuantizationAwareTraining(L.Callback):
             repeat_averaging_setup(trainer, pl_module, "fit" if fitting else "test")
         for each in (network, *live_copies(trainer, pl_module, network)):
             policy_check.restore_bits(each, bits, self.staged, fitting)
-        if isinstance(trainer.precision_plugin, DoublePrecision):
-            pl_module.double()  # Lightning does it after weights are restored, which would be rounded to float32
+        policy_check.make_room_for_double(trainer, pl_module)
 
     # Values ----------------------------------------------------------------------------------------------------------
 
@@ -229,13 +229,13 @@ class QuantizationAwareTraining(L.Callback):
         check_quantizers_equal(network, "after calibration")
         copy_ranges_to_averages(trainer, pl_module, network)
         copy_integers_into_averages(trainer)
-        scale_swa_learning_rates(trainer, self.quantizer_lr_ratio)
+        learning_rate_callbacks.scale_swa_learning_rates(trainer, self.quantizer_lr_ratio)
         self._warned_quantizers.clear()
         self._first_step_watch = ForwardMonitor(network)
         self._resume.extend_limits(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        scale_found_learning_rates(trainer, self.quantizer_lr_ratio)
+        learning_rate_callbacks.scale_found_learning_rates(trainer, self.quantizer_lr_ratio)
 
     def calibrate(self, trainer: L.Trainer, pl_module: L.LightningModule, network: nn.Module) -> int:
         """Give every quantizer of `network` without a range its first one, and return how many. All processes must call it."""
@@ -294,7 +294,4 @@ class QuantizationAwareTraining(L.Callback):
         self._lost.on_train_epoch_end(trainer, pl_module)
         self._resume.end_epoch(trainer)
         check_quantizers_equal(self.network_of(pl_module), f"at the end of epoch {trainer.current_epoch + 1}")
-        for name, quantizer in quantizers(self.network_of(pl_module)).items():
-            if name not in self._warned_quantizers and (what := learned_scale_fault(quantizer)):
-                self._warned_quantizers.add(name)
-                rank_zero_warn(f"epoch {trainer.current_epoch + 1}: the learned scale of {quantizer.label!r} {what}")
+        warn_of_learned_scales(self.network_of(pl_module), trainer.current_epoch + 1, self._warned_quantizers)

@@ -14,13 +14,7 @@ from torch import nn
 from qat.arguments import as_path
 from qat.capture import copy_model
 from qat.export import VerificationError
-from qat.report import (
-    Data,
-    Results,
-    Verdict,
-    print_sites,
-    verdict,
-)
+from qat.report import Data, Results, Verdict, print_sites, verdict
 from qat.report.results.metric import Mode
 from qat.search import Allocation
 from qat.training.callbacks.export_onnx import ExportONNX
@@ -148,6 +142,11 @@ class Report(FitReport):
             self._restored_history = {}
             if not has_test_data(trainer, pl_module, self.dataloaders):
                 raise ValueError(NO_TEST_DATA)
+            ptq = find_callback(trainer, PTQBaselines)
+            if ptq is not None and (
+                twice := [name for name in self.other_runs if name in {**ptq.ladder, **ptq.outside}]
+            ):
+                raise ValueError(f"other_runs and PTQBaselines both have a row {twice[0]!r}: give one another name.")
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.history.state(), "scales": self.recorder.state()}

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import DoublePrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
@@ -64,6 +65,12 @@ def restore_bits(network: nn.Module, bits: int | None, staged: bool, fitting: bo
         )
     if bits is not None or staged:
         set_bits(network, bits)
+
+
+def make_room_for_double(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """With precision="64-true": Lightning does it after weights are restored, which would be rounded to float32."""
+    if isinstance(trainer.precision_plugin, DoublePrecision):
+        module.double()
 
 
 def what_was_prepared(float_network: nn.Module | None, channels: Mapping[str, int]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from qat.export.onnx.runtime import operator_shares
 from qat.export.onnx.saturation import EXACT
 from qat.export.verification import unverified_path
 from qat.integer import convert
+from qat.training.comparison import row_names
 from qat.training.comparison.divergence import divergence
 from qat.training.lightning.evaluation_data import find_test_dataloaders
 from qat.training.lightning.inputs import BatchToInputs, batch_as_in_evaluation, move_inputs
@@ -63,7 +64,7 @@ class Artefact:
     verification: Verification
     float_path: Path | None
     latency_ms: dict[str, dict[int, float]]
-    """"float", "quantized" and outside baselines by name: batch size -> median milliseconds in ONNX Runtime."""
+    """Row of the report, of those that are files of this fit: batch size -> median milliseconds in ONNX Runtime."""
     seconds: dict[str, float]
     """Durations of "export", "verification" and "latency"."""
     latency_shares: dict[str, float] = field(default_factory=dict)
@@ -166,12 +167,12 @@ def write_artefact(
         raise ValueError(diverged) from error
     start = time.perf_counter()
     example = tuple(x[:1] for x in next(test_inputs()))
-    files: dict[str, str | Path] = {"quantized": path}
+    files: dict[str, str | Path] = {row_names.ONNX_RUNTIME: path}
     if float_network is None:
         float_path = None
     elif float_path is not None:
         export_float_onnx(float_network, example, float_path)
-        files = {"float": float_path, **files}
+        files = {row_names.FLOAT: float_path, **files}
     files |= dict(other_files or {})
     latency_ms, shares = _timed(files, path, example) if time_it else ({}, {})
     seconds["latency"] = time.perf_counter() - start

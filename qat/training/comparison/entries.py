@@ -46,7 +46,7 @@ def float_entries(network: nn.Module, artefact: Artefact | None) -> list[Entry]:
     if artefact is None or artefact.float_path is None:
         return [Entry(name, "float", network, stored_bytes(network))]
     size = artefact.float_path.stat().st_size
-    return [Entry(name, "float", network, size, "file", latency_ms=artefact.latency_ms["float"])]
+    return [Entry(name, "float", network, size, "file", latency_ms=artefact.latency_ms[name])]
 
 
 def ptq_entries(networks: Mapping[str, nn.Module], seconds: Mapping[str, float]) -> list[Entry]:
@@ -95,7 +95,7 @@ def trained_entries(best: nn.Module, artefact: Artefact | None, seconds: float) 
     if artefact is None:
         return entries
     row = _file_entry(row_names.ONNX_RUNTIME, "qat_onnxruntime", artefact, seconds)
-    entries.append(replace(row, latency_ms=artefact.latency_ms["quantized"]))
+    entries.append(replace(row, latency_ms=artefact.latency_ms[row.name]))
     for file in artefact.targets:
         entries.append(_file_entry(row_names.target_row_name(file.target.name), "qat_target", file, seconds))
     return entries

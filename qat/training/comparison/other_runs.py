@@ -5,12 +5,12 @@ from __future__ import annotations
 from qat.report.results.allocation import OtherRun
 from qat.report.results.metric import MetricInfo
 from qat.report.text.allocation_tables import CERTAIN
-from qat.training.comparison.rows import Measured, compare_rows
+from qat.training.comparison.rows import Measured, compare_rows, of_artefact
 
 
 def compare_with_others(measured: Measured, info: MetricInfo) -> list[OtherRun]:
-    """The last row, which is nearest to the artefact, against each row of another run."""
-    last = measured[-1][0]
+    """The row of the artefact against each row of another run."""
+    last, _ = of_artefact(measured)
     found = []
     for entry, _ in measured:
         if entry.kind == "other_run":

@@ -31,14 +31,16 @@ def ptq_row_name(observer: Any) -> str:
     return f"PTQ {observer_label(observer)}"
 
 
-def check_row_name(name: str) -> None:
-    """Check that the name of a PTQ row cannot be taken for that of the float network or of QAT.
+def check_row_name(name: str, of: str = "PTQ") -> None:
+    """Check that the name of a row of somebody else's cannot be taken for that of the float network or of QAT.
+
+    of: what the row is of, for the sentence.
 
     Raises:
         ValueError: it can.
     """
     if not name.strip() or name.partition(" ")[0].lower() in [word.lower() for word in OURS]:
-        raise ValueError(f"the name {name!r} of a row of PTQ is that of another row: write for example 'PTQ {name}'.")
+        raise ValueError(f"the name {name!r} of a row of {of} is that of another row: write for example '{of} {name}'.")
 
 
 def target_row_name(target: str) -> str:

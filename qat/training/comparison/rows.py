@@ -68,6 +68,11 @@ def metric_info(metric: ReportMetric, measured: Measured) -> MetricInfo:
     return replace(info, errors=method or ("binomial" if info.percent else ""), chance=chance)
 
 
+def of_artefact(measured: Measured) -> tuple[Entry, Evaluation]:
+    """The last row, which is nearest to the artefact, before those of its files for further targets."""
+    return next(found for found in reversed(measured) if found[0].kind != "qat_target")
+
+
 def compare_rows(measured: Measured, first: str, second: str) -> PairedDifference | None:
     """Two rows on the same samples; None if their scores do not allow it, or the samples came in another order."""
     found = {entry.name: evaluation for entry, evaluation in measured}

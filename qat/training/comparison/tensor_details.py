@@ -20,7 +20,7 @@ from qat.quantizers import Mode, Quantizer
 from qat.report.results.details import Confusion, TensorDetail, TensorKind, Trajectories, Trajectory
 from qat.report.results.schema import IDENTICAL_DB
 from qat.training.comparison.batch_parts import first_output
-from qat.training.comparison.rows import Measured
+from qat.training.comparison.rows import Measured, of_artefact
 from qat.training.lightning.private_api import set_compiled_call
 from qat.training.loggers.log_results import log_point
 from qat.transform import mode, quantizers
@@ -221,8 +221,8 @@ class ScaleRecorder:
 
 
 def confusion(measured: Measured) -> Confusion | None:
-    """The confusion matrix of the last row, before those of further targets; None without classes, or with too many."""
-    row, found = next((e.name, evaluation) for e, evaluation in reversed(measured) if e.kind != "qat_target")
+    """The confusion matrix of the row of the artefact; None without classes, or with too many."""
+    entry, found = of_artefact(measured)
     predictions, labels = found.predictions, found.labels
     if predictions is None or labels is None or not len(labels) or labels.min() < 0:
         return None
@@ -230,4 +230,4 @@ def confusion(measured: Measured) -> Confusion | None:
     if classes > MOST_CLASSES:
         return None
     counts = torch.bincount(labels.long() * classes + predictions.long(), minlength=classes**2)
-    return Confusion(row, counts.reshape(classes, classes).tolist())
+    return Confusion(entry.name, counts.reshape(classes, classes).tolist())

@@ -32,6 +32,19 @@ def require_callback(trainer: Any, kind: type[C], needed_by: L.Callback) -> C:
     return callback
 
 
+def check_alone(trainer: Any, callback: L.Callback, instead: str) -> None:
+    """Check that a callback is the only one of its class, where others look for one alone, or two would do things twice.
+
+    instead: what to write, the end of a sentence.
+
+    Raises:
+        ValueError: there is another one.
+    """
+    number = sum(isinstance(other, type(callback)) for other in trainer.callbacks)
+    if number > 1:
+        raise ValueError(f"the Trainer has {number} callbacks {type(callback).__name__}: write one, {instead}.")
+
+
 class FitReport(L.Callback):
     """A callback that reports a fit at its end, and then raises what else `ExportONNX` would: that its file differs."""
 

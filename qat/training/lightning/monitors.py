@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from qat.capture import serves_call
@@ -82,6 +83,14 @@ def is_in_evaluation_mode(network: nn.Module) -> bool:
     Single layers in evaluation mode inside a network in training mode do not count: the user chose them.
     """
     return not network.training and any(isinstance(module, BatchNorm) for module in network.modules())
+
+
+def warn_of_learned_scales(network: nn.Module, epoch: int, warned: set[str]) -> None:
+    """Warn of learned scales with a fault, each once: `warned` holds the names of those that were."""
+    for name, quantizer in quantizers(network).items():
+        if name not in warned and (what := learned_scale_fault(quantizer)):
+            warned.add(name)
+            rank_zero_warn(f"epoch {epoch}: the learned scale of {quantizer.label!r} {what}")
 
 
 def learned_scale_fault(quantizer: Quantizer) -> str:

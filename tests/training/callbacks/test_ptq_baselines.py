@@ -9,8 +9,9 @@ from torch import Tensor
 from qat.export import OnnxRuntimeNetwork, QuantizeStatic
 from qat.ptq import AdaRound, Calibrate, CrossLayerEqualization
 from qat.report import read_results
-from qat.training.callbacks import PTQBaselines
-from qat.training.comparison.row_names import observer_label
+from qat.training.callbacks import ExportONNX, PTQBaselines
+from qat.training.comparison.row_names import ONNX_RUNTIME, observer_label
+from qat.transform import prepare
 from tests.training import user_modules
 from tests.training.callbacks.comparison_fits import MAKERS
 from tests.training.user_modules import LIGHTNING, Classifier, Data, trainer
@@ -23,6 +24,14 @@ def test_a_network_that_was_prepared_by_hand_has_no_baselines(tmp_path: Path) ->
     trainer(tmp_path, MAKERS["qat"](tmp_path)).fit(model, datamodule=Data())
     with pytest.raises(ValueError, match="PTQBaselines needs the float network, but it was prepared before"):
         trainer(tmp_path, MAKERS["qat"](tmp_path), PTQBaselines()).fit(model, datamodule=Data())
+
+
+def test_the_float_network_of_another_fit_is_not_taken_for_that_of_a_prepared_one(tmp_path: Path) -> None:
+    made, other = MAKERS["qat"](tmp_path), Classifier()
+    trainer(tmp_path, made, max_steps=1).fit(Classifier(), datamodule=Data())
+    other.net = prepare(other.net, "w4a4")
+    with pytest.raises(ValueError, match="PTQBaselines needs the float network, but it was prepared before"):
+        trainer(tmp_path, made, PTQBaselines(), max_steps=1).fit(other, datamodule=Data())
 
 
 def test_observers_have_names_for_people() -> None:
@@ -79,10 +88,17 @@ def test_a_list_of_passes_that_needs_a_graph_is_left_out_where_there_is_none(tmp
 
 @pytest.mark.slow
 def test_an_outside_baseline_is_a_row_that_counts_in_no_verdict(tmp_path: Path) -> None:
-    name = "ONNX Runtime quantize_static (W8A8)"
+    name = "quantized"
     ptq = PTQBaselines(["MinMax"], outside={name: QuantizeStatic()})
-    callbacks = [MAKERS["qat"](tmp_path), ptq, MAKERS["export"](tmp_path), MAKERS["report"](tmp_path)]
+    callbacks = [
+        MAKERS["qat"](tmp_path),
+        ptq,
+        export := ExportONNX(tmp_path / "model.onnx"),
+        MAKERS["report"](tmp_path),
+    ]
     trainer(tmp_path, *callbacks).fit(Classifier(), datamodule=Data())
+    assert export.artefact is not None
+    assert export.artefact.latency_ms.keys() == {ONNX_RUNTIME, name}
     results = read_results(tmp_path / "results.json")
     rows = {row.name: row for row in results.rows}
     assert list(rows)[:3] == ["float", "PTQ min-max", name]

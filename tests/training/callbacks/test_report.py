@@ -2,16 +2,22 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qat.report import read_results
-from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
+from qat.report.results.metric import MetricInfo
+from qat.training.callbacks import ExportONNX, OscillationControl, PTQBaselines, QuantizationAwareTraining, Report
+from qat.training.comparison.entries import Entry
+from qat.training.comparison.evaluate import Evaluation
+from qat.training.comparison.other_runs import compare_with_others
 from qat.transform import load_policy, prepare, quantizers
 from tests.training.callbacks.comparison_fits import MAKERS, ROW_NAMES, callback_of, fit
 from tests.training.user_modules import LIGHTNING, Classifier, Data, ModuleAsNetwork, images, trainer
@@ -43,6 +49,45 @@ def test_four_callbacks_report_on_anybodys_module(kind: type[Classifier], tmp_pa
     assert len(results.training.val_top1) == 2
     assert "QAT in ONNX Runtime" in (tmp_path / "report.md").read_text()
     assert isinstance(model, kind)
+
+
+TWICE: dict[str, tuple[Callable[[Path], L.Callback], str]] = {
+    "QuantizationAwareTraining": (MAKERS["qat"], "write one, network='' for all networks"),
+    "PTQBaselines": (MAKERS["ptq"], "write one, whose ladder has all lists of passes"),
+    "ExportONNX": (MAKERS["export"], "write one, whose targets are all further files"),
+    "OscillationControl": (lambda path: OscillationControl(), "write one, with dampening and freezing both"),
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_two_callbacks_of_one_kind_are_refused(kind: str, tmp_path: Path) -> None:
+    make, instead = TWICE[kind]
+    both = [make(tmp_path), make(tmp_path)]
+    others = [] if kind == "QuantizationAwareTraining" else [MAKERS["qat"](tmp_path)]
+    with pytest.raises(ValueError, match=f"^the Trainer has 2 callbacks {kind}: {instead}"):
+        trainer(tmp_path, *others, *both).fit(Classifier(), datamodule=Data())
+
+
+def test_rows_of_other_runs_have_files_and_names_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.onnx does not exist: write the file"):
+        Report(other_runs={"a": tmp_path / "gone.onnx"})
+    (file := tmp_path / "other.onnx").write_bytes(b"")
+    with pytest.raises(ValueError, match="the name 'QAT integer' of a row of other runs is that of another row"):
+        Report(other_runs={"QAT integer": file})
+    report = Report(tmp_path, other_runs={"PTQ MSE": file})
+    with pytest.raises(
+        ValueError, match="other_runs and PTQBaselines both have a row 'PTQ MSE': give one another name"
+    ):
+        trainer(tmp_path, MAKERS["qat"](tmp_path), PTQBaselines(), report).fit(Classifier(), datamodule=Data())
+
+
+def test_another_run_is_compared_with_the_artefact_and_not_with_a_further_target() -> None:
+    def entry(kind: str, size: int) -> Any:
+        return Entry(kind, kind, nn.Identity(), size), Evaluation({}, None)  # type: ignore[arg-type]
+
+    measured = [entry("other_run", 30), entry("qat_onnxruntime", 20), entry("qat_target", 10)]
+    (found,) = compare_with_others(measured, MetricInfo("top-1", "%", "max", True))
+    assert (found.row, found.size_bytes, found.other_size_bytes) == ("qat_onnxruntime", 20, 30)
 
 
 @pytest.mark.slow
