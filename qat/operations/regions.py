@@ -54,8 +54,8 @@ def _roots(found: Mapping[fx.Node, Operation]) -> dict[fx.Node, fx.Node]:
     roots: dict[fx.Node, fx.Node] = {}
     for node, operation in found.items():
         sources = {roots.get(n, n) for n in operation.inputs}
-        if len(sources) != 1:
-            continue
+        if len(sources) != 1 or not set(node.all_input_nodes) <= set(operation.inputs):
+            continue  # several tensors, or a size takes part
         starts = isinstance(operation, Elementwise | Multiply | Add)
         goes_on = isinstance(operation, Rectify) and operation.inputs[0] in roots
         two_of_one = isinstance(operation, Float) and operation.elementwise and len(operation.inputs) == 2

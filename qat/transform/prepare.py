@@ -27,7 +27,7 @@ from qat.nn import is_layer
 from qat.operations import CHECKS, call_of
 from qat.quantizers import Mode, Quantizer
 from qat.structure import describe_architecture
-from qat.torch_private import tree_leaves
+from qat.torch_private import tree_leaves, tree_map
 from qat.transform.check_model import check_model
 from qat.transform.example import Example, LazyExample, arguments_of, describe_example
 from qat.transform.inspect import weights_in_float
@@ -231,7 +231,7 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: 
     kwargs = {**implied_arguments(prepared), **kwargs}
     expected = _leaves_of_the_float_model(model, args, kwargs)
     with _as_in_a_graph(prepared), mode(prepared, Mode.OFF):
-        found = tree_leaves(prepared(*args, **kwargs))
+        found = tree_leaves(prepared(*_copies(args), **_copies(kwargs)))
     if len(expected) == len(found) and all(map(_same if exact else _close, expected, found)):
         return
     if not all(map(_same, expected, _leaves_of_the_float_model(model, args, kwargs))):
@@ -241,20 +241,24 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: 
         )
     raise ValueError(
         f"the captured graph of {type(model).__name__} does not compute what its forward computes on the example inputs: "
-        "its forward depends on values, or changes in place (x *= 2) what it reads again under another name; move such "
-        "branches out of forward, write x = x * 2, or prepare its submodules one by one."
+        "its forward depends on values; move such branches out of forward, or prepare its submodules one by one."
     )
 
 
 def _leaves_of_the_float_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     try:
         with _as_in_a_graph(model):
-            return tree_leaves(model(*args, **kwargs))
+            return tree_leaves(model(*_copies(args), **_copies(kwargs)))
     except Exception as error:
         said = str(error).partition("\n")[0]
         raise ValueError(
             f"{type(model).__name__} itself cannot run on the example inputs ({said}): write them as its forward is called."
         ) from error
+
+
+def _copies(arguments: Any) -> Any:
+    """The arguments with copies of their tensors, which forward may overwrite."""
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
 
 
 @contextmanager

@@ -648,23 +648,6 @@ def test_branches_on_training_are_warned_of_without_example_inputs() -> None:
     assert any("branches on self.training" in note for note in qat.inspect(prepared).notes)
 
 
-def test_a_change_in_place_that_somebody_reads_again_is_refused() -> None:
-    """torch.fx traces `x *= 2` as a product of its own."""
-
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = kept = self.a(x)
-            x *= 2
-            return self.b(x) + kept
-
-    with pytest.raises(ValueError, match=r"or changes in place \(x \*= 2\) what it reads again under another name"):
-        prepare(Scaled().eval(), "w8a8", torch.randn(2, 4))
-
-
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from qat.capture.exported.aten import dropout_function, to_torch
 from qat.capture.graphs.arguments import call_arguments, called_by_name, nest_inputs, take_all_arguments
 from qat.capture.graphs.call_format import CallFormat
+from qat.capture.graphs.in_place import overwritten, overwritten_and_read_again
 from qat.capture.graphs.rewriting import erase_unused
 from qat.capture.state.attributes import Attributes
 from qat.capture.traced.autograd_functions import functions_that_are_called
@@ -22,7 +23,6 @@ from qat.contexts import quiet, training_mode
 from qat.operations import is_label, without_labels
 from qat.torch_private import (
     HigherOrderOperator,
-    Operator,
     TreeSpec,
     tree_flatten,
     tree_leaves,
@@ -59,7 +59,7 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
             program = torch.export.export(model, given, dynamic_shapes=dynamic, strict=False)
         finally:
             attributes.restore()
-        if _overwrites_what_is_read(program.graph):
+        if _overwrites(model, program.graph):
             program = _without_overwriting(program)
     unlifted = program.module(check_guards=False)
     assert isinstance(unlifted, fx.GraphModule)
@@ -235,17 +235,10 @@ def _without_overwriting(program: torch.export.ExportedProgram) -> torch.export.
     return program
 
 
-def _overwrites_what_is_read(graph: fx.Graph) -> bool:
-    """Whether an operation overwrites a tensor that is read later, under its own name or that of a view."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        name = str(node.target).removeprefix("aten.").partition(".")[0]
-        if isinstance(node.target, Operator) and name.endswith("_") and not name.endswith("__"):
-            changed = node.all_input_nodes[0]
-            is_view = isinstance(changed.target, Operator) and changed.target.is_view
-            if is_view or not node.users or any(order[user] > order[node] for user in changed.users):
-                return True
-    return False
+def _overwrites(model: nn.Module, graph: fx.Graph) -> bool:
+    """Whether operations overwrite what is read later, under whatever name, or what only the caller or the model reads."""
+    changing = [node for node in graph.nodes if overwritten(model, node) is not None]
+    return not all(node.users for node in changing) or overwritten_and_read_again(model, graph) is not None
 
 
 def is_plain(spec: TreeSpec) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qat.capture.graphs.arguments import Arguments, called_by_name, is_fixed_value, required_arguments
+from qat.capture.graphs.in_place import OPERATORS
 from qat.capture.graphs.rewriting import erase_unused
 from qat.capture.state.attributes import NotInGraphError
 from qat.capture.traced.autograd_functions import functions_as_nodes
@@ -132,7 +133,7 @@ def traced(model: nn.Module, training: bool, given: Arguments | None = None) -> 
     if not names:
         raise TypeError("all arguments of forward are optional")
     by_name = called_by_name(model, names, fixed, around=call_with_hooks)
-    with training_mode(model, training), by_name, functions_as_nodes(), _buffers_kept():
+    with training_mode(model, training), by_name, functions_as_nodes(), _buffers_kept(), _operators_in_place():
         tracer = Tracer()
         graph = tracer.trace(model)
     erase_unused([n for n in graph.nodes if n.target is assert_function or n.op == "get_attr"])
@@ -164,6 +165,27 @@ def _buffers_kept() -> Iterator[None]:
         yield
     finally:
         nn.Module.__setattr__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _operators_in_place() -> Iterator[None]:
+    """Inside the `with`, x += y overwrites x, under all its names; torch.fx would write x = x + y."""
+
+    def in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: fx.Proxy, y: Any) -> Any:
+            name = OPERATORS[function].__name__
+            return x.tracer.create_proxy("call_function", function, (x, y), {}, name=name)
+
+        return call
+
+    names = {f"__{function.__name__}__": in_place(function) for function in OPERATORS}
+    for name, method in names.items():
+        setattr(fx.Proxy, name, method)
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(fx.Proxy, name)
 
 
 def _is_asserting(frame: FrameType) -> bool:
