@@ -16,7 +16,7 @@ from qat.reading.checkpoint import read_checkpoint
 from qat.reading.malformed import malformed
 from qat.transform.class_names import import_path, only_known_classes
 from qat.transform.policy import Policy
-from qat.transform.policy_record import BUILT_FROM_KEY, CHECKPOINT_KEY
+from qat.transform.policy_record import BUILT_FROM_KEY, CHECKPOINT_KEY, check_not_weights_alone
 from qat.transform.presets import load_policy
 
 NETWORKS = (qat.models.LeNet5, qat.models.ResNetCifar, qat.models.torchvision_model)
@@ -61,6 +61,7 @@ class CheckpointRecord:
             raise FileNotFoundError(f"checkpoint {path} does not exist: give a .ckpt file that a fit wrote.")
         content = read_checkpoint(path)
         if not isinstance(content, dict) or CHECKPOINT_KEY not in content or "state_dict" not in content:
+            check_not_weights_alone(content, f"checkpoint {path}")
             raise ValueError(
                 f"checkpoint {path} holds no policy, so no quantizers: load it into the float network, "
                 "model.load_state_dict(torch.load(path)['state_dict']), and give that to qat.prepare."

@@ -69,6 +69,22 @@ def _with(way: str) -> str:
     return way if way == "layer by layer" else f"with {way}"
 
 
+def check_not_weights_alone(content: Any, what: str) -> None:
+    """Check that a checkpoint without a record is not one of a prepared network.
+
+    content: of the checkpoint. what: it, the beginning of a sentence.
+
+    Raises:
+        ValueError: it has the scales of quantizers: Lightning leaves out what callbacks keep if weights alone are saved.
+    """
+    state = content.get("state_dict") if isinstance(content, Mapping) else None
+    if isinstance(state, Mapping) and any("quantizer." in str(name) for name in state):
+        raise ValueError(
+            f"{what} holds weights and scales, and not the policy that they belong to: write "
+            "ModelCheckpoint(save_weights_only=False), which keeps it."
+        )
+
+
 def check_same_policy(found: Any, mine: Policy, what: str) -> None:
     """Check that two policies quantize alike. Their names do not matter.
 

@@ -28,6 +28,7 @@ from qat.export.onnx.saturation import EXACT, needs_exact_sums
 from qat.export.stopwatch import Timing, time_in_turns
 from qat.export.verification import DamagedFileError
 from qat.reading.malformed import reason
+from qat.torch_private import tree_map_only
 
 APPENDED = re.compile(r"(_real)?(_nchwc)?(_token_\d+)?$")
 """What the exporter and the runtime append to the name of a layer."""
@@ -179,7 +180,7 @@ def time_files(
     sessions = {name: session(path, threads, spinning=False) for name, path in paths.items()}
     result: dict[str, dict[int, Timing]] = {name: {} for name in paths}
     for size in batch_sizes:
-        batch = tuple(x[:1].expand(size, *x.shape[1:]).contiguous() for x in examples)
+        batch = _repeated(examples, size)
         calls = {name: partial(s.run, None, feeds(s, batch)) for name, s in sessions.items()}
         for name, timing in time_in_turns(calls, rounds, clock=clock).items():
             result[name][size] = timing
@@ -204,7 +205,7 @@ def operator_shares(
     fastest: dict[tuple[str, str], float] = {}
     with tempfile.TemporaryDirectory() as folder:
         profiled = session(path, threads, spinning=False, profile=Path(folder))
-        given = feeds(profiled, tuple(x[:1].expand(batch, *x.shape[1:]).contiguous() for x in example_inputs))
+        given = feeds(profiled, _repeated(example_inputs, batch))
         for _ in range(rounds):
             profiled.run(None, given)
         events = json.loads(Path(profiled.end_profiling()).read_text())
@@ -218,6 +219,16 @@ def operator_shares(
         operator = f"{APPENDED.sub('', name)} ({kind})"
         shares[operator] = shares.get(operator, 0.0) + duration / total
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def _repeated(inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+    """The arguments of a network, nested or not, with the first sample `size` times; what has no samples stays."""
+
+    def repeat(x: Tensor) -> Tensor:
+        return x[:1].expand(size, *x.shape[1:]).contiguous() if x.ndim else x
+
+    repeated: tuple[Any, ...] = tree_map_only(Tensor, repeat, inputs)
+    return repeated
 
 
 def feeds(session: Any, inputs: Sequence[Any]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from qat.integer import convert
 from qat.training.callbacks.pruning import Pruning
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
-from qat.training.comparison.artefact import Artefact, positional_test_inputs, write_artefact
+from qat.training.comparison.artefact import Artefact, one_sample, positional_test_inputs, write_artefact
 from qat.training.comparison.best_model import best_model
 from qat.training.lightning.callback_lookup import FitReport, check_alone, find_callback, require_callback
 from qat.training.lightning.evaluation_data import NO_TEST_DATA, has_test_data
@@ -123,7 +123,7 @@ class ExportONNX(L.Callback):
         with tempfile.TemporaryDirectory() as folder:
             integer = convert(copy_model(qat.network_of(pl_module)).cpu().float())
             for target, path in {TARGETS[0]: self.path, **self.targets}.items():
-                target.write(integer, tuple(x[:1] for x in example), Path(folder) / path.name)
+                target.write(integer, one_sample(example), Path(folder) / path.name)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         def export_without_result() -> None:  # `run_on_rank_zero` sends results to the other processes

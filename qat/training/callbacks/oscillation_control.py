@@ -42,7 +42,7 @@ class OscillationControl(NetworkExtension):
     codes of another width say nothing about it, and nothing stays frozen.
 
     Needs a `QuantizationAwareTraining` beside it, in any order. The counts are in the state_dict, beside each quantizer, and
-    the schedules depend on the step only, so a resumed fit continues exactly.
+    the schedules depend on the progress of the fit only, so a resumed fit continues exactly.
 
         OscillationControl()                        # counts
         OscillationControl(dampening=(0.0, 0.1))    # the paper's schedules
@@ -52,8 +52,7 @@ class OscillationControl(NetworkExtension):
     gradient from frozen weights other than LSQ's, which is that of a weight that does not move with it.
 
     Args:
-        dampening: weight of the dampening loss: a number, or (first, last), half a cosine over the steps of the fit. None: no
-            dampening.
+        dampening: weight of the dampening loss: a number, or (first, last), half a cosine over the fit. None: no dampening.
         freezing: frequency above which a weight is frozen: a number, or (first, last). None: no freezing.
         momentum: momentum of the frequencies: 0.01 looks back about 100 steps.
         threshold: frequency above which a weight is reported as oscillating.
@@ -149,18 +148,20 @@ class OscillationControl(NetworkExtension):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         if self.dampening is None:
             return
-        factor = scheduled_value(self.dampening, trainer)
+        factor = scheduled_value(self.dampening, trainer, trainer.fit_loop.batch_idx)
         updated = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for weight in self._counted_weights(pl_module):
             if weight.value.grad is not None and id(weight.value) in updated:
                 weight.value.grad.add_(dampening_gradient(weight.quantizer, weight.value), alpha=factor)
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step == self._last_counted_step:  # the optimizer has not stepped: gradients accumulate
             return
         self._last_counted_step = trainer.global_step
-        threshold = None if self.freezing is None else scheduled_value(self.freezing, trainer)
+        threshold = None if self.freezing is None else scheduled_value(self.freezing, trainer, batch_idx + 1)
         for weight in self._counted_weights(pl_module):
             weight.oscillations.step(weight.codes(), self.momentum)
             if threshold is not None:

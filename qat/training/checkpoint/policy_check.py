@@ -18,7 +18,7 @@ from torch import nn
 from qat.reading.bounds import check_nesting
 from qat.transform import Policy, set_bits
 from qat.transform.checkpoint_record import MAX_PLAIN_VALUES
-from qat.transform.policy_record import CHECKPOINT_KEY, check_same_policy
+from qat.transform.policy_record import CHECKPOINT_KEY, check_not_weights_alone, check_same_policy
 
 
 def check_policy(checkpoint: Mapping[str, Any], policy: Policy) -> int | None:
@@ -28,7 +28,7 @@ def check_policy(checkpoint: Mapping[str, Any], policy: Policy) -> int | None:
         The bits of the stage in which it was written; None if they are the policy's.
 
     Raises:
-        ValueError: it holds a network without quantizers, or one that was prepared with another policy.
+        ValueError: it holds a network without quantizers or their policy, or one that was prepared with another policy.
     """
     record = checkpoint.get(CHECKPOINT_KEY)
     if record is not None and not (isinstance(record, Mapping) and isinstance(record.get("policy"), Mapping)):
@@ -36,6 +36,7 @@ def check_policy(checkpoint: Mapping[str, Any], policy: Policy) -> int | None:
             "the record of its quantizers in the checkpoint has no policy: give one that a fit has written."
         )
     if record is None:
+        check_not_weights_alone(checkpoint, "the checkpoint")
         raise ValueError(
             "the checkpoint holds a network without quantizers: load it into the LightningModule before the fit, "
             "model.load_state_dict(torch.load(path)['state_dict']), and do not pass it as ckpt_path."

@@ -29,6 +29,7 @@ from qat.export.onnx.runtime import operator_shares
 from qat.export.onnx.saturation import EXACT
 from qat.export.verification import unverified_path
 from qat.integer import convert
+from qat.torch_private import tree_map_only
 from qat.training.comparison import row_names
 from qat.training.comparison.divergence import divergence
 from qat.training.lightning.evaluation_data import find_test_dataloaders
@@ -111,7 +112,7 @@ def write_verified(
     """
     unverified = unverified_path(path)
     start = time.perf_counter()
-    target.write(integer, tuple(x[:1] for x in next(test_inputs())), unverified)
+    target.write(integer, one_sample(next(test_inputs())), unverified)
     written = time.perf_counter()
     verification = target.verify(unverified, integer, test_inputs(), prepared)
     seconds = {"export": written - start, "verification": time.perf_counter() - written}
@@ -166,7 +167,7 @@ def write_artefact(
             raise
         raise ValueError(diverged) from error
     start = time.perf_counter()
-    example = tuple(x[:1] for x in next(test_inputs()))
+    example = one_sample(next(test_inputs()))
     files: dict[str, str | Path] = {row_names.ONNX_RUNTIME: path}
     if float_network is None:
         float_path = None
@@ -226,6 +227,12 @@ def _log_verification(artefact: Artefact) -> None:
             len(saturating),
             saturating[0],
         )
+
+
+def one_sample(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a network with the first sample of a batch; what is no tensor, and has no samples, stays."""
+    sample: tuple[Any, ...] = tree_map_only(Tensor, lambda x: x[:1] if x.ndim else x, inputs)
+    return sample
 
 
 def positional_test_inputs(

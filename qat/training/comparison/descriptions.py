@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sized
 from typing import Any
 
 import lightning as L
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from qat.capture import copy_model
 from qat.report import Data, Environment, SiteInfo, VerificationResult
-from qat.training.comparison.artefact import Artefact
+from qat.torch_private import tree_leaves
+from qat.training.comparison.artefact import Artefact, one_sample
 from qat.training.comparison.batch_parts import first_output
 from qat.training.comparison.verification_record import verification_record
 from qat.training.lightning.evaluation_data import find_test_dataloaders
@@ -61,7 +62,7 @@ def describe_data(
     with seeded(0, loaders):
         given = inputs(batch_as_in_evaluation(trainer, module, next(iter(loaders[0])), torch.device("cpu")))
     arguments = positional_arguments(network, given)
-    sample = next(x for x in arguments if isinstance(x, Tensor))
+    sample = next(x for x in tree_leaves(arguments) if isinstance(x, Tensor))
     shape = tuple(sample.shape[1:])
     return Data(
         name=type(source).__name__,
@@ -75,11 +76,10 @@ def describe_data(
     )
 
 
-def _count_classes(network: nn.Module, arguments: Sequence[Any]) -> int | None:
+def _count_classes(network: nn.Module, arguments: tuple[Any, ...]) -> int | None:
     """The classes of the output for one sample: the channels of an image, else the last dimension; None if it is one number."""
-    one = (x[:1] if isinstance(x, Tensor) and x.ndim else x for x in arguments)
     with torch.no_grad():
-        output = first_output(copy_model(network).cpu().eval()(*one))
+        output = first_output(copy_model(network).cpu().eval()(*one_sample(arguments)))
     if not isinstance(output, Tensor) or output.ndim < 2:
         return None
     classes = int(output.shape[1 if output.ndim > 3 else -1])

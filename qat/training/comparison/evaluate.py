@@ -100,7 +100,7 @@ def evaluate(
         batches: how many batches to measure. None: all.
 
     Raises:
-        ValueError: there are no test data.
+        ValueError: there are no test data, or test_step does not run the network.
     """
     datamodule = getattr(trainer, "datamodule", None)
     if not has_test_data(trainer, module, dataloaders):
@@ -125,6 +125,12 @@ def evaluate(
             for handle in handles:
                 handle.remove()
     metrics = {name: float(value) for of_dataloader in logged for name, value in of_dataloader.items()}
+    if reading is not None and reading.batches and not reading.seen:
+        where = f"its submodule {network_name!r}" if network_name else "its own forward"
+        raise ValueError(
+            f"test_step of {type(module).__name__} does not run the network that is measured, {where}: call it there, as "
+            "training_step does, or leave Report out."
+        )
     found = Evaluation(metrics, torch.cat(predictions) if predictions else None)
     return found if reading is None else _with_metric(found, reading)
 

@@ -34,7 +34,7 @@ class History:
             self.started = time.perf_counter()
 
     def end_epoch(self, trainer: L.Trainer) -> None:
-        """Append the values of an epoch; None for one that was not logged."""
+        """Append the last values that were logged; None before the first."""
         for name, curve in (
             (self.val_top1_name, self.val_top1),
             (self.val_loss_name, self.val_loss),

@@ -40,6 +40,7 @@ class Reading(L.Callback):
         found: the torchmetrics object in the module whose value is logged; only looked for if its path is not known.
         path: its name in the module.
         seen: whether the network ran at all.
+        batches: how many there were.
     """
 
     metric: ReportMetric
@@ -50,6 +51,7 @@ class Reading(L.Callback):
     found: Metric | None = None
     path: str = ""
     seen: bool = False
+    batches: int = 0
     _kept: int = 0
     _where: str = "a test batch"
     _last: Any = None
@@ -126,7 +128,7 @@ class Reading(L.Callback):
         return self.metric.identified(value, self.found, self.path, correct)
 
     def on_test_batch_start(self, _trainer: Any, _pl_module: Any, _batch: Any, batch_idx: int, *_: Any) -> None:
-        self._where = f"test batch {batch_idx}"
+        self._where, self.batches = f"test batch {batch_idx}", self.batches + 1
 
     def _note_output(self, _network: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         for name, part in Call(inputs, {}).float_parts:

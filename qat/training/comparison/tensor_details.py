@@ -19,6 +19,7 @@ from qat.contexts import training_mode
 from qat.quantizers import Mode, Quantizer
 from qat.report.results.details import Confusion, TensorDetail, TensorKind, Trajectories, Trajectory
 from qat.report.results.schema import IDENTICAL_DB
+from qat.torch_private import tree_map_only
 from qat.training.comparison.batch_parts import first_output
 from qat.training.comparison.rows import Measured, of_artefact
 from qat.training.lightning.private_api import set_compiled_call
@@ -43,7 +44,8 @@ def first_samples(network: nn.Module, batches: Generator[Any]) -> tuple[Any, ...
     with closing(batches):
         given = next(batches, None)
     arguments = () if given is None else positional_arguments(network, given)
-    return tuple(x[:FEW_SAMPLES].detach().cpu() if isinstance(x, Tensor) and x.ndim else x for x in arguments)
+    few: tuple[Any, ...] = tree_map_only(Tensor, lambda x: (x[:FEW_SAMPLES] if x.ndim else x).detach().cpu(), arguments)
+    return few
 
 
 @torch.no_grad()

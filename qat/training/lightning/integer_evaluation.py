@@ -18,7 +18,7 @@ from qat.transform import bits_in_force
 
 
 class IntegerEvaluation:
-    """Integer models of a prepared network, converted again when the network has changed."""
+    """Integer models of a prepared network during an evaluation, converted again when the network has changed."""
 
     def __init__(self) -> None:
         self._converted: dict[bool, nn.Module] = {}
@@ -57,7 +57,7 @@ class IntegerEvaluation:
         return self._converted[with_loss]
 
     def forget(self) -> None:
-        """Free the integer models."""
+        """Free the integer models: what changes a weight through its `data` before the next evaluation is not noticed."""
         self._converted, self._state = {}, None
 
 

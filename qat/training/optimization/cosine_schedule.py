@@ -8,8 +8,10 @@ from typing import Any
 
 import lightning as L
 
+from qat.training.lightning.fit_progress import fraction_of_fit
+
 Schedule = float | Sequence[float]
-"""A number, or (first, last): half a cosine from `first` to `last` over the steps of the fit."""
+"""A number, or (first, last): half a cosine from `first` to `last` over the fit."""
 
 ParsedSchedule = float | tuple[float, float]
 
@@ -38,11 +40,14 @@ def parse_schedule(name: str, schedule: Any, highest: float, example: str) -> Pa
     return (values[0], values[1]) if is_pair else values[0]
 
 
-def scheduled_value(schedule: ParsedSchedule, trainer: L.Trainer) -> float:
-    """The value of the schedule at the current step of the fit."""
+def scheduled_value(schedule: ParsedSchedule, trainer: L.Trainer, batch_idx: int) -> float:
+    """The value of the schedule when batch `batch_idx` of the current epoch begins.
+
+    Steps do not tell how far a fit is: with manual optimization a batch may have several, or none.
+    """
     if not isinstance(schedule, tuple):
         return schedule
-    return cosine_between(*schedule, progress=trainer.global_step / trainer.estimated_stepping_batches)
+    return cosine_between(*schedule, progress=fraction_of_fit(trainer, batch_idx))
 
 
 def cosine_between(first: float, last: float, progress: float) -> float:

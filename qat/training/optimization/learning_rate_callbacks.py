@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
 from torch.optim import Optimizer
@@ -10,6 +11,9 @@ from torch.optim import Optimizer
 from qat.training.lightning.private_api import get_swa_rates, set_swa_rates
 from qat.training.optimization.scale_optimizer import QUANTIZER_GROUP
 from qat.training.optimization.scheduler_values import was_split
+
+_given_rates: WeakKeyDictionary[StochasticWeightAveraging, float | list[float]] = WeakKeyDictionary()
+"""The rates that the user gave to each callback."""
 
 
 def check_separate_learning_rates(trainer: Any) -> None:
@@ -42,7 +46,8 @@ def scale_swa_learning_rates(trainer: Any, lr_ratio: float) -> None:
     """Give StochasticWeightAveraging a learning rate for each group that the optimizer has after `split_parameter_groups`."""
     for callback in trainer.callbacks:
         if isinstance(callback, StochasticWeightAveraging) and len(trainer.optimizers) == 1:
-            set_swa_rates(callback, _rate_of_each_group(get_swa_rates(callback), trainer.optimizers[0], lr_ratio))
+            rates = _given_rates.setdefault(callback, get_swa_rates(callback))  # an earlier fit has changed them
+            set_swa_rates(callback, _rate_of_each_group(rates, trainer.optimizers[0], lr_ratio))
 
 
 def _rate_of_each_group(rates: float | list[float], optimizer: Optimizer, lr_ratio: float) -> list[float]:

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop, Rprop
+from torch.optim import Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-NORMALIZING = (Adam, Adamax, NAdam, RAdam, RMSprop, Rprop)
-"""Optimizers whose steps do not depend on the size of the gradient. AdamW is an Adam."""
+NORMALIZING = (Adadelta, Adagrad, Adam, Adamax, NAdam, RAdam, RMSprop, Rprop)
+"""Optimizers whose steps do not depend on the size of the gradient. AdamW is an Adam; Adafactor takes the
+size of the parameter into account itself."""
 
 
 def step_relatively(optimizer: Optimizer, scales: Sequence[Tensor]) -> None:

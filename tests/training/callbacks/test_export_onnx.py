@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
 
 import qat
 from qat.export import QuantizeStatic
 from qat.training.callbacks import ExportONNX, PTQBaselines, QuantizationAwareTraining, Report
 from tests.training.callbacks.comparison_fits import MAKERS, callback_of
-from tests.training.user_modules import LIGHTNING, Classifier, Data, trainer
+from tests.training.user_modules import LIGHTNING, Classifier, Data, Net, trainer
 
 pytestmark = LIGHTNING
 
@@ -41,6 +42,34 @@ def test_the_best_checkpoint_is_what_is_exported(others: dict[str, Any], tmp_pat
     assert results.training.best_epoch == 1
     exported = callback_of(fitting, ExportONNX).artefact.network()
     assert len(exported(Data().test.tensors[0]).argmax(1).unique()) > 1
+
+
+def test_arguments_that_are_no_tensors_and_nested_ones_are_written_and_timed(tmp_path: Path) -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, pair: tuple[Tensor, Tensor], factor: float | None = None) -> Tensor:
+            return self.net(pair[0] + pair[1]) if factor is None else self.net(pair[0]) * factor
+
+    class Module(Classifier):
+        def __init__(self) -> None:
+            super().__init__(lr=1e-4)
+            self.net = Optional()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net((x, x), None)
+
+    callbacks = [
+        QuantizationAwareTraining("w8a8", inputs=lambda batch: ((batch[0], batch[0]), None)),
+        MAKERS["export"](tmp_path),
+    ]
+    trainer(tmp_path, *callbacks, max_steps=1).fit(Module(), datamodule=Data())
+    artefact = callbacks[1].artefact
+    assert artefact is not None
+    assert artefact.verification.passed
+    assert artefact.latency_ms
 
 
 def test_without_a_best_checkpoint_the_last_weights_are_exported(tmp_path: Path) -> None:

@@ -248,7 +248,8 @@ def test_each_width_of_progressive_bits_is_counted_from_its_start(first: int, tm
     assert narrow[-1] > 0 or first == FLOAT  # a network that has learned in float hardly moves any more
 
 
-def test_the_schedule_is_half_a_cosine_over_the_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Classifier, Manual], ids=["one step a batch", "two optimizers, two steps"])
+def test_the_schedule_is_half_a_cosine_over_the_fit(kind: type[Classifier], tmp_path: Path) -> None:
     used: list[float] = []
 
     class Noting(Oscillations):
@@ -260,7 +261,7 @@ def test_the_schedule_is_half_a_cosine_over_the_steps(tmp_path: Path) -> None:
             super().on_prepared(pl_module, network)
             counted(network)["head"][2].__class__ = Noting
 
-    trainer(tmp_path, callback(), Noted(freezing=[0.1, 0.01]), epochs=2).fit(Classifier(), datamodule=Data())
+    trainer(tmp_path, callback(), Noted(freezing=[0.1, 0.01]), epochs=2).fit(kind(), datamodule=Data())
     expected = 0.01 + 0.09 * (1 + np.cos(np.pi * np.arange(1, 9) / 8)) / 2
     assert used == pytest.approx(expected.tolist())
     assert cosine_between(0.0, 0.1, 7.0) == pytest.approx(0.1)

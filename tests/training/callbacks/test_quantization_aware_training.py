@@ -12,6 +12,7 @@ from qat.quantizers import LSQ, Static
 from qat.training.callbacks import QuantizationAwareTraining
 from qat.training.lightning.inputs import first_tensor
 from qat.transform import is_prepared, load_policy, quantizers
+from qat.transform.load_checkpoint import load_checkpoint
 from tests.training.user_modules import LIGHTNING, Classifier, Data, Manual, ModuleAsNetwork, images, trainer
 
 pytestmark = LIGHTNING
@@ -207,6 +208,18 @@ def test_a_float_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> None:
     fitting.save_checkpoint(tmp_path / "float.ckpt")
     with pytest.raises(ValueError, match="the checkpoint holds a network without quantizers: load it into"):
         trainer(tmp_path, qat(), epochs=2).fit(Classifier(), datamodule=Data(), ckpt_path=tmp_path / "float.ckpt")
+
+
+def test_a_checkpoint_of_weights_alone_is_called_that(tmp_path: Path) -> None:
+    model = Classifier()
+    fitting = trainer(tmp_path, qat(), max_steps=1)
+    fitting.fit(model, datamodule=Data())
+    fitting.save_checkpoint(path := tmp_path / "weights.ckpt", weights_only=True)
+    said = r"holds weights and scales, and not the policy that they belong to: write ModelCheckpoint\(save_weights_only=False\)"
+    with pytest.raises(ValueError, match=f"^the checkpoint {said}"):
+        fitting.test(model, datamodule=Data(), ckpt_path=path)
+    with pytest.raises(ValueError, match=rf"^checkpoint .*weights\.ckpt {said}"):
+        load_checkpoint(path, Classifier)
 
 
 def test_a_network_that_was_prepared_otherwise_is_refused(tmp_path: Path) -> None:

@@ -190,6 +190,23 @@ def test_a_metric_that_is_not_logged_is_answered_with_those_that_are(tmp_path: P
     assert not (tmp_path / "results.json").exists()
 
 
+def test_a_test_step_that_does_not_run_the_network_is_refused(tmp_path: Path) -> None:
+    class Elsewhere(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.average = copy.deepcopy(self.net)
+
+        def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+            self.accuracy(self.average(batch[0]), batch[1])
+            self.log("test/top1", self.accuracy)
+
+    callbacks = [QuantizationAwareTraining("w4a4", network="net"), Report(tmp_path)]
+    with pytest.raises(
+        ValueError, match=r"^test_step of Elsewhere does not run the network that is measured, its submodule"
+    ):
+        trainer(tmp_path, *callbacks).fit(Elsewhere(), datamodule=Data())
+
+
 def test_results_are_plain_json(tmp_path: Path) -> None:
     fit(Classifier(), tmp_path, ("qat", "report"))
     data = json.loads((tmp_path / "results.json").read_text())

@@ -54,6 +54,20 @@ def test_validation_computes_the_integer_model_and_training_stays_the_same(
     assert all(torch.equal(weights[False][name], weights[True][name]) for name in weights[False])
 
 
+def test_what_changes_weights_past_their_versions_is_validated(tmp_path: Path) -> None:
+    """Averages of weights are swapped in through `data`, of which torch counts no version."""
+    model, quantized = Classifier(), callback(validate_integers=True)
+    fitting = trainer(tmp_path, quantized, max_steps=1)
+    fitting.fit(model, datamodule=Data())
+    (before,) = fitting.validate(model, datamodule=Data(), verbose=False)
+    model.net.head.weight.data.copy_(-model.net.head.weight)
+    model.net.head.bias.data.copy_(torch.tensor([50.0, 0.0, 0.0, 0.0]))
+    (after,) = fitting.validate(model, datamodule=Data(), verbose=False)
+    x, y = Data().val.tensors
+    assert after["val/top1"] == pytest.approx((qat.convert(model.net)(x).argmax(1) == y).float().mean().item())
+    assert after != before
+
+
 def test_the_integer_model_is_made_once_for_each_state_of_the_network() -> None:
     torch.manual_seed(0)
     network, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(8, 4)

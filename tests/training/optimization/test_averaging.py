@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from qat.quantizers import LSQ
 from qat.training.callbacks import QuantizationAwareTraining
+from qat.training.optimization.learning_rate_callbacks import scale_swa_learning_rates
+from qat.training.optimization.scale_optimizer import QUANTIZER_GROUP
 from qat.transform import load_policy, quantizers
 from tests.training.user_modules import LIGHTNING, Classifier, Data, trainer
 
@@ -140,6 +143,21 @@ def test_a_checkpoint_of_an_average_is_tested_and_resumed(tmp_path: Path) -> Non
     resumed = trainer(tmp_path, again, qat(batches=[]), start, epochs=2)
     resumed.fit(Classifier(), datamodule=Data(), ckpt_path=tmp_path / "ema.ckpt", weights_only=True)
     assert all(torch.equal(value, recorder.steps[-1][name]) for name, value in start.start.items())
+
+
+@pytest.mark.parametrize("rates", [0.05, [0.05, 0.02]])
+def test_swa_rates_of_a_second_fit_are_those_of_the_first(rates: Any) -> None:
+    parameters = [nn.Parameter(torch.ones(1)) for _ in range(4)]
+    groups: list[dict[str, Any]] = [{"params": [p]} for p in parameters]
+    for group in groups[1::2]:
+        group[QUANTIZER_GROUP] = True
+    swa = StochasticWeightAveraging(rates)
+    fitting = SimpleNamespace(callbacks=[swa], optimizers=[torch.optim.SGD(groups, 0.1)])
+    found = []
+    for _ in range(2):
+        scale_swa_learning_rates(fitting, 0.1)
+        found.append(swa._swa_lrs)
+    assert found[0] == found[1] == pytest.approx([0.05, 0.005, *((0.05, 0.005) if rates == 0.05 else (0.02, 0.002))])
 
 
 @pytest.mark.parametrize(("rates", "first"), [(0.01, False), ([0.01], True)], ids=["qat last", "qat first, rates"])
