@@ -14,7 +14,7 @@ from qat.integer.convert_layer import weight_only
 from qat.integer.graph_converter import GraphConverter
 from qat.integer.integer_model import IntegerModel
 from qat.integer.order import fix_order
-from qat.nn import quantized_weights
+from qat.nn import quantized_weights, with_replaced
 from qat.operations import is_fixed, without_labels
 from qat.transform.batches import is_usable
 from qat.transform.example import arguments_of, zeros_like_example
@@ -127,9 +127,7 @@ def _check_ready(model: nn.Module) -> None:
 
 
 def with_weight_only_layers(model: nn.Module) -> nn.Module:
-    """Replace every module with quantized weights in place; input quantizers keep rounding."""
-    for name, module in list(model.named_modules()):
-        if quantized_weights(module):
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, weight_only(module))
-    return model
+    """The model with its quantized weights as codes, changed in place; input quantizers keep rounding."""
+    return with_replaced(
+        model, {module: weight_only(module) for module in model.modules() if quantized_weights(module)}
+    )

@@ -94,9 +94,9 @@ class WeightOnlyLayer(StoredWeight):
         own = super().__getattr__
         return own(name) if name.endswith("quantizer") else of_wrapped(self, name, "layer", own)
 
-    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+    def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:
         layer = as_quantized(self.layer)
-        x = x.float() if x.is_floating_point() else x  # half and double networks without a graph pass their own dtype
+        x = input.float() if input.is_floating_point() else input  # half and double networks pass their own dtype
         x = x if layer.input_quantizer is None else layer.input_quantizer(x)
         return layer.compute(x, self.dequantized(), *others, **named)
 

@@ -37,6 +37,7 @@ from qat.nn.matrices import (
 from qat.nn.orientation import inputs_and_outputs_swapped, outputs_first
 from qat.nn.padding import Convolution, explicit_padding, transposed_padding
 from qat.nn.rebuilt import with_class
+from qat.nn.replaced import with_replaced
 from qat.nn.side_effect import SideEffect
 
 __all__ = [
@@ -83,4 +84,5 @@ __all__ = [
     "recast",
     "transposed_padding",
     "with_class",
+    "with_replaced",
 ]

@@ -117,7 +117,45 @@ def test_samples_are_counted_in_a_pair_and_decisions_for_each_pixel(tmp_path: Pa
     integer = qat.convert(prepared)
     qat.export_onnx(integer, (pair,), tmp_path / "m.onnx")
     check = qat.verify(tmp_path / "m.onnx", integer, [(pair,)])
-    assert (check.exact, check.images, check.top1_agreement) == (True, 16, 1.0)
+    assert (check.exact, check.samples, check.top1_agreement) == (True, 16, 1.0)
+
+
+class TwoNames(nn.Module):
+    """Modules with two names, called in two spellings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block, recurrent = nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.GRU(8, 8, batch_first=True)
+        up = nn.ConvTranspose1d(6, 6, 3, stride=2)
+        self.first, self.second, self.up, self.up_again = block, block, up, up
+        self.read, self.read_again = recurrent, recurrent
+        self.last = self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read_again(input=self.read(self.second(input=self.first(x)))[0])[0]
+        x = self.up_again(input=self.up(x, [18])[..., :8], output_size=[18])[..., :8]
+        return self.head(input=self.last(x))
+
+
+def test_a_module_with_two_names_has_one_weight_under_both(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 8)
+    prepared = qat.prepare(TwoNames().eval(), "w2a8", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    torch.testing.assert_close(integer(x), prepared(x), atol=1e-5, rtol=1e-5)
+    qat.export_onnx(integer, x, tmp_path / "m.onnx")
+    check = qat.verify(tmp_path / "m.onnx", integer, [x], prepared)
+    assert check.passed, check
+    file = onnx.load(tmp_path / "m.onnx")
+    assert sum(n.op_type == "QuantizeLinear" for n in file.graph.node) == 6  # one for each call of a layer
+
+
+def test_a_network_that_is_one_recurrent_layer_is_converted() -> None:
+    x = torch.randn(2, 6, 8)
+    prepared = qat.prepare(nn.LSTM(8, 8, batch_first=True).eval(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    torch.testing.assert_close(qat.convert(prepared)(x)[0], prepared(x)[0])
 
 
 def test_control_flow_that_depends_on_values_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from qat.export.onnx.trials import check_outputs
 from qat.export.outputs import named_outputs
 from qat.integer import Encoding, IntegerModel
 from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer, WeightOnlyModule, of_wrapped
-from qat.nn import as_quantized, compute_with, is_quantized
+from qat.nn import as_quantized, compute_with, is_quantized, with_replaced
 from qat.quantizers import Dynamic, Quantizer
 from qat.torch_private import tree_leaves, tree_map
 
@@ -110,9 +110,9 @@ class _MarkedLayer(nn.Module):
             return _marked_weight(self.name, layer.weight.shape, self.anchor)
         return of_wrapped(self, name, "layer", super().__getattr__)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:
         layer: Any = self.layer
-        result: Tensor = layer.compute(self.input(x), self.weight)
+        result: Tensor = layer.compute(self.input(input), self.weight, *others, **named)
         return result
 
 
@@ -147,23 +147,23 @@ def _marked_weight(name: str, shape: torch.Size, anchor: Tensor) -> Tensor:
 
 
 def _with_markers(model: nn.Module) -> nn.Module:
-    """Replace every quantized layer and quantizer by its marker, in place."""
-    replaced: dict[str, nn.Module] = {}
+    """The model with a marker for every quantized layer and quantizer, in place."""
+    markers: dict[nn.Module, nn.Module] = {}
+    inside: set[nn.Module] = set()
     for name, part in model.named_modules():
-        if any(name.startswith(f"{owner}.") for owner in replaced):
+        if part in inside:
             continue
         if isinstance(part, WeightOnlyLayer):
-            replaced[name] = _MarkedLayer(name, part.layer, stored=True)
+            markers[part] = _MarkedLayer(name, part.layer, stored=True)
         elif isinstance(part, WeightOnlyModule):
-            replaced[name] = _MarkedModule(name, part)
+            markers[part] = _MarkedModule(name, part)
         elif is_quantized(part):
-            replaced[name] = _MarkedLayer(name, part, stored=False)
+            markers[part] = _MarkedLayer(name, part, stored=False)
         elif isinstance(part, Quantizer):
-            replaced[name] = _Marked(name)
-    for name, part in replaced.items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, part)
-    return model
+            markers[part] = _Marked(name)
+        if part in markers:
+            inside.update(part.modules())
+    return with_replaced(model, markers)
 
 
 def _torch_export(model: nn.Module, inputs: ExampleInputs, values: tuple[Any, ...]) -> onnx.ModelProto:
