@@ -214,7 +214,7 @@ def test_decisions_content_and_integer_layers_are_compared(
     assert check.operators == {"conv": layers}
     assert check.passed is passes, check
     assert check.top1_agreement == pytest.approx(1 - 2 * wrong / 200)
-    assert check.images == 200
+    assert check.samples == 200
 
 
 # With them ------------------------------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def test_the_file_is_verified_site_by_site(written: tuple[IntegerModel, Path]) -
     integer, path = written
     check = qat.verify(path, integer, [images(16, seed=2), images(5, seed=3)])
     assert check.passed, check
-    assert (check.images, check.top1_agreement) == (21, 1.0)
+    assert (check.samples, check.top1_agreement) == (21, 1.0)
     assert {s.name.split(" (")[0] for s in check.sites} == {*integer.codes(images(1))[1], "output"}
     assert check.float_ties <= 1e-4 * check.codes_compared
     assert check.constants_compared > sum(x.numel() for n, x in integer.named_buffers() if n.endswith("weight"))
