@@ -48,7 +48,7 @@ def test_a_decoder_that_is_fed_with_labels_needs_its_own_input() -> None:
     model = t5()
     batch = {"input_ids": torch.randint(1, 64, (2, 7)), "labels": torch.randint(1, 64, (2, 5))}
     with pytest.raises(
-        ValueError, match=r"feeds labels to 'shared'.* add decoder_input_ids, .* DataCollatorForSeq2Seq"
+        ValueError, match=r"feeds labels to 'shared', .*: add decoder_input_ids, .*DataCollatorForSeq2Seq"
     ):
         qat.prepare(model, "transformer_w8a8", batch)
     batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
