@@ -1,6 +1,7 @@
 """Private members of other libraries: each one that qat uses exists, and few files use them."""
 
 import ast
+import importlib
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterator
@@ -35,7 +36,8 @@ TRAINING = "training/lightning/private_api.py"
 BELOW_TRAINING = "torch_private.py"
 OPTUNA = "experiment/sweep/optuna_private.py"
 TRANSFORMERS = "hf/private_api.py"
-ONLY_THERE = {TRAINING: 8, BELOW_TRAINING: 8, OPTUNA: 1, TRANSFORMERS: 1}
+HYDRA = "experiment/options.py"
+ONLY_THERE = {TRAINING: 8, BELOW_TRAINING: 8, OPTUNA: 1, TRANSFORMERS: 1, HYDRA: 1}
 """File -> how many uses of private members are there, at least."""
 
 
@@ -52,6 +54,10 @@ class Member(NamedTuple):
 
 def trainer() -> L.Trainer:
     return L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+
+
+def hydra_utilities() -> Any:
+    return importlib.import_module("hydra._internal.utils")
 
 
 def epoch_loop() -> Any:
@@ -240,6 +246,9 @@ MEMBERS = [
         "_weight_conversions",
         read_by_transformers,
         "keep names in checkpoints",
+    ),
+    Member(
+        HYDRA, "hydra-core", "hydra._internal.utils", "get_args_parser", hydra_utilities, "know the options of train"
     ),
     of_torch("Module", "_load_from_state_dict", nn.Identity, "load older state_dicts", "quantizers/base.py"),
 ]

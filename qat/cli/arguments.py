@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -22,7 +23,19 @@ _ANSWERS: ContextVar[Any] = ContextVar("answers", default=None)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses empty words, which a shell makes of variables that are not set. Its errors follow `--json`, too."""
+    """A parser whose errors are one sentence, and follow `--json`, too.
+
+    It refuses empty words, which a shell makes of variables that are not set, and names an unknown option first.
+    """
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known = [*self._option_string_actions]
+        for name in (word.partition("=")[0] for word in args or () if word.startswith("--")):
+            if not any(option.startswith(name) for option in known):
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+                hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists those that there are"
+                self.error(f"unknown option {name}; {hint}")
+        return super().parse_args(args, namespace)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         before = "an argument"
@@ -33,8 +46,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith(("argument ", "the following", "unrecognized", "ambiguous", "one of")):  # argparse's own
+            message = f"{message} ({self.prog} --help says more)"
         answer_error(message, USAGE)
-        super().error(message)
+        self.exit(USAGE, f"{self.prog}: error: {message}\n")
 
 
 def make_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -41,8 +41,7 @@ def run(given: list[str]) -> int:
 
     with usage_errors():
         found = {str(path): read_results(_results_file(path)) for path in options.runs}
-    if len(found) < len(options.runs):
-        raise UsageError("a run is given twice: leave one out.")
+    _check_each_once(options.runs)
     record = [_described(name, results) for name, results in found.items()]
     differing = _differing_settings(list(found.values()))
     warning = _not_comparable(list(found.values()))
@@ -58,6 +57,15 @@ def _results_file(path: Path) -> Path:
     if not file.is_file():
         raise UsageError(f"{file} does not exist: give the folder of a run that has ended, or its results.json.")
     return file
+
+
+def _check_each_once(runs: list[Path]) -> None:
+    """Refuse a run that is given twice, whatever its path: two runs never write the same results, if only for their times."""
+    seen: dict[bytes, Path] = {}
+    for path in runs:
+        first = seen.setdefault(_results_file(path).read_bytes(), path)
+        if first is not path:
+            raise UsageError(f"{first} and {path} are one run: leave one out.")
 
 
 def _described(name: str, results: Results) -> dict[str, Any]:

@@ -10,8 +10,10 @@ from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from qat.experiment.configuration import CONFIG_NAME
 from qat.experiment.errors import composition_sentence, exit_with, groups, sentence
 from qat.experiment.repeated_keys import check_each_key_once
 from qat.experiment.schema import Configuration, check_configuration
@@ -61,6 +63,7 @@ def _check(config: DictConfig, mode: str) -> None:
             raise ValueError(unknown_key(f"hydra.{key}", [f"hydra.{known}" for known in HYDRA_KEYS]))
         for override in hydra["overrides"]["task"]:
             _check_override(str(override), task)
+        _check_each_policy_counts(task.policy, hydra)
         check_configuration(task)
     except ValueError as error:
         exit_with(sentence(error))
@@ -137,6 +140,22 @@ def _check_override(override: str, config: DictConfig) -> None:
         top = key.lstrip("+").partition(".")[0]
         hint = INSTEAD_OF_DELETING.get(top, f"write the keys to change, or ~{key.lstrip('+')}.NAME to remove one")
         raise ValueError(f"{key}={{}} deletes nothing, because keys are added to those that are there: {hint}.")
+
+
+def _check_each_policy_counts(policy: DictConfig, hydra: dict[str, Any]) -> None:
+    """Refuse a list of policies of which one is overwritten by those behind it."""
+    given = [str(override) for override in hydra["overrides"]["task"]]
+    for override in [o for o in given if o.startswith("policy=[") and "," in o]:
+        names = [name.strip() for name in override[8:].rstrip("]").split(",")]
+        for name in names:
+            kept = ",".join(other for other in names if other != name)
+            loader, without = GlobalHydra.instance().config_loader(), [o for o in given if o != override]
+            composed = loader.load_configuration(CONFIG_NAME, [*without, f"policy=[{kept}]"], RunMode.RUN)
+            if composed.policy == policy:
+                raise ValueError(
+                    f"{override} is the same without {name}, because policies that set the same keys overwrite each other: "
+                    f"leave {name} out, and write other bits of some layers as policy.rules."
+                )
 
 
 def _runs_of_sweep(config: DictConfig) -> list[tuple[str, ...]]:

@@ -17,9 +17,10 @@ import torchvision.models
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from qat.data import ImageData, ImageDataset, LazyImages, TensorImages
+from qat.data import ImageData
 from qat.experiment.build import classifier, datamodule, part, trainer
 from qat.experiment.console import Progress
+from qat.experiment.training_images import digest_images
 from qat.files import cache_folder
 from qat.models import check_model, load_weights, save_weights
 from qat.report.text_of_numbers import format_count
@@ -165,26 +166,8 @@ def fingerprint(config: DictConfig, data: ImageData) -> str:
         "versions": [version(), metadata.version("torch")],
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    _digest_images(digest, data.train)
+    digest_images(digest, data.train)
     return digest.hexdigest()[:24]
-
-
-def _digest_images(digest: Any, images: ImageDataset) -> None:
-    """Add the training images to a hash: their content, or of large files in a folder, names and sizes."""
-    if isinstance(images, TensorImages):
-        digest.update(str(tuple(images.images.shape)).encode())
-        digest.update(images.images.contiguous().numpy().data)
-        digest.update(images.labels.numpy().data)
-    elif isinstance(images, LazyImages):
-        digest.update(f"{images.image_size} {images.channels}".encode())
-        for path, label in zip(images.files.paths, images.files.labels, strict=True):
-            file = Path(path)
-            digest.update(f"{file.relative_to(images.files.folder)}\0{file.stat().st_size}\0{label}\n".encode())
-    else:  # a dataset of the user's own; one that draws at random is never the same, and its network never cached
-        for index in range(len(images)):
-            image, of_class = images[index]
-            digest.update(f"{tuple(image.shape)} {int(of_class)}\n".encode())
-            digest.update(image.cpu().contiguous().numpy().data)
 
 
 def _train(network: nn.Module, config: DictConfig, data: ImageData, folder: Path) -> float | None:

@@ -17,24 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from qat.experiment.answers import answer_error, answer_run
 from qat.experiment.configuration import CONFIG_NAME, CONFIGS, register_recipes
-from qat.experiment.errors import composition_errors, configuration_errors
+from qat.experiment.errors import composition_errors, configuration_errors, exit_with
 from qat.experiment.folders import folder_of_one_run, register_new_folder, shortened
 from qat.experiment.help import asks_for_help, help_text
+from qat.experiment.options import options_first
 from qat.experiment.signals import Interrupted, SignalHandler, command_line, continuing_command, what_is_kept
 from qat.experiment.sweep.names import config_dir_options, influences, register_sweep_name
 from qat.experiment.worker_processes import is_worker, worker_process
 
 if TYPE_CHECKING:
     from qat.report import Results
-
-
-def multirun_first(words: Sequence[str]) -> list[str]:
-    """The words with -m before the overrides: argparse takes those around it for unknown arguments.
-
-    >>> multirun_first(["recipe=digits_w8a8", "-m", "seed=0,1"])
-    ['-m', 'recipe=digits_w8a8', 'seed=0,1']
-    """
-    return sorted(words, key=lambda word: word not in ("-m", "--multirun"))
 
 
 def main(program: str = "qat train") -> None:
@@ -50,7 +42,11 @@ def main(program: str = "qat train") -> None:
     if asks_for_help(words):
         print(help_text(words))
         return
-    sys.argv[1:] = multirun_first(words)
+    try:
+        words = tuple(options_first(words))
+    except ValueError as error:
+        exit_with(str(error))
+    sys.argv[1:] = words
 
     @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=CONFIG_NAME)
     def start(config: DictConfig) -> float | tuple[float | None, ...] | None:

@@ -33,6 +33,7 @@ from qat.experiment.folders import check_folder, resumed_by, run_folder_of, was_
 from qat.experiment.other_runs import other_runs
 from qat.experiment.schema import check_configuration
 from qat.experiment.signals import SignalHandler
+from qat.experiment.training_images import RecordTrainingImages, check_same_images
 from qat.export.targets import TARGETS
 from qat.files import write_atomically
 from qat.report import Data, Results
@@ -89,6 +90,8 @@ def _run(
 
     with _timed(timings, "data"):
         data: ImageData = build.part(config.data, "data")
+    if checkpoint is not None:
+        check_same_images(checkpoint, data.train)
     batches = build.datamodule(config, data)
     network = float_network.build(config.model, data)
     processes = _check_parts(config, folder, network, data, policy)
@@ -116,7 +119,8 @@ def _run(
     )
     report = _report(config, folder, data, name=recipe, command=command, timings=timings, allocation=allocation)
     saver = CheckpointOnSignal(signals, folder / "checkpoints")
-    callbacks = [*_callbacks(config, folder, policy, batches), Progress("QAT"), *further, report, saver]
+    record = RecordTrainingImages(data.train)
+    callbacks = [record, *_callbacks(config, folder, policy, batches), Progress("QAT"), *further, report, saver]
     validation = build.validation_plan(config, len(batches.train_dataloader()) // processes)
     logger = loggers.make_logger(config, folder, recipe)
     trainer = build.trainer(config, folder, callbacks, logger, **validation)

@@ -101,6 +101,15 @@ MISTAKES = {
     "folder without images": (f"{POST_TRAINING} --data nested", "nested is not a folder with images by class"),
     "one run": ("compare images", "two or more"),
     "no run": ("compare images classes", "results.json"),
+    "no option": (f"{NET} --metod dynamic", "unknown option --metod; did you mean --method?"),
+    "no option at all": (f"{NET} --foo", "unknown option --foo; qat quantize --help lists those"),
+    "no value": (
+        "benchmark net.py:make --seconds",
+        "--seconds: expected one argument (qat benchmark --help says more)",
+    ),
+    "no option of train": ("train --multirum seed=1,2", "unknown option --multirum; did you mean --multirun?"),
+    "override as an option": ("train --recipe=digits_w8a8", "write recipe=digits_w8a8, without the dashes"),
+    "no value in train": ("train recipe=digits_w8a8 --cfg", "--cfg: expected one argument"),
 }
 
 
@@ -134,6 +143,7 @@ def test_mistakes_are_one_sentence_and_status_2(
     assert answer["status"] == 2
     assert named in answer["error"]
     said = printed.err.splitlines()
+    assert "usage:" not in printed.err
     errors = [line for line in said if "error:" in line]
     assert len(errors) == 1
     assert said[-1] == errors[0]

@@ -231,6 +231,8 @@ def test_benchmark_compares_files_and_networks(
 
 def test_compare_reads_the_results_of_runs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((folder / "results.json").read_text())
+    assert main(["compare", str(folder), str(folder / "results.json")]) == 2
+    assert "are one run: leave one out" in capsys.readouterr().err
     content["config"]["policy"] = "w4a8"
     content["rows"][1]["top1"] -= 0.125
     (tmp_path / "results.json").write_text(json.dumps(content))

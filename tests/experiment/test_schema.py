@@ -164,6 +164,7 @@ REFUSED = {
     "+trainer.check_val_every_n_epoch=1000": "is more than trainer.max_epochs=100, so nothing is validated",
     "optim.lr=${nope}": "optim.lr refers to something that does not exist",
     "logger=[csv,tensorboard]": "logger=[csv,tensorboard] would be the last of them alone: write logger=tensorboard.",
+    "policy=[w4a8,w8a8]": "policy=[w4a8,w8a8] is the same without w4a8, because policies that set the same keys overwrite",
     "export=[onnxruntime,none]": "has none beside others: write export=[onnxruntime], or export=none.",
     "freeze=null": "freeze=null is not possible: write keys, {batch_norm: ..., scales: ...}.",
     "trainer.accelerator=tpu": "trainer.accelerator='tpu' is not possible: write auto, cpu, gpu, cuda or mps.",
