@@ -82,13 +82,15 @@ def _keep(
 class _Counter(DispatchMode):
     """Counts multiply-adds. torch's FlopCounterMode hooks gradients, and fails on weights that are views."""
 
+    supports_higher_order_operators = True  # torch.cond: what its branches take is not counted
+
     def __init__(self) -> None:
         super().__init__()
         self.multiply_adds = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        flops = flop_registry.get(func.overloadpacket)
+        flops = flop_registry.get(getattr(func, "overloadpacket", func))
         if flops is not None:
             self.multiply_adds += flops(*args, **(kwargs or {}), out_val=result) // 2
         elif "grouped_mm" in str(func):  # experts of transformers: each token is multiplied by the matrix of its group

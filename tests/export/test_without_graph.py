@@ -168,6 +168,25 @@ def test_control_flow_that_depends_on_values_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class Branching(Choosing):
+    """Chooses in a way that torch.export can follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen: Tensor = torch.cond(x.sum() > 0, torch.neg, torch.sin, (self.linear(x),))
+        return chosen
+
+
+def test_branches_run_in_torch_and_are_named_when_a_file_is_asked_for(tmp_path: Path) -> None:
+    x = torch.rand(4, 4)
+    prepared = qat.prepare(Branching(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    with torch.no_grad():
+        assert torch.equal(integer(x), prepared.eval()(x))
+    with pytest.raises(ValueError, match=r"its forward chooses what it computes \(torch.cond, a loop\), which is If"):
+        qat.export_onnx(integer, x, tmp_path / "m.onnx")
+
+
 class CountsCalls(nn.Module):
     """Has other state after each call, in evaluation as well."""
 

@@ -175,7 +175,7 @@ def _torch_export(model: nn.Module, inputs: ExampleInputs, values: tuple[Any, ..
     arguments = dict(zip(inputs.values, values, strict=True))
     shapes = {name: tree_map(free, value, inputs.names[name]) for name, value in arguments.items()}
     try:
-        return export_with_torch(model, (), kwargs=arguments, opset_version=OPSET, dynamic_shapes=shapes)
+        file = export_with_torch(model, (), kwargs=arguments, opset_version=OPSET, dynamic_shapes=shapes)
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error
         raise ValueError(
@@ -183,6 +183,12 @@ def _torch_export(model: nn.Module, inputs: ExampleInputs, values: tuple[Any, ..
             f"({next(iter(str(cause).splitlines()), type(cause).__name__)}): write what depends on values with torch.where, or "
             "run the result of qat.convert in torch."
         ) from error
+    if branching := next((n for n in file.graph.node if any(a.HasField("g") for a in n.attribute)), None):
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported: its forward chooses what it computes (torch.cond, a loop), which is "
+            f"{branching.op_type} in a file: write it with torch.where, or run the result of qat.convert in torch."
+        )
+    return file
 
 
 class _Writer:
