@@ -41,11 +41,14 @@ class StoredDifference(NamedTuple):
         name: the tensor, or the file.
         elements: how many of its elements differ; 1 for an operation.
         text: what differs, as a clause that follows the name.
+        only_values: whether all tensors have the same shapes all the same. A file with another difference is not run: it
+            could ask for any amount of memory.
     """
 
     name: str
     elements: int
     text: str
+    only_values: bool = False
 
 
 def unverified_path(path: Path) -> Path:
@@ -196,6 +199,11 @@ class Verification:
         return compared and self.code_mismatches == 0 and not any(s.not_a_number for s in self.sites)
 
     @property
+    def not_run(self) -> bool:
+        """Whether what is stored differs so much that the file was not run."""
+        return not all(difference.only_values for difference in self.stored)
+
+    @property
     def passed(self) -> bool:
         """Whether the file may be deployed: it is `exact`, and the integer model is what was trained (no `alarm`)."""
         return self.exact and not self.alarm
@@ -229,6 +237,8 @@ class Verification:
             f"{self.code_mismatches:,} of {self.codes_compared:,} codes and {self.constants_compared:,} stored numbers differ "
             f"from the integer model, over {over}."
         )
+        if self.not_run:
+            first = "The file was not run: it was changed, or written from another model or by another version of qat."
         found = [self.alarm] if self.alarm else []
         if self.nothing_quantized:
             found.append(NOTHING_QUANTIZED)
@@ -255,7 +265,7 @@ class Verification:
             )
         if self.propagated:
             found.append(f"{self.propagated:,} more differ only because of those before them.")
-        if not self.exact_runtime:
+        if not self.exact_runtime and not self.not_run:
             found.append(f"File and integer model decide alike in {100 * self.top1_agreement:.2f} % of the samples.")
         return found + self.weak_data
 

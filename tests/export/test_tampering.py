@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +18,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import qat
+from qat.capture import CaptureError
 from qat.export.onnx import proof
+from qat.export.verification import DamagedFileError
 from tests.networks import build
 
 SIZE = (3, 8, 8)
@@ -187,6 +193,56 @@ def test_whoever_makes_the_hashes_fit_is_seen_with_the_model(tmp_path: Path) -> 
     found = qat.verify(tmp_path / "bare.onnx", integer, [images])
     assert not found.exact
     assert "The file's metadata was removed." in found.sentences
+
+
+def grow(file: onnx.ModelProto, times: int) -> None:
+    """Double the output again and again, and cut it."""
+    name, node = file.graph.output[0].name, file.graph.node[-1]
+    node.output[0] = "grown_0"
+    for i in range(times):
+        file.graph.node.append(onnx.helper.make_node("Concat", [f"grown_{i}"] * 2, [f"grown_{i + 1}"], axis=1))
+    file.graph.initializer.extend(numpy_helper.from_array(np.array([n]), f"at_{n}") for n in (0, 5, 1))
+    file.graph.node.append(onnx.helper.make_node("Slice", [f"grown_{times}", "at_0", "at_5", "at_1"], [name]))
+
+
+def write_for_many(file: onnx.ModelProto, samples: object) -> None:
+    metadata_entry(file, "qat.example_shapes").value = json.dumps([[samples, *SIZE]])
+
+
+@pytest.mark.parametrize("has_graph", [True, False])
+def test_a_file_that_asks_for_more_memory_is_not_run(
+    has_graph: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_graph:
+        monkeypatch.setattr(importlib.import_module("qat.transform.prepare"), "capture", refuse_to_capture)
+        monkeypatch.setattr(importlib.import_module("qat.integer.convert"), "capture", refuse_to_capture)
+    images = torch.randn(4, *SIZE)
+    prepared = qat.prepare(build(Residual), "w4a4", images)
+    qat.calibrate(prepared, [images])
+    integer, path = qat.convert(prepared), tmp_path / "model.onnx"
+    qat.export_onnx(integer, images[:2], path)
+    original = onnx.load(path)
+    assert qat.verify(path, integer, [images]).exact
+    for fits in (True, False):
+        file = copy.deepcopy(original)
+        grow(file, 4)
+        if fits:
+            hashed_again(file)
+        onnx.save(file, path)
+        found = qat.verify(path, integer, [images])
+        assert not found.exact
+        assert found.operators == {}  # the runtime has not seen it
+        assert re.search(r"was not run.* The file's output is computed by Slice, not \w+\.", found.failure(path))
+    for samples in (10**9, -1, "many", None):
+        file = copy.deepcopy(original)
+        write_for_many(file, samples)
+        onnx.save(file, path)
+        with pytest.raises(DamagedFileError, match="has metadata that cannot be read"):
+            qat.verify(path, integer, [images])
+
+
+def refuse_to_capture(model: nn.Module, *arguments: object) -> None:
+    raise CaptureError(f"{type(model).__name__} is not traced here")
 
 
 def test_no_tampering_of_a_small_network_goes_unseen(tmp_path: Path) -> None:

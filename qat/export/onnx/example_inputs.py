@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qat.export.onnx.onnx_file import MAX_ELEMENTS
 from qat.export.onnx.tensor_names import TensorNames
 from qat.export.outputs import joined_name
 from qat.operations import is_fixed, is_label
@@ -82,7 +84,14 @@ def resized(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def as_written(inputs: tuple[Any, ...], shapes: Sequence[Sequence[int]]) -> tuple[Any, ...]:
-    """Inputs with the shapes with which the file was written, if they are known and have as many axes."""
+    """Inputs with the shapes with which the file was written, if they are known and have as many axes.
+
+    Raises:
+        ValueError: these are no shapes of examples.
+    """
+    sizes_are_numbers = all(isinstance(size, int) and size >= 0 for shape in shapes for size in shape)
+    if not sizes_are_numbers or sum(map(math.prod, shapes)) > MAX_ELEMENTS:
+        raise ValueError(f"its examples have the shapes {shapes!r:.80}")
     tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     if [len(shape) for shape in shapes] != [x.ndim for x in tensors] or any(0 in x.shape for x in tensors):
         return inputs

@@ -157,14 +157,15 @@ def differences_of_records(
     """
     wanted, given = _metadata(expected), _metadata(found)
     if not any(key.startswith("qat.") for key in given):
-        return [StoredDifference("metadata", 1, "was removed")]
+        return [StoredDifference("metadata", 1, "was removed", only_values=True)]
     if not is_intact(found):
-        return [StoredDifference("metadata", 1, "is not what was written, or what surrounds the graph is not")]
+        text = "is not what was written, or what surrounds the graph is not"
+        return [StoredDifference("metadata", 1, text, only_values=True)]
     later = wanted[VERSIONS] != given.get(VERSIONS)  # hashes of settings hold for one version of qat
     left_out = {CONTENT, PROOF, VERSIONS} | ({MODEL, POLICY} if later else set()) | (set() if stateless else {MODEL})
     keys = [key for key in wanted if key not in left_out]
     wrong = [key for key in keys if given.get(key) != wanted[key]] + [VERSIONS] * (VERSIONS not in given)
-    return [StoredDifference(f"metadata entry {key}", 1, "is not that of the integer model") for key in wrong]
+    return [StoredDifference(f"metadata entry {key}", 1, "is not that of the integer model", True) for key in wrong]
 
 
 def content_hash(file: onnx.ModelProto) -> str:

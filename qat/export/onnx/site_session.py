@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import onnx
@@ -54,9 +55,13 @@ class SiteSession:
         """Sites with int8 codes -> what they are less than those of the integer model."""
         for name in self.sites:
             self.model.graph.output.append(onnx.helper.make_tensor_value_info(name, self._type(name), None))
-        with refusals(path):
-            self.session = engine.open(self.model.SerializeToString())
         self._restarted: tuple[object, Session] | None = None
+
+    @cached_property
+    def session(self) -> Session:
+        """The running file."""
+        with refusals(self.path):
+            return self.engine.open(self.model.SerializeToString())
 
     def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """(outputs, {site: codes})."""

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from qat.export.verification import StoredDifference
 
+SIZES_FROM_VALUES = ("OneHot", "Range", "Resize", "Upsample")
+"""Operators that make shapes of numbers other than int64, the type of all other shapes; so does a Cast to int64."""
+
 
 def stored_differences(expected: onnx.ModelProto, found: onnx.ModelProto) -> list[StoredDifference]:
     """All that differs, each named after the tensor in `expected` where it begins; names of inner tensors do not matter."""
@@ -44,6 +47,11 @@ class _Signatures:
         self.constants = {t.name: t for t in graph.initializer}
         self.producers = {name: node for node in graph.node for name in node.output if name}
         self.of = {"": b""}
+        self.sizes_from_values = any(
+            n.op_type in SIZES_FROM_VALUES
+            or (n.op_type == "Cast" and any(a.i == onnx.TensorProto.INT64 for a in n.attribute))
+            for n in graph.node
+        )
         for value in graph.input:
             self.of[value.name] = _hash(b"input", _bytes(value))
         for tensor in graph.initializer:
@@ -99,7 +107,7 @@ def _compare(
 ) -> tuple[StoredDifference | None, list[tuple[str, str]]]:
     """Where two tensors differ: here, or in the pairs of tensors that they are computed from."""
     if a in ours.constants and b in theirs.constants:
-        return _compare_constants(ours.constants[a], theirs.constants[b]), []
+        return _compare_constants(ours.constants[a], theirs.constants[b], ours.sizes_from_values), []
     one, other = ours.producers.get(a), theirs.producers.get(b)
     if one is None or other is None:
         return StoredDifference(a, 1, f"is replaced by {b or 'nothing'}"), []
@@ -119,12 +127,14 @@ def _compare(
     return None, further
 
 
-def _compare_constants(one: onnx.TensorProto, other: onnx.TensorProto) -> StoredDifference:
+def _compare_constants(one: onnx.TensorProto, other: onnx.TensorProto, sizes_from_values: bool) -> StoredDifference:
     ours, theirs = _array(one), _array(other)
     if ours is None or theirs is None or ours.dtype != theirs.dtype or ours.shape != theirs.shape:
         return StoredDifference(one.name, max(1, int(np.prod(one.dims))), "is stored in another type or shape")
     elements = _elements_that_differ(ours, theirs)
-    return StoredDifference(one.name, elements, f"differs in {elements:,} of {ours.size:,} stored numbers")
+    only_values = ours.dtype != np.int64 and not sizes_from_values
+    text = f"differs in {elements:,} of {ours.size:,} stored numbers"
+    return StoredDifference(one.name, elements, text, only_values)
 
 
 def _operation(node: onnx.NodeProto) -> list[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,14 @@ from qat.export.decisions import decisions
 from qat.export.exercise import Exercise
 from qat.export.onnx.dialect import dialect_of_file
 from qat.export.onnx.engine import ONNX_RUNTIME, Engine
-from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.export import onnx_model
 from qat.export.onnx.onnx_file import read_onnx
-from qat.export.onnx.proof import (
-    differences_of_records,
-    example_shapes,
-    free_axes,
-    record_verification,
-)
+from qat.export.onnx.proof import record_verification
 from qat.export.onnx.runtime import refusals, stored_codes
 from qat.export.onnx.site_session import SiteSession
-from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.verify_without_graph import verify_without_graph
 from qat.export.onnx.without_graph import is_converted_without_graph
+from qat.export.onnx.written_anew import compare_stored
 from qat.export.outputs import named_outputs
 from qat.export.prepared_agreement import PreparedAgreement
 from qat.export.verification import (
@@ -36,7 +31,6 @@ from qat.export.verification import (
     DamagedFileError,
     OtherModelError,
     SiteAgreement,
-    StoredDifference,
     Verification,
     differing,
 )
@@ -45,7 +39,6 @@ from qat.integer.layers import DynamicLayer, IntegerConv
 from qat.integer.modules import DynamicQuantize, IntegerModule, Quantize, Requantize
 from qat.integer.weight_only import StoredWeight, stored_weights
 from qat.operations import Role, describe_graph
-from qat.reading.malformed import malformed
 from qat.torch_private import tree_leaves
 from qat.transform.batches import positional_arguments
 
@@ -84,7 +77,10 @@ def _compare(
     try:
         for batch in batches:
             inputs = positional_arguments(integer, batch)
-            run = run or _Run(path, integer, prepared, engine)
+            if run is None:
+                run = _Run(path, integer, inputs, prepared, engine)
+                if run.of_file.not_run:
+                    return run.of_file
             run.see(inputs)
         if run is None:
             raise ValueError("nothing was verified: batches is empty.")
@@ -93,30 +89,22 @@ def _compare(
         raise
     except Exception as error:  # a runtime refuses a changed file, or the data do not fit the model
         with suppress(Exception):
-            _, stored = _compare_stored(path, integer, inputs)
-            if stored:
+            if stored := compare_stored(path, partial(onnx_model, integer), inputs).stored:
                 what = f"its {stored[0].name} {stored[0].text}"
                 error = DamagedFileError(f"{path} cannot run as the integer model does ({what}): {error}")
         raise error
-
-
-def _compare_stored(
-    path: str | Path, integer: IntegerModel, examples: tuple[Any, ...]
-) -> tuple[int, list[StoredDifference]]:
-    """How many numbers the file should store, and what it stores differently from the integer model written anew."""
-    found = read_onnx(path)
-    with malformed(path, "has metadata that cannot be read", "write it again", DamagedFileError):
-        shapes, axes, dialect = example_shapes(found), free_axes(found), dialect_of_file(path, found)
-    expected = onnx_model(integer, as_written(examples, shapes), axes, dialect)
-    with malformed(path, "cannot be compared with its integer model", "write it again", DamagedFileError):
-        return constants_in(expected), stored_differences(expected, found) or differences_of_records(expected, found)
 
 
 class _Run:
     """Compares batch after batch."""
 
     def __init__(
-        self, path: str | Path, integer: IntegerModel, prepared: nn.Module | None, engine: Engine = ONNX_RUNTIME
+        self,
+        path: str | Path,
+        integer: IntegerModel,
+        examples: tuple[Any, ...],
+        prepared: nn.Module | None,
+        engine: Engine = ONNX_RUNTIME,
     ) -> None:
         self.path, self.integer, self.engine = path, integer, engine
         self.session = _open(path, integer, engine)
@@ -127,7 +115,7 @@ class _Run:
         in_float = any(_computes_in_float(m) for m in integer.modules()) or _ends_in_float(integer)
         self.tolerance = FLOAT_TOLERANCE if in_float or not self.exact else 0.0
         self.within = f" (within {self.tolerance:g} of the largest)" if self.tolerance else ""
-        self.examples: tuple[Any, ...] = ()
+        self.of_file = compare_stored(path, partial(onnx_model, integer), examples)
         self.same_answers = self.answers = 0
         weights = stored_weights(integer)
         for name, stored in stored_codes(path, weights).items():
@@ -137,15 +125,10 @@ class _Run:
 
     def see(self, inputs: tuple[Tensor, ...]) -> None:
         """One batch through the integer model, the file and, if there is one, the prepared network."""
-        self.examples = self.examples or inputs
         self.exercise.see_inputs([x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim])
         dynamic: dict[str, Tensor] = {}
         with torch.no_grad():
             returned, codes = self.integer.codes(*inputs, values=dynamic)
-        if len(self.session.outputs) != len(named_outputs(returned)):
-            raise OtherModelError(
-                f"{self.path} has {len(self.session.outputs)} outputs: it was written from another model."
-            )
         expected = dict(zip(self.session.outputs, named_outputs(returned).values(), strict=True))
         if self.prepared is not None:
             self.prepared.see(inputs, codes, expected, dynamic)
@@ -153,18 +136,9 @@ class _Run:
         self.exercise.see_codes({name: ours[name] for name in codes})
         outputs, its_codes = self.session(*inputs)
         theirs = its_codes | dict(zip(expected, outputs, strict=True))
-        self._check_shapes(ours, theirs)
         self._compare(inputs, ours, theirs, set(codes))
         same = decisions(ours[next(iter(expected))]) == decisions(outputs[0])
         self.same_answers, self.answers = self.same_answers + int(same.sum()), self.answers + same.numel()
-
-    def _check_shapes(self, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-        for name, x in ours.items():
-            if x.shape != theirs[name].shape:
-                raise OtherModelError(
-                    f"{self.path} computes {name!r} of shape {tuple(theirs[name].shape)}, the integer model of shape "
-                    f"{tuple(x.shape)}: it was written from another model."
-                )
 
     def _compare(
         self, inputs: tuple[Tensor, ...], ours: dict[str, Tensor], theirs: dict[str, Tensor], sites: set[str]
@@ -202,11 +176,11 @@ class _Run:
 
     def result(self) -> Verification:
         """All that was found in the batches that were seen."""
-        result = Verification(operators=self.engine.operators(self.path))
+        result = self.of_file
+        result.operators = self.engine.operators(self.path)
         result.runtime, result.exact_runtime = self.engine.version, self.exact
         result.ties_allowed = self.engine.ties or TIES_ALLOWED
         result.saturates = self.engine.saturates(read_onnx(self.path))
-        result.constants_compared, result.stored = _compare_stored(self.path, self.integer, self.examples)
         result.sites = list(self.sites.values())
         for site in result.sites:
             module = dict(self.integer.named_modules()).get(site.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,11 @@ from torch import Tensor, nn
 
 from qat.export.decisions import decisions
 from qat.export.exercise import Exercise
-from qat.export.onnx.dialect import dialect_of_file
 from qat.export.onnx.engine import Engine
-from qat.export.onnx.example_inputs import as_written
 from qat.export.onnx.onnx_file import read_onnx
-from qat.export.onnx.proof import differences_of_records, example_shapes, free_axes
 from qat.export.onnx.runtime import feeds, stored_codes
-from qat.export.onnx.stored import constants_in, stored_differences
 from qat.export.onnx.without_graph import onnx_model_without_graph
+from qat.export.onnx.written_anew import compare_stored
 from qat.export.outputs import named_outputs
 from qat.export.prepared_agreement import PreparedAgreement
 from qat.export.verification import FLOAT_TOLERANCE, OtherModelError, SiteAgreement, Verification
@@ -48,39 +46,35 @@ def verify_without_graph(
         ValueError: there are no batches, or the file has other weights stored than the module.
         FileNotFoundError: there is no such file.
     """
-    session = engine.open(read_onnx(path).SerializeToString())
     sites = _compare_codes(path, model)
-    result = Verification(operators=engine.operators(path), runtime=engine.version, exact_runtime=not engine.ties)
+    result: Verification | None = None
     exercise = Exercise()
-    examples: tuple[Any, ...] = ()
     agreement = None if prepared is None else PreparedAgreement(prepared, model)
     same = answers = 0
     for batch in batches:
         inputs = positional_arguments(model, batch, labels=False)
-        examples = examples or inputs
+        if result is None:
+            result = compare_stored(path, partial(onnx_model_without_graph, model), inputs, stateless=False)
+            if result.not_run:
+                return result
+            session = engine.open(read_onnx(path).SerializeToString())
         exercise.see_inputs([x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim])
         with torch.no_grad(), OneOrder():
             expected = named_outputs(model.eval()(*inputs))
         if agreement is not None:
             agreement.see(inputs, {}, expected)
         outputs = [torch.from_numpy(x) for x in session.run(None, feeds(session, inputs))]
-        _check_shapes(path, expected.values(), outputs)
         for (name, ours), theirs in zip(expected.items(), outputs, strict=True):
             label = f"{name} (within {FLOAT_TOLERANCE:g} of the largest)"
             site = sites.setdefault(label, SiteAgreement(label, tuple(ours.shape[1:])))
             site.compare(ours.cpu(), theirs, FLOAT_TOLERANCE)
         agree = decisions(next(iter(expected.values())).cpu()) == decisions(outputs[0])
         same, answers = same + int(agree.sum()), answers + agree.numel()
-    if not exercise.samples:
+    if result is None:
         raise ValueError("nothing was verified: batches is empty.")
+    result.operators, result.runtime, result.exact_runtime = engine.operators(path), engine.version, not engine.ties
     result.sites = list(sites.values())
     exercise.record(result)
-    file = read_onnx(path)
-    anew = onnx_model_without_graph(
-        model, as_written(examples, example_shapes(file)), free_axes(file), dialect_of_file(path, file)
-    )
-    result.constants_compared = constants_in(anew)
-    result.stored = stored_differences(anew, file) or differences_of_records(anew, file, stateless=False)
     result.top1_agreement = same / answers
     if agreement is not None:
         result.alarm, result.prediction_changes = agreement.alarm(), agreement.prediction_changes
@@ -106,11 +100,3 @@ def _compare_codes(path: str | Path, model: nn.Module) -> dict[str, SiteAgreemen
         site = sites[label] = SiteAgreement(label, tuple(codes.shape))
         site.compare(weight.in_blocks().cpu().reshape(codes.shape).to(codes.dtype), codes)
     return sites
-
-
-def _check_shapes(path: str | Path, expected: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
-    ours, theirs = ([tuple(x.shape) for x in results] for results in (expected, outputs))
-    if ours != theirs:
-        raise OtherModelError(
-            f"{path} has outputs of the shapes {theirs}, the integer model {ours}: it was written from another model."
-        )

@@ -16,8 +16,9 @@ from qat.export.onnx.example_inputs import as_written
 from qat.export.outputs import named_outputs
 from qat.export.pt2e.codes import SHIFT
 from qat.export.pt2e.program import exported_program, load_program, record_of_file
-from qat.export.verification import OtherModelError, StoredDifference, Verification
+from qat.export.verification import DamagedFileError, OtherModelError, StoredDifference, Verification
 from qat.integer import IntegerModel
+from qat.reading.malformed import malformed
 from qat.transform.batches import positional_arguments
 
 
@@ -39,8 +40,12 @@ def verify_pt2e(
     if not kept:
         raise ValueError("nothing was verified: batches is empty.")
     sites = static_sites(model)
-    result = compare(model, kept, prepared, _Sites(path, program, sites), f"torch {torch.__version__}", sites)
-    result.constants_compared, result.stored = _compare_stored(path, program, model, kept[0])
+    run = _Sites(path, program, sites)
+    constants, stored = _compare_stored(path, program, model, kept[0])
+    result = Verification(constants_compared=constants, stored=stored)
+    if not result.not_run:
+        result = compare(model, kept, prepared, run, f"torch {torch.__version__}", sites)
+        result.constants_compared, result.stored = constants, stored
     result.operators = dict(Counter(_operator(n) for n in program.graph.nodes if n.op == "call_function").most_common())
     result.sum_up()
     return result
@@ -95,10 +100,11 @@ def _compare_stored(
     path: str | Path, found: ExportedProgram, integer: IntegerModel, batch: Any
 ) -> tuple[int, list[StoredDifference]]:
     """How many numbers the file should store, and what it stores differently from the integer model written anew."""
-    record = record_of_file(path)
-    axes = record.get("free_axes")
-    dynamic = None if axes is None else {name: {int(i): n for i, n in of.items()} for name, of in axes.items()}
-    example = as_written(positional_arguments(integer, batch), record.get("example_shapes", []))
+    record, arguments = record_of_file(path), positional_arguments(integer, batch)
+    with malformed(path, "has a record that cannot be read", "write it again", DamagedFileError):
+        axes = record.get("free_axes")
+        dynamic = None if axes is None else {name: {int(i): n for i, n in of.items()} for name, of in axes.items()}
+        example = as_written(arguments, record.get("example_shapes", []))
     expected, _ = exported_program(integer, example, dynamic)
     ours, theirs = ({**p.state_dict, **p.constants} for p in (expected, found))
     different = [
@@ -117,9 +123,10 @@ def _compare_stored(
 def _difference(name: str, ours: Tensor, theirs: Tensor | None) -> StoredDifference | None:
     if theirs is None or theirs.shape != ours.shape or theirs.dtype != ours.dtype:
         return StoredDifference(name, ours.numel(), "is missing, or of another shape")
+    only_values = ours.dtype != torch.int64
     ours, theirs = (x.detach().contiguous().reshape(-1, 1).view(torch.uint8) for x in (ours, theirs))
     elements = int((ours != theirs).any(1).sum())  # byte by byte: NaN equals NaN, and 0.0 is not -0.0
-    return StoredDifference(name, elements, "differs from the integer model's") if elements else None
+    return StoredDifference(name, elements, "differs from the integer model's", only_values) if elements else None
 
 
 def _lines(graph: fx.Graph) -> list[str]:
