@@ -11,17 +11,17 @@ import lightning as L
 
 from qat.report import Training
 
-CURVES = ("val_top1", "val_loss", "train_loss")
+CURVES = ("val_metric", "val_loss", "train_loss")
 
 
 @dataclass
 class History:
     """Collects metrics epoch by epoch. The names are those under which the LightningModule logs them."""
 
-    val_top1_name: str
+    val_metric_name: str
     val_loss_name: str
     train_loss_name: str
-    val_top1: list[float | None] = field(default_factory=list)
+    val_metric: list[float | None] = field(default_factory=list)
     val_loss: list[float | None] = field(default_factory=list)
     train_loss: list[float | None] = field(default_factory=list)
     started: float | None = None
@@ -36,7 +36,7 @@ class History:
     def end_epoch(self, trainer: L.Trainer) -> None:
         """Append the last values that were logged; None before the first."""
         for name, curve in (
-            (self.val_top1_name, self.val_top1),
+            (self.val_metric_name, self.val_metric),
             (self.val_loss_name, self.val_loss),
             (self.train_loss_name, self.train_loss),
         ):
@@ -67,14 +67,14 @@ class History:
             best_epoch: counted from 1, as the record does; 0 if there was no checkpoint.
             is_accuracy: whether the validation metric is a fraction.
         """
-        validated = any(value is not None for value in self.val_top1)
+        validated = any(value is not None for value in self.val_metric)
         return Training(
             epochs=len(self.train_loss),
             steps=trainer.global_step,
             seconds=self.seconds,
             best_epoch=best_epoch if validated else 0,
-            val_top1=self.val_top1 if validated and is_accuracy else [],
-            val_values=[] if is_accuracy or not validated else self.val_top1,
+            val_top1=self.val_metric if validated and is_accuracy else [],
+            val_values=[] if is_accuracy or not validated else self.val_metric,
             val_loss=self.val_loss if validated else [],
             train_loss=self.train_loss,
         )
