@@ -189,6 +189,11 @@ def flat_weights(module: nn.Module) -> list[Tensor | None]:
     return [getattr(module, name, None) for name in names]
 
 
+def size_guards(program: torch.export.ExportedProgram) -> list[str]:
+    """The conditions on the sizes of inputs under which a program holds, as Python: "L['x'].size()[1] <= 16"."""
+    return list(program._guards_code)
+
+
 def tensor_version(tensor: Tensor) -> int:
     """How often the tensor was changed in place."""
     return tensor._version
@@ -227,8 +232,7 @@ def note_beside_state(state: Any, prefix: str, **facts: Any) -> None:
 
 def attention_implementation(config: object) -> str | None:
     """The attention that a configuration of transformers names; None if it names none."""
-    found: str | None = getattr(config, "_attn_implementation", None)
-    return found
+    return cast(str | None, getattr(config, "_attn_implementation", None))
 
 
 def hooks_of(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any], set[int]]:
@@ -239,8 +243,7 @@ def hooks_of(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any], set[int
 
 def pruned_tensor(hook: Any) -> str:
     """The name of the parameter that a hook of torch.nn.utils.prune masks."""
-    name: str = hook._tensor_name
-    return name
+    return str(hook._tensor_name)
 
 
 @dataclass(frozen=True)

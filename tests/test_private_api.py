@@ -103,6 +103,10 @@ def constant() -> Any:
     return torch.compiler.assume_constant_result(lambda: None)
 
 
+def exported_program() -> Any:
+    return torch.export.export(nn.Identity(), (torch.ones(1),))
+
+
 def quantization() -> Any:
     return torch.ao.quantization.fx
 
@@ -215,6 +219,7 @@ MEMBERS = [
         for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
     ),
     of_torch("torch", "_ops", lambda: torch, "name operations", BELOW_TRAINING),
+    of_torch("ExportedProgram", "_guards_code", exported_program, "check the sizes of inputs", BELOW_TRAINING),
     of_torch("LSTM", "_flat_weights_names", lambda: nn.LSTM(1, 1), "let it read other weights", BELOW_TRAINING),
     of_torch("an operation", "_schema", lambda: torch.ops.aten.relu.default, "name its arguments", BELOW_TRAINING),
     of_torch("torch", "_C", lambda: torch, "name the arguments of operations", BELOW_TRAINING),

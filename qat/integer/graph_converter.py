@@ -76,6 +76,8 @@ class GraphConverter:
                     node.target, default_value=node.args[0] if node.args else inspect.Parameter.empty
                 )
             elif node.target in CHECKS:
+                for argument in node.all_input_nodes:
+                    self._make(Value(argument, "float"))
                 self.new_graph.node_copy(node, lambda n: self.made[Value(n, "float")])
             elif node.op == "output":
                 for result in node.all_input_nodes:

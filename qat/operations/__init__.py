@@ -18,6 +18,7 @@ from qat.operations.layers import BatchNormalization, Layer, has_form_alone, rea
 from qat.operations.movement import AdaptiveMaxPool, MaxPool, Move, PadZeros
 from qat.operations.pooling import AveragePool, Mean
 from qat.operations.regions import Part, Region
+from qat.operations.sizes import check_sizes, value_of
 
 __all__ = [
     "CHECKS",
@@ -52,6 +53,7 @@ __all__ = [
     "can_take_codes",
     "check_fixed_argument",
     "check_given_argument",
+    "check_sizes",
     "computes_products",
     "describe_graph",
     "has_form_alone",
@@ -65,5 +67,6 @@ __all__ = [
     "reached_by_labels",
     "read_past_their_forward",
     "tensors_with_codes",
+    "value_of",
     "without_labels",
 ]

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from qat.operations.sizes import check_sizes
+
 PLAIN = (type(None), bool, int, float, complex, str)
 """Types of such arguments, nested or not."""
 
@@ -34,13 +36,13 @@ def check_given_argument(value: Any, name: str) -> None:
         raise ValueError(f"{name} is missing, and the graph was made with one: call the model with {name}.")
 
 
-CHECKS = (check_fixed_argument, check_given_argument)
+CHECKS = (check_fixed_argument, check_given_argument, check_sizes)
 """Functions in graphs that check arguments and compute nothing."""
 
 
 def is_fixed(argument: fx.Node) -> bool:
     """Whether this input of a graph is such an argument."""
-    return all(user.target is check_fixed_argument for user in argument.users)
+    return all(user.target in (check_fixed_argument, check_sizes) for user in argument.users)
 
 
 def _same(value: Any, fixed: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from qat.capture.exported.aten import dropout_function, to_torch
+from qat.capture.exported.sizes import check_sizes_of_inputs
 from qat.capture.graphs.arguments import call_arguments, called_by_name, nest_inputs, take_all_arguments
 from qat.capture.graphs.call_format import CallFormat
 from qat.capture.graphs.in_place import overwritten, overwritten_and_read_again
@@ -24,6 +25,7 @@ from qat.operations import is_label, without_labels
 from qat.torch_private import (
     HigherOrderOperator,
     TreeSpec,
+    size_guards,
     tree_flatten,
     tree_leaves,
     tree_map,
@@ -67,6 +69,7 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     output_spec = program.call_spec.out_spec
     assert output_spec is not None
     graph = _over_the_model(model, unlifted, CallFormat.of_call({**named, **implied}, output_spec))
+    check_sizes_of_inputs(graph, size_guards(program), call_arguments(signature, args, kwargs))
     nest_inputs(graph, named)
     parameters = take_all_arguments(graph, signature, {**named, **implied}, implied)
     form = replace(CallFormat.of_call(named, output_spec), implied=tuple(implied.items()), parameters=tuple(parameters))
