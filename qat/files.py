@@ -52,6 +52,23 @@ def write_atomically(path: str | Path, content: str | bytes) -> Path:
     return Path(path)
 
 
+def check_writable(path: str | Path) -> None:
+    """Check, before work that takes long, that a file can be written here. Missing folders are created.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, so no file of this name can be written: write another name.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror or error}): write another path.") from error
+
+
 def cache_folder() -> Path:
     """The cache folder: QAT_CACHE_DIR of the environment, else ~/.cache/qat. Everything in it can be recreated."""
     return Path(os.environ.get("QAT_CACHE_DIR") or "~/.cache/qat").expanduser()

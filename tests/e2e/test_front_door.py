@@ -101,7 +101,7 @@ def test_the_results_are_consistent(first: Run) -> None:
     ]  # fmt: skip
     assert rows["float"].top1 > 0.8
     assert rows["QAT step 0"].top1 == rows["PTQ MSE"].top1
-    assert rows["QAT step 0"].note == "predicts the same class as PTQ MSE for every test image"
+    assert rows["QAT step 0"].note == "predicts the same class as PTQ MSE for every test sample"
     assert rows["QAT integer"].top1 == rows["QAT in ONNX Runtime"].top1
     assert all(row.top5 is not None and row.calibration_error is not None for row in rows.values())
     assert rows["float"].size_bytes == (first.folder / "float.onnx").stat().st_size

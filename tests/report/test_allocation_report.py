@@ -66,6 +66,12 @@ def test_another_run_is_beaten_by_two_paired_standard_errors_or_not(
     assert said in html(compared)
 
 
+def test_two_standard_errors_of_few_samples_beat_nothing() -> None:
+    other = OtherRun("QAT", "w3", 0.05, 0.02, False, 900, 1_000, p_value=0.0625)
+    said = other_run_sentence(other, ACCURACY)
+    assert said.startswith("QAT did not beat w3: 5.00 ± 2.00 points, p = 0.062, too few samples")
+
+
 def test_of_an_error_the_smaller_value_wins() -> None:
     other = OtherRun("QAT", "w3", -0.5, 0.1, True, 900, 1_000)
     assert other_run_sentence(other, MetricInfo("mae", "m", "min", percent=False)).startswith(

@@ -376,4 +376,4 @@ def test_train_py_in_two_processes(torchrun: bool, tmp_path: Path) -> None:
     assert results.verification.images == 500
     rows = {row.name: row for row in results.rows}
     assert rows["QAT fake-quant"].top1 > 0.8
-    assert rows["QAT step 0"].note == "predicts the same class as PTQ MSE for every test image"
+    assert rows["QAT step 0"].note == "predicts the same class as PTQ MSE for every test sample"

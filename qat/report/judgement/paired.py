@@ -19,15 +19,17 @@ class SampleScores:
 
     Args:
         correct: of a plain accuracy: which samples are right, bool (n,).
-        values: of a mean: its value in each unit, float (units,).
+        values: of a mean: its value in each unit, float (units,). Of any other metric with `FEW` samples: their `jackknife`.
         weights: how many samples each unit has, float (units,).
         replicates: of any other metric: its value in each resample that `resamples` draws, float (B,).
+        units: what they are.
     """
 
     correct: NDArray[np.bool_] | None = None
     values: NDArray[np.float64] | None = None
     weights: NDArray[np.float64] = field(default_factory=lambda: np.ones(0))
     replicates: NDArray[np.float64] | None = None
+    units: str = "samples"
 
     @property
     def method(self) -> str:
@@ -36,7 +38,9 @@ class SampleScores:
             return "binomial"
         if self.replicates is not None or (self.values is not None and len(self.values) >= FEW):
             return "bootstrap"
-        return "of the mean of batches" if self.values is not None and len(self.values) > 1 else ""
+        if self.values is None or len(self.values) < 2:
+            return ""
+        return "of the mean of batches" if self.units == "batches" else "jackknife"
 
     def standard_error(self) -> float | None:
         """The standard error of the value; None if nothing tells."""
@@ -86,7 +90,7 @@ def compare(first: SampleScores, second: SampleScores) -> PairedDifference | Non
         shared = min(len(a), len(b))  # the first resamples are the same; a slow metric has fewer
         return bootstrap(a[:shared], b[:shared])
     if first.values is not None and second.values is not None and len(first.values) == len(second.values) > 1:
-        return paired_t(first.values - second.values, first.weights)
+        return paired_t(first.values - second.values, first.weights, first.units)
     return None
 
 
@@ -147,7 +151,26 @@ def bootstrap(first: NDArray[np.float64], second: NDArray[np.float64]) -> Paired
     return PairedDifference(float(differences.mean()), error, float(low), float(high), p_value, "paired bootstrap")
 
 
-def paired_t(differences: NDArray[np.float64], weights: NDArray[np.float64]) -> PairedDifference | None:
+def jackknife(value: float, without: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A pseudo-value for each of a few samples, whose mean is the value without bias; of a mean, what it is the mean of.
+
+    Two or three samples give a bootstrap so few different resamples that it takes any difference for certain.
+
+    Args:
+        value: of a metric, over all samples.
+        without: its value without each of them, float (samples,).
+
+    Source: Tukey (1958), Bias and confidence in not quite large samples.
+
+    >>> jackknife(2.0, np.array([2.5, 2.0, 1.5]))
+    array([1., 2., 3.])
+    """
+    return len(without) * value - (len(without) - 1) * without
+
+
+def paired_t(
+    differences: NDArray[np.float64], weights: NDArray[np.float64], units: str = "batches"
+) -> PairedDifference | None:
     """The paired t-test of a few units, such as batches, with weights."""
     from scipy.stats import t as student
 
@@ -157,7 +180,7 @@ def paired_t(differences: NDArray[np.float64], weights: NDArray[np.float64]) -> 
     freedom = len(differences) - 1
     reach = float(student.ppf(1 - LEVEL / 2, freedom)) * error
     p_value = 2 * float(student.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    method = f"paired t-test of {len(differences)} batches"
+    method = f"paired t-test of {len(differences)} {units}"
     return PairedDifference(mean, error, mean - reach, mean + reach, p_value, method)
 
 

@@ -81,7 +81,7 @@ class OtherRun(Record):
     """The model of this run, `row`, against that of another run, `other`, on the same samples.
 
     `difference` is the value of `row` minus that of `other`, with its paired standard error; `better` is whether `row` wins by
-    at least two of them. All three are None if nothing tells.
+    at least two of them, and with a p-value below 0.05. All are None if nothing tells.
     """
 
     row: str
@@ -91,3 +91,4 @@ class OtherRun(Record):
     better: bool | None
     size_bytes: int
     other_size_bytes: int
+    p_value: float | None = None

@@ -1,5 +1,6 @@
 """The bits of every layer, the Pareto front and other runs, as tables and sentences."""
 
+from qat.report.judgement.paired import LEVEL
 from qat.report.results.allocation import AllocationResult, OtherRun
 from qat.report.results.metric import MetricInfo
 from qat.report.text.tables import ABSENT, TextTable
@@ -66,8 +67,11 @@ def other_run_sentence(found: OtherRun, metric: MetricInfo) -> str:
     amount = f"{metric.difference(found.difference).replace(' ', f' ± {metric.number(found.standard_error)} ', 1)}"
     if found.better:
         return f"{found.row} beat {found.other} by {amount}, at least two paired standard errors {files}."
-    is_worse = metric.better(0.0, found.difference) and abs(found.difference) >= CERTAIN * found.standard_error
+    is_large = abs(found.difference) >= CERTAIN * found.standard_error
+    is_worse = metric.better(0.0, found.difference) and is_large
     why = "worse by at least two paired standard errors" if is_worse else "less than two paired standard errors"
+    if is_large and found.p_value is not None and found.p_value >= LEVEL:
+        why = f"p = {found.p_value:.2g}, too few samples"
     return f"{found.row} did not beat {found.other}: {amount}, {why} {files}."
 
 

@@ -16,6 +16,7 @@ from qat.capture import copy_model
 from qat.export import TARGETS, Target
 from qat.export.targets import target_named
 from qat.export.verification import unverified_path
+from qat.files import check_writable
 from qat.integer import convert
 from qat.training.callbacks.pruning import Pruning
 from qat.training.callbacks.ptq_baselines import PTQBaselines
@@ -45,7 +46,7 @@ class ExportONNX(L.Callback):
 
     Raises:
         ValueError: there is no such target, or two files have one name; or, when the fit begins, there are no test data, the
-            network has no ONNX form, or a target cannot run the policy.
+            network has no ONNX form, a file cannot be written, or a target cannot run the policy.
         ImportError: when the fit begins: the runtime of a target is not installed.
         VerificationError: the file differs from the integer model, or that from what was trained, or weights that `Pruning`
             pruned are not zero in it (when the fit ends).
@@ -88,6 +89,9 @@ class ExportONNX(L.Callback):
             self.check_policy(require_callback(trainer, QuantizationAwareTraining, self).policy)
             ptq = find_callback(trainer, PTQBaselines)
             self.check_names({} if ptq is None else ptq.outside_files(trainer.default_root_dir))
+            for file in self._files({}).values():
+                check_writable(file)
+                check_writable(unverified_path(file))
 
     def check_names(self, others: Mapping[str, Path]) -> None:
         """Check that no file is written over another one. others: what writes them -> files that the fit writes beside these.
@@ -95,13 +99,17 @@ class ExportONNX(L.Callback):
         Raises:
             ValueError: two have one name.
         """
-        own = {"path": self.path, "float_path": self.float_path, "the best PTQ row": self._ptq_path}
-        own |= {f"targets.{target.name}": file for target, file in self.targets.items()}
         taken: dict[Path, str] = {}
-        for what, file in {**own, **others}.items():
-            for name in () if file is None else (file, unverified_path(file)):
+        for what, file in self._files(others).items():
+            for name in (file, unverified_path(file)):
                 if (first := taken.setdefault(name.absolute(), what)) != what:
                     raise ValueError(f"{first} and {what} both write {name.name}: give one of them another name.")
+
+    def _files(self, others: Mapping[str, Path]) -> dict[str, Path]:
+        """What writes them -> the files of a fit."""
+        own = {"path": self.path, "float_path": self.float_path, "the best PTQ row": self._ptq_path}
+        own |= {f"targets.{target.name}": file for target, file in self.targets.items()}
+        return {what: file for what, file in {**own, **others}.items() if file is not None}
 
     def check_policy(self, policy: Policy) -> None:
         """Check that each target can run networks of this policy, and that its runtime is installed.

@@ -14,6 +14,7 @@ from torch import nn
 from qat.arguments import as_path
 from qat.capture import copy_model
 from qat.export import VerificationError
+from qat.files import check_writable
 from qat.report import Data, Results, Verdict, print_sites, verdict
 from qat.report.results.metric import Mode
 from qat.search import Allocation
@@ -23,7 +24,7 @@ from qat.training.callbacks.pruning import Pruning
 from qat.training.callbacks.ptq_baselines import PTQBaselines
 from qat.training.callbacks.quantization_aware_training import QuantizationAwareTraining
 from qat.training.callbacks.report_entries import early_entries, entries_of_fit, timings_of_fit, verify_ptq, with_faults
-from qat.training.callbacks.report_files import measure_and_write
+from qat.training.callbacks.report_files import RESULTS, measure_and_write, report_folder
 from qat.training.callbacks.report_options import check_report
 from qat.training.comparison import row_names
 from qat.training.comparison.batch_parts import batch_targets
@@ -40,7 +41,7 @@ from qat.training.comparison.measurements import Measurements
 from qat.training.comparison.notes import note_precision, note_step0
 from qat.training.comparison.other_runs import compare_with_others
 from qat.training.comparison.report_metric import MetricSource, ReportMetric
-from qat.training.comparison.rows import compare_rows, metric_info, report_rows
+from qat.training.comparison.rows import compare_rows, counted, metric_info, report_rows
 from qat.training.comparison.tensor_details import ScaleRecorder, confusion, first_samples, tensor_details
 from qat.training.comparison.zeros import file_sizes
 from qat.training.lightning.callback_lookup import FitReport, find_callback, require_callback
@@ -156,6 +157,7 @@ class Report(FitReport):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         qat, ptq = require_callback(trainer, QuantizationAwareTraining, self), find_callback(trainer, PTQBaselines)
+        run_on_rank_zero(trainer, partial(check_writable, report_folder(trainer, self.folder) / RESULTS))
         measurements = Measurements(self.metric, self.dataloaders, trainer, pl_module, qat.network_name or "")
         measurements.identify(copy_model(qat.float_network or qat.network_of(pl_module)))
         network = qat.original_network or qat.float_network
@@ -215,7 +217,7 @@ class Report(FitReport):
         info = metric_info(self._measurements.metric, measured)
         return Results(
             **self._names(trainer, pl_module),
-            data=self.data or self._describe_data(trainer, pl_module, info.percent),
+            data=counted(self.data or self._describe_data(trainer, pl_module, info.percent), measured),
             rows=report_rows(measured, info, self.extras, {}),
             verdict=Verdict("diverged", f"NO VERDICT. {reason}"),
             metric=info,
@@ -245,18 +247,11 @@ class Report(FitReport):
         entries = entries_of_fit(trainer, qat, self.step0, best.network, artefact, seconds, self.other_runs)
         measured = self._measurements.measure(entries)
         evaluations = {entry.name: evaluation for entry, evaluation in measured}
-        notes = note_step0(qat.policy, evaluations) | note_precision(
-            trainer,
-            pl_module,
-            network_name,
-            best.network,
-            evaluations[row_names.FAKE_QUANT],
-            self._measurements.metric,
-            self.dataloaders,
-        )
+        notes = note_step0(qat.policy, evaluations)
+        notes |= note_precision(trainer, best.network, evaluations[row_names.FAKE_QUANT], self._measurements)
         info = metric_info(self._measurements.metric, measured)
         has_classes = evaluations[row_names.FAKE_QUANT].labels is not None or info.percent
-        data = self.data or self._describe_data(trainer, pl_module, has_classes)
+        data = counted(self.data or self._describe_data(trainer, pl_module, has_classes), measured)
         rows = report_rows(measured, info, self.extras, notes)
         sites, float_edges, _ = describe_sites(best.network)
         verifications = describe_verifications(artefact) if artefact is not None else []
@@ -265,6 +260,8 @@ class Report(FitReport):
         integer = entries[-1].network if artefact is None else artefact.integer
         zeros = None if pruning is None else pruning.report(integer)
         found = with_faults(found, verifications, zeros)
+        of_ptq = verify_ptq(trainer, pl_module, found)
+        found = found if of_ptq is None else with_faults(found, [of_ptq], None)
         return Results(
             **self._names(trainer, pl_module),
             data=data,
@@ -272,7 +269,7 @@ class Report(FitReport):
             verdict=found,
             metric=info,
             verification=verifications[0] if verifications else None,
-            ptq_verification=verify_ptq(trainer, pl_module, found),
+            ptq_verification=of_ptq,
             target_verifications=verifications[1:],
             sites=sites,
             float_edges=float_edges,

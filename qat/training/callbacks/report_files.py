@@ -13,6 +13,13 @@ from qat.training.lightning.progress_bar import end_bar
 from qat.training.lightning.rank_zero import run_on_rank_zero
 from qat.training.loggers.log_results import log_results
 
+RESULTS = "results.json"
+
+
+def report_folder(trainer: L.Trainer, folder: str | Path | None) -> Path:
+    """Where a report is written. All processes must call it."""
+    return Path(folder or trainer.log_dir or trainer.default_root_dir)  # a collective
+
 
 def measure_and_write(trainer: L.Trainer, folder: str | Path | None, measure: Callable[[], Results]) -> Results:
     """Measure in process 0, which also writes, logs and prints the report. All processes must call it.
@@ -20,12 +27,12 @@ def measure_and_write(trainer: L.Trainer, folder: str | Path | None, measure: Ca
     folder: where to write. None: the logger's folder, else the Trainer's default_root_dir.
     """
     end_bar(trainer)
-    where = Path(folder or trainer.log_dir or trainer.default_root_dir)  # in all processes: a collective
+    where = report_folder(trainer, folder)
 
     def work() -> Results:
         results = measure()
         write_report(results, where)
-        write_results(results, where / "results.json")
+        write_results(results, where / RESULTS)
         log_results(trainer.loggers, results, where)
         print_report(results, where=where)
         return results

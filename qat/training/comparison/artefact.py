@@ -200,7 +200,7 @@ def _log_verification(artefact: Artefact) -> None:
     for file in artefact.files:
         found, name = file.verification, file.path.name
         log.info(
-            "%s: %s of %s codes differ from the integer model over %s test images",
+            "%s: %s of %s codes differ from the integer model over %s test samples",
             name,
             f"{found.code_mismatches:,}",
             f"{found.codes_compared:,}",

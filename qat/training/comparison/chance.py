@@ -22,9 +22,13 @@ def value_by_chance(metric: ReportMetric, found: Metric | None, arguments: Seque
     """
     try:
         first, second = (torch.cat([batch[i] for batch in arguments]) for i in (0, 1))
+        if bool((second == second[:1]).all()):  # one sample, or one class: their order tells nothing
+            return None
         if metric.info is not None and metric.info.percent:
             return _expected_agreement(first, second)
-        drawn = first[torch.randperm(len(first), generator=torch.Generator().manual_seed(0))]
+        order = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))
+        drawn = torch.empty_like(first)
+        drawn[order] = first[order.roll(1)]  # none stays in its place, which counts among few
         if not isinstance(metric.main, str | Metric):
             return float(metric.main(drawn, second))
         computing = metric.main if isinstance(metric.main, Metric) else found

@@ -44,7 +44,12 @@ class Measurements:
         """
 
         def look() -> tuple[MetricInfo | None, str]:
-            first = self.evaluate(network, batches=1)
+            try:
+                first = self.evaluate(network, batches=1)
+            except ValueError:
+                if isinstance(self.metric.source, str):
+                    raise
+                first = self.evaluate(network)  # a metric may need more samples, or samples of two classes
             assert first.reading is not None
             known = first.reading.identify(first.value)
             return known.info, known.path

@@ -14,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from qat.contexts import quiet
 from qat.report.judgement.paired import SampleScores
+from qat.torch_private import tree_leaves
 from qat.training.comparison.batch_parts import first_output
 from qat.training.comparison.chance import value_by_chance
 from qat.training.comparison.metric_value import value_of
@@ -41,6 +42,7 @@ class Reading(L.Callback):
         path: its name in the module.
         seen: whether the network ran at all.
         batches: how many there were.
+        count: how many samples, as far as the first tensor of a batch tells; 0: nothing does.
     """
 
     metric: ReportMetric
@@ -52,6 +54,7 @@ class Reading(L.Callback):
     path: str = ""
     seen: bool = False
     batches: int = 0
+    count: int = 0
     _kept: int = 0
     _where: str = "a test batch"
     _last: Any = None
@@ -127,8 +130,9 @@ class Reading(L.Callback):
         correct = 0 < value < 1 and correct_samples(*self.samples(), value) is not None
         return self.metric.identified(value, self.found, self.path, correct)
 
-    def on_test_batch_start(self, _trainer: Any, _pl_module: Any, _batch: Any, batch_idx: int, *_: Any) -> None:
+    def on_test_batch_start(self, _trainer: Any, _pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         self._where, self.batches = f"test batch {batch_idx}", self.batches + 1
+        self.count += next((len(x) for x in tree_leaves(batch) if isinstance(x, Tensor) and x.ndim), 0)
 
     def _note_output(self, _network: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         for name, part in Call(inputs, {}).float_parts:

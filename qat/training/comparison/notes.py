@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -11,8 +10,8 @@ from torch import nn
 
 from qat.capture import copy_model
 from qat.training.comparison import row_names
-from qat.training.comparison.evaluate import Evaluation, evaluate
-from qat.training.comparison.report_metric import ReportMetric
+from qat.training.comparison.evaluate import Evaluation
+from qat.training.comparison.measurements import Measurements
 from qat.transform import Policy
 
 
@@ -41,7 +40,7 @@ def note_step0(policy: Policy, evaluations: Mapping[str, Evaluation]) -> dict[st
         return {}
     different = int((step0.predictions != ptq.predictions).sum())
     if not different:
-        return {row_names.STEP0: f"predicts the same class as {ptq_name} for every test image"}
+        return {row_names.STEP0: f"predicts the same class as {ptq_name} for every test sample"}
     warning = (
         f"predicts another class than {ptq_name} for {different} of {len(step0.predictions):,} test samples, though both "
         "have the same ranges: something changed the network between calibration and the first step."
@@ -51,24 +50,15 @@ def note_step0(policy: Policy, evaluations: Mapping[str, Evaluation]) -> dict[st
 
 
 def note_precision(
-    trainer: L.Trainer,
-    module: L.LightningModule,
-    network_name: str,
-    best: nn.Module,
-    in_float32: Evaluation,
-    metric: ReportMetric,
-    dataloaders: Any = None,
+    trainer: L.Trainer, best: nn.Module, in_float32: Evaluation, measurements: Measurements
 ) -> dict[str, str]:
     """Measure the best checkpoint in the precision of the fit, and note the difference to float32.
 
     Args:
         trainer: the Trainer of the fit.
-        module: the user's LightningModule.
-        network_name: name of its network, "" for the module itself.
         best: the prepared network that the fit ends with.
         in_float32: its evaluation in float32.
-        metric: the metric of the report.
-        dataloaders: test dataloaders, if neither datamodule nor module has them.
+        measurements: those of the fit.
 
     Returns:
         Row name -> note; empty if the fit ran in float32.
@@ -76,10 +66,8 @@ def note_precision(
     if trainer.precision == "32-true":
         return {}
     network = copy_model(best)  # a true half precision changes its weights
-    in_precision = evaluate(
-        trainer, module, network_name, network, dataloaders, precision=trainer.precision, metric=metric
-    )
-    info = metric.info
+    in_precision = measurements.evaluate(network, precision=trainer.precision)
+    info = measurements.metric.info
     assert info is not None
     there, difference = info.number(in_precision.value), info.scaled(in_precision.value - in_float32.value)
     change = f"{difference:+.2f}" if info.percent else f"{difference:+.3g}"

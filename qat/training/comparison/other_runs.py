@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qat.report.judgement.paired import LEVEL
 from qat.report.results.allocation import OtherRun
 from qat.report.results.metric import MetricInfo
 from qat.report.text.allocation_tables import CERTAIN
@@ -18,11 +19,9 @@ def compare_with_others(measured: Measured, info: MetricInfo) -> list[OtherRun]:
             if difference is None:
                 found.append(OtherRun(last.name, entry.name, None, None, None, last.size_bytes, entry.size_bytes))
                 continue
-            error = difference.standard_error
-            wins = info.better(difference.difference, 0.0) and abs(difference.difference) >= CERTAIN * error
+            amount, error, p_value = difference.difference, difference.standard_error, difference.p_value
+            wins = info.better(amount, 0.0) and abs(amount) >= CERTAIN * error and p_value < LEVEL
             found.append(
-                OtherRun(
-                    last.name, entry.name, difference.difference, error, wins, last.size_bytes, entry.size_bytes
-                )
-            )  # fmt: skip
+                OtherRun(last.name, entry.name, amount, error, wins, last.size_bytes, entry.size_bytes, p_value)
+            )
     return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from qat.report import Row
+from qat.report import Data, Row
 from qat.report.judgement.paired import PairedDifference, compare
 from qat.report.results.metric import MetricInfo
 from qat.training.comparison.entries import Entry
@@ -66,6 +66,12 @@ def metric_info(metric: ReportMetric, measured: Measured) -> MetricInfo:
     of_float = next((evaluation for entry, evaluation in measured if entry.kind == "float"), None)
     chance = of_float.reading.chance() if of_float is not None and of_float.reading is not None else None
     return replace(info, errors=method or ("binomial" if info.percent else ""), chance=chance)
+
+
+def counted(data: Data, measured: Measured) -> Data:
+    """The data with as many test samples as were measured: a loader may leave some out, and a dataset not know its length."""
+    count = max((e.reading.count for _, e in measured if e.reading is not None), default=0)
+    return replace(data, test=count) if count else data
 
 
 def of_artefact(measured: Measured) -> tuple[Entry, Evaluation]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from qat.contexts import quiet
-from qat.report.judgement.paired import SampleScores, resamples
+from qat.report.judgement.paired import FEW, SampleScores, jackknife, resamples
 from qat.training.lightning.private_api import set_update_count
 
 UNITS = 1000
@@ -65,7 +65,7 @@ def known_losses(outputs: Sequence[Any], targets: Sequence[Any], value: float) -
                 of_batches = [_losses(loss, *batch) for batch in zip(outputs, targets, strict=True)]
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             continue  # not a loss of these
-        if of_batches and _same(float(np.concatenate(of_batches).mean()), value):
+        if of_batches and _same(float(np.concatenate(of_batches).mean()), value, size=0.0):
             return np.concatenate(of_batches)
     return None
 
@@ -82,15 +82,17 @@ def batch_scores(logged: Sequence[tuple[float, int]], value: float) -> SampleSco
     values, weights = (
         (np.array(column, float) for column in zip(*logged, strict=True)) if logged else (np.zeros(0),) * 2
     )
-    if len(values) < 2 or not weights.sum() or not _same(float(np.average(values, weights=weights)), value):
+    if len(values) < 2 or not weights.sum():
         return None
-    return SampleScores(values=values, weights=weights)
+    if not _same(float(np.average(values, weights=weights)), value, size=float(np.abs(values).mean())):
+        return None
+    return SampleScores(values=values, weights=weights, units="batches")
 
 
 def function_scores(
     function: Callable[[Any, Any], Any], outputs: Tensor, targets: Tensor, value: float
 ) -> SampleScores | None:
-    """Resampled values of a function of (outputs, targets), with at most `UNITS` units of samples."""
+    """Resampled values of a function of (outputs, targets), with at most `UNITS` units of samples; None if it has none."""
     n = len(outputs)
     starts = range(0, n, -(-n // UNITS))
     samples = [torch.arange(start, min(start + starts.step, n)) for start in starts]
@@ -99,7 +101,12 @@ def function_scores(
         chosen = torch.cat([samples[i] for i in np.repeat(np.arange(len(samples)), drawn.astype(int))])
         return float(function(outputs[chosen], targets[chosen]))
 
-    return _replicates(compute, len(samples)) if len(samples) > 1 and math.isfinite(value) else None
+    if len(samples) < 2 or not math.isfinite(value):
+        return None
+    try:
+        return _replicates(compute, len(samples))
+    except Exception:  # a function of the user's may refuse samples, as if all are of one class
+        return None
 
 
 def metric_scores(metric: Metric, given: Given, value: float) -> SampleScores | None:
@@ -149,6 +156,10 @@ def _compute(metric: Metric, units: Sequence[State], drawn: NDArray[np.float64])
 
 
 def _replicates(compute: Callable[[NDArray[np.float64]], float], units: int) -> SampleScores | None:
+    if units < FEW:
+        everything = np.ones(units)
+        values = jackknife(compute(everything), np.array([compute(everything - one) for one in np.eye(units)]))
+        return SampleScores(values=values, weights=everything) if np.isfinite(values).all() else None
     found: list[float] = []
     begin = time.perf_counter()
     for drawn in resamples(units):
@@ -158,5 +169,6 @@ def _replicates(compute: Callable[[NDArray[np.float64]], float], units: int) -> 
     return SampleScores(replicates=np.array(found)) if np.isfinite(found).all() else None
 
 
-def _same(value: float, other: float) -> bool:
-    return math.isclose(value, other, rel_tol=TOLERANCE, abs_tol=1e-6)
+def _same(value: float, other: float, size: float = 1.0) -> bool:
+    """Whether two values are one, but for rounding. size: of what they are sums of; what cancels leaves rounding errors."""
+    return math.isclose(value, other, rel_tol=TOLERANCE, abs_tol=1e-6 * size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
+import qat
+from qat.export import TARGETS, Verification, VerificationError
 from qat.export.file_network import ReturnsAs
 from qat.report import Results
 from qat.report.pages.html import run_code
@@ -210,7 +213,7 @@ def raises(outputs: Tensor, targets: Tensor) -> Tensor:
         (raises, r"Report\(metric=raises\) cannot be computed \(KeyError: 'reg'\): give"),
         (lambda outputs, targets: None, "gives a NoneType: give a function"),
         (lambda outputs, targets: "0.5 %", "gives a str: give a function"),
-        (lambda outputs, targets: outputs, r"gives a tensor of shape \(16, 4\): give a metric with one number"),
+        (lambda outputs, targets: outputs, r"gives a tensor of shape \(48, 4\): give a metric with one number"),
         (MulticlassConfusionMatrix(CLASSES), r"gives a tensor of shape \(4, 4\)"),
         (MulticlassAccuracy(9), "cannot be computed"),
     ],
@@ -273,12 +276,94 @@ def test_a_file_returns_as_its_network(returned: Any) -> None:
 
 def test_test_data_without_a_sample_are_named(tmp_path: Path) -> None:
     empty = DataLoader(TensorDataset(torch.zeros(0, 1, 8, 8), torch.zeros(0)))
-    callbacks = [QuantizationAwareTraining("w8a8", calibration_images=64), Report(tmp_path, dataloaders=empty)]
+    callbacks = [
+        QuantizationAwareTraining("w8a8", calibration_images=64, quantizer_lr_ratio=0.0),
+        Report(tmp_path, dataloaders=empty),
+    ]
     with pytest.raises(ValueError, match="the test data have no sample"):
         trainer(tmp_path, *callbacks).fit(Classifier(), datamodule=Data())
 
 
 def test_a_limit_that_leaves_no_training_data_is_named(tmp_path: Path) -> None:
-    callbacks = [QuantizationAwareTraining("w8a8", calibration_images=64), Report(tmp_path)]
+    callbacks = [QuantizationAwareTraining("w8a8", calibration_images=64, quantizer_lr_ratio=0.0), Report(tmp_path)]
     with pytest.raises(ValueError, match="limit_train_batches=0 leaves nothing"):
         trainer(tmp_path, *callbacks, limit_train_batches=0).fit(Classifier(), datamodule=Data())
+
+
+class Stream(IterableDataset[Any]):
+    """Samples of unknown number."""
+
+    def __iter__(self) -> Iterator[Any]:
+        dataset: Any = regression_data(20, 1).dataset
+        return iter([dataset[i] for i in range(20)])
+
+
+def test_the_samples_that_were_measured_are_counted(tmp_path: Path) -> None:
+    said = qat.report.Data("t", "T", 64, 0, 10_000, (6,), None, samples="days")
+    for count, loader, data in (
+        (20, DataLoader(Stream(), 8), None),
+        (16, DataLoader(regression_data(20, 1).dataset, 8, drop_last=True), said),
+    ):
+        report = Report(tmp_path, dataloaders=loader, metric="test/mae", data=data)
+        callbacks = [
+            QuantizationAwareTraining("w8a8", calibration_images=64, quantizer_lr_ratio=0.0),
+            PTQBaselines(["MinMax"]),
+            report,
+        ]
+        trainer(tmp_path, *callbacks).fit(Regression(), train_dataloaders=regression_data(64, 0))
+        assert report.results is not None
+        assert report.results.data.test == count
+        assert f"{count} test {report.results.data.samples}" in report.results.verdict.text
+
+
+def test_a_metric_that_one_batch_has_no_value_of_is_measured_on_all(tmp_path: Path) -> None:
+    def needs_more(outputs: Tensor, targets: Tensor) -> float:
+        if len(targets) <= 24:
+            raise ValueError("only one class")
+        return float((outputs - targets).abs().mean())
+
+    assert fit(tmp_path, Regression(), metric=needs_more, mode="min").metric.errors == "bootstrap"
+
+
+@pytest.mark.parametrize("name", ["file/results", "file/model.onnx", "folder", "folder.unverified"])
+def test_what_cannot_be_written_is_known_before_training(name: str, tmp_path: Path) -> None:
+    class Untouched(Regression):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            pytest.fail("training began")
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / f"{name}.onnx").mkdir() if name.startswith("folder") else None
+    test = regression_data(24, 1)
+    export = (
+        name.removesuffix(".unverified").removesuffix(".onnx") + ".onnx" if name != "file/results" else "model.onnx"
+    )
+    callbacks = [
+        QuantizationAwareTraining("w8a8", calibration_images=64, quantizer_lr_ratio=0.0),
+        Report(tmp_path / "file" if name == "file/results" else tmp_path, dataloaders=test, metric="test/mae"),
+        ExportONNX(tmp_path / export, dataloaders=test),
+    ]
+    with pytest.raises(ValueError, match=r"file/.* cannot be written \(|folder.*onnx is a folder"):
+        trainer(tmp_path, *callbacks).fit(Untouched(), train_dataloaders=regression_data(64, 0))
+
+
+def test_a_ptq_network_whose_file_differs_is_not_recommended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify, target = TARGETS[0].verify, TARGETS[0]
+
+    def differs(path: Path, *rest: Any, **options: Any) -> Verification:
+        found = verify(path, *rest, **options)
+        found.code_mismatches += "_ptq" in path.name
+        return found
+
+    monkeypatch.setattr(type(target), "verify", lambda self, path, *rest, **options: differs(path, *rest, **options))
+    test = regression_data(48, 1)
+    report = Report(tmp_path, dataloaders=test, metric="test/mae")
+    callbacks = [
+        QuantizationAwareTraining("w8a8", calibration_images=64, quantizer_lr_ratio=0.0),
+        PTQBaselines(["MinMax"]),
+        ExportONNX(tmp_path / "model.onnx", dataloaders=test),
+        report,
+    ]
+    with pytest.raises(VerificationError, match=r"do not deploy model_ptq.unverified.onnx"):
+        trainer(tmp_path, *callbacks).fit(Regression(lr=0.02), train_dataloaders=regression_data(64, 0))
+    assert report.results is not None
+    assert report.results.verdict.outcome == "not_verified"
