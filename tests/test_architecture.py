@@ -13,7 +13,7 @@ import qat
 ROOT = Path(qat.__file__).parent
 # Rooms on one floor do not know each other. Ground-floor rooms know nothing of the project but themselves.
 FLOORS: list[set[str]] = [
-    {"files", "contexts", "messages", "torch_private", "version"},
+    {"files", "contexts", "fixed_dtypes", "messages", "torch_private", "version"},
     {"arguments", "reading"},
     {"grid", "granularity", "floating_point", "kernels", "data", "models", "report", "structure"},
     {"spec"},

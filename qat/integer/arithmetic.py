@@ -85,7 +85,7 @@ def quantize(x: Tensor, y: Encoding) -> Tensor:
 
 def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """float32 -> (uint8 codes, scale [], zero_point []), using the range of x: ONNX DynamicQuantizeLinear."""
-    lo, hi = torch.aminmax(x.float())
+    lo, hi = torch.aminmax(x.float()) if x.numel() else torch.zeros(2, device=x.device)
     scale, zero_point = (p.reshape(()) for p in DYNAMIC.qparams(lo[None], hi[None]))
     codes = (torch.round(x.float() / scale) + zero_point).clamp(DYNAMIC.grid.qmin, DYNAMIC.grid.qmax)
     return codes.to(torch.uint8), scale, zero_point

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from qat.integer.arithmetic import Encoding
-from qat.integer.convert_layer import (
-    dynamic_layer,
-    integer_layer,
-    norm_layer,
-    weight_only,
-)
+from qat.integer.convert_layer import dynamic_layer, integer_layer, norm_layer, weight_only
 from qat.integer.convert_operation import integer_module, integer_movement
 from qat.integer.encodings import encodings_of
 from qat.integer.integer_model import IntegerModel
@@ -65,6 +61,7 @@ class GraphConverter:
         self.operations = describe_graph(source, graph)
         self.made: dict[Value, Any] = {}
         self.weight_only: dict[int, nn.Module] = {}
+        self.constants: dict[str, str] = {}
         self.with_codes = tensors_with_codes(source, self.operations)
         self.encodings = encodings_of(source, self.operations, self.with_codes)
 
@@ -117,11 +114,16 @@ class GraphConverter:
 
     def _call(self, name: str, module: nn.Module, *arguments: Any) -> fx.Node:
         """Add a module, named after the site or layer that it computes, and a call of it."""
+        name = self._free(name)
+        self.root.add_module(name, module)
+        return self.new_graph.call_module(name, arguments)
+
+    def _free(self, name: str) -> str:
+        """The name without dots, which two old names may share: the second gets an underscore behind it."""
         name = name.replace(".", "_")
         while hasattr(self.root, name):
             name += "_"
-        self.root.add_module(name, module)
-        return self.new_graph.call_module(name, arguments)
+        return name
 
     # Codes -----------------------------------------------------------------------------------------------------------
 
@@ -282,10 +284,12 @@ class GraphConverter:
         return self.weight_only[id(module)]
 
     def _constant(self, node: fx.Node) -> fx.Node:
-        name = str(node.target).replace(".", "_")
-        owner, _, attribute = str(node.target).rpartition(".")
-        self.root.register_buffer(name, getattr(self.source.get_submodule(owner), attribute).detach())
-        return self.new_graph.get_attr(name)
+        """A parameter or buffer of the old model, which several nodes may read."""
+        target = str(node.target)
+        if target not in self.constants:
+            self.constants[target] = self._free(target)
+            self.root.register_buffer(self.constants[target], attrgetter(target)(self.source).detach())
+        return self.new_graph.get_attr(self.constants[target])
 
 
 def _stored_table(table: LookupTable, fine: Encoding, encoding: Encoding) -> Tensor:

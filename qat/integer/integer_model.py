@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from qat.capture.graphs.graph_record import NodeRecord, graph_of_record, record_graph
+from qat.fixed_dtypes import FixedDtypes
 from qat.integer.modules import IntegerModule
 from qat.torch_private import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 
-class IntegerModel(fx.GraphModule):
+class IntegerModel(FixedDtypes, fx.GraphModule):
     """A network on integer codes, float in and float out. `codes(x)` also returns the codes of every site.
 
-    Its floats are float32: inputs of other precisions are converted. It returns what forward of the prepared network returns,
-    in the same classes, and takes its keyword arguments; labels of a loss that it leaves out are ignored.
+    Its floats are float32, also under autocast and after `.half()`: inputs of other precisions are converted. It returns what
+    forward of the prepared network returns, in the same classes, and takes its keyword arguments; labels of a loss that it
+    leaves out are ignored.
 
     It can be copied and pickled (`torch.save`, and `torch.load(..., weights_only=False)`) and comes back as what it was.
     """
@@ -34,6 +37,14 @@ class IntegerModel(fx.GraphModule):
         super().__init__(root, graph, class_name)
         self.register_forward_pre_hook(_as_the_graph_takes, with_kwargs=True)
         self.register_forward_hook(_as_forward_returns)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        own = next(chain(self.buffers(), self.parameters()), None)
+        device = "cpu" if own is None else own.device.type
+        if not torch.is_autocast_enabled(device):
+            return super().__call__(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return super().__call__(*args, **kwargs)
 
     def codes(self, *inputs: Any, values: dict[str, Tensor] | None = None) -> tuple[Any, dict[str, Tensor]]:
         """(output, {site: uint8 codes}) for one batch. values: gets what the codes of dynamic sites stand for."""

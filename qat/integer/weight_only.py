@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.fixed_dtypes import FixedDtypes
 from qat.granularity import PerBlock
 from qat.nn import as_quantized, compute_with
 from qat.quantizers import ScaledFloat
@@ -20,7 +21,7 @@ def of_wrapped(wrapper: nn.Module, name: str, wrapped: str, own: Callable[[str],
     return own(name) if is_own else getattr(own(wrapped), name)
 
 
-class StoredWeight(nn.Module):
+class StoredWeight(FixedDtypes):
     """A weight as codes.
 
     Args:
@@ -112,7 +113,7 @@ class StoredMatrix(StoredWeight):
         return self.dequantized()
 
 
-class WeightOnlyModule(nn.Module):
+class WeightOnlyModule(FixedDtypes):
     """A module with matrices (`qat.nn.MATRICES`) that are stored as codes; its arithmetic is float32.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
@@ -207,19 +206,6 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
     def extra_repr(self) -> str:
         sign, plural = "" if self.spec.grid.signed else "u", "s" if self.n_qparams > 1 else ""
         return f"{sign}int{self.spec.grid.bits}, {self.n_qparams} scale{plural}, ready={self.ready}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Quantizer:
-        """Let `.to`, `.half()`, ... move a quantizer but never change its dtypes.
-
-        A scale in bfloat16 could not learn, because its updates are smaller than its last bit.
-        """
-
-        def moved(tensor: Tensor) -> Tensor:
-            new = fn(tensor)
-            return new if new.dtype == tensor.dtype else tensor.to(new.device)
-
-        super()._apply(moved, recurse)
-        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Keep the bits beside the module's version, in the metadata of the state dict: its tensors do not tell them."""

@@ -6,8 +6,9 @@ from abc import abstractmethod
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from qat.fixed_dtypes import FixedDtypes
 from qat.grid import Grid
 from qat.observers import Observer
 from qat.quantizers.oscillations import Oscillations
@@ -15,7 +16,7 @@ from qat.quantizers.sign import SignFromData
 from qat.spec import QuantSpec
 
 
-class ObservedRange(nn.Module):
+class ObservedRange(FixedDtypes):
     """The state of a quantizer between its construction and the end of calibration."""
 
     spec: QuantSpec

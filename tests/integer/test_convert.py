@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import qat
+from qat.export.pt2e.build import to_pt2e
 from qat.integer import IntegerModel, stored_bytes
 from qat.integer.absorb import absorb
 from qat.integer.arithmetic import Encoding
@@ -336,3 +337,31 @@ def test_an_integer_model_takes_the_optional_arguments_of_its_example():
     integer = qat.convert(prepared)
     for given in (mask, mask | True):
         torch.testing.assert_close(integer(x, given), prepared(x, given))
+
+
+class OneNumber(nn.Module):
+    def __init__(self, name, value):
+        super().__init__()
+        self.register_parameter(name, nn.Parameter(torch.tensor([value])))
+
+
+class AlikeWithoutDots(nn.Module):
+    """Two parameters that have one name if underscores stand for dots, and a module with the name of a movement of codes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.layer_norm = OneNumber("norm_weight", 2.0), OneNumber("weight", 10.0)
+        self.first, self.transpose_codes = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = torch.relu(self.first(x)).transpose(1, 2)
+        return torch.erf(self.transpose_codes(y) * self.layer.norm_weight) * self.layer_norm.weight
+
+
+@pytest.mark.parametrize("form", [lambda integer: integer, to_pt2e])
+def test_names_that_are_alike_without_dots_are_not_mixed_up(form):
+    torch.manual_seed(0)
+    prepared = qat.prepare(AlikeWithoutDots().eval(), "w8a8", x := torch.randn(2, 3, 3))
+    qat.calibrate(prepared, [x])
+    integer = form(qat.convert(prepared))
+    torch.testing.assert_close(integer(x), prepared(x), atol=0.1, rtol=0)

@@ -1,7 +1,8 @@
-"""A network whose parameters are of another width, and whose forward casts to it: the artefact computes in float32."""
+"""Whatever the width of a network, of its inputs or of what is around it: the artefact computes in float32."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,3 +49,47 @@ def test_its_file_takes_and_computes_float32(name: str, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {"x": other.numpy()})[0])
     torch.testing.assert_close(found, network(other).detach().float(), atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w8_dynamic", "w8_dynamic_per_token", "w4", "mxfp8", "nvfp4"])
+def test_neither_casts_nor_autocast_change_an_integer_model(policy: str) -> None:
+    torch.manual_seed(0)
+    network, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(8, 32)
+    prepared = qat.prepare(network.eval(), policy, x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    expected = integer(x)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert torch.equal(copy.deepcopy(integer).to(dtype)(x), expected)
+        assert torch.equal(nn.Sequential(copy.deepcopy(integer)).to(dtype)(x), expected)
+    with torch.autocast("cpu"):
+        assert torch.equal(integer(x), expected)
+        assert torch.equal(integer.codes(x)[0], expected)
+
+
+class Unread(nn.Module):
+    """No graph follows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(32, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.linear(x) if float(x.sum()) == float(x.sum()) else x
+        return result
+
+
+def test_casts_do_not_change_stored_weights_without_a_graph() -> None:
+    torch.manual_seed(0)
+    prepared = qat.prepare(Unread(), "w4")
+    qat.calibrate(prepared, [x := torch.randn(8, 32)])
+    integer = qat.convert(prepared)
+    assert torch.equal(copy.deepcopy(integer).half()(x), integer(x))
+
+
+@pytest.mark.parametrize("policy", ["w8a8", "w8_dynamic", "w8_dynamic_per_token"])
+def test_an_empty_batch_gives_an_empty_result(policy: str) -> None:
+    network, x = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)), torch.randn(8, 32)
+    prepared = qat.prepare(network.eval(), policy, x)
+    qat.calibrate(prepared, [x])
+    assert qat.convert(prepared)(x[:0]).shape == prepared(x[:0]).shape == (0, 4)

@@ -70,6 +70,8 @@ class _Builder:
         self.operations = describe_graph(integer, integer.graph)
         self.root, self.graph = nn.Module(), fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
+        self.names: dict[str, str] = {}
+        """Old module -> the name of its form."""
         self.encodings: dict[fx.Node, Encoding] = {}
         """Old node -> how its codes are read."""
         self.moving: dict[fx.Node, Encoding] = {}
@@ -101,11 +103,11 @@ class _Builder:
 
     def _call(self, node: fx.Node, module: nn.Module) -> fx.Node:
         """Call the form of a module, which is made at its first call."""
-        name = str(node.target).replace(".", "_")
-        if not hasattr(self.root, name):
-            self.root.add_module(name, self._form(node, module))
+        target = str(node.target)
+        if target not in self.names:
+            self.names[target] = self._add(target.replace(".", "_"), self._form(node, module))
         new = self.graph.node_copy(node, self.new.__getitem__)
-        new.target = name
+        new.target = self.names[target]
         return new
 
     def _form(self, node: fx.Node, module: nn.Module) -> nn.Module:
@@ -144,10 +146,14 @@ class _Builder:
 
     def _insert(self, name: str, module: nn.Module, argument: fx.Node) -> fx.Node:
         """Call a new module."""
+        return self.graph.call_module(self._add(name, module), (argument,))
+
+    def _add(self, name: str, module: nn.Module) -> str:
+        """Add a module. Returns its name, with underscores behind it if another one has that name."""
         while hasattr(self.root, name):
             name += "_"
         self.root.add_module(name, module)
-        return self.graph.call_module(name, (argument,))
+        return name
 
     def _stays_float(self, node: fx.Node) -> bool:
         """Whether the result has no codes yet: it is a list, or will be cast to codes again."""
