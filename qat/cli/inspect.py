@@ -8,6 +8,8 @@ from qat.cli import arguments
 from qat.cli.errors import GOOD, UsageError, usage_errors
 from qat.cli.sources.spellings import DATA
 
+OTHER_LABELS = "the labels are not classes: the loss is the distance to the float network's outputs"
+
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
@@ -67,13 +69,15 @@ def run(given: list[str]) -> int:
         notes.append(
             f"no --data, so noise: ranges and sensitivity are not those of your data; write one of {', '.join(DATA)}"
         )
-    for note in notes:
-        arguments.say(note)
     measure.check_fits(data, model)
     for batch in data.train:
         output = measure.run(model.network, batch.inputs)
         if batch.labels is not None and metric.are_classes(batch.labels, output):
             metric.check_classes(data, batch.labels, output)
+        elif batch.labels is not None and OTHER_LABELS not in notes:
+            notes.append(OTHER_LABELS)
+    for note in notes:
+        arguments.say(note)
     batches = [
         batch.inputs
         if batch.labels is None or isinstance(batch.inputs, dict)

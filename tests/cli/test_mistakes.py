@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qat.cli.main import main
@@ -67,7 +68,19 @@ MISTAKES = {
     ),
     "size of arrays": ("benchmark net.py:make --data data.npz --image-size 8", "--image-size scales images"),
     "of one": ("benchmark net.py:make net.py:grey --data data.npz", "net.py:grey does not run"),
-    "nan": ("inspect net.py:make --data net.py:not_numbers", "--data net.py:not_numbers has NaN"),
+    "nan": ("inspect net.py:make --data net.py:not_numbers", "--data net.py:not_numbers holds NaN"),
+    "nan later": ("benchmark net.py:make --data net.py:not_numbers_later", "--data net.py:not_numbers_later holds NaN"),
+    "nan in labels": (
+        "benchmark net.py:make --data net.py:no_targets",
+        "net.py:no_targets holds NaN or infinity in labels",
+    ),
+    "numbers as batches": ("benchmark net.py:make --data net.py:numbers", "no inputs whose first axis is samples"),
+    "labels alone": ("benchmark net.py:make --data labels.npz", "no inputs whose first axis is samples"),
+    "labels twice": ("benchmark net.py:make --data twice.npz", "has labels twice, as y and as label: leave one out"),
+    "array that nobody takes": (
+        "benchmark net.py:make --data unnamed.npz",
+        "unnamed.npz has classes, which is neither an argument of the model (input) nor labels (y, label",
+    ),
     "no arrays": ("inspect net.py:make --data empty.npz", "empty.npz holds no arrays by name"),
     "itself": ("quantize --model net.pt2 --output net.pt2 --method dynamic", "the model itself"),
     "no folder": ("quantize --model m --output net.py/x.onnx --method dynamic", "net.py is not a folder"),
@@ -121,6 +134,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images.onnx").mkdir()
     (folder / "nested" / "cats").mkdir(parents=True)
     (folder / "empty.npz").write_bytes(b"PK\5\6" + bytes(18))
+    x, y = np.zeros((4, 3, 8, 8), np.float32), np.zeros(4, np.int64)
+    np.savez(folder / "labels.npz", y=y)
+    np.savez(folder / "twice.npz", x=x, y=y, label=y)
+    np.savez(folder / "unnamed.npz", x=x, classes=y)
     return folder
 
 

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from qat.cli.errors import UsageError
+from qat.cli.measure import run
 from qat.cli.sources.data import Sizes, load_data
 from qat.cli.sources.libraries import _huggingface_example, _made
 from qat.cli.sources.model import Model, load_model
@@ -84,6 +86,21 @@ def test_arrays_and_functions_give_inputs_and_labels(folder: Path) -> None:
     data = load_data(f"{folder}/net.py:batches", model, Sizes(batch=16))
     assert data.labelled
     assert len(list(data.train)) == len(list(data.test)) == 2
+
+
+def test_arrays_have_the_names_of_a_files_inputs(tmp_path: Path) -> None:
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 3]) for name in "abc"]
+    nodes = [onnx.helper.make_node("Sub", ["a", "b"], ["c"])]
+    graph = onnx.helper.make_graph(nodes, "difference", inputs[:2], inputs[2:])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8),
+        tmp_path / "d.onnx",
+    )
+    a, b = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", b=b, a=a)
+    model = load_model(str(tmp_path / "d.onnx"))
+    batch = next(iter(load_data(str(tmp_path / "d.npz"), model, Sizes()).test))
+    np.testing.assert_array_equal(run(model.network, batch.inputs).numpy(), a - b)
 
 
 @pytest.mark.parametrize(("name", "labelled"), [("images", False), ("classes", True)])

@@ -75,6 +75,9 @@ of_other_classes = [(torch.zeros(8, 3, 8, 8), torch.full((8,), 99))] * 2
 of_negative_classes = [(torch.zeros(8, 3, 8, 8), torch.full((8,), -3))] * 2
 of_other_targets = [(torch.zeros(8, 3, 8, 8), torch.zeros(8))] * 2
 not_numbers = [torch.full((4, 3, 8, 8), torch.nan)] * 2
+not_numbers_later = [*[torch.zeros(4, 3, 8, 8)] * 3, *not_numbers]
+no_targets = [(torch.zeros(8, 3, 8, 8), torch.full((8, 4), torch.nan))] * 2
+numbers = [1, 2]
 """
 
 

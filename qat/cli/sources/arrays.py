@@ -38,9 +38,25 @@ def batches_of(text: str, network: nn.Module, size: int) -> Iterator[tuple[Any, 
         raise UsageError(
             f"the arrays of {path} do not have as many samples each ({shapes}): the first axis is samples."
         )
+    _check_all_taken(path, list(arrays), network)
     samples = len(next(iter(arrays.values())))
     for start in range(0, samples, size):
         yield without_labels({name: in_float32(x[start : start + size]) for name, x in arrays.items()}, network)
+
+
+def _check_all_taken(path: Path, names: list[str], network: nn.Module) -> None:
+    """Refuse arrays in their order of which one would be ignored: it may hold the labels, under a name of its own."""
+    known = _parameters(network)
+    label = next((name for name in names if name in LABELS), None)
+    inputs = [name for name in names if name != label]
+    most = _most_arguments(network, with_defaults=True)
+    if len(inputs) > most and not set(inputs) & set(known):
+        if twice := next((name for name in inputs if name in LABELS), None):
+            raise UsageError(f"{path} has labels twice, as {label} and as {twice}: leave one out.")
+        raise UsageError(
+            f"{path} has {inputs[most]}, which is neither an argument of the model ({', '.join(known)}) nor labels "
+            f"({', '.join(LABELS)}): rename it, or leave it out."
+        )
 
 
 def in_float32(x: Tensor) -> Tensor:
@@ -77,14 +93,16 @@ def _are_classes(x: Any) -> bool:
 
 
 def _parameters(network: nn.Module) -> list[str]:
-    """The names that forward takes."""
+    """The names that forward, or an ONNX file, takes."""
+    session = getattr(network, "session", None)
+    if session is not None:
+        return [given.name for given in session.get_inputs()]
     return [p.name for p in inspect.signature(network.forward).parameters.values() if p.kind is not p.VAR_POSITIONAL]
 
 
-def _most_arguments(network: nn.Module) -> int:
+def _most_arguments(network: nn.Module, with_defaults: bool = False) -> int:
     """How many arguments forward takes without being told names; many if it takes any number."""
     parameters = list(inspect.signature(network.forward).parameters.values())
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        session = getattr(network, "session", None)
-        return len(session.get_inputs()) if session is not None else 1_000
-    return sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters)
+        return len(_parameters(network)) if hasattr(network, "session") else 1_000
+    return sum((with_defaults or p.default is p.empty) and p.kind is not p.VAR_KEYWORD for p in parameters)

@@ -19,6 +19,7 @@ from qat.cli.sources.python_file import called, names_python, users_code
 from qat.cli.sources.spellings import DATA
 from qat.messages import type_of
 from qat.torch_private import tree_leaves
+from qat.transform.batches import float_parts, is_usable, not_finite_sentence
 
 NOISE = "NOISE, not data: the file is right, its ranges fit nothing real. Quantize again with --data of your own"
 KNOWN = ("digits", "mnist", "cifar10")
@@ -35,21 +36,23 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Batches that can be iterated again and again, up to a number of samples.
+    """Batches that can be iterated again and again, up to a number of samples. Each is checked as it passes.
 
     Args:
         source: gives them anew.
         limit: how many samples at most; None: all.
+        name: what `--data` says.
     """
 
-    def __init__(self, source: Callable[[], Iterable[Batch]], limit: int | None = None) -> None:
-        self.source, self.limit = source, limit
+    def __init__(self, source: Callable[[], Iterable[Batch]], limit: int | None = None, name: str = "") -> None:
+        self.source, self.limit, self.name = source, limit, name
         self.samples = 0
         """How many samples the longest pass had."""
 
     def __iter__(self) -> Iterator[Batch]:
         left, seen = self.limit, 0
         for batch in self.source():
+            _check(batch, self.name)
             if left is not None and len(batch) > left:
                 batch = cut(batch, left)
             seen += len(batch)
@@ -122,6 +125,7 @@ def load_data(text: str, model: Model, sizes: Sizes, shape: tuple[int, ...] | No
     with usage_errors():
         data = _read(text, model, sizes, shape)
         data.train.limit, data.test.limit = sizes.train, sizes.test
+        data.train.name = data.test.name = text
         first = next(iter(data.train), None)
         if first is None:
             raise UsageError(f"--data {text} has no batches: give some.")
@@ -200,6 +204,18 @@ def _own_batches(text: str, model: Model) -> Iterator[Batch]:
                 return
             inputs, labels = arrays.without_labels(batch, model.network)
         yield Batch(map_tensors(inputs, arrays.in_float32), labels)
+
+
+def _check(batch: Batch, name: str) -> None:
+    """Refuse a batch without samples, and numbers of which every result would be NaN."""
+    tensors = tensors_of(batch.inputs)
+    if not tensors or not tensors[0].ndim:
+        raise UsageError(
+            f"a batch of --data {name} has no inputs whose first axis is samples: give arrays (N, ...), and labels behind them."
+        )
+    for part, x in [*float_parts(batch.inputs), *float_parts(batch.labels, "labels")]:
+        if not bool(is_usable(x)):
+            raise UsageError(not_finite_sentence(f"--data {name}", part))
 
 
 def _split(name: str, all_batches: Batches) -> Data:
