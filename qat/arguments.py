@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from torch import nn
 
-from qat.messages import type_of
+from qat.messages import shown
 
 
 def check_network(value: object, name: str = "model") -> None:
@@ -21,7 +21,7 @@ def check_network(value: object, name: str = "model") -> None:
         ValueError: it is not a torch.nn.Module.
     """
     if not isinstance(value, nn.Module):
-        raise ValueError(f"{name}={_shown(value)} is not a torch.nn.Module: write the network itself, as MyNetwork().")
+        raise ValueError(f"{name}={shown(value)} is not a torch.nn.Module: write the network itself, as MyNetwork().")
 
 
 def as_path(value: object, name: str = "path") -> Path:
@@ -31,7 +31,7 @@ def as_path(value: object, name: str = "path") -> Path:
         ValueError: it is not a path.
     """
     if not isinstance(value, str | os.PathLike):
-        raise ValueError(f"{name}={_shown(value)} is not a path: write a string or a pathlib.Path.")
+        raise ValueError(f"{name}={shown(value)} is not a path: write a string or a pathlib.Path.")
     return Path(value).expanduser()
 
 
@@ -67,7 +67,35 @@ def check_kind(name: str, value: object, kinds: tuple[Any, ...], remedy: str) ->
     """
     is_stray_bool = isinstance(value, bool) and bool not in kinds
     if is_stray_bool or not isinstance(value, kinds):
-        raise ValueError(f"{name}={_shown(value)} is not possible: write {remedy}.")
+        raise ValueError(f"{name}={shown(value)} is not possible: write {remedy}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False: "no" would count as True.
+
+    Raises:
+        ValueError: it is not.
+    """
+    check_kind(name, value, (bool,), "True or False")
+
+
+def check_count(name: str, value: object, lowest: int = 1) -> None:
+    """Refuse what is no whole number of at least `lowest`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not is_whole_number(value, lowest):
+        raise ValueError(f"{name}={shown(value)} is not possible: write a whole number, {lowest} or more.")
+
+
+def check_function(name: str, value: object, what: str) -> None:
+    """Refuse what cannot be called. what: the function that is meant, for the message.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    check_kind(name, value, (Callable,), f"a function {what}")
 
 
 def classes_in(value: object, name: str = "allow") -> list[Any]:
@@ -78,10 +106,5 @@ def classes_in(value: object, name: str = "allow") -> list[Any]:
     """
     found = list(value) if isinstance(value, Iterable) and not isinstance(value, str | type) else [None]
     if not all(map(callable, found)):
-        raise ValueError(f"{name}={_shown(value)} is not a list of classes: write {name}=[MyClass].")
+        raise ValueError(f"{name}={shown(value)} is not a list of classes: write {name}=[MyClass].")
     return found
-
-
-def _shown(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 and "\n" not in shown else type_of(value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qat.messages import shown
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -27,12 +29,12 @@ class Grid:
     def __post_init__(self) -> None:
         for name in ("signed", "narrow"):
             if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name}={value!r} of a Grid is neither True nor False: write {name}=False.")
+                raise ValueError(f"{name}={shown(value)} of a Grid is neither True nor False: write {name}=False.")
         lowest = 2 if self.signed else 1
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not lowest <= self.bits <= 8:
             kind = "a signed" if self.signed else "an unsigned"
             raise ValueError(
-                f"bits={self.bits!r} is not a valid width for {kind} grid: write a whole number from {lowest} to 8, "
+                f"bits={shown(self.bits)} is not a valid width for {kind} grid: write a whole number from {lowest} to 8, "
                 "or null to leave the tensor in float."
             )
 

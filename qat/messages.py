@@ -24,6 +24,16 @@ def type_of(value: object) -> str:
     return with_article(type(value).__name__)
 
 
+def shown(value: object) -> str:
+    """A value as a message shows it: what it is instead, if it has many characters or lines.
+
+    >>> shown("w8a8"), shown(list(range(99)))
+    ("'w8a8'", 'a list')
+    """
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else type_of(value)
+
+
 def instead_of(name: object, known: Iterable[str]) -> str:
     """What to write instead of a name that does not exist: the one that was probably meant, or one of all.
 

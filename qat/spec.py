@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qat.granularity import Granularity, PerTensor
 from qat.grid import Grid
+from qat.messages import shown
 
 SMALLEST_SCALE = 2.0**-60
 """The lower bound of all scales: x / scale stays finite in float32 for |x| < 2**67."""
@@ -42,12 +43,14 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.grid, Grid):
-            raise ValueError(f"grid={self.grid!r} of a QuantSpec is not a Grid: write qat.Grid(8).")
+            raise ValueError(f"grid={shown(self.grid)} of a QuantSpec is not a Grid: write qat.Grid(8).")
         if not isinstance(self.granularity, Granularity):
-            raise ValueError(f"granularity={self.granularity!r} of a QuantSpec is not one: write qat.PerChannel().")
+            raise ValueError(
+                f"granularity={shown(self.granularity)} of a QuantSpec is not one: write qat.PerChannel()."
+            )
         if not isinstance(self.symmetric, bool):
             raise ValueError(
-                f"symmetric={self.symmetric!r} of a QuantSpec is neither True nor False: write symmetric=True."
+                f"symmetric={shown(self.symmetric)} of a QuantSpec is neither True nor False: write symmetric=True."
             )
 
     def qparams(self, lo: Tensor, hi: Tensor) -> QParams:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import qat
+from qat.sparsity.channels import remove_channels
 
 
 def small() -> nn.Module:
@@ -32,6 +33,12 @@ OF_NETWORKS: dict[str, Callable[[Any], object]] = {
     "measure_latency": lambda model: qat.search.measure_latency(model, "w4a8", X),
     "export_float_onnx": lambda model: qat.export.export_float_onnx(model, X, "model.onnx"),
     "QuantizeStatic": lambda model: qat.export.QuantizeStatic()(model, [X], "folder"),
+    "set_bits": lambda model: qat.transform.set_bits(model, 4),
+    "is_prepared": qat.transform.is_prepared,
+    "stored_bytes": qat.integer.stored_bytes,
+    "remove_channels": lambda model: remove_channels(model, 0.5),
+    "save_weights": lambda model: qat.models.save_weights(model, "weights.safetensors"),
+    "load_weights": lambda model: qat.models.load_weights(model, "weights.safetensors"),
 }
 OF_PATHS: dict[str, Callable[[Any], object]] = {
     "load_checkpoint": qat.load_checkpoint,
@@ -46,6 +53,8 @@ OF_PATHS: dict[str, Callable[[Any], object]] = {
     "operators": qat.export.operators,
     "LatencyTable.read": qat.search.LatencyTable.read,
     "Allocation.load": qat.search.Allocation.load,
+    "save_weights": lambda path: qat.models.save_weights(small(), path),
+    "load_weights": lambda path: qat.models.load_weights(small(), path),
 }
 OF_BATCHES: dict[str, Callable[[Any], object]] = {
     "calibrate": lambda batches: qat.calibrate(qat.prepare(small(), "w8a8", X), batches),
@@ -99,11 +108,15 @@ def test_a_file_is_run_with_as_many_tensors_as_it_has_inputs(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("m.onnx", X), "paths='m.onnx' is not a mapping: write name -> file"),
-        (({"a": "m.onnx"}, X, (0,)), "0 is not a number of rounds or samples"),
-        (({"a": "m.onnx"}, X, (1,), "many"), "'many' is not a number of rounds or samples"),
+        (("m.onnx", X), "paths='m.onnx' is not possible: write name -> file"),
+        (({}, X), "paths={} is not possible: write name -> file"),
+        (({"a": "m.onnx"}, X, (0,)), r"batch_sizes=\(0,\) is not possible: write whole numbers"),
+        (({"a": "m.onnx"}, X, 32), "batch_sizes=32 is not possible: write whole numbers"),
+        (({"a": "m.onnx"}, X, ()), r"batch_sizes=\(\) is not possible: write whole numbers"),
+        (({"a": "m.onnx"}, X, (1,), "many"), "rounds='many' is not possible: write a whole number"),
+        (({"a": "m.onnx"}, X, (1,), 1, 0.5), "threads=0.5 is not possible: write a whole number"),
     ],
-    ids=["paths", "samples", "rounds"],
+    ids=["paths", "no paths", "samples", "a number", "no samples", "rounds", "threads"],
 )
 def test_what_cannot_be_timed_is_called_that(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -121,6 +134,10 @@ def test_what_cannot_be_timed_is_called_that(arguments: tuple[Any, ...], message
 def test_what_is_no_loss_is_called_that(function: Callable[[Any], object]) -> None:
     with pytest.raises(ValueError, match=r"^loss='mse' is not possible: write a function of \(outputs, batch\)"):
         function("mse")
+    with pytest.raises(ValueError, match=r"^loss returned a NoneType: write a function of \(outputs, batch\)"):
+        function(lambda outputs, batch: None)
+    with pytest.raises(ValueError, match=r"^loss returned a tensor of shape \(2, 3\): write .* loss.mean\(\)"):
+        function(lambda outputs, batch: outputs)
 
 
 SPEC = qat.QuantSpec(qat.Grid(4))
@@ -135,6 +152,11 @@ WHOLE: dict[str, Callable[[Any], object]] = {
     "rounds": qat.ptq.CrossLayerEqualization,
     "iterations": qat.ptq.AdaRound,
     "batch_size": lambda value: qat.ptq.BRECQ(batch_size=value),
+    "multiple": lambda value: remove_channels(small(), 0.5, multiple=value),
+    "num_classes": lambda value: qat.models.LeNet5(value),
+    "in_channels": lambda value: qat.models.LeNet5(10, value),
+    "width": lambda value: qat.models.ResNetCifar(8, width=value),
+    "classes of torchvision": lambda value: qat.models.torchvision_model("resnet18", value),
 }
 NUMBERS: dict[str, Callable[[Any], object]] = {
     "percentile": lambda value: qat.observers.Percentile(SPEC, value),
@@ -146,6 +168,8 @@ NUMBERS: dict[str, Callable[[Any], object]] = {
     "lr": lambda value: qat.ptq.AdaRound(lr=value),
     "scale_lr": lambda value: qat.ptq.BRECQ(scale_lr=value),
     "drop": lambda value: qat.ptq.BRECQ(drop=value),
+    "share": lambda value: remove_channels(small(), value),
+    "val_fraction": lambda value: qat.data.Split(value),
 }
 TYPES: dict[str, Callable[[Any], object]] = {
     "mode": lambda value: qat.mode(small(), value).__enter__(),
@@ -165,6 +189,28 @@ TYPES: dict[str, Callable[[Any], object]] = {
     "network of passes": lambda value: qat.ptq.apply_passes([qat.ptq.Calibrate()], value, "w8a8", [X]),
     "batches of passes": lambda value: qat.ptq.apply_passes([qat.ptq.Calibrate()], small(), "w8a8", value),
     "target": lambda value: qat.prepare(small(), "w8a8", target=[value]),  # type: ignore[arg-type]
+    "inplace": lambda value: qat.prepare(small(), "w8a8", inplace=value),
+    "record": lambda value: qat.verify(__file__, record=value),
+    "for_litert": lambda value: qat.to_pt2e(small(), value),
+    "sign of packed codes": lambda value: qat.unpack(qat.pack(torch.arange(4), 2), 2, (4,), value),
+    "shape of packed codes": lambda value: qat.unpack(qat.pack(torch.arange(4), 2), 2, value, False),
+    "forward": lambda value: qat.calibrate(qat.prepare(small(), "w8a8"), [X], value),
+    "batch": lambda value: qat.search.measure_latency(small(), "w4a8", value),
+    "chosen": lambda value: remove_channels(small(), 0.5, value),
+    "example of a float file": lambda value: qat.export.export_float_onnx(small(), value, "model.onnx"),
+    "example of a file": lambda value: qat.export_onnx(small(), value, "model.onnx"),
+    "metadata": lambda value: qat.models.save_weights(small(), "weights.safetensors", value),
+    "spec of an observer": lambda value: qat.observers.MinMax(value),
+    "spec of a quantizer": lambda value: qat.quantizers.LSQ(value),
+    "shape of a quantizer": lambda value: qat.quantizers.LSQ(SPEC, value),
+    "depth": lambda value: qat.models.ResNetCifar(value),
+    "limit_train": lambda value: qat.data.digits(limit_train=value and str(value)),
+    "seed of a split": lambda value: qat.data.digits(split_seed=str(value)),
+    "crop_padding": lambda value: qat.data.digits(crop_padding=str(value)),
+    "flip": lambda value: qat.data.digits(flip=value),
+    "pad_mode": lambda value: qat.data.digits(pad_mode=value),
+    "mean": lambda value: qat.data.BatchTransform(value, [0.5]),
+    "std": lambda value: qat.data.BatchTransform([0.5], value),
     "fields of a policy": lambda value: qat.load_policy(qat.load_policy("w8a8"), weight=value),
 }
 
@@ -179,7 +225,7 @@ def test_what_is_no_whole_number_is_refused(name: str, value: object) -> None:
 @pytest.mark.parametrize("value", [None, "0.5", float("nan"), float("inf"), True, -1.0, [0.5]], ids=repr)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_what_is_no_number_is_refused(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=r": write (a|for example)"):
+    with pytest.raises(ValueError, match=r": write (a|the|for example)"):
         NUMBERS[name](value)
 
 
@@ -273,3 +319,19 @@ def test_a_prepared_network_is_prepared_again_as_a_copy() -> None:
     torch.testing.assert_close(again(X), prepared(X), rtol=0, atol=0)
     with pytest.raises(ValueError, match="already prepared with policy 'w4a4', not 'w8a8'"):
         qat.prepare(prepared, "w8a8", X)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda: qat.Grid(X),  # type: ignore[arg-type]
+        lambda: qat.QuantSpec(X),  # type: ignore[arg-type]
+        lambda: qat.TensorRule(4, X),  # type: ignore[arg-type]
+        lambda: qat.prepare(small(), X),  # type: ignore[arg-type]
+        lambda: qat.inspect(small(), "w8a8", [X], loss=X),  # type: ignore[arg-type]
+    ],
+    ids=["bits", "grid", "granularity", "policy", "loss"],
+)
+def test_a_tensor_is_not_spelled_out_in_a_sentence(function: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]*\ba Tensor\b[^\n]*$"):
+        function()

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from qat.arguments import check_flag, is_number, is_whole_number
+from qat.messages import shown
+
 PadMode = Literal["zeros", "reflect"]
 
 
@@ -26,8 +29,8 @@ class BatchTransform(nn.Module):
         pad_mode: "zeros" pads with black (as torchvision's RandomCrop does), "reflect" mirrors the image at its edge.
 
     Raises:
-        ValueError: `mean` and `std` differ in length, a `std` is not positive, `crop_padding` is negative, or `pad_mode`
-            is unknown.
+        ValueError: `mean` and `std` differ in length, a `std` is not positive, an option is of another kind or
+            out of range.
 
     >>> transform = BatchTransform(mean=[0.5], std=[0.25]).eval()
     >>> transform(torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)).flatten()
@@ -47,14 +50,13 @@ class BatchTransform(nn.Module):
     ) -> None:
         super().__init__()
         check_normalisation(mean, std)
-        if crop_padding < 0:
+        if not is_whole_number(crop_padding, lowest=0):
             raise ValueError(
-                f"crop_padding={crop_padding} is negative: write a number of pixels, or 0 for no random crop."
+                f"crop_padding={shown(crop_padding)} is not possible: write a number of pixels, or 0 for no random crop."
             )
         if pad_mode not in get_args(PadMode):
-            raise ValueError(f"pad_mode={pad_mode!r} is unknown: write 'zeros' or 'reflect'.")
-        if not isinstance(flip, bool):
-            raise ValueError(f"flip={flip!r} is neither true nor false: write flip: false, without quotes.")
+            raise ValueError(f"pad_mode={shown(pad_mode)} is unknown: write 'zeros' or 'reflect'.")
+        check_flag("flip", flip)
         self.crop_padding = crop_padding
         self.flip = flip
         self.pad_mode = pad_mode
@@ -105,6 +107,9 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     Raises:
         ValueError: they do not.
     """
+    for name, numbers in {"mean": mean, "std": std}.items():
+        if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not all(map(is_number, numbers)):
+            raise ValueError(f"{name}={shown(numbers)} is not possible: write one number per channel, as [0.5].")
     if len(mean) != len(std):
         raise ValueError(
             f"mean={tuple(mean)} and std={tuple(std)} differ in length: write one number per channel in both."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from qat.data.batch_transform import BatchTransform, PadMode, check_normalisation
+from qat.data.batch_transform import BatchTransform, PadMode
 from qat.data.tensor_images import Sample
 
 
@@ -51,7 +51,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         channels, height, width = self.image_shape
-        check_normalisation(self.mean, self.std)
+        self.batch_transform()  # checks what it takes
         if len(self.mean) != channels:
             raise ValueError(f"mean={self.mean} has {len(self.mean)} numbers, the images have {channels} channels.")
         if not 0 <= self.crop_padding < min(height, width):

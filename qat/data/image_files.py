@@ -13,6 +13,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional as F
 
+from qat.arguments import as_path
+
 PIL_MODES = {1: "L", 3: "RGB"}
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What an image may be, whatever its name says: some other formats are programs, which Pillow hands to an interpreter."""
@@ -24,7 +26,7 @@ _large_image = threading.Lock()
 
 def data_root(root: str | Path | None) -> Path:
     """Where data sets are stored: `root`, else the environment's QAT_DATA_DIR, else ./data."""
-    return Path(root or os.environ.get("QAT_DATA_DIR") or "data").expanduser()
+    return as_path(os.environ.get("QAT_DATA_DIR") or "data" if root in (None, "") else root, "root")
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from qat.data.batch_transform import PadMode
+from qat.arguments import is_whole_number
+from qat.data.batch_transform import PadMode, check_normalisation
 from qat.data.decode import decode_images
 from qat.data.image_data import ImageData
 from qat.data.image_files import PIL_MODES, ImageFiles, are_small, data_root
 from qat.data.lazy_images import LazyImages
 from qat.data.split import Split
 from qat.data.tensor_images import TensorImages
+from qat.messages import shown
 
 MAX_SMALL_PIXELS = 64  # per side
 MAX_SMALL_FILES = 200_000
@@ -62,19 +64,19 @@ def image_folder(
     """
     split = Split(val_fraction, split_seed, limit_train, limit_test)
     _check_options(channels, image_size)
+    mean, std = _normalisation(channels, mean, std)
     root = data_root(root)
     files = _list_splits(root)
     splits = _open_splits(files, channels, image_size)
     train, val = _select_train_val(splits, split)
     test = splits["test"]
-    default_mean, default_std = NORMALISATION[channels]
     height, width = test[0][0].shape[1:]
     return ImageData(
         name=root.resolve().name,
         label=root.resolve().name,
         classes=files["train"].classes,
-        mean=default_mean if mean is None else tuple(mean),
-        std=default_std if std is None else tuple(std),
+        mean=mean,
+        std=std,
         image_shape=(channels, height, width),
         train=train.randomly_cropped() if isinstance(train, LazyImages) else train,
         val=val,
@@ -87,12 +89,21 @@ def image_folder(
 
 
 def _check_options(channels: int, image_size: int | None) -> None:
-    if channels not in PIL_MODES:
-        raise ValueError(f"channels={channels} is not possible: write 1 for grey images or 3 for RGB.")
-    if image_size is not None and image_size < 1:
+    if not is_whole_number(channels) or channels not in PIL_MODES:
+        raise ValueError(f"channels={shown(channels)} is not possible: write 1 for grey images or 3 for RGB.")
+    if image_size is not None and not is_whole_number(image_size):
         raise ValueError(
-            f"image_size={image_size} is not possible: write the pixels per side, or null for the default."
+            f"image_size={shown(image_size)} is not possible: write the pixels per side, or null for the default."
         )
+
+
+def _normalisation(
+    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    default_mean, default_std = NORMALISATION[channels]
+    mean, std = default_mean if mean is None else mean, default_std if std is None else std
+    check_normalisation(mean, std)
+    return tuple(mean), tuple(std)
 
 
 def _list_splits(root: Path) -> dict[str, ImageFiles]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
+
+from qat.arguments import check_kind, is_number, is_whole_number
+from qat.messages import shown
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Split:
         limit_test: largest number of test images; None: no limit.
 
     Raises:
-        ValueError: a value is outside its range.
+        ValueError: a value is of another kind, or outside its range.
 
     >>> train, val = Split(val_fraction=0.25).train_val(8)
     >>> sorted([*train.tolist(), *val.tolist()]), len(val)
@@ -34,13 +38,16 @@ class Split:
     limit_test: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.val_fraction < 1:
+        if not (is_number(self.val_fraction) and 0 <= self.val_fraction < 1):
             raise ValueError(
-                f"val_fraction={self.val_fraction} is not in [0, 1): write the share that validates, as 0.1."
+                f"val_fraction={shown(self.val_fraction)} is not in [0, 1): write the share that validates, as 0.1."
             )
+        check_kind("split_seed", self.seed, (Integral,), "a whole number, as 0")
         for name, limit in {"limit_train": self.limit_train, "limit_test": self.limit_test}.items():
-            if limit is not None and limit < 1:
-                raise ValueError(f"{name}={limit} leaves no images: write a positive number, or null for all of them.")
+            if limit is not None and not is_whole_number(limit):
+                raise ValueError(
+                    f"{name}={shown(limit)} leaves no images: write a positive number, or null for all of them."
+                )
 
     def train_val(self, n: int) -> tuple[Tensor, Tensor]:
         """Sorted indices into `n` training images: int64 (n_train,) and int64 (n_val,), disjoint.

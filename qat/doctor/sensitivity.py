@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qat.arguments import is_number
 from qat.contexts import training_mode
+from qat.messages import shown, type_of
 from qat.quantizers import Mode, Quantizer
 from qat.torch_private import tree_leaves
 from qat.transform import mode, quantizers
@@ -86,7 +88,9 @@ def plain_name(name: str) -> str:
 def check_loss(loss: object) -> None:
     """Raise ValueError for a loss that is not a function."""
     if loss is not None and not callable(loss):
-        raise ValueError(f"loss={loss!r} is not possible: write a function of (outputs, batch) that returns a tensor.")
+        raise ValueError(
+            f"loss={shown(loss)} is not possible: write a function of (outputs, batch) that returns a tensor."
+        )
 
 
 class PartialRuns:
@@ -133,10 +137,24 @@ class PartialRuns:
 
     def _mean_loss(self, outputs: Sequence[Any]) -> float:
         losses = [
-            float(self.loss(output, batch) if self.loss else _loss(output, reference, batch if self.labels else None))
+            _number(self.loss(output, batch))
+            if self.loss
+            else float(_loss(output, reference, batch if self.labels else None))
             for output, reference, batch in zip(outputs, self.reference, self.batches, strict=True)
         ]
         return sum(losses) / len(losses)
+
+
+def _number(loss: object) -> float:
+    """What the user's loss returned, which must be one number."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
+        return float(loss)
+    if is_number(loss):
+        return float(loss)
+    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type_of(loss)
+    raise ValueError(
+        f"loss returned {what}: write a function of (outputs, batch) that returns one number, loss.mean()."
+    )
 
 
 def _outputs(returned: Any) -> list[Tensor]:

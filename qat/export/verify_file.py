@@ -10,6 +10,7 @@ from typing import Any, overload
 
 from torch import nn
 
+from qat.arguments import check_flag
 from qat.export.file_format import check_format
 from qat.export.file_network import written_file
 from qat.export.file_proof import FileProof
@@ -73,6 +74,7 @@ def verify(
         ImportError: the runtime is not installed.
     """
     path = written_file(path)
+    check_flag("record", record)
     if integer is None and batches is None:
         if path.suffix != ".onnx" and target_of_file(path) is not None:
             check_format(path)

@@ -51,7 +51,7 @@ def save_pretrained(
     folder = as_path(folder, "folder")
     if isinstance(model, IntegerModel) and model.policy is None:
         raise ValueError("the integer model does not know its policy: save the prepared network.")
-    found = None if results is None else read_results(_results_file(Path(results)))
+    found = None if results is None else read_results(_results_file(as_path(results, "results")))
     save_quantized(model, folder)
     if isinstance(model, PreTrainedModel):
         _save_configuration(model, folder)

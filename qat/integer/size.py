@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from qat.arguments import check_network
 from qat.nn import quantized_weights
 
 
@@ -13,7 +14,11 @@ def stored_bytes(model: nn.Module) -> int:
 
     >>> stored_bytes(nn.Linear(4, 2))
     40
+
+    Raises:
+        ValueError: `model` is not a network.
     """
+    check_network(model)
     bits = 0
     counted: set[int] = set()
     for module in model.modules():

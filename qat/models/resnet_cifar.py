@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qat.arguments import check_count, is_whole_number
+from qat.messages import shown
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut: (N, in_width, H, W) -> (N, out_width, H / stride, W / stride).
@@ -46,7 +49,7 @@ class ResNetCifar(nn.Module):
         width: channels of the first of the three stages; the others have twice and four times as many.
 
     Raises:
-        ValueError: `depth` is not 6n + 2, or `width` is not positive.
+        ValueError: `depth` is not 6n + 2, or another number is not a whole one, or not positive.
 
     >>> sum(parameter.numel() for parameter in ResNetCifar(20).parameters())
     269722
@@ -54,10 +57,10 @@ class ResNetCifar(nn.Module):
 
     def __init__(self, depth: int = 20, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()
-        if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"depth={depth} is not 6n + 2: write 8, 14, 20, 32, 44, 56 or 110.")
-        if width < 1:
-            raise ValueError(f"width={width} is not positive: write the number of channels of the first stage, as 16.")
+        if not is_whole_number(depth, lowest=8) or depth % 6 != 2:
+            raise ValueError(f"depth={shown(depth)} is not 6n + 2: write 8, 14, 20, 32, 44, 56 or 110.")
+        for name, number in {"num_classes": num_classes, "in_channels": in_channels, "width": width}.items():
+            check_count(name, number)
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -10,6 +10,9 @@ import torch
 import torchvision.models
 from torch import nn
 
+from qat.arguments import check_count
+from qat.messages import shown
+
 # these models would return a tuple in training
 WITHOUT_AUXILIARY_HEADS = {"aux_logits": False, "init_weights": False}
 HAVE_AUXILIARY_HEADS = ("googlenet", "inception_v3")
@@ -27,15 +30,17 @@ def torchvision_model(
         weights: "DEFAULT", or a name from the model's weights enum such as "IMAGENET1K_V1"; None is random weights.
 
     Raises:
-        ValueError: torchvision has no such `name` or `weights`, or `in_channels` is not 3.
+        ValueError: torchvision has no such `name` or `weights`, `num_classes` is not positive, or `in_channels` is not 3.
         FileNotFoundError: the weights are not on this computer and cannot be downloaded.
     """
     names = torchvision.models.list_models(torchvision.models)
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or ["resnet18", "mobilenet_v2"]
+        close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or ["resnet18", "mobilenet_v2"]
         raise ValueError(
-            f"model.name={name!r} is not a classifier of torchvision: write for example {', '.join(close)}."
+            f"model.name={shown(name)} is not a classifier of torchvision: write for example {', '.join(close)}."
         )
+    check_count("num_classes", num_classes)
+    check_count("in_channels", in_channels)
     if in_channels != 3:
         raise ValueError(
             f"in_channels={in_channels}, but {name} takes RGB images: set data.channels=3, or use model=lenet5 or resnet20."

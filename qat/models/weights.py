@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import Tensor, nn
 
+from qat.arguments import as_path, check_kind, check_network
 from qat.reading.checkpoint import check_kinds, read_checkpoint
 from qat.reading.malformed import malformed
 from qat.reading.tensor_file import read_tensors, write_tensors
@@ -34,7 +36,8 @@ def load_weights(model: nn.Module, path: str | Path, needs_checksum: bool = Fals
         FileNotFoundError: the file does not exist.
         ValueError: the file cannot be read safely, or its names or shapes differ from those of the model.
     """
-    path = Path(path).expanduser()
+    check_network(model)
+    path = as_path(path)
     expected = model.state_dict()
     loaded = _without_prefix(_read(path, needs_checksum), expected)
 
@@ -63,7 +66,9 @@ def save_weights(model: nn.Module, path: str | Path, metadata: Mapping[str, str]
         ValueError: `path` does not end in .safetensors.
         OSError: the file cannot be written; the old one, if any, is intact.
     """
-    path = Path(path).expanduser()
+    check_network(model)
+    path = as_path(path)
+    check_kind("metadata", metadata, (Mapping, NoneType), "texts by name, as {'accuracy': '0.8792'}")
     if path.suffix != ".safetensors":
         raise ValueError(f"checkpoint {path} ends in {path.suffix!r}: write a name that ends in .safetensors.")
     # clone, because safetensors refuses tensors that share memory (tied weights)

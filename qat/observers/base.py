@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
+from qat.arguments import check_kind
 from qat.spec import QuantSpec
 
 
@@ -23,6 +24,7 @@ class Observer(ABC):
     """Whether the range also depends on the order of the data, or on how they were split into batches."""
 
     def __init__(self, spec: QuantSpec) -> None:
+        check_kind("spec", spec, (QuantSpec,), "a QuantSpec, as QuantSpec(Grid(8))")
         self.spec = spec
         self.reset()
 

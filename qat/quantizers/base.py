@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qat.arguments import check_kind
 from qat.estimators import Estimator, StraightThrough
 from qat.functional import dequantize, fake_quantize, fake_quantize_with_estimator, quantize
 from qat.observers import MinMax, Observer
@@ -64,6 +65,8 @@ class Quantizer(Requirements, StoredForm, ObservedRange):
         observer: Observer | None = None,
         estimator: Estimator | None = None,
     ) -> None:
+        check_kind("spec", spec, (QuantSpec,), "a QuantSpec, as QuantSpec(Grid(8))")
+        check_kind("shape", shape, (tuple,), "that of the weight, as (64, 3), or () for an activation")
         super().__init__()
         self.spec = spec
         self.policy_grid = spec.grid

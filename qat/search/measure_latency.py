@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat.arguments import check_network, is_whole_number
+from qat.arguments import check_count, check_network
 from qat.capture import copy_model
 from qat.integer import convert
 from qat.nn import is_quantized, owning_layer
@@ -66,8 +66,7 @@ def measure_latency(
         raise ValueError("the model is prepared already: measure the layers of the float model.")
     chosen, (weights, inputs) = load_policy(policy), checked_widths(weight_bits, activation_bits)
     for name, number in (("threads", threads), ("rounds", rounds)):
-        if not is_whole_number(number):
-            raise ValueError(f"{name}={number!r} is not possible: write a whole number, 1 or more.")
+        check_count(name, number)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about training, and these networks are not trained
         prepared = prepare(model, chosen, call_of(model, batch).example_inputs).eval()

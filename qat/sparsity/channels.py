@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qat.arguments import check_count, check_function, check_network, is_number
 from qat.capture import CaptureError, capture, copy_model, training_graph
+from qat.messages import shown
 from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, owns_weight
 from qat.operations import Operations, Role, call_of, describe_graph, read_past_their_forward
 from qat.operations.layers import Layer
@@ -135,8 +137,14 @@ def remove_channels(
         Layer -> (channels before, channels now), for the layers that lost some.
 
     Raises:
-        ValueError: the model has no graph, no layer can lose channels, or the share is too small for a single one.
+        ValueError: an argument is of another kind or out of range, the model has no graph, no layer can lose channels, or the
+            share is too small for a single one.
     """
+    check_network(model)
+    check_function("chosen", chosen, "from the name of a layer to True or False")
+    check_count("multiple", multiple)
+    if not (is_number(share) and 0 <= share < 1):
+        raise ValueError(f"share={shown(share)} is not a share of channels: write a number from 0 to below 1, as 0.5.")
     groups = [group for group in channel_groups(model) if chosen(group.producer)]
     if not groups:
         raise ValueError(

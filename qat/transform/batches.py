@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +54,8 @@ def call_of(model: nn.Module, batch: Any) -> Call:
     """
     if isinstance(batch, Tensor):
         return Call((batch,), {})
-    if batch is None or isinstance(batch, np.ndarray | int | float | str):
+    has_parts = isinstance(batch, Iterable) or named_parts(batch) is not None
+    if isinstance(batch, np.ndarray | str) or not has_parts:
         what = {np.ndarray: "a numpy array", type(None): "None"}.get(type(batch), type_of(batch))
         raise UnfitBatchError(f"a batch is {what}: write a tensor, torch.as_tensor(x), or a list of arguments.")
     call = _call_of_parts(model, batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from qat.arguments import check_count
 from qat.quantizers import Mode
 from qat.transform.mode import quantizers
 
@@ -20,7 +21,12 @@ def set_bits(model: nn.Module, bits: int | None) -> None:
 
     Args:
         bits: a width; FLOAT: nothing is rounded; None: the bits of the policy.
+
+    Raises:
+        ValueError: `model` is not a network, or `bits` is not a width.
     """
+    if bits is not None:
+        check_count("bits", bits)
     was_float = bits_in_force(model) == FLOAT
     for quantizer in quantizers(model).values():
         quantizer.mode = Mode.OFF if bits == FLOAT else Mode.QUANTIZE

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qat.arguments import check_function
 from qat.contexts import training_mode
 from qat.nn import quantized_weights
 from qat.quantizers import Mode, Quantizer
@@ -58,6 +59,8 @@ def calibrate(
         RuntimeError: the processes do not have the same quantizers to calibrate.
     """
     check_batches(batches)
+    if forward is not None:
+        check_function("forward", forward, "of (model, batch)")
     found = quantizers(model)
     if not found:
         raise ValueError("the model has no quantizers: call qat.prepare(model, policy) first and calibrate its result.")

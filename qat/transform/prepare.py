@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qat.arguments import check_flag, check_network
 from qat.capture import (
     Captured,
     CaptureError,
@@ -75,6 +76,7 @@ def prepare(
             "a dict of keyword arguments."
         )
     check_model(model)
+    check_flag("inplace", inplace)
     given = load_policy(policy) if target is None else load_policy(policy, target=target)
     prepared_before = is_prepared(model)
     copied = copy_model(model, share_parameters=inplace)
@@ -135,7 +137,12 @@ def prepare_(model: nn.Module, policy: Policy, example_inputs: Example | LazyExa
 
 
 def is_prepared(model: nn.Module) -> bool:
-    """Whether the model has quantizers."""
+    """Whether the model has quantizers.
+
+    Raises:
+        ValueError: it is not a network.
+    """
+    check_network(model)
     return any(isinstance(m, Quantizer) for m in model.modules())
 
 

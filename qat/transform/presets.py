@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qat.messages import shown
 from qat.reading.malformed import malformed
 from qat.reading.yaml_file import read_yaml
 from qat.transform.policy import Policy
@@ -73,7 +74,7 @@ def load_policy(source: str | Path | Mapping[str, Any] | Policy, **overrides: An
         content = dict(source)
     elif not isinstance(source, str | Path):
         raise ValueError(
-            f"policy {source!r} is not a policy: write a preset such as 'w8a8', a .yaml file, or a dict of rules."
+            f"policy {shown(source)} is not a policy: write a preset such as 'w8a8', a .yaml file, or a dict of rules."
         )
     elif re.fullmatch(PRESET, str(source)):
         content = {"preset": str(source)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from qat.granularity import Granularity, PerChannel, PerGroup, PerTensor
 from qat.grid import Grid
+from qat.messages import shown
 from qat.observers import Observer
 from qat.quantizers import Quantizer
 from qat.spec import QuantSpec
@@ -45,10 +46,12 @@ class TensorRule:
         for name in ("symmetric", "narrow", "signed"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "signed" and value is None):
-                raise ValueError(f"{name}={value!r} is neither true nor false: write {name}: false, without quotes.")
+                raise ValueError(
+                    f"{name}={shown(value)} is neither true nor false: write {name}: false, without quotes."
+                )
         if self.granularity not in ("per_tensor", "per_channel", "per_group"):
             raise ValueError(
-                f"granularity={self.granularity!r} does not exist: write per_tensor, per_channel or per_group."
+                f"granularity={shown(self.granularity)} does not exist: write per_tensor, per_channel or per_group."
             )
         if (self.granularity == "per_group") != (self.group_size is not None):
             raise ValueError(

@@ -86,7 +86,7 @@ def test_without_a_generator_the_global_seed_decides() -> None:
     [
         ({"mean": [0.5, 0.5], "std": [1.0]}, r"mean=\(0.5, 0.5\) and std=\(1.0,\) differ in length"),
         ({"mean": [0.5], "std": [0.0]}, r"std=\(0.0,\) must be positive"),
-        ({"mean": [0.5], "std": [1.0], "crop_padding": -1}, "crop_padding=-1 is negative"),
+        ({"mean": [0.5], "std": [1.0], "crop_padding": -1}, "crop_padding=-1 is not possible"),
         ({"mean": [0.5], "std": [1.0], "pad_mode": "edge"}, "pad_mode='edge' is unknown: write 'zeros' or 'reflect'"),
     ],
 )

@@ -50,5 +50,5 @@ def test_a_depth_that_is_not_6n_plus_2_is_refused(depth: int) -> None:
 
 
 def test_a_width_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="width=0 is not positive"):
+    with pytest.raises(ValueError, match="width=0 is not possible"):
         ResNetCifar(8, width=0)

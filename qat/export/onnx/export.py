@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import operator
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from qat.export.onnx.without_graph import is_converted_without_graph, onnx_model
 from qat.files import write_atomically
 from qat.integer import Encoding, IntegerModel
 from qat.integer.modules import IntegerModule
+from qat.messages import shown
 from qat.operations import AdaptiveMaxPool, describe_graph
 from qat.torch_private import tree_leaves, tree_map_only
 
@@ -76,9 +78,9 @@ def export_onnx(
     """
     check_network(model)
     path, dialect = as_path(path), dialect_of(target)
-    if isinstance(example_inputs, str | Path):
+    if not isinstance(example_inputs, Tensor | tuple | list | Mapping):
         raise ValueError(
-            f"example_inputs={str(example_inputs)!r} is not a batch: write export_onnx(model, example_inputs, path)."
+            f"example_inputs={shown(example_inputs)} is not a batch: write export_onnx(model, example_inputs, path)."
         )
     if isinstance(model, IntegerModel):
         file = onnx_model(model, example_inputs, dynamic, dialect)

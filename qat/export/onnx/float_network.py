@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qat.arguments import as_path, check_network
+from qat.arguments import as_path, check_kind, check_network
 from qat.capture import copy_model
 from qat.export.onnx.torch_exporter import export_with_torch
 from qat.files import write_atomically
@@ -23,10 +23,13 @@ def export_float_onnx(model: nn.Module, example_inputs: Tensor | tuple[Any, ...]
         path: the file to write.
 
     Raises:
-        ValueError: `model` is not a network, or `path` is not a path.
+        ValueError: `model` is not a network, `example_inputs` are no tensors, or `path` is not a path.
     """
     check_network(model)
     path = as_path(path)
+    check_kind(
+        "example_inputs", example_inputs, (Tensor, tuple), "a tensor, or a tuple of forward's arguments in order"
+    )
     examples = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     batch = torch.export.Dim("batch")
     doubled = tuple(torch.cat([x, x]) if _is_batched(x) else x for x in examples)

@@ -21,12 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qat.arguments import is_whole_number
+from qat.arguments import check_count, is_whole_number
 from qat.export.file_network import FileNetwork, tensors_for, written_file
 from qat.export.onnx.onnx_file import read_onnx
 from qat.export.onnx.saturation import EXACT, needs_exact_sums
 from qat.export.stopwatch import Timing, time_in_turns
 from qat.export.verification import DamagedFileError
+from qat.messages import shown
 from qat.reading.malformed import reason
 from qat.torch_private import tree_map_only
 
@@ -155,14 +156,18 @@ def latency(
         name -> batch size -> milliseconds.
 
     Raises:
-        ValueError: `paths` is not a mapping, or `rounds` or a size of a batch is not a whole number, 1 or more.
+        ValueError: `paths` is no mapping with files in it, or a size, `rounds` or `threads` is no whole number, 1 or more.
         FileNotFoundError: there is no such file.
     """
-    if not isinstance(paths, Mapping):
-        raise ValueError(f"paths={paths!r:.60} is not a mapping: write name -> file, {{'int8': 'model.onnx'}}.")
-    for number in (rounds, *batch_sizes):
-        if not is_whole_number(number):
-            raise ValueError(f"{number!r} is not a number of rounds or samples: write a whole number, 1 or more.")
+    if not isinstance(paths, Mapping) or not paths:
+        raise ValueError(f"paths={shown(paths)} is not possible: write name -> file, {{'int8': 'model.onnx'}}.")
+    if not isinstance(batch_sizes, Sequence) or not batch_sizes or not all(map(is_whole_number, batch_sizes)):
+        raise ValueError(
+            f"batch_sizes={shown(batch_sizes)} is not possible: write whole numbers, 1 or more, as (1, 32)."
+        )
+    check_count("rounds", rounds)
+    if threads is not None:
+        check_count("threads", threads)
     timings = time_files(paths, example_inputs, batch_sizes, rounds, threads)
     return {name: {size: timing.median for size, timing in of_file.items()} for name, of_file in timings.items()}
 

@@ -16,6 +16,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from qat.arguments import check_flag, is_whole_number
+from qat.messages import shown
+
 _CHUNK = 1 << 20
 """How many codes are spread into bits at a time; a multiple of 8, so that every chunk begins with a byte."""
 
@@ -56,12 +59,19 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int], signed: bool) -> Ten
         int8 if `signed`, else uint8, of this shape, on the device of `packed`.
 
     Raises:
-        ValueError: impossible bits, or another number of bytes than the shape needs.
+        ValueError: impossible bits, no shape, or another number of bytes than it needs.
 
     >>> unpack(torch.tensor([141, 1], dtype=torch.uint8), 2, (5,), signed=True)
     tensor([ 1, -1,  0, -2,  1], dtype=torch.int8)
     """
     _check_bits(bits)
+    check_flag("signed", signed)
+    if (
+        isinstance(shape, str | Tensor)
+        or not isinstance(shape, Sequence)
+        or not all(is_whole_number(size, 0) for size in shape)
+    ):
+        raise ValueError(f"shape={shown(shape)} is not the shape of a tensor: write whole numbers, as (64, 3).")
     n = prod(shape)
     if not isinstance(packed, Tensor):
         raise ValueError(f"{type(packed).__name__} is not a tensor: give uint8, as qat.pack returns it.")

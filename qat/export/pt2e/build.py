@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
+from qat.arguments import check_flag
 from qat.export.comparison import with_graph
 from qat.export.onnx.example_inputs import in_float32
 from qat.export.pt2e import layers, modules
@@ -59,6 +60,7 @@ def to_pt2e(integer: nn.Module, for_litert: bool = False) -> fx.GraphModule:
     Raises:
         ValueError: this is not an integer model with a graph.
     """
+    check_flag("for_litert", for_litert)
     return _Builder(in_float32(with_graph(integer)), for_litert).build()
 
 
