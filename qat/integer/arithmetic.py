@@ -196,7 +196,7 @@ def window_average(
     """Codes of an average over windows: rint(sum / count / y.scale + zero_point), the sum in float32, row by row.
 
     Args:
-        codes: [N, C, H, W].
+        codes: [N, C, H, W] or [C, H, W].
         x: encoding of `codes`.
         y: encoding of the result.
         kernel: (height, width) of the window.
@@ -208,9 +208,9 @@ def window_average(
     (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
     height, width = (real.shape[-2] + 2 * ph - kh) // sh + 1, (real.shape[-1] + 2 * pw - kw) // sw + 1
     padded = torch.nn.functional.pad(real, (pw, pw, ph, ph))
-    inside = torch.nn.functional.pad(torch.ones_like(real[:1, :1]), (pw, pw, ph, ph), value=float(count_include_pad))
+    inside = torch.nn.functional.pad(real.new_ones(real.shape[-2:]), (pw, pw, ph, ph), value=float(count_include_pad))
     total = torch.zeros((*real.shape[:-2], height, width), device=real.device)
-    count = torch.zeros((1, 1, height, width), device=real.device)
+    count = torch.zeros((height, width), device=real.device)
     for i in range(kh):
         for j in range(kw):
             window = (..., slice(i, i + sh * (height - 1) + 1, sh), slice(j, j + sw * (width - 1) + 1, sw))

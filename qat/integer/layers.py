@@ -130,8 +130,9 @@ class IntegerConvTranspose(IntegerConv):
 
     def with_zeros(self, codes: Tensor) -> Tensor:
         """The codes with `stride - 1` zeros (the zero-point) between two neighbours on every spatial axis."""
-        sizes = [(size - 1) * step + 1 for size, step in zip(codes.shape[2:], self.insert, strict=True)]
-        spread = codes.new_full((*codes.shape[:2], *sizes), self.input.zero_point)
+        axes = len(self.insert)
+        sizes = [(size - 1) * step + 1 for size, step in zip(codes.shape[-axes:], self.insert, strict=True)]
+        spread = codes.new_full((*codes.shape[:-axes], *sizes), self.input.zero_point)
         every_step: tuple[Any, ...] = tuple(slice(None, None, step) for step in self.insert)
         spread[(..., *every_step)] = codes
         return spread

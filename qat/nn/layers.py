@@ -168,11 +168,12 @@ def layer_type(module: nn.Module) -> type[nn.Module]:
 def channel_axis(layer: nn.Module) -> int:
     """The axis of the weight's output channels: 0, but 1 in a transposed convolution, [in, out / groups, ...].
 
-    With several groups, outputs at the same place of each group share a scale. A depthwise one has axis 0 again.
+    With several groups, outputs at the same place of each group share a scale. A depthwise one, with as many inputs as outputs,
+    has axis 0 again.
     """
     if not isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         return 0
-    return 0 if 1 < layer.groups == layer.out_channels else 1
+    return 0 if 1 < layer.groups == layer.in_channels == layer.out_channels else 1
 
 
 def owns_weight(layer: nn.Module) -> bool:

@@ -365,3 +365,35 @@ def test_names_that_are_alike_without_dots_are_not_mixed_up(form):
     qat.calibrate(prepared, [x])
     integer = form(qat.convert(prepared))
     torch.testing.assert_close(integer(x), prepared(x), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2, 1, 1, count_include_pad=False)), id="AvgPool2d"),
+        pytest.param(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(3)), id="global AvgPool2d"),
+        pytest.param(nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)), id="MaxPool2d"),
+        pytest.param(nn.Sequential(nn.ConvTranspose2d(3, 4, 3, stride=2)), id="ConvTranspose2d"),
+        pytest.param(nn.Sequential(nn.Flatten(0, 1), nn.ConvTranspose1d(15, 4, 3, stride=2)), id="ConvTranspose1d"),
+        pytest.param(nn.Sequential(nn.Flatten(0, 1), nn.Conv1d(15, 4, 3), nn.AvgPool1d(2, padding=1)), id="AvgPool1d"),
+    ],
+)
+def test_one_sample_without_an_axis_of_samples_is_computed_as_in_torch(network, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 5)
+    last = nn.Conv1d(4, 2, 1) if isinstance(network[0], nn.Flatten) else nn.Conv2d(4, 2, 1)
+    prepared = qat.prepare(nn.Sequential(*network, nn.ReLU(), last).eval(), "w8a8", x)
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    torch.testing.assert_close(integer(x), prepared(x), atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match=r"has no axis of samples, and ONNX convolves batches alone: .* x\[None\]"):
+        qat.export_onnx(integer, x, tmp_path / "model.onnx", dynamic={})
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 4, 4), (4, 8, 4), (4, 4, 4), (6, 4, 2)])
+def test_transposed_convolutions_in_groups_have_scales_that_fit(inputs, outputs, groups):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 3, groups=groups), nn.ReLU(), nn.Conv2d(outputs, 3, 1))
+    prepared = qat.prepare(network.eval(), "w8a8", x := torch.randn(2, inputs, 5, 5))
+    qat.calibrate(prepared, [x])
+    torch.testing.assert_close(qat.convert(prepared)(x), prepared(x), atol=0.02, rtol=0)

@@ -29,7 +29,7 @@ from qat.export.onnx.example_outputs import tensors_in
 from qat.export.onnx.float_operations import write_float_function
 from qat.export.onnx.float_subgraphs import find_float_subgraphs
 from qat.export.onnx.graph_writer import NoOnnxFormError
-from qat.export.onnx.integer_layers import LAYERS, write_float_layer
+from qat.export.onnx.integer_layers import LAYERS, check_has_samples, write_float_layer
 from qat.export.onnx.integer_operations import OPERATIONS
 from qat.export.onnx.proof import describe
 from qat.export.onnx.qdq_graph import QdqGraph, Shape, tensor_name
@@ -233,6 +233,7 @@ class _Exporter:
 
     def _write_module(self, node: fx.Node) -> str:
         module = self.model.get_submodule(str(node.target))
+        check_has_samples(self.graph, node, module)
         writer = LAYERS.get(type(module)) or OPERATIONS.get(type(module))
         if writer is not None:
             return writer(self.graph, node, module)

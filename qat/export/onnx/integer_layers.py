@@ -15,6 +15,7 @@ from qat.export.onnx.qdq_graph import QdqGraph, tensor_name
 from qat.export.onnx.scaled_floats import dequantized_floats
 from qat.integer.layers import DynamicLayer, IntegerConv, IntegerConvTranspose, IntegerLayer, IntegerLinear
 from qat.integer.weight_only import StoredMatrix, StoredWeight, WeightOnlyLayer
+from qat.nn import Convolution
 
 
 def write_convolution(graph: QdqGraph, node: fx.Node, layer: IntegerConv) -> str:
@@ -162,6 +163,23 @@ def write_float_layer(graph: QdqGraph, node: fx.Node, layer: nn.Module, weight: 
     # Between DequantizeLinear and QuantizeLinear the runtime would round weights and bias to 8 and 32 bits. What stands
     # between here is computed together with the layer.
     return graph.unchanged(write_float_module(graph, layer, inputs, f"{name}_float", weight), name)
+
+
+def check_has_samples(graph: QdqGraph, node: fx.Node, module: nn.Module) -> None:
+    """Refuse convolutions of one sample without an axis of samples, [C, H, W]: torch has them, ONNX has not.
+
+    Raises:
+        ValueError: the module is one.
+    """
+    convolution = getattr(module, "layer", module)
+    if not isinstance(convolution, IntegerConv | Convolution):
+        return
+    weight, shape = convolution.weight, graph.input_shape(node)
+    if len(shape) < weight.ndim:
+        raise ValueError(
+            f"{tensor_name(node)!r} gets a tensor of shape {tuple(shape)}, which has no axis of samples, and ONNX convolves "
+            "batches alone: let the network take batches, x[None] for one sample."
+        )
 
 
 LAYERS: dict[type[nn.Module], Callable[[QdqGraph, fx.Node, Any], str]] = {
