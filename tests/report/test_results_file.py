@@ -77,3 +77,11 @@ def test_a_wrong_value_names_the_file_the_field_and_the_document(results: Result
     path.write_text(json.dumps(results.to_dict() | {"seed": "one"}))
     with pytest.raises(SchemaError, match=r"results.json: Results.seed='one': expected int.*docs/results_schema.md"):
         read_results(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_are_not_finite_are_none_of_a_results_file(results: Results, number: str, tmp_path: Path) -> None:
+    path = write_results(results, tmp_path / "results.json")
+    path.write_text(path.read_text().replace('"latency_ms_batch1": 2.41', f'"latency_ms_batch1": {number}'))
+    with pytest.raises(SchemaError, match=r"rows\[0\].latency_ms_batch1=(nan|inf): expected a finite number, or null"):
+        read_results(path)

@@ -98,6 +98,7 @@ def test_values_that_are_no_numbers_are_no_victory_in_numbers() -> None:
         return result.outcome, result.text
 
     assert judged(0.1, math.nan)[0] == "qat_lost"
+    assert "(not finite against 0.1 m mae" in judged(0.1, math.nan)[1]
     assert judged(0.1, math.nan)[1].startswith("QAT LOST to PTQ: QAT has no value (")
     assert judged(math.nan, 0.1)[1].startswith("QAT WON: PTQ has no value (")
     assert judged(math.inf, 0.1)[0] == "qat_won"

@@ -124,7 +124,7 @@ def _sentences(outcome: Outcome, qat: Row, ptq: Row, metric: MetricInfo) -> tupl
         )
     word = "better" if metric.better(qat.score, ptq.score) else "worse"
     return f"Undecided: {qat.name} is {word}, {place} {ptq.name}, and how much of that is chance is not known", (
-        "Give Report a torchmetrics object or a function of (outputs, targets), which tell."
+        "Give Report a torchmetrics object, or a function of (outputs, targets) with a value for any of the samples: they tell."
     )
 
 

@@ -239,7 +239,7 @@ def _decibel_bars(tensors: list[TensorDetail], field: str, label: str, kind: str
 def _histogram(tensor: TensorDetail) -> tuple[str, Markup]:
     lowest, highest = tensor.lowest or 0, tensor.highest or 0
     codes = sorted({lowest, *tensor.levels, highest}) if tensor.levels else [lowest, highest]
-    if not tensor.levels and highest - lowest < 17:
+    if not tensor.levels and 0 <= highest - lowest < 17:
         codes = list(range(lowest, highest + 1))
     clipped = "" if tensor.clipped is None else f", {100 * tensor.clipped:.2g} % clipped"
     picture = svg.histogram(

@@ -86,7 +86,9 @@ def _decode(annotation: Any, value: Any, where: str) -> Any:
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if annotation is float:
         _require(value, (float, int), where)
-        return float(value)
+        if not math.isfinite(number := float(value)):
+            raise SchemaError(f"{where}={value!r}: expected a finite number, or null if it is not known")
+        return number
     _require(value, (annotation,), where)
     return value
 

@@ -69,7 +69,8 @@ class MetricInfo(Record):
 
     def text(self, value: float, error: float | None = None) -> str:
         """The value with its unit, to two digits of `error` if that is given."""
-        return f"{self.number(value, error)} {self.unit}".strip()
+        unit = self.unit if math.isfinite(value) else ""
+        return f"{self.number(value, error)} {unit}".strip()
 
     def difference(self, value: float) -> str:
         """A difference of two values with its unit: points, if they are percentages."""
