@@ -271,8 +271,8 @@ class GraphConverter:
                 call.kwargs = kwargs
                 return call
             target = node.target
-            if target == "view" and not isinstance(args[1], torch.dtype):
-                target = "reshape"  # the contiguous() before it is gone
+            if target == "view" and not any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+                target, args, kwargs = "reshape", (*args, *kwargs.values()), {}  # the contiguous() before it is gone
             return self.new_graph.create_node(node.op, target, args, kwargs, name=node.name)
 
         return Step(needs, build)

@@ -50,6 +50,8 @@ _SIGN_OF_INPUT = frozenset(
 )  # fmt: skip
 """Functions that are not negative where their input is not."""
 _OF_TWO = frozenset(("add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum"))
+_READ_MEMORY = frozenset(("as_strided", "stride"))
+"""What reads how a tensor lies in memory, for which `contiguous` is not an identity."""
 _FILLED = frozenset(
     f"{prefix}{kind}{suffix}"
     for kind in ("zeros", "ones", "full", "empty")
@@ -97,6 +99,8 @@ def _describe(model: nn.Module, node: fx.Node, before: Operations) -> Operation:
     if call.name in _FILLED:
         return Constant(tuple(node.all_input_nodes))
     described = next((d for read in _READERS if (d := read(call, inputs, before)) is not None), None)
+    if call.name == "contiguous" and any(operation_name(user) in _READ_MEMORY for user in node.users):
+        return Move(inputs)
     if described is not None and not (isinstance(described, Move) and described.several and _is_read_as_a_whole(node)):
         return described
     return Float(inputs, call.name in _NEVER_NEGATIVE_IN_FLOAT, elementwise=call.name in _OF_TWO)
@@ -253,7 +257,8 @@ def _move(call: Call, inputs: tuple[fx.Node, ...], before: Operations) -> Operat
     if call.name.startswith("adaptive_max_pool") and not call.get("return_indices"):
         size = sizes(call.get("output_size"), int(call.name[-2]))
         return None if size is None else AdaptiveMaxPool(inputs, on_bytes=False, size=size)
-    return Move(inputs) if call.name in _MOVES else None
+    reads_bits = any(isinstance(argument, torch.dtype) for argument in call.arguments.values())  # x.view(torch.int32)
+    return Move(inputs) if call.name in _MOVES and not reads_bits else None
 
 
 def _pad(call: Call, inputs: tuple[fx.Node, ...]) -> Operation | None:

@@ -397,3 +397,29 @@ def test_transposed_convolutions_in_groups_have_scales_that_fit(inputs, outputs,
     prepared = qat.prepare(network.eval(), "w8a8", x := torch.randn(2, inputs, 5, 5))
     qat.calibrate(prepared, [x])
     torch.testing.assert_close(qat.convert(prepared)(x), prepared(x), atol=0.02, rtol=0)
+
+
+MEMORY = {
+    "as_strided": lambda x: x.transpose(0, 1).contiguous().as_strided((9, 6), (6, 1)),
+    "stride": lambda x: x.as_strided((9, 6), (x.transpose(0, 1).contiguous().stride(1), 1)),
+    "view of bits": lambda x: x.view(torch.int32).float() * 1e-9,
+    "view of bits by name": lambda x: x.view(dtype=torch.int32).float() * 1e-9,
+    "view by name": lambda x: x.transpose(0, 1).contiguous().view(size=(20, 6)),
+}
+
+
+class ReadsMemory(nn.Module):
+    def __init__(self, read):
+        super().__init__()
+        self.first, self.second, self.read = nn.Linear(6, 6), nn.Linear(6, 6), read
+
+    def forward(self, x):
+        return self.second(self.read(torch.relu(self.first(x))))
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_what_is_read_off_memory_is_that_of_floats_in_their_order(name):
+    torch.manual_seed(0)
+    prepared = qat.prepare(ReadsMemory(MEMORY[name]).eval(), "w8a8", x := torch.randn(4, 5, 6))
+    qat.calibrate(prepared, [x])
+    torch.testing.assert_close(qat.convert(prepared)(x), prepared(x), atol=0.02, rtol=0)
