@@ -21,7 +21,7 @@ from qat.export.stopwatch import Timing, time_in_turns
 from qat.messages import type_of
 from qat.report import IDENTICAL_DB
 from qat.torch_private import tree_leaves
-from qat.transform.batches import call_model
+from qat.transform.batches import call_model, call_of
 
 BATCH_SIZES = (1, 32)
 
@@ -106,12 +106,17 @@ def check_fits(data: Data, model: Model) -> None:
         batch = next(iter(data.test))
     inputs = cut(batch, 2).inputs
     try:
+        taken = call_of(model.network, inputs).args
         run(model.network, inputs)
     except Exception as error:  # of the user's network, whose errors are of any kind
         shapes = ", ".join(f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for x in tensors_of(inputs))
         raise UsageError(
             f"{model.name} does not run on --data {data.name} ({shapes}; {with_kind(error)}): give what its forward takes."
         ) from error
+    if taken and isinstance(inputs, tuple) and len(taken) < len(inputs):
+        raise UsageError(
+            f"{model.name} takes {len(taken)} of the {len(inputs)} inputs of --data {data.name}: leave the others out."
+        )
 
 
 def measure(models: list[Model], data: Data, metric: Metric | None) -> list[Measurement]:

@@ -46,6 +46,14 @@ def yields_text():
     yield "text"
 
 
+def yields_nothing():
+    yield torch.zeros(0, 3, 8, 8)
+
+
+def yields_three():
+    yield torch.zeros(4, 3, 8, 8), torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64)
+
+
 def yields_once():
     yield torch.zeros(4, 3, 8, 8)
     raise KeyError("image")

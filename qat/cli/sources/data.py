@@ -151,7 +151,8 @@ def _read(text: str, model: Model, sizes: Sizes, shape: tuple[int, ...] | None) 
         )
     if names_python(text):
         return _split(text, Batches(lambda: _own_batches(text, model)))
-    raise UsageError(f"--data {text} is neither a file nor a name: write {', '.join(DATA)}.")
+    what = "of no kind that is read" if Path(text).expanduser().is_file() else "neither a file nor a name"
+    raise UsageError(f"--data {text} is {what}: write {', '.join(DATA)}.")
 
 
 def _refuse_size(text: str, sizes: Sizes) -> None:
@@ -213,6 +214,8 @@ def _check(batch: Batch, name: str) -> None:
         raise UsageError(
             f"a batch of --data {name} has no inputs whose first axis is samples: give arrays (N, ...), and labels behind them."
         )
+    if not len(batch):
+        raise UsageError(f"a batch of --data {name} has no samples: leave it out.")
     for part, x in [*float_parts(batch.inputs), *float_parts(batch.labels, "labels")]:
         if not bool(is_usable(x)):
             raise UsageError(not_finite_sentence(f"--data {name}", part))

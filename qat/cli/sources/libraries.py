@@ -95,7 +95,7 @@ def torchvision_network(text: str, weights: str | None) -> Loaded:
             f"--weights {weights} is not one of {name}'s: write {', '.join({'DEFAULT': 0, **enum.__members__})} or a file."
         )
     quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") and weights is None else {}
-    network = _made(f"torchvision:{name}", torchvision.models.get_model, name, weights=weights, **quiet, **options)
+    network = _made(f"torchvision:{name}", torchvision.models.get_model, name, given=options, weights=weights, **quiet)
     chosen = enum[weights] if weights not in (None, "DEFAULT") else enum.DEFAULT
     transforms = chosen.transforms()
     size = (getattr(transforms, "crop_size", None) or [224])[0]
@@ -113,7 +113,7 @@ def timm_network(text: str, weights: str | None) -> Loaded:
         raise UsageError(
             f"--weights {weights} is not known for timm: write DEFAULT or a file, or a tag in the name, NAME.TAG."
         )
-    network = _made(f"timm:{text}", timm.create_model, name, pretrained=weights is not None, **options)
+    network = _made(f"timm:{text}", timm.create_model, name, given=options, pretrained=weights is not None)
     config = timm.data.resolve_model_data_config(network)
     channels, size, _ = config["input_size"]
     mean, std = tuple(config["mean"]), tuple(config["std"])
@@ -173,7 +173,7 @@ def our_network(text: str, weights: str | None) -> Loaded:
     if weights is not None:
         raise UsageError(f"--weights {weights} is not known for qat:{name}: write a file of weights.")
     size, channels = (28, options.get("in_channels", 1)) if name == "lenet5" else (32, options.get("in_channels", 3))
-    network = _made(f"qat:{name}", make, **more, **options)
+    network = _made(f"qat:{name}", make, given=options, **more)
     return Loaded(network, torch.randn(1, channels, size, size), None, [NO_WEIGHTS])
 
 
@@ -190,10 +190,12 @@ def _check_name(library: str, name: str, known: list[str]) -> None:
         raise UsageError(f"{library} has no {name!r}: write for example {', '.join(close)}.")
 
 
-def _made(text: str, make: Any, *args: Any, **options: Any) -> Any:
-    """What `make` returns; whatever it raises is a sentence about `text`."""
+def _made(text: str, make: Any, *args: Any, given: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """What `make` returns; whatever it raises is a sentence about `text`. given: options that the user wrote."""
+    if twice := (given or {}).keys() & options.keys():
+        raise UsageError(f"{min(twice)} of {text} is chosen by its name, or by --weights: leave {min(twice)}= out.")
     try:
-        return make(*args, **options)
+        return make(*args, **options, **(given or {}))
     except Exception as error:  # of libraries, whose errors are of any kind
         if (reason := _of_connection(error)) is not None:
             instead = "its folder, hf:FOLDER" if text.startswith("hf:") else "a file of its weights, --weights FILE"
