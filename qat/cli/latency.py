@@ -83,4 +83,7 @@ def run(given: list[str]) -> int:
 
 def _widths(text: str) -> tuple[int, ...]:
     """Whole numbers with commas between them, for argparse."""
-    return tuple(arguments.positive(part) for part in text.split(","))
+    widths = text.split(",")
+    if not all(width.strip().isdecimal() and len(width) < 9 for width in widths):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of widths, such as 4,8")
+    return tuple(map(int, widths))

@@ -118,6 +118,12 @@ MISTAKES = {
     "folder without images": (f"{POST_TRAINING} --data nested", "nested is not a folder with images by class"),
     "one run": ("compare images", "two or more"),
     "no run": ("compare images classes", "results.json"),
+    "files as runs": ("compare net.pt2 net.safetensors", "net.pt2 is not text: give the folder of a run"),
+    "widths": ("latency net.py:make --output t.yaml --weight-bits 4,,8", "'4,,8' is not a list of widths, such as 4,8"),
+    "example": (
+        "benchmark net.py:says_a_path",
+        "net.py:says_a_path has example_inputs='x.npy': write what its forward",
+    ),
     "no option": (f"{NET} --metod dynamic", "unknown option --metod; did you mean --method?"),
     "no option at all": (f"{NET} --foo", "unknown option --foo; qat quantize --help lists those"),
     "no value": (

@@ -46,6 +46,12 @@ def yields_text():
     yield "text"
 
 
+def says_a_path():
+    network = make()
+    network.example_inputs = "x.npy"
+    return network
+
+
 def yields_nothing():
     yield torch.zeros(0, 3, 8, 8)
 

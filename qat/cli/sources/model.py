@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qat.cli.errors import UsageError, usage_errors
 from qat.cli.sources import libraries
@@ -16,11 +16,12 @@ from qat.cli.sources.python_file import called, names_python
 from qat.cli.sources.spellings import MODELS
 from qat.export.pt2e.program import is_pt2e
 from qat.export.targets import Target, target_of_file
-from qat.messages import type_of
+from qat.messages import shown, type_of
 from qat.reading.checkpoint import read_checkpoint
 from qat.reading.malformed import malformed
 from qat.reading.program_file import read_program
 from qat.reading.tensor_file import read_tensors
+from qat.torch_private import tree_leaves
 
 STATE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
@@ -97,6 +98,10 @@ def _built(text: str, weights: str | None) -> Loaded:
             raise UsageError(f"{text} gives {type_of(network)}: write a function that returns a torch.nn.Module.")
         names = ("example_inputs", "example_input_array")  # the second is Lightning's
         example = next((x for n in names if (x := getattr(network, n, None)) is not None), None)
+        if example is not None and not any(isinstance(x, Tensor) for x in tree_leaves(example)):
+            raise UsageError(
+                f"{text} has example_inputs={shown(example)}: write what its forward takes, as torch.zeros(1, 3, 224, 224)."
+            )
         how = libraries.preprocessing_of(network, text)
         if example is None and how is not None:
             example = how.example()
@@ -158,7 +163,6 @@ def _file(text: str, path: Path, target: Target, threads: int | None) -> Model:
 def _program(text: str, path: Path) -> Model:
     """A program of torch.export."""
     from qat.capture.exported.program import module_of_program
-    from qat.torch_private import tree_leaves
 
     _check_file(path, "a file that torch.export.save wrote")
     with usage_errors():

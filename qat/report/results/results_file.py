@@ -32,7 +32,11 @@ def read_results(path: str | Path) -> Results:
     path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, or not text
+    except UnicodeDecodeError as error:
+        raise SchemaError(
+            f"{path} is not text: give the folder of a run that has ended, or its results.json."
+        ) from error
+    except (ValueError, RecursionError) as error:  # not JSON
         raise SchemaError(
             f"{path} is not complete JSON ({error}): it was cut off or edited. "
             "write_results never leaves a partial file; copy it again or rerun its command."
