@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import operator
 import zipfile
 from collections.abc import Callable
@@ -278,3 +279,36 @@ def test_outputs_of_any_structure_are_read_back(tmp_path: Path) -> None:
     assert qat.verify(tmp_path / "m.pt2", integer, [x]).passed
     found = load_program(tmp_path / "m.pt2").module(check_guards=False)(x)
     torch.testing.assert_close(found["features"][1][0], integer(x)["features"][1][0])
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "names of outputs": lambda call: call.update(
+        out_spec=call["out_spec"].replace("logits", "?").replace("features", "logits").replace("?", "features")
+    ),
+    "names of arguments": lambda call: call.update(forward_arg_names=["y"]),
+}
+
+
+@pytest.mark.parametrize("changed", [*CHANGES, "range of batches", "hash of the model"])
+def test_how_a_file_is_called_is_compared_too(changed: str, tmp_path: Path) -> None:
+    x = torch.randn(8, 6)
+    prepared = qat.prepare(Nested().eval(), "w8a8", x, target="pt2e")
+    qat.calibrate(prepared, [x])
+    integer = qat.convert(prepared)
+    export_pt2e(integer, x, tmp_path / "good.pt2")
+    with zipfile.ZipFile(tmp_path / "good.pt2") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (model,), (record,) = ([n for n in members if n.endswith(end)] for end in ("model.json", "qat.json"))
+    content, said = json.loads(members[model]), json.loads(members[record])
+    if changed in CHANGES:
+        CHANGES[changed](content["graph_module"]["module_call_graph"][0]["signature"])
+    elif changed == "range of batches":
+        content["range_constraints"] = {size: {"min_val": 2, "max_val": 9} for size in content["range_constraints"]}
+    else:
+        said["model_sha256"] = "0" * 64
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        for name, member in {**members, model: json.dumps(content), record: json.dumps(said)}.items():
+            archive.writestr(name, member)
+    found = qat.verify(tmp_path / "m.pt2", integer, [x])
+    assert not found.passed
+    assert len(found.stored) == 1

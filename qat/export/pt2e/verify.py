@@ -15,11 +15,16 @@ from qat.export.comparison import FileOutputs, compare, static_sites, with_graph
 from qat.export.onnx.example_inputs import as_written
 from qat.export.outputs import named_outputs
 from qat.export.pt2e.codes import SHIFT
-from qat.export.pt2e.program import exported_program, load_program, record_of_file
+from qat.export.pt2e.program import RECORD, exported_program, load_program, record_of_file
 from qat.export.verification import DamagedFileError, OtherModelError, StoredDifference, Verification
 from qat.integer import IntegerModel
+from qat.integer.fingerprint import fingerprint
 from qat.reading.malformed import malformed
 from qat.transform.batches import positional_arguments
+from qat.version import version
+
+LONGEST = 300
+"""Characters of what a sentence quotes of a file."""
 
 
 def verify_pt2e(
@@ -111,12 +116,14 @@ def _compare_stored(
         d for name, x in ours.items() if isinstance(x, Tensor) and (d := _difference(name, x, theirs.get(name)))
     ]
     different += [StoredDifference(name, 1, "is not in the integer model") for name in theirs if name not in ours]
-    if str(expected.graph_signature) != str(found.graph_signature):
-        different.append(StoredDifference("signature", 1, "has other inputs, outputs or constants in their places"))
-    lines, its_lines = (_lines(program.graph) for program in (expected, found))
-    wrong = next((b for a, b in zip(lines, its_lines, strict=False) if a != b), None)
-    if wrong is not None or len(lines) != len(its_lines):
-        different.append(StoredDifference("graph", 1, f"is not that of the integer model ({wrong or 'its length'})"))
+    for what, lines in _described(expected).items():
+        its_lines = _described(found)[what]
+        wrong = next((b for a, b in zip(lines, its_lines, strict=False) if a != b), "its length")
+        if lines != its_lines:
+            text = " ".join(wrong.split())[:LONGEST]
+            different.append(StoredDifference(what, 1, f"is not that of the integer model ({text})"))
+    if record.get("versions", {}).get("qat") == version() and record.get("model_sha256") != fingerprint(integer):
+        different.append(StoredDifference(RECORD, 1, "has another hash than the integer model", only_values=True))
     return sum(x.numel() for x in ours.values() if isinstance(x, Tensor)), different
 
 
@@ -129,9 +136,18 @@ def _difference(name: str, ours: Tensor, theirs: Tensor | None) -> StoredDiffere
     return StoredDifference(name, elements, "differs from the integer model's", only_values) if elements else None
 
 
-def _lines(graph: fx.Graph) -> list[str]:
-    """What every node computes. Sizes have names that depend on the example."""
-    return [f"{n.name} {n.op} {n.target} {n.args} {n.kwargs}" for n in graph.nodes]
+def _described(program: ExportedProgram) -> dict[str, list[str]]:
+    """All that the file says beside its numbers: what is computed, and how it is called. Free sizes have names of any kind."""
+    return {
+        "signature": [str(program.graph_signature)],
+        "calling convention": [  # the names of arguments and outputs
+            f"{c.signature.out_spec}, {c.signature.forward_arg_names}, {c.signature.in_spec}"
+            for c in program.module_call_graph
+            if c.signature is not None
+        ],
+        "range of free sizes": [str(allowed) for allowed in program.range_constraints.values()],
+        "graph": [f"{n.name} {n.op} {n.target} {n.args} {n.kwargs}" for n in program.graph.nodes],
+    }
 
 
 def _operator(node: fx.Node) -> str:
