@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,29 +14,42 @@ TEMPORARY = ".writing-"
 
 
 @contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`: a rename is atomic only within one file system. Missing parent folders are created.
+
+    Raises:
+        OSError: `path` is a device or a pipe, which a file would replace, or nothing can be written, also inside the `with`. It
+            names `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "Is a device or a pipe, not a file", str(path))
+    try:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
+            yield Path(folder)
+    except OSError as error:  # a full disk, for example: the error names no file, or the temporary one
+        if error.errno is None or (error.filename is not None and TEMPORARY not in str(error.filename)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the `with` block ends, for code that writes a file by name.
 
-    The temporary file has its own folder beside `path`, because a rename is atomic only within one file system, and is flushed
-    to disk before it is renamed. If the block raises, the old file stays intact and the temporary one is deleted. Missing
-    parent folders are created.
+    The temporary file is flushed to disk before it is renamed. If the block raises, the old file stays intact and the temporary
+    one is deleted.
 
     Raises:
         OSError: the file cannot be written; it names `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
-            unfinished = Path(folder) / path.name
-            yield unfinished
-            with unfinished.open("rb+") as file:
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-    except OSError as error:  # a full disk, for example: the error names no file, or the temporary one
-        if error.errno is None or (error.filename is not None and TEMPORARY not in str(error.filename)):
-            raise
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    with folder_beside(path) as folder:
+        unfinished = folder / path.name
+        yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> Path:
@@ -62,8 +76,7 @@ def check_writable(path: str | Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder, so no file of this name can be written: write another name.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent):
+        with folder_beside(path):
             pass
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror or error}): write another path.") from error

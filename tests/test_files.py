@@ -32,3 +32,10 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one(
 def test_errors_of_other_files_keep_their_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="elsewhere"), atomic_path(tmp_path / "model.onnx"):
         (tmp_path / "elsewhere").read_bytes()
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    with pytest.raises(OSError, match=r"Is a device or a pipe, not a file: .*model\.onnx"):
+        write_atomically(tmp_path / "model.onnx", b"new")
+    assert (tmp_path / "model.onnx").is_fifo()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch import nn
 from qat.cli.sources.data import Batch, Batches, cut
 from qat.export import Verification
 from qat.export.targets import Target
-from qat.export.verification import unverified_path
+from qat.export.unverified import named_when_verified
 from qat.integer import convert
 
 
@@ -32,7 +31,7 @@ class Written:
 def write_verified(
     prepared: nn.Module, target: Target, path: Path, batches: Batches, say: Callable[[str], None]
 ) -> Written:
-    """Convert, write under another name, verify, and rename if it passed. The old file of this name stays until then.
+    """Convert, write, verify, and give the file its name if it passed. The old file of this name stays until then.
 
     Args:
         prepared: with ranges.
@@ -41,24 +40,17 @@ def write_verified(
         batches: to verify with.
         say: shows progress.
     """
-    seconds: dict[str, float] = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unverified = unverified_path(path)
     start = time.perf_counter()
     say("writing ...")
     integer = convert(prepared)
-    target.write(integer, one_sample(batches), unverified)
-    seconds["export"] = time.perf_counter() - start
-    say("verifying, code by code ...")
-    verification = target.verify(unverified, integer, (batch.inputs for batch in batches), prepared)
-    seconds["verification"] = time.perf_counter() - start - seconds["export"]
-    written = Written(unverified, integer, verification, seconds)
-    if verification.passed:
-        if path.is_dir():
-            shutil.rmtree(path)
-        unverified.replace(path)
-        written.path = path
-    return written
+    with named_when_verified(path) as file:
+        target.write(integer, one_sample(batches), file.path)
+        exported = time.perf_counter()
+        say("verifying, code by code ...")
+        verification = target.verify(file.path, integer, (batch.inputs for batch in batches), prepared)
+        file.passed = verification.passed
+    seconds = {"export": exported - start, "verification": time.perf_counter() - exported}
+    return Written(file.path, integer, verification, seconds)
 
 
 def one_sample(batches: Batches) -> Any:

@@ -26,28 +26,27 @@ def quantize_file(options: argparse.Namespace, target: Target, source: Model, da
     from qat.cli.quantize_report import FLOAT, ONNX_RUNTIME, compare, results_of, write
     from qat.cli.sources.model import Model
     from qat.export.onnx.quantize_static import quantize_file_statically
-    from qat.export.verification import unverified_path
+    from qat.export.unverified import named_when_verified
     from qat.report import Verdict
 
     start = time.perf_counter()
-    unverified = unverified_path(options.output)
     assert source.path is not None
     inputs = [
         tuple(x.values()) if isinstance(x, dict) else x if isinstance(x, tuple) else (x,) for x in data.train.inputs()
     ]
     arguments.say("quantizing with ONNX Runtime ...")
-    quantize_file_statically(source.path, inputs, unverified)
-    seconds = {"quantization": time.perf_counter() - start}
-    file = Model(options.output.name, target.network(unverified, options.threads), unverified, target)
-    original = Model(FLOAT, source.network, source.path, source.target, source.example)
-    compared = compare([original, file], data, options.seconds, options.threads)
-    passed = _passes(compared)
-    path = options.output if passed else unverified
+    with named_when_verified(options.output) as unverified:
+        quantize_file_statically(source.path, inputs, unverified.path)
+        seconds = {"quantization": time.perf_counter() - start}
+        network = target.network(unverified.path, options.threads)
+        file = Model(options.output.name, network, unverified.path, target)
+        original = Model(FLOAT, source.network, source.path, source.target, source.example)
+        compared = compare([original, file], data, options.seconds, options.threads)
+        passed = unverified.passed = _passes(compared)
+    path = unverified.path
     verdict = Verdict("undecided" if passed else "not_verified", _text(path, passed, compared, data))
     results = results_of(options, command, data, compared, verdict, made_by=ONNX_RUNTIME, timings=seconds)
     folder = write(results, options.output)
-    if passed:
-        unverified.replace(options.output)
     _print(options, results, folder, path, passed)
     return GOOD if passed else FAILED
 

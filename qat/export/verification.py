@@ -51,11 +51,6 @@ class StoredDifference(NamedTuple):
     only_values: bool = False
 
 
-def unverified_path(path: Path) -> Path:
-    """The name of a file before it has passed its verification: `model.unverified.onnx` of `model.onnx`."""
-    return path.with_name(f"{path.stem}.unverified{path.suffix}")
-
-
 @dataclass
 class SiteAgreement:
     """How far one tensor of the file agrees with the integer model.

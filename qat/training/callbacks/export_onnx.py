@@ -15,7 +15,7 @@ from qat.arguments import as_path, check_kind
 from qat.capture import copy_model
 from qat.export import TARGETS, Target
 from qat.export.targets import target_named
-from qat.export.verification import unverified_path
+from qat.export.unverified import unverified_path
 from qat.files import check_writable
 from qat.integer import convert
 from qat.training.callbacks.pruning import Pruning

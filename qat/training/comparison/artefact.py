@@ -27,7 +27,7 @@ from qat.export import (
 from qat.export.onnx.proof import record_verification
 from qat.export.onnx.runtime import operator_shares
 from qat.export.onnx.saturation import EXACT
-from qat.export.verification import unverified_path
+from qat.export.unverified import named_when_verified
 from qat.integer import convert
 from qat.torch_private import tree_map_only
 from qat.training.comparison import row_names
@@ -102,7 +102,7 @@ def write_verified(
     diverged: str = "",
     unproven: str = "",
 ) -> tuple[Path, Verification, dict[str, float]]:
-    """Write a file under the name `unverified_path`, verify it, and rename it to `path` if it passed.
+    """Write a file and verify it; it is called `path` if it passed, else `unverified_path`.
 
     diverged: a sentence, if the training did; it is the reason then why a file does not pass. unproven: a sentence, if the
     integer model itself is not what was to be trained; no file of it passes.
@@ -110,21 +110,20 @@ def write_verified(
     Returns:
         Where the file is, what was found, and the durations of "export" and "verification".
     """
-    unverified = unverified_path(path)
     start = time.perf_counter()
-    target.write(integer, one_sample(next(test_inputs())), unverified)
-    written = time.perf_counter()
-    verification = target.verify(unverified, integer, test_inputs(), prepared)
-    seconds = {"export": written - start, "verification": time.perf_counter() - written}
-    if verification.passed and unproven:
-        verification.alarm = unproven
-        if target.runs_in == TARGETS[0].runs_in:
-            record_verification(unverified, verification)
-    if not verification.passed:
-        verification.alarm = diverged or verification.alarm
-        return unverified, verification, seconds
-    unverified.replace(path)
-    return path, verification, seconds
+    with named_when_verified(path) as file:
+        target.write(integer, one_sample(next(test_inputs())), file.path)
+        written = time.perf_counter()
+        verification = target.verify(file.path, integer, test_inputs(), prepared)
+        seconds = {"export": written - start, "verification": time.perf_counter() - written}
+        if verification.passed and unproven:
+            verification.alarm = unproven
+            if target.runs_in == TARGETS[0].runs_in:
+                record_verification(file.path, verification)
+        if not verification.passed:
+            verification.alarm = diverged or verification.alarm
+        file.passed = verification.passed
+    return file.path, verification, seconds
 
 
 def write_artefact(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from torch import nn
 
 import qat
-from qat.export import Target
+from qat.export import Target, Verification
 from qat.training.callbacks import ExportONNX
 from qat.training.comparison import artefact
 from tests.training.callbacks.comparison_fits import MAKERS, callback_of, fit
@@ -75,6 +77,34 @@ def test_the_report_of_a_wrong_model_is_complete_and_ends_in_the_failure(
     printed = " ".join(capsys.readouterr().out.split())
     assert "NOT VERIFIED, do not deploy model.unverified.onnx" in printed
     assert "QAT WON" not in printed
+
+
+class Writer:
+    """A target that writes a text. meanwhile: what another process does while the file is verified."""
+
+    runs_in = "nothing"
+
+    def __init__(self, text: str, passes: bool, meanwhile: Callable[[], Any] = lambda: None) -> None:
+        self.text, self.passes, self.meanwhile = text, passes, meanwhile
+
+    def write(self, integer: Any, example: Any, path: Path) -> None:
+        path.write_text(self.text)
+
+    def verify(self, path: Path, *_: Any) -> Verification:
+        self.meanwhile()
+        return Verification(codes_compared=1, code_mismatches=int(not self.passes), samples=1)
+
+
+def test_what_gets_the_name_is_what_was_verified(tmp_path: Path) -> None:
+    def write(target: Any) -> Path:
+        network = nn.Identity()
+        return artefact.write_verified(network, network, lambda: iter([(torch.ones(1),)]), tmp_path / "m.onnx", target)[
+            0
+        ]
+
+    assert write(Writer("wrong", passes=False)) == tmp_path / "m.unverified.onnx"
+    assert write(Writer("right", True, lambda: write(Writer("wrong", passes=False)))).read_text() == "right"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_the_ptq_model_that_the_verdict_recommends_is_a_verified_file(tmp_path: Path) -> None:
