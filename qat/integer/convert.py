@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from qat.capture import CaptureError, call_arguments, capture, copy_model, is_plain, stop_following
@@ -16,6 +16,8 @@ from qat.integer.integer_model import IntegerModel
 from qat.integer.order import fix_order
 from qat.nn import quantized_weights, with_replaced
 from qat.operations import is_fixed, without_labels
+from qat.quantizers import Quantizer
+from qat.quantizers.own_classes import check_own_class
 from qat.transform.batches import is_usable
 from qat.transform.example import arguments_of, zeros_like_example
 from qat.transform.mode import quantizers
@@ -40,7 +42,7 @@ def convert(model: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: the model is not prepared, a quantizer has no range yet, a weight is not finite, or a layer has no integer
-            form.
+            form, or a quantizer class of your own rounds otherwise than it says.
     """
     return _converted(model, with_loss=False)
 
@@ -53,6 +55,8 @@ def convert_with_loss(model: nn.Module) -> nn.Module:
 def _converted(model: nn.Module, with_loss: bool) -> nn.Module:
     _check_ready(model)
     source = copy_model(model).eval().float()  # the artefact is float32, also that of a half or double model
+    for quantizer, weight in _quantizers_with_weights(source):
+        check_own_class(quantizer, weight)
     try:
         captured = capture(source)
     except CaptureError:
@@ -124,6 +128,12 @@ def _check_ready(model: nn.Module) -> None:
                 f"{name!r} is not finite: its training diverged; lower the learning rate, or look for NaN in the loss and in "
                 "the data."
             )
+
+
+def _quantizers_with_weights(model: nn.Module) -> list[tuple[Quantizer, Tensor | None]]:
+    """Each quantizer with the weight that it quantizes; None: activations."""
+    weights = {found.quantizer: found.weight for module in model.modules() for found in quantized_weights(module)}
+    return [(quantizer, weights.get(quantizer)) for quantizer in quantizers(model).values()]
 
 
 def with_weight_only_layers(model: nn.Module) -> nn.Module:

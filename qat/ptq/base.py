@@ -13,6 +13,7 @@ from torch import nn
 
 from qat.arguments import check_network
 from qat.capture import copy_model
+from qat.messages import type_of
 from qat.ptq.state import ProgressCallback, PTQState, ignore_progress
 from qat.transform import is_prepared
 from qat.transform.calibrate import check_batches
@@ -78,7 +79,16 @@ def apply_passes(
         torch.manual_seed(seed)
         for step in passes:
             step.apply(state)
-    return state.network
+            _check_left(step, state.network)
+    return state.network.eval()
+
+
+def _check_left(step: Pass, network: object) -> None:
+    """Refuse what a pass of somebody else's may leave behind."""
+    wants_quantizers = step.stage is not Stage.FLOAT
+    if not isinstance(network, nn.Module) or is_prepared(network) != wants_quantizers:
+        wanted = "the network with its quantizers" if wants_quantizers else "a float network"
+        raise ValueError(f"{type(step).__name__}.apply left {type_of(network)} as state.network: leave {wanted} there.")
 
 
 def check_order(passes: Sequence[Any]) -> None:

@@ -23,6 +23,7 @@ class ObservedRange(FixedDtypes):
     policy_grid: Grid
     observer: Observer
     is_weight: bool
+    n_qparams: int
     initialized: Tensor
     signed: Tensor
     oscillations: Oscillations | None
@@ -82,10 +83,23 @@ class ObservedRange(FixedDtypes):
             return True
         if self.sign is not None:
             self._set_signed(self.sign.is_signed())
-        lo, hi = self.observer.range()
+        lo, hi = self._observed()
         self.set_range(lo, hi)
         self.reset_observers()
         return not self.spec.is_empty(lo, hi)
+
+    def _observed(self) -> tuple[Tensor, Tensor]:
+        """The range that the observer found, which may be a class of somebody else's."""
+        found: object = self.observer.range()
+        shape = (self.n_qparams,)
+        pair = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
+        lo, hi = (x.detach().float() if isinstance(x, Tensor) and x.shape == shape else None for x in pair)
+        if lo is None or hi is None or bool((lo > hi).any()):
+            raise ValueError(
+                f"{type(self.observer).__name__}.range() is not a range: return (lo, hi), lo <= hi, two tensors of "
+                f"shape {shape}"
+            )
+        return lo, hi
 
     def observers(self) -> list[Observer]:
         """The observer and, if the data decide on the sign, the one of their extremes."""

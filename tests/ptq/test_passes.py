@@ -3,6 +3,7 @@
 import copy
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from qat.ptq import (
     NoGraphError,
     Pass,
     PTQState,
+    Stage,
     apply_passes,
     check_order,
 )
@@ -280,6 +282,28 @@ def test_there_must_be_data_and_a_float_network() -> None:
         apply_passes([Calibrate()], build(OptionA), "w8a8", [])
     with pytest.raises(ValueError, match="already has quantizers: apply passes to the float network"):
         apply_passes([Calibrate()], qat.prepare(build(OptionA), "w8a8"), "w8a8", BATCHES)
+
+
+class Leaves(Pass):
+    """A pass of a user's own that puts something in the place of the network."""
+
+    def __init__(self, network: Any, stage: Stage = Stage.QUANTIZED) -> None:
+        self.network, self.stage = network, stage
+
+    def apply(self, state: PTQState) -> None:
+        state.network = state.network.train() if self.network == "training" else self.network
+
+
+def test_what_a_pass_leaves_behind_is_a_network_of_its_stage() -> None:
+    network, batches = nn.Sequential(nn.Linear(4, 3)), [torch.randn(8, 4)]
+    assert not apply_passes([Calibrate(), Leaves("training")], network, "w8a8", batches).training
+    for left in (None, nn.Sequential(nn.Linear(4, 3))):
+        with pytest.raises(
+            ValueError, match=r"Leaves.apply left .* as state.network: leave the network with its quantizers"
+        ):
+            apply_passes([Calibrate(), Leaves(left)], network, "w8a8", batches)
+    with pytest.raises(ValueError, match=r"Leaves.apply left a .* as state.network: leave a float network there"):
+        apply_passes([Leaves(qat.prepare(network, "w8a8"), Stage.FLOAT), Calibrate()], network, "w8a8", batches)
 
 
 def test_the_progress_callback_gets_every_step() -> None:
