@@ -10,6 +10,7 @@ from torch import Tensor
 from qat.kernels.cpu.ranges import BINS as N_BINS
 from qat.kernels.cpu.ranges import range_kernels
 from qat.observers.min_max import MinMax, extremes
+from qat.spec import SMALLEST_SCALE
 
 
 class Histogram(MinMax):
@@ -90,9 +91,9 @@ def _histogram(x: Tensor, half_width: Tensor) -> Tensor:
 
 
 def _power_of_two_above(x: Tensor) -> Tensor:
-    """The smallest power of two above each element of x, at least 2**-30."""
-    _, exponent = torch.frexp(x.clamp(min=2.0**-31))
-    return torch.ldexp(torch.ones_like(x), exponent)
+    """The smallest power of two above each element of x that float32 has, at least `SMALLEST_SCALE`."""
+    _, exponent = torch.frexp(x.clamp(min=SMALLEST_SCALE / 2))
+    return torch.ldexp(torch.ones_like(x), exponent.clamp(max=127))
 
 
 def _widened(counts: Tensor, half_width: Tensor, target: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Percentile(Histogram):
         from_zero = self.spec.symmetric and not self.spec.grid.signed
         outside = (1.0 - self.percentile / 100.0) / (1.0 if from_zero else 2.0)
         below = counts.double().cumsum(dim=1) / counts.sum(dim=1, keepdim=True)
-        width = 2 * half_width / self.BINS
+        width = half_width / (self.BINS / 2)
         first = torch.searchsorted(below, torch.full_like(below[:, :1], outside), right=True).squeeze(1)
         last = torch.searchsorted(below, torch.full_like(below[:, :1], 1.0 - outside)).squeeze(1)
         lo, hi = first * width - half_width, (last + 1) * width - half_width

@@ -141,6 +141,15 @@ def test_the_first_batch_still_counts_after_the_last(cls: Callable[..., Observer
     assert (seen(cls(spec), x, 0.01 * x)[1] > 5 * last_only).all()
 
 
+@pairs
+@pytest.mark.parametrize("exponent", [-40, 100, 116])
+def test_the_unit_of_the_data_does_not_matter(cls: Callable[..., Observer], spec: QuantSpec, exponent: int) -> None:
+    x, unit = data(), 2.0**exponent
+    (lo, hi), (small_lo, small_hi) = seen(cls(spec), x * unit), seen(cls(spec), x)
+    assert torch.equal(lo, small_lo * unit)
+    assert torch.equal(hi, small_hi * unit)
+
+
 @every
 def test_reset_forgets(cls: Callable[..., Observer]) -> None:
     x, spec = data(), SPECS["signed"]
