@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,22 +25,39 @@ def value_by_chance(metric: ReportMetric, found: Metric | None, arguments: Seque
         first, second = (torch.cat([batch[i] for batch in arguments]) for i in (0, 1))
         if bool((second == second[:1]).all()):  # one sample, or one class: their order tells nothing
             return None
+        compute = _computing(metric, found)
         if metric.info is not None and metric.info.percent:
-            return _expected_agreement(first, second)
+            decided = first.argmax(1) if first.ndim == 2 and first.shape[1] > 1 else first
+            right = float((decided == second).double().mean())
+            if (
+                compute is None
+                or isinstance(metric.source, str)
+                or math.isclose(compute(first, second), right, rel_tol=1e-6)
+            ):
+                return _expected_agreement(decided, second)
         order = torch.randperm(len(first), generator=torch.Generator().manual_seed(0))
         drawn = torch.empty_like(first)
         drawn[order] = first[order.roll(1)]  # none stays in its place, which counts among few
-        if not isinstance(metric.main, str | Metric):
-            return float(metric.main(drawn, second))
-        computing = metric.main if isinstance(metric.main, Metric) else found
-        if computing is None:
-            return None
-        fresh = computing.clone().cpu()
-        fresh.reset()
-        fresh.update(drawn, second)
-        return float(fresh.compute())
+        return None if compute is None else compute(drawn, second)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
+
+
+def _computing(metric: ReportMetric, found: Metric | None) -> Callable[[Tensor, Tensor], float] | None:
+    """The metric as a function of (outputs, targets); None if test_step computes it in a way that is not known."""
+    if not isinstance(metric.main, str | Metric):
+        return lambda outputs, targets: float(metric.main(outputs, targets))
+    computing = metric.main if isinstance(metric.main, Metric) else found
+    if computing is None:
+        return None
+
+    def compute(outputs: Tensor, targets: Tensor) -> float:
+        fresh = computing.clone().cpu()
+        fresh.reset()
+        fresh.update(outputs, targets)
+        return float(fresh.compute())
+
+    return compute
 
 
 def _expected_agreement(decided: Tensor, targets: Tensor) -> float | None:

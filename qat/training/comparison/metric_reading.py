@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from qat.contexts import quiet
 from qat.report.judgement.paired import SampleScores
@@ -79,7 +80,7 @@ class Reading(L.Callback):
         self._last = None
         if not isinstance(output, Tensor) or target is None:
             return
-        output = _decisions(output, self._is_accuracy).detach().cpu()
+        output = _decisions(output, self._needs_decisions).detach().cpu()
         target = target.detach().cpu() if isinstance(target, Tensor) else target
         if isinstance(target, Tensor) and output.ndim == target.ndim + 1 and output.shape[-1] == 1:
             output = output.squeeze(-1)  # one number for each sample, written as a column
@@ -187,6 +188,13 @@ class Reading(L.Callback):
     def _is_accuracy(self) -> bool:
         """Whether the metric is known to be an accuracy, so that decisions say all of the outputs."""
         return self.metric.info is not None and self.metric.info.percent
+
+    @property
+    def _needs_decisions(self) -> bool:
+        """Whether it is an accuracy that decisions are enough for; a function or another object gets the outputs."""
+        source = self.metric.source
+        is_plain = isinstance(source, MulticlassAccuracy) and source.top_k == 1
+        return self._is_accuracy and (isinstance(source, str) or is_plain)
 
     def _note_given(self, *arguments: Any) -> None:
         is_plain = getattr(self.found, "average", "") == "micro" and getattr(self.found, "top_k", 1) == 1

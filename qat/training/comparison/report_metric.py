@@ -88,7 +88,7 @@ class ReportMetric:
                 "error, or mode='max'."
             )
         percent = is_accuracy and mode == "max" and self.unit in (None, "%") and 0 <= value <= 1
-        name = self.name or ("top-1" if self.own_name == "top1" else self.own_name)
+        name = self.name or {"top1": "top-1", "<lambda>": "metric"}.get(self.own_name, self.own_name)
         info = MetricInfo(
             name, "%" if percent else self.unit or "", mode, percent, errors="binomial" if percent else ""
         )

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics import MeanAbsoluteError, MetricCollection, R2Score
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
+)
 
 import qat
 from qat.export import TARGETS, Verification, VerificationError
@@ -367,3 +372,32 @@ def test_a_ptq_network_whose_file_differs_is_not_recommended(tmp_path: Path, mon
         trainer(tmp_path, *callbacks).fit(Regression(lr=0.02), train_dataloaders=regression_data(64, 0))
     assert report.results is not None
     assert report.results.verdict.outcome == "not_verified"
+
+
+def share_right(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        share_right,
+        pytest.param(MulticlassAccuracy(CLASSES, average="micro"), marks=pytest.mark.slow),
+        pytest.param(MulticlassAccuracy(CLASSES, average="micro", top_k=2), marks=pytest.mark.slow),
+        MetricCollection({"acc": MulticlassAccuracy(CLASSES), "auroc": MulticlassAUROC(CLASSES)}),
+    ],
+)
+def test_accuracies_of_all_kinds_get_what_the_network_returns(metric: Any, tmp_path: Path) -> None:
+    model = Classifier()
+    mode: Any = {} if isinstance(metric, nn.Module) else {"mode": "max"}
+    results = fit(tmp_path, model, metric=metric, **mode)
+    of_float = results.rows[0]
+    outputs, targets = Classifier().eval()(Data().test.tensors[0]), Data().test.tensors[1]
+    expected = metric(outputs, targets)
+    expected = expected["acc"] if isinstance(expected, dict) else expected
+    assert (of_float.kind, of_float.score) == ("float", pytest.approx(float(expected)))
+    assert results.metric.percent
+    assert results.metric.chance is not None
+    if metric is share_right:  # not that of one random order
+        shares = [torch.bincount(x, minlength=CLASSES) / len(targets) for x in (outputs.argmax(1), targets)]
+        assert results.metric.chance == pytest.approx(float(shares[0] @ shares[1]))
