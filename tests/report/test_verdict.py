@@ -217,6 +217,21 @@ def test_a_file_of_an_untrained_network_that_does_not_pass_says_why() -> None:
     assert "not trained" not in not_verified(verdict([ptq(0.9), qat(0.9)], 1_000), found.file, found.failure).text
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("values", [(math.inf, 30.0), (30.0, math.inf), (-math.inf, 30.0), (30.0, -math.inf)])
+def test_an_infinite_value_wins_nothing_and_written_results_say_the_same(
+    values: tuple[float, float], mode: Any
+) -> None:
+    """A perfect PSNR is infinite, which a results file cannot hold."""
+    size: Any = {"size_bytes": 1, "size_kind": "stored", "standard_error": 0.1}
+    kinds: list[RowKind] = ["float", "ptq", "qat_integer"]
+    rows = [Row(kind, kind, value=v, **size) for kind, v in zip(kinds, (29.0, *values), strict=True)]
+    metric = MetricInfo("psnr", "dB", mode, percent=False, errors="bootstrap")
+    found = verdict(rows, 100, metric)
+    assert found.outcome == ("qat_lost" if math.isfinite(values[0]) else "qat_won")
+    assert found == verdict([Row.from_dict(row.to_dict()) for row in rows], 100, metric)
+
+
 def test_an_infinite_value_is_not_called_nan() -> None:
     error = MetricInfo("mae", "", "min", percent=False)
     size: dict[str, Any] = {"size_bytes": 10, "size_kind": "stored"}

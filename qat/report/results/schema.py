@@ -73,8 +73,8 @@ class Row(Record):
 
     @property
     def score(self) -> float:
-        """The value of the run's metric; NaN if it is not a number."""
-        return math.nan if self.value is None else self.value
+        """The value of the run's metric; NaN if it is not a finite number, as a results file has it."""
+        return math.nan if self.value is None or not math.isfinite(self.value) else self.value
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def report_rows(
     rows = []
     for entry, evaluation in measured:
         values = {field: None if name is None else evaluation.metric(name) for field, name in extras.items()}
-        value = evaluation.value
+        value = evaluation.value if math.isfinite(evaluation.value) else None
         rows.append(
             Row(
                 name=entry.name,
@@ -47,7 +47,7 @@ def report_rows(
                 latency_ms_batch32=entry.latency_ms.get(32),
                 seconds=entry.seconds,
                 note=notes.get(entry.name, ""),
-                value=value if math.isfinite(value) else None,
+                value=value,
                 standard_error=evaluation.scores.standard_error() if evaluation.scores is not None else None,
                 others=dict(evaluation.others),
             )
