@@ -18,7 +18,7 @@ from qat.capture.canonical.recurrent import recurrent_as_modules
 from qat.capture.errors import CaptureError, StatefulError
 from qat.capture.exported.export import exported
 from qat.capture.exported.following import follow_the_model
-from qat.capture.graphs.arguments import call_arguments, take_all_arguments
+from qat.capture.graphs.arguments import call_arguments, copies, take_all_arguments
 from qat.capture.graphs.call_format import CallFormat
 from qat.capture.graphs.compiled import CompiledGraph
 from qat.capture.graphs.in_place import overwritten_and_read_again
@@ -99,7 +99,7 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             failed = str(error)
         traces = Traces(model, given)  # the attempt may have changed it
     try:
-        return replace(_from_fx(traces, lambda graph: graph(model, *args, **kwargs)), reason=failed)
+        return replace(_from_fx(traces, lambda graph: graph(model, *copies(args), **copies(kwargs))), reason=failed)
     except StatefulError:
         raise
     except CaptureError as reason:
@@ -124,7 +124,7 @@ def _from_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     arguments = call_arguments(inspect.signature(model.forward), args, kwargs)
 
     def call() -> Any:
-        return model(*args, **kwargs)
+        return model(*copies(args), **copies(kwargs))
 
     forward = seen_in_training(model, call)
     rates = None if forward is None else forward.rates

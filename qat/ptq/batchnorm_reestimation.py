@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -9,15 +11,14 @@ from qat.nn import is_batch_norm
 from qat.ptq.base import Pass
 from qat.ptq.side_by_side import SideBySideRun
 from qat.ptq.state import PTQState
-from qat.torch_private import BatchNorm
 
 
 class BatchNormReestimation(Pass):
     """Moves the statistics of every BatchNorm so that its output has the mean and variance of the float network's.
 
     variance' = variance Var[x^] / Var[x] and mean' = E[x^] - (E[x] - mean) sqrt(variance' / variance), over all calibration
-    data, with x the input in the float network and x^ in the quantized one, behind the re-estimated BatchNorms before it. A
-    BatchNorm that runs twice takes its first input.
+    data, with x the input, mean and variance the statistics in the float network, and x^ the input in the quantized one, behind
+    the re-estimated BatchNorms before it. A BatchNorm that runs twice takes its first input.
 
     Differs from the papers: they replace the statistics by those of x^. That also takes over the difference between a few
     calibration images, without augmentation, and all training images, which with a few hundred images costs more than it
@@ -31,18 +32,29 @@ class BatchNormReestimation(Pass):
             norm = state.network.get_submodule(str(node.target)) if node.op == "call_module" else None
             if norm is not None and is_batch_norm(norm) and norm not in seen:
                 seen.add(norm)
-                source = node.all_input_nodes[0]
-                _move(norm, _statistics(networks.quantized[source]), _statistics(networks.float[source]))
+                assert state.reference is not None
+                reference, source = state.reference.get_submodule(str(node.target)), node.all_input_nodes[0]
+                _move(norm, reference, _statistics(networks.quantized[source]), _statistics(networks.float[source]))
                 state.on_progress("BatchNorm re-estimation", len(seen), len(norms))
 
 
-def _move(norm: nn.Module, after: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> None:
-    assert isinstance(norm, BatchNorm)
-    if norm.running_mean is None or norm.running_var is None:
+def has_statistics(module: nn.Module) -> bool:
+    """Whether this is a BatchNorm with moving statistics."""
+    return is_batch_norm(module) and isinstance(module.running_mean, Tensor)
+
+
+def _move(norm: Any, reference: Any, after: tuple[Tensor, Tensor], before: tuple[Tensor, Tensor]) -> None:
+    if not has_statistics(norm):
         return
     wider = (after[1] + norm.eps) / (before[1] + norm.eps)
-    norm.running_mean.copy_(after[0] - (before[0] - norm.running_mean.double()) * wider.sqrt())
-    norm.running_var.copy_(((norm.running_var.double() + norm.eps) * wider - norm.eps).clamp(min=0.0))
+    norm.running_var.copy_(((reference.running_var.double() + norm.eps) * wider - norm.eps).clamp(min=0.0))
+    move_mean(norm, reference, after[0], before[0])
+
+
+def move_mean(norm: Any, reference: Any, after: Tensor, before: Tensor) -> None:
+    """Let inputs with the mean `after` leave a BatchNorm as those with the mean `before` leave that of the float network."""
+    wider = (norm.running_var.double() + norm.eps) / (reference.running_var.double() + norm.eps)
+    norm.running_mean.copy_(after - (before - reference.running_mean.double()) * wider.sqrt())
 
 
 def _statistics(batches: list[Tensor]) -> tuple[Tensor, Tensor]:

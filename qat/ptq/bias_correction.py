@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from qat.nn import Convolution, is_batch_norm
+from qat.nn import Convolution
 from qat.ptq.base import Pass
+from qat.ptq.batchnorm_reestimation import has_statistics, move_mean
 from qat.ptq.segment import layer_segments
 from qat.ptq.side_by_side import SideBySideRun
 from qat.ptq.state import PTQState
@@ -16,7 +17,7 @@ class BiasCorrection(Pass):
     """Gives every layer's output the mean of the float network, channel by channel, from the first layer to the last.
 
     The shift E[W~ x^] - E[W x] is measured on the calibration data, behind the layers corrected before, and subtracted from
-    the layer's bias; where a BatchNorm follows a convolution it is added to the running mean, which is subtracted there.
+    the layer's bias; where a BatchNorm follows a convolution, and no other layer, its running mean takes it instead.
     Embeddings, which have no bias, stay as they are.
 
     Differs from the paper: the shift is measured (its appendix D), not derived from BatchNorm's statistics.
@@ -32,33 +33,35 @@ class BiasCorrection(Pass):
         done = 0
         for node in networks:
             if node in segments:
-                _subtract(state.network, segments[node].nodes, _shift(state, networks, node))
+                _correct(state, networks, segments[node].nodes)
                 done += 1
                 state.on_progress("bias correction", done, len(segments))
 
 
 @torch.no_grad()
-def _shift(state: PTQState, networks: SideBySideRun, node: fx.Node) -> Tensor:
-    """E[quantized] - E[float] of the layer's output, over all its positions: float64 (channels,)."""
+def _correct(state: PTQState, networks: SideBySideRun, nodes: tuple[fx.Node, ...]) -> None:
+    """Correct a layer by its bias, or by the BatchNorm behind it. The second time, nothing is left to correct."""
     assert state.reference is not None
-    source, name = node.all_input_nodes[0], str(node.target)
-    layer, reference = state.network.get_submodule(name), state.reference.get_submodule(name)
+    source, name = nodes[0].all_input_nodes[0], str(nodes[0].target)
+    layer = state.network.get_submodule(name)
+    after = _mean(layer, networks.quantized[source])
+    before = _mean(state.reference.get_submodule(name), networks.float[source])
+    behind = str(nodes[1].target) if len(nodes) > 1 and nodes[1].op == "call_module" else ""
+    norm = state.network.get_submodule(behind)
+    calls = [n for n in networks.graph.nodes if n.op == "call_module" and state.network.get_submodule(n.target) is norm]
+    if len(calls) == 1 and has_statistics(norm) and not isinstance(layer, nn.Linear):  # there it may normalise tokens
+        move_mean(norm, state.reference.get_submodule(behind), after, before)
+    elif isinstance(layer.bias, Tensor):
+        layer.bias.sub_((after - before).to(layer.bias))
+    else:
+        layer.bias = nn.Parameter((before - after).to(layer.weight))  # type: ignore[arg-type]
+
+
+def _mean(layer: nn.Module, batches: list[Tensor]) -> Tensor:
+    """The mean of a layer's output over all its positions: float64 (channels,)."""
     axis = -1 - len(layer.kernel_size) if isinstance(layer, Convolution) else -1
     total, positions = torch.zeros((), dtype=torch.float64), 0
-    for x, y in zip(networks.quantized[source], networks.float[source], strict=True):
-        shift = (layer(x).double() - reference(y).double()).movedim(axis, -1).flatten(0, -2)
-        total, positions = total.to(shift.device) + shift.sum(dim=0), positions + len(shift)
+    for x in batches:
+        rows = layer(x).double().movedim(axis, -1).flatten(0, -2)
+        total, positions = total.to(rows.device) + rows.sum(dim=0), positions + len(rows)
     return total / positions
-
-
-@torch.no_grad()
-def _subtract(network: nn.Module, nodes: tuple[fx.Node, ...], shift: Tensor) -> None:
-    layer = network.get_submodule(str(nodes[0].target))
-    norm = network.get_submodule(str(nodes[1].target)) if len(nodes) > 1 and nodes[1].op == "call_module" else None
-    mean = norm.running_mean if norm is not None and is_batch_norm(norm) else None
-    if isinstance(mean, Tensor) and not isinstance(layer, nn.Linear):  # BatchNorm1d of tokens normalises the tokens
-        mean += shift.to(mean)
-    elif isinstance(layer.bias, Tensor):
-        layer.bias.sub_(shift.to(layer.bias))
-    else:
-        layer.bias = nn.Parameter(-shift.to(layer.weight))  # type: ignore[arg-type]

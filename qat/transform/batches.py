@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qat.capture import copies
 from qat.messages import type_of
 from qat.operations import is_label
 
@@ -77,8 +78,8 @@ def _call_of_parts(model: nn.Module, batch: Any) -> Call:
 
 
 def call_model(model: nn.Module, batch: Any) -> object:
-    """Run the model on one batch, see `call_of`."""
-    args, kwargs = call_of(model, batch)
+    """Run the model on a copy of one batch, which forward may overwrite; see `call_of`."""
+    args, kwargs = copies(tuple(call_of(model, batch)))
     return model(*args, **kwargs)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import flop_registry
 
-from qat.capture import graph_inputs, installed_graph
+from qat.capture import copies, graph_inputs, installed_graph
 from qat.contexts import training_mode
 from qat.nn import matrices_of
 from qat.quantizers import Mode
@@ -38,7 +38,7 @@ def count_multiply_adds(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
         _Counter() as counter,
     ):
         if (installed := installed_graph(model)) is None:
-            model(*args, **kwargs)
+            model(*copies(args), **copies(kwargs))
             record.multiply_adds[EVERYTHING] = counter.multiply_adds
             return
         graph, form = installed

@@ -16,6 +16,7 @@ from qat.capture import (
     CaptureError,
     StatefulError,
     capture,
+    copies,
     copy_model,
     implied_arguments,
     make_out_of_place,
@@ -28,7 +29,7 @@ from qat.nn import is_layer
 from qat.operations import CHECKS, call_of
 from qat.quantizers import Mode, Quantizer
 from qat.structure import describe_architecture
-from qat.torch_private import tree_leaves, tree_map
+from qat.torch_private import tree_leaves
 from qat.transform.check_model import check_model
 from qat.transform.example import Example, LazyExample, arguments_of, describe_example
 from qat.transform.inspect import weights_in_float
@@ -238,7 +239,7 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: 
     kwargs = {**implied_arguments(prepared), **kwargs}
     expected = _leaves_of_the_float_model(model, args, kwargs)
     with _as_in_a_graph(prepared), mode(prepared, Mode.OFF):
-        found = tree_leaves(prepared(*_copies(args), **_copies(kwargs)))
+        found = tree_leaves(prepared(*copies(args), **copies(kwargs)))
     if len(expected) == len(found) and all(map(_same if exact else _close, expected, found)):
         return
     if not all(map(_same, expected, _leaves_of_the_float_model(model, args, kwargs))):
@@ -255,17 +256,12 @@ def _check_same(model: nn.Module, prepared: nn.Module, example: Example, exact: 
 def _leaves_of_the_float_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     try:
         with _as_in_a_graph(model):
-            return tree_leaves(model(*_copies(args), **_copies(kwargs)))
+            return tree_leaves(model(*copies(args), **copies(kwargs)))
     except Exception as error:
         said = str(error).partition("\n")[0]
         raise ValueError(
             f"{type(model).__name__} itself cannot run on the example inputs ({said}): write them as its forward is called."
         ) from error
-
-
-def _copies(arguments: Any) -> Any:
-    """The arguments with copies of their tensors, which forward may overwrite."""
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
 
 
 @contextmanager

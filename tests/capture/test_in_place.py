@@ -144,3 +144,47 @@ def test_a_counter_that_an_operator_changes_under_another_name_goes_on() -> None
         for _ in range(3):
             prepared.train()(torch.randn(2, 4))
     assert prepared.get_buffer("steps").item() == 3
+
+
+class OverwritesItsInput(nn.Module):
+    """Normalises in place. again: it also reads what it has overwritten, which torch.export follows."""
+
+    def __init__(self, again: bool = False) -> None:
+        super().__init__()
+        self.again, self.a, self.b = again, nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5)
+        y = F.relu(self.a(x.mul_(3.0)) if self.again else self.a(F.hardtanh(x, inplace=True)), inplace=True)
+        return self.b(y)
+
+
+class BranchesOnValues(OverwritesItsInput):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() < 100 else x + 1)
+
+
+@pytest.mark.parametrize("made", [OverwritesItsInput(), OverwritesItsInput(again=True)])
+def test_an_input_that_forward_overwrites_is_kept(made: nn.Module) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(16, 4)
+    batch = x.clone()
+    expected = made.eval()(x.clone())
+    prepared = qat.prepare(made, "w8a8", (batch,))
+    qat.calibrate(prepared, [batch])
+    prepared.eval()(batch)
+    integer = qat.convert(prepared)
+    assert (integer(batch) - expected).abs().max() < 0.05 * expected.abs().max()
+    assert torch.equal(batch, x)
+
+
+@pytest.mark.parametrize("network", [OverwritesItsInput, BranchesOnValues])
+def test_passes_run_again_on_a_batch_that_forward_overwrites(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    made, x = network().eval(), torch.rand(16, 4)
+    passes = [qat.ptq.Calibrate("MinMax")] + [qat.ptq.BiasCorrection()] * (network is OverwritesItsInput)
+    for _ in range(2):
+        found = qat.ptq.apply_passes(passes, made, "w8a8", batches := [x.clone(), x.clone()])
+        expected = made(x.clone())
+        assert (found(x.clone()) - expected).abs().max() < 0.05 * expected.abs().max()
+        assert all(torch.equal(batch, x) for batch in batches)

@@ -221,6 +221,41 @@ def test_reestimated_batchnorms_give_the_statistics_of_the_float_network(network
         torch.testing.assert_close(ours.var(dim=1), theirs.var(dim=1), rtol=1e-3, atol=1e-3)
 
 
+CORRECTIONS = [BiasCorrection, BatchNormReestimation]
+
+
+@pytest.mark.parametrize("first", CORRECTIONS)
+@pytest.mark.parametrize("second", CORRECTIONS)
+def test_what_is_corrected_is_not_corrected_again(first: type[Pass], second: type[Pass]) -> None:
+    made, x = build(OptionA), torch.cat(BATCHES)
+    once, twice = (
+        apply_passes([Calibrate("MinMax"), *passes], made, "w2a4", BATCHES)
+        for passes in ([second()], [first(), second()])
+    )
+    if first is second:
+        for ours, theirs in zip(twice.state_dict().values(), once.state_dict().values(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(outputs(twice, nn.BatchNorm2d, x), outputs(made, nn.BatchNorm2d, x), strict=True):
+        torch.testing.assert_close(ours.mean(dim=(0, 2, 3)), theirs.mean(dim=(0, 2, 3)), rtol=0, atol=1e-3)
+
+
+class SharedNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.b(self.norm(self.a(x)).relu()))
+
+
+def test_a_batchnorm_of_two_layers_is_corrected_in_their_biases() -> None:
+    torch.manual_seed(0)
+    made, x = SharedNorm().eval(), torch.cat(BATCHES)
+    found = apply_passes(LISTS["bias correction"], made, "w2a4", BATCHES)
+    for ours, theirs in zip(outputs(found, nn.BatchNorm2d, x), outputs(made, nn.BatchNorm2d, x), strict=True):
+        torch.testing.assert_close(ours.mean(dim=(0, 2, 3)), theirs.mean(dim=(0, 2, 3)), rtol=0, atol=1e-4)
+
+
 class Untraceable(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from qat.capture.canonical.dropout_rates import DROPOUTS, DropoutRates
 from qat.capture.canonical.layers import layers_as_modules
-from qat.capture.graphs.in_place import operators_out_of_place
+from qat.capture.graphs.in_place import keep_inputs
 from qat.capture.graphs.rewriting import erase_unused, owner_of, replace_by_module
 from qat.nn import is_batch_norm, is_identity_in_evaluation, is_layer, is_quantized, recast
 from qat.nn.padding import padding_of_every_side
@@ -31,7 +31,7 @@ def make_canonical(model: nn.Module, graph: fx.Graph, training: fx.Graph | None,
     Returns:
         Whether modules were recast, so that from now on only the graph, and not the user's forward, is right.
     """
-    operators_out_of_place(model, graph)
+    keep_inputs(model, graph)
     transposes_as_methods(graph)
     dropouts_as_modules(model, graph, rates)
     _positional_arguments(model, graph)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from qat.capture.canonical.equations import Factors, equation_of, factors_of
 from qat.capture.canonical.functional_call import functional_call
+from qat.capture.graphs.arguments import copies
 from qat.capture.graphs.rewriting import erase_unused, lookup, parameter_nodes
 from qat.contexts import training_mode
 
@@ -261,7 +262,7 @@ def shapes_in_run(model: nn.Module, graph: fx.Graph, arguments: Mapping[str, Any
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     given = [arguments[str(n.target)] if str(n.target) in arguments else n.args[0] for n in inputs]
     with training_mode(model, False):
-        return _Shapes(model, graph).seen(given)
+        return _Shapes(model, graph).seen(copies(given))
 
 
 def shapes_of_export(graph: fx.Graph) -> Shapes:

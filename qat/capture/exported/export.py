@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from qat.capture.exported.aten import dropout_function, to_torch
 from qat.capture.exported.sizes import check_sizes_of_inputs
-from qat.capture.graphs.arguments import call_arguments, called_by_name, nest_inputs, take_all_arguments
+from qat.capture.graphs.arguments import call_arguments, called_by_name, copies, nest_inputs, take_all_arguments
 from qat.capture.graphs.call_format import CallFormat
 from qat.capture.graphs.in_place import overwritten, overwritten_and_read_again
 from qat.capture.graphs.rewriting import erase_unused
@@ -44,7 +44,7 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         Exception: anything that torch.export raises.
     """
     signature = inspect.signature(model.forward)
-    named = _each_its_own(tree_map(_at_least_two, call_arguments(signature, args, kwargs)))
+    named = tree_map(_at_least_two, call_arguments(signature, copies(args), copies(kwargs)))
     implied = _without_cache(model, named)
     with (
         training_mode(model, False),
@@ -261,20 +261,6 @@ def _tensor_at(module: nn.Module, path: str) -> Tensor:
     owner, _, attribute = path.rpartition(".")
     found: Tensor = getattr(module.get_submodule(owner), attribute)
     return found
-
-
-def _each_its_own(values: Any) -> Any:
-    """Nested values in which no tensor occurs twice: torch.export merges arguments that are one tensor (labels, the input)."""
-    seen: set[int] = set()
-
-    def own(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        repeated = id(x) in seen
-        seen.add(id(x))
-        return x.clone() if repeated else x
-
-    return tree_map(own, values)
 
 
 def _at_least_two(x: Any) -> Any:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from qat.operations import PLAIN, check_fixed_argument, check_given_argument, is_label
-from qat.torch_private import MappingKey, SequenceKey, tree_flatten_with_path, tree_leaves
+from qat.torch_private import MappingKey, SequenceKey, tree_flatten_with_path, tree_leaves, tree_map_only
 
 Arguments = Mapping[str, Any]
 """Arguments of forward by name; those of `*xs` are called xs_0, xs_1, ..."""
@@ -208,3 +209,8 @@ def _step(node: fx.Node, step: Any) -> tuple[Any, tuple[Any, ...]]:
     if isinstance(step, SequenceKey):
         return operator.getitem, (node, step.idx)
     return (operator.getitem, (node, step.key)) if isinstance(step, MappingKey) else (getattr, (node, step.name))
+
+
+def copies(arguments: Any) -> Any:
+    """The arguments with a copy of each tensor, which forward may overwrite; one that occurs twice gets two."""
+    return tree_map_only(Tensor, torch.clone, arguments)

@@ -78,12 +78,18 @@ def make_out_of_place(model: nn.Module, node: fx.Node) -> None:
         node.kwargs = {**node.kwargs, "inplace": False}
 
 
-def operators_out_of_place(model: nn.Module, graph: fx.Graph) -> None:
-    """Write x += y as x + y, in place, except for parameters and buffers, which it changes."""
-    changed = overwriting_buffers(model, graph)
-    for node in graph.nodes:
-        if node.target in OPERATORS and node not in changed:
-            node.target = OPERATORS[node.target]
+def keep_inputs(model: nn.Module, graph: fx.Graph) -> None:
+    """Write x += y as x + y, and what else overwrites an input of the graph likewise, in place.
+
+    Who has a batch may use it again. Parameters and buffers are overwritten as before.
+    """
+    owners = _owners(model, graph)
+    for node, owner in owners.items():
+        if node.target in OPERATORS:
+            if owner.op != "get_attr":
+                node.target = OPERATORS[node.target]
+        elif owner.op == "placeholder" and "out" not in node.kwargs:
+            make_out_of_place(model, node)
 
 
 def overwritten_and_read_again(model: nn.Module, graph: fx.Graph) -> fx.Node | None:
@@ -104,9 +110,13 @@ def overwritten_and_read_again(model: nn.Module, graph: fx.Graph) -> fx.Node | N
 
 def overwriting_buffers(model: nn.Module, graph: fx.Graph) -> dict[fx.Node, str]:
     """Operation -> the name of the parameter or buffer that it overwrites: a counter, a moving statistic."""
+    return {node: str(owner.target) for node, owner in _owners(model, graph).items() if owner.op == "get_attr"}
+
+
+def _owners(model: nn.Module, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Operation -> the node whose memory it overwrites."""
     changing = {node: changed for node in graph.nodes if (changed := overwritten(model, node)) is not None}
-    owners = {node: _memory(model, changed)[-1] for node, changed in changing.items()}
-    return {node: str(owner.target) for node, owner in owners.items() if owner.op == "get_attr"}
+    return {node: _memory(model, changed)[-1] for node, changed in changing.items()}
 
 
 def _memory(model: nn.Module, node: fx.Node) -> list[fx.Node]:
