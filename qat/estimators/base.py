@@ -50,8 +50,8 @@ class Estimator(nn.Module):
 
 def sample_slopes(estimator: Estimator) -> Tensor:
     """The `slopes` of an estimator whose r'(v) depends only on v - round(v) and on the sign of the gradient."""
-    v = torch.linspace(-0.5, 0.5, SLOPE_POINTS)
-    ones = torch.ones(SLOPE_POINTS)
+    v = torch.linspace(-0.5, 0.5, SLOPE_POINTS, dtype=torch.float32)
+    ones = torch.ones_like(v)
     return torch.stack([estimator.gradient(ones, v), -estimator.gradient(-ones, v)])
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qat.estimators.base import Estimator
 
-UNIT_SLOPES = torch.ones(2, 1)
+UNIT_SLOPES = torch.ones(2, 1, dtype=torch.float32)
 """`Estimator.slopes` of r'(v) = 1."""
 
 

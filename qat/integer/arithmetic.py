@@ -85,7 +85,7 @@ def quantize(x: Tensor, y: Encoding) -> Tensor:
 
 def dynamic_quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """float32 -> (uint8 codes, scale [], zero_point []), using the range of x: ONNX DynamicQuantizeLinear."""
-    lo, hi = torch.aminmax(x.float()) if x.numel() else torch.zeros(2, device=x.device)
+    lo, hi = torch.aminmax(x.float()) if x.numel() else torch.zeros(2, dtype=torch.float32, device=x.device)
     scale, zero_point = (p.reshape(()) for p in DYNAMIC.qparams(lo[None], hi[None]))
     codes = (torch.round(x.float() / scale) + zero_point).clamp(DYNAMIC.grid.qmin, DYNAMIC.grid.qmax)
     return codes.to(torch.uint8), scale, zero_point
@@ -95,7 +95,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """float32 -> (uint8 codes, scale [..., 1], zero_point [] = 128): rint(x / scale) + 128, scale = max |x| / 127 per token."""
     scale = token_scale(x)
     codes = (torch.round(x.float() / scale) + 128).clamp(1, 255)
-    return codes.to(torch.uint8), scale, torch.full((), 128.0, device=x.device)
+    return codes.to(torch.uint8), scale, torch.full((), 128.0, dtype=torch.float32, device=x.device)
 
 
 def dequantize(codes: Tensor, x: Encoding) -> Tensor:
@@ -209,8 +209,8 @@ def window_average(
     height, width = (real.shape[-2] + 2 * ph - kh) // sh + 1, (real.shape[-1] + 2 * pw - kw) // sw + 1
     padded = torch.nn.functional.pad(real, (pw, pw, ph, ph))
     inside = torch.nn.functional.pad(real.new_ones(real.shape[-2:]), (pw, pw, ph, ph), value=float(count_include_pad))
-    total = torch.zeros((*real.shape[:-2], height, width), device=real.device)
-    count = torch.zeros((height, width), device=real.device)
+    total = real.new_zeros((*real.shape[:-2], height, width))
+    count = real.new_zeros((height, width))
     for i in range(kh):
         for j in range(kw):
             window = (..., slice(i, i + sh * (height - 1) + 1, sh), slice(j, j + sw * (width - 1) + 1, sw))

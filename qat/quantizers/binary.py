@@ -39,7 +39,7 @@ class Binary(WeightStatisticsQuantizer):
         granularity, shape = self.spec.granularity, tuple(x.shape)
         view = granularity.view(x.float())
         scale = granularity.broadcastable(self.update_scale(x), shape)
-        one = torch.ones((), device=x.device)
+        one = torch.ones((), dtype=torch.float32, device=x.device)
         signs = with_gradient_of(self._codes(view), clip(view, -one, one))
         return (signs * scale).to(x.dtype).reshape(shape)
 
@@ -47,4 +47,4 @@ class Binary(WeightStatisticsQuantizer):
         return self._codes(average)
 
     def _codes(self, x: Tensor) -> Tensor:
-        return torch.where(x >= 0, 1.0, -1.0)
+        return torch.where(x >= 0, 1.0, -1.0).float()

@@ -33,7 +33,7 @@ class KMeans(Codebook):
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
         self.require_weight()
-        self.codebook = nn.Parameter(torch.linspace(-1.0, 1.0, 2**self.bits))
+        self.codebook = nn.Parameter(torch.linspace(-1.0, 1.0, 2**self.bits, dtype=torch.float32))
         self._gradient_scale = (prod(shape) * self.uniform_qmax) ** -0.5
         self._observed_weight: Tensor | None = None
 

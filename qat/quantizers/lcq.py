@@ -52,7 +52,7 @@ class LCQ(Codebook):
 
     def levels(self) -> Tensor:
         with torch.no_grad():
-            q = torch.arange(self.uniform_qmax + 1, device=self.theta.device) / self.uniform_qmax
+            q = torch.arange(self.uniform_qmax + 1, device=self.theta.device).float() / self.uniform_qmax
             positive = torch.round(self.highest_level * self._expand(q))
         return torch.cat([-positive[1:].flip(0), positive]) if self.fine_grid.signed else positive
 
@@ -64,8 +64,8 @@ class LCQ(Codebook):
 
     def _round(self, v: Tensor, levels: Tensor) -> Tensor:
         index = self._index(v.detach(), levels)
-        sign = torch.where(v < 0, -1.0, 1.0)
-        code = (index - (len(levels) - 1 - self.uniform_qmax)).abs() / self.uniform_qmax
+        sign = torch.where(v < 0, -1.0, 1.0).to(v.dtype)
+        code = (index - (len(levels) - 1 - self.uniform_qmax)).abs().float() / self.uniform_qmax
         magnitude = self._expand(with_gradient_of(code, self._compress(sign * v / self.highest_level)))
         return with_gradient_of(levels[index], sign * self.highest_level * magnitude)
 
@@ -73,13 +73,13 @@ class LCQ(Codebook):
         """f(u), for u in 0..1 of any shape."""
         slope, start = self._pieces()
         piece = (u.detach().nan_to_num(0.0) * self.intervals).long().clamp(max=self.intervals - 1)
-        return start[piece] + slope[piece] * (u - piece / self.intervals)
+        return start[piece] + slope[piece] * (u - piece.float() / self.intervals)
 
     def _expand(self, q: Tensor) -> Tensor:
         """The inverse of f, for q in 0..1 of any shape."""
         slope, start = self._pieces()
         piece = torch.bucketize(q.detach(), start.detach()[1:], right=True)
-        return piece / self.intervals + (q - start[piece]) / slope[piece]
+        return piece.float() / self.intervals + (q - start[piece]) / slope[piece]
 
     def _pieces(self) -> tuple[Tensor, Tensor]:
         """The slope of each piece of f, and the value of f where the piece begins: both (intervals,)."""

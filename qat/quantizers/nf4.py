@@ -32,7 +32,9 @@ class NF4(Codebook):
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
         self.require_weight()
-        self.register_buffer("normal_float", torch.round(127 * torch.tensor(NORMAL_FLOAT)), persistent=False)
+        self.register_buffer(
+            "normal_float", torch.round(127 * torch.tensor(NORMAL_FLOAT, dtype=torch.float32)), persistent=False
+        )
 
     def possible_bits(self) -> tuple[int, ...]:
         return (4,)

@@ -34,8 +34,8 @@ class Oscillations(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], signed: bool = True) -> None:
         super().__init__()
-        self.register_buffer("frequency", torch.zeros(shape))
-        self.register_buffer("average", torch.zeros(shape))
+        self.register_buffer("frequency", torch.zeros(shape, dtype=torch.float32))
+        self.register_buffer("average", torch.zeros(shape, dtype=torch.float32))
         self.register_buffer("code", torch.zeros(shape, dtype=torch.int8 if signed else torch.uint8))
         self.register_buffer("direction", torch.zeros(shape, dtype=torch.int8))
         self.register_buffer("frozen", torch.zeros(shape, dtype=torch.bool))

@@ -28,8 +28,8 @@ class PowersOfTwo(Codebook):
     def __init__(self, spec: QuantSpec, shape: tuple[int, ...] = (), observer: Observer | None = None) -> None:
         super().__init__(spec, shape, observer)
         self.require_weight()
-        powers = 2.0 ** torch.arange(2 ** (self.bits - 1) - 1)
-        self.register_buffer("powers", torch.cat([-powers.flip(0), torch.zeros(1), powers]), persistent=False)
+        powers = 2.0 ** torch.arange(2 ** (self.bits - 1) - 1, dtype=torch.float32)
+        self.register_buffer("powers", torch.cat([-powers.flip(0), powers.new_zeros(1), powers]), persistent=False)
 
     def possible_bits(self) -> tuple[int, ...]:
         return (4, 3, 2)

@@ -72,7 +72,9 @@ class ScaledFloat(Quantizer):
         self.spec = self.observer.spec = replace(self.spec, grid=Grid(self.format.bits, narrow=True))
         self.policy_grid = self.spec.grid
         self.is_dynamic = type(self).is_dynamic and not self.is_weight
-        for name, stored in zip(self._names(), self.scales_of(torch.ones(self.n_qparams)), strict=True):
+        for name, stored in zip(
+            self._names(), self.scales_of(torch.ones(self.n_qparams, dtype=torch.float32)), strict=True
+        ):
             self.register_buffer(name, stored, persistent=not self.is_dynamic)
         if self.is_dynamic:
             self.register_buffer("zero_point", self.zero_point, persistent=False)

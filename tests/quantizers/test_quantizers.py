@@ -213,6 +213,28 @@ def test_a_batch_with_nothing_in_it_passes(case: Case) -> None:
         assert y.shape == shape
 
 
+@each
+def test_the_default_dtype_changes_nothing(case: Case) -> None:
+    x = data()
+
+    def results() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        quantizer, leaf = case.calibrated(x), x.clone().requires_grad_()
+        y = quantizer(2.0 * leaf)
+        y.backward(x.cos())
+        state = [quantizer.state_dict()[name] for name in sorted(quantizer.state_dict())]
+        return [y, leaf.grad, *(p.grad for p in quantizer.parameters()), *state]
+
+    expected = results()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [a.dtype for a in found] == [a.dtype for a in expected]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.layout in ("activation", "per_tensor")], ids=str)
 def test_gradients_are_finite_everywhere(case: Case) -> None:
     quantizer = case.calibrated(data())

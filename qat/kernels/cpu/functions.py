@@ -53,19 +53,19 @@ def clip_and_round_backward(
     x = dense(x)
     tensors = (in_layout_of(grad, x), x, in_layout_of(y, x))
     ranges = (lo.contiguous(), hi.contiguous(), scale.contiguous())
-    dx, sums = loaded_kernels().clip_and_round_backward(*tensors, *ranges, slopes)
+    dx, sums = loaded_kernels().clip_and_round_backward(*tensors, *ranges, slopes.contiguous().float())
     below, above, inner = sums.reshape(3, *scale.shape)
     return dx, below, above, inner
 
 
 def look_up(x: Tensor, scale: Tensor, lo: float, hi: float, values: Tensor) -> tuple[Tensor, Tensor]:
     """(values[codes], codes), with codes = `round(clamp(x / scale, lo, hi)) - lo`, uint8."""
-    return loaded_kernels().look_up(dense(x), scale.item(), lo, hi, values)
+    return loaded_kernels().look_up(dense(x), scale.item(), lo, hi, values.float())
 
 
 def look_up_backward(grad: Tensor, codes: Tensor, slopes: Tensor) -> tuple[Tensor, Tensor]:
     """(dx, dvalues) of `look_up`."""
-    return loaded_kernels().look_up_backward(in_layout_of(grad, codes), codes, slopes)
+    return loaded_kernels().look_up_backward(in_layout_of(grad, codes), codes, slopes.float())
 
 
 def _read(x: Tensor) -> Tensor:
