@@ -187,6 +187,9 @@ def _insert_quantizers(model: nn.Module, captured: Captured, planned: Plan) -> l
     notes: list[str] = []
     if hasattr(model, "sites"):
         raise ValueError(f"{type(model).__name__} has an attribute 'sites', where its quantizers would go: rename it.")
+    used = {str(n.target).partition(".")[0] for n in captured.graph.nodes if n.op in ("call_module", "get_attr")}
+    if taken := sorted(used & {*dir(fx.GraphModule(nn.Module(), fx.Graph()))} - {*dir(nn.Module())}):
+        raise ValueError(f"{type(model).__name__} has an attribute {taken[0]!r}, which torch.fx has, too: rename it.")
     for name, rule in planned.layers.items():
         module = model.get_submodule(name)
         if is_layer(module):

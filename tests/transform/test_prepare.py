@@ -781,3 +781,18 @@ def test_labels_that_reach_a_layer_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"Conditioned feeds labels to 'table', .* another name, such as 'condition'"):
         qat.prepare(Conditioned(), "w8a8", (torch.randn(4, 8), torch.arange(4)))
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile", "shape_env"])
+def test_names_that_graph_modules_have_are_refused(name):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module(name, nn.Linear(4, 4))
+
+        def forward(self, x):
+            return getattr(self, name)(x)
+
+    with pytest.raises(ValueError, match=f"Named has an attribute '{name}', which torch.fx has, too: rename it"):
+        qat.prepare(Named(), "w8a8", torch.randn(2, 4))
+    qat.prepare(nn.Sequential(Named(), nn.Linear(4, 2)), "w8a8", torch.randn(2, 4))
