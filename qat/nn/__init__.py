@@ -1,7 +1,15 @@
 """Quantized layers: convolutions, linear layers and embeddings with a weight quantizer; BatchNorm; dropout."""
 
 from qat.nn.batch_norm import gain_and_shift, is_batch_norm
-from qat.nn.borrowed import borrowing_layer, copy_options, options, owning_layer, parameters_of_weight, recast
+from qat.nn.borrowed import (
+    borrowing_layer,
+    copy_options,
+    keep_weight,
+    options,
+    owning_layer,
+    parameters_of_weight,
+    recast,
+)
 from qat.nn.dropout import is_identity_in_evaluation
 from qat.nn.layers import (
     LAYERS,
@@ -70,6 +78,7 @@ __all__ = [
     "is_layer",
     "is_layer_of_its_own",
     "is_quantized",
+    "keep_weight",
     "layer_type",
     "matrices_of",
     "matrix_type",

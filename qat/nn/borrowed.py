@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qat.contexts import training_mode
-from qat.nn.layers import COMPUTING, layer_type
+from qat.nn.layers import COMPUTING, as_quantized, layer_type
 from qat.nn.rebuilt import with_class
 
 Lookup = Callable[[nn.Module], Tensor]
@@ -77,6 +77,17 @@ def parameters_of_weight(layer: nn.Module) -> list[Tensor]:
     return found
 
 
+def keep_weight(layer: nn.Module) -> None:
+    """Let a quantized layer whose weight is computed keep the one that it has now, as the parameter `kept_weight`, in place.
+
+    Without effect on a layer whose weight can be set. Hooks and parametrizations stay, and are not read any more.
+    """
+    weight, again = as_quantized(layer).weight, as_quantized(layer).weight
+    if weight.data_ptr() != again.data_ptr():
+        with_class(layer, _keeping)
+        layer.register_parameter("kept_weight", nn.Parameter(weight.detach().clone()))
+
+
 def recast(module: nn.Module, torch_class: type[nn.Module]) -> None:
     """Let `module`, whose class has a forward of its own, compute as its base `torch_class`, in place."""
     with_class(module, _computing_as, torch_class)
@@ -88,6 +99,11 @@ def _borrowing(base: type[nn.Module], weight: Lookup, bias: Lookup | None) -> ty
 
     members: dict[str, Any] = {"weight": looked_up(weight)} | ({} if bias is None else {"bias": looked_up(bias)})
     return type(base.__name__, (base,), {**members, "__module__": base.__module__})
+
+
+def _keeping(base: type[nn.Module]) -> type[nn.Module]:
+    weight = property(lambda self: self.kept_weight, lambda self, value: None)  # a hook's own value is dropped
+    return type(base.__name__, (base,), {"weight": weight, "__module__": base.__module__})
 
 
 def _computing_as(base: type[nn.Module], torch_class: type[nn.Module]) -> type[nn.Module]:

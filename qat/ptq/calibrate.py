@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qat.capture import copy_model
+from qat.nn import is_quantized, keep_weight
 from qat.ptq.base import Pass, Stage
 from qat.ptq.state import PTQState
 from qat.quantizers import Mode
@@ -16,6 +17,9 @@ from qat.transform.tensor_rule import TensorRule
 
 class Calibrate(Pass):
     """Prepares the float network with the policy, with `Static` quantizers, and observes all batches in float.
+
+    A weight that is computed in each forward (parametrized, normalized, masked) is computed a last time: a pass that rounds it
+    sets it.
 
     Args:
         observer: of activations, and of weights unless they have their own: a class name of `qat.observers`, a class, or
@@ -38,6 +42,9 @@ class Calibrate(Pass):
     def apply(self, state: PTQState) -> None:
         policy = state.policy.with_parts("Static", self.observer, self.weight_observer)
         network = prepare(state.network, policy, _example(state)).eval()
+        for layer in network.modules():
+            if is_quantized(layer):
+                keep_weight(layer)
         state.on_progress("calibrate", 0, 1)
         calibrate(network, state.batches)
         state.on_progress("calibrate", 1, 1)

@@ -27,11 +27,11 @@ class GPTQ(Pass):
     the rows of the Cholesky factor of its inverse (eq. 2 and 3, algorithm 1). Scales stay as they were calibrated. Afterwards
     the layer's weight lies on its grid.
 
-    Layers that are neither linear nor a convolution of one or two axes keep their weights. The scales of FP8, MX and NVFP4 stay
-    as they were calibrated, too.
+    Weights of 0 stay 0, so that a pruned network stays one. Layers that are neither linear nor a convolution of one or two axes
+    keep their weights. The scales of FP8, MX and NVFP4 stay as they were calibrated, too.
 
-    Differs from the paper: inputs of convolutions are their patches; each group of a grouped convolution has its own
-    Hessian; errors are passed on at once, without lazy batches, which computes the same.
+    Differs from the paper: weights of 0 are left out; inputs of convolutions are their patches; each group of a grouped
+    convolution has its own Hessian; errors are passed on at once, without lazy batches, which computes the same.
 
     Args:
         damping: added to the Hessian's diagonal, as a fraction of its mean.
@@ -86,7 +86,7 @@ def round_columns(weight: Tensor, hessian: Tensor, rounded: Rounding, damping: f
         rounded: rounds a column.
         damping: added to the Hessian's diagonal, as a fraction of its mean.
     """
-    hessian, weight = hessian.clone(), weight.double().clone()
+    hessian, weight, pruned = hessian.clone(), weight.double().clone(), weight == 0
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     diagonal[dead] = (
@@ -96,7 +96,7 @@ def round_columns(weight: Tensor, hessian: Tensor, rounded: Rounding, damping: f
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
     result = torch.empty_like(weight, dtype=torch.float32)
     for i in range(weight.shape[1]):
-        result[:, i] = rounded(weight[:, i], i)
+        result[:, i] = rounded(weight[:, i], i).masked_fill(pruned[:, i], 0.0)
         error = (weight[:, i] - result[:, i].double()) / upper[i, i]
         weight[:, i:] -= error[:, None] * upper[i, i:]
     return result
