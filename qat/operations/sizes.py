@@ -38,7 +38,7 @@ def value_of(term: Any, tensors: tuple[Tensor, ...]) -> int:
 
     It is a number, ("size", number of the tensor, axis), ("ndim", number of the tensor), or an operator and two terms.
 
-    >>> value_of(("<=", ("size", 0, 1), 16), (torch.zeros(4, 20),))
+    >>> value_of(("<=", ("size", 0, 1), 16), (Tensor(4, 20),))
     False
     """
     if isinstance(term, int):

@@ -381,6 +381,9 @@ def test_names_that_are_alike_without_dots_are_not_mixed_up(form):
 def test_one_sample_without_an_axis_of_samples_is_computed_as_in_torch(network, tmp_path):
     torch.manual_seed(0)
     x = torch.randn(3, 5, 5)
+    for layer in network:
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()  # whatever was imported before
     last = nn.Conv1d(4, 2, 1) if isinstance(network[0], nn.Flatten) else nn.Conv2d(4, 2, 1)
     prepared = qat.prepare(nn.Sequential(*network, nn.ReLU(), last).eval(), "w8a8", x)
     qat.calibrate(prepared, [x])

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from qat.capture.exported.aten import dropout_function, to_torch
+from qat.capture.exported.size_trials import holds_for
 from qat.capture.exported.sizes import check_sizes_of_inputs
 from qat.capture.graphs.arguments import call_arguments, called_by_name, copies, nest_inputs, take_all_arguments
 from qat.capture.graphs.call_format import CallFormat
@@ -69,7 +70,8 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     output_spec = program.call_spec.out_spec
     assert output_spec is not None
     graph = _over_the_model(model, unlifted, CallFormat.of_call({**named, **implied}, output_spec))
-    check_sizes_of_inputs(graph, size_guards(program), call_arguments(signature, args, kwargs))
+    example = call_arguments(signature, args, kwargs)
+    check_sizes_of_inputs(graph, size_guards(program), example, holds_for(model, graph, example | implied))
     nest_inputs(graph, named)
     parameters = take_all_arguments(graph, signature, {**named, **implied}, implied)
     form = replace(CallFormat.of_call(named, output_spec), implied=tuple(implied.items()), parameters=tuple(parameters))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, fx
 
+from qat.capture.exported.size_trials import MAX_TRIALS, Holds, trials_without
 from qat.capture.graphs.arguments import Arguments
 from qat.operations import check_sizes, value_of
 from qat.torch_private import MappingKey, SequenceKey, tree_flatten_with_path
@@ -23,25 +25,27 @@ class _UnknownError(Exception):
     """An expression that is not one of sizes."""
 
 
-def check_sizes_of_inputs(graph: fx.Graph, guards: Iterable[str], arguments: Arguments) -> None:
+def check_sizes_of_inputs(graph: fx.Graph, guards: Iterable[str], arguments: Arguments, holds: Holds) -> None:
     """Let the graph check the sizes of its inputs, in place.
 
     Args:
         graph: has one input for each tensor in the arguments.
         guards: the conditions of torch.export.
         arguments: those of the call that the graph was made with. What they do not fulfil, because torch.export saw a batch of
-            1 doubled, is not checked.
+            1 doubled, is not checked, unless the graph does not hold for them.
+        holds: tries the graph with other sizes.
     """
     nodes = [node for node in graph.nodes if node.op == "placeholder"]
     found = [
         (_name(path), leaf) for path, leaf in tree_flatten_with_path(dict(arguments))[0] if isinstance(leaf, Tensor)
     ]
     names, tensors = [name for name, _ in found], tuple(leaf for _, leaf in found)
+    texts = [re.sub(r"L\['(\w+)'\]", r"\1", guard) for guard in (*_assumed(names, nodes), *guards)]
+    terms = {text: term for text in texts if (term := _term_of(text, names)) is not None}
     groups: dict[tuple[int, ...], dict[str, Any]] = {}
-    for guard in (*_fixed(names, nodes), *guards):
-        text = re.sub(r"L\['(\w+)'\]", r"\1", guard)
-        term = _term_of(text, names)
-        if term is not None and _is_depended_on(term) and value_of(term, tensors):
+    for text, term in terms.items():
+        certain = _is_depended_on(term)
+        if value_of(term, tensors) if certain else _does_not_hold(term, tensors, terms.values(), holds):
             used = tuple(sorted(set(_tensors_of(term))))
             groups.setdefault(used, {})[_shown(text)] = _renumbered(term, used)
     for used, conditions in reversed(groups.items()):
@@ -61,13 +65,12 @@ def _name(path: tuple[Any, ...]) -> str:
     return "".join((argument.key, *written))
 
 
-def _fixed(names: list[str], nodes: list[fx.Node]) -> Iterator[str]:
-    """The numbers of axes, and the sizes that are numbers in the graph."""
+def _assumed(names: list[str], nodes: list[fx.Node]) -> Iterator[str]:
+    """The numbers of axes, the sizes that are numbers in the graph, and that the free ones are not 1."""
     for name, node in zip(names, nodes, strict=True):
         yield f"{name}.ndim == {node.meta['val'].ndim}"
         for axis, size in enumerate(node.meta["val"].shape):
-            if isinstance(size, int):
-                yield f"{name}.size()[{axis}] == {size}"
+            yield f"{name}.size()[{axis}] " + (f"== {size}" if isinstance(size, int) else ">= 2")
 
 
 def _term_of(text: str, names: list[str]) -> Any:
@@ -96,11 +99,17 @@ def _term(node: ast.AST, names: list[str]) -> Any:
     raise _UnknownError
 
 
-def _is_depended_on(term: Any) -> bool:
-    """Whether the graph does not hold without the condition.
+def _does_not_hold(term: Any, tensors: tuple[Tensor, ...], terms: Iterable[Any], holds: Holds) -> bool:
+    """Whether the graph computes something else than forward where the condition is not met."""
+    trials = islice(trials_without(term, tensors, terms), MAX_TRIALS)
+    return not all(any(map(holds, shapes)) for shapes in trials)
 
-    torch.export also notes that sizes are not 1, that two are unlike, and that memory is not contiguous: there its graph
-    computes the same.
+
+def _is_depended_on(term: Any) -> bool:
+    """Whether the graph does not hold without the condition, whatever forward computes.
+
+    torch.export also notes that sizes are not 1, that two are unlike, and that memory is not contiguous: mostly, its graph
+    computes the same there.
     """
     symbol, first, second = term
     if symbol == "!=":
