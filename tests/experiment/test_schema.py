@@ -253,6 +253,7 @@ def test_arguments_of_a_users_own_class_are_those_of_its_signature() -> None:
         check_configuration(composed(mine, "+callbacks.mine.bound=x"))
 
 
+@pytest.mark.slow
 def test_every_option_is_possible() -> None:
     for group in ("quantizer", "observer", "export"):
         config = composed()
