@@ -116,8 +116,9 @@ def _compare_stored(
         d for name, x in ours.items() if isinstance(x, Tensor) and (d := _difference(name, x, theirs.get(name)))
     ]
     different += [StoredDifference(name, 1, "is not in the integer model") for name in theirs if name not in ours]
+    described = _described(found)
     for what, lines in _described(expected).items():
-        its_lines = _described(found)[what]
+        its_lines = described[what]
         wrong = next((b for a, b in zip(lines, its_lines, strict=False) if a != b), "its length")
         if lines != its_lines:
             text = " ".join(wrong.split())[:LONGEST]
